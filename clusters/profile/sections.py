@@ -84,6 +84,32 @@ class Log(Section):
     folder: Annotated[str, Variable("TOQUE_WAL")] = ""
 
 
+class Logging(Section):
+    """Section `logging`: lines that processes write (docs/logging.md).
+
+    format: `json` for one object a line. level: least level that is written. access: share of answered requests in the
+    access log; above 0 those that the server failed are in it always.
+    """
+
+    format: Annotated[Literal["human", "json"], Variable("TOQUE_LOG_FORMAT")] = "human"
+    level: Annotated[Literal["debug", "info", "warning", "error"], Variable("TOQUE_LOG_LEVEL")] = "warning"
+    access: Annotated[float, Field(ge=0, le=1), Variable("TOQUE_ACCESS_LOG")] = 0.0
+
+
+class Traces(Section):
+    """Section `traces`: which requests are traced, and where spans go (docs/tracing.md).
+
+    endpoint: of a collector that takes OTLP over HTTP; "": spans go nowhere. headers_file: headers for it, as in
+    `api-key=…`. share: of the requests that are kept beside failed and slow ones; None: 0.01 with an endpoint, and no
+    tracing without one. slow_ms: from which on a request is kept as slow.
+    """
+
+    endpoint: Annotated[str, Variable("OTEL_EXPORTER_OTLP_ENDPOINT")] = ""
+    headers_file: Annotated[str, Variable("TOQUE_TRACE_HEADERS_FILE")] = ""
+    share: Annotated[float | None, Field(ge=0, le=1), Variable("TOQUE_TRACE_SHARE")] = None
+    slow_ms: Annotated[float, Field(gt=0), Variable("TOQUE_TRACE_SLOW_MS")] = 500.0
+
+
 class Ports(Section):
     """Section `ports`: where each node of the cluster that has a door answers. http: the API and models; grpc: models."""
 
@@ -127,6 +153,8 @@ class Profile(Section):
     node_loss: Annotated[Literal["patient", "fast"], Variable("TOQUE_NODE_LOSS")] = "patient"
     placement: Placement = Placement()
     log: Log = Log()
+    logging: Logging = Logging()
+    traces: Traces = Traces()
     audit: Audit = Audit()
     secrets: Annotated[str, Variable("TOQUE_SECRETS")] = ""
     oidc: Annotated[dict[str, Any] | str | None, Variable("TOQUE_OIDC")] = None

@@ -215,6 +215,7 @@ def _append_new(
                 snapshot,
                 rows,
                 mode="append",
+                schema_mode="merge",  # with the columns of traces, or without them into a table that has them
                 commit_properties=CommitProperties(app_transactions=transactions),
             )
         except CommitFailedError as error:

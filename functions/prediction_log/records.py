@@ -51,6 +51,15 @@ PREDICTIONS = pa.schema(
 )
 """One row per answered row: `{id}` if the request had one row, else `{id}:{row}`. NaN in `numeric` is missing."""
 
+TRACED_PREDICTIONS = PREDICTIONS.append(pa.field("trace_id", pa.string())).append(
+    pa.field("stages", pa.string())
+)
+"""The same with the trace of each request: its id and, if it was kept, its stages as JSON. A table has these columns from the
+first such request on, and only readers of traces ask for them."""
+
+RowTrace = tuple[str, str | None]
+"""Trace of a request: its id and, if it was kept, its stages as JSON."""
+
 PINNED = "pinned"
 """Arm of a request that asked for a version by number: not split, and no evidence on a split."""
 
@@ -69,7 +78,7 @@ _FIELDS = (
     "id", "model", "version", "arm", "shadow", "unit", "at_us", "latency_ms",
     "rows", "numeric", "categorical", "outputs", "missing", "entities",
 )  # fmt: skip
-
+_TRACE_FIELDS = ("trace_id", "stages")
 
 _LABEL_FIELDS = 4
 _packers = threading.local()
@@ -102,21 +111,21 @@ def encode_prediction(
     outputs: npt.NDArray[np.float32] | None,
     missing: Sequence[Sequence[str]] | None = None,
     entities: Sequence[Mapping[str, Any]] | None = None,
+    trace: RowTrace | None = None,
 ) -> bytes:
-    """Encode the answered rows of one request as a record.
+    """Encode the answered rows of one request as a record; without a trace it is as releases without traces write it.
 
     at_us: microseconds since 1970, UTC. numeric: (rows, F), outputs: (rows, K), row-major; None is not logged.
     """
-    return _pack(
-        (
+    fields = (
             id, model, version, arm, shadow, unit, at_us, latency_ms, rows,
             None if numeric is None else numeric.tobytes(),
             categorical,
             None if outputs is None else outputs.tobytes(),
             missing,
             entities,
-        )
     )  # fmt: skip
+    return _pack(fields if trace is None else fields + trace)
 
 
 def _pack(fields: tuple[Any, ...]) -> bytes:
@@ -131,11 +140,15 @@ def _pack(fields: tuple[Any, ...]) -> bytes:
 
 
 def decode_prediction(payload: bytes) -> dict[str, Any]:
-    """Decode the fields of `encode_prediction`, arrays still as bytes. Raises: NewerFormat if there are others."""
+    """Decode the fields of `encode_prediction`, arrays still as bytes; without a trace the fields of one are missing.
+
+    Raises: NewerFormat if there are others.
+    """
     values = msgpack.unpackb(payload)
-    if not isinstance(values, list) or len(values) != len(_FIELDS):
-        raise _newer("prediction", values, len(_FIELDS))
-    return dict(zip(_FIELDS, values, strict=True))
+    known = (len(_FIELDS), len(_FIELDS) + len(_TRACE_FIELDS))
+    if not isinstance(values, list) or len(values) not in known:
+        raise _newer("prediction", values, known[-1])
+    return dict(zip((*_FIELDS, *_TRACE_FIELDS), values, strict=False))
 
 
 def _newer(what: str, values: Any, known: int) -> NewerFormat:
@@ -145,7 +158,7 @@ def _newer(what: str, values: Any, known: int) -> NewerFormat:
 
 
 def prediction_columns(payloads: Iterable[bytes]) -> dict[str, pa.Table]:
-    """Convert records to one table per model, a row per answered row."""
+    """Convert records to one table per model, a row per answered row; with the columns of traces if any has one."""
     by_model: dict[str, list[dict[str, Any]]] = {}
     for payload in payloads:
         record = decode_prediction(payload)
@@ -180,7 +193,10 @@ def _predictions(records: Sequence[Mapping[str, Any]]) -> pa.Table:
         "entities": pa.array(_entities(field("entities"), counts), pa.string()),
         "day": repeat((_day(at) for at in field("at_us")), pa.string()),
     }
-    return pa.table(columns, schema=PREDICTIONS)
+    if not any("trace_id" in record for record in records):
+        return pa.table(columns, schema=PREDICTIONS)
+    traces = {name: repeat((record.get(name) for record in records), pa.string()) for name in _TRACE_FIELDS}
+    return pa.table(columns | traces, schema=TRACED_PREDICTIONS)
 
 
 def _row_ids(request_id: str, rows: int) -> list[str]:

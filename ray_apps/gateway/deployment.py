@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from clusters.profile import apply_profile
+from clusters.telemetry import set_up
 from ray_apps.garbage_collector import freeze
 from registry.errors import Unavailable
 
@@ -50,12 +51,14 @@ def build() -> FastAPI:
     )  # late: only a replica needs them
     from functions.runtime.context import context_of
     from functions.runtime.request_report import report_requests
+    from functions.runtime.secret import redact
     from ray_apps.gateway.app import build_app
     from ray_apps.gateway.services import Services
     from ray_apps.oidc import OidcSettings
     from registry.access import DEFAULT_WORKSPACE, workspace_url
 
     apply_profile(os.environ)
+    set_up("gateway", os.environ, masks=(redact,))
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     report_requests(context.redis_url, "gateway")
 

@@ -62,7 +62,7 @@ class VersionReplica:
 
     def __init__(self, model: str, number: int, options: dict[str, Any]) -> None:
         validated = PredictorOptions.model_validate(options)
-        configure_process(validated.sandbox)
+        configure_process(f"predictor/{model}@{number}", validated.sandbox)
         bind_to_loopback(os.environ)
         self._version = _load(model, number, validated)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="predict")

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from clusters.telemetry.tracing import begin_request
 from ray_apps.admission.admission import Admitted
 from ray_apps.predictor.protocol.errors import BadRequest, Denied, Overloaded, PredictorError
 from ray_apps.predictor.write_coalescing import WRITE_BATCH, WriteBatch
@@ -32,7 +33,9 @@ JSON = (b"content-type", b"application/json")
 PRIORITY = b"x-toque-priority"
 _SHARES = {b"low": 0.5, b"normal": 1.0, b"high": 1.125}
 """Share of `max_in_flight` that may be taken when a request of each priority is admitted."""
-_ECHOED = {b"traceparent", b"tracestate", b"x-request-id"}
+_REQUEST_ID = b"x-request-id"
+_ECHOED = {b"traceparent", b"tracestate", _REQUEST_ID}
+_REFUSED = 400
 _log = logging.getLogger("ray.serve")
 
 
@@ -42,7 +45,8 @@ class Request:
 
     path: below where the endpoint is mounted. headers: the last of each name, in lower case. receive: ASGI's, for the
     body. write_batch: with which the response leaves; None if at once. client: address that it comes from. admitted:
-    what the endpoint let it in with; None: it has not. held_bytes: of a large body, counted until it is answered.
+    what the endpoint let it in with; None: it has not. held_bytes: of a large body, counted until it is answered. mount:
+    where the endpoint is mounted.
     """
 
     method: str
@@ -53,6 +57,7 @@ class Request:
     client: str = ""
     admitted: Admitted | None = None
     held_bytes: int = 0
+    mount: str = ""
 
 
 def echoed_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -98,7 +103,8 @@ class Endpoint(ABC):
         if scope["type"] != "http":
             await self._handle_other(scope, receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        mount = scope.get("root_path", "")
+        path = scope["path"].removeprefix(mount)
         client = scope.get("client")
         request = Request(
             scope["method"],
@@ -107,6 +113,7 @@ class Endpoint(ABC):
             receive,
             _write_batch(scope),
             client[0] if client else "",
+            mount=mount,
         )
         status, headers, body = await self.respond(request)
         headers.append((b"content-length", b"%d" % len(body)))
@@ -116,20 +123,27 @@ class Endpoint(ABC):
 
     async def respond(self, request: Request) -> Answer:
         """The response to one request, with refusals and faults as responses too."""
+        trace, path = begin_request(request.headers), request.mount + request.path
         self.in_flight += 1
         try:
             self._check_capacity(request.headers)
-            return await self.answer(request)
+            answer = await self.answer(request)
         except PredictorError as refusal:
-            return _refusal(refusal)
+            answer = _refusal(refusal)
         except Exception:  # noqa: BLE001 - the caller gets a 500 with its incident, the log the rest
             incident = uuid.uuid4().hex
             _log.exception("%s %s failed, incident %s", request.method, request.path, incident)
-            return 500, [JSON], orjson.dumps({"error": f"internal error, incident {incident}"})
+            answer = 500, [JSON], orjson.dumps({"error": f"internal error, incident {incident}"})
         finally:
             self.in_flight -= 1
             if request.admitted is not None:
                 request.admitted.release()
+        status, headers, _ = answer
+        if status >= _REFUSED and _REQUEST_ID not in request.headers:  # others say the id of their prediction
+            headers.append((_REQUEST_ID, trace.identity()["request_id"].encode()))
+        caller = "" if request.admitted is None else request.admitted.principal.name
+        trace.finish(request.method, path, status, caller=caller)
+        return answer
 
     def _check_capacity(self, headers: Mapping[bytes, bytes]) -> None:
         priority = headers.get(PRIORITY)

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from clusters.telemetry.tracing import mark
 from ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
 from ray_apps.predictor.http.body import LargeBodies, read_body
 from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
@@ -74,6 +75,7 @@ class ModelEndpoint(Endpoint):
             client=request.client,
             workspace=request.headers.get(WORKSPACE),
         )
+        mark("token")
         if path == "/infer" and request.method == "POST":
             return await self._infer(request, None)
         if path in {"", "/", "/ready", "/status", "/stats", "/config"}:
@@ -103,6 +105,7 @@ class ModelEndpoint(Endpoint):
             else:
                 infer_request, typed = _decode(body, headers, as_message)
             del body  # its tensors are copies
+            mark("read")
             if number is None and ARM in headers:
                 number = self.predictor.pinned(headers[ARM].decode("latin-1"))
             caller = Caller(request.receive, request.write_batch)
@@ -114,8 +117,11 @@ class ModelEndpoint(Endpoint):
                 response = await self._infer_in_time(infer_request, number, caller, deadline)
             encode = _encode_message if as_message else _encode_json
             if response.large:
-                return await self._large.run(encode, response, infer_request, typed)
-            return encode(response, infer_request, typed)
+                encoded = await self._large.run(encode, response, infer_request, typed)
+            else:
+                encoded = encode(response, infer_request, typed)
+            mark("encode")
+            return encoded
         finally:
             if request.held_bytes:
                 self._large.release(request)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from clusters.telemetry.tracing import RequestTrace, current_request
 from functions.prediction_log import PINNED, epoch_us
 from ray_apps.predictor.inference.caller import Caller
 from ray_apps.predictor.inference.explain import Explainer, ExplainRequest, parse_explain
@@ -25,7 +26,14 @@ from ray_apps.predictor.inference.keys import (
 from ray_apps.predictor.inference.recording import Failure, Recorder
 from ray_apps.predictor.inference.shadows import ShadowJob, Shadows
 from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import BadRequest, Denied, NotFound, NotReady, Overloaded
+from ray_apps.predictor.protocol.errors import (
+    BadRequest,
+    Denied,
+    NotFound,
+    NotReady,
+    Overloaded,
+    PredictorError,
+)
 from ray_apps.predictor.protocol.json import InferRequest, InferResponse, is_large
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import LoadedVersion
@@ -36,6 +44,7 @@ __all__ = ["Predictor"]
 
 MAX_ATTRIBUTES = 64
 MAX_ATTRIBUTE = 256
+_CALLER_GONE, _FAULT = 499, 500
 MAX_EXPLANATIONS = 16
 """Requests of a model that may wait for their explanation; more are refused with 429."""
 
@@ -81,18 +90,22 @@ class Predictor:
         unit, attributes = _routing_key(request.parameters) if request.parameters else (None, None)
         begin = time.perf_counter()
         arm, version = await self._choose(unit or prediction_id, attributes, number)
-        call = _Call(prediction_id, unit, arm, version, begin)
+        call = _Call(prediction_id, unit, arm, version, begin, current_request())
+        if call.trace is not None:
+            name, made_here = self.engine.model, not request.id
+            call.trace.answered_by(prediction_id, name, version.version, arm, id_made_here=made_here)
         try:
             found = await self._inputs(request, call)
             checked = time.perf_counter()
             answer = version.answer_large if request.large else version.answer
             work = answer(found.inputs, call.rows, found.abstained, self._pool)
             outputs = await (work if caller is None or version.inline else caller.run_while_connected(work))
-        except BaseException:  # also of a caller whose deadline passed or who disconnected
+        except BaseException as error:  # also of a caller whose deadline passed or who disconnected
             version.statistics.fail(time.perf_counter() - begin)
             if number is None:  # a request by number is a trial, no evidence against the version
-                self._fail(call)
+                self._fail(call, _status_of(error))
             raise
+        call.mark("model")
         version.statistics.succeed(call.rows, input_s=checked - begin, infer_s=time.perf_counter() - checked)
         at_us = self._now_us(call.keys)
         large = request.large or is_large(outputs)
@@ -104,6 +117,7 @@ class Predictor:
             logged = self._record(call, at_us, found, outputs, write_batch)
         if logged is not None:
             await self.recorder.confirmed(logged)
+        call.mark("log")
         if self.engine.routes.shadows and number is None and is_shadowed(arm):
             self._offer_to_shadows(call, at_us, found)
         parameters = _response_parameters(call, found)
@@ -112,6 +126,7 @@ class Predictor:
             parameters["explanation"] = await (
                 explaining if caller is None else caller.run_while_connected(explaining)
             )
+            call.mark("explain")
         return InferResponse(self.engine.model, version.version, outputs, prediction_id, parameters, large)
 
     def pinned(self, arm: str) -> int:
@@ -167,6 +182,7 @@ class Predictor:
             raise BadRequest("inputs: give either tensors or parameters.entities, not both")
         else:
             found = await self._look_up(call.version, call.keys)
+            call.mark("features")
         call.rows = call.version.check(found.inputs)
         wanted = parse_explain(request.parameters) if request.parameters else None
         if wanted is not None:
@@ -209,15 +225,17 @@ class Predictor:
             latency_ms=call.elapsed_ms(), rows=call.rows, inputs=found.inputs, outputs=outputs,
             float32_matrix=call.version.float32_matrix and keys is None, missing=found.missing or None,
             entities=keys.entities if keys is not None else None, write_batch=write_batch,
+            trace=call.trace.row() if call.trace is not None else None,
         )  # fmt: skip
 
-    def _fail(self, call: _Call) -> None:
+    def _fail(self, call: _Call, status: int) -> None:
         entities = call.keys.entities if call.keys is not None else None
         self.recorder.fail(
             Failure(
                 id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit,
                 at_us=self._now_us(call.keys), latency_ms=call.elapsed_ms(),
                 rows=call.rows if entities is None else len(entities), entities=entities,
+                trace=call.trace.row(status) if call.trace is not None else None,
             )
         )  # fmt: skip
 
@@ -290,6 +308,7 @@ class _Call:
     arm: str
     version: LoadedVersion
     begin: float
+    trace: RequestTrace | None
     keys: KeyedRows | None = None
     rows: int = 1
     explanation: Explainer | None = None
@@ -297,6 +316,18 @@ class _Call:
     def elapsed_ms(self) -> float:
         """Milliseconds since the request came in."""
         return (time.perf_counter() - self.begin) * 1e3
+
+    def mark(self, stage: str) -> None:
+        """Note in the request's trace, if it has one, that a stage ends now."""
+        if self.trace is not None:
+            self.trace.mark(stage)
+
+
+def _status_of(error: BaseException) -> int:
+    """HTTP status that an error becomes; of a caller who left or ran out of time, none that is the server's fault."""
+    if isinstance(error, PredictorError):
+        return error.status
+    return _CALLER_GONE if isinstance(error, asyncio.CancelledError) else _FAULT
 
 
 def _response_parameters(call: _Call, found: ModelInputs) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from functions.prediction_log import LogFullError, Pseudonyms, encode_prediction
+from functions.prediction_log.records import RowTrace
 from ray_apps.predictor.inference.confirmation import Confirmation
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.write_coalescing import WriteBatch
@@ -62,6 +63,7 @@ class Failure:
     latency_ms: float
     rows: int = 1
     entities: Sequence[Mapping[str, Any]] | None = None
+    trace: RowTrace | None = None
 
 
 def _is_logged(tensors: Mapping[str, Array]) -> bool:
@@ -117,6 +119,7 @@ class Recorder:
         missing: Sequence[Sequence[str]] | None = None,
         entities: Sequence[Mapping[str, Any]] | None = None,
         write_batch: WriteBatch | None = None,
+        trace: RowTrace | None = None,
     ) -> int | None:
         """Log one answer durably; a full log drops and counts it, since answering has priority.
 
@@ -144,7 +147,7 @@ class Recorder:
         payload = encode_prediction(
             id=id, model=self._model, version=version, arm=arm, shadow=shadow, unit=unit, at_us=at_us,
             latency_ms=latency_ms, rows=rows, numeric=numeric, categorical=categorical, outputs=scores,
-            missing=missing, entities=entities,
+            missing=missing, entities=entities, trace=trace,
         )  # fmt: skip
         if confirmation is not None:
             return self._append(self._log, payload)
@@ -198,7 +201,7 @@ class Recorder:
             payload = encode_prediction(
                 id=failure.id, model=self._model, version=failure.version, arm=failure.arm, shadow=failure.shadow,
                 unit=failure.unit, at_us=failure.at_us, latency_ms=failure.latency_ms, rows=failure.rows,
-                numeric=None, categorical=None, outputs=None, entities=failure.entities,
+                numeric=None, categorical=None, outputs=None, entities=failure.entities, trace=failure.trace,
             )  # fmt: skip
             self._append(self._log, payload)
             self.failures += 1

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -53,7 +54,9 @@ class Shadows:
     def offer(self, job: ShadowJob) -> None:
         """Queue a job after `has_room` returned True; never waits."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._work())
+            self._task = asyncio.get_running_loop().create_task(
+                self._work(), context=Context()
+            )  # of no single request
         self._queue.put_nowait(job)
 
     def has_room(self) -> bool:

@@ -10,10 +10,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 
 import numpy as np
 
+from clusters.telemetry.tracing import RequestTrace, current_request
 from ray_apps.predictor.protocol.datatypes import Array
 from registry.models import Signature
 
@@ -67,6 +69,7 @@ class _PendingRequest:
     shapes: tuple[tuple[int, ...], ...]
     since: float
     answer: asyncio.Future[Mapping[str, Array]]
+    trace: RequestTrace | None
 
 
 class Batcher:
@@ -90,13 +93,15 @@ class Batcher:
         """Score one request in some batch. Raises: what the model raises for it, never for another request."""
         loop = asyncio.get_running_loop()
         shapes = tuple(array.shape[1:] for array in inputs.values())
-        pending = _PendingRequest(inputs, rows, shapes, time.perf_counter(), loop.create_future())
+        pending = _PendingRequest(
+            inputs, rows, shapes, time.perf_counter(), loop.create_future(), current_request()
+        )
         self._queue.append(pending)
         self._queued_rows += rows
         if self._queued_rows >= self._bounds.max_rows:
             self._full.set()
         if self._task is None or self._task.done():
-            self._task = loop.create_task(self._work())
+            self._task = loop.create_task(self._work(), context=Context())  # it works for no single request
         return await pending.answer
 
     async def _work(self) -> None:
@@ -108,6 +113,9 @@ class Batcher:
             if batch:
                 now = time.perf_counter()
                 self.waited_s += sum(now - each.since for each in batch)
+                for each in batch:
+                    if each.trace is not None:
+                        each.trace.mark("queue")
                 await self._answer(batch)
 
     def _take(self) -> list[_PendingRequest]:

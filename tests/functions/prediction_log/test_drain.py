@@ -21,12 +21,14 @@ from functions.prediction_log import (
     default_wal_root,
     drain,
     drain_predictions,
+    predictions_table,
 )
 from functions.prediction_log.drain import Share, waiting_writers
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import encode_frame
+from functions.prediction_log.records import PREDICTIONS
 from functions.prediction_log.stream import Stream
-from registry import open_store
+from registry import Table, open_store
 from registry.store import ObjectStore
 from tests.functions.prediction_log.logbook import T0, all_rows, record, until, write
 
@@ -65,6 +67,40 @@ def test_rows_of_one_request_get_ids_of_their_own(store: ObjectStore, wal_root: 
         {"prediction_id": "p:0", "numeric": [1.0], "outputs": [3.0], "categorical": None},
         {"prediction_id": "p:1", "numeric": [2.0], "outputs": [4.0], "categorical": None},
         {"prediction_id": "q", "numeric": None, "outputs": None, "categorical": ["UA", ""]},
+    ]
+
+
+def test_traces_are_columns_of_a_table_from_the_first_traced_request_on(
+    store: ObjectStore, wal_root: Path, redis_server: Any
+):
+    table = Table(store, predictions_table("late"))
+    for batch in (
+        [record("before")],
+        [record("kept", trace=("ab" * 16, "{}")), record("beside")],
+        [record("after")],
+    ):
+        write(wal_root, redis_server.url, batch)
+        drain(store, redis_server.url)
+    found = {row["prediction_id"]: (row["trace_id"], row["stages"]) for row in table.read().to_pylist()}
+    none = (None, None)
+    assert found == {"before": none, "kept": ("ab" * 16, "{}"), "beside": none, "after": none}
+    assert all_rows(store).schema == PREDICTIONS  # what monitors read stays as it was
+
+
+def test_every_row_of_a_traced_request_has_its_trace(store: ObjectStore, wal_root: Path, redis_server: Any):
+    rows = {
+        "rows": 2,
+        "numeric": None,
+        "categorical": None,
+        "outputs": None,
+        "missing": None,
+        "entities": None,
+    }
+    write(wal_root, redis_server.url, [record("p", trace=("ab" * 16, None), **rows)])
+    drain(store, redis_server.url)
+    found = Table(store, predictions_table("late")).read(columns=["prediction_id", "trace_id", "stages"])
+    assert found.to_pylist() == [
+        {"prediction_id": f"p:{row}", "trace_id": "ab" * 16, "stages": None} for row in range(2)
     ]
 
 

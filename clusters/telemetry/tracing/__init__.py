@@ -1,0 +1,38 @@
+"""Traces: what a request or a run of a function did, in spans, sent by OTLP to any collector.
+
+A door stamps the stages of every request, which costs well under a microsecond each, and decides when it has answered whether
+the request is kept: failed and slow ones are, and a share of the rest. Only of those are spans made. Runs of functions
+are few: each has spans, by OpenTelemetry's own API, so that a function's code can add its own.
+"""
+
+from clusters.telemetry.tracing.active import (
+    Tracing,
+    active_tracing,
+    flush_spans,
+    set_up_tracing,
+    tracer_of,
+    use_tracing,
+)
+from clusters.telemetry.tracing.keeping import Keeper, Kept
+from clusters.telemetry.tracing.request_trace import RequestTrace, begin_request, current_request, mark
+from clusters.telemetry.tracing.settings import TraceSettings
+from clusters.telemetry.tracing.trace_context import TraceContext, new_span_id, new_trace_id
+
+__all__ = [
+    "Keeper",
+    "Kept",
+    "RequestTrace",
+    "TraceContext",
+    "TraceSettings",
+    "Tracing",
+    "active_tracing",
+    "begin_request",
+    "current_request",
+    "flush_spans",
+    "mark",
+    "new_span_id",
+    "new_trace_id",
+    "set_up_tracing",
+    "tracer_of",
+    "use_tracing",
+]

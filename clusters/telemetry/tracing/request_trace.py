@@ -1,0 +1,174 @@
+"""Stamps of one request: when each stage of it ended, kept as two numbers until it is known whether anybody wants spans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from time import perf_counter, time_ns
+from typing import Any
+
+from clusters.telemetry.identity import current_work
+from clusters.telemetry.tracing.active import active_tracing
+from clusters.telemetry.tracing.keeping import Keeper, Kept
+from clusters.telemetry.tracing.trace_context import TraceContext, new_span_id, new_trace_id
+
+__all__ = ["RequestTrace", "begin_request", "current_request", "mark"]
+
+_FAULT = 500
+
+
+class RequestTrace:
+    """Request at a door of this process: its stages so far, and what it turned out to be about.
+
+    headers: of the request. stages: each with its end, in seconds after the beginning; it began where the one before ended.
+    trace_id: of the caller's trace, else of one that begins here. prediction_id, model, version, arm: once they are known.
+    kept: why spans are made of it, None while nothing speaks for it. attributes: further ones of its span.
+    """
+
+    trace_id: str | None = None
+    parent: TraceContext | None = None
+    prediction_id: str | None = None
+    model: str | None = None
+    version: int | None = None
+    arm: str | None = None
+    kept: Kept | None = None
+    _span_id: str | None = None
+    _is_read = False
+
+    def __init__(self, headers: Mapping[bytes, bytes]) -> None:
+        self.headers = headers
+        self.stages: list[tuple[str, float]] = []
+        self.attributes: dict[str, Any] = {}
+        self.began_ns = time_ns()
+        self._began = perf_counter()
+
+    def mark(self, stage: str) -> None:
+        """Note that a stage ends now."""
+        self.stages.append((stage, perf_counter() - self._began))
+
+    def elapsed_s(self) -> float:
+        """Seconds since the request came in."""
+        return perf_counter() - self._began
+
+    @property
+    def span_id(self) -> str:
+        """Id of this process's span of the request, made when it is first asked for."""
+        if self._span_id is None:
+            self._span_id = new_span_id()
+        return self._span_id
+
+    def answered_by(
+        self, prediction_id: str, model: str, version: int, arm: str, *, id_made_here: bool
+    ) -> None:
+        """Note the prediction; its id, if it was made here, is the id of the trace that begins here, too."""
+        self.prediction_id, self.model, self.version, self.arm = prediction_id, model, version, arm
+        if id_made_here and self.trace_id is None and b"traceparent" not in self.headers:
+            self.trace_id = prediction_id
+
+    def identity(self) -> dict[str, str]:
+        """Ids of this request for a log line; a request without an id of its caller's has its trace's."""
+        trace_id = self._trace_of()
+        sent = self.headers.get(b"x-request-id", b"").decode("latin-1")
+        return {
+            "trace_id": trace_id,
+            "request_id": sent or trace_id,
+            "prediction_id": self.prediction_id or "",
+        }
+
+    def context(self) -> TraceContext:
+        """Position that is handed to a process which works for this request: its span, and whether it will be kept."""
+        trace_id, keeper = self._trace_of(), _keeper()
+        sampled = self.kept is not None or (self.parent is not None and self.parent.sampled)
+        sampled = sampled or (keeper is not None and keeper.is_sampled(trace_id))
+        return TraceContext(trace_id, self.span_id, sampled)
+
+    def keep_for_run(self) -> TraceContext | None:
+        """Keep this request, since a run of a function begins with it; returns its position, None without tracing."""
+        if _keeper() is None:
+            return None
+        self._trace_of()
+        self.kept = self.kept or "sampled"
+        return self.context()
+
+    def decide(self, status: int) -> Kept | None:
+        """Decide whether this request is kept, by its status and the time that it has taken; a decision stays."""
+        keeper = _keeper()
+        if self.kept is None and keeper is not None:
+            trace_id = self._trace_of()
+            by_caller = self.parent is not None and self.parent.sampled
+            self.kept = keeper.decide(
+                trace_id, by_caller=by_caller, failed=status >= _FAULT, duration_s=self.elapsed_s()
+            )
+        return self.kept
+
+    def row(self, status: int = 200) -> tuple[str, str | None] | None:
+        """Make what the prediction's row has of this trace: its id and, of a kept request, the stages as JSON.
+
+        None without tracing, and for a request that nobody has a trace of.
+        """
+        if _keeper() is None:
+            return None
+        kept = self.decide(status)
+        if kept is None:
+            return (self._trace_of(), None) if self.parent is not None else None
+        stages = [[name, round(end * 1e6)] for name, end in self.stages]
+        document = {
+            "span": self.span_id,
+            "parent": self.parent.span_id if self.parent is not None else None,
+            "kept": kept,
+            "began_us": self.began_ns // 1_000,
+            "stages_us": stages,
+        }
+        return self._trace_of(), json.dumps(document, separators=(",", ":"))
+
+    def finish(
+        self, method: str, path: str, status: int, *, route: str | None = None, caller: str = ""
+    ) -> None:
+        """End the request: write its line of the access log, and make its spans if it is kept.
+
+        route: its path as a pattern, which names the span; by default the path. caller: who asked, by name.
+        """
+        tracing = active_tracing()
+        if tracing is None:
+            return
+        if tracing.access is not None:
+            ids = self.identity() | {"model": self.model, "version": self.version, "arm": self.arm}
+            tracing.access.write(method, path, status, self.elapsed_s(), caller=caller, **ids)
+        if self.decide(status) is not None:
+            tracing.export_request(self, f"{method} {route or path}", path, status)
+
+    def _trace_of(self) -> str:
+        """The trace id, with the caller's `traceparent` read when it is first needed."""
+        if not self._is_read:
+            self._is_read = True
+            self.parent = TraceContext.parse(self.headers.get(b"traceparent"))
+            if self.parent is not None:
+                self.trace_id = self.parent.trace_id
+        if self.trace_id is None:
+            self.trace_id = new_trace_id()
+        return self.trace_id
+
+
+def _keeper() -> Keeper | None:
+    tracing = active_tracing()
+    return None if tracing is None else tracing.keeper
+
+
+def begin_request(headers: Mapping[bytes, bytes]) -> RequestTrace:
+    """Begin the trace of a request, which is from now on what the present task works on."""
+    trace = RequestTrace(headers)
+    current_work.set(trace)
+    return trace
+
+
+def mark(stage: str) -> None:
+    """Note that a stage of the request that the present task works on ends now; outside of one this does nothing."""
+    work = current_work.get()
+    if isinstance(work, RequestTrace):
+        work.mark(stage)
+
+
+def current_request() -> RequestTrace | None:
+    """Find the request that the present task works on; None outside of one."""
+    work = current_work.get()
+    return work if isinstance(work, RequestTrace) else None

@@ -1,0 +1,65 @@
+"""Spans of a request that is over, made with explicit times; and ids that were given away before their span was made."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
+    from clusters.telemetry.tracing.request_trace import RequestTrace
+
+__all__ = ["ChosenIds", "export_request", "remote_parent"]
+
+_chosen: ContextVar[tuple[int, int] | None] = ContextVar("toque_span_ids", default=None)
+
+
+class ChosenIds(RandomIdGenerator):
+    """Generator of ids that gives the ids of a request's trace to its span, and random ones to all others."""
+
+    def generate_span_id(self) -> int:
+        """Give the chosen id of the span that is being made, else a random one."""
+        chosen = _chosen.get()
+        return super().generate_span_id() if chosen is None else chosen[1]
+
+    def generate_trace_id(self) -> int:
+        """Give the chosen id of the trace that begins here, else a random one."""
+        chosen = _chosen.get()
+        return super().generate_trace_id() if chosen is None else chosen[0]
+
+
+def remote_parent(trace_id: str, span_id: str) -> Context:
+    """Make the context of a span in another process, below which spans are to be made."""
+    parent = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(1))
+    return trace.set_span_in_context(NonRecordingSpan(parent))
+
+
+def export_request(
+    tracer: trace.Tracer, request: RequestTrace, name: str, attributes: dict[str, Any]
+) -> None:
+    """Make and end the spans of a request: the door's, then one for each of its stages."""
+    from opentelemetry.context import Context  # an empty one: the request is no part of what runs now
+
+    trace_id, parent = request.context().trace_id, request.parent
+    above = Context() if parent is None else remote_parent(trace_id, parent.span_id)
+    end_ns = request.began_ns + int(request.elapsed_s() * 1e9)
+    token = _chosen.set((int(trace_id, 16), int(request.span_id, 16)))
+    try:
+        door = tracer.start_span(
+            name, above, kind=SpanKind.SERVER, attributes=attributes, start_time=request.began_ns
+        )
+    finally:
+        _chosen.reset(token)
+    below, began_ns = trace.set_span_in_context(door, Context()), request.began_ns
+    for stage, end_s in request.stages:
+        ended_ns = request.began_ns + int(end_s * 1e9)
+        tracer.start_span(stage, below, start_time=began_ns).end(ended_ns)
+        began_ns = ended_ns
+    if request.kept == "failed":
+        door.set_status(Status(StatusCode.ERROR))
+    door.end(end_ns)
