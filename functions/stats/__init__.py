@@ -20,8 +20,9 @@ from functions.stats.comparison.effects import (
     stratified_effect,
     winsorize,
 )
+from functions.stats.comparison.excess import excess_p, rate_above_p, rate_below_p, rate_floor
 from functions.stats.comparison.planner import RunPlan, minimum_detectable_effect, plan_run
-from functions.stats.comparison.quantiles import QuantileTest, quantile_test
+from functions.stats.comparison.quantiles import QuantileTest, counted_quantile_p, quantile_test
 from functions.stats.comparison.sequential import (
     AsymptoticCS,
     asymptotic_cs,
@@ -59,6 +60,7 @@ __all__ = [
     "benjamini_hochberg",
     "betting_cs",
     "block_means",
+    "counted_quantile_p",
     "cuped",
     "difference",
     "domain_classifier",
@@ -66,6 +68,7 @@ __all__ = [
     "epsilon_greedy",
     "estimate_auc",
     "estimate_losses",
+    "excess_p",
     "find_season",
     "group_sequential_bounds",
     "holm",
@@ -76,6 +79,9 @@ __all__ = [
     "one_row_per_unit",
     "plan_run",
     "quantile_test",
+    "rate_above_p",
+    "rate_below_p",
+    "rate_floor",
     "ratio",
     "ratio_effect",
     "relative_lift",

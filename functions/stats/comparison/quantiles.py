@@ -69,6 +69,38 @@ def quantile_test(
     return QuantileTest(q, len(arms[0]), len(arms[1]), quantiles[0], quantiles[1], p, alpha)
 
 
+def counted_quantile_p(
+    control: npt.ArrayLike,
+    treatment: npt.ArrayLike,
+    *,
+    q: float = 0.5,
+    t_opt: float = 100.0,
+    alpha_opt: float = 0.05,
+) -> float:
+    """Compute the p-value of `quantile_test` from values that were counted in bins, without their order within a bin.
+
+    control, treatment: counts in the same (bins,), of increasing values. Each bin is given the evidence of the place in it
+    that suits both arms best, so the test errs towards no difference. An arm without a value gives p = 1.
+    Raises: ValueError if q is out of range or the bins differ.
+    Source: as `quantile_test`.
+    """
+    if not 0 < q < 1:
+        raise ValueError(f"q must lie in (0, 1), got {q}")
+    arms = [np.asarray(counts, dtype=np.float64) for counts in (control, treatment)]
+    if arms[0].ndim != 1 or arms[0].shape != arms[1].shape:
+        raise ValueError(f"both arms need counts in the same bins, got shapes {[arm.shape for arm in arms]}")
+    if not min(arm.sum() for arm in arms):
+        return 1.0
+    prior = _prior(q, t_opt, alpha_opt)
+    total = np.zeros(arms[0].shape)
+    for arm in arms:
+        n = int(arm.sum())
+        up_to = np.cumsum(arm)
+        suits = np.clip(_best_count(n, q, prior), up_to - arm, up_to)
+        total += _log_e(suits, n, q, prior)
+    return min(1.0, math.exp(-float(total.min())))
+
+
 def _prior(q: float, t_opt: float, alpha_opt: float) -> tuple[float, float]:
     """Compute the beta prior of the share below, tuned to be sharpest after t_opt values."""
     log_level = -2 * math.log(alpha_opt)

@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from featurestore import FeatureStore
+from functions.live_counts import Tally, live_publisher
 from functions.prediction_log import PSEUDONYM_KEY, LogWriter, Pseudonyms, close_writers
 from functions.runtime.changes.announcer import journals_in
 from functions.runtime.changes.feed import watch_of
@@ -160,6 +161,7 @@ class _ReplicaResources:
             clock=self._clock if self._options.replay else None,
             replay=self._options.replay,
             shadow_limit=self._options.shadow_limit,
+            tally=_tally_of(model, self._options),
         )
         return ModelEndpoint(
             predictor,
@@ -168,6 +170,13 @@ class _ReplicaResources:
             max_in_flight=self.max_in_flight,
             large=self._large,
         )
+
+
+def _tally_of(model: str, options: PredictorOptions) -> Tally | None:
+    """Make the live counts of a model; none without Redis, nor on a replayed clock, of which nobody has a minute."""
+    if options.redis_url is None or options.replay:
+        return None
+    return live_publisher(options.redis_url).tally(options.workspace, model)
 
 
 def build_predictor(model: str, options: PredictorOptions) -> ModelEndpoint:

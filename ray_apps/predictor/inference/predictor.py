@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from clusters.telemetry.tracing import RequestTrace, current_request
+from functions.live_counts import Tally
 from functions.prediction_log import PINNED, epoch_us
 from ray_apps.predictor.inference.caller import Caller
 from ray_apps.predictor.inference.explain import Explainer, ExplainRequest, parse_explain
@@ -23,6 +24,7 @@ from ray_apps.predictor.inference.keys import (
     look_up,
     parse_keys,
 )
+from ray_apps.predictor.inference.live import LiveCounter
 from ray_apps.predictor.inference.recording import Failure, Recorder
 from ray_apps.predictor.inference.shadows import ShadowJob, Shadows
 from ray_apps.predictor.protocol.datatypes import Array
@@ -30,6 +32,7 @@ from ray_apps.predictor.protocol.errors import (
     BadRequest,
     Denied,
     NotFound,
+    NotLogged,
     NotReady,
     Overloaded,
     PredictorError,
@@ -38,7 +41,7 @@ from ray_apps.predictor.protocol.json import InferRequest, InferResponse, is_lar
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import LoadedVersion
 from ray_apps.predictor.write_coalescing import WriteBatch
-from registry.models.traffic import is_shadowed
+from registry.models.traffic import Traffic, is_shadowed
 
 __all__ = ["Predictor"]
 
@@ -53,7 +56,8 @@ class Predictor:
     """Answers requests for one model with the versions of an engine.
 
     features: the feature store, None if requests by key cannot be served. clock: the platform's time.
-    replay: whether that clock is a replayed one, so that a request may name its own time.
+    replay: whether that clock is a replayed one, so that a request may name its own time. tally: counts of the requests by
+    arm, for who judges within seconds; None: not counted.
     """
 
     def __init__(
@@ -65,9 +69,11 @@ class Predictor:
         clock: Callable[[], datetime] | None = None,
         replay: bool = False,
         shadow_limit: int = 256,
+        tally: Tally | None = None,
     ) -> None:
         self.engine, self.recorder = engine, recorder
-        self.shadows = Shadows(recorder, self._look_up, limit=shadow_limit)
+        self._live = LiveCounter(tally)
+        self.shadows = Shadows(recorder, self._look_up, limit=shadow_limit, live=self._live)
         self._features = features
         self._services = ServiceRefresher(features) if features is not None else None
         self._clock, self._replay = clock, replay
@@ -89,8 +95,8 @@ class Predictor:
         prediction_id = request.id or os.urandom(16).hex()
         unit, attributes = _routing_key(request.parameters) if request.parameters else (None, None)
         begin = time.perf_counter()
-        arm, version = await self._choose(unit or prediction_id, attributes, number)
-        call = _Call(prediction_id, unit, arm, version, begin, current_request())
+        arm, version, traffic = await self._choose(unit or prediction_id, attributes, number)
+        call = _Call(prediction_id, unit, arm, version, begin, traffic, current_request())
         if call.trace is not None:
             name, made_here = self.engine.model, not request.id
             call.trace.answered_by(prediction_id, name, version.version, arm, id_made_here=made_here)
@@ -103,21 +109,30 @@ class Predictor:
         except BaseException as error:  # also of a caller whose deadline passed or who disconnected
             version.statistics.fail(time.perf_counter() - begin)
             if number is None:  # a request by number is a trial, no evidence against the version
-                self._fail(call, _status_of(error))
+                status = _status_of(error)
+                self._fail(call, status)
+                self._live.failed(call, status)
             raise
         call.mark("model")
         version.statistics.succeed(call.rows, input_s=checked - begin, infer_s=time.perf_counter() - checked)
         at_us = self._now_us(call.keys)
         large = request.large or is_large(outputs)
-        if large:
-            loop = asyncio.get_running_loop()
-            logged = await loop.run_in_executor(self._pool, self._record, call, at_us, found, outputs, None)
-        else:
-            write_batch = None if caller is None else caller.write_batch
-            logged = self._record(call, at_us, found, outputs, write_batch)
-        if logged is not None:
-            await self.recorder.confirmed(logged)
+        try:
+            if large:
+                loop = asyncio.get_running_loop()
+                logged = await loop.run_in_executor(
+                    self._pool, self._record, call, at_us, found, outputs, None
+                )
+            else:
+                write_batch = None if caller is None else caller.write_batch
+                logged = self._record(call, at_us, found, outputs, write_batch)
+            if logged is not None:
+                await self.recorder.confirmed(logged)
+        except NotLogged as error:
+            self._live.failed(call, error.status)
+            raise
         call.mark("log")
+        self._live.answered(call, outputs)
         if self.engine.routes.shadows and number is None and is_shadowed(arm):
             self._offer_to_shadows(call, at_us, found)
         parameters = _response_parameters(call, found)
@@ -141,19 +156,21 @@ class Predictor:
 
     async def _choose(
         self, unit: str, attributes: Mapping[str, str] | None, number: int | None
-    ) -> tuple[str, LoadedVersion]:
+    ) -> tuple[str, LoadedVersion, Traffic | None]:
+        """Choose arm and version; returns them and the split that they are of."""
         routes = self.engine.routes
         if number is None:
             arm, version = routes.choose(unit, attributes)
             if version is None:
+                self._live.unserved(unit, routes.traffic)
                 raise NotReady(f"model {self.engine.model!r} has no champion that is loaded; try again soon")
-            return arm, version
+            return arm, version, routes.traffic
         self._refuse_unserved(number)
         found = self.engine.find(number)
         if found is None:
             loop = asyncio.get_running_loop()
             found = await loop.run_in_executor(self._loader, self.engine.load, number)
-        return PINNED, found
+        return PINNED, found, routes.traffic
 
     def _refuse_unserved(self, number: int) -> None:
         """Refuse a version by number that has no traffic and was rejected or not approved; a caller may not load it."""
@@ -249,7 +266,9 @@ class Predictor:
     def _offer_to_shadows(self, call: _Call, at_us: int, found: ModelInputs) -> None:
         for shadow in self.engine.routes.shadows:
             if shadow is not call.version and self.shadows.has_room():
-                job = ShadowJob(shadow, call.version, call.id, call.unit, at_us, call.rows, found, call.keys)
+                job = ShadowJob(
+                    shadow, call.version, call.id, call.unit, at_us, call.rows, found, call.keys, call.traffic
+                )
                 self.shadows.offer(job)
 
     def describe(self) -> dict[str, Any]:
@@ -308,10 +327,16 @@ class _Call:
     arm: str
     version: LoadedVersion
     begin: float
+    traffic: Traffic | None
     trace: RequestTrace | None
     keys: KeyedRows | None = None
     rows: int = 1
     explanation: Explainer | None = None
+
+    @property
+    def number(self) -> int:
+        """Number of the version that was chosen."""
+        return self.version.version
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the request came in."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ray_apps.predictor.inference.keys import KeyedRows, ModelInputs
+from ray_apps.predictor.inference.live import LiveCounter
 from ray_apps.predictor.inference.recording import Failure, Recorder
+from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.versions.loaded import LoadedVersion
+from registry.models.traffic import Traffic
 
 __all__ = ["ShadowJob", "Shadows"]
 
@@ -37,16 +40,20 @@ class ShadowJob:
     rows: int
     found: ModelInputs
     keys: KeyedRows | None
+    traffic: Traffic | None = None
 
 
 class Shadows:
     """A bounded queue of shadow jobs and the task that scores them; counts scored, failed and dropped jobs."""
 
-    def __init__(self, recorder: Recorder, look_up: LookUp, *, limit: int = 256) -> None:
+    def __init__(
+        self, recorder: Recorder, look_up: LookUp, *, limit: int = 256, live: LiveCounter | None = None
+    ) -> None:
         self._recorder, self._look_up = recorder, look_up
         self._queue: asyncio.Queue[ShadowJob] = asyncio.Queue(limit)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="shadow")
         self._task: asyncio.Task[None] | None = None
+        self._live = live or LiveCounter(None)
         self.scored = 0
         self.failed = 0
         self.dropped = 0
@@ -83,8 +90,9 @@ class Shadows:
             job = await self._queue.get()
             begin = time.perf_counter()
             try:
-                await self._score(job, begin)
+                outputs = await self._score(job, begin)
                 self.scored += 1
+                self._live.scored(job, SHADOW, outputs)
             except Exception as error:  # noqa: BLE001 - a shadow may fail in any way; it must not stop the others
                 self._failed(job, error, (time.perf_counter() - begin) * 1e3)
             finally:
@@ -97,6 +105,7 @@ class Shadows:
         if self.failed % 1_000 == 0:
             _log.warning("shadow %s failed: %s (%d failures so far)", job.version, error, self.failed)
         self.failed += 1
+        self._live.not_scored(job, SHADOW, error)
         self._recorder.fail(
             Failure(
                 id=job.id, version=job.version.version, arm=SHADOW, shadow=True, unit=job.unit,
@@ -105,7 +114,7 @@ class Shadows:
             )
         )  # fmt: skip
 
-    async def _score(self, job: ShadowJob, begin: float) -> None:
+    async def _score(self, job: ShadowJob, begin: float) -> Mapping[str, Array]:
         version, found = job.version, job.found
         if job.keys is not None and not _same_vector(version, job.answered_by):
             found = await self._look_up(version, job.keys)
@@ -122,6 +131,7 @@ class Shadows:
             float32_matrix=version.float32_matrix and keys is None, missing=found.missing or None,
             entities=keys.entities if keys is not None else None,
         )  # fmt: skip
+        return outputs
 
     def describe(self) -> dict[str, Any]:
         """Counts of scored, failed and dropped jobs by name."""

@@ -1,0 +1,54 @@
+"""Reader of live counts: all processes added up, by model and window."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import reduce
+from typing import Any
+
+from functions.live_counts.counts import WindowCounts, decode
+from functions.live_counts.windows import KEPT_S, WINDOW_S, counts_key, models_key, window_at
+
+_CACHED = 20_000  # windows that have ended, of all models
+
+
+class LiveReader:
+    """Reads the counts of a workspace's models. client: of Redis. Windows that are over are read once."""
+
+    def __init__(self, client: Any, workspace: str) -> None:
+        self._client, self._workspace = client, workspace
+        self._ended: OrderedDict[tuple[str, int], WindowCounts] = OrderedDict()
+
+    def models(self, now: float, *, within_s: float = 2 * WINDOW_S) -> list[str]:
+        """List the models that were asked in the last seconds. now: seconds since the epoch. Raises: RedisError."""
+        key = models_key(self._workspace)
+        self._client.zremrangebyscore(key, "-inf", now - KEPT_S)
+        return sorted(name.decode() for name in self._client.zrangebyscore(key, now - within_s, "+inf"))
+
+    def windows(self, model: str, windows: Iterable[int], now: float) -> dict[int, WindowCounts]:
+        """Read the counts of windows. Raises: RedisError."""
+        settled = window_at(now - WINDOW_S / 2)  # a window gets its last counts a few seconds after its end
+        found: dict[int, WindowCounts] = {}
+        for window in windows:
+            counts = self._ended.get((model, window))
+            if counts is None:
+                counts = self._read(model, window)
+                if window < settled:
+                    self._keep(model, window, counts)
+            found[window] = counts
+        return found
+
+    def _read(self, model: str, window: int) -> WindowCounts:
+        fields = self._client.hvals(counts_key(self._workspace, model, window))
+        return reduce(WindowCounts.__add__, map(decode, fields), WindowCounts())
+
+    def _keep(self, model: str, window: int, counts: WindowCounts) -> None:
+        self._ended[model, window] = counts
+        while len(self._ended) > _CACHED:
+            self._ended.popitem(last=False)
+
+
+def total(counts: Iterable[WindowCounts]) -> WindowCounts:
+    """Add up the counts of several windows."""
+    return reduce(WindowCounts.__add__, counts, WindowCounts())

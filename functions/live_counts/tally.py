@@ -1,0 +1,135 @@
+"""Tally of one model's requests in one process: the event loop counts, and another thread takes the counts to Redis."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from enum import Enum
+from hashlib import blake2b
+
+import numpy as np
+
+from functions.live_counts.counts import ArmTally, SplitArm
+from functions.live_counts.latency_bins import BINS, bin_of
+from functions.live_counts.windows import WINDOW_S
+
+MAX_UNITS = 2_048
+"""Units of a window that met an error, no answer or a refusal, and are counted; then a process stops counting them, for all arms alike."""
+_OUR_ERRORS = 500
+_UNANSWERED = (499, 504)  # the caller hung up; the deadline passed
+
+
+class End(Enum):
+    """End of a request: answered; by an error of ours; without a usable answer; refused, as it did not fit the version."""
+
+    ANSWERED = "answered"
+    ERROR = "error"
+    MISSING = "missing"
+    REFUSED = "refused"
+
+
+_BAD = (End.ERROR, End.MISSING, End.REFUSED)  # in the order of the fields of `ArmTally`
+
+
+def end_of(status: int) -> End:
+    """Classify a failed request by its HTTP status."""
+    if status in _UNANSWERED:
+        return End.MISSING
+    return End.ERROR if status >= _OUR_ERRORS else End.REFUSED
+
+
+class _Cell:
+    """Counts of one split arm that are still growing; fields as of `ArmTally`, and the units of the running second."""
+
+    __slots__ = ("latency", "requests", "second", "seen", "units")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.units: dict[End, set[int]] = {end: set() for end in _BAD}
+        self.latency: Counter[int] = Counter()
+        self.second = 0
+        self.seen: set[str] = set()
+
+    def frozen(self) -> ArmTally:
+        """Copy the counts as they are now."""
+        bins = np.zeros(BINS, dtype=np.int64)
+        for index, count in self.latency.items():
+            bins[index] = count
+        errors, missing, refused = (frozenset(self.units[end]) for end in _BAD)
+        return ArmTally(self.requests, errors, missing, refused, bins)
+
+
+class Tally:
+    """Counts of one model in this process, by window.
+
+    clock: seconds since the epoch; of the machine, whose skew matters little since all arms share it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._windows: dict[int, dict[SplitArm, _Cell]] = {}
+        self._full: set[int] = set()
+        self._changed: set[int] = set()
+
+    def count(self, arm: SplitArm, unit: str, end: End, latency_ms: float) -> None:
+        """Count how one request ended. unit: whom the split assigned; the request's id where it named none."""
+        with self._lock:
+            self._count(arm, unit, end, latency_ms, self._clock())
+
+    def _count(self, arm: SplitArm, unit: str, end: End, latency_ms: float, now: float) -> None:
+        window = int(now // WINDOW_S)
+        cells = self._windows.setdefault(window, {})
+        cell = cells.get(arm)
+        if cell is None:
+            cell = cells[arm] = _Cell()
+        cell.requests += 1
+        self._changed.add(window)
+        if end is not End.ANSWERED:
+            self._count_unit(window, cell.units[end], unit)
+        if end is End.ERROR or end is End.REFUSED:
+            return  # how fast it failed says nothing about how fast it answers
+        second = int(now)
+        if second != cell.second:
+            cell.second, cell.seen = second, set()
+        if unit not in cell.seen:
+            cell.seen.add(unit)
+            cell.latency[bin_of(latency_ms)] += 1
+
+    def _count_unit(self, window: int, units: set[int], unit: str) -> None:
+        if window in self._full:
+            return
+        units.add(int.from_bytes(blake2b(unit.encode(), digest_size=8).digest(), "little"))
+        cells = self._windows[window].values()
+        if sum(len(each) for cell in cells for each in cell.units.values()) >= MAX_UNITS:
+            self._full.add(window)
+
+    def take(self) -> dict[int, dict[SplitArm, ArmTally]]:
+        """Return the windows that changed since the last call, each whole; older ones are forgotten."""
+        with self._lock:
+            changed, self._changed = self._changed, set()
+            taken = {
+                window: {arm: cell.frozen() for arm, cell in self._windows[window].items()}
+                for window in changed
+            }
+            newest = max(self._windows, default=0)
+            self._windows = {window: cells for window, cells in self._windows.items() if window == newest}
+            self._full &= {newest}
+        return taken
+
+    def put_back(self, windows: set[int]) -> None:
+        """Mark windows that could not be sent as changed, where they are still known."""
+        with self._lock:
+            self._changed |= windows & self._windows.keys()
+
+
+def is_usable(values: np.ndarray) -> bool:
+    """Whether an answer holds only finite numbers; texts always do."""
+    if values.dtype.kind != "f":
+        return True
+    if values.size == 1:
+        return math.isfinite(values.item())
+    return bool(np.isfinite(values).all())

@@ -1,0 +1,107 @@
+"""What a predictor tells its tally: every end of a request, by split, version and arm, with a logged row or without."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from functions.live_counts import ArmTally, SplitArm, Tally
+from tests.ray_apps.predictor.conftest import ServedModel, tensors
+
+
+@pytest.fixture
+def tally() -> Tally:
+    return Tally(lambda: 100.0)
+
+
+@pytest.fixture
+def served(make_served_model: Callable[..., ServedModel], tally: Tally) -> ServedModel:
+    made = make_served_model(tally=tally)
+    made.registry.promote("late", made.version())
+    made.refresh()
+    return made
+
+
+def counted(tally: Tally) -> dict[SplitArm, ArmTally]:
+    return next(iter(tally.take().values()), {})
+
+
+def fail(served: ServedModel, version: int) -> None:
+    loaded: Any = served.engine.find(version)
+    loaded._scorer.fail = "predict"
+
+
+async def test_answers_and_errors_count_by_the_split_that_sent_them(
+    served: ServedModel, tally: Tally
+) -> None:
+    bad = served.version()
+    traffic = served.registry.set_traffic("late", {"canary": (bad, 0.5)})
+    served.refresh()
+    fail(served, bad)
+    statuses = [
+        (await served.infer(tensors(parameters={"unit": f"u{number}"}))).status_code for number in range(40)
+    ]
+    found = counted(tally)
+    champion = found[SplitArm(traffic.entry, 1, "champion", 0.5)]
+    canary = found[SplitArm(traffic.entry, bad, "canary", 0.5)]
+    assert (champion.requests, canary.requests) == (statuses.count(200), statuses.count(500))
+    assert (len(champion.errors), len(canary.errors)) == (0, canary.requests)
+    assert int(champion.latency.sum()) == champion.requests
+
+
+async def test_a_request_that_does_not_fit_is_refused_and_one_by_number_does_not_count(
+    served: ServedModel, tally: Tally
+) -> None:
+    assert (await served.infer({"inputs": tensors()["inputs"][:1]})).status_code == 400
+    assert (await served.infer(path="/versions/1/infer")).status_code == 200
+    (found,) = counted(tally).values()
+    assert (found.requests, len(found.errors), len(found.refused)) == (1, 0, 1)
+
+
+async def test_an_answer_that_is_no_number_counts_as_missing(served: ServedModel, tally: Tally) -> None:
+    nan = served.version(float("nan"))
+    served.registry.promote("late", nan)
+    served.refresh()
+    assert (await served.infer()).status_code == 200
+    (found,) = counted(tally).values()
+    assert (found.requests, len(found.errors), len(found.missing)) == (1, 0, 1)
+
+
+async def test_what_a_shadow_fails_to_score_counts_as_its_error(served: ServedModel, tally: Tally) -> None:
+    bad = served.version()
+    traffic = served.registry.set_traffic("late", {}, shadows=[bad])
+    served.refresh()
+    fail(served, bad)
+    for _ in range(3):
+        assert (await served.infer()).status_code == 200
+    await served.predictor.shadows.drained()
+    found = counted(tally)[SplitArm(traffic.entry, bad, "shadow", 0.0)]
+    assert (found.requests, len(found.errors)) == (3, 3)
+
+
+async def test_a_request_without_a_version_that_is_loaded_is_the_champion_s_error(
+    make_served_model: Callable[..., ServedModel], tally: Tally
+) -> None:
+    made = make_served_model(tally=tally)
+    made.registry.promote("late", made.version(fail="load"))
+    made.refresh()
+    assert (await made.infer()).status_code == 503
+    (found,) = counted(tally).values()
+    assert len(found.errors) == 1
+
+
+async def test_a_deadline_that_passes_counts_as_missing(served: ServedModel, tally: Tally) -> None:
+    loaded = served.engine.find(1)
+    assert loaded is not None
+
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.sleep(60)
+
+    loaded.answer = never  # type: ignore[method-assign, assignment]
+    response = await served.client.post("/infer", json=tensors(), headers={"X-Request-Timeout-Ms": "30"})
+    assert response.status_code == 504
+    (found,) = counted(tally).values()
+    assert (found.requests, len(found.missing), int(found.latency.sum())) == (1, 1, 1)
