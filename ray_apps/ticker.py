@@ -124,7 +124,7 @@ class TickerReplica:
         from functions.runtime.changes.announcer import journals_in  # late: only a replica needs it
         from functions.runtime.changes.feed import watch_of
         from functions.runtime.context import context_of
-        from functions.runtime.request_report import report_requests
+        from functions.runtime.process import enter_process
         from functions.runtime.secret import redact
         from registry import Access
 
@@ -134,7 +134,7 @@ class TickerReplica:
         tokens = watch_of(used.redis_url, journals_in(used.store, "access/journal"), every_s=1.0)
         self._access = Access(used.store, actor=used.actor, changed=tokens.due)
         self._in_workspace = cache(used.in_workspace)
-        report_requests(used.redis_url, "ticker")
+        enter_process("ticker", store_url=used.platform_url, environment=os.environ, redis_url=used.redis_url)
         self._leadership = leadership_of(used)
         self._due = Ticker(self._due_tasks, is_leader=self._leadership.renew)
         self._drain = Ticker(

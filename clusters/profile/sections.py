@@ -110,6 +110,18 @@ class Traces(Section):
     slow_ms: Annotated[float, Field(gt=0), Variable("TOQUE_TRACE_SLOW_MS")] = 500.0
 
 
+class Metrics(Section):
+    """Section `metrics`: where a node's series are, and who may read them without a token (docs/metrics.md).
+
+    folder: of the series on each node; by default in the user's temporary folder. port, bind: where each node's series
+    are answered to whoever reaches the address; by default nowhere, and the gateway's `/metrics` has them all.
+    """
+
+    folder: Annotated[str, Variable("TOQUE_METRICS_FOLDER")] = ""
+    port: Annotated[int | None, Field(ge=1, le=65535), Variable("TOQUE_METRICS_PORT")] = None
+    bind: Annotated[str, Variable("TOQUE_METRICS_BIND")] = "127.0.0.1"
+
+
 class Ports(Section):
     """Section `ports`: where each node of the cluster that has a door answers. http: the API and models; grpc: models."""
 
@@ -155,6 +167,7 @@ class Profile(Section):
     log: Log = Log()
     logging: Logging = Logging()
     traces: Traces = Traces()
+    metrics: Metrics = Metrics()
     audit: Audit = Audit()
     secrets: Annotated[str, Variable("TOQUE_SECRETS")] = ""
     oidc: Annotated[dict[str, Any] | str | None, Variable("TOQUE_OIDC")] = None

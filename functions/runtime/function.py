@@ -28,6 +28,7 @@ from functions.runtime.errors import DeclarationError, InvalidResult
 from functions.runtime.future import Future
 from functions.runtime.http_types import check_http_types
 from functions.runtime.options import checked_options
+from functions.runtime.process import enter_worker
 from functions.runtime.reference import reference, resolve, travels_by_name
 from functions.runtime.run import cluster
 from functions.runtime.run.deadline import with_deadline
@@ -189,6 +190,7 @@ class Function(Generic[P, R]):
 
     def _worker_body(self) -> Callable[[dict[str, Any], bytes], Outcome | tuple[Any, int]]:
         def run(arguments: dict[str, Any], used: bytes) -> Outcome | tuple[Any, int]:
+            enter_worker(unpacked(used))
             within = with_deadline(self.name, self.body, self.timeout_s)
             run_once = partial(self.attempt, arguments, unpacked(used), body=within)
             return run_with_retries(run_once, retries=self.retries).compact()

@@ -13,7 +13,7 @@ from ray_apps.admission import OPEN, BodyLimit, GuardedRoute, NotAdmitted, open_
 from ray_apps.gateway import openapi, problems
 from ray_apps.gateway.auth import allowed, identify_bearer, problem_of_refusal
 from ray_apps.gateway.http_functions import list_http
-from ray_apps.gateway.metrics import Metrics, RequestMetrics
+from ray_apps.gateway.metrics import RequestMetrics
 from ray_apps.gateway.routes import (
     access,
     audit,
@@ -49,7 +49,6 @@ def build_app(services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    app.state.metrics = Metrics()
     app.state.admission = open_admission(
         services.context.store, "gateway", access=services.access_list, oidc=services.oidc
     )
@@ -75,7 +74,7 @@ def build_app(services: Services) -> FastAPI:
     app.add_api_route("/openapi.json", get_openapi, methods=["GET"], include_in_schema=False)
     app.add_api_route("/docs", get_playground, methods=["GET"], include_in_schema=False, dependencies=[OPEN])
     app.add_middleware(BodyLimit)
-    app.add_middleware(RequestMetrics, metrics=app.state.metrics)
+    app.add_middleware(RequestMetrics)
     app.add_middleware(WorkspacePath)
     return app
 

@@ -50,8 +50,9 @@ def build() -> FastAPI:
         log_mode_of,
     )  # late: only a replica needs them
     from functions.runtime.context import context_of
-    from functions.runtime.request_report import report_requests
+    from functions.runtime.process import enter_process
     from functions.runtime.secret import redact
+    from ray_apps.exporter import ClusterMetrics
     from ray_apps.gateway.app import build_app
     from ray_apps.gateway.services import Services
     from ray_apps.oidc import OidcSettings
@@ -60,7 +61,7 @@ def build() -> FastAPI:
     apply_profile(os.environ)
     set_up("gateway", os.environ, masks=(redact,))
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
-    report_requests(context.redis_url, "gateway")
+    enter_process("gateway", store_url=context.store_url, environment=os.environ, redis_url=context.redis_url)
 
     mode = log_mode_of(context.log_mode)
 
@@ -83,8 +84,15 @@ def build() -> FastAPI:
         discover_at_low_priority(context.projects)
         freeze()
 
+    cluster = ClusterMetrics(context.store_url)
+    if os.environ.get("TOQUE_METRICS_PORT"):
+        cluster.keep()
     services = Services(
-        context=context, labels=labels, discover=discover, oidc=OidcSettings.from_environment(os.environ)
+        context=context,
+        labels=labels,
+        discover=discover,
+        oidc=OidcSettings.from_environment(os.environ),
+        metrics=cluster.text,
     )
     threading.Thread(target=services.catalogue, name="discover", daemon=True).start()
     return build_app(services)

@@ -1,51 +1,31 @@
-"""Prometheus metrics of this gateway process."""
+"""Prometheus series of the gateway: its requests, and labels."""
 
 from __future__ import annotations
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import Counter, Histogram
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 
-class Metrics:
-    """Counters and histograms of one gateway process; `text` renders them."""
-
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        labels = ("method", "route", "status")
-        self.requests = Counter(
-            "toque_gateway_requests", "Answered requests.", labels, registry=self._registry
-        )
-        self.seconds = Histogram(
-            "toque_gateway_request_seconds",
-            "Seconds until the answer was complete.",
-            ("method", "route"),
-            buckets=_BUCKETS_S,
-            registry=self._registry,
-        )
-        self.calls = Counter(
-            "toque_function_calls",
-            "Calls of functions by outcome.",
-            ("function", "outcome"),
-            registry=self._registry,
-        )
-        self.labels = Counter("toque_labels_received", "Labels acknowledged.", registry=self._registry)
-
-    def text(self) -> bytes:
-        """Render all metrics in the Prometheus exposition format, version 0.0.4."""
-        return generate_latest(self._registry)
+REQUESTS = Counter("toque_gateway_requests", "Answered requests.", ("method", "route", "status"))
+SECONDS = Histogram(
+    "toque_gateway_request_seconds",
+    "Seconds until the answer was complete.",
+    ("method", "route"),
+    buckets=_BUCKETS_S,
+)
+LABELS = Counter("toque_gateway_labels_received", "Labels acknowledged.", ("workspace",))
 
 
 class RequestMetrics:
     """ASGI middleware that counts and times each request under the pattern of its route, never under its path."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; record its status and duration."""
@@ -64,8 +44,8 @@ class RequestMetrics:
             await self._app(scope, receive, noted)
         finally:
             route = _pattern(scope)
-            self._metrics.requests.labels(scope["method"], route, str(status)).inc()
-            self._metrics.seconds.labels(scope["method"], route).observe(time.perf_counter() - begun)
+            REQUESTS.labels(scope["method"], route, str(status)).inc()
+            SECONDS.labels(scope["method"], route).observe(time.perf_counter() - begun)
 
 
 def _pattern(scope: Scope) -> str:

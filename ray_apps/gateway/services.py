@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import anyio
 from anyio import to_thread
 
+from clusters.telemetry.metrics import folder_of_process, node_metrics, together
 from functions.runtime.context import Context
 from ray_apps.admission import Admitted, admitted_of
 from ray_apps.gateway.problems import Problem
@@ -37,6 +39,11 @@ class LabelLog(Protocol):
         ...
 
 
+def metrics_of_node() -> bytes:
+    """Render the series of this node alone, for a gateway outside of a cluster."""
+    return together(node_metrics(folder_of_process(), node=os.uname().nodename))
+
+
 @dataclass
 class Services:
     """Everything the routes need; blocking work goes through `run`.
@@ -44,7 +51,7 @@ class Services:
     context: the platform's own; labels: opens the label log of a workspace, called on first use as it starts a thread;
     access: tokens and workspaces, by default those of the store; discover: imports the functions, called on first use
     as it takes seconds; wait_s: how long a synchronous call of a durable invocation waits before it answers 202; oidc:
-    issuer whose tokens are accepted beside those of the list.
+    issuer whose tokens are accepted beside those of the list; metrics: renders the series of all nodes.
     """
 
     context: Context
@@ -52,6 +59,7 @@ class Services:
     access: InitVar[Access | None] = None
     discover: Callable[[], object] = lambda: None
     wait_s: float = 60.0
+    metrics: Callable[[], bytes] = metrics_of_node
     oidc: OidcSettings | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _discovering: threading.Lock = field(default_factory=threading.Lock)

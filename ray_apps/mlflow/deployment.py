@@ -40,7 +40,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
 def build() -> FastAPI:
     """Build the application in a replica, for all workspaces of the platform that the process's environment names."""
     from functions.runtime.context import context_of  # late: only a replica needs them
-    from functions.runtime.request_report import report_requests
+    from functions.runtime.process import enter_process
     from functions.runtime.secret import redact
     from ray_apps.mlflow.app import build_app
     from ray_apps.oidc import OidcSettings
@@ -49,7 +49,7 @@ def build() -> FastAPI:
     apply_profile(os.environ)
     set_up("mlflow", os.environ, masks=(redact,))
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
-    report_requests(context.redis_url, "mlflow")
+    enter_process("mlflow", store_url=context.store_url, environment=os.environ, redis_url=context.redis_url)
     app = build_app(context.store, clock=context.clock, oidc=OidcSettings.from_environment(os.environ))
     freeze()
     return app

@@ -30,6 +30,7 @@ from functions.runtime.durable.queue import Note, QueueReader
 from functions.runtime.durable.quota_slots import QuotaSlots
 from functions.runtime.durable.record import Record, initial_record
 from functions.runtime.errors import FunctionError, UnknownFunction
+from functions.runtime.process import enter_worker
 from functions.runtime.run import cluster
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome
@@ -415,6 +416,7 @@ def _task(function: DeclaredFunction) -> Any:
 
 
 def _run_attempt(attempt: Attempt) -> Outcome:
+    enter_worker(attempt.context)
     if attempt.function.demand:
         lower_priority()
     return Outcome(run_attempt(attempt))

@@ -23,6 +23,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, Literal
 
+from clusters.telemetry.metrics import folder_of_process, keep_series
 from functions.runtime.declaration import Retries
 from functions.runtime.errors import InvalidResult, TimedOut, WorkerLost
 from functions.runtime.reference import pack, unpack
@@ -46,7 +47,7 @@ class Child:
         self._retries = retries
         self._state: State = "starting"
         setup: dict[str, Any] = {"path": sys.path, "directory": str(Path.cwd())}
-        setup |= {"environment": dict(os.environ), "ready": ready}
+        setup |= {"environment": dict(os.environ), "ready": ready, "telemetry": folder_of_process()}
         self._connection = _fork_server().connect()
         self._connection.send(module if module.startswith(PREIMPORTED) else "")
         if not self._connection.poll(START_PATIENCE_S):
@@ -198,6 +199,8 @@ def _serve_job(connection: Connection) -> None:
     os.chdir(setup["directory"])
     os.environ.clear()
     os.environ.update(setup["environment"])
+    if setup["telemetry"] is not None:
+        keep_series("function", setup["telemetry"])
     if setup["ready"]:
         with suppress(ImportError):  # the job meets the error again, and reports it
             importlib.import_module(setup["ready"])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from functions.prediction_log import OBSERVED_AHEAD, Label, encode_labels
 from ray_apps.admission import GuardedRoute, allowed
+from ray_apps.gateway.metrics import LABELS
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.row_bodies import rows_schema, take_rows
 from ray_apps.gateway.services import context_of, services_of
@@ -63,7 +64,7 @@ async def give_feedback(request: Request, _: Annotated[Principal, allowed(Role.l
         return count
 
     accepted = await services.run(store)
-    request.app.state.metrics.labels.inc(accepted)
+    LABELS.labels(context.workspace).inc(accepted)
     return Json({"accepted": accepted})
 
 

@@ -89,7 +89,7 @@ async def call_function(
         admitted.require(Role.operator)
     arguments = await _arguments(request)
     if idempotency_key is None and not later:
-        return await _call(request, services, function, arguments, context)
+        return await _call(services, function, arguments, context)
     invocation = await services.run(_submit, function, arguments, idempotency_key, context)
     if later:
         return _accepted(request, await services.run(state_of, invocation), prefer)
@@ -126,19 +126,12 @@ async def _arguments(request: Request) -> dict[str, Any]:
 
 
 async def _call(
-    request: Request,
     services: Services,
     function: DeclaredFunction,
     arguments: dict[str, Any],
     context: Context,
 ) -> Json:
-    try:
-        result = await services.run(_run, function, arguments, context)
-    except Problem:
-        request.app.state.metrics.calls.labels(function.name, "failed").inc()
-        raise
-    request.app.state.metrics.calls.labels(function.name, "succeeded").inc()
-    return Json(result)
+    return Json(await services.run(_run, function, arguments, context))
 
 
 def _run(function: DeclaredFunction, arguments: Mapping[str, Any], context: Context) -> Any:
@@ -166,7 +159,6 @@ async def _awaited(
     except TimeoutError:
         return _accepted(request, await services.run(state_of, invocation), None)
     answer = await services.run(state_of_record, record, invocation.used)
-    request.app.state.metrics.calls.labels(function.name, answer.status).inc()
     headers = {"Location": _location(request, answer)}
     if answer.status == "succeeded":
         return Json(answer.result, headers=headers)

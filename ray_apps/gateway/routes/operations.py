@@ -58,16 +58,17 @@ async def get_server(_: Annotated[Principal, allowed(Role.viewer, Role.caller, m
 
 @router.get("/metrics", tags=["health"], response_class=PlainTextResponse)
 async def get_metrics(request: Request, principal: Viewer) -> Response:
-    """Render metrics of this process, and of the workspace's feature views and log, as Prometheus reads them.
+    """Render the series of all nodes, and of the workspace's feature views and log, as Prometheus reads them.
 
-    Those of the process count the requests of all workspaces, so they take a viewer of the default one.
+    Those of the nodes count what all workspaces do, so they take a viewer of the default one.
     """
     if not principal.may(Role.viewer, DEFAULT_WORKSPACE):
         raise NotAdmitted(403, f"{principal.name} has {principal.roles}; metrics need viewer in 'default'")
     context = await context_of(request)
     features = await services_of(request).run(feature_metrics, context.store, now=context.clock())
     log = await services_of(request).run(log_metrics, context)
-    return Response(request.app.state.metrics.text() + features + log, media_type=METRICS_TYPE)
+    own = await services_of(request).run(services_of(request).metrics)
+    return Response(own + features + log, media_type=METRICS_TYPE)
 
 
 @router.get("/schedules", tags=["functions"])

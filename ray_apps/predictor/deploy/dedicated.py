@@ -22,6 +22,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from functions.runtime.process import enter_process
 from ray_apps.garbage_collector import freeze
 from ray_apps.loopback import bind_to_loopback
 from ray_apps.predictor.deploy.latency import LatencyMeter
@@ -63,6 +64,7 @@ class VersionReplica:
     def __init__(self, model: str, number: int, options: dict[str, Any]) -> None:
         validated = PredictorOptions.model_validate(options)
         configure_process(f"predictor/{model}@{number}", validated.sandbox)
+        enter_process("version", store_url=validated.store_url, environment=os.environ)
         bind_to_loopback(os.environ)
         self._version = _load(model, number, validated)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="predict")

@@ -17,7 +17,7 @@ from functions.runtime.changes.announcer import journals_in
 from functions.runtime.changes.feed import watch_of
 from functions.runtime.clock import clock_named
 from functions.runtime.context import context_of
-from functions.runtime.request_report import report_requests
+from functions.runtime.process import enter_process
 from ray_apps.admission import open_admission
 from ray_apps.garbage_collector import freeze
 from ray_apps.predictor.deploy.dedicated import ServeDeployments
@@ -94,7 +94,13 @@ class _ReplicaResources:
 
     def __init__(self, name: str, options: PredictorOptions) -> None:
         self._options = options
-        report_requests(options.redis_url, f"predictor/{name}")
+        enter_process(
+            "predictor",
+            name=name,
+            store_url=options.store_url,
+            environment=os.environ,
+            redis_url=options.redis_url,
+        )
         self._large = LargeBodies(options.max_held_bytes)
         platform = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
         self._store = workspace_store(platform, options.workspace)

@@ -14,6 +14,7 @@ from ray.serve.schema import LoggingConfig
 from clusters.profile import apply_profile
 from clusters.telemetry import set_up
 from functions.runtime.context import context_of
+from functions.runtime.process import enter_process
 from functions.runtime.secret import redact
 from ray_apps.admission import open_admission
 from ray_apps.oidc import OidcSettings
@@ -77,6 +78,7 @@ class ProxyReplica:
         apply_profile(os.environ)
         set_up("grpc", os.environ, masks=(redact,))
         chosen = ProxyOptions.model_validate(options)
+        enter_process("grpc", store_url=chosen.store_url, environment=os.environ)
         limits = Limits(max_message_bytes=chosen.max_message_bytes, max_calls=chosen.max_calls)
         address = f"{chosen.host}:{chosen.port}"
         self._server = GrpcServer(HttpModels(chosen.url), _authenticator(chosen), address, limits)

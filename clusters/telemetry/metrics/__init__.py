@@ -1,0 +1,26 @@
+"""What is seen of a process: its Prometheus series. Begun once, at the entry of each process.
+
+Rooms declare their series with prometheus_client; until `keep_series` they stay in the process's memory. The room knows
+nothing of what is counted.
+"""
+
+from __future__ import annotations
+
+from clusters.telemetry.metrics.bounded import Bounded
+from clusters.telemetry.metrics.exposition import listen, node_metrics, parse, together
+from clusters.telemetry.metrics.keeping import keep_series
+from clusters.telemetry.metrics.published import publish, render, withdraw
+from clusters.telemetry.metrics.values import folder_of_process
+
+__all__ = [
+    "Bounded",
+    "folder_of_process",
+    "keep_series",
+    "listen",
+    "node_metrics",
+    "parse",
+    "publish",
+    "render",
+    "together",
+    "withdraw",
+]

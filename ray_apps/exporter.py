@@ -1,0 +1,160 @@
+"""The series of the whole cluster: an exporter on each node reads that node's, the gateway asks them all.
+
+An exporter is an actor without a CPU of its own. Whichever gateway needs one first starts it; it ends with that
+gateway, and the next scrape starts another, which reads the same files.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import ray
+from prometheus_client import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from clusters.telemetry.metrics import folder_of_process, listen, node_metrics, parse, render, together
+from functions.runtime.process import enter_process
+
+__all__ = ["ClusterMetrics", "Exporter", "nodes_of_cluster"]
+
+NAMESPACE = "toque"
+ANSWER_S = 4.0
+"""Time for the exporters of all nodes to answer, below a scrape's usual timeout of ten seconds."""
+RPC_TIMEOUT_S = 2.0
+KEEP_EVERY_S = 30.0
+_logger = logging.getLogger(__name__)
+
+
+class Exporter:
+    """Actor that reads the series of its node. node: address of it, the label of each series."""
+
+    def __init__(self, store_url: str, node: str) -> None:
+        enter_process("exporter", store_url=store_url, environment=os.environ)
+        self._node = node
+        listen_if_wanted(node)
+
+    def text(self) -> bytes:
+        """Render the node's series in Prometheus's text format."""
+        return render(node_metrics(folder_of_process(), node=self._node))
+
+
+def listen_if_wanted(node: str) -> None:
+    """Answer this node's series on the port that the profile names, unless another process of the node does."""
+    port, folder = os.environ.get("TOQUE_METRICS_PORT"), folder_of_process()
+    if port and folder is not None:
+        address = os.environ.get("TOQUE_METRICS_BIND") or "127.0.0.1"
+        with suppress(OSError):
+            listen(int(port), address, folder=folder, node=node)
+
+
+def nodes_of_cluster() -> dict[str, str]:
+    """List the living nodes of this process's cluster: address by id. Raises: what the head's client raises."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # late and private: as Serve's controller does
+
+    head = GcsClient(address=ray.get_runtime_context().gcs_address)
+    alive = ray.core.generated.gcs_pb2.GcsNodeInfo.ALIVE  # type: ignore[attr-defined]  # compiled, without types
+    found = head.get_all_node_info(timeout=RPC_TIMEOUT_S)
+    return {
+        node_id.hex(): node.node_manager_address for node_id, node in found.items() if node.state == alive
+    }
+
+
+class ClusterMetrics:
+    """Series of all nodes, for one answer. store_url: the platform's, which the exporters need, too.
+
+    nodes: lists the living ones. The own node is read here, others by their exporters. While the head is away the nodes
+    known last count.
+    """
+
+    def __init__(
+        self,
+        store_url: str,
+        *,
+        nodes: Callable[[], Mapping[str, str]] = nodes_of_cluster,
+    ) -> None:
+        self._store_url, self._nodes = store_url, nodes
+        self._known: dict[str, str] = {}
+        self._exporters: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def text(self) -> bytes:
+        """Render the series of all nodes; `toque_exporter_up` says which node did not answer."""
+        own_id, own = _own_node()
+        asked = self._ask(self._others(own_id, own))
+        up = GaugeMetricFamily("toque_exporter_up", "Whether a node's series are here.", labels=["node"])
+        up.add_metric([own], 1.0)
+        metrics: list[Metric] = [*node_metrics(folder_of_process(), node=own)]
+        for address, text in asked.items():
+            up.add_metric([address], 0.0 if text is None else 1.0)
+            metrics += [] if text is None else parse(text)
+        return together([*metrics, up])
+
+    def keep(self) -> None:
+        """Hold an exporter on each node from now on, in a thread, for those that ask the nodes themselves."""
+        threading.Thread(target=self._keep, name="exporters", daemon=True).start()
+
+    def _keep(self) -> None:
+        waiting = threading.Event()
+        listen_if_wanted(_own_node()[1])
+        while True:
+            with suppress(Exception):
+                self._ask(self._others(*_own_node()))
+            waiting.wait(KEEP_EVERY_S)
+
+    def _others(self, own_id: str, own: str) -> dict[str, str]:
+        """List the living nodes of other addresses, one for each address."""
+        if not ray.is_initialized():
+            return {}
+        try:
+            self._known = dict(self._nodes())
+        except Exception as error:  # noqa: BLE001  # whatever a client of the head raises while it is away
+            _logger.info("the head does not list the nodes, those known before count: %s", error)
+        by_address = {address: node for node, address in self._known.items() if node != own_id}
+        return {node: address for address, node in by_address.items() if address != own}
+
+    def _ask(self, nodes: Mapping[str, str]) -> dict[str, bytes | None]:
+        """Ask the exporters of nodes at once: text by address, None for one that does not answer in time."""
+        pending: dict[str, Any] = {}
+        answers: dict[str, bytes | None] = dict.fromkeys(nodes.values())
+        for node, address in nodes.items():
+            with suppress(RayError, ValueError):
+                pending[node] = self._exporter(node, address).text.remote()
+        if pending:
+            ray.wait(list(pending.values()), num_returns=len(pending), timeout=ANSWER_S)
+        for node, ref in pending.items():
+            try:
+                answers[nodes[node]] = ray.get(ref, timeout=0)
+            except GetTimeoutError:
+                _logger.info("the exporter of %s has not answered in %s s", nodes[node], ANSWER_S)
+            except RayError as error:
+                _logger.info("the exporter of %s is started again: %s", nodes[node], error)
+                with self._lock:
+                    self._exporters.pop(node, None)
+        return answers
+
+    def _exporter(self, node: str, address: str) -> Any:
+        with self._lock:
+            if node not in self._exporters:
+                actor: Any = ray.remote(num_cpus=0)(Exporter)
+                self._exporters[node] = actor.options(
+                    name=f"toque-exporter-{node}",
+                    namespace=NAMESPACE,
+                    get_if_exists=True,
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+                ).remote(self._store_url, address)
+            return self._exporters[node]
+
+
+def _own_node() -> tuple[str, str]:
+    """Find the id and address of this process's node; outside of a cluster its name is both."""
+    if not ray.is_initialized():
+        return "", os.uname().nodename
+    node: Any = ray._private.worker._global_node  # noqa: SLF001  # no public name, and none asks the head
+    return ray.get_runtime_context().get_node_id(), str(node.node_ip_address)
