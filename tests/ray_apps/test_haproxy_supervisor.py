@@ -1,0 +1,211 @@
+"""The door on real Serve while HAProxy, its manager or the application at `/` is killed, at 200 requests a second."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import httpx
+import pytest
+
+from ray_apps.deployment.serve_settings import serve_settings
+from ray_apps.haproxy_supervisor import processes_of
+from ray_apps.loopback import loopback_environment
+from tests.ports import free_port
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
+
+RATE = 200
+"""Requests a second, each on a connection of its own, at times that are set beforehand."""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Doors:
+    """A running Serve: its address, its folder, and the file that HAProxy runs on."""
+
+    url: str
+    folder: Path
+
+    @property
+    def configuration(self) -> Path:
+        return next(self.folder.glob("ha/*/haproxy.cfg"))
+
+    def haproxies(self) -> list[int]:
+        return processes_of(str(self.configuration))
+
+    def manager(self) -> int:
+        """Pid of the actor that manages HAProxy."""
+        (found,) = (
+            int(folder.name)
+            for folder in Path("/proc").iterdir()
+            if folder.name.isdigit()
+            and b"SupervisedManager" in _text(folder / "cmdline")
+            and str(self.folder).encode() in _text(folder / "environ")
+        )
+        return found
+
+
+def _text(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture(scope="module")
+def doors() -> Iterator[Doors]:
+    folder = Path(tempfile.mkdtemp(prefix="tq-", dir="/tmp"))
+    port, place = free_port(), folder / "ha"
+    place.mkdir()
+    paths = {
+        "CONFIG_FILE_LOC": place / "haproxy.cfg",
+        "SOCKET_PATH": place / "a.sock",
+        "SERVER_STATE_BASE": place,
+        "SERVER_STATE_FILE": place / "state",
+        "METRICS_SOCKET_PATH": place / "m.sock",
+        "METRICS_PORT": free_port(),
+        "STATS_PORT": free_port(),
+        "NBTHREAD": 1,
+    }
+    environment = os.environ | serve_settings() | loopback_environment()
+    environment |= {f"RAY_SERVE_HAPROXY_{name}": str(value) for name, value in paths.items()}
+    environment |= {"RAY_TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.ray_apps.served_doors", str(port)],
+            env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
+        )  # fmt: skip
+    made = Doors(f"http://127.0.0.1:{port}", folder)
+    try:
+        until(lambda: b"ready\n" in _text(folder / "log") or process.poll() is not None, within_s=120)
+        assert process.poll() is None, _text(folder / "log")[-3000:].decode()
+        until(lambda: answers(f"{made.url}/pid") and answers(f"{made.url}/other/pid"))
+        yield made
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        for pid in processes_of(str(made.configuration)):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def until(condition: Callable[[], object], *, within_s: float = 60) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=10).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@dataclass
+class Load:
+    """Requests at a constant rate, each with the time at which it was due and its status: 0 if it was refused."""
+
+    address: tuple[str, int]
+    path: str
+    outcomes: list[tuple[float, int, str]] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(64)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        until(lambda: len(self.outcomes) > RATE / 2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._pool.shutdown()
+
+    def _run(self) -> None:
+        due = time.monotonic()
+        while not self._stop.is_set():
+            self._pool.submit(self._ask, due)
+            due += 1 / RATE
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def _ask(self, due: float) -> None:
+        connection = http.client.HTTPConnection(*self.address, timeout=30)
+        try:
+            connection.request("GET", self.path, headers={"connection": "close"})
+            answer = connection.getresponse()
+            answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            self.outcomes.append((due, 0, type(error).__name__))
+        else:
+            self.outcomes.append((due, answer.status, answer.headers.get("retry-after", "")))
+        finally:
+            connection.close()
+
+    def failed(self, since: float) -> list[tuple[float, int, str]]:
+        return sorted(each for each in self.outcomes if each[0] >= since and each[1] != 200)
+
+    def good_since(self, moment: float) -> int:
+        return sum(due >= moment and status == 200 for due, status, _ in self.outcomes)
+
+
+def load_of(doors: Doors, path: str) -> Load:
+    return Load(("127.0.0.1", int(doors.url.rpartition(":")[2])), path)
+
+
+def kill(pids: list[int]) -> float:
+    killed = time.monotonic()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return killed
+
+
+def test_a_killed_haproxy_is_back_within_a_second(doors: Doors) -> None:
+    with load_of(doors, "/pid") as load:
+        killed = kill(doors.haproxies())
+        until(lambda: load.good_since(killed + 1.5) > RATE)
+    failed = [due - killed for due, _, _ in load.failed(killed - 1)]
+    assert failed, "nothing noticed: HAProxy was not killed"
+    assert max(failed) < 1.0, failed
+    assert len(doors.haproxies()) == 1
+
+
+def test_the_next_manager_takes_over_from_the_haproxy_of_one_that_was_killed(doors: Doors) -> None:
+    manager, before = doors.manager(), doors.haproxies()
+    with load_of(doors, "/other/pid") as load:
+        killed = kill([manager])
+        until(lambda: before[0] not in (now := doors.haproxies()) and len(now) == 1)
+        until(lambda: load.good_since(time.monotonic() - 0.5) > RATE / 4)
+    failed = load.failed(killed - 1)
+    assert len(failed) < RATE  # a second of them
+    assert 404 not in {status for _, status, _ in failed}
+    assert doors.manager() != manager
+
+
+def test_the_death_of_the_only_replica_is_a_wait_or_a_503_never_a_404(doors: Doors) -> None:
+    """The replica that follows is known to the HAProxy that was started anew, so reloads go on."""
+    replica = int(httpx.get(f"{doors.url}/pid").text)
+    with load_of(doors, "/pid") as load:
+        killed = kill([replica])
+        until(lambda: load.good_since(killed + 1) > RATE)
+    in_flight = [each for each in load.failed(killed - 1) if each[0] <= killed + 0.25]
+    later = [each for each in load.failed(killed - 1) if each[0] > killed + 0.25]
+    assert {status for _, status, _ in in_flight} <= {0, 500, 503}
+    assert {each[1:] for each in later} <= {(503, "1")}
+    assert int(httpx.get(f"{doors.url}/pid").text) != replica
