@@ -15,11 +15,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from redis import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
 import registry
+from clusters.redis_clients import TRANSIENT
 from featurestore.errors import (
     FeatureStoreError,
     OnlineStoreUnavailable,
@@ -80,6 +82,8 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
+# What a client of Redis raises once it has waited its patience out: a failover, or a server that loads its data again.
+_REDIS_AWAY = tuple(kind for kind in TRANSIENT if issubclass(kind, RedisError))
 _RULES = frozenset(
     {"value_error", "assertion_error"}
 )  # raised by a validator's code, which no schema describes
@@ -101,6 +105,8 @@ def problem_of(error: Exception) -> Problem | None:
     if any(each["kind"] in _RULES for each in fields):
         status = HTTPStatus.CONFLICT
     headers = {"Retry-After": RETRY_AFTER_S} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    if isinstance(error, _REDIS_AWAY):
+        return Problem(status, f"Redis is away: {error}; try again", kind="redis-away", headers=headers)
     return Problem(status, str(error), kind=_kind(error), fields=fields, headers=headers)
 
 
@@ -126,6 +132,8 @@ def problem_of_failure(name: str, error: str, message: str, *, headers: dict[str
 
 
 def _status_of_class(error: type[Exception]) -> int | None:
+    if issubclass(error, _REDIS_AWAY):
+        return HTTPStatus.SERVICE_UNAVAILABLE
     return next((status for kind, status in _STATUS if issubclass(error, kind)), None)
 
 
@@ -178,7 +186,7 @@ def install(app: FastAPI, *, identify: Callable[[Request], Awaitable[object]]) -
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    for kind in dict.fromkeys(kind for kind, _ in _STATUS):
+    for kind in dict.fromkeys([*(kind for kind, _ in _STATUS), *_REDIS_AWAY]):
         app.add_exception_handler(kind, _on_known)
     app.add_exception_handler(Exception, _on_unknown)
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
+from redis.exceptions import AuthenticationError, BusyLoadingError, ReadOnlyError, RedisError
 
-from clusters.redis_clients import open_redis
+from clusters.redis_clients import open_redis, open_redis_async
 from featurestore.online.connections import ConnectionCache
 from tests.clusters.redis_clients.servers import Cluster, SentinelService, Server, version, wait_for
 
@@ -92,7 +92,8 @@ def test_a_write_waits_while_the_server_is_read_only(server: Server) -> None:
 
 
 @pytest.mark.skipif(version() < (7,), reason="a redis-server older than 7 cannot be made to load slowly")
-def test_a_read_waits_while_the_server_loads_its_data(server: Server) -> None:
+async def test_a_read_waits_while_the_server_loads_its_data(server: Server) -> None:
+    """Of connections that were open and of new ones, in threads and on an event loop; without patience it is an error."""
     url = f"redis://:secret@127.0.0.1:{server.port}/0"
     with open_redis(url, patience_s=20.0) as client:
         client.mset({f"toque:{each}": "v" * 2_000 for each in range(1_000)})
@@ -105,6 +106,10 @@ def test_a_read_waits_while_the_server_loads_its_data(server: Server) -> None:
             file.write("key-load-delay 1000\nloading-process-events-interval-bytes 1024\n")
         server.start()
         wait_for(lambda: "LOADING" in _ping(server), "the server loads")
+        with open_redis(url, patience_s=0.0) as hasty, pytest.raises(BusyLoadingError):
+            hasty.get("toque:999")
+        async with open_redis_async(url, patience_s=20.0) as other:
+            assert await other.get("toque:999") == b"v" * 2_000
         assert cache.call("GET", "toque:999") == b"v" * 2_000
 
 

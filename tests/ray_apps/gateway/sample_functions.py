@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel
+from redis.exceptions import BusyLoadingError
 
 from functions import Retries, context, function
 
@@ -42,6 +43,11 @@ def gateway_refuse(a: int) -> int:
 @function(http=True, retries=Retries(max_attempts=1))
 def gateway_break() -> int:
     raise RuntimeError("out of gas")
+
+
+@function(http=True, retries=Retries(max_attempts=1))
+def gateway_load() -> int:
+    raise BusyLoadingError("Redis is loading the dataset in memory")
 
 
 @function(http=True)

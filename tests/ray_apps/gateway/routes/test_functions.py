@@ -105,6 +105,12 @@ async def test_a_refusal_by_the_function_is_409_and_a_failure_is_500(
     assert "out of gas" in broken.json()["detail"]
 
 
+async def test_redis_that_loads_its_data_again_is_a_503_to_be_tried_again(gateway: Gateway) -> None:
+    answer = await post(gateway, "gateway_load", {})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["type"] == "redis-away"
+
+
 async def test_a_refusal_has_the_same_detail_when_the_call_is_durable(gateway: Gateway) -> None:
     now = await post(gateway, "gateway_refuse", {"a": 7})
     durable = await post(gateway, "gateway_refuse", {"a": 7}, Idempotency_Key="k5")
