@@ -81,7 +81,7 @@ bench: $(STAMP) ## every benchmark in load/, each with its ratio to a peer or fl
 bench-stats: $(STAMP) ## simulations of the statistics, each against its bound; exit code 1 if one breaks
 	@set -e; for bench in bounds peeking; do echo "== $$bench"; $(BIN)/python -m load.benchmarks.statistics.$$bench; done
 
-load: $(STAMP) ## locust against the running counter; exit code 1 when the SLO is missed
+load: $(STAMP) ## the first scenario of load/scenarios/slo.toml on what runs; exit code 1 when an objective is missed
 	@$(BIN)/python -m load.scenarios.run
 
 $(TOOLS)/.installed: security/tools.lock # apart from .venv: what they look at is not theirs

@@ -16,7 +16,7 @@ from pathlib import Path
 from load.attacks import functions, grpc, http
 from load.attacks.garbage import garbage
 from load.attacks.target import Attacks, Finding, Target
-from load.scenarios.run import NotPossible, find_target
+from load.scenarios.target import NotPossible, find_target
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

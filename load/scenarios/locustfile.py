@@ -1,99 +1,158 @@
-"""Locust user that speaks the Open Inference Protocol; `python -m load.scenarios.run` starts it, or locust by hand.
+"""Locust users that send a plan by an open loop, in as many worker processes and on as many machines as there are.
 
-Reads from the environment: TOQUE_TOKEN (bearer token), TOQUE_MODEL, TOQUE_LOAD_RATE (requests a second and user),
-TOQUE_LOAD_ROWS (rows a request), TOQUE_LOAD_KEYS (file of rows for requests by key; without it tensors are sent) and
-TOQUE_LOAD_LOG (file that gets a line of JSON for each request: when it was due, milliseconds, version, failure).
+`python -m load.scenarios.run` starts a master and its workers when a scenario says `client = "locust"`; on another machine a worker joins by
+`locust -f load/scenarios/locustfile.py --worker --master-host HOST`, with TOQUE_TOKEN in its environment. The plan comes to the workers
+from the master, and what they count goes back to it.
+
+The users of a process share one queue of arrivals: each takes the next, waits until it is due, and sends it. A user is a
+connection; a request that found none free in time is dropped, and counted.
 """
 
-import itertools
+from __future__ import annotations
+
 import json
 import os
-import random
 import time
-import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 from locust import FastHttpUser, events
 from locust.exception import StopUser
+from locust.runners import MasterRunner, WorkerRunner
 
-from load.scenarios.payload import Json, keyed_request, problem_of, read_rows, tensor_request
+from load.scenarios.plan import Part, Plan, check_of
+from load.scenarios.windows import Tally
 
-NAME = "infer"  # of the statistics that are judged
-
-_seeds = itertools.count()
-_started = time.time() - time.perf_counter()
-
-
-def _log(due: float, answer: Any, problem: str | None) -> None:
-    """Add a request to the log, if one is kept."""
-    if path := os.environ.get("TOQUE_LOAD_LOG"):
-        version = answer.get("model_version") if isinstance(answer, dict) else None
-        line = {
-            "due": _started + due, "ms": (time.perf_counter() - due) * 1e3, "version": version, "failure": problem,
-        }  # fmt: skip
-        with Path(path).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+NAME = "infer"  # in locust's own statistics
+_LEAD_S = 1.0  # from the last worker's arrival until the warm-up begins
 
 
-@events.quitting.add_listener  # type: ignore[untyped-decorator] # locust ships no types for its events
-def _write_failures(environment: Any, **_: object) -> None:
-    """Write what went wrong, and how often, to the file that the caller named."""
-    if path := os.environ.get("TOQUE_LOAD_FAILURES"):
-        failures = {str(error.error): error.occurrences for error in environment.stats.errors.values()}
-        Path(path).write_text(json.dumps(failures), encoding="utf-8")
+class _Sender:
+    """What a worker process was told to send."""
+
+    def __init__(self, plan: Plan, index: int, begin: float) -> None:
+        self.scenario = plan.scenario
+        self.begin = time.perf_counter() + begin - time.time()  # of the shape; the warm-up lies before it
+        self.tally = Tally()
+        self.check = check_of()
+        self.arrivals: Iterator[tuple[float, Part, str]] = plan.requests(index)
+        self.active = 0
+        self.finished = False
+
+    def now(self) -> float:
+        """Seconds from the start of the shape."""
+        return time.perf_counter() - self.begin
+
+
+_here: dict[str, _Sender] = {}
+_reported: dict[str, set[str]] = {"done": set()}
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator] # locust ships no types for its events
+def _connect(environment: Any, **_: object) -> None:
+    """Have the master hand out the plan, and the workers take it."""
+    runner = environment.runner
+    if isinstance(runner, WorkerRunner):
+        runner.register_message("plan", _take_plan)
+    elif isinstance(runner, MasterRunner):
+        gevent.spawn(_hand_out, runner)
+
+
+def _hand_out(runner: Any) -> None:
+    """Send the plan to every worker once all are there."""
+    plan = Plan.model_validate_json(Path(os.environ["TOQUE_LOAD_PLAN"]).read_text())
+    while len(runner.clients.ready) + len(runner.clients.running) < plan.processes:
+        gevent.sleep(0.1)
+    begin = time.time() + _LEAD_S + plan.scenario.warm_up_s
+    for index, client in enumerate(sorted(runner.clients)):
+        runner.send_message("plan", {"plan": plan.model_dump_json(), "index": index, "begin": begin}, client)
+    counts = Path(os.environ["TOQUE_LOAD_COUNTS"])
+    counts.touch()
+    counts.with_name(f"{counts.name}.begin").write_text(repr(begin))
+
+
+def _take_plan(environment: Any, msg: Any, **_: object) -> None:  # noqa: ARG001 - locust's signature
+    plan = Plan.model_validate_json(msg.data["plan"])
+    _here["sender"] = _Sender(plan, msg.data["index"], msg.data["begin"])
+
+
+@events.report_to_master.add_listener  # type: ignore[untyped-decorator]
+def _report(client_id: str, data: dict[str, Any], **_: object) -> None:  # noqa: ARG001
+    """Add what was counted to a worker's report to the master."""
+    sender = _here.get("sender")
+    if sender:
+        finished = sender.finished and not sender.active
+        data["toque"] = sender.tally.changes() | {"done": finished}
+
+
+@events.worker_report.add_listener  # type: ignore[untyped-decorator]
+def _collect(client_id: str, data: dict[str, Any]) -> None:
+    """Write what a worker counted to the file of the process that started the master."""
+    changes = data.get("toque")
+    if not changes:
+        return
+    path = Path(os.environ["TOQUE_LOAD_COUNTS"])
+    if changes.pop("done"):
+        _reported["done"].add(client_id)
+    plan = json.loads(Path(os.environ["TOQUE_LOAD_PLAN"]).read_text())
+    if len(_reported["done"]) >= plan["processes"]:
+        changes["done"] = True
+    with path.open("a", encoding="utf-8") as counts:
+        counts.write(json.dumps(changes) + "\n")
 
 
 class InferenceUser(FastHttpUser):
-    """Locust user that sends inference requests on a schedule and times each from the moment it was due."""
+    """Locust user that is one connection of its process's open loop."""
 
-    network_timeout = 30.0
     connection_timeout = 5.0
 
-    def on_start(self) -> None:
-        """Ask the server what its model takes; without an answer there is nothing to send."""
-        self.model = os.environ["TOQUE_MODEL"]
-        self.rows = int(os.environ.get("TOQUE_LOAD_ROWS", "1"))
-        self.every_s = 1.0 / float(os.environ.get("TOQUE_LOAD_RATE", "5"))
+    def __init__(self, environment: Any) -> None:
+        while "sender" not in _here:  # the plan is on its way
+            gevent.sleep(0.05)
+        self.sender = _here["sender"]
+        self.network_timeout = self.sender.scenario.timeout_s
+        super().__init__(environment)
         token = os.environ.get("TOQUE_TOKEN")
-        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.rng = random.Random(next(_seeds))
-        keys = os.environ.get("TOQUE_LOAD_KEYS")
-        self.keys = read_rows(Path(keys)) if keys else []
-        with self.client.get(f"/v2/models/{self.model}", headers=self.headers, catch_response=True) as answer:
-            if answer.status_code != 200:
-                answer.failure(
-                    f"no metadata of model {self.model!r}: {answer.status_code} {answer.text!r:.120}"
-                )
-                raise StopUser
-            self.metadata = answer.json()
-        self.due = time.perf_counter() + self.rng.random() * self.every_s  # users do not march in step
-
-    def wait_time(self) -> float:
-        """Return the seconds until the next request is due; 0 if it is late."""
-        return max(0.0, self.due - time.perf_counter())
-
-    def _request(self) -> Json:
-        if self.keys:
-            return keyed_request([self.rng.choice(self.keys) for _ in range(self.rows)])
-        return tensor_request(self.metadata, rows=self.rows, rng=self.rng)
+        self.headers = {"Content-Type": "application/json"}
+        self.headers |= {"Authorization": f"Bearer {token}"} if token else {}
 
     def infer(self) -> None:
-        """Send one request, check the answer, and count from when it was due."""
-        due, self.due = self.due, self.due + self.every_s
-        body = {"id": uuid.uuid4().hex, **self._request()}
-        path = f"/v2/models/{self.model}/infer"
+        """Take the next arrival, send it when it is due, and count from then."""
+        sender = self.sender
+        following = next(sender.arrivals, None)
+        if following is None:
+            sender.finished = True
+            raise StopUser
+        due_s, part, body = following
+        sender.active += 1
+        try:
+            gevent.sleep(max(0.0, due_s - sender.now()))
+            sender.tally.due(due_s)
+            sent_s = sender.now()
+            if sent_s - due_s > sender.scenario.patience_s:
+                sender.tally.dropped(due_s)
+                return
+            problem = self._send(part, body)
+            sender.tally.ended(due_s, sent_s, sender.now(), problem)
+        finally:
+            sender.active -= 1
+
+    def _send(self, part: Part, body: str) -> str | None:
+        """Send one request; returns what is wrong with its answer."""
         with self.client.post(
-            path, json=body, headers=self.headers, name=NAME, catch_response=True
+            part.path, data=body, headers=self.headers, name=NAME, catch_response=True
         ) as answer:
-            answer.request_meta["response_time"] = (time.perf_counter() - due) * 1e3
-            document = answer.json() if answer.status_code == 200 else None
-            if document is not None:
-                problem = problem_of(document, sent_id=body["id"])
+            if not answer.status_code:
+                problem: str | None = f"no answer: {answer.error!r:.80}"
             else:
-                problem = f"{answer.status_code}: {answer.text!r:.120}"
+                head = f"HTTP/1.1 {answer.status_code} ".encode()
+                problem = self.sender.check(head, answer.content or b"")
             if problem:
                 answer.failure(problem)
-        _log(due, document, problem)
+            else:
+                answer.success()
+        return problem
 
     tasks = [infer]  # noqa: RUF012 - how locust is told

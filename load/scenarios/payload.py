@@ -56,11 +56,11 @@ def read_rows(path: Path) -> list[Json]:
     return rows
 
 
-def problem_of(answer: Any, *, sent_id: str) -> str | None:
-    """Say what is wrong with an inference response, or None."""
+def problem_of(answer: Any, *, sent_id: str | None = None) -> str | None:
+    """Say what is wrong with an inference response, or None. sent_id: of a request that had one."""
     if not isinstance(answer, dict):
         return f"the answer is no JSON object: {str(answer)[:80]}"
-    if answer.get("id") != sent_id:
+    if sent_id is not None and answer.get("id") != sent_id:
         return f"the answer's id is {answer.get('id')!r}, the request's {sent_id!r}"
     if not answer.get("outputs"):
         return "the answer has no outputs"

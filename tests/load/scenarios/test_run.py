@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import socket
 import threading
 import time
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 import uvicorn
 
-from load.scenarios.run import NotPossible, find_target, main
+from load.scenarios.histogram import quantile_ms
+from load.scenarios.result import LoadRun
+from load.scenarios.run import main
+from load.scenarios.target import NotPossible, find_target
 
 TOKEN = "t0ken"
 
@@ -53,7 +57,7 @@ class Model:
         await asyncio.sleep(self.delay_s)
         if self.fail_every and len(self.seen) % self.fail_every == 0:
             return 500, {"error": "unlucky"}
-        return 200, {"id": request["id"], "outputs": [{"name": "y", "shape": [1, 1], "data": [0.5]}]}
+        return 200, {"outputs": [{"name": "y", "shape": [1, 1], "data": [0.5]}]}
 
 
 @pytest.fixture
@@ -87,26 +91,36 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TOQUE_TOKEN", TOKEN)
 
 
-def slo(folder: Path, objectives: str, load: str = "") -> str:
+def slo(folder: Path, objectives: str, *, rate: int = 40, seconds: float = 2, more: str = "") -> str:
     path = folder / "slo.toml"
     path.write_text(
-        f"[load]\nusers = 2\nrequests_per_user_per_s = 20\nduration_s = 2\nwarm_up_s = 0\n{load}\n[objectives]\n{objectives}"
+        f"[scenarios.here]\nshape = {{ kind = 'steady', rate = {rate}, seconds = {seconds} }}\nwarm_up_s = 0\n{more}\n"
+        f"objectives = {{ {objectives} }}\n"
     )
     return str(path)
 
 
-def test_objectives_that_hold_end_with_0(serve, tmp_path: Path, capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize("client", ["native", "locust"])
+def test_objectives_that_hold_end_with_0(
+    client: str, serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     model = Model()
-    held = slo(tmp_path, "p50_ms = 500\np99_ms = 2000\nerror_share = 0\nrequests_per_s = 5")
-    assert main(["--url", serve(model), "--slo", held]) == 0
+    more = f"processes = 2\nclient = '{client}'\nconnections = 4\npatience_s = 30"
+    held = slo(tmp_path, "p50_ms = 5000, p99_ms = 9000, error_share = 0, requests_per_s = 5", more=more)
+    kept = tmp_path / "run.json"
+    assert main(["--url", serve(model), "--slo", held, "--save", str(kept)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("toy at http://127.0.0.1")
     assert "MISSED" not in printed
-    assert len(model.seen) >= 10
+    run = LoadRun.model_validate_json(kept.read_text())
+    assert run.measured().due == run.measured().answered == len(model.seen)
+    assert len(model.seen) >= 40  # 80 due, Poisson: fewer than 40 in one of 10^6 runs
     assert model.seen[0]["inputs"][0]["shape"] == [1, 2]
 
 
-def test_a_missed_objective_ends_with_1_and_is_named(serve, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_missed_objective_ends_with_1_and_is_named(
+    serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     model = Model(fail_every=4)
     missed = slo(tmp_path, "error_share = 0.01")
     assert main(["--url", serve(model), "--slo", missed, "--model", "toy"]) == 1
@@ -115,24 +129,39 @@ def test_a_missed_objective_ends_with_1_and_is_named(serve, tmp_path: Path, caps
     assert "unlucky" in printed
 
 
-def test_latency_counts_from_when_a_request_was_due(serve, tmp_path: Path, capsys: pytest.CaptureFixture):
-    # One user, 20 requests a second due, 100 ms each: answers fall behind by 50 ms a request. Timed from their sending
-    # every one would take 100 ms; from when they were due the last of two seconds are more than half a second late.
-    url = serve(Model(delay_s=0.1))
-    missed = slo(tmp_path, "p99_ms = 500").replace("slo.toml", "one.toml")
-    Path(missed).write_text(Path(slo(tmp_path, "p99_ms = 500")).read_text().replace("users = 2", "users = 1"))
-    assert main(["--url", url, "--slo", missed]) == 1
-    assert "MISSED  p99_ms" in capsys.readouterr().out
+def test_latency_counts_from_when_a_request_was_due_and_what_waits_too_long_is_dropped(serve, tmp_path: Path):
+    # One connection, 20 requests a second due, 100 ms each: half of them can be sent. Timed from their sending every one would
+    # take 100 ms; from when they were due they wait up to their patience of half a second, and the rest are dropped.
+    model, kept = Model(delay_s=0.1), tmp_path / "run.json"
+    one = slo(tmp_path, "error_share = 0.01", rate=20, seconds=3, more="connections = 1\npatience_s = 0.5")
+    assert main(["--url", serve(model), "--slo", one, "--save", str(kept)]) == 1
+    found = LoadRun.model_validate_json(kept.read_text()).measured()
+    assert found.dropped >= 5
+    assert found.due == found.answered + found.dropped
+    assert found.answered == len(model.seen)
+    assert 300 < quantile_ms(found.counts, 0.9) < 1500
+    assert found.latency_ms(0.99) == math.inf
 
 
-def test_requests_by_key_carry_the_rows_of_the_file(serve, tmp_path: Path):
+def test_a_broken_objective_ends_a_run_early(serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    long = slo(tmp_path, "p99_ms = 500, error_share = 0.05", rate=50, seconds=600, more="abort_after_s = 1")
+    began = time.monotonic()
+    assert main(["--url", serve(Model(fail_every=2)), "--slo", long]) == 1
+    assert time.monotonic() - began < 60
+    assert "ABORTED" in capsys.readouterr().out
+
+
+def test_requests_by_key_carry_the_rows_of_the_file_and_a_mix_has_its_shares(serve, tmp_path: Path):
     model = Model()
     keys = tmp_path / "rows.jsonl"
     keys.write_text('{"entities": {"plane": "N1"}}\n{"entities": {"plane": "N2"}}\n')
-    held = slo(tmp_path, "error_share = 0", load="rows_per_request = 2")
-    assert main(["--url", serve(model), "--slo", held, "--keys", str(keys)]) == 0
-    assert len(model.seen[0]["parameters"]["entities"]) == 2
-    assert {row["plane"] for seen in model.seen for row in seen["parameters"]["entities"]} == {"N1", "N2"}
+    mix = f"mix = [{{ keys = '{keys}', rows = 2, weight = 3 }}, {{ rows = 5 }}]"
+    mixed = slo(tmp_path, "error_share = 0", rate=100, more=mix)
+    assert main(["--url", serve(model), "--slo", mixed]) == 0
+    keyed = [seen for seen in model.seen if "parameters" in seen]
+    assert {len(seen["parameters"]["entities"]) for seen in keyed} == {2}
+    assert {row["plane"] for seen in keyed for row in seen["parameters"]["entities"]} == {"N1", "N2"}
+    assert len(keyed) / len(model.seen) == pytest.approx(0.75, abs=0.15)  # 200 draws: 5 standard errors
 
 
 def test_no_server_ends_with_2_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -144,7 +173,7 @@ def test_no_server_ends_with_2_and_says_so(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_refused_token_is_no_success(serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOQUE_TOKEN", "wrong")
-    assert main(["--url", serve(Model()), "--slo", slo(tmp_path, ""), "--model", "toy"]) == 1
+    assert main(["--url", serve(Model()), "--slo", slo(tmp_path, ""), "--model", "toy"]) == 2
 
 
 def test_the_target_is_what_was_started_here(tmp_path: Path):

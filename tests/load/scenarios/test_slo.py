@@ -1,47 +1,67 @@
 import json
 import math
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 import load.scenarios
+from load.scenarios.histogram import bin_of
 from load.scenarios.payload import keyed_request, problem_of, read_rows, tensor_request
-from load.scenarios.slo import Measured, Objectives, Slo, judge
+from load.scenarios.scenario import Objectives, Slo
+from load.scenarios.slo import broken, judge
+from load.scenarios.windows import Measured, Window
 
 EVERYTHING = Objectives(p50_ms=10, p99_ms=20, error_share=0.1, requests_per_s=5)
 
 
+def measured(bins: dict[int, int], *, failed: int = 0, dropped: int = 0, seconds: float = 20) -> Measured:
+    """bins: requests by whole milliseconds."""
+    answered = sum(bins.values())
+    window = Window(
+        due=answered + failed + dropped, answered=answered, failed=failed, dropped=dropped,
+        bins=Counter({bin_of(ms / 1e3): count for ms, count in bins.items()}),
+    )  # fmt: skip
+    return Measured.total([window], seconds=seconds)
+
+
 def test_what_holds_is_said_and_what_does_not():
-    good = Measured(requests=100, failures=10, seconds=20.0, latencies={10: 99, 25: 1})
+    good = measured({9: 1000}, failed=5, seconds=100)
     assert all(finding.held for finding in judge(good, EVERYTHING))
-    bad = Measured(requests=100, failures=11, seconds=25.0, latencies={12: 50, 25: 50})
+    bad = measured({12: 50, 25: 50}, failed=6, dropped=6, seconds=25)
     assert [f.objective for f in judge(bad, EVERYTHING) if not f.held] == [
         "p50_ms",
         "p99_ms",
         "error_share",
         "requests_per_s",
     ]
+    assert broken(bad, Objectives(error_share=0.1)) is not None
+    assert broken(bad, Objectives(requests_per_s=100)) is None
 
 
 def test_no_traffic_holds_nothing():
-    findings = judge(Measured.of([], name="infer"), EVERYTHING)
-    assert not any(finding.held for finding in findings)
-    assert not judge(Measured.of([], name="infer"), Objectives())[0].held
+    nothing = Measured.total([], seconds=0)
+    assert not any(finding.held for finding in judge(nothing, EVERYTHING))
+    assert not judge(nothing, Objectives())[0].held
+    assert math.isnan(nothing.latency_ms(0.5))
 
 
-def test_percentiles_are_counted_from_the_least():
-    measured = Measured(requests=4, failures=0, seconds=1.0, latencies={40: 1, 10: 2, 30: 1})
-    assert [measured.latency_ms(share) for share in (0.25, 0.5, 0.75, 1.0)] == [10, 10, 30, 40]
-    assert math.isnan(Measured(0, 0, 0.0, {}).latency_ms(0.5))
+def test_a_request_without_an_answer_is_slower_than_any_other():
+    found = measured({10: 97}, failed=1, dropped=2)
+    assert found.latency_ms(0.97) == pytest.approx(10, rel=1 / 64)
+    assert found.latency_ms(0.98) == math.inf
 
 
-def test_the_shipped_objectives_can_be_read_and_a_typo_is_named(tmp_path: Path):
+def test_the_shipped_scenarios_can_be_read_and_a_typo_is_named(tmp_path: Path):
     shipped = Slo.read(Path(load.scenarios.__file__).parent / "slo.toml")
-    assert shipped.objectives.p99_ms is not None
-    (tmp_path / "slo.toml").write_text("[objectives]\np99 = 3\n")
-    with pytest.raises(ValidationError, match=r"objectives\.p99"):
+    assert all(scenario.objectives.p99_ms for scenario in shipped.scenarios.values())
+    assert shipped.pick(None)[0] == "steady"
+    with pytest.raises(ValueError, match="no scenario 'stedy'; there are steady"):
+        shipped.pick("stedy")
+    (tmp_path / "slo.toml").write_text("[scenarios.a.objectives]\np99 = 3\n")
+    with pytest.raises(ValidationError, match=r"scenarios\.a\.objectives\.p99"):
         Slo.read(tmp_path / "slo.toml")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -21,6 +20,11 @@ import torch
 
 from functions.model_formats.program import export_program, save_program
 from functions.runtime.changes.announcer import Announcer
+from load.scenarios.plan import plan_of
+from load.scenarios.processes import start_sending
+from load.scenarios.scenario import Scenario
+from load.scenarios.shape import Steady
+from load.scenarios.target import Target
 from registry import Access, Registry, Signature, TensorSpec, open_store
 from tests.ray_apps.predictor.conftest import RedisServer
 
@@ -141,25 +145,21 @@ def platform(folder: Path, models: list[str], arguments: list[str]) -> Iterator[
 
 
 class Load:
-    """Locust with its schedule, and what it was told in every phase."""
+    """Open loop on eight connections, and what it was told in every phase."""
 
     def __init__(self, place: Platform, model: str) -> None:
-        self._log = place.folder / "requests"
-        self._log.touch()
         self.phases: dict[str, dict[str, int]] = {}
-        environment = os.environ | {
-            "TOQUE_TOKEN": place.token, "TOQUE_MODEL": model, "TOQUE_LOAD_RATE": str(RATE / 8),
-            "TOQUE_LOAD_LOG": str(self._log),
-        }  # fmt: skip
-        program = [sys.executable, "-m", "locust", "-f", "load/scenarios/locustfile.py", "--headless"]
-        program += ["--host", f"http://127.0.0.1:{place.port}", "--users", "8", "--spawn-rate", "8"]
-        with (place.folder / "locust").open("wb") as out:
-            self._process = subprocess.Popen(program, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        self._ending = contextlib.ExitStack()
+        target = Target(f"http://127.0.0.1:{place.port}", place.token, model)
+        scenario = Scenario(
+            shape=Steady(rate=RATE, seconds=86_400), warm_up_s=0, connections=8, patience_s=30, timeout_s=30
+        )
+        plan = plan_of(target.url, model, scenario, metadata_of=target.metadata, log_requests=True)
+        self._sending = self._ending.enter_context(start_sending(plan, place.token))
         until(lambda: len(self.answers()) > RATE)
 
     def answers(self) -> list[dict[str, Any]]:
-        whole = self._log.read_text().rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
+        return self._sending.requests()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -170,14 +170,17 @@ class Load:
         until(lambda: sum(one["due"] > end for one in self.answers()) > RATE)
         end += 1
         due = [one for one in self.answers() if begin <= one["due"] < end]
-        failed = [one["failure"] for one in due if one["failure"]]
-        longest = max((one["ms"] for one in due), default=0.0)
-        self.phases[name] = {"requests": len(due), "failed": len(failed), "longest_ms": round(longest)}
+        failed = [one["problem"] for one in due if one["problem"]]
+        longest_s = max((one["ended"] - one["due"] for one in due), default=0.0)
+        self.phases[name] = {
+            "requests": len(due),
+            "failed": len(failed),
+            "longest_ms": round(longest_s * 1e3),
+        }
         tell(f"{name}: {self.phases[name]} {failed[:3]}")
 
     def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(60)
+        self._ending.close()
 
 
 def replicas(place: Platform) -> list[int]:
@@ -198,7 +201,7 @@ def test_what_changes_and_faults_cost_under_constant_load_on_serve(tmp_path: Pat
         finally:
             load.stop()
     killed = load.phases.pop("a replica killed")
-    assert killed["failed"] <= 8  # one request of each user at most was in it
+    assert killed["failed"] <= 8  # one request of each connection at most was in it
     assert len(load.phases) == 5
     none_failed(load)
 
