@@ -35,6 +35,8 @@ down: ## end all that `make up` or `make demo` started
 test: $(STAMP) ## the whole test suite: what takes a cluster waits much, the rest computes meanwhile
 	@$(MAKE) --no-print-directory -j2 test-on-ray test-without-ray
 
+# An image may forbid bytecode; then each of a thousand processes would compile all of our modules again.
+test-on-ray test-without-ray: export PYTHONDONTWRITEBYTECODE =
 test-on-ray: TESTS = ray
 test-without-ray: TESTS = not ray
 test-on-ray test-without-ray: $(STAMP) # whole lines, so that those of both can be told apart

@@ -155,12 +155,17 @@ def check(words: list[str], page: Page) -> None:
 
 
 def _toque(arguments: list[str], page: Page) -> None:
-    given = parse(_exact(toque_parser()), arguments)
+    given = parse(_exact_parser(), arguments)
     if arguments[:1] in (["run"], ["submit"]) and not given.json.startswith(("@", "-")):
         check_call(given.function, given.json, page)
     policy = next((arguments[at + 1] for at, word in enumerate(arguments) if word == "--set"), None)
     if policy is not None:
         json.loads(policy)
+
+
+@cache
+def _exact_parser() -> argparse.ArgumentParser:
+    return _exact(toque_parser())
 
 
 def _exact(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -408,7 +413,7 @@ def check_span(text: str) -> None:
         raise CommandError(f"{text} does not exist")
     words = text.replace("…", " ").split()
     if words[:1] == ["toque"]:
-        _beginning_of(toque_parser(), words[1:])
+        _beginning_of(_exact_parser(), words[1:])
     elif words[:1] == ["make"] and len(words) > 1:
         _make([word for word in words[1:] if re.match(r"^[a-zA-Z]", word)], Page(ROOT / "README.md"))
 

@@ -1,7 +1,6 @@
 """No request up to the size limits keeps the event loop of gateway or MLflow's protocol from others for 50 ms."""
 
-import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,9 @@ def loop_length(values: Any) -> int:
 
 
 @pytest.fixture(autouse=True)
-def frozen() -> Iterator[None]:
+def frozen() -> None:
     """What was imported is left out of collections, as in a replica."""
     freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

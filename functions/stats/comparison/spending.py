@@ -98,7 +98,7 @@ def _going_on(paths: _Paths | None, step: float, t: float, bound: float, sides: 
     """Advance the paths by one look and keep those within the bound, on Gauss–Legendre nodes."""
     high = bound * math.sqrt(t)
     low = -high if sides == 2 else -_FAR * math.sqrt(t)  # noqa: PLR2004 - both sides
-    nodes, weights = np.polynomial.legendre.leggauss(max(_NODES, math.ceil(12 * (high - low) / step)))
+    nodes, weights = special.roots_legendre(max(_NODES, math.ceil(12 * (high - low) / step)))
     places = low + (nodes + 1) / 2 * (high - low)
     starts, masses = (np.zeros(1), np.ones(1)) if paths is None else paths
     density = (
