@@ -40,12 +40,13 @@ def up(settings: Settings, *, report: Report = lambda _: None) -> RunningPlatfor
     """Start the platform, or return the one that runs; a platform of which parts are dead is started anew.
 
     report: called with each step in a few words. This process stays connected to Ray, as a driver.
-    Raises: PortTaken, StartFailed. On any error, and on Ctrl-C, everything started is ended again.
+    Raises: PortTaken, StartFailed; LocalError if one runs with other settings than are given. On any error, and on Ctrl-C, everything started is ended again.
     """
     _close(settings.home)
     with _locked(settings.home):
         recorded = state_file.find_platform(settings.home)
         if recorded is not None and status(settings.home).healthy:
+            _check_as_started(recorded, settings)
             deploying.connect(recorded)
             report("already up")
             return recorded
@@ -69,6 +70,19 @@ def down(home: Path, *, report: Report = lambda _: None) -> int:
     with _locked(home) if home.exists() else nullcontext():  # its processes may outlive a deleted folder
         _disconnect()
         return _end(home, report=report)
+
+
+def _check_as_started(running: RunningPlatform, wanted: Settings) -> None:
+    kept = running.settings.model_copy(update={"redis_url": running.redis_url})
+    given = (
+        wanted.model_fields_set - {"home", "ports"} - ({"redis_url"} if wanted.redis_url is None else set())
+    )
+    other = [name for name in sorted(given) if getattr(wanted, name) != getattr(kept, name)]
+    if other:
+        raise LocalError(
+            f"{', '.join(other)}: the platform in {wanted.home} runs with other values; end it first "
+            "(`toque down`), or give another folder (`toque --home`)"
+        )
 
 
 def _start(settings: Settings, report: Report) -> RunningPlatform:

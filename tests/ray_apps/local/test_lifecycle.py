@@ -137,6 +137,9 @@ def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
     again = toque(place, "up")
     assert "already up" in again.communicate(timeout=60)[0]
     assert again.returncode == 0
+    other = toque(place, "up", "--project", "json")
+    assert "project: the platform in" in other.communicate(timeout=60)[0]
+    assert other.returncode != 0
     assert status(home).healthy
 
     found = processes.of_platform(home, running.sessions.values())
