@@ -10,6 +10,7 @@ HAPROXY = Path(__file__).resolve().parents[2] / "clusters" / "haproxy.sh"
 def serve_settings() -> dict[str, str]:
     """List the variables that put Serve behind HAProxy with throughput settings, on one machine and on many.
 
+    Serve gives an HAProxy half a minute to start before it starts another: its five seconds end those of a busy machine.
     Ray starts its workers at niceness 15, below all else on the machine; here they serve, so they start at 0, and
     trainers lower theirs.
     """
@@ -22,6 +23,7 @@ def serve_settings() -> dict[str, str]:
         "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "ray_apps.haproxy_supervisor.install",
         "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a manager of HAProxy that died is replaced after three
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
     }
@@ -40,10 +42,9 @@ def cluster_settings(node_loss: str) -> dict[str, str]:
     """List the variables of every node of a cluster: when it counts as lost, and how long it waits for its head.
 
     node_loss: a key of `NODE_LOSS`. A node waits an hour for its head: by default all of them end when it is away for a
-    minute. HAProxy asks each replica every two seconds; Serve gives an HAProxy half a minute to start before it starts
-    another, and its controller decides four times a second: ten times, its default, cost an idle head twice the
-    processor time. A replica that is to end serves for another ten seconds, in which every HAProxy learns of it:
-    Serve's thirty are for balancers outside.
+    minute. HAProxy asks each replica every two seconds; Serve's controller decides four times a second: ten times, its
+    default, cost an idle head twice the processor time. A replica that is to end serves for another ten seconds, in
+    which every HAProxy learns of it: Serve's thirty are for balancers outside.
     """
     return {
         "RAY_health_check_initial_delay_ms": "5000",
@@ -51,7 +52,6 @@ def cluster_settings(node_loss: str) -> dict[str, str]:
         "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
         "RAY_START_HOOK": "ray_apps.local.start_hook.without_client_server",
     }
