@@ -4,8 +4,8 @@
 #   and the admin socket is its owner's alone (mode 600 instead of 666);
 # - a connection to a machine that vanished ends after a second without an acknowledgement from its kernel, instead of
 #   hanging for a quarter of an hour; a busy replica's kernel still acknowledges, so slow answers are waited for;
-# - a replica that is slow to say that it is healthy has five seconds to say so, while one that cannot be connected to
-#   is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500.
+# - a replica that is slow to say that it is healthy has half a minute, as Serve itself gives it, while one that cannot
+#   be connected to is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500.
 set -eu
 config=
 previous=
@@ -23,7 +23,7 @@ flock "$config.lock" sed -i -E \
   -e '/^    server .* check/{/ tcp-ut /!s/$/ tcp-ut 1s/}' \
   -e "s|^    errorfile 503 .*|    errorfile 503 $here/503.http|" \
   -e '/^    timeout check /d; /^    option srvtcpka$/d; /^    srvtcpka-/d' \
-  -e '/^defaults$/a\    timeout check 5s\n    option srvtcpka\n    srvtcpka-idle 1s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 2' \
+  -e '/^defaults$/a\    timeout check 30s\n    option srvtcpka\n    srvtcpka-idle 1s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 2' \
   "$config"
 if ! grep -q '^    use_backend ' "$config"; then
   flock "$config.lock" sed -i \

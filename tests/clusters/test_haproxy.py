@@ -175,7 +175,7 @@ def test_connections_to_replicas_end_when_the_machine_acknowledges_nothing(tmp_p
     once = file.read_text()
     assert re.search(r"^    server replica .* tcp-ut 1s$", once, re.MULTILINE)
     defaults = once[once.index("\ndefaults\n") : once.index("\nfrontend prometheus")]
-    for line in ("option srvtcpka", "srvtcpka-idle 1s", "timeout check 5s", "timeout connect 1s"):
+    for line in ("option srvtcpka", "srvtcpka-idle 1s", "timeout check 30s", "timeout connect 1s"):
         assert defaults.count(f"    {line}\n") == 1
     launch(file)
     assert file.read_text() == once  # as after a reload that changed nothing
