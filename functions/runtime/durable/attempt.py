@@ -84,12 +84,13 @@ def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str) -> AttemptResu
     function, used, known = attempt.function, attempt.context, attempt.record
     followed = FollowedRecord(ledger.journal(known.id), known, attempt.head)
     body = {"kind": "started", "worker": worker, "lease_s": ledger.lease_s, "digest": function.digest}
+    body["node"] = cluster.own_node()
     # The code on disk may differ from the executor's.
     starts_at = earliest_start(known, function.digest, patience_s=attempt.code_patience_s)
     if starts_at > ledger.clock():
         return AttemptResult(known.status, starts_at)
     body = code_changed_entry(known, function.digest) or body
-    claimable = partial(_claimable, known, function.digest)
+    claimable = partial(_claimable, known, function.digest, ledger.clock())
     if followed.append(lambda record: body if claimable(record) else None) and body["kind"] == "started":
         run = Run(ledger, followed, worker)
         with _heartbeats(run):
@@ -98,9 +99,10 @@ def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str) -> AttemptResu
     return AttemptResult(followed.record.status, followed.record.due)
 
 
-def _claimable(known: Record, digest: str, record: Record) -> bool:
+def _claimable(known: Record, digest: str, now: datetime, record: Record) -> bool:
     """Whether the record, which may have grown since the executor read it, may be claimed with this code."""
-    return record.runnable and (record.length == known.length or not bound_to_other_code(record, digest))
+    grown = record.length > known.length
+    return record.runnable and not (grown and (bound_to_other_code(record, digest) or record.due > now))
 
 
 def _run_claimed(function: DeclaredFunction, run: Run, used: Context) -> None:
@@ -143,6 +145,48 @@ def _final_entry(function: DeclaredFunction, run: Run, outcome: Outcome) -> dict
     return {"kind": "failed", "failure": failure, "due": due_after(run.ledger.clock(), wait_s)}
 
 
+def loss_entry(
+    record: Record,
+    function: DeclaredFunction | None,
+    reason: str,
+    *,
+    worker: str | None,
+    now: datetime,
+    waited_s: float,
+) -> dict[str, Any] | None:
+    """Build the entry of an attempt whose worker was lost; None if the record no longer belongs to that worker.
+
+    waited_s: of the run, for room on the cluster. Raises: FunctionError if the function is not declared here.
+    """
+    if record.status not in {"queued", "running"} or record.worker != worker:
+        return None
+    if function is None:
+        raise FunctionError(f"{record.reference} is not declared here; its retries are unknown")
+    retries = function.retries
+    if (
+        function.timeout_s
+        and record.started_at
+        and now - record.started_at >= timedelta(seconds=function.timeout_s + waited_s)
+    ):
+        reason = f"ran past timeout_s={function.timeout_s} and its worker was killed"
+        failure = {"type": "TimedOut", "message": reason}
+        if record.attempts + 1 >= retries.max_attempts:
+            return {"kind": "dead", "failure": failure}
+        return {
+            "kind": "failed",
+            "failure": failure,
+            "due": due_after(now, _backoff(function, record.attempts + 1)),
+        }
+    failure = {"type": "WorkerLost", "message": reason}
+    if record.lost >= retries.max_lost:
+        return {"kind": "dead", "lost": True, "failure": failure}
+    return {"kind": "lost", "failure": failure, "due": due_after(now, _backoff(function, record.lost + 1))}
+
+
+def _backoff(function: DeclaredFunction, attempt: int) -> float:
+    return function.retries.backoff(attempt, draw=random.random())
+
+
 def _retry_while_unavailable(write: Callable[[], None]) -> None:
     deadline = time.monotonic() + STORE_RETRY_S
     wait_s = 0.1
@@ -160,6 +204,10 @@ def _heartbeats(run: Run) -> AbstractContextManager[None]:
     node = cluster.own_node()
 
     def write() -> None:
+        if (
+            run.is_superseded()
+        ):  # a node that was cut off is back: its heartbeats would hide those of the new worker
+            return
         write_heartbeat(
             run.ledger.store, run.id, run.worker, run.ledger.clock(), node=node, waited_s=waited_s()
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -21,27 +20,30 @@ from functions.runtime import catalog
 from functions.runtime.changes.announcer import journals_in
 from functions.runtime.changes.feed import watch_of
 from functions.runtime.context import Context
-from functions.runtime.durable.attempt import Attempt, AttemptResult, run_attempt
+from functions.runtime.durable.attempt import Attempt, AttemptResult, loss_entry, run_attempt
 from functions.runtime.durable.code_versions import RESUME_PATIENCE_S, code_changed_entry, earliest_start
 from functions.runtime.durable.concurrency import ConcurrencySlots
-from functions.runtime.durable.heartbeat import Sign, last_beat, last_sign
-from functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
+from functions.runtime.durable.dispatch import Dispatch
+from functions.runtime.durable.heartbeat import last_beat, last_sign, next_look_s, node_is_lost
+from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.queue import Note, QueueReader
 from functions.runtime.durable.quota_slots import QuotaSlots
 from functions.runtime.durable.record import Record, initial_record
-from functions.runtime.errors import FunctionError, UnknownFunction
+from functions.runtime.errors import UnknownFunction
 from functions.runtime.process import enter_worker
 from functions.runtime.run import cluster
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import Child
 from functions.runtime.run.niceness import lower_priority
+from functions.runtime.run.node_watch import Nodes, NodeWatch, node_watch
 from functions.runtime.run.warm_workers import Worker, WorkerPool
 from registry.errors import Unavailable
 from registry.journal import Entry
 from registry.times import from_text
 
 CHECKPOINT_EVERY_S = 5.0
+LOOK_S = 1.0  # for how long one round may look where its runs are; the next goes on
 RELEASE_S = 2.0  # what a worker needs after its last entry, to release its slots
 POSTPONE_S = 30.0
 _logger = logging.getLogger(__name__)
@@ -52,16 +54,17 @@ class Executor:
     """Executor of the invocations in the store of `context`.
 
     capacity: workers at a time; None lets Ray queue them, and allows two per CPU without Ray;
-    code_patience_s: how long an invocation with steps of other code is left to executors with that code.
+    code_patience_s: how long an invocation with steps of other code is left to executors with that code; nodes: which of the
+    cluster are silent.
     """
 
     context: Context
     ledger: Ledger
     capacity: int | None = None
     code_patience_s: float = RESUME_PATIENCE_S
+    nodes: NodeWatch = field(default_factory=node_watch)
     _open: dict[str, datetime] = field(default_factory=dict)
-    _workers: dict[str, tuple[DeclaredFunction, Worker]] = field(default_factory=dict)
-    _check_at: dict[str, float] = field(default_factory=dict)  # when a worker's heartbeat is looked at
+    _workers: dict[str, Dispatch] = field(default_factory=dict)
     _backlog: dict[str, FollowedRecord] = field(default_factory=dict)  # due, but no worker or slot was free
     _slots: dict[str, ConcurrencySlots | None] = field(default_factory=dict)
     _quota: QuotaSlots = field(init=False)
@@ -80,6 +83,7 @@ class Executor:
                 self._open[note.invocation] = self.ledger.clock()
                 self._guarded(note.invocation, partial(self._process, note.invocation, note))
             self._reap()
+            self.nodes.keep_watching()
             self._check_workers()
             now = self.ledger.clock()
             for each in [
@@ -113,7 +117,7 @@ class Executor:
             assigned = self._workers.get(invocation)
         if assigned is None:
             time.sleep(wait_s)
-        elif assigned[1].wait(wait_s):
+        elif assigned.wait(wait_s):
             with self._lock:
                 self._guarded(invocation, partial(self._process, invocation))
                 self._evict_idle()
@@ -123,7 +127,7 @@ class Executor:
         assigned = self._workers.get(invocation)
         if assigned is None:
             return
-        assigned[1].wait(RELEASE_S)
+        assigned.wait(RELEASE_S)
         with self._lock:
             if invocation in self._workers:
                 self._guarded(invocation, partial(self._process, invocation))
@@ -136,8 +140,8 @@ class Executor:
     def close(self) -> None:
         """Kill the workers of this executor; another executor runs their invocations again."""
         with self._lock:
-            for _, worker in self._workers.values():
-                worker.kill()
+            for each in self._workers.values():
+                each.kill()
             self._workers.clear()
             self._pool.close()
 
@@ -170,31 +174,31 @@ class Executor:
 
     def _reap(self) -> None:
         """Process the workers that have ended."""
-        for each in [each for each, (_, worker) in self._workers.items() if worker.wait(0)]:
+        for each in [each for each, given in self._workers.items() if given.wait(0)]:
             self._guarded(each, partial(self._process, each))
 
     def _check_workers(self) -> None:
-        """Look whether workers are lost with their node, which Ray reports only after half a minute."""
-        now = time.monotonic()
-        for each in [each for each, at in self._check_at.items() if at <= now]:
-            if each in self._workers:
-                self._check_at[each] = now + self.ledger.lease_s / 2
-                self._guarded(each, partial(self._check_worker, each))
-            else:
-                del self._check_at[each]
+        """Look after the runs that silent nodes may keep, which Ray reports only after half a minute or more."""
+        silent, begun = self.nodes.silent(), time.monotonic()
+        for each in [each for each, given in self._workers.items() if given.needs_look(silent)]:
+            self._guarded(each, partial(self._check_worker, each, silent))
+            if time.monotonic() - begun > LOOK_S:
+                return
 
-    def _check_worker(self, invocation: str) -> None:
-        lease_s = self.ledger.lease_s
-        beat = last_beat(self.ledger.store, invocation)
-        if beat is None or not _node_is_lost(beat, lease_s):
-            if beat is not None and beat.age_s < lease_s / 2:  # look again when the next heartbeat is overdue
-                self._check_at[invocation] -= beat.age_s - 0.1
-            return
-        followed = self.ledger.follow(invocation)
-        if followed.record.status == "running" and followed.record.worker == beat.worker:
-            function, worker = self._workers.pop(invocation)
-            worker.kill()
-            self._record_loss(followed, function, f"the node of worker {beat.worker} is lost")
+    def _check_worker(self, invocation: str, silent: Nodes) -> None:
+        """Start an unclaimed invocation elsewhere too; of a claimed one, record that its worker is lost with its node."""
+        given, followed = self._workers[invocation], self.ledger.follow(invocation)
+        record = followed.record
+        if record.runnable:
+            attempt = self._attempt(given.function, followed)
+            given.workers[frozenset(silent.values())] = self._start_worker(attempt, silent)
+        elif record.status == "running":
+            sign = last_sign(self.ledger.store, record)
+            given.node = sign.node if sign else None
+            if sign is not None and node_is_lost(sign.age_s, self.nodes.seconds(sign.node), record.lease_s):
+                del self._workers[invocation]
+                given.kill()
+                self._record_loss(followed, given.function, f"worker {record.worker} is lost with its node")
 
     def _postpone(self, invocation: str, error: Exception) -> None:
         _logger.warning("invocation %s is postponed by %s s: %s", invocation, POSTPONE_S, error)
@@ -207,18 +211,21 @@ class Executor:
             self._dispatch(self._followed(invocation, note))
 
     def _process_worker(self, invocation: str) -> None:
-        function, worker = self._workers[invocation]
-        if not worker.wait(0):
+        given = self._workers[invocation]
+        if not given.wait(0):
             if self.ledger.read(invocation).ended:
-                worker.kill()
+                given.kill()
+            return
+        outcome, decided = given.take()
+        if not decided:
             return
         del self._workers[invocation]
-        outcome = worker.outcome()
+        given.kill()
         if isinstance(outcome.value, AttemptResult):
             self._settle(invocation, outcome.value.status, outcome.value.due)
             return
         followed = self.ledger.follow(invocation)
-        self._record_loss(followed, function, str(outcome.error))
+        self._record_loss(followed, given.function, str(outcome.error))
 
     def _followed(self, invocation: str, note: Note | None) -> FollowedRecord:
         waiting = self._backlog.pop(invocation, None)
@@ -293,7 +300,7 @@ class Executor:
         slots = self._slots_of(function)
         if slots is None:
             return True
-        same = sum(each.reference == function.reference for each, _ in self._workers.values())
+        same = sum(each.function.reference == function.reference for each in self._workers.values())
         return same < slots.limit and slots.available()
 
     def _slots_of(self, function: DeclaredFunction) -> ConcurrencySlots | None:
@@ -312,33 +319,40 @@ class Executor:
             followed.append(partial(_entry_if_unchanged, refused, record.length))
             self._settle(record.id, followed.record.status, followed.record.due)
             return
-        attempt = Attempt(
-            function, record, followed.head, self.context, self.ledger.lease_s, self.code_patience_s
-        )
-        self._workers[record.id] = (function, self._start_worker(attempt))
-        self._check_at[record.id] = time.monotonic() + self.ledger.lease_s / 2
+        silent = self.nodes.silent()
+        worker = self._start_worker(self._attempt(function, followed), silent)
+        self._workers[record.id] = Dispatch(function, {frozenset(silent.values()): worker})
         self._open[record.id] = now
 
-    def _start_worker(self, attempt: Attempt) -> Worker:
-        function = attempt.function
-        idle = self._pool.acquire(function)
+    def _attempt(self, function: DeclaredFunction, followed: FollowedRecord) -> Attempt:
+        known = (followed.record, followed.head, self.context, self.ledger.lease_s, self.code_patience_s)
+        return Attempt(function, *known)
+
+    def _start_worker(self, attempt: Attempt, silent: Nodes) -> Worker:
+        """Start a worker away from silent nodes."""
+        function, avoided = attempt.function, silent.values()
+        idle = self._pool.acquire(function, silent=silent)
         if idle is None and function.demand and cluster.running():
-            idle = self._pool.start_worker(function)
+            idle = self._pool.start_worker(function, avoided=avoided)
         if idle is not None:
             return idle.run(partial(_run_attempt, attempt))
         if cluster.running():
-            return cluster.ClusterRun(function.name, _task(function).remote(attempt))
+            task = _task(function)
+            if silent:
+                task = task.options(label_selector=cluster.selector_of(function, avoided))
+            return cluster.ClusterRun(function.name, task.remote(attempt))
         child = Child(function.name, retries=function.retries, module=function.body.__module__)
         return child.run(partial(_run_attempt, attempt))
 
     def _check_lease(self, followed: FollowedRecord, now: datetime) -> None:
         record = followed.record
         sign = last_sign(self.ledger.store, record)
-        if sign is not None and sign.age_s < record.lease_s and not _node_is_lost(sign, record.lease_s):
-            missed_s, left_s = record.lease_s / 2 - sign.age_s, record.lease_s - sign.age_s
-            look_s = min(left_s, max(missed_s, record.lease_s / 8))
-            self._open[record.id] = now + timedelta(seconds=look_s)
-            return
+        if sign is not None and sign.age_s < record.lease_s:
+            silence_s = self.nodes.seconds(sign.node)
+            if not node_is_lost(sign.age_s, silence_s, record.lease_s):
+                look_s = next_look_s(sign.age_s, silence_s, record.lease_s)
+                self._open[record.id] = now + timedelta(seconds=look_s)
+                return
         self._record_loss(followed, catalog.find(record.reference), f"worker {record.worker} has been silent")
 
     def _record_loss(self, followed: FollowedRecord, function: DeclaredFunction | None, reason: str) -> None:
@@ -347,7 +361,7 @@ class Executor:
         beat = last_beat(self.ledger.store, followed.record.id)
         waited_s = beat.waited_s if beat and beat.worker == worker else 0.0  # for room, which is no run time
         followed.append(
-            lambda record: _loss_entry(
+            lambda record: loss_entry(
                 record, function, reason, worker=worker, now=self.ledger.clock(), waited_s=waited_s
             )
         )
@@ -358,52 +372,9 @@ class Executor:
         self._settle(followed.record.id, followed.record.status, followed.record.due)
 
 
-def _node_is_lost(sign: Sign, lease_s: float) -> bool:
-    """Whether a worker has missed a heartbeat, and its node does not answer either."""
-    return sign.age_s > lease_s / 2 and sign.node is not None and not cluster.answers(sign.node)
-
-
 def _entry_if_unchanged(body: dict[str, Any], length: int, record: Record) -> dict[str, Any] | None:
     """Return an entry for a record that has not changed since it was read; else None."""
     return body if record.runnable and record.length == length else None
-
-
-def _loss_entry(
-    record: Record,
-    function: DeclaredFunction | None,
-    reason: str,
-    *,
-    worker: str | None,
-    now: datetime,
-    waited_s: float,
-) -> dict[str, Any] | None:
-    if record.status not in {"queued", "running"} or record.worker != worker:
-        return None
-    if function is None:
-        raise FunctionError(f"{record.reference} is not declared here; its retries are unknown")
-    retries = function.retries
-    if (
-        function.timeout_s
-        and record.started_at
-        and now - record.started_at >= timedelta(seconds=function.timeout_s + waited_s)
-    ):
-        reason = f"ran past timeout_s={function.timeout_s} and its worker was killed"
-        failure = {"type": "TimedOut", "message": reason}
-        if record.attempts + 1 >= retries.max_attempts:
-            return {"kind": "dead", "failure": failure}
-        return {
-            "kind": "failed",
-            "failure": failure,
-            "due": due_after(now, _backoff(function, record.attempts + 1)),
-        }
-    failure = {"type": "WorkerLost", "message": reason}
-    if record.lost >= retries.max_lost:
-        return {"kind": "dead", "lost": True, "failure": failure}
-    return {"kind": "lost", "failure": failure, "due": due_after(now, _backoff(function, record.lost + 1))}
-
-
-def _backoff(function: DeclaredFunction, attempt: int) -> float:
-    return function.retries.backoff(attempt, draw=random.random())
 
 
 @cache

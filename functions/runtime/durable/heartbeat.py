@@ -14,6 +14,8 @@ from registry.errors import RegistryError
 from registry.journal import Journal
 from registry.store import ObjectStore
 
+OVERDUE = 0.4  # of the lease, of which a heartbeat comes every third
+
 
 def lease_key(invocation: str) -> str:
     """Return the key of the heartbeat of an invocation's worker."""
@@ -85,13 +87,36 @@ def last_beat(store: ObjectStore, invocation: str) -> Sign | None:
 def last_sign(store: ObjectStore, record: Record) -> Sign | None:
     """Find the last sign of life of a running invocation's worker: its heartbeat, or its claim before the first.
 
-    Timed by the store alone, as clocks of machines differ. None if the invocation was deleted.
+    Timed by the store alone, as clocks of machines differ. A younger heartbeat of another worker, which lost the claim and
+    does not know it yet, has overwritten this one's, and counts for it. None if the invocation was deleted.
     """
     beat = last_beat(store, record.id)
     if beat is not None and beat.worker == record.worker:
         return beat
     claim = store.find_aged(Journal(store, f"invocations/{record.id}", actor="reader").key(record.claim))
-    return None if claim is None else Sign(claim.age_s)
+    if claim is None:
+        return None
+    age_s = claim.age_s if beat is None else min(claim.age_s, beat.age_s)
+    return Sign(age_s, record.node, record.worker)
+
+
+def node_is_lost(age_s: float, silence_s: float, lease_s: float) -> bool:
+    """Whether a worker is lost with its node: both are silent, and one of them for longer than a node may stall.
+
+    A node may stall for a third of the lease, 5 s of 15: until then either its checks or its heartbeats, which come every
+    third, show that it has not stalled for longer. A busy worker on a node that answers, or a busy node whose worker writes,
+    keeps its run.
+    age_s: of the worker's last sign of life; silence_s: of its node, 0 unless it missed several checks.
+    """
+    if silence_s <= 0 or age_s <= OVERDUE * lease_s:
+        return False
+    return max(silence_s, age_s - lease_s / 3) >= lease_s / 3
+
+
+def next_look_s(age_s: float, silence_s: float, lease_s: float) -> float:
+    """Compute when to look again for a sign of life that is `age_s` old: when the next one is overdue, or the lease ends."""
+    again_s = lease_s / 30 if silence_s else lease_s / 8
+    return min(lease_s - age_s, max(OVERDUE * lease_s - age_s, again_s))
 
 
 def lease_left_s(store: ObjectStore, record: Record) -> float:

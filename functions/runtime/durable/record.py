@@ -43,7 +43,8 @@ class Record(BaseModel, frozen=True):
 
     arguments, result: in the form of `values`; chain: the functions whose events led here, oldest first;
     due: when it may run (again); attempts, lost: runs that ended by themselves, and with their worker;
-    started_digest: the code that started it, since the last redrive; claim: number of its worker's first entry.
+    started_digest: the code that started it, since the last redrive; claim: number of its worker's first entry; node: address
+    of the worker's Ray node, if it has one.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Record(BaseModel, frozen=True):
     lost: int = 0
     worker: str | None = None
     claim: int = 0
+    node: str | None = None
     lease_s: float = 0.0
     started_at: datetime | None = None
     first_started_at: datetime | None = None
@@ -117,6 +119,7 @@ def _started(record: Record, entry: Entry) -> dict[str, Any]:
         "waits_until": None,
         "worker": entry.body["worker"],
         "claim": entry.number,
+        "node": entry.body.get("node"),  # older releases wrote none
         "lease_s": entry.body["lease_s"],
         "started_at": entry.at,
         "first_started_at": record.first_started_at or entry.at,

@@ -81,6 +81,12 @@ class Run:
         """Whether the record still belongs to this worker."""
         return self.followed.record.status == "running" and self.followed.record.worker == self.worker
 
+    def is_superseded(self) -> bool:
+        """Read whether the record has passed to another worker, or ended, meanwhile: one read. Raises: Unavailable."""
+        with self._lock:
+            self.followed.refresh()
+            return not self.is_current
+
     @property
     def position(self) -> int:
         """Number of steps that the body has reached so far."""

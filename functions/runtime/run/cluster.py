@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pickle import PicklingError
 from typing import Any, Protocol
@@ -21,8 +20,8 @@ from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import State
 
 NODE_GROUP, SERVING_GROUP = "ray.io/node-group", "serve"  # Ray's own label: the name of a node's type
+NODE_ID = "ray.io/node-id"  # the same
 AWAY_FROM_SERVING = {NODE_GROUP: f"!{SERVING_GROUP}"}
-ANSWER_S = 2.0
 SEND_S = 0.1  # longer than Ray takes to send a task to a worker
 
 
@@ -82,10 +81,10 @@ class ClusterRun:
 class ActorWorker:
     """Ray actor that has a function's imports done, holds its resources, and runs one job after another."""
 
-    def __init__(self, name: str, function: PlacedFunction) -> None:
+    def __init__(self, name: str, function: PlacedFunction, *, avoided: Collection[str] = ()) -> None:
         self._name = name
         actor_class = type(name, (_WorkerActor,), {})  # Ray shows it under this name
-        remote_class: Any = ray.remote(**_placement(function))(actor_class)
+        remote_class: Any = ray.remote(**_placement(function, avoided))(actor_class)
         self._actor = remote_class.remote(function)
         self._ready_run = ClusterRun(name, self._actor.ready.remote())
         self._last_run: ClusterRun | None = None
@@ -99,6 +98,10 @@ class ActorWorker:
         if error is None or not error.lost:
             return "ready"
         return "gone" if self._last_run else "failed"
+
+    def node(self) -> str | None:
+        """Return the address of its node's raylet, once it is ready."""
+        return self._ready_run.outcome().value if self.state() == "ready" else None
 
     def run(self, job: Callable[[], Outcome]) -> ClusterRun:
         """Start a job in the actor; see `IdleWorker.run`."""
@@ -128,7 +131,7 @@ class _WorkerActor:
         self._function = function
 
     def ready(self) -> Outcome:
-        return Outcome()
+        return Outcome(own_node())
 
     def run(self, job: Callable[[], Outcome]) -> Outcome:
         return job()
@@ -143,16 +146,6 @@ def own_node() -> str | None:
     """Address of the raylet of this process's node; None outside of a cluster."""
     node = getattr(ray._private.worker, "_global_node", None) if running() else None  # noqa: SLF001  # no public name
     return None if node is None else f"{node.node_ip_address}:{node.node_manager_port}"
-
-
-def answers(node: str) -> bool:
-    """Whether the raylet of a node accepts a connection; asks neither Ray's head nor its view of the nodes."""
-    host, _, port = node.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def wait_until_sent() -> None:
@@ -196,12 +189,19 @@ def task_options(function: PlacedFunction) -> dict[str, Any]:
     return _placement(function) | {"max_retries": max_lost}
 
 
-def _placement(function: PlacedFunction) -> dict[str, Any]:
-    """Build the resource options of a run; functions with a demand stay away from nodes that serve."""
+def selector_of(function: PlacedFunction, avoided: Collection[str]) -> dict[str, str]:
+    """Build the labels of nodes that may take a run: none of those `avoided`, by id, nor any that serves, if it has a demand."""
+    away = {NODE_ID: f"!in({','.join(sorted(avoided))})"} if avoided else {}
+    return away | (AWAY_FROM_SERVING if function.demand else {})
+
+
+def _placement(function: PlacedFunction, avoided: Collection[str] = ()) -> dict[str, Any]:
+    """Build the options of a run that decide where it is placed."""
     resources = function.resources
     options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
     memory = {"memory": resources.memory_bytes} if resources.memory_bytes else {}
-    return options | memory | ({"label_selector": AWAY_FROM_SERVING} if function.demand else {})
+    selector = selector_of(function, avoided)
+    return options | memory | ({"label_selector": selector} if selector else {})
 
 
 def task(name: str, run: Callable[..., Any], options: Mapping[str, Any]) -> Any:

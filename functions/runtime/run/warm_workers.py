@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,6 +48,10 @@ class IdleWorker(Protocol):
         """Return the state of the process."""
         ...
 
+    def node(self) -> str | None:
+        """Return the address of its Ray node, if it is on one and ready."""
+        ...
+
     def run(self, job: Job) -> Worker:
         """Start a job in the process."""
         ...
@@ -71,16 +75,23 @@ class WorkerPool:
             if function.warm:
                 self._refill(function)
 
-    def acquire(self, function: DeclaredFunction) -> IdleWorker | None:
-        """Take a ready worker of the function, to be given a job at once; None if there is no such worker."""
-        found = next((each for each in self._idle_of(function) if each.state() == "ready"), None)
+    def acquire(self, function: DeclaredFunction, *, silent: Container[str] = ()) -> IdleWorker | None:
+        """Take a ready worker of the function, to be given a job at once; None if there is no such worker.
+
+        silent: addresses of the nodes on which no worker counts as ready.
+        """
+        ready = (each for each in self._idle_of(function) if each.state() == "ready")
+        found = next((each for each in ready if each.node() not in silent), None)
         if found is not None:
             self._ready_since.pop(found, None)
         return found
 
-    def start_worker(self, function: DeclaredFunction) -> IdleWorker:
-        """Start one more worker of the function, to be given a job at once. Raises: FunctionError."""
-        started = _start(function)
+    def start_worker(self, function: DeclaredFunction, *, avoided: Collection[str] = ()) -> IdleWorker:
+        """Start one more worker of the function, to be given a job at once. Raises: FunctionError.
+
+        avoided: ids of the nodes on which it is not started.
+        """
+        started = _start(function, avoided)
         self._idle_of(function).append(started)
         return started
 
@@ -149,6 +160,9 @@ class _WarmChild:
     def state(self) -> State:
         return "gone" if self._spent else self._child.state()
 
+    def node(self) -> str | None:
+        return None
+
     def run(self, job: Job) -> Worker:
         self._spent = True
         return self._child.run(job)
@@ -162,7 +176,7 @@ def _key(function: DeclaredFunction) -> str:
     return f"{where} {function.reference} {function.digest}"
 
 
-def _start(function: DeclaredFunction) -> IdleWorker:
+def _start(function: DeclaredFunction, avoided: Collection[str] = ()) -> IdleWorker:
     if cluster.running():
-        return cluster.ActorWorker(function.name, function)
+        return cluster.ActorWorker(function.name, function, avoided=avoided)
     return _WarmChild(function)
