@@ -54,6 +54,6 @@ class Dispatch:
         return True
 
     def kill(self) -> None:
-        """Kill all its workers."""
+        """Kill every worker that has not ended."""
         for each in self.workers.values():
             each.kill()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, Field
 
 from functions.runtime.receipt import NO_USAGE, Receipt, Usage
 from functions.runtime.reference import current_reference
@@ -44,7 +44,7 @@ class Record(BaseModel, frozen=True):
     arguments, result: in the form of `values`; chain: the functions whose events led here, oldest first;
     due: when it may run (again); attempts, lost: runs that ended by themselves, and with their worker;
     started_digest: the code that started it, since the last redrive; claim: number of its worker's first entry; node: address
-    of the worker's Ray node, if it has one.
+    of the worker's Ray node, for executors alone.
     """
 
     id: str
@@ -63,7 +63,7 @@ class Record(BaseModel, frozen=True):
     lost: int = 0
     worker: str | None = None
     claim: int = 0
-    node: str | None = None
+    node: str | None = Field(default=None, exclude=True)
     lease_s: float = 0.0
     started_at: datetime | None = None
     first_started_at: datetime | None = None

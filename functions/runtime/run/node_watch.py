@@ -127,7 +127,7 @@ class NodeWatch:
 
 @cache
 def node_watch() -> NodeWatch:
-    """Return this process's watch."""
+    """Return the watch that this process's executors share."""
     return NodeWatch()
 
 

@@ -100,20 +100,34 @@ def test_a_worker_that_cannot_start_is_not_retried_at_once(
 class Idle:
     """Idle worker without a process."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: str | None = None) -> None:
         self.killed = False
+        self._node = node
 
     def state(self) -> str:
         return "gone" if self.killed else "ready"
+
+    def node(self) -> str | None:
+        return self._node
 
     def kill(self) -> None:
         self.killed = True
 
 
+def test_a_ready_worker_on_a_silent_node_is_given_nothing(
+    functions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_workers, "_start", lambda *_: Idle("10.0.0.2:1"))
+    pool = warm_workers.WorkerPool()
+    started = pool.start_worker(functions.cold)
+    assert pool.acquire(functions.cold, silent={"10.0.0.2:1"}) is None
+    assert pool.acquire(functions.cold, silent={"10.0.0.3:1"}) is started
+
+
 def test_an_extra_worker_is_kept_for_a_while_if_a_run_waits(
     functions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warm_workers, "_start", lambda _: Idle())
+    monkeypatch.setattr(warm_workers, "_start", lambda *_: Idle())
     pool, cold = warm_workers.WorkerPool(), functions.cold
     first = pool.start_worker(cold)
     for _ in range(3):
@@ -131,7 +145,7 @@ def test_an_extra_worker_is_kept_for_a_while_if_a_run_waits(
 
 
 def test_warm_workers_are_not_evicted(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm_workers, "_start", lambda _: Idle())
+    monkeypatch.setattr(warm_workers, "_start", lambda *_: Idle())
     pool = warm_workers.WorkerPool()
     pool.replenish([functions.warm_two])
     pool.start_worker(functions.warm_two)
@@ -141,7 +155,7 @@ def test_warm_workers_are_not_evicted(functions: Any, monkeypatch: pytest.Monkey
 
 
 def test_a_dead_worker_is_removed(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm_workers, "_start", lambda _: Idle())
+    monkeypatch.setattr(warm_workers, "_start", lambda *_: Idle())
     pool = warm_workers.WorkerPool()
     pool.start_worker(functions.cold).kill()
     pool.evict_idle([functions.cold], waiting={functions.cold.reference})
