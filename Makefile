@@ -1,6 +1,6 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-on-ray test-without-ray test-fast test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load clean lock sbom audit-dependencies
+.PHONY: help setup demo up down test test-on-ray test-without-ray test-fast test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
 PYTHON ?= python3
 PROJECT ?= examples.flights
 BIN := .venv/bin
@@ -9,7 +9,7 @@ TOOLS := .venv/tools
 LAB := .venv/lab
 LOCKS := requirements.lock requirements-torch.lock requirements-triton.lock
 AUDIT ?= # `make audit-dependencies AUDIT=--offline-passes` passes where the service cannot be reached
-BENCHMARKS := counter features features_big functions kernels registry sweeps training workers monitoring.bounds \
+BENCHMARKS := capacity counter features features_big functions kernels registry sweeps training workers monitoring.bounds \
   serving.throughput serving.dedicated serving.prediction_log serving.policy serving.pool statistics.bounds statistics.peeking
 
 help: ## print the targets
@@ -85,6 +85,10 @@ bench-stats: $(STAMP) ## simulations of the statistics, each against its bound; 
 
 load: $(STAMP) ## the first scenario of load/scenarios/slo.toml on what runs; exit code 1 when an objective is missed
 	@$(BIN)/python -m load.scenarios.run
+
+SOAK_MINUTES ?= 60
+soak: $(STAMP) ## an hour (SOAK_MINUTES) of load, promotions, retrains, kills and a full disk; exit code 1 if anything grew or failed
+	@$(BIN)/python -m load.soak --minutes $(SOAK_MINUTES)
 
 $(TOOLS)/.installed: security/tools.lock # apart from .venv: what they look at is not theirs
 	$(PYTHON) -m venv $(TOOLS)

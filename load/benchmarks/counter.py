@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,14 @@ def tell(name: str, window: Window) -> None:
 
 
 @contextlib.contextmanager
-def started(home: Path, store_url: str) -> Iterator[Platform]:
+def started(
+    home: Path,
+    store_url: str,
+    *,
+    project: str = "load.benchmarks.counter_project",
+    cpus: int = CPUS,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Platform]:
     """Start a platform on this store, and end it afterwards. Raises: NotPossible if it does not start."""
     toque = [sys.executable, "-m", "ray_apps.cli", "--home", str(home)]
     start = [
@@ -240,16 +247,17 @@ def started(home: Path, store_url: str) -> Iterator[Platform]:
         "--store",
         store_url,
         "--project",
-        "load.benchmarks.counter_project",
+        project,
         "--port",
         str(free_port()),
     ]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOQUE_", "RAY_"))}
+    kept |= environment or {}
     running: dict[str, Any] = {}
     # A session of their own: Ctrl-C reaches us alone, and we end the platform.
     how: dict[str, Any] = {"env": kept, "capture_output": True, "text": True, "start_new_session": True}
     try:
-        begun = subprocess.run([*toque, *start, "--cpus", str(CPUS)], timeout=START_S, check=False, **how)
+        begun = subprocess.run([*toque, *start, "--cpus", str(cpus)], timeout=START_S, check=False, **how)
         if begun.returncode != 0:
             raise NotPossible(f"the platform does not start:\n{begun.stdout}{begun.stderr}")
         running = json.loads((home / "up.json").read_text())

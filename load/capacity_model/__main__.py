@@ -94,10 +94,9 @@ def show(demand: Demand, cluster: Cluster, costs: Costs) -> None:
         f"S3 requests ${s3_price_a_month(demand, cluster, costs):,.0f} a month"
     )
     for part in parts(demand, cluster, costs):
-        mark = "breaks" if part.utilisation > 1 else "waits" if part.utilisation > 0.7 else ""
         print(
-            f"  {part.name:<20}{part.utilisation:>9.2f}  {mark:<7}{part.load:>12,.1f} of {part.capacity:,.0f} {part.unit}"
-            f"{'; ' + part.remedy if mark else ''}"
+            f"  {part.name:<20}{part.utilisation:>9.2f}  {part.verdict:<7}{part.load:>12,.1f} of {part.capacity:,.0f} {part.unit}"
+            f"{'; ' + part.remedy if part.verdict else ''}"
         )
 
 

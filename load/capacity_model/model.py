@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 
 _SECONDS_A_MONTH = 30 * 86_400
+_WAITS = 0.7  # from this utilisation on a queue is felt
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class Demand:
 class Cluster:
     """Cluster that answers the demand. cores: of a node; replicas: of a model at least, and at most what its traffic needs; redis_shards: 1 for a
     server or Sentinels; drainers: processes that drain, each other workspaces' logs; drain_every_s: of a schedule; poll_s: how
-    often a replica reads its traffic policy in the store, 0: Redis wakes it.
+    often a replica reads its traffic policy in the store, 0: Redis wakes it. door_threads: of a node's HAProxy; network_bytes_s: of a
+    node, one way.
     """
 
     nodes: int
@@ -40,13 +42,15 @@ class Cluster:
     drain_every_s: float = 10.0
     poll_s: float = 0.25
     ship_every_s: float = 0.25
+    door_threads: int = 1
+    network_bytes_s: float = 1.25e9
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Costs of single steps, measured on one core or taken from a source that docs/scale.md names.
 
-    replica_cpu_s, door_cpu_s: of a prediction, in its replica and in HAProxy; record_bytes: of a logged prediction in Redis;
+    replica_cpu_s, door_cpu_s: of a prediction, in its replica and in HAProxy; message_bytes: of a request and its answer; record_bytes: of a logged prediction in Redis;
     redis_command_s: of a small command; redis_byte_s: of a byte through a server; row_s, commit_s: of a row and of a commit (of a
     model) in a drain, its waiting for the store left out; commit_puts, commit_gets: requests of a commit to S3, one after
     another, each of store_latency_s; store_put_s, store_get_s: requests a second that one
@@ -55,6 +59,7 @@ class Costs:
 
     replica_cpu_s: float = 1 / 8_000
     door_cpu_s: float = 1 / 25_000
+    message_bytes: float = 1_200.0
     record_bytes: float = 300.0
     redis_command_s: float = 12e-6
     redis_byte_s: float = 0.4e-9
@@ -92,6 +97,11 @@ class Part:
         """Load over capacity; above 1 the part cannot keep up."""
         return self.load / self.capacity
 
+    @property
+    def verdict(self) -> str:
+        """Whether the part `breaks`, or requests wait for it (`waits`); empty where it has room."""
+        return "breaks" if self.utilisation > 1 else "waits" if self.utilisation > _WAITS else ""
+
 
 def replicas_of(demand: Demand, cluster: Cluster, costs: Costs) -> int:
     """Number of replicas of all models: those each has at least, or a core for each that the traffic keeps busy."""
@@ -118,6 +128,20 @@ def parts(demand: Demand, cluster: Cluster, costs: Costs) -> list[Part]:
     answering = demand.predictions_s * (costs.replica_cpu_s + costs.door_cpu_s)
     found = [
         Part("replicas and doors", answering, cluster.nodes * cluster.cores, "cores", "more nodes"),
+        Part(
+            "HAProxy",
+            demand.predictions_s * costs.door_cpu_s,
+            cluster.nodes * cluster.door_threads,
+            "busy threads",
+            "more nodes that serve, or more threads (RAY_SERVE_HAPROXY_NBTHREAD)",
+        ),
+        Part(  # from the caller to a door, and from there to a replica on another node
+            "network",
+            2 * demand.predictions_s * costs.message_bytes,
+            cluster.nodes * cluster.network_bytes_s,
+            "bytes/s",
+            "more nodes; binary tensors",
+        ),
         Part(
             "replicas' processes",
             replicas,

@@ -16,6 +16,7 @@ from ray_apps.cli.command import Given, Parser
 from ray_apps.cli.commands import (
     access,
     calls,
+    capacity,
     cluster,
     features,
     history,
@@ -42,7 +43,7 @@ GROUPS = {
     "a cluster": (cluster,),
     "models": (models, traffic, rollouts, predict),
     "monitoring": (monitoring,),
-    "load and capacity": (load,),
+    "load and capacity": (load, capacity),
     "training": (runs, features),
     "functions": (calls, ledger),
     "access": (access, privacy),

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli import transfer as files
 from ray_apps.cli.arguments import arg, flag
 from ray_apps.cli.command import Commands, Given, add, group
 from ray_apps.cli.commands.runs import run_of
 from ray_apps.cli.errors import Failed, UsageError
-from ray_apps.cli.names import MLFLOW, experiments
 from ray_apps.cli.output import chosen, columns, note, say, table, value
 
 if TYPE_CHECKING:
@@ -162,40 +158,24 @@ def target_of(given: Given, model: str | None) -> Target:
 
 def keep(given: Given, name: str, run: LoadRun, *, held: bool) -> str:
     """Keep a run of load in the experiment `load`; returns its ID."""
-    facts = {"scenario": run.scenario_name, "model": run.model, "shape": run.scenario.shape.kind,
-             "processes": run.scenario.processes, "client": run.scenario.client}  # fmt: skip
-    tags = {"toque.load": "run", "toque.load.held": str(held).lower()}
-    return record(given, name, facts, run.metrics(), tags, {_FILE: run.model_dump_json()})
+    from load.scenarios.keeping import record
 
-
-def record(
-    given: Given,
-    name: str,
-    params: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    tags: Mapping[str, str],
-    contents: Mapping[str, str],
-) -> str:
-    """Record a run with files in the experiment `load`; returns its ID. contents: texts by the name of the file."""
-    now_ms = int(time.time() * 1000)
-    begun = {"experiment_id": _experiment(given), "run_name": name, "start_time": now_ms}
-    client = given.client
-    run_id: str = client.send("POST", f"{MLFLOW}/runs/create", body=begun).json()["run"]["info"]["run_id"]
-    batch = {
-        "run_id": run_id,
-        "params": [{"key": key, "value": str(each)} for key, each in params.items()],
-        "tags": [{"key": key, "value": each} for key, each in tags.items()],
-        "metrics": [
-            {"key": key, "value": each, "timestamp": now_ms, "step": 0} for key, each in metrics.items()
-        ],
+    facts = {
+        "scenario": run.scenario_name,
+        "model": run.model,
+        "shape": run.scenario.shape.kind,
+        "processes": run.scenario.processes,
+        "client": run.scenario.client,
     }
-    client.send("POST", f"{MLFLOW}/runs/log-batch", body=batch)
-    with TemporaryDirectory() as folder:
-        for file, text in contents.items():
-            (Path(folder) / file).write_text(text)
-        files.send(client, files.outgoing(files.local(folder), f"runs/{run_id}"), label=f"run {run_id}")
-    client.send("POST", f"{MLFLOW}/runs/update", body={"run_id": run_id, "status": "FINISHED"})
-    return run_id
+    return record(
+        given.client,
+        EXPERIMENT,
+        name,
+        params=facts,
+        metrics=run.metrics(),
+        tags={"toque.load": "run", "toque.load.held": str(held).lower()},
+        files={_FILE: run.model_dump_json()},
+    )
 
 
 @contextmanager
@@ -211,33 +191,28 @@ def telling() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def _experiment(given: Given) -> str:
-    """ID of the experiment `load`, made where it is not there yet."""
-    for each in experiments(given.client):
-        if each["name"] == EXPERIMENT:
-            return str(each["experiment_id"])
-    made = given.client.send("POST", f"{MLFLOW}/experiments/create", body={"name": EXPERIMENT})
-    return str(made.json()["experiment_id"])
-
-
 def _read(given: Given, named: str) -> LoadRun:
     """Read a run of load from a file, or from the platform by its ID. Raises: UsageError."""
+    from load.scenarios.keeping import read_file
     from load.scenarios.result import LoadRun
 
     if Path(named).is_file():
         return LoadRun.model_validate_json(Path(named).read_text())
     run_of(given.client, named)
-    with TemporaryDirectory() as folder:
-        here = Path(folder) / _FILE
-        files.fetch(given.client, [files.Transfer(f"runs/{named}/{_FILE}", here, 0)], label=f"run {named}")
-        return LoadRun.model_validate_json(here.read_text())
+    return LoadRun.model_validate_json(read_file(given.client, named, _FILE))
 
 
 def _keep_knee(given: Given, figures: Mapping[str, float], steps: list[dict[str, Any]]) -> str:
-    params = {"model": given.model, "rows": given.rows, "p99_ms": given.p99_ms}
-    known = {key: each for key, each in figures.items() if each < float("inf")}
+    from load.scenarios.keeping import record
+
     return record(
-        given, f"knee {given.model}", params, known, {"toque.load": "knee"}, {"knee.json": json.dumps(steps)}
+        given.client,
+        EXPERIMENT,
+        f"knee {given.model}",
+        params={"model": given.model, "rows": given.rows, "p99_ms": given.p99_ms},
+        metrics={key: each for key, each in figures.items() if each < float("inf")},
+        tags={"toque.load": "knee"},
+        files={"knee.json": json.dumps(steps)},
     )
 
 

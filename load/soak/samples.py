@@ -1,0 +1,69 @@
+"""Samples of what a platform on this machine holds: memory and descriptors of each process, its files, its keys in Redis."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+__all__ = ["Processes", "Sample", "sample"]
+
+_REPLICA = re.compile(r"ray::ServeReplica:([\w.-]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Memory and descriptors that one process holds. role: what it does; memory: bytes of its own, without files and shared memory."""
+
+    role: str
+    memory_bytes: int
+    descriptors: int
+
+
+Processes = dict[int, Held]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the platform held at a moment (seconds since the epoch). files: of its folders, the store left out."""
+
+    at: float
+    files: int
+    redis_keys: int
+    processes: Processes = field(default_factory=dict)
+
+
+def sample(home: Path, folders: list[Path], keys: redis.Redis) -> Sample:
+    """Take a sample of the platform that was started in `home`."""
+    files = sum(1 for folder in folders for each in folder.rglob("*") if each.is_file())
+    size: int = keys.dbsize()
+    return Sample(time.time(), files, size, held_by(home))
+
+
+def held_by(home: Path) -> Processes:
+    """Find the processes of the platform that was started in `home`, and what each holds."""
+    mark = f"TOQUE_SESSION={home.resolve()}\0".encode()
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, StopIteration):  # it has just ended
+            if mark in (folder / "environ").read_bytes():
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                status = (folder / "status").read_text().splitlines()
+                own = next(line for line in status if line.startswith("RssAnon:"))
+                descriptors = sum(1 for _ in (folder / "fd").iterdir())
+                found[int(folder.name)] = Held(role_of(command), int(own.split()[1]) << 10, descriptors)
+    return found
+
+
+def role_of(command: str) -> str:
+    """Name what a process does, from its command line."""
+    if replica := _REPLICA.search(command):
+        return replica[1]
+    program = Path(command.split(" ", 1)[0]).name
+    if program.startswith(("haproxy", "redis-server", "raylet", "gcs_server")):
+        return program.split(":")[0]
+    return "ray worker" if command.startswith("ray::") else "other"
