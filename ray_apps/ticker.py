@@ -19,7 +19,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from clusters.profile import apply_profile
-from clusters.telemetry import set_up
 from ray_apps.leader_lease import (
     REDIS_BEAT_S,
     STORE_BEAT_S,
@@ -125,11 +124,9 @@ class TickerReplica:
         from functions.runtime.changes.feed import watch_of
         from functions.runtime.context import context_of
         from functions.runtime.process import enter_process
-        from functions.runtime.secret import redact
         from registry import Access
 
         apply_profile(os.environ)
-        set_up("ticker", os.environ, masks=(redact,))
         self._context = used = context_of(os.environ)
         tokens = watch_of(used.redis_url, journals_in(used.store, "access/journal"), every_s=1.0)
         self._access = Access(used.store, actor=used.actor, changed=tokens.due)

@@ -12,7 +12,13 @@ from functions.prediction_log.errors import LogFullError, LogUnconfirmedError, P
 from functions.prediction_log.jobs import drain_predictions, drain_workspace, prediction_log_losses
 from functions.prediction_log.losses import LOSS_TOPIC, Loss, LossState, losses_of
 from functions.prediction_log.modes import LOG_MODE, LogMode, log_mode_of
-from functions.prediction_log.outcomes import latest_labels, outcomes, predicted_within, predictions
+from functions.prediction_log.outcomes import (
+    find_labels,
+    latest_labels,
+    outcomes,
+    predicted_within,
+    predictions,
+)
 from functions.prediction_log.pseudonyms import PSEUDONYM_KEY, Pseudonyms, pseudonym
 from functions.prediction_log.records import (
     OBSERVED_AHEAD,
@@ -52,6 +58,7 @@ __all__ = [
     "encode_labels",
     "encode_prediction",
     "epoch_us",
+    "find_labels",
     "latest_labels",
     "log_mode_of",
     "losses_of",

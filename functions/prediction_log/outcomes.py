@@ -15,7 +15,7 @@ from functions.prediction_log.records import LABELS, OBSERVED_AHEAD, PREDICTIONS
 from functions.prediction_log.scan_cache import shared_labels, shared_rows
 from registry.store import ObjectStore, Table
 
-__all__ = ["latest_labels", "outcomes", "predicted_within", "predictions"]
+__all__ = ["find_labels", "latest_labels", "outcomes", "predicted_within", "predictions"]
 
 _SKEW = timedelta(hours=1)  # tolerance for clocks: a label may seem received so long before its prediction
 
@@ -75,6 +75,20 @@ def latest_labels(store: ObjectStore, *, received_from: datetime | None = None) 
         return LABELS.empty_table()
     where: Any = None if received_from is None else pc.field("day") >= _day(received_from)
     return _in_force(table.read(where=where))
+
+
+def find_labels(store: ObjectStore, ids: Sequence[str], *, since: datetime) -> pa.Table:
+    """Read the labels in force of some predictions, which were made from `since` on.
+
+    Raises: ValueError if the time is naive.
+    """
+    _aware(since)
+    wanted = pa.array(ids, pa.string())
+    parts = [
+        batch.filter(pc.is_in(batch["prediction_id"], value_set=wanted))
+        for batch in _labels_since(store, since - _SKEW)
+    ]
+    return _in_force(pa.Table.from_batches(parts, LABELS))
 
 
 def _in_force(labels: pa.Table) -> pa.Table:

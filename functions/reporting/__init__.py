@@ -10,6 +10,7 @@ from functions.reporting.evidently_page import EvidentlyReport, evidently_report
 from functions.reporting.jobs import AlarmReport, Report, alarm_report, model_report, rollout_report
 from functions.reporting.timeline import TimelineEvent, timeline
 from functions.reporting.trace import PredictionTrace, trace_prediction
+from functions.reporting.trace_by_id import RequestFound, find_request
 from functions.reporting.weekly import Week, weeks
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "EvidentlyReport",
     "PredictionTrace",
     "Report",
+    "RequestFound",
     "TimelineEvent",
     "Week",
     "alarm_report",
     "evidently_report",
+    "find_request",
     "model_report",
     "rollout_report",
     "timeline",

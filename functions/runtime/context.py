@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 
 from clusters.profile import apply_profile, require_settings
 from clusters.redis_clients import redis_url_of
+from clusters.telemetry import set_up
 from functions.runtime.changes.announcer import announcer_of
 from functions.runtime.clock import Clock, clock_named, system_clock
 from functions.runtime.receipt import Prices
-from functions.runtime.secret import secret_value
+from functions.runtime.secret import redact, secret_value
 from registry.access import DEFAULT_WORKSPACE, check_workspace, split_workspace_url, workspace_url
 from registry.audit_keys import AuditKeys
 from registry.store import ObjectStore, open_store
@@ -207,6 +208,11 @@ def context_of(environment: Mapping[str, str]) -> Context:
         memory_share=_share_of(environment.get("TOQUE_MEMORY_SHARE")),
     )
     return platform.in_workspace(environment.get("TOQUE_WORKSPACE") or DEFAULT_WORKSPACE)
+
+
+def set_up_worker() -> None:
+    """Set up logs and traces of a process that runs functions for others, once, as its environment says."""
+    set_up("function", os.environ, masks=(redact,))
 
 
 def _share_of(text: str | None) -> float:

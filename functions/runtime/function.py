@@ -38,6 +38,7 @@ from functions.runtime.run.fanout import fan_out
 from functions.runtime.run.local_run import LocalRun
 from functions.runtime.secret import in_current_context, refuse_secrets, use_secrets
 from functions.runtime.signature import Signature
+from functions.runtime.spans import current_position, failed_span, run_span
 from registry.access import Role
 
 P = ParamSpec("P")
@@ -130,10 +131,11 @@ class Function(Generic[P, R]):
 
     def start(self, arguments: dict[str, Any]) -> Future[R]:
         """Start a run on validated arguments, on the cluster or in a thread."""
+        position = current_position()
         if cluster.running():
-            started = self._task.remote(arguments, context().packed())
+            started = self._task.remote(arguments, context().packed(), position)
             return cluster.ClusterRun(self.name, started, timeout_s=self.timeout_s)
-        job = partial(self.attempt, arguments, context())
+        job = partial(_attempt_in_trace, self, arguments, context(), position)
         return LocalRun(
             self.name, job, retries=self.retries, timeout_s=self.timeout_s, module=self.body.__module__
         )
@@ -153,7 +155,7 @@ class Function(Generic[P, R]):
     def accept(self, arguments: dict[str, Any], *, key: str | None = None) -> Invocation[R]:
         """Record a durable invocation on validated arguments; within a durable run that one is its parent."""
         run, used = current_run(), context()
-        origin = Origin(parent=run.id if run else None, chain=used.chain)
+        origin = Origin(parent=run.id if run else None, chain=used.chain, trace=current_position())
         run_key = run.child_key() if run and key is None else key
         return Invocation(ledger_of(used).submit(self, arguments, key=run_key, origin=origin), used)
 
@@ -188,11 +190,11 @@ class Function(Generic[P, R]):
     def _task(self) -> Any:
         return cluster.task(self.name, self._worker_body(), cluster.task_options(self))
 
-    def _worker_body(self) -> Callable[[dict[str, Any], bytes], Outcome | tuple[Any, int]]:
-        def run(arguments: dict[str, Any], used: bytes) -> Outcome | tuple[Any, int]:
+    def _worker_body(self) -> Callable[[dict[str, Any], bytes, str | None], Outcome | tuple[Any, int]]:
+        def run(arguments: dict[str, Any], used: bytes, position: str | None) -> Outcome | tuple[Any, int]:
             enter_worker(unpacked(used))
             within = with_deadline(self.name, self.body, self.timeout_s)
-            run_once = partial(self.attempt, arguments, unpacked(used), body=within)
+            run_once = partial(_attempt_in_trace, self, arguments, unpacked(used), position, body=within)
             return run_with_retries(run_once, retries=self.retries).compact()
 
         return run
@@ -249,6 +251,24 @@ class AsyncFunction(Function[P, R]):
         with use_secrets(self.name, self.secrets, context().find_secret):
             result: R = await self.body(**arguments)
             return result
+
+
+def _attempt_in_trace(
+    function: DeclaredFunction,
+    arguments: Mapping[str, Any],
+    used: Context,
+    position: str | None,
+    *,
+    body: Callable[..., Any] | None = None,
+) -> Outcome:
+    """Run a function once below a position in a trace; one that was started outside of any has no span."""
+    if position is None:
+        return function.attempt(arguments, used, body=body)
+    with run_span(f"run {function.name}", position, **{"toque.function": function.reference}) as made:
+        outcome = function.attempt(arguments, used, body=body)
+        if outcome.error is not None:
+            failed_span(made, outcome.error.type)
+        return outcome
 
 
 @overload

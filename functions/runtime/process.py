@@ -8,9 +8,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from clusters.telemetry import metrics
-from functions.runtime.context import Context
+from clusters.telemetry import metrics, set_up
+from functions.runtime.context import Context, set_up_worker
 from functions.runtime.request_report import report_requests
+from functions.runtime.secret import redact
 from registry.errors import Forbidden
 from registry.store import private_folder, temporary_folder
 
@@ -22,17 +23,20 @@ _logger = logging.getLogger(__name__)
 def enter_process(
     role: str, *, store_url: str, environment: Mapping[str, str], redis_url: str | None = None, name: str = ""
 ) -> None:
-    """Set up what is seen of this process: its series, and with Redis its requests to the store. Idempotent.
+    """Set up what is seen of this process: log lines, traces, series, and with Redis its requests to the store. Idempotent.
 
     role: which kind of process it is, like "gateway"; name: of which one of them, as for a predictor its model.
     store_url: the platform's.
     """
+    named = f"{role}/{name}" if name else role
+    set_up(named, environment, masks=(redact,))
     _write_series(role, store_url, environment)
-    report_requests(redis_url, f"{role}/{name}" if name else role)
+    report_requests(redis_url, named)
 
 
 def enter_worker(used: Context) -> None:
     """Set up what is seen of a process that runs functions within a context. Idempotent."""
+    set_up_worker()
     if metrics.folder_of_process() is None:
         _write_series("function", used.platform_url, os.environ)
 

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import Response
 
+from clusters.telemetry.tracing import mark
 from ray_apps.admission.admission import Admission, Admitted, NotAdmitted, Rule
 from ray_apps.admission.json_limits import check_json_values
 from registry import Principal, Role
@@ -107,6 +108,7 @@ def _guarded(handler: Handler, required: _Required) -> Handler:
             client=client,
         )
         request.state.admitted = admitted
+        mark("token")
         try:
             return await handler(request)
         except NotAdmitted as refusal:  # of what only the body could tell

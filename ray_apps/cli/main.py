@@ -30,6 +30,7 @@ from ray_apps.cli.commands import (
     rollouts,
     runs,
     store,
+    trace,
     traffic,
 )
 from ray_apps.cli.commands.cluster import explained
@@ -42,8 +43,13 @@ GROUPS = {
     "this machine": (machine,),
     "a cluster": (cluster,),
     "models": (models, traffic, rollouts, predict),
+<<<<<<< HEAD
     "monitoring": (monitoring,),
     "load and capacity": (load, capacity),
+=======
+    "monitoring": (monitoring, trace),
+    "load and capacity": (load,),
+>>>>>>> 4073ed0 (traces: runs of functions, the gateway's requests, and toque trace)
     "training": (runs, features),
     "functions": (calls, ledger),
     "access": (access, privacy),

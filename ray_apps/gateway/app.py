@@ -25,10 +25,12 @@ from ray_apps.gateway.routes import (
     models,
     operations,
     repository,
+    traces,
 )
 from ray_apps.gateway.services import Services, context_of, services_of
 from ray_apps.gateway.wire import Json
 from ray_apps.gateway.workspace_path import WorkspacePath
+from ray_apps.traced import TracedRequests
 from registry import Principal, Role
 
 _PLAYGROUND = Path(__file__).with_name("playground.html")
@@ -64,6 +66,7 @@ def build_app(services: Services) -> FastAPI:
         access,
         audit,
         repository,
+        traces,
     )
     for module in modules:
         app.include_router(module.router)
@@ -74,6 +77,7 @@ def build_app(services: Services) -> FastAPI:
     app.add_api_route("/openapi.json", get_openapi, methods=["GET"], include_in_schema=False)
     app.add_api_route("/docs", get_playground, methods=["GET"], include_in_schema=False, dependencies=[OPEN])
     app.add_middleware(BodyLimit)
+    app.add_middleware(TracedRequests)
     app.add_middleware(RequestMetrics)
     app.add_middleware(WorkspacePath)
     return app

@@ -7,7 +7,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from clusters.profile import apply_profile
-from clusters.telemetry import set_up
 from ray_apps.garbage_collector import freeze
 from registry.errors import Unavailable
 
@@ -51,7 +50,6 @@ def build() -> FastAPI:
     )  # late: only a replica needs them
     from functions.runtime.context import context_of
     from functions.runtime.process import enter_process
-    from functions.runtime.secret import redact
     from ray_apps.exporter import ClusterMetrics
     from ray_apps.gateway.app import build_app
     from ray_apps.gateway.services import Services
@@ -59,7 +57,6 @@ def build() -> FastAPI:
     from registry.access import DEFAULT_WORKSPACE, workspace_url
 
     apply_profile(os.environ)
-    set_up("gateway", os.environ, masks=(redact,))
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     enter_process("gateway", store_url=context.store_url, environment=os.environ, redis_url=context.redis_url)
 

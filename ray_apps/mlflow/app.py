@@ -9,6 +9,7 @@ from ray_apps.admission import BodyLimit, open_admission
 from ray_apps.mlflow import artifacts, errors, experiments, logged_models, models, runs, versions, workspaces
 from ray_apps.mlflow.services import MlflowServices
 from ray_apps.oidc import OidcSettings
+from ray_apps.traced import TracedRequests
 from registry import Access, Clock, ObjectStore, utc_now
 
 
@@ -33,6 +34,7 @@ def build_app(
         app.include_router(module.router)
     app.state.routes = [route for module in modules for route in module.router.routes]
     app.add_middleware(_LimitBodies)
+    app.add_middleware(TracedRequests)
     errors.install(app)
     return app
 

@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from clusters.profile import apply_profile
-from clusters.telemetry import set_up
 from ray_apps.garbage_collector import freeze
 
 if TYPE_CHECKING:
@@ -41,13 +40,11 @@ def build() -> FastAPI:
     """Build the application in a replica, for all workspaces of the platform that the process's environment names."""
     from functions.runtime.context import context_of  # late: only a replica needs them
     from functions.runtime.process import enter_process
-    from functions.runtime.secret import redact
     from ray_apps.mlflow.app import build_app
     from ray_apps.oidc import OidcSettings
     from registry import DEFAULT_WORKSPACE
 
     apply_profile(os.environ)
-    set_up("mlflow", os.environ, masks=(redact,))
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     enter_process("mlflow", store_url=context.store_url, environment=os.environ, redis_url=context.redis_url)
     app = build_app(context.store, clock=context.clock, oidc=OidcSettings.from_environment(os.environ))

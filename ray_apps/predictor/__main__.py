@@ -137,12 +137,9 @@ def _serve_standalone(arguments: argparse.Namespace) -> None:
     import torch  # late, as the rest: with Ray, Serve's settings must be in the environment first
     import uvloop
 
-    from clusters.telemetry import set_up
-    from functions.runtime.secret import redact
     from ray_apps.predictor.deploy.deployment import build_pool, build_predictor
     from ray_apps.predictor.deploy.standalone import serve_standalone
 
-    set_up("predictor/standalone", os.environ, masks=(redact,))
     torch.set_num_threads(1)  # as a replica of less than two CPUs
     sys.setswitchinterval(0.001)
     options = _model_options(arguments)

@@ -28,6 +28,7 @@ GATEWAY: dict[str, tuple[str, ...]] = {
         "GET /models/{model}/versions/{version}/signatures/{signer}",
         "GET /openapi.json",
         "GET /schedules",
+        "GET /traces/{request_id:path}",
         "POST /v2/repository/index",
     ),
     "operator": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 
     from clusters.telemetry.tracing.request_trace import RequestTrace
 
-__all__ = ["Tracing", "active_tracing", "flush_spans", "set_up_tracing", "tracer_of", "use_tracing"]
+__all__ = [
+    "Tracing",
+    "active_tracing",
+    "flush_spans",
+    "is_tracing",
+    "set_up_tracing",
+    "tracer_of",
+    "use_tracing",
+]
 
 EXPORT_EVERY_MS = 1_000
 QUEUE_SPANS, BATCH_SPANS = 4_096, 512
@@ -72,6 +81,11 @@ def active_tracing() -> Tracing | None:
     return _active
 
 
+def is_tracing() -> bool:
+    """Whether requests of this process are judged, and may be kept."""
+    return _active is not None and _active.keeper is not None
+
+
 @contextmanager
 def use_tracing(tracing: Tracing | None) -> Iterator[None]:
     """Replace the tracing of this process within the block, for tests."""
@@ -108,10 +122,12 @@ def tracer_of(name: str) -> Tracer:
     return _active.provider.get_tracer(name)
 
 
-def flush_spans(timeout_s: float = 2.0) -> None:
-    """Send the spans that wait, before a process ends; gives up after `timeout_s`."""
+def flush_spans(timeout_s: float = 0.5) -> None:
+    """Send the spans that wait, before a process ends; gives up after `timeout_s`, as of a collector that is away."""
     if _active is not None and _active.provider is not None:
-        _active.provider.force_flush(int(timeout_s * 1e3))
+        flushing = threading.Thread(target=_active.provider.force_flush, name="flush-spans", daemon=True)
+        flushing.start()
+        flushing.join(timeout_s)
 
 
 def _provider(role: str, settings: TraceSettings, cluster: str) -> TracerProvider:

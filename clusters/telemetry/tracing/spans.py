@@ -6,15 +6,14 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
-
     from clusters.telemetry.tracing.request_trace import RequestTrace
 
-__all__ = ["ChosenIds", "export_request", "remote_parent"]
+__all__ = ["ChosenIds", "export_request"]
 
 _chosen: ContextVar[tuple[int, int] | None] = ContextVar("toque_span_ids", default=None)
 
@@ -33,20 +32,17 @@ class ChosenIds(RandomIdGenerator):
         return super().generate_trace_id() if chosen is None else chosen[0]
 
 
-def remote_parent(trace_id: str, span_id: str) -> Context:
-    """Make the context of a span in another process, below which spans are to be made."""
-    parent = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(1))
-    return trace.set_span_in_context(NonRecordingSpan(parent))
-
-
 def export_request(
     tracer: trace.Tracer, request: RequestTrace, name: str, attributes: dict[str, Any]
 ) -> None:
     """Make and end the spans of a request: the door's, then one for each of its stages."""
-    from opentelemetry.context import Context  # an empty one: the request is no part of what runs now
-
     trace_id, parent = request.context().trace_id, request.parent
-    above = Context() if parent is None else remote_parent(trace_id, parent.span_id)
+    above = Context()  # an empty one: the request is no part of what runs now
+    if parent is not None:
+        caller = SpanContext(
+            int(trace_id, 16), int(parent.span_id, 16), is_remote=True, trace_flags=TraceFlags(1)
+        )
+        above = trace.set_span_in_context(NonRecordingSpan(caller), above)
     end_ns = request.began_ns + int(request.elapsed_s() * 1e9)
     token = _chosen.set((int(trace_id, 16), int(request.span_id, 16)))
     try:

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from clusters.telemetry.tracing import flush_spans
 from functions.runtime.context import Context, use_context
 from functions.runtime.durable.code_versions import bound_to_other_code, code_changed_entry, earliest_start
 from functions.runtime.durable.concurrency import ConcurrencySlots
@@ -31,6 +32,7 @@ from functions.runtime.run import cluster
 from functions.runtime.run.deadline import waited_s, with_deadline
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import ErrorRecord, Outcome
+from functions.runtime.spans import failed_span, run_span
 from registry.errors import Unavailable
 
 STORE_RETRY_S = 60.0
@@ -95,7 +97,7 @@ def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str) -> AttemptResu
         run = Run(ledger, followed, worker)
         with _heartbeats(run):
             chain = (*known.chain, function.name)
-            _run_claimed(function, run, replace(used, actor=known.caller, chain=chain, invocation=run.id))
+            _run_traced(function, run, replace(used, actor=known.caller, chain=chain, invocation=run.id))
     return AttemptResult(followed.record.status, followed.record.due)
 
 
@@ -105,7 +107,24 @@ def _claimable(known: Record, digest: str, now: datetime, record: Record) -> boo
     return record.runnable and not (grown and (bound_to_other_code(record, digest) or record.due > now))
 
 
-def _run_claimed(function: DeclaredFunction, run: Run, used: Context) -> None:
+def _run_traced(function: DeclaredFunction, run: Run, used: Context) -> None:
+    """Run a claimed attempt in a span, which is sent before the process, which may be killed, is free."""
+    record = run.followed.record
+    facts = {
+        "toque.function": record.reference,
+        "toque.invocation": run.id,
+        "toque.workspace": used.workspace,
+        "toque.attempt": record.attempts + 1,
+    }
+    with run_span(f"invoke {function.name}", record.trace, **facts) as made:
+        failure = _run_claimed(function, run, used)
+        if failure is not None:
+            failed_span(made, failure)
+    flush_spans()
+
+
+def _run_claimed(function: DeclaredFunction, run: Run, used: Context) -> str | None:
+    """Run a claimed attempt and record how it ended; returns the type of the error, if there was one."""
     read = meter(num_gpus=function.resources.num_gpus)
     try:
         with use_run(run), use_context(used):
@@ -117,6 +136,8 @@ def _run_claimed(function: DeclaredFunction, run: Run, used: Context) -> None:
     body["usage"] = usage.model_dump() | {"store_writes": usage.store_writes + OWN_WRITES}
     with suppress(Cancelled):  # ended or claimed by another worker meanwhile: this outcome does not count
         _retry_while_unavailable(lambda: run.append(body))
+    failure: dict[str, Any] = body.get("failure", {})
+    return failure.get("type")
 
 
 def _run_body(function: DeclaredFunction, run: Run) -> Outcome:

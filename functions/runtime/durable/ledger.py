@@ -32,10 +32,14 @@ LEASE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Cause of an invocation: its parent, and the functions whose events led to it, oldest first."""
+    """Cause of an invocation: its parent, and the functions whose events led to it, oldest first.
+
+    trace: position in a trace in which it was submitted, as a `traceparent`; None: nothing was traced.
+    """
 
     parent: str | None = None
     chain: tuple[str, ...] = ()
+    trace: str | None = None
 
 
 @dataclass
@@ -81,7 +85,7 @@ class Ledger:
             "digest": function.digest,
             "parent": origin.parent,
             "chain": list(origin.chain),
-        }
+        } | ({"trace": origin.trace} if origin.trace else {})
         try:
             self.journal(invocation).append(body, at=0)
         except Conflict as conflict:

@@ -42,6 +42,7 @@ class Record(BaseModel, frozen=True):
     """State of an invocation after the first `length` entries of its journal.
 
     arguments, result: in the form of `values`; chain: the functions whose events led here, oldest first;
+    trace: in which it was submitted, as a `traceparent`;
     due: when it may run (again); attempts, lost: runs that ended by themselves, and with their worker;
     started_digest: the code that started it, since the last redrive; claim: number of its worker's first entry; node: address
     of the worker's Ray node, for executors alone.
@@ -56,6 +57,7 @@ class Record(BaseModel, frozen=True):
     digest: str
     parent: str | None = None
     chain: tuple[str, ...] = ()
+    trace: str | None = None
     submitted_at: datetime
     due: datetime
     status: Status = "queued"

@@ -21,6 +21,7 @@ from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import Cancelled, FunctionError, StepMismatch
 from functions.runtime.run.declared import DeclaredFunction
+from functions.runtime.spans import span
 
 
 class Suspended(BaseException):
@@ -65,7 +66,8 @@ class Run:
                     "between steps a workflow must not depend on time, chance or outside state"
                 )
             return get_value(self.ledger.store, recorded.result)
-        result = compute()
+        with span(f"step {name}", **{"toque.step": number}):
+            result = compute()
         stored = put_value(self.ledger.store, result)
         self.append({"kind": "step", "function": name, "arguments": digest, "result": stored})
         return result

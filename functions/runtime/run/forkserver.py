@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clusters.telemetry.metrics import folder_of_process, keep_series
+from clusters.telemetry.tracing import flush_spans
+from functions.runtime.context import set_up_worker
 from functions.runtime.declaration import Retries
 from functions.runtime.errors import InvalidResult, TimedOut, WorkerLost
 from functions.runtime.reference import pack, unpack
@@ -199,6 +201,7 @@ def _serve_job(connection: Connection) -> None:
     os.chdir(setup["directory"])
     os.environ.clear()
     os.environ.update(setup["environment"])
+    set_up_worker()
     if setup["telemetry"] is not None:
         keep_series("function", setup["telemetry"])
     if setup["ready"]:
@@ -210,7 +213,9 @@ def _serve_job(connection: Connection) -> None:
     except (EOFError, ConnectionError):
         os._exit(0)  # its parent ended before it had a job
     _end_with_parent(lambda: connection.poll(None))
-    connection.send_bytes(_run(job))
+    outcome = _run(job)
+    flush_spans()  # before the outcome: whoever has that kills this process
+    connection.send_bytes(outcome)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -7,6 +7,7 @@ rounding. On CPUs they communicate through gloo, on GPUs through nccl.
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -15,11 +16,14 @@ import ray.train
 import ray.train.torch
 import torch
 
+from clusters.telemetry.tracing import flush_spans
 from functions.model_formats.torch_threads import torch_threads
+from functions.runtime.context import set_up_worker
 from functions.runtime.errors import NoRoom
 from functions.runtime.run.cluster import AWAY_FROM_SERVING
 from functions.runtime.run.niceness import lower_priority
 from functions.runtime.run.room import wait_for_room
+from functions.runtime.spans import current_position, run_span
 from functions.training.errors import TrainingError
 from functions.training.loop.cost import ResourceMeter, ResourceUse
 from functions.training.loop.interrupts import interruptible
@@ -101,7 +105,7 @@ def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     with tempfile.TemporaryDirectory(prefix="toque-train-") as folder:
         trainer = ray.train.torch.TorchTrainer(
             _work,  # type: ignore[arg-type]  # a result is returned, which the stub does not know
-            train_loop_config={"loop": loop, "workers": workers},
+            train_loop_config={"loop": loop, "workers": workers, "trace": current_position()},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=workers.gpus_each > 0,
@@ -150,11 +154,16 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     device = "cpu" if workers.device == "cpu" else str(ray.train.torch.get_device())
     group = ShardedGroup(device) if workers.sharding == "shard" else ReplicatedGroup(device)
     first, meter = group.rank == 0, ResourceMeter(device, workers.gpus_each)
+    set_up_worker()
+    facts = {"toque.run": loop.run.id, "toque.workers": workers.count}
+    in_trace = run_span("train", config["trace"], **facts) if first and config["trace"] else nullcontext()
     try:
-        with torch_threads(workers.threads):
+        with torch_threads(workers.threads), in_trace:
             result = loop.train(group, log_epoch(loop.run) if first else None)
     except TrainingError as error:
         return error
+    finally:
+        flush_spans()
     if first:
         loop.run.flush()
     return WorkersResult(result, meter.read().over(group))

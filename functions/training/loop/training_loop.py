@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from functions.runtime.spans import span
 from functions.training.checkpoints import WHOLE, Checkpoints, Snapshot
 from functions.training.errors import TrainingDiverged
 from functions.training.loop.compiling import Compiled
@@ -260,7 +262,8 @@ def train(
     for epoch in trainer.epochs:
         report(epoch)
     while not trainer.finished:
-        epoch = trainer.run_epoch()
+        with span("epoch", **{"toque.epoch": len(trainer.epochs)}) if group.rank == 0 else nullcontext():
+            epoch = trainer.run_epoch()
         report(epoch)
         if checkpoints is not None and (group.rank == 0 or group.shard != WHOLE):
             checkpoints.save(epoch.number, trainer.snapshot(), group.shard)

@@ -99,10 +99,10 @@ def start(stack: contextlib.ExitStack, folder: Path, variants: list[Variant]) ->
     return [serve(*variant) for variant in variants]
 
 
-def one_start(arguments: argparse.Namespace) -> list[Server]:
+def one_start(arguments: argparse.Namespace, variants: list[Variant]) -> list[Server]:
     """Measure the predictors in turns, in new processes."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        servers = start(stack, Path(name), MODES if arguments.modes else LOGGED)
+        servers = start(stack, Path(name), variants)
         for _ in range(arguments.rounds):
             for connections in arguments.connections:
                 for server in servers:
@@ -131,21 +131,30 @@ def report(starts: list[list[Server]], connections: int) -> None:
         )
 
 
-def main() -> None:
-    """Measure the predictors and print the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--modes", action="store_true", help="compare the modes of the log")
+def compare(arguments: argparse.Namespace, variants: list[Variant]) -> None:
+    """Measure predictors against the first of them, in several starts, and print the result."""
+    starts = [one_start(arguments, variants) for _ in range(arguments.starts)]
+    for connections in arguments.connections:
+        report(starts, connections)
+
+
+def argument_parser(about: str | None) -> argparse.ArgumentParser:
+    """Make the parser of a comparison. about: what it compares."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=int, default=6, help="at least 2")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=1)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    return parser
+
+
+def main() -> None:
+    """Measure the predictors and print the result."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--modes", action="store_true", help="compare the modes of the log")
     arguments = parser.parse_args()
     print_machine("torch")
-    starts = [one_start(arguments) for _ in range(arguments.starts)]
-    for connections in arguments.connections:
-        report(starts, connections)
+    compare(arguments, MODES if arguments.modes else LOGGED)
 
 
 if __name__ == "__main__":

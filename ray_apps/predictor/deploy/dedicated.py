@@ -63,7 +63,7 @@ class VersionReplica:
 
     def __init__(self, model: str, number: int, options: dict[str, Any]) -> None:
         validated = PredictorOptions.model_validate(options)
-        configure_process(f"predictor/{model}@{number}", validated.sandbox)
+        configure_process(validated.sandbox)
         enter_process("version", store_url=validated.store_url, environment=os.environ)
         bind_to_loopback(os.environ)
         self._version = _load(model, number, validated)

@@ -247,7 +247,7 @@ class PredictorReplica:
 
     async def __init__(self, model: str, options: dict[str, Any], release: int) -> None:  # type: ignore[misc]  # Serve awaits it
         self._model, self._options = model, PredictorOptions.model_validate(options)
-        configure_process(f"predictor/{model}", self._options.sandbox)
+        configure_process(self._options.sandbox)
         self._endpoint = _timed(await _open_endpoint(model, self._options, release), self._options)
         freeze()
 
@@ -272,7 +272,7 @@ class PoolReplica:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = PoolOptions.model_validate(options)
-        configure_process("predictor/pool", self._options.sandbox)
+        configure_process(self._options.sandbox)
         self._endpoint = _timed(build_pool(self._options), self._options)
         freeze()
 

@@ -9,21 +9,18 @@ from functools import cache
 import ray
 
 from clusters.profile import apply_profile
-from clusters.telemetry import set_up
 from functions.model_formats.sandbox import Sandbox, SandboxLimits
-from functions.runtime.secret import redact
 from registry.store import temporary_folder
 
 __all__ = ["configure_process", "sandbox_of"]
 
 
-def configure_process(role: str, limits: SandboxLimits) -> None:
-    """Read the cluster's profile, set up logs and traces, give torch as many threads as CPUs are reserved, and shorten the interpreter's thread switches.
+def configure_process(limits: SandboxLimits) -> None:
+    """Read the cluster's profile, give torch as many threads as CPUs are reserved, and shorten the interpreter's thread switches.
 
-    role: of the process, as in "predictor/late". limits: of the sandbox, whose process imports torch at the same time.
+    limits: of the sandbox, whose process imports torch at the same time.
     """
     apply_profile(os.environ)
-    set_up(role, os.environ, masks=(redact,))
     sandbox_of(limits).start()
     import torch  # late: only replicas need it
 

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
-from ray_apps.predictor.grpc.status import trailing_metadata
+from clusters.telemetry.tracing import RequestTrace, begin_request, is_tracing
+from ray_apps.predictor.grpc.status import Metadata, trailing_metadata
 from ray_apps.predictor.protocol.errors import DeadlineExceeded
 
 __all__ = ["Call"]
@@ -21,6 +22,7 @@ FORWARDED_METADATA: Final = (
     "x-toque-workspace",
 )
 """Metadata of a call that is forwarded as headers of its HTTP request."""
+_TRACEPARENT: Final = b"traceparent"
 MAX_TIMEOUT_MS: Final = 999_999_999
 """The longest deadline that an HTTP endpoint reads, eleven days."""
 
@@ -28,12 +30,14 @@ MAX_TIMEOUT_MS: Final = 999_999_999
 class Call:
     """A gRPC call as the HTTP endpoints see it.
 
-    requests: its messages, as bytes. context: grpc.aio's. held_bytes: of a large message that is not answered yet.
+    requests: its messages, as bytes. context: grpc.aio's. held_bytes: of a large message that is not answered yet. trace:
+    of a call that is traced here.
     """
 
     def __init__(self, requests: AsyncIterator[bytes], context: Any) -> None:
         self._requests, self._context = aiter(requests), context
         self.held_bytes = 0
+        self.trace: RequestTrace | None = None
         metadata = dict(context.invocation_metadata())
         self._forwarded = {
             name.encode(): value.strip().encode("latin-1")  # perf_analyzer sends " Bearer …"
@@ -59,11 +63,19 @@ class Call:
 
     def headers(self) -> dict[bytes, bytes]:
         """Headers of an HTTP request for this call: forwarded metadata, and the milliseconds until the deadline."""
+        headers = dict(self._forwarded)
+        if self.trace is not None:
+            headers[_TRACEPARENT] = str(self.trace.context()).encode()
         left_s = self._context.time_remaining()
-        if left_s is None:
-            return self._forwarded
-        left_ms = min(max(1, int(left_s * 1e3)), MAX_TIMEOUT_MS)
-        return {**self._forwarded, b"x-request-timeout-ms": b"%d" % left_ms}
+        if left_s is not None:
+            headers[b"x-request-timeout-ms"] = b"%d" % min(max(1, int(left_s * 1e3)), MAX_TIMEOUT_MS)
+        return headers
+
+    def begin_trace(self) -> RequestTrace:
+        """Begin the trace of this call; with tracing switched on, its HTTP request lies below it."""
+        trace = begin_request(self._forwarded)
+        self.trace = trace if is_tracing() else None
+        return trace
 
     async def next_message(self, within_s: float) -> bytes | None:
         """Wait for the next message; None after the last. Raises: DeadlineExceeded."""
@@ -73,8 +85,17 @@ class Call:
         except TimeoutError:
             raise DeadlineExceeded(f"message: none came within {within_s:.3g} s; call again") from None
 
+    def as_sent(self, metadata: Metadata) -> Metadata:
+        """Give an answer's metadata with the position in the trace that the caller sent, or without any."""
+        sent = self._forwarded.get(_TRACEPARENT)
+        if self.trace is None:
+            return metadata
+        name = _TRACEPARENT.decode()
+        rest = tuple(pair for pair in metadata if pair[0] != name)
+        return rest if sent is None else (*rest, (name, sent.decode("latin-1")))
+
     def return_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Send the trace and request id of an HTTP answer to the caller, as trailing metadata."""
-        metadata = trailing_metadata(headers)
+        metadata = self.as_sent(trailing_metadata(headers))
         if metadata:
             self._context.set_trailing_metadata(metadata)

@@ -12,10 +12,8 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from clusters.profile import apply_profile
-from clusters.telemetry import set_up
 from functions.runtime.context import context_of
 from functions.runtime.process import enter_process
-from functions.runtime.secret import redact
 from ray_apps.admission import open_admission
 from ray_apps.oidc import OidcSettings
 from ray_apps.predictor.grpc.http_models import HttpModels
@@ -76,7 +74,6 @@ class ProxyReplica:
 
     def __init__(self, options: dict[str, Any]) -> None:
         apply_profile(os.environ)
-        set_up("grpc", os.environ, masks=(redact,))
         chosen = ProxyOptions.model_validate(options)
         enter_process("grpc", store_url=chosen.store_url, environment=os.environ)
         limits = Limits(max_message_bytes=chosen.max_message_bytes, max_calls=chosen.max_calls)

@@ -14,11 +14,12 @@ from typing import Any, Final, Protocol
 import grpc
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
+from clusters.telemetry.tracing import mark
 from ray_apps.admission.admission import ANY_MODEL, Rule
 from ray_apps.predictor.grpc.call import Call
 from ray_apps.predictor.grpc.documents import DOCUMENTS, Document, model_path
 from ray_apps.predictor.grpc.limits import Limits
-from ray_apps.predictor.grpc.status import HttpRefusal, Refusal, UnreachableError, refusal_of
+from ray_apps.predictor.grpc.status import HttpRefusal, Refusal, UnreachableError, http_status_of, refusal_of
 from ray_apps.predictor.grpc.turns import Turn, Turns
 from ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
 from ray_apps.predictor.http.body import LargeBodies
@@ -95,20 +96,24 @@ def make_handler(models: Models, auth: Authenticator, limits: Limits) -> Any:
         **{name: partial(service.look_up, name, document) for name, document in DOCUMENTS.items()},
         **{name: partial(service.refuse, name, reason) for name, reason in UNSERVED.items()},
     }
-    handlers = {name: _unary(method) for name, method in methods.items()}
+    handlers = {name: _unary(name, method) for name, method in methods.items()}
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(service.infer_stream)
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
-def _unary(method: Method) -> Any:
+def _unary(name: str, method: Method) -> Any:
     """Make a handler of raw bytes, which aborts a call whose method raises, with the status of the refusal."""
 
     async def handle(requests: AsyncIterator[bytes], context: Any) -> bytes:
+        call, status = Call(requests, context), _OK
+        trace = call.begin_trace()
         try:
-            return await method(Call(requests, context))
+            return await method(call)
         except Exception as error:  # noqa: BLE001 - the caller is told the incident, the log the rest
-            refusal = refusal_of(error)
-        await _abort(context, refusal)
+            refusal, status = refusal_of(error), http_status_of(error)
+        finally:
+            trace.finish("gRPC", name, status)
+        await _abort(context, refusal._replace(metadata=call.as_sent(refusal.metadata)))
         raise AssertionError  # abort has raised
 
     return grpc.stream_unary_rpc_method_handler(handle)
@@ -160,7 +165,9 @@ class _Service:
     async def infer(self, call: Call) -> bytes:
         workspace = await self._admit(call, INFER, "ModelInfer")
         try:
+            mark("token")
             message = await self._read(call)
+            mark("read")
             _, headers, body = await self._infer(call, message, _routed(message), workspace)
         finally:
             self._large.release(call)

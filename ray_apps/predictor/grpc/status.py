@@ -16,8 +16,10 @@ from ray_apps.predictor.protocol.errors import PredictorError
 __all__ = [
     "RETURNED_HEADERS",
     "HttpRefusal",
+    "Metadata",
     "Refusal",
     "UnreachableError",
+    "http_status_of",
     "refusal_of",
     "trailing_metadata",
 ]
@@ -41,6 +43,7 @@ RETURNED_HEADERS: Final = frozenset({b"traceparent", b"tracestate", b"x-request-
 MAX_MESSAGE: Final = 2_000
 """Characters of a refusal's message: even escaped, it fits into 8 KiB of metadata, which every client takes."""
 _FAULT: Final = 500
+_UNREACHABLE: Final = 503
 _log = logging.getLogger("ray.serve")
 
 Metadata = tuple[tuple[str, str], ...]
@@ -79,6 +82,15 @@ def refusal_of(error: Exception) -> Refusal:
     incident = uuid.uuid4().hex
     _log.error("a gRPC call failed, incident %s", incident, exc_info=error)
     return Refusal(StatusCode.INTERNAL, f"internal error, incident {incident}")
+
+
+def http_status_of(error: Exception) -> int:
+    """HTTP status that stands for an error: of the answer that a call got, or what the HTTP endpoints would say."""
+    if isinstance(error, HttpRefusal):
+        return error.answer[0]
+    if isinstance(error, PredictorError):
+        return error.status
+    return _UNREACHABLE if isinstance(error, UnreachableError) else _FAULT
 
 
 def trailing_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:

@@ -447,7 +447,7 @@ async def test_a_replica_whose_device_failed_is_not_healthy(
     folder: Path, tabular: ScoringModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = load_version(record(tabular.signature), folder, load_scorer)
-    monkeypatch.setattr(dedicated, "configure_process", lambda *_: None)
+    monkeypatch.setattr(dedicated, "configure_process", lambda _: None)
     monkeypatch.setattr(dedicated, "freeze", lambda: None)
     monkeypatch.setattr(dedicated, "_load", lambda *_: version)
     replica = VersionReplica("late", 3, {"store_url": "file:///tmp/nowhere"})

@@ -1,0 +1,56 @@
+"""ASGI middleware of the doors to functions and MLflow: stamps each request, logs it, and makes its spans if it is kept."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clusters.telemetry.tracing import begin_request
+
+__all__ = ["TracedRequests"]
+
+_REQUEST_ID: Final = b"x-request-id"
+_REFUSED: Final = 400
+
+
+class TracedRequests:
+    """Begins the trace of each HTTP request and ends it with its response; the request's id is returned with it.
+
+    A response without an id of the caller's gets one if it is a refusal, so that the caller can name it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace, status = begin_request(dict(scope["headers"])), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if _REQUEST_ID in trace.headers or status >= _REFUSED:
+                    found = trace.identity()["request_id"].encode("latin-1", "replace")
+                    message["headers"] = [*message.get("headers", ()), (_REQUEST_ID, found)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            trace.finish(scope["method"], scope["path"], status, route=_pattern(scope), caller=_caller(scope))
+
+
+def _pattern(scope: Scope) -> str:
+    """Path of the route that took a request, as it is declared; one word for all that no route took."""
+    route = scope.get("route")
+    return "unmatched" if route is None else str(getattr(route, "path", "unmatched"))
+
+
+def _caller(scope: Scope) -> str:
+    admitted: Any = scope.get("state", {}).get("admitted")
+    return "" if admitted is None else str(admitted.principal.name)
