@@ -43,13 +43,8 @@ GROUPS = {
     "this machine": (machine,),
     "a cluster": (cluster,),
     "models": (models, traffic, rollouts, predict),
-<<<<<<< HEAD
-    "monitoring": (monitoring,),
-    "load and capacity": (load, capacity),
-=======
     "monitoring": (monitoring, trace),
-    "load and capacity": (load,),
->>>>>>> 4073ed0 (traces: runs of functions, the gateway's requests, and toque trace)
+    "load and capacity": (load, capacity),
     "training": (runs, features),
     "functions": (calls, ledger),
     "access": (access, privacy),

@@ -73,28 +73,33 @@ class Tracing:
         export_request(self._tracer, request, name, known | request.attributes)
 
 
-_active: Tracing | None = None
+class _Process:
+    """Holder of this process's tracing: an object, since digests of functions follow constants that code names."""
+
+    tracing: Tracing | None = None
+
+
+_process = _Process()
 
 
 def active_tracing() -> Tracing | None:
     """Find the tracing of this process; None until it is set up."""
-    return _active
+    return _process.tracing
 
 
 def is_tracing() -> bool:
     """Whether requests of this process are judged, and may be kept."""
-    return _active is not None and _active.keeper is not None
+    return _process.tracing is not None and _process.tracing.keeper is not None
 
 
 @contextmanager
 def use_tracing(tracing: Tracing | None) -> Iterator[None]:
     """Replace the tracing of this process within the block, for tests."""
-    global _active  # noqa: PLW0603  # a process has one
-    before, _active = _active, tracing
+    before, _process.tracing = _process.tracing, tracing
     try:
         yield
     finally:
-        _active = before
+        _process.tracing = before
 
 
 def set_up_tracing(
@@ -104,28 +109,29 @@ def set_up_tracing(
 
     role: of the process, which names its service. cluster: name of the platform, an attribute of every span.
     """
-    global _active  # noqa: PLW0603  # a process has one
     if settings is None:
         if access is not None:
-            _active = Tracing(None, access=access)
+            _process.tracing = Tracing(None, access=access)
         return
     provider = _provider(role, settings, cluster) if settings.endpoint else None
-    _active = Tracing(Keeper(settings.share, settings.slow_s), access=access, provider=provider)
+    _process.tracing = Tracing(Keeper(settings.share, settings.slow_s), access=access, provider=provider)
 
 
 def tracer_of(name: str) -> Tracer:
     """Get a tracer for spans of this process; one that makes none if there is no collector."""
     from opentelemetry import trace  # late: with a run only
 
-    if _active is None or _active.provider is None:
+    tracing = _process.tracing
+    if tracing is None or tracing.provider is None:
         return trace.NoOpTracer()
-    return _active.provider.get_tracer(name)
+    return tracing.provider.get_tracer(name)
 
 
 def flush_spans(timeout_s: float = 0.5) -> None:
     """Send the spans that wait, before a process ends; gives up after `timeout_s`, as of a collector that is away."""
-    if _active is not None and _active.provider is not None:
-        flushing = threading.Thread(target=_active.provider.force_flush, name="flush-spans", daemon=True)
+    tracing = _process.tracing
+    if tracing is not None and tracing.provider is not None:
+        flushing = threading.Thread(target=tracing.provider.force_flush, name="flush-spans", daemon=True)
         flushing.start()
         flushing.join(timeout_s)
 

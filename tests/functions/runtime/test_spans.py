@@ -80,3 +80,13 @@ def test_without_tracing_runs_are_recorded_as_before():
     begin_request({b"traceparent": f"00-{TRACE}-{CALLER}-01".encode()})
     assert current_position() is None
     assert span_functions.chop.submit("leek").record().trace is None
+
+
+def test_the_digest_of_a_function_does_not_depend_on_whether_its_process_is_traced():
+    from functions.runtime.digest import digest_of
+    from functions.training.loop.training_loop import train
+
+    with use_tracing(None):
+        without = digest_of(train)
+    with use_tracing(Tracing(Keeper(0.0, 60.0))):
+        assert digest_of(train) == without
