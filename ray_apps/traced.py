@@ -24,7 +24,7 @@ class TracedRequests:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on."""
+        """Pass one request on, and end its trace with the response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
