@@ -31,10 +31,12 @@ from ray_apps.leader_lease import (
 if TYPE_CHECKING:
     from ray.serve import Application
 
+    from functions.reflexes import Reflexes
     from functions.runtime.context import Context
 
 INTERVAL_S = 0.25
 DRAIN_EVERY_S = 10.0  # each drain is a commit: more often makes the tables slow to read
+REFLEX_EVERY_S = 10.0  # a bad release is pulled back within a minute of its first errors
 QUIET_S = 30.0  # a task that keeps failing is logged this often
 _logger = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ class Ticker:
 
 
 class TickerReplica:
-    """The platform's tickers on Serve: one runs what is due, one drains the prediction log.
+    """The platform's tickers on Serve: one runs what is due, one drains the prediction log, one judges the last minutes.
 
     Functions are imported in the ticker's thread, so that deploying does not wait for them. The replica is unhealthy,
     and so replaced, when a thread has ended.
@@ -137,12 +139,19 @@ class TickerReplica:
         self._drain = Ticker(
             self._drain_tasks, is_leader=lambda: self._leadership.is_leader, interval_s=DRAIN_EVERY_S
         )
-        self._due.start()
-        self._drain.start()
+        self._reflexes = Ticker(
+            self._reflex_tasks, is_leader=lambda: self._leadership.is_leader, interval_s=REFLEX_EVERY_S
+        )
+        for ticker in self._tickers:
+            ticker.start()
+
+    @property
+    def _tickers(self) -> tuple[Ticker, ...]:
+        return self._due, self._drain, self._reflexes
 
     def check_health(self) -> None:
-        """Tell Serve whether both tickers run. Raises: RuntimeError if one has ended."""
-        if not (self._due.alive and self._drain.alive):
+        """Tell Serve whether the tickers run. Raises: RuntimeError if one has ended."""
+        if not all(ticker.alive for ticker in self._tickers):
             raise RuntimeError("a ticker's thread has ended; its log says why")
 
     def ticks(self) -> int:
@@ -150,9 +159,9 @@ class TickerReplica:
         return self._due.ticks
 
     def __del__(self) -> None:
-        """Stop both tickers when Serve releases the replica, and let another lead at once."""
-        self._due.stop()
-        self._drain.stop()
+        """Stop the tickers when Serve releases the replica, and let another lead at once."""
+        for ticker in self._tickers:
+            ticker.stop()
         self._leadership.release()
 
     def _due_tasks(self) -> dict[str, Task]:
@@ -173,6 +182,20 @@ class TickerReplica:
         if self._context.redis_url is None:
             return {}
         return {"drain": lambda: self._in_each(drain_workspace)}
+
+    def _reflex_tasks(self) -> dict[str, Task]:
+        from functions.reflexes import reflexes_of  # late: as above
+
+        known: dict[str, Reflexes | None] = {}
+
+        def react(used: Context) -> None:
+            if used.workspace not in known:
+                known[used.workspace] = reflexes_of(used)
+            found = known[used.workspace]
+            if found is not None:
+                found.tick()
+
+        return {"reflexes": lambda: self._in_each(react)}
 
     def _in_each(self, work: Callable[[Context], object]) -> None:
         """Do `work` in every workspace. Raises: an ExceptionGroup of those that failed, once all had their turn."""

@@ -91,7 +91,13 @@ class AlertPolicy(BaseModel):
     owner: str = Field(min_length=1)
     runbook: str | None = None
     runbooks: dict[str, str] = {}
-    severity: dict[str, Severity] = {"performance": "critical", "quality": "critical", "drift": "warning"}
+    severity: dict[str, Severity] = {
+        "performance": "critical",
+        "quality": "critical",
+        "drift": "warning",
+        "rollout": "critical",
+        "service": "critical",
+    }
     sinks: tuple[Sink, ...] = ()
     repeat_after: timedelta | None = timedelta(days=1)
 

@@ -8,7 +8,7 @@ anybody decides by them.
 from functions.live_counts.counts import ArmTally, SplitArm, WindowCounts
 from functions.live_counts.latency_bins import BINS, bin_of, lower_edge_ms, quantile_ms, slower
 from functions.live_counts.publisher import LivePublisher, live_publisher
-from functions.live_counts.reader import LiveReader, total
+from functions.live_counts.reader import LiveReader, live_reader, total
 from functions.live_counts.tally import End, Tally, end_of, is_usable
 from functions.live_counts.windows import KEPT_S, WINDOW_S, window_at
 
@@ -27,6 +27,7 @@ __all__ = [
     "end_of",
     "is_usable",
     "live_publisher",
+    "live_reader",
     "lower_edge_ms",
     "quantile_ms",
     "slower",

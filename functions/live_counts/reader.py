@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
+from clusters.redis_clients import open_redis
 from functions.live_counts.counts import WindowCounts, decode
 from functions.live_counts.windows import KEPT_S, WINDOW_S, counts_key, models_key, window_at
 
+TIMEOUT_S = 2.0
 _CACHED = 20_000  # windows that have ended, of all models
 
 
@@ -20,7 +22,7 @@ class LiveReader:
         self._client, self._workspace = client, workspace
         self._ended: OrderedDict[tuple[str, int], WindowCounts] = OrderedDict()
 
-    def models(self, now: float, *, within_s: float = 2 * WINDOW_S) -> list[str]:
+    def models(self, now: float, *, within_s: float = 10 * WINDOW_S) -> list[str]:
         """List the models that were asked in the last seconds. now: seconds since the epoch. Raises: RedisError."""
         key = models_key(self._workspace)
         self._client.zremrangebyscore(key, "-inf", now - KEPT_S)
@@ -47,6 +49,13 @@ class LiveReader:
         self._ended[model, window] = counts
         while len(self._ended) > _CACHED:
             self._ended.popitem(last=False)
+
+
+@cache
+def live_reader(redis_url: str, workspace: str) -> LiveReader:
+    """Return this process's reader of a workspace's counts; it fails fast, as the next look is seconds away."""
+    client = open_redis(redis_url, timeout_s=TIMEOUT_S, connect_timeout_s=TIMEOUT_S, patience_s=0.0)
+    return LiveReader(client, workspace)
 
 
 def total(counts: Iterable[WindowCounts]) -> WindowCounts:

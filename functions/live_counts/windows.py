@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-WINDOW_S = 300
-KEPT_S = 6 * 3600  # of a window, after its last count
+WINDOW_S = 60
+KEPT_S = 2 * 3600  # of a window, after its last count
 _PREFIX = "toque:live:"
 
 

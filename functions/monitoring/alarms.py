@@ -15,7 +15,18 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from registry import Entry, Fold, Journal, ObjectStore
 
 TOPIC = "alarm"
-Monitor = Literal["performance", "drift", "quality", "operations", "age", "schedule", "volume", "manual"]
+Monitor = Literal[
+    "performance",
+    "drift",
+    "quality",
+    "operations",
+    "age",
+    "schedule",
+    "volume",
+    "manual",
+    "rollout",
+    "service",
+]
 Publish = Callable[[str, dict[str, Any], str], object]
 _MAX_KEYS = 512  # keys that the fold keeps
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict
 from functions.rollout.budget import Budget, budget, within_budget
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.evidence.cohort_sums import ReadOutcomes, no_metrics
+from functions.rollout.evidence.live import ReadLive
 from functions.rollout.evidence.metrics import ReadMetric
 from functions.rollout.evidence.sums import Evidence
 from functions.rollout.evidence_reader import EvidenceReader
 from functions.rollout.explain import Explanation, explain
-from functions.rollout.judge.decide import Action, Decision, Finding, decide
+from functions.rollout.judge.decide import LIVE_RULES, Action, Decision, Finding, decide
 from functions.rollout.judge.interval import improvement
 from functions.rollout.judge.slo import slo_sums, spent_budget
 from functions.rollout.policy import RolloutPolicy
@@ -43,8 +44,14 @@ _NEXT_STAGE: dict[Action, Stage] = {
     "roll_back": "rolled_back",
     "inconclusive": "inconclusive",
 }
+_LETS_THROUGH: tuple[Action, ...] = ("advance", "ramp", "promote")
+_LOG_EVERY = timedelta(
+    minutes=1
+)  # between readings of the log for a challenger that the live counts would let through
 _ATTEMPTS = 8  # to end a rollout by hand while ticks write, too
 _logger = logging.getLogger(__name__)
+
+_Judge = Callable[[RolloutState, CurrentTraffic, datetime, dict[int, str]], tuple[Evidence, Decision]]
 
 
 class TickResult(BaseModel):
@@ -86,7 +93,8 @@ class Rollouts:
     """Controller of the rollouts of `model`; each method reads the state anew and appends at most one journal entry.
 
     read: logged predictions with labels, unlabelled ones included, predicted in [start, end).
-    read_metric: the tables of business metrics, where a policy's guardrails name some. clock: the platform's time.
+    read_metric: the tables of business metrics, where a policy's guardrails name some. read_live: counts of the last minutes;
+    None: nobody counts. clock: the platform's time.
     """
 
     def __init__(
@@ -99,18 +107,24 @@ class Rollouts:
         clock: Callable[[], datetime],
         actor: str,
         read_metric: ReadMetric = no_metrics,
+        read_live: ReadLive | None = None,
     ) -> None:
         self.model = model
         self._store = store
         self._registry = registry
         self._read = read
-        self._read_metric = read_metric
+        self._read_metric, self._read_live = read_metric, read_live
+        self._log_read_at: datetime | None = None
         self._clock = clock
         self._fold = rollout_journal(model, store=store, clock=clock, actor=actor)
 
     def history(self) -> History:
         """Return the newest rollout and how the last ones ended."""
         return self._fold.refresh()
+
+    def last_known(self) -> History:
+        """Return the history as it was last read, without reading."""
+        return self._fold.state
 
     def entries(self) -> list[Entry]:
         """Return the whole journal, oldest entry first."""
@@ -185,6 +199,16 @@ class Rollouts:
 
     def tick(self) -> TickResult:
         """Run one step: finish what a killed tick left undone, judge, record, and change the traffic."""
+        return self._tick(self._judge)
+
+    def tick_live(self) -> TickResult:
+        """Run one step by what is known of the last minutes, which is cheap enough for every ten seconds.
+
+        What these minutes would let through is judged with the log and the labels, too, before it goes on.
+        """
+        return self._tick(self._judge_live)
+
+    def _tick(self, judge: _Judge) -> TickResult:
         state = self._fold.refresh().current
         if state is None or state.settled:
             return TickResult(model=self.model)
@@ -194,9 +218,26 @@ class Rollouts:
         problems = {} if is_applied(traffic, state) else self._put_in_place(state, traffic)
         now = self._clock()
         traffic = self._registry.traffic(self.model)
-        evidence = self._observe(state, traffic, now, problems)
-        decision = decide(state, evidence, state.policy, now)
+        evidence, decision = judge(state, traffic, now, problems)
         return self._record(state, evidence, decision, traffic.entry, now)
+
+    def _judge(
+        self, state: RolloutState, traffic: CurrentTraffic, now: datetime, problems: dict[int, str]
+    ) -> tuple[Evidence, Decision]:
+        evidence = self._observe(state, traffic, now, problems)
+        return evidence, decide(state, evidence, state.policy, now)
+
+    def _judge_live(
+        self, state: RolloutState, traffic: CurrentTraffic, now: datetime, problems: dict[int, str]
+    ) -> tuple[Evidence, Decision]:
+        evidence = self._reader().live(state, traffic, self._unusable(state, problems), now)
+        decision = decide(state, evidence, state.policy, now, rules=LIVE_RULES)
+        if decision.action not in _LETS_THROUGH:
+            return evidence, decision
+        if self._log_read_at is not None and now - self._log_read_at < _LOG_EVERY:
+            return evidence, Decision(action="hold", rule="undecided", findings=decision.findings)
+        self._log_read_at = now
+        return self._judge(state, traffic, now, problems)
 
     def status(self) -> RolloutStatus:
         """Report how the newest rollout stands and what a tick would do now, without deciding. Raises: NoRollout."""
@@ -271,25 +312,32 @@ class Rollouts:
     def _observe(
         self, state: RolloutState, traffic: CurrentTraffic, now: datetime, problems: dict[int, str]
     ) -> Evidence:
+        return self._reader().evidence(state, traffic, self._unusable(state, problems), now)
+
+    def _reader(self) -> EvidenceReader:
+        return EvidenceReader(self._store, self.model, self._read, self._read_metric, self._read_live)
+
+    def _unusable(self, state: RolloutState, problems: dict[int, str]) -> dict[int, str]:
+        """Name the challengers that cannot be served, with the reason of each."""
         known = {
             version: unusable_reason(self._registry, self.model, version) or problems.get(version)
             for version in state.alive
         }
-        bad = {version: problem for version, problem in known.items() if problem is not None}
-        reader = EvidenceReader(self._store, self.model, self._read, self._read_metric)
-        return reader.evidence(state, traffic, bad, now)
+        return {version: problem for version, problem in known.items() if problem is not None}
 
     def _record(
         self, state: RolloutState, evidence: Evidence, decision: Decision, traffic_entry: int, now: datetime
     ) -> TickResult:
         stage = _NEXT_STAGE.get(decision.action, state.stage)
-        moved = stage != state.stage or bool(decision.dropped)
-        news = moved or evidence.loss.labels != state.judged_labels
+        moved = stage != state.stage or bool(decision.dropped) or decision.action == "ramp"
+        # Without the log, nothing is known of labels, and there are never fewer than were judged before.
+        labels = max(evidence.loss.labels, state.judged_labels)
+        news = moved or labels != state.judged_labels
         body = {
             "event": "decided",
             "at": now.isoformat(),
             "stage": stage,
-            "labels": evidence.loss.labels,
+            "labels": labels,
             "decision": decision.model_dump(mode="json"),
             "evidence": evidence.model_dump(mode="json"),
             "traffic_entry": traffic_entry,

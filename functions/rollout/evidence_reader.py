@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
+from redis import RedisError
 
 from functions.rollout.evidence.cohort_sums import ReadOutcomes, SumsStore, sum_cohorts
+from functions.rollout.evidence.live import LiveEvidence, ReadLive, live_evidence
 from functions.rollout.evidence.metrics import ReadMetric
 from functions.rollout.evidence.sums import Evidence
 from functions.rollout.judge.slo import slo_sums
 from functions.rollout.state import RolloutState
 from functions.rollout.traffic import CurrentTraffic, canary_share_of, champion_of
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,13 +40,40 @@ class _CachedRead:
 class EvidenceReader:
     """Reader of the evidence of a model's rollouts.
 
-    store: keeps the sums. read: logged predictions with labels. read_metric: tables of business metrics.
+    store: keeps the sums. read: logged predictions with labels. read_metric: tables of business metrics. read_live: counts of
+    the last minutes; None: there are none.
     """
 
     store: SumsStore
     model: str
     read: ReadOutcomes
     read_metric: ReadMetric
+    read_live: ReadLive | None = None
+
+    def live(
+        self, state: RolloutState, traffic: CurrentTraffic, problems: Mapping[int, str], now: datetime
+    ) -> Evidence:
+        """Read what can be known as of `now` without the log. problems: as of `evidence`."""
+
+        def of(state: RolloutState) -> dict[str, Any]:
+            return {
+                "champion": champion_of(traffic),
+                "challenger_problem": problems.get(state.challenger),
+                "canary_share": canary_share_of(traffic, state) if state.stage == "canary" else None,
+                "live": self._live(state, traffic, now),
+            }
+
+        rivals = {version: Evidence(**of(state.only(version))) for version in state.rivals}
+        return Evidence(**of(state), rivals=rivals)
+
+    def _live(self, state: RolloutState, traffic: CurrentTraffic, now: datetime) -> LiveEvidence | None:
+        if self.read_live is None:
+            return None
+        try:
+            return live_evidence(self.read_live, self.model, state, traffic, now)
+        except (RedisError, OSError) as error:
+            _logger.warning("%s: nothing is known of the last minutes: %s", self.model, error)
+            return None
 
     def evidence(
         self, state: RolloutState, traffic: CurrentTraffic, problems: Mapping[int, str], now: datetime
@@ -60,6 +93,7 @@ class EvidenceReader:
                 "canary_share": canary_share_of(traffic, state) if state.stage == "canary" else None,
                 "metrics": sums.metrics,
                 "slos": slos,
+                "live": self._live(state, traffic, now),
             }
 
         own = fields(state)  # first: rivals are judged on the rows that it read

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from typing import Literal, Protocol
 
+from functions.live_counts import live_reader
 from functions.prediction_log import outcomes
 from functions.rollout.budget import Budget
 from functions.rollout.controller import Rollouts, TickResult
+from functions.rollout.evidence.live import ReadLive
 from functions.rollout.evidence.metrics import MetricValue, read_metric, write_metric
 from functions.rollout.explain import Explanation
 from functions.rollout.policy import MetricName, RolloutPolicy
 from functions.rollout.state import History, RolloutState
 from functions.rollout.status import RolloutStatus
-from functions.runtime.context import context
+from functions.runtime.clock import system_clock
+from functions.runtime.context import Context, context
 from functions.runtime.definitions import declarations
 from functions.runtime.function import function
 
@@ -28,8 +32,11 @@ class HasRollout(Protocol):
         ...
 
 
-def rollouts(model: str) -> Rollouts:
-    """Return the controller of the rollouts of `model` in the context's store, on its clock."""
+def rollouts(model: str, *, read_live: ReadLive | None = None) -> Rollouts:
+    """Return the controller of the rollouts of `model` in the context's store, on its clock.
+
+    read_live: reads live counts; by default those of the context's Redis.
+    """
     used = context()
     return Rollouts(
         model,
@@ -39,9 +46,18 @@ def rollouts(model: str) -> Rollouts:
             used.store, model, start, end, labelled_only=False, columns=_COLUMNS
         ),
         read_metric=lambda name, since: read_metric(used.store, name, since),
+        read_live=read_live or live_counts(used),
         clock=used.clock,
         actor=used.actor,
     )
+
+
+def live_counts(used: Context) -> ReadLive | None:
+    """Return the reader of live counts; None without Redis, or on a replayed clock, which has no last minutes."""
+    if used.redis_url is None or used.clock is not system_clock:
+        return None
+    reader = live_reader(used.redis_url, used.workspace)
+    return lambda model, windows: reader.windows(model, windows, time.time())
 
 
 def declared_policy(model: str) -> RolloutPolicy:

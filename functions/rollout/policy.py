@@ -91,6 +91,15 @@ class RolloutPolicy(BaseModel):
     guardrails: business metrics beside loss, errors and latency.
     slos: error budgets of the model, over all versions that users meet. Spent, a rollout is not started and does not advance;
         burning fast, a canary is rolled back.
+    live_alpha: chance that a challenger that serves as the champion does is rolled back by what the last minutes show, judged every
+        ten seconds: more errors, more missing answers, or a median or 95th percentile of latency above `slow_ratio` times the
+        champion's.
+    ramp: shares of the canary, each larger than the one before; a step is guarded by itself and held for `ramp_hold`, until the
+        challenger is shown to serve as well: at most `error_margin` more of its requests unanswered, and not slower by
+        `slow_ratio`. Empty: `canary_share` is the only step.
+    promote_by: "labels"; or "service", where labels never come or come late: what is shown to serve as well at the last step is
+        promoted, whatever its answers are worth.
+    go_back: whether a champion that breaks within `go_back_within` of its release is replaced by the one before it, without asking.
     mismatch_alpha: chance that a canary whose units are split as declared is stopped for a mismatch of the split.
     layer: the part of a layer that the rollout has to itself, from its start on: no unit of it is in another model's experiment
         there. `canary_share` is of that part. None: all units.
@@ -122,6 +131,14 @@ class RolloutPolicy(BaseModel):
     canary_timeout: timedelta = timedelta(days=28)
     guard_alpha: Level = 0.05
     slow_ms: float | None = Field(default=None, gt=0.0)
+    live_alpha: Level = 0.02
+    slow_ratio: float = Field(default=1.25, gt=1.0, le=100.0)
+    ramp: tuple[Share, ...] = Field(default=(), max_length=20)
+    ramp_hold: timedelta = timedelta(minutes=10)
+    error_margin: Share = 0.01
+    promote_by: Literal["labels", "service"] = "labels"
+    go_back: bool = False
+    go_back_within: timedelta = timedelta(days=1)
     guardrails: tuple[Guardrail, ...] = ()
     slos: tuple[Slo, ...] = ()
     mismatch_alpha: Level = 0.01
@@ -134,7 +151,9 @@ class RolloutPolicy(BaseModel):
         for name in ("cohort", "shadow_timeout", "canary_timeout"):
             if getattr(self, name) <= timedelta(0):
                 raise ValueError(f"{name} must be longer than zero, got {getattr(self, name)}")
-        for name in ("label_delay", "canary_min"):
+        if list(self.ramp) != sorted(set(self.ramp)):
+            raise ValueError(f"ramp {self.ramp}: each share must be larger than the one before")
+        for name in ("label_delay", "canary_min", "ramp_hold", "go_back_within"):
             if getattr(self, name) < timedelta(0):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for what, named in (("guardrails", self.guardrails), ("slos", self.slos)):
@@ -147,3 +166,8 @@ class RolloutPolicy(BaseModel):
                 "as it stands no canary could ever be promoted"
             )
         return self
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Shares of the canary in their order."""
+        return self.ramp or (self.canary_share,)

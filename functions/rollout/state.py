@@ -25,7 +25,8 @@ class RolloutState(BaseModel):
 
     rollout: number of the entry that began it. traffic_entry: the registry entry on which the last change of traffic
     was decided; the change is made only while that is still the newest, hence at most once.
-    canary_since: when users first met the challenger. judged_labels: paired labels at the last recorded decision.
+    canary_since: when users first met the challenger. step, step_since: which share of the policy's ramp it has, and since when
+    (None: since the canary began). judged_labels: paired labels at the last recorded decision.
     settled: the rollout has ended and its last change of traffic was seen to be made, or given up on.
     rivals: the other challengers that are still in the shadow. entered: all that started, where there were several.
     """
@@ -41,6 +42,8 @@ class RolloutState(BaseModel):
     stage_since: AwareDatetime
     traffic_entry: int
     canary_since: AwareDatetime | None = None
+    step: int = 0
+    step_since: AwareDatetime | None = None
     paused: bool = False
     settled: bool = False
     judged_labels: int = 0
@@ -57,6 +60,21 @@ class RolloutState(BaseModel):
     def alive(self) -> tuple[int, ...]:
         """Challengers that are still judged, the front-runner first."""
         return (self.challenger, *self.rivals)
+
+    @property
+    def split_since(self) -> datetime:
+        """When the units were split as they are now: evidence from before is of other shares."""
+        return self.step_since or self.canary_since or self.started_at
+
+    @property
+    def canary_share(self) -> float:
+        """Share that the policy gives the canary at this step."""
+        return self.policy.shares[self.step]
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether the canary has its largest share."""
+        return self.step + 1 >= len(self.policy.shares)
 
     def only(self, version: int) -> RolloutState:
         """Copy the state with `version` as the only challenger left."""
@@ -171,6 +189,8 @@ def _decided(history: History, current: RolloutState, body: dict[str, Any], at: 
     if body["stage"] != current.stage:
         update |= {"stage": body["stage"], "stage_since": at, "traffic_entry": body["traffic_entry"]}
         update |= {"canary_since": at} if body["stage"] == "canary" else {}
+    if body["decision"]["action"] == "ramp":
+        update |= {"step": current.step + 1, "step_since": at, "traffic_entry": body["traffic_entry"]}
     after = current.model_copy(update=update)
     if after.is_open:
         return history.model_copy(update={"current": after})

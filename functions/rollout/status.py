@@ -193,9 +193,14 @@ def _next(state: RolloutState) -> str:
     if state.stage == "shadow":
         until = state.stage_since + policy.shadow_timeout
         return (
-            f"a canary of {policy.canary_share:.0%}, from {policy.shadow_min_labels} paired labels on, while the estimate is "
+            f"a canary of {state.canary_share:.0%}, from {policy.shadow_min_labels} paired labels on, while the estimate is "
             f"above {policy.min_effect:g}; given up at {until:%Y-%m-%d %H:%M} UTC"
         )
+    if not state.is_last_step:
+        after = policy.shares[state.step + 1]
+        return f"a share of {after:.2%}, when it is shown to serve as the champion does at {state.canary_share:.2%}"
+    if policy.promote_by == "service":
+        return "promoted when it is shown to serve as the champion does, whatever its answers are worth"
     until, opens = state.stage_since + policy.canary_timeout, state.stage_since + policy.canary_min
     return (
         f"promoted from {opens:%Y-%m-%d %H:%M} UTC on, when the improvement is above {policy.min_effect:g} for sure; "

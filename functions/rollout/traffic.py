@@ -9,6 +9,7 @@ from functions.rollout.errors import RolloutError
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 from registry import LayerPart, LayerShare, Refused, Stale, TrafficRule
+from registry.models.traffic import BUCKETS
 
 CANARY = "canary"
 _UNUSABLE = ("rejected", "archived", "deleted")
@@ -192,7 +193,7 @@ def apply(registry: TrafficControl, model: str, state: RolloutState, expected: i
     if state.is_open:
         shadows.extend(state.alive)
     if state.stage == "canary":
-        arms[CANARY] = (state.challenger, state.policy.canary_share)
+        arms[CANARY] = (state.challenger, state.canary_share)
     layer = _layer(traffic, state)
     rules = [rule for rule in traffic.rules if state.is_open or not set(rule.versions) & set(ours)]
     registry.set_traffic(
@@ -215,7 +216,14 @@ def is_applied(traffic: CurrentTraffic, state: RolloutState) -> bool:
         version in traffic.shadows for version in set(state.versions) - set(state.alive)
     ):
         return False
-    return state.stage != "canary" or any(arm.version == state.challenger for arm in traffic.arms[1:])
+    if state.stage != "canary":
+        return True
+    shares = [arm.share for arm in traffic.arms[1:] if arm.version == state.challenger]
+    # A share that was changed by hand since is left as it is.
+    as_decided = traffic.entry != state.traffic_entry or any(
+        abs(share - state.canary_share) < 1 / BUCKETS for share in shares
+    )
+    return bool(shares) and as_decided
 
 
 def missing_shadows(traffic: CurrentTraffic, state: RolloutState) -> tuple[int, ...]:

@@ -62,7 +62,7 @@ def _of_the_split(rows: Scored, state: RolloutState) -> Scored:
     """Select what champion and canary answered since the canary began."""
     if state.canary_since is None:
         return rows.where(np.zeros(len(rows), dtype=bool))
-    since = int(state.canary_since.timestamp() * 1_000_000) + SETTLE_US
+    since = int(state.split_since.timestamp() * 1_000_000) + SETTLE_US
     arms = (rows.version == state.champion) | (rows.version == state.challenger)
     return rows.where(arms & ~rows.shadow & ~rows.outside & (rows.at >= since))
 

@@ -97,7 +97,8 @@ def sum_cohorts(
     """
     policy = state.policy
     own = "" if state.challenger == state.versions[0] else f"-{state.challenger}"
-    key = f"rollouts/{model}/evidence/{state.rollout:08d}{own}.json"
+    step = f"-step{state.step}" if state.step else ""  # counts of different shares are never pooled
+    key = f"rollouts/{model}/evidence/{state.rollout:08d}{own}{step}.json"
     kept = store.find(key)
     sums = (
         CohortSums(next_cohort=_index(state.started_at, policy))
@@ -164,7 +165,7 @@ def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, pa.Table]) -
     """Sum the business metrics of one cohort of a canary."""
     if state.canary_since is None:
         return {}
-    mine = cohort.where(~cohort.shadow & ~cohort.outside & (cohort.at >= _micros(state.canary_since)))
+    mine = cohort.where(~cohort.shadow & ~cohort.outside & (cohort.at >= _micros(state.split_since)))
     champion = mine.where(mine.version == state.champion)
     challenger = mine.where(mine.version == state.challenger)
     return {
@@ -196,9 +197,9 @@ def counts(cohort: Scored, state: RolloutState) -> tuple[ArmCounts, ArmCounts]:
     """Count requests, errors and slow answers of one cohort, in the shadow stage and in the canary stage."""
     if state.canary_since is None:
         return _counts(cohort, state, challenger_is_shadow=True), ArmCounts()
-    boundary = _micros(state.canary_since)
+    began, boundary = _micros(state.canary_since), _micros(state.split_since)
     return (
-        _counts(cohort.where(cohort.at < boundary), state, challenger_is_shadow=True),
+        _counts(cohort.where(cohort.at < began), state, challenger_is_shadow=True),
         _counts(cohort.where((cohort.at >= boundary) & ~cohort.outside), state, challenger_is_shadow=False),
     )
 

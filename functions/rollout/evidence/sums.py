@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from functions.rollout.evidence.live import LiveEvidence
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -226,6 +228,7 @@ class Evidence(BaseModel):
     loss: scored cohorts of shadow and canary. shadow, canary: counts of each stage, never pooled (their splits differ).
     units: of the canary's split. canary_share: the canary's declared share of what it and the champion answer together; None
     where it was not noted: then the policy's. metrics: by guardrail. slos: by objective.
+    live: counts of the last minutes; None where nobody counts, or Redis is away.
     rivals: the evidence on each other challenger that is still in the shadow, by version.
     """
 
@@ -240,4 +243,5 @@ class Evidence(BaseModel):
     canary_share: float | None = None
     metrics: dict[str, MetricSums] = {}
     slos: dict[str, SloSums] = {}
+    live: LiveEvidence | None = None
     rivals: dict[int, Evidence] = {}

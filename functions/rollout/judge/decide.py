@@ -14,6 +14,15 @@ from datetime import datetime, timedelta
 from functions.rollout.evidence.sums import Evidence
 from functions.rollout.judge.arms import combine_decisions, with_shared_alpha
 from functions.rollout.judge.interval import improvement
+from functions.rollout.judge.live_rules import (
+    LIVE_GUARDS,
+    live_errors,
+    live_latency,
+    live_missing,
+    ramp,
+    service_done,
+    service_shadow_done,
+)
 from functions.rollout.judge.rollback_rules import errors, guardrails, mismatch, not_shown_harmless, slow
 from functions.rollout.judge.rule_input import Finding, RuleInput
 from functions.rollout.judge.slo import budget_burns, budget_spent
@@ -21,7 +30,7 @@ from functions.rollout.judge.verdict import Action, Decision
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 
-__all__ = ["RULES", "Action", "Decision", "Finding", "decide"]
+__all__ = ["LIVE_RULES", "RULES", "Action", "Decision", "Finding", "decide"]
 
 
 def decide(
@@ -170,6 +179,8 @@ def _missing_canary_evidence(inputs: RuleInput) -> str | None:
         return "the champion answered no request beside the canary; there is nothing to compare with"
     if inputs.in_stage < policy.canary_min:
         return f"{inputs.in_stage} in canary, at least {policy.canary_min}"
+    if not inputs.state.is_last_step:
+        return f"step {inputs.state.step + 1} of {len(policy.shares)} of the ramp"
     return None
 
 
@@ -192,6 +203,9 @@ RULES: tuple[tuple[str, Action, Callable[[RuleInput], Finding]], ...] = (
     ("champion_changed", "inconclusive", _champion_changed),
     ("errors", "roll_back", errors),
     ("slow", "roll_back", slow),
+    ("live_errors", "roll_back", live_errors),
+    ("live_missing", "roll_back", live_missing),
+    ("live_latency", "roll_back", live_latency),
     ("guardrails", "roll_back", guardrails),
     ("budget_burns", "roll_back", budget_burns),
     ("worse", "roll_back", _worse),
@@ -201,6 +215,15 @@ RULES: tuple[tuple[str, Action, Callable[[RuleInput], Finding]], ...] = (
     ("budget_spent", "hold", budget_spent),
     ("shadow_done", "advance", _shadow_good_enough),
     ("better", "promote", _better),
+    ("service_shadow_done", "advance", service_shadow_done),
+    ("service_done", "promote", service_done),
+    ("ramp", "ramp", ramp),
     ("too_small", "inconclusive", _too_small),
     ("timed_out", "inconclusive", _timed_out),
+)
+
+# What can be asked every ten seconds, without reading the log. What lets a challenger through is asked again with all evidence.
+LIVE_RULES = frozenset(
+    {"challenger_unusable", "champion_changed", *LIVE_GUARDS, "paused", "clock_went_back"}
+    | {"service_shadow_done", "service_done", "ramp"}
 )

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.rollout.judge.rule_input import Finding
 
-Action = Literal["hold", "drop", "advance", "promote", "roll_back", "inconclusive"]
+Action = Literal["hold", "drop", "advance", "ramp", "promote", "roll_back", "inconclusive"]
 
 
 class Decision(BaseModel):

@@ -15,7 +15,7 @@ _NEAR = 5.0  # weight, in events, of the prior around the null share: quick for 
 _TIMES = np.array(
     [1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0, 89.0]
 )  # alternatives, as multiples of the odds
-_PARTS = np.array([0.0, 0.05, 0.15, 0.3, 0.5, 0.7])  # alternatives below a rate, as parts of it
+_PARTS = np.array([0.0, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95])  # alternatives below a rate, as parts of it
 
 
 def excess_p(events: npt.ArrayLike, others: npt.ArrayLike, share: npt.ArrayLike) -> Floats:

@@ -1,0 +1,169 @@
+"""Rules that judge what needs no label: errors, missing answers and latency of the last minutes, and the steps of a ramp.
+
+A guard is a test over the last five to ten minutes, and the next one begins halfway through; each is given a part of alpha that depends on how many were
+begun before it, so their sum stays within `policy.live_alpha` however long the rollout takes.
+"""
+
+from __future__ import annotations
+
+import math
+
+from functions.live_counts import quantile_ms, slower
+from functions.rollout.evidence.live import LiveCounts, LiveEvidence, guard_at
+from functions.rollout.judge.rollback_rules import canary_share
+from functions.rollout.judge.rule_input import Finding, RuleInput
+from functions.stats import counted_quantile_p, excess_p, rate_below_p, rate_floor
+
+LIVE_GUARDS = ("live_errors", "live_missing", "live_latency")
+QUANTILES = (0.5, 0.95)
+_STAGES = 2  # shadow and canary share alpha
+
+
+def live_errors(inputs: RuleInput) -> Finding:
+    """Check for more errors in the last minutes than the champion's."""
+    return _excess_finding(inputs, "errors")
+
+
+def live_missing(inputs: RuleInput) -> Finding:
+    """Check for more requests without a usable answer in the last minutes than the champion's."""
+    return _excess_finding(inputs, "missing")
+
+
+def live_latency(inputs: RuleInput) -> Finding:
+    """Check for a median or a 95th percentile that is proven slower by `policy.slow_ratio`; a shadow's is not judged."""
+    live = inputs.evidence.live
+    if live is None or inputs.state.stage == "shadow":
+        return _not_judged("live_latency")
+    alpha = guard_level(inputs) / len(QUANTILES)
+    ratio = inputs.policy.slow_ratio
+    found = [_slower_p(live.champion, live.challenger, q, ratio) for q in QUANTILES]
+    text = (
+        f"latency of the last minutes: {_latencies(live.challenger)} against {_latencies(live.champion)}, "
+        f"slower by {ratio:g}: p = {', '.join(f'{p:.3g}' for p in found)}"
+    )
+    return Finding(
+        rule="live_latency", fired=min(found) <= alpha, text=text, statistic=min(found), threshold=alpha
+    )
+
+
+def service_shadow_done(inputs: RuleInput) -> Finding:
+    """Let a challenger that is promoted without labels into its canary, once its shadow is shown to answer."""
+    if inputs.state.stage != "shadow" or inputs.policy.promote_by != "service":
+        return Finding(rule="service_shadow_done", fired=False, text="not in a shadow judged without labels")
+    thin = _not_held(inputs) or _not_shown_to_answer(inputs)
+    return Finding(
+        rule="service_shadow_done", fired=thin is None, text=thin or "it answers what the champion answers"
+    )
+
+
+def ramp(inputs: RuleInput) -> Finding:
+    """Go on to the next share of the ramp, once this one was held and the challenger is shown to serve as well."""
+    state, policy = inputs.state, inputs.policy
+    if state.stage != "canary" or state.is_last_step:
+        return Finding(rule="ramp", fired=False, text="no further step of a ramp")
+    share, next_share = policy.shares[state.step], policy.shares[state.step + 1]
+    thin = _not_held(inputs) or not_shown_to_serve(inputs)
+    text = thin or f"from {share:.2%} to {next_share:.2%}: it serves as the champion does"
+    return Finding(rule="ramp", fired=thin is None, text=text)
+
+
+def service_done(inputs: RuleInput) -> Finding:
+    """Promote without labels where the policy says so, once the last step was held and the challenger serves as well."""
+    state, policy = inputs.state, inputs.policy
+    if state.stage != "canary" or policy.promote_by != "service" or not state.is_last_step:
+        return Finding(
+            rule="service_done", fired=False, text="not at the last step of a rollout without labels"
+        )
+    thin = _not_held(inputs) or not_shown_to_serve(inputs)
+    if thin is None and inputs.in_stage < policy.canary_min:
+        thin = f"{inputs.in_stage} in canary, at least {policy.canary_min}"
+    return Finding(rule="service_done", fired=thin is None, text=thin or "it serves as the champion does")
+
+
+def guard_level(inputs: RuleInput) -> float:
+    """Return the level of the guard that runs now: alpha over k (k + 1), which sums to alpha, for the k-th one begun."""
+    state = inputs.state
+    since = state.started_at if state.canary_since is None else state.canary_since
+    begun = max(0, guard_at(inputs.now) - guard_at(since)) + state.step + 1
+    return inputs.policy.live_alpha / _STAGES / len(LIVE_GUARDS) / (begun * (begun + 1))
+
+
+def not_shown_to_serve(inputs: RuleInput) -> str | None:
+    """Say why the challenger is not shown to serve as well as the champion in this split, or None."""
+    live = inputs.evidence.live
+    if live is None:
+        return "no live counts are there"
+    counts, policy = live.split_challenger, inputs.policy
+    if counts.requests < policy.canary_min_requests:
+        return f"the canary was sent {counts.requests} of {policy.canary_min_requests} requests in this split"
+    return _not_shown_to_answer(inputs) or _not_shown_as_fast(live, policy.slow_ratio, policy.alpha)
+
+
+def _not_shown_to_answer(inputs: RuleInput) -> str | None:
+    """Say why it is not shown that at most `error_margin` more of the challenger's requests go unanswered, or None."""
+    live, policy = inputs.evidence.live, inputs.policy
+    if live is None:
+        return "no live counts are there"
+    ours, theirs = live.split_challenger, live.split_champion
+    if not theirs.requests:
+        return "the champion was sent no request beside it"
+    floor = rate_floor(theirs.unanswered, theirs.requests, policy.alpha / 2)
+    limit = min(floor + policy.error_margin, 0.999)
+    p = float(rate_below_p(ours.unanswered, ours.requests, limit))
+    if p <= policy.alpha / 2:
+        return None
+    return (
+        f"{ours.unanswered} of {ours.requests} requests went unanswered, the champion's {theirs.unanswered} of "
+        f"{theirs.requests}; that this is below {limit:.3%} is not shown yet, p = {p:.3g}"
+    )
+
+
+def _not_shown_as_fast(live: LiveEvidence, ratio: float, alpha: float) -> str | None:
+    """Say why a quantile of latency is not shown to stay below `ratio` times the champion's, or None."""
+    for q in QUANTILES:
+        slowed, ours = slower(live.split_champion.bins(), ratio), live.split_challenger.bins()
+        p = counted_quantile_p(slowed, ours, q=q)
+        if not (p <= alpha and quantile_ms(ours, q) < quantile_ms(slowed, q)):
+            return (
+                f"latency: {_latencies(live.split_challenger)} against {_latencies(live.split_champion)}; "
+                f"that the {q:.0%} quantile is not {ratio:g} times the champion's is not shown yet, p = {p:.3g}"
+            )
+    return None
+
+
+def _not_held(inputs: RuleInput) -> str | None:
+    held, hold = inputs.now - inputs.state.split_since, inputs.policy.ramp_hold
+    return f"{held} in this split, at least {hold}" if held < hold else None
+
+
+def _excess_finding(inputs: RuleInput, event: str) -> Finding:
+    rule, live, stage = f"live_{event}", inputs.evidence.live, inputs.state.stage
+    if live is None:
+        return _not_judged(rule)
+    # A shadow scores the champion's own requests: under the null an error is either version's with equal chance.
+    share = canary_share(inputs) if stage == "canary" else 0.5
+    ours, theirs = getattr(live.challenger, event), getattr(live.champion, event)
+    p, alpha = float(excess_p(ours, theirs, share)), guard_level(inputs)
+    text = (
+        f"{event} of the last minutes: challenger {ours} of {live.challenger.requests}, champion {theirs} of "
+        f"{live.champion.requests}, expected share {share:.3g}, p = {p:.3g}"
+    )
+    return Finding(rule=rule, fired=p <= alpha, text=text, statistic=p, threshold=alpha)
+
+
+def _slower_p(champion: LiveCounts, challenger: LiveCounts, q: float, ratio: float) -> float:
+    slowed, ours = slower(champion.bins(), ratio), challenger.bins()
+    if not quantile_ms(ours, q) > quantile_ms(slowed, q):  # also where an arm has no answer
+        return 1.0
+    return counted_quantile_p(slowed, ours, q=q)
+
+
+def _latencies(counts: LiveCounts) -> str:
+    found = [quantile_ms(counts.bins(), q) for q in QUANTILES]
+    if any(map(math.isnan, found)):
+        return "no answer"
+    return " and ".join(f"p{q * 100:.0f} {ms:.3g} ms" for q, ms in zip(QUANTILES, found, strict=True))
+
+
+def _not_judged(rule: str) -> Finding:
+    return Finding(rule=rule, fired=False, text="no live counts are judged here")

@@ -1,0 +1,98 @@
+"""When a champion's last minutes are found broken: soon after it breaks, and not on a healthy day."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from functions.live_counts import ArmTally
+from functions.reflexes.champion import judge_champion
+from functions.rollout import Slo
+from tests.functions.reflexes.simulation import Arm, Day, Second, champion_ticks
+
+HOUR = 4_260  # seconds of a world before its champion breaks: the hour before and the span
+
+
+def breaks(after: Arm, *, seed: int, per_minute: float = 1_000) -> float:
+    """Seconds until a champion that breaks at a random moment is found broken."""
+    rng = np.random.default_rng(seed)
+    at = HOUR + int(rng.uniform(0, 60))
+    rate = np.full(at + 240, per_minute / 60)
+    good, bad = (Second.simulate(arm, rate, rng) for arm in (Arm(fails=0.001), after))
+    late = np.arange(len(rate)) >= at
+    world = Second(
+        np.where(late, bad.requests, good.requests),
+        np.where(late, bad.errors, good.errors),
+        np.where(late, bad.missing, good.missing),
+        np.where(late[:, None], bad.latency, good.latency),
+    )
+    ticks = champion_ticks(world, rng=rng, begin=at)
+    return next((when - at for when, found in ticks if any(one.broken for one in found)), float("inf"))
+
+
+def tally(requests: int, errors: int = 0, bins: dict[int, int] | None = None) -> ArmTally:
+    latency = ArmTally().latency.copy()
+    for index, count in (bins or {}).items():
+        latency[index] = count
+    return ArmTally(requests, frozenset(range(errors)), latency=latency)
+
+
+def broken(recent: ArmTally, before: ArmTally, *slos: Slo) -> set[str]:
+    return {one.subject for one in judge_champion([recent, recent], before, slos) if one.broken}
+
+
+@pytest.mark.parametrize("after", [Arm(fails=0.02), Arm(fails=0.001, missing=0.02)], ids=["fails", "silent"])
+def test_a_champion_that_starts_to_fail_two_percent_is_found_within_two_minutes(after: Arm) -> None:
+    found = [breaks(after, seed=seed) for seed in range(20)]
+    assert np.quantile(found, 0.95, method="higher") <= 110  # which leaves ten seconds for the page
+
+
+def test_a_champion_that_gets_three_times_as_slow_is_found_within_two_minutes() -> None:
+    assert max(breaks(Arm(fails=0.001, median_ms=24.0), seed=seed) for seed in range(5)) <= 120
+
+
+def test_nothing_asked_is_nothing_broken() -> None:
+    assert broken(tally(0), tally(60_000)) == set()
+    assert (
+        broken(tally(1_000, errors=1_000), tally(0)) == set()
+    )  # no level of its own and no objective: who could say
+
+
+def test_without_an_hour_before_an_objective_still_holds() -> None:
+    slo = Slo(name="answers", target=0.999)
+    assert broken(tally(1_000, errors=30), tally(0), slo) == {"slo-answers"}
+    assert broken(tally(1_000, errors=3), tally(0), slo) == set()
+
+
+def test_an_objective_of_latency_counts_slow_answers() -> None:
+    slo = Slo(name="fast", target=0.99, slow_ms=8.0)
+    fast, slow = {64: 1_000}, {64: 700, 88: 300}  # bins at 2 ms and at 16 ms
+    assert broken(tally(1_000, bins=fast), tally(0), slo) == set()
+    assert broken(tally(1_000, bins=slow), tally(0), slo) == {"slo-fast"}
+
+
+def test_what_was_usual_an_hour_ago_is_usual() -> None:
+    before = tally(60_000, errors=3_000)
+    assert broken(tally(2_000, errors=110), before) == set()
+    assert broken(tally(2_000, errors=500), before) == {"errors"}
+
+
+def test_three_errors_of_a_quiet_night_page_nobody() -> None:
+    assert broken(tally(40, errors=3), tally(2_400, errors=2)) == set()
+
+
+def test_a_healthy_morning_pages_nobody() -> None:
+    rng = np.random.default_rng(5)
+    world = Day(1_000, hours=3.0).simulate(rng)
+    for _, found in champion_ticks(world, rng=rng):
+        assert not [one.text for one in found if one.broken]
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("busiest", [200, 1_000, 10_000])
+def test_24_healthy_hours_with_a_daily_cycle_page_nobody(busiest: float) -> None:
+    rng = np.random.default_rng(24)
+    slos = (Slo(name="answers", target=0.999), Slo(name="fast", target=0.99, slow_ms=100.0))
+    for _, found in champion_ticks(Day(busiest).simulate(rng), rng=rng, slos=slos):
+        assert not [one.text for one in found if one.broken]
