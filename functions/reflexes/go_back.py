@@ -22,7 +22,7 @@ class Champions(Protocol):
         ...
 
     def rollback(self, name: str, alias: str, /, *, expected: int | None, reason: str) -> Any:
-        """Point an alias back. Raises: Stale; Refused."""
+        """Point an alias back to its version before. Raises: Stale; Refused."""
         ...
 
 

@@ -47,7 +47,7 @@ class Reflexes:
         self._before: dict[str, tuple[int, ArmTally]] = {}
 
     def tick(self) -> None:
-        """Judge every model once. Raises: an ExceptionGroup of those that failed, after all had their turn."""
+        """Judge every model once, whatever happens to others. Raises: an ExceptionGroup of those that failed, after all had their turn."""
         failed: list[Exception] = []
         with use_context(self._used), self._watch.turn() as changed:
             asked = set(self._reader.models(self._clock()))

@@ -5,6 +5,8 @@ Each run has its own phase of the ticker and its own delay of the counts; the re
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ HEALTHY = Arm(fails=0.001)
 RUNS = 50
 
 
-def times(canary: Arm, runs: int = RUNS, **world: float) -> np.ndarray:
+def times(canary: Arm, runs: int = RUNS, **world: Any) -> np.ndarray:
     chosen = {"per_minute": 10_000, "share": 0.1, "seconds": 120} | world
     return np.array(
         [
