@@ -1,0 +1,89 @@
+"""Configurations of Prometheus, Alertmanager and its operator are valid, and agree with the rules on names."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.clusters.manifests import of_kind, problems, render
+
+MONITORING = Path(__file__).resolve().parents[3] / "clusters" / "monitoring"
+PROMETHEUS = ("one-machine.yaml", "cluster.yaml")
+
+
+def run(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"needs {command[0]}: apt-get install prometheus prometheus-alertmanager")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("file", PROMETHEUS)
+def test_prometheus_takes_the_configuration(file: str) -> None:
+    run("promtool", "check", "config", "--syntax-only", str(MONITORING / "prometheus" / file))
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        (("severity=page", "layer=cause"), "on-call"),
+        (("severity=ticket", "layer=symptom"), "tickets"),
+        (("severity=none", "layer=none"), "heartbeat"),
+    ],
+)
+def test_alertmanager_tells_the_right_people(labels: tuple[str, ...], receiver: str) -> None:
+    shown = run(
+        "amtool", "config", "routes", "test", f"--config.file={MONITORING / 'alertmanager.yaml'}", *labels
+    )
+    assert shown.strip() == receiver
+
+
+def jobs_of_rules() -> set[str]:
+    text = "".join(file.read_text() for file in (MONITORING / "prometheus" / "rules").glob("*.yaml"))
+    return set(re.findall(r'job="([^"]+)"', text))
+
+
+@pytest.mark.parametrize("file", PROMETHEUS)
+def test_the_jobs_that_rules_name_are_scraped(file: str) -> None:
+    configuration = yaml.safe_load((MONITORING / "prometheus" / file).read_text())
+    assert jobs_of_rules() <= {each["job_name"] for each in configuration["scrape_configs"]}
+
+
+def test_the_operators_monitors_name_the_same_jobs_and_ports_that_policies_let_in(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text(
+        yaml.safe_dump({"kind": "Kustomization", "resources": ["base"], "components": ["monitoring"]})
+    )
+    kubernetes = MONITORING.parent / "kubernetes"
+    shutil.copytree(kubernetes / "base", tmp_path / "base")
+    shutil.copytree(kubernetes / "components" / "monitoring", tmp_path / "monitoring")
+    found = render(str(tmp_path))
+    monitors = [each for each in found if each["kind"] == "PodMonitor"]
+    assert {each["metadata"]["name"] for each in monitors} == jobs_of_rules()
+    for each in monitors:
+        (endpoint,) = each["spec"]["podMetricsEndpoints"]
+        assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": each["metadata"]["name"]}]
+        assert endpoint["portNumber"] in open_to_monitoring(found)
+    for name in ("series", "metrics"):
+        assert not problems(of_kind(str(tmp_path), "NetworkPolicy")[name])
+
+
+def open_to_monitoring(manifests: tuple[dict[str, Any], ...]) -> set[int]:
+    rules = [
+        rule
+        for each in manifests
+        if each["kind"] == "NetworkPolicy"
+        for rule in each["spec"].get("ingress", [])
+    ]
+    return {
+        port["port"]
+        for rule in rules
+        if "monitoring" in yaml.safe_dump(rule["from"])
+        for port in rule["ports"]
+    }

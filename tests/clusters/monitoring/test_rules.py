@@ -1,0 +1,118 @@
+"""Alert rules by promtool: each alert fires for its fault, no other does, and it clears; a healthy day raises none."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clusters.monitoring.__main__ import prometheus_rule
+from tests.clusters.monitoring.timelines import AFTER, FAULTS, HEALTHY, STEP_S, Fault, Phases
+
+ROOT = Path(__file__).resolve().parents[3]
+MONITORING = ROOT / "clusters" / "monitoring"
+RULES = sorted((MONITORING / "prometheus" / "rules").glob("*.yaml"))
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="needs promtool: apt-get install prometheus"
+)
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = [group for file in RULES for group in yaml.safe_load(file.read_text())["groups"]]
+    return [rule for group in groups for rule in group["rules"] if "alert" in rule]
+
+
+NAMES = sorted({rule["alert"] for rule in alerts()} - {"Watchdog"})
+
+
+def page_of(alert: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", alert).lower()
+
+
+def marked(fault: Fault) -> Any:
+    slow = fault.phases[2] > AFTER
+    return pytest.param(fault, id=fault.alert, marks=pytest.mark.slow if slow else ())
+
+
+def promtool(tmp_path: Path, tests: list[dict[str, Any]], *, every_s: int = STEP_S) -> None:
+    file = tmp_path / "tests.yaml"
+    rules = [str(each) for each in RULES]
+    document = {"rule_files": rules, "evaluation_interval": f"{every_s}s", "tests": tests}
+    file.write_text(json.dumps(document))  # which is YAML
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def timeline(name: str, series: dict[str, Any], phases: Phases, checks: list[Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "interval": f"{STEP_S}s",
+        "input_series": [{"series": each, "values": values(phases)} for each, values in series.items()],
+        "promql_expr_test": checks,
+    }
+
+
+def firing(at_s: int, *wanted: tuple[str, str]) -> dict[str, Any]:
+    """Demand that so many alerts fire at a time, by name and severity, and no other but the watchdog."""
+    return {
+        "expr": 'group by (alertname, severity) (ALERTS{alertstate="firing", alertname!="Watchdog"})',
+        "eval_time": f"{at_s}s",
+        "exp_samples": [
+            {"labels": f'{{alertname="{name}", severity="{severity}"}}', "value": 1}
+            for name, severity in wanted
+        ],
+    }
+
+
+@needs_promtool
+@pytest.mark.slow
+def test_a_healthy_platform_raises_no_alert_in_a_day(tmp_path: Path) -> None:
+    day: Phases = (250, 250, 250)
+    checks = [firing(at * 3_600) for at in range(1, 25)]
+    promtool(tmp_path, [timeline("healthy", dict(HEALTHY), day, checks)], every_s=600)
+
+
+@needs_promtool
+@pytest.mark.parametrize("fault", [marked(each) for each in FAULTS])
+def test_an_alert_fires_for_its_fault_alone_and_clears(tmp_path: Path, fault: Fault) -> None:
+    before, during, after = fault.phases
+    begins, ends, last = before * STEP_S, (before + during) * STEP_S, (before + during + after) * STEP_S
+    wanted = [(fault.alert, severity) for severity in sorted(fault.severities)]
+    checks = [
+        firing(begins - STEP_S),
+        firing(begins + fault.within_s, *wanted),
+        firing(ends - STEP_S, *wanted),
+    ]
+    if fault.within_s >= ends - begins:
+        pytest.fail("the fault ends before the alert is due")
+    series = dict(HEALTHY) | dict(fault.series)
+    promtool(tmp_path, [timeline(fault.alert, series, fault.phases, [*checks, firing(last - STEP_S)])])
+
+
+def test_each_alert_has_a_fault_that_raises_it() -> None:
+    assert {fault.alert for fault in FAULTS} == set(NAMES)
+
+
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
+def test_an_alert_says_how_grave_it_is_and_leads_to_its_page(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in {"page", "ticket", "none"}
+    assert rule["labels"]["layer"] in {"cause", "symptom", "none"}
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+    page = f"docs/runbooks/{page_of(rule['alert'])}.md"
+    assert rule["annotations"]["runbook_url"].endswith(f"/{page}")
+    assert (ROOT / page).is_file()
+
+
+def test_the_rules_for_the_operator_are_those_of_the_files() -> None:
+    groups = prometheus_rule()["spec"]["groups"]
+    assert [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule] == [
+        rule["alert"] for rule in alerts()
+    ]
