@@ -1,6 +1,7 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-on-ray test-without-ray test-fast test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
+PARTS := test-on-ray test-functions test-others
+.PHONY: help setup demo up down test $(PARTS) test-fast test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
 PYTHON ?= python3
 PROJECT ?= examples.flights
 BIN := .venv/bin
@@ -32,15 +33,16 @@ up: $(STAMP) ## start Redis, Ray and the serving counter on this machine
 down: ## end all that `make up` or `make demo` started
 	@test ! -x $(BIN)/python || $(BIN)/python -m ray_apps.cli down
 
-test: $(STAMP) ## the whole test suite: what takes a cluster waits much, the rest computes meanwhile
-	@$(MAKE) --no-print-directory -j2 test-on-ray test-without-ray
+test: $(STAMP) ## the whole test suite: what takes a cluster or kills processes waits much, the rest computes meanwhile
+	@$(MAKE) --no-print-directory -j3 test-on-ray test-functions test-others
 
 # An image may forbid bytecode; then each of a thousand processes would compile all of our modules again.
-test-on-ray test-without-ray: export PYTHONDONTWRITEBYTECODE =
-test-on-ray: TESTS = ray
-test-without-ray: TESTS = not ray
-test-on-ray test-without-ray: $(STAMP) # whole lines, so that those of both can be told apart
-	@bash -o pipefail -c '$(BIN)/python -X faulthandler -m pytest -m "$(TESTS) and not proof and not cluster" | sed -u "s/^/$(TESTS): /"'
+$(PARTS): export PYTHONDONTWRITEBYTECODE =
+test-on-ray: TESTS = -m "ray and not proof and not cluster"
+test-functions: TESTS = -m "not ray and not proof and not cluster" tests/functions
+test-others: TESTS = -m "not ray and not proof and not cluster" --ignore tests/functions
+$(PARTS): $(STAMP) # whole lines, so that those of each part can be told apart
+	@bash -o pipefail -c '$(BIN)/python -X faulthandler -m pytest $(TESTS) | sed -u "s/^/$(@:test-%=%): /"'
 
 test-fast: $(STAMP) ## the tests that take no cluster and no patience
 	$(BIN)/python -m pytest -m "not slow and not ray and not proof and not cluster"

@@ -5,7 +5,7 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -47,6 +47,53 @@ def pytest_collection_finish() -> None:
     """Leave what is there by now out of the garbage collector's rounds, a fifth of the time of the tests in this process."""
     gc.freeze()
     gc.enable()
+
+
+class _SharedRay:
+    """The cluster in this process that consecutive modules share, since one takes five seconds to start and two to end."""
+
+    num_cpus = 0  # none runs
+
+    def start(self, num_cpus: int) -> None:
+        """Have a cluster of so many CPUs: never one that happens to run here."""
+        import ray  # late: few modules need a cluster
+
+        if num_cpus != self.num_cpus:
+            self.end()
+            assert not ray.is_initialized(), "a test left its own cluster"
+            ray.init(
+                "local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+            self.num_cpus = num_cpus
+
+    def end(self) -> None:
+        if self.num_cpus:
+            import ray
+
+            ray.shutdown()
+            self.num_cpus = 0
+
+
+_SHARED_RAY = _SharedRay()
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Callable[[int], None]:
+    """Start a cluster of so many CPUs, or go on with the one of the module before."""
+    return _SHARED_RAY.start
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """End the shared cluster before a test that does not take it."""
+    if nextitem is None or not (
+        "shared_ray" in getattr(nextitem, "fixturenames", ()) and nextitem.get_closest_marker("ray")
+    ):
+        _SHARED_RAY.end()
 
 
 _STATUS = pytest.StashKey[int]()

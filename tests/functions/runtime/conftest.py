@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from functions import Context, use_context
 from functions.runtime.durable.invocation import executor_of
@@ -23,17 +22,10 @@ def used(tmp_path: Path) -> Iterator[Context]:
 @pytest.fixture(
     scope="module", params=["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
 )
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "local":
-        yield request.param
-        return
-    ray.init(  # local: never a cluster that happens to run here
-        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False
-    )
-    try:
-        yield request.param
-    finally:
-        ray.shutdown()
+def backend(request: pytest.FixtureRequest, shared_ray: Callable[[int], None]) -> str:
+    if request.param == "ray":
+        shared_ray(4)
+    return str(request.param)
 
 
 @pytest.fixture

@@ -31,25 +31,40 @@ def project(folder: Path, *, deep: str = "VALUE = 1\n", neighbour: str = "") -> 
     return folder
 
 
-def digest_in(folder: Path) -> str:
-    """Compute the digest of `app.job.run` in a process of its own."""
-    program = "from app.job import run; from functions.runtime.digest import digest_of; print(digest_of(run))"
+def digests_in(*folders: Path) -> list[str]:
+    """Compute the digest of `app.job.run` of each folder, in a process of its own."""
+    program = """
+import os, sys
+from functions.runtime.digest import digest_of
+for folder in sys.argv[1:]:
+    if os.fork() == 0:
+        sys.path.insert(0, folder)
+        from app.job import run
+        print(digest_of(run), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
     root = Path(__file__).resolve().parents[3]
     ran = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"PYTHONPATH": f"{folder}:{root}"},
+        [sys.executable, "-c", program, *map(str, folders)],
+        env={"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
         check=True,
     )
-    return ran.stdout.strip()
+    return ran.stdout.split()
 
 
 def test_a_change_behind_a_late_import_is_another_version(tmp_path: Path) -> None:
-    before = digest_in(project(tmp_path / "a"))
-    assert digest_in(project(tmp_path / "b")) == before
-    assert digest_in(project(tmp_path / "c", deep="VALUE = 2\n")) != before
-    assert digest_in(project(tmp_path / "d", neighbour="X = 1\n")) == before
+    before, same, deeper, beside = digests_in(
+        project(tmp_path / "a"),
+        project(tmp_path / "b"),
+        project(tmp_path / "c", deep="VALUE = 2\n"),
+        project(tmp_path / "d", neighbour="X = 1\n"),
+    )
+    assert same == before
+    assert deeper != before
+    assert beside == before
 
 
 def test_late_modules_are_transitive_and_of_this_project_only(

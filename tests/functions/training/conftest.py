@@ -1,8 +1,7 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from functions import Context, use_context
 from functions.model_formats.torch_threads import torch_threads
@@ -31,11 +30,6 @@ def training_set(context: Context) -> TableSnapshot:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster(shared_ray: Callable[[int], None]) -> None:
     """A Ray cluster of two CPUs."""
-    started = not ray.is_initialized()
-    if started:
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
+    shared_ray(2)

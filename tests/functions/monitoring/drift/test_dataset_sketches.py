@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -55,11 +55,9 @@ def test_a_table_sketched_in_parts_counts_as_if_it_were_read_at_once(tmp_path: P
 
 
 @pytest.fixture
-def cluster() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+def cluster(shared_ray: Callable[[int], None]) -> None:
+    shared_ray(4)  # as the modules of the functions' runtime, which come next
     ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.ray
