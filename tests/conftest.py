@@ -31,13 +31,21 @@ def _environment_is_put_back() -> Iterator[None]:
     os.environ.update(before)
 
 
+_TRAINING = Path(__file__).parent / "functions" / "training"
+
+
 @pytest.hookimpl(trylast=True)  # after pytest has put the tests of one fixture together
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In a module what runs Ray comes last: where Ray runs functions go there, and a test that means this machine
-    must not meet it.
+    must not meet it. Trainings on Ray come after all else: their low priority lets the other parts of the suite go first.
     """
     modules = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
-    items.sort(key=lambda item: (modules[item.path], item.get_closest_marker("ray") is not None))
+
+    def place(item: pytest.Item) -> tuple[bool, int, bool]:
+        on_ray = item.get_closest_marker("ray") is not None
+        return on_ray and item.path.is_relative_to(_TRAINING), modules[item.path], on_ray
+
+    items.sort(key=place)
 
 
 gc.disable()  # what collection makes stays until the end: the suite's modules, and those of ten large libraries

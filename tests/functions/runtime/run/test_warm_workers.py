@@ -2,10 +2,8 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,14 +17,13 @@ from functions.runtime.run import warm_workers
 
 @pytest.fixture(scope="module", autouse=True)
 def functions() -> Iterator[Any]:
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # of Ray's workers; put back after the module
-    sys.path.insert(0, str(Path(__file__).parent))
-    import warm_functions
+    from tests.functions.runtime.run import (
+        warm_functions,
+    )  # late: executors of other modules start no such workers
 
     yield warm_functions
     catalog._declared.pop("warm_two")
     catalog._declared.pop("warm_slow")
-    sys.path.remove(str(Path(__file__).parent))
 
 
 @pytest.mark.usefixtures("backend")
