@@ -11,6 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Threads of OpenMP that wait for each other by computing take the CPU from those that they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 hypothesis.settings.register_profile("toque", deadline=None)  # speed is for benchmarks
 hypothesis.settings.load_profile("toque")
 

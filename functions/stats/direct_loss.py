@@ -18,6 +18,7 @@ from functions.stats.moments import Floats
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
 
 __all__ = ["LossModel"]
 
@@ -50,10 +51,11 @@ class LossModel:
             )
         half = np.arange(len(y)) % _FOLDS  # rows come by time: both halves see all of it
         squares = np.empty(len(y))
-        for fold in range(_FOLDS):
-            seen = _boosted(x[half != fold], y[half != fold])
-            squares[half == fold] = np.square(y[half == fold] - seen.predict(x[half == fold]))
-        return cls(_boosted(x, y), _boosted(x, squares), len(y))
+        with _one_thread():
+            for fold in range(_FOLDS):
+                seen = _boosted(x[half != fold], y[half != fold])
+                squares[half == fold] = np.square(y[half == fold] - seen.predict(x[half == fold]))
+            return cls(_boosted(x, y), _boosted(x, squares), len(y))
 
     def estimate(self, features: npt.ArrayLike) -> Estimate:
         """Estimate the mean loss of rows (n, F), and the standard error of what will be realised on them.
@@ -64,9 +66,19 @@ class LossModel:
         x = np.asarray(features, dtype=np.float64)
         if not len(x):
             raise ValueError("there is no row to estimate a loss of")
-        mean = float(np.maximum(self.mean.predict(x), 0.0).mean())
-        spread = float(np.maximum(self.spread.predict(x), 0.0).mean())
+        with _one_thread():
+            mean = float(np.maximum(self.mean.predict(x), 0.0).mean())
+            spread = float(np.maximum(self.spread.predict(x), 0.0).mean())
         return Estimate(len(x), mean, float(np.sqrt(spread / len(x) + spread / self.rows)))
+
+
+def _one_thread() -> threadpool_limits:
+    """Limit OpenMP to one thread for a block: several share steps so small that they spin for each other, and on a busy
+    machine took ten times the CPU time.
+    """
+    from threadpoolctl import threadpool_limits  # late: scikit-learn brings it
+
+    return threadpool_limits(limits=1, user_api="openmp")
 
 
 def _boosted(x: Floats, y: Floats) -> HistGradientBoostingRegressor:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.ensemble import HistGradientBoostingRegressor
+from threadpoolctl import threadpool_info
 
 from functions.stats.direct_loss import LossModel
 
@@ -48,3 +50,18 @@ def test_features_may_be_missing_and_bad_input_is_refused() -> None:
     for bad in ((x[:3], loss[:3]), (x, loss[:-1]), (x, np.full(500, np.nan)), (x[:, 0], loss)):
         with pytest.raises(ValueError, match="finite losses"):
             LossModel.fit(*bad)
+
+
+def test_its_threads_do_not_spin_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    for name in ("fit", "predict"):
+        plain = getattr(HistGradientBoostingRegressor, name)
+
+        def counted(*given: Any, plain: Any = plain) -> Any:
+            threads.extend(each["num_threads"] for each in threadpool_info() if each["user_api"] == "openmp")
+            return plain(*given)
+
+        monkeypatch.setattr(HistGradientBoostingRegressor, name, counted)
+    x, loss = rows(np.random.default_rng(4), 100)
+    LossModel.fit(x, loss).estimate(x)
+    assert set(threads) == {1}
