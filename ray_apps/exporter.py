@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import ray
 from prometheus_client import Metric
@@ -20,7 +23,9 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clusters.telemetry.metrics import folder_of_process, listen, node_metrics, parse, render, together
+from functions.prediction_log import default_wal_root
 from functions.runtime.process import enter_process
+from ray_apps.series import UP
 
 __all__ = ["ClusterMetrics", "Exporter", "nodes_of_cluster"]
 
@@ -37,21 +42,34 @@ class Exporter:
 
     def __init__(self, store_url: str, node: str) -> None:
         enter_process("exporter", store_url=store_url, environment=os.environ)
-        self._node = node
-        listen_if_wanted(node)
+        self._node, self._disks = node, disks_of(store_url)
+        listen_if_wanted(node, self._disks)
 
     def text(self) -> bytes:
         """Render the node's series in Prometheus's text format."""
-        return render(node_metrics(folder_of_process(), node=self._node))
+        return render(node_metrics(folder_of_process(), node=self._node, disks=self._disks))
 
 
-def listen_if_wanted(node: str) -> None:
+def disks_of(store_url: str) -> dict[str, Path]:
+    """Name the folders whose disks a platform may fill: the log's, the store's if it is one, the temporary one."""
+    log = default_wal_root(store_url, os.environ.get("TOQUE_WAL") or None)
+    found = {"log": _existing(log), "temporary": Path(tempfile.gettempdir())}
+    parts = urlsplit(store_url)
+    return found | ({"store": _existing(Path(unquote(parts.path)))} if parts.scheme == "file" else {})
+
+
+def _existing(folder: Path) -> Path:
+    """Find the nearest folder above one that is there, which is on the same disk."""
+    return next((each for each in (folder, *folder.parents) if each.exists()), folder)
+
+
+def listen_if_wanted(node: str, disks: Mapping[str, Path]) -> None:
     """Answer this node's series on the port that the profile names, unless another process of the node does."""
     port, folder = os.environ.get("TOQUE_METRICS_PORT"), folder_of_process()
     if port and folder is not None:
         address = os.environ.get("TOQUE_METRICS_BIND") or "127.0.0.1"
         with suppress(OSError):
-            listen(int(port), address, folder=folder, node=node)
+            listen(int(port), address, folder=folder, node=node, disks=disks)
 
 
 def nodes_of_cluster() -> dict[str, str]:
@@ -79,7 +97,7 @@ class ClusterMetrics:
         *,
         nodes: Callable[[], Mapping[str, str]] = nodes_of_cluster,
     ) -> None:
-        self._store_url, self._nodes = store_url, nodes
+        self._store_url, self._nodes, self._disks = store_url, nodes, disks_of(store_url)
         self._known: dict[str, str] = {}
         self._exporters: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -88,9 +106,9 @@ class ClusterMetrics:
         """Render the series of all nodes; `toque_exporter_up` says which node did not answer."""
         own_id, own = _own_node()
         asked = self._ask(self._others(own_id, own))
-        up = GaugeMetricFamily("toque_exporter_up", "Whether a node's series are here.", labels=["node"])
+        up = GaugeMetricFamily(UP, "Whether a node's series are in this answer.", labels=["node"])
         up.add_metric([own], 1.0)
-        metrics: list[Metric] = [*node_metrics(folder_of_process(), node=own)]
+        metrics: list[Metric] = [*node_metrics(folder_of_process(), node=own, disks=self._disks)]
         for address, text in asked.items():
             up.add_metric([address], 0.0 if text is None else 1.0)
             metrics += [] if text is None else parse(text)
@@ -102,7 +120,7 @@ class ClusterMetrics:
 
     def _keep(self) -> None:
         waiting = threading.Event()
-        listen_if_wanted(_own_node()[1])
+        listen_if_wanted(_own_node()[1], self._disks)
         while True:
             with suppress(Exception):
                 self._ask(self._others(*_own_node()))

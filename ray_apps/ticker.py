@@ -18,7 +18,10 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import Counter, Gauge
+
 from clusters.profile import apply_profile
+from clusters.telemetry.metrics import publish, withdraw
 from ray_apps.leader_lease import (
     REDIS_BEAT_S,
     STORE_BEAT_S,
@@ -35,12 +38,25 @@ if TYPE_CHECKING:
     from functions.runtime.context import Context
 
 INTERVAL_S = 0.25
+MEASURE_EVERY_S = 30.0
 DRAIN_EVERY_S = 10.0  # each drain is a commit: more often makes the tables slow to read
 REFLEX_EVERY_S = 10.0  # a bad release is pulled back within a minute of its first errors
 QUIET_S = 30.0  # a task that keeps failing is logged this often
 _logger = logging.getLogger(__name__)
 
+PUBLISHED = "platform"
 Task = Callable[[], object]
+LEADER = Gauge(
+    "toque_ticker_leader", "Tickers that lead: one, in a platform that works.", multiprocess_mode="livemax"
+)
+FAILURES = Counter("toque_ticker_failures", "Rounds of a ticker's task that failed.", ("task",))
+SECONDS = Counter("toque_ticker_task_seconds", "Seconds that a ticker's task took in all.", ("task",))
+LAST = Gauge(
+    "toque_ticker_last_success_timestamp_seconds",
+    "When a ticker's task last went well.",
+    ("task",),
+    multiprocess_mode="livemax",
+)
 
 
 class Ticker:
@@ -104,18 +120,28 @@ class Ticker:
             self._stop.wait(max(0.0, self._interval_s - (time.monotonic() - begun)))
 
     def _guarded(self, name: str, work: Task) -> object:
+        begun = time.perf_counter()
         try:
-            return work()
+            found = work()
         except Exception:
+            FAILURES.labels(name).inc()
+            if name == "lease":
+                LEADER.set(0)
             now = time.monotonic()
             if now - self._logged_at.get(name, float("-inf")) > QUIET_S:
                 self._logged_at[name] = now
                 _logger.exception("%s failed in this round; it is tried again", name)
             return None
+        if name == "lease":
+            LEADER.set(bool(found))
+        else:
+            SECONDS.labels(name).inc(time.perf_counter() - begun)
+            LAST.labels(name).set_to_current_time()
+        return found
 
 
 class TickerReplica:
-    """The platform's tickers on Serve: one runs what is due, one drains the prediction log, one judges the last minutes.
+    """The platform's tickers on Serve: they run what is due, drain the prediction log, judge the last minutes, and measure.
 
     Functions are imported in the ticker's thread, so that deploying does not wait for them. The replica is unhealthy,
     and so replaced, when a thread has ended.
@@ -142,12 +168,15 @@ class TickerReplica:
         self._reflexes = Ticker(
             self._reflex_tasks, is_leader=lambda: self._leadership.is_leader, interval_s=REFLEX_EVERY_S
         )
+        self._measure = Ticker(
+            self._measure_tasks, is_leader=self._leads_or_withdraws, interval_s=MEASURE_EVERY_S
+        )
         for ticker in self._tickers:
             ticker.start()
 
     @property
     def _tickers(self) -> tuple[Ticker, ...]:
-        return self._due, self._drain, self._reflexes
+        return self._due, self._drain, self._reflexes, self._measure
 
     def check_health(self) -> None:
         """Tell Serve whether the tickers run. Raises: RuntimeError if one has ended."""
@@ -162,6 +191,8 @@ class TickerReplica:
         """Stop the tickers when Serve releases the replica, and let another lead at once."""
         for ticker in self._tickers:
             ticker.stop()
+        withdraw(PUBLISHED)
+        LEADER.set(0)
         self._leadership.release()
 
     def _due_tasks(self) -> dict[str, Task]:
@@ -196,6 +227,19 @@ class TickerReplica:
                 found.tick()
 
         return {"reflexes": lambda: self._in_each(react)}
+
+    def _measure_tasks(self) -> dict[str, Task]:
+        from ray_apps.platform_series import PlatformSeries  # late: as above
+
+        series = PlatformSeries(self._context, self._access, self._in_workspace)
+        return {"measure": lambda: publish(PUBLISHED, series.measure())}
+
+    def _leads_or_withdraws(self) -> bool:
+        """Whether this ticker leads; one that does not takes back what it published while it did."""
+        leads = self._leadership.is_leader
+        if not leads:
+            withdraw(PUBLISHED)
+        return leads
 
     def _in_each(self, work: Callable[[Context], object]) -> None:
         """Do `work` in every workspace. Raises: an ExceptionGroup of those that failed, once all had their turn."""

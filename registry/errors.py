@@ -7,6 +7,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from prometheus_client import Counter
+
 from registry.renamed import warn_renamed
 
 
@@ -49,8 +51,17 @@ class Refused(RegistryError):
     """A rule of the model (approval, gate, live alias, code in files) forbids the change; the message names the rule."""
 
 
+DAMAGED = Counter(
+    "toque_store_damaged", "Reads of the store that were refused, as bytes or a signature were wrong."
+)
+
+
 class Damaged(RegistryError):
     """Stored bytes are not what was recorded: never use them; restore the named object from a copy."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        DAMAGED.inc()  # here, as every reader refuses by this error
 
 
 class NewerFormat(RegistryError):

@@ -28,6 +28,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from clusters.redis_clients.series import FAILURES, SECONDS, is_timed
+
 TRANSIENT: Final[tuple[type[Any], ...]] = (
     RedisConnectionError,  # also LOADING, and a master that Sentinel does not know yet
     RedisTimeoutError,
@@ -69,14 +71,21 @@ class BoundedRetry(Retry):
         """Run `do` until it succeeds. Raises: its last error after `patience_s`, and at once what waiting does not mend."""
         deadline, failures = time.monotonic() + self.patience_s, 0
         while True:
+            begun = time.perf_counter()
             try:
-                return do()
+                answer = do()
             except self._supported_errors as error:
                 failures += 1
                 _call(fail, error, failures if with_failure_count else None)
-                if _ends(error, is_retryable, deadline):
+                ends = _ends(error, is_retryable, deadline)
+                FAILURES.labels(type(error).__name__, str(not ends).lower()).inc()
+                if ends:
                     raise
                 time.sleep(min(_pause_s(failures), max(0.0, deadline - time.monotonic())))
+            else:
+                if is_timed(do):
+                    SECONDS.observe(time.perf_counter() - begun)
+                return answer
 
 
 class AsyncBoundedRetry(redis.asyncio.retry.Retry):
@@ -96,14 +105,21 @@ class AsyncBoundedRetry(redis.asyncio.retry.Retry):
         """Run `do` until it succeeds. Raises: its last error after `patience_s`, and at once what waiting does not mend."""
         deadline, failures = time.monotonic() + self.patience_s, 0
         while True:
+            begun = time.perf_counter()
             try:
-                return await do()
+                answer = await do()
             except self._supported_errors as error:
                 failures += 1
                 await _call(fail, error, failures if with_failure_count else None)
-                if _ends(error, is_retryable, deadline):
+                ends = _ends(error, is_retryable, deadline)
+                FAILURES.labels(type(error).__name__, str(not ends).lower()).inc()
+                if ends:
                     raise
                 await asyncio.sleep(min(_pause_s(failures), max(0.0, deadline - time.monotonic())))
+            else:
+                if is_timed(do):
+                    SECONDS.observe(time.perf_counter() - begun)
+                return answer
 
 
 def _call(fail: Callable[..., Any], error: Exception, failures: int | None) -> Any:

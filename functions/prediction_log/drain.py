@@ -31,6 +31,7 @@ from functions.prediction_log.records import (
     label_columns,
     prediction_columns,
 )
+from functions.prediction_log.series import DRAINED
 from functions.prediction_log.stream import Stream
 from functions.prediction_log.stream_of_0_1 import OldStream, streams_of
 from registry.access import DEFAULT_WORKSPACE
@@ -116,7 +117,9 @@ def drain(
                 stream = Stream(client, kind, workspace=workspace)
                 total += DrainResult(adopted=adopt_orphans(wal_root, stream))
             for source in streams_of(client, kind, workspace=workspace):
-                total += _move_all(store, source, max_rounds, share)
+                moved = _move_all(store, source, max_rounds, share)
+                DRAINED.labels(workspace, kind).inc(moved.predictions + moved.labels)
+                total += moved
         return total
     finally:
         client.close()

@@ -20,6 +20,7 @@ from functions.prediction_log.adoption import adopt_all
 from functions.prediction_log.confirmations import Confirmations
 from functions.prediction_log.copies import CopyCheck
 from functions.prediction_log.errors import LogUnconfirmedError
+from functions.prediction_log.series import WriterSeries
 from functions.prediction_log.stream import Stream
 from functions.prediction_log.wal import Chunk, WriteAheadLog
 from registry.access import DEFAULT_WORKSPACE
@@ -80,6 +81,7 @@ class LogWriter:
         self._confirmations = Confirmations(self._ship_now, timeout_s=confirm_s)
         self.confirmed = self._confirmations.wait
         """Wait until a record is confirmed, as mode and `two_nodes` say; False if it is not in time."""
+        self._series = WriterSeries(self, workspace, kind)
         self._thread = threading.Thread(target=self._run, name=f"ship-{kind}", daemon=True)
         self._thread.start()
         _open.add(self)
@@ -88,6 +90,16 @@ class LogWriter:
     def writer(self) -> str:
         """Name of this writer, new for every process."""
         return self._wal.writer
+
+    @property
+    def written(self) -> int:
+        """Number of records written so far."""
+        return self._wal.last
+
+    @property
+    def shipped(self) -> int:
+        """Number of the records, from the first on, that Redis has."""
+        return self._position
 
     @property
     def waiting_bytes(self) -> int:
@@ -119,6 +131,7 @@ class LogWriter:
         self._stop.set()
         self._wake.set()
         self._thread.join(timeout_s)
+        self._series.close()
         self._wal.close()
         _open.discard(self)
 

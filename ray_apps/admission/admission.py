@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, NamedTuple, Protocol
 
+from prometheus_client import Counter
+
 from ray_apps.admission.refusals import RefusalLog
 from ray_apps.admission.request_limits import NO_PERMIT, Permit, RequestLimits, TooManyRequests
 from ray_apps.oidc import OidcSettings, with_oidc
@@ -27,6 +29,9 @@ ANY_MODEL: Final = "*"
 """Model of a request that names it in its body: a grant for any model lets it in, and the route asks again."""
 RETRY_AFTER_S = 1.0
 _DECISIONS_KEPT = 4_096
+
+
+REFUSALS = Counter("toque_access_refusals", "Requests that a door refused, by HTTP status.", ("status",))
 
 
 class NotAdmitted(Exception):  # noqa: N818  # an answer to the caller, not a failure of ours
@@ -228,6 +233,7 @@ class Admission:
         self, refusal: NotAdmitted, *, who: str | None, what: str, workspace: str | None, client: str
     ) -> None:
         """Note a refusal for the audit, unless it is only that the access list cannot be read."""
+        REFUSALS.labels(str(int(refusal.status))).inc()
         if refusal.status != HTTPStatus.SERVICE_UNAVAILABLE:
             self._refusals.record(
                 who=who,

@@ -18,7 +18,14 @@ SECONDS = Histogram(
     ("method", "route"),
     buckets=_BUCKETS_S,
 )
-LABELS = Counter("toque_gateway_labels_received", "Labels acknowledged.", ("workspace",))
+LABELS = Counter("toque_labels_received", "Labels acknowledged.", ("workspace",))
+_DAY_S = 86_400.0
+LABEL_DELAY = Histogram(
+    "toque_label_delay_seconds",
+    "Seconds from when a label was observed until it was received.",
+    ("workspace",),
+    buckets=(1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, _DAY_S, 7 * _DAY_S, 30 * _DAY_S),
+)
 
 
 class RequestMetrics:

@@ -90,6 +90,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--num-cpus", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-authentication", action="store_true", help="let everybody in; for measurements")
     parser.add_argument("--no-log", action="store_true", help="log no predictions")
+    parser.add_argument("--no-metrics", action="store_true", help="count no requests for Prometheus")
     arguments = parser.parse_args()
     if not arguments.models and not arguments.pool and not arguments.dedicated:
         parser.error("name at least one MODEL, or give --pool")
@@ -166,7 +167,12 @@ def _serve_standalone(arguments: argparse.Namespace) -> None:
 def _common(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that a model's replicas and the pool's have alike."""
     workspace = {} if arguments.workspace is None else {"workspace": arguments.workspace}
-    return {"authentication": not arguments.no_authentication, "log": not arguments.no_log, **workspace}
+    return {
+        "authentication": not arguments.no_authentication,
+        "log": not arguments.no_log,
+        "metrics": not arguments.no_metrics,
+        **workspace,
+    }
 
 
 def _options(arguments: argparse.Namespace, **scale: Any) -> PredictorOptions:

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from registry.audit_keys import AuditKeys
-from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unavailable
+from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
 from registry.names import check_key
 from registry.store.object_store import Aged, ObjectInfo
-from registry.store.requests import REQUESTS
+from registry.store.requests import REQUESTS, Operation
+from registry.store.series import observe
 
 if TYPE_CHECKING:
     from registry.store.object_store import Announce, Progress
@@ -94,8 +95,7 @@ class FolderStore:
     def find(self, key: str) -> bytes | None:
         """Find the bytes of an object, or None if absent."""
         path = self._path(key)
-        REQUESTS.add("get", key)
-        with self._errors(key):
+        with self._request("get", key):
             try:
                 return path.read_bytes()
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -104,8 +104,7 @@ class FolderStore:
     def find_aged(self, key: str) -> Aged | None:
         """Find the bytes of an object and their age by the file system's clock, or None if absent."""
         path = self._path(key)
-        REQUESTS.add("get", key)
-        with self._errors(key):
+        with self._request("get", key):
             try:
                 with path.open("rb") as file:
                     written = os.fstat(file.fileno()).st_mtime
@@ -117,8 +116,7 @@ class FolderStore:
     def create(self, key: str, data: bytes) -> None:
         """Store `data` if the key is free; atomic between processes. Raises: AlreadyExists."""
         path = self._path(key)
-        REQUESTS.add("put", key)
-        with self._errors(key), self._temporary() as temporary:
+        with self._request("put", key), self._temporary() as temporary:
             _write_durably(temporary, data, mode=self._mode)
             changed = self._make_parent(path)
             try:
@@ -130,8 +128,7 @@ class FolderStore:
     def put(self, key: str, data: bytes) -> None:
         """Store `data`, replacing an object of that key."""
         path = self._path(key)
-        REQUESTS.add("put", key)
-        with self._errors(key), self._temporary() as temporary:
+        with self._request("put", key), self._temporary() as temporary:
             _write_durably(temporary, data, mode=self._mode)
             changed = self._make_parent(path)
             temporary.replace(path)
@@ -140,8 +137,7 @@ class FolderStore:
     def find_modified_at(self, key: str) -> datetime | None:
         """Find when an object was last written, by the file system's clock (UTC), or None if absent."""
         path = self._path(key)
-        REQUESTS.add("head", key)
-        with self._errors(key):
+        with self._request("head", key):
             try:
                 return datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.is_file() else None
             except (FileNotFoundError, NotADirectoryError):
@@ -150,8 +146,7 @@ class FolderStore:
     def delete(self, key: str) -> None:
         """Remove the object if it exists. Folders stay: removing one could race with `create`."""
         path = self._path(key)
-        REQUESTS.add("delete", key)
-        with self._errors(key):
+        with self._request("delete", key):
             try:
                 path.unlink(missing_ok=True)
             except NotADirectoryError:
@@ -166,7 +161,7 @@ class FolderStore:
         if folder:
             check_key(folder)
         REQUESTS.add("list", prefix)
-        with self._errors(prefix):
+        with self._errors(prefix):  # not timed, as it goes on while its caller works
             yield from self._walk(folder, prefix, after)
 
     def scan(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -187,8 +182,7 @@ class FolderStore:
     def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
         """Stream the file at `path` into the object; `on_progress` gets the bytes of each piece."""
         target = self._path(key)
-        REQUESTS.add("put", key)
-        with self._errors(key), self._temporary() as temporary:
+        with self._request("put", key), self._temporary() as temporary:
             with path.open("rb") as source, _open_new(temporary, self._mode) as sink:
                 _copy(source, sink, on_progress)
                 _sync_file(sink)
@@ -199,9 +193,8 @@ class FolderStore:
     def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
         """Write the object to `path`, which appears whole or not at all. Raises: NotFound."""
         source_path = self._path(key)
-        REQUESTS.add("get", key)
         partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
-        with self._errors(key):
+        with self._request("get", key):
             try:
                 source = source_path.open("rb")
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -287,6 +280,19 @@ class FolderStore:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _request(self, operation: Operation, key: str, requests: int = 1) -> Iterator[None]:
+        """Count and time one request, and translate its errors as `_errors` does."""
+        REQUESTS.add(operation, key, requests)
+        begun = time.perf_counter()
+        try:
+            with self._errors(key):
+                yield
+        except RegistryError as error:
+            observe(operation, begun, error)
+            raise
+        observe(operation, begun)
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:

@@ -25,7 +25,8 @@ from registry.audit_keys import AuditKeys
 from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
 from registry.names import check_key
 from registry.store.object_store import Aged, ObjectInfo
-from registry.store.requests import REQUESTS
+from registry.store.requests import REQUESTS, Operation
+from registry.store.series import observe
 
 if TYPE_CHECKING:
     from registry.store.object_store import Announce, Progress
@@ -135,9 +136,8 @@ class S3Store:
     def find(self, key: str) -> bytes | None:
         """Find the bytes of an object, or None if absent."""
         name = self._name(key)
-        REQUESTS.add("get", key)
         try:
-            with self._errors(key):
+            with self._request("get", key):
                 data: bytes = self._client.get_object(Bucket=self._bucket, Key=name)["Body"].read()
                 return data
         except NotFound:
@@ -146,9 +146,8 @@ class S3Store:
     def find_aged(self, key: str) -> Aged | None:
         """Find the bytes of an object and their age by the server's clock, to a second, or None if absent."""
         name = self._name(key)
-        REQUESTS.add("get", key)
         try:
-            with self._errors(key):
+            with self._request("get", key):
                 answer = self._client.get_object(Bucket=self._bucket, Key=name)
                 written: datetime = answer["LastModified"]
                 return Aged(answer["Body"].read(), max(0.0, (_date_of(answer) - written).total_seconds()))
@@ -162,8 +161,7 @@ class S3Store:
         Raises: AlreadyExists.
         """
         name = self._name(key)
-        REQUESTS.add("put", key)
-        with self._errors(key):
+        with self._request("put", key):
             self._retry_conflicts(
                 lambda: self._client.put_object(
                     Bucket=self._bucket, Key=name, Body=data, IfNoneMatch="*", **self._encryption
@@ -173,16 +171,14 @@ class S3Store:
     def put(self, key: str, data: bytes) -> None:
         """Store `data`, replacing an object of that key."""
         name = self._name(key)
-        REQUESTS.add("put", key)
-        with self._errors(key):
+        with self._request("put", key):
             self._client.put_object(Bucket=self._bucket, Key=name, Body=data, **self._encryption)
 
     def find_modified_at(self, key: str) -> datetime | None:
         """Find when an object was last written, by the server's clock (UTC), or None if absent."""
         name = self._name(key)
-        REQUESTS.add("head", key)
         try:
-            with self._errors(key):
+            with self._request("head", key):
                 at: datetime = self._client.head_object(Bucket=self._bucket, Key=name)["LastModified"]
                 return at.astimezone(UTC)
         except NotFound:
@@ -191,8 +187,7 @@ class S3Store:
     def delete(self, key: str) -> None:
         """Remove the object if it exists."""
         name = self._name(key)
-        REQUESTS.add("delete", key)
-        with self._errors(key):
+        with self._request("delete", key):
             self._client.delete_object(Bucket=self._bucket, Key=name)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
@@ -205,8 +200,7 @@ class S3Store:
 
     def now(self) -> datetime:
         """Time by the server's clock, to the second."""
-        REQUESTS.add("list", "now")
-        with self._errors("now"):
+        with self._request("list", "now"):
             answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
         return _date_of(answer)
 
@@ -216,8 +210,7 @@ class S3Store:
         if after:
             request["StartAfter"] = self._prefix + after
         while True:
-            REQUESTS.add("list", prefix)
-            with self._errors(prefix):
+            with self._request("list", prefix):
                 page = self._client.list_objects_v2(**request)
             for item in page.get("Contents", ()):
                 yield ObjectInfo(item["Key"][cut:], item["Size"], item["LastModified"].astimezone(UTC))
@@ -234,11 +227,11 @@ class S3Store:
         size_bytes = path.stat().st_size
         part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
         in_parts = size_bytes >= part_bytes  # then one request more begins it, and one ends it
-        REQUESTS.add("put", key, 2 + -(-size_bytes // part_bytes) if in_parts else 1)
+        requests = 2 + -(-size_bytes // part_bytes) if in_parts else 1
         parts = TransferConfig(
             multipart_threshold=part_bytes, multipart_chunksize=part_bytes, max_concurrency=8
         )
-        with self._errors(key):
+        with self._request("put", key, requests):
             self._client.upload_file(
                 str(path),
                 self._bucket,
@@ -251,10 +244,9 @@ class S3Store:
     def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
         """Write the object to `path`, which appears whole or not at all. Raises: NotFound."""
         name = self._name(key)
-        REQUESTS.add("get", key)
         partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
         try:
-            with self._errors(key):
+            with self._request("get", key):
                 body = self._client.get_object(Bucket=self._bucket, Key=name)["Body"]
                 with partial.open("xb") as sink:
                     for chunk in body.iter_chunks(1 << 20):
@@ -321,6 +313,19 @@ class S3Store:
                 time.sleep(random.uniform(0.0, 0.05 * 2**attempt))
             else:
                 return
+
+    @contextmanager
+    def _request(self, operation: Operation, key: str, requests: int = 1) -> Iterator[None]:
+        """Count and time one request, and translate its errors as `_errors` does."""
+        REQUESTS.add(operation, key, requests)
+        begun = time.perf_counter()
+        try:
+            with self._errors(key):
+                yield
+        except RegistryError as error:
+            observe(operation, begun, error)
+            raise
+        observe(operation, begun)
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:

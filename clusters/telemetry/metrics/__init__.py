@@ -6,18 +6,34 @@ nothing of what is counted.
 
 from __future__ import annotations
 
-from clusters.telemetry.metrics.bounded import Bounded
+from clusters.telemetry.metrics.bounded import OTHER, Bounded
 from clusters.telemetry.metrics.exposition import listen, node_metrics, parse, together
+from clusters.telemetry.metrics.flushing import (
+    Durations,
+    Rising,
+    add_counts,
+    flush_now,
+    flush_regularly,
+    observe_all,
+)
 from clusters.telemetry.metrics.keeping import keep_series
 from clusters.telemetry.metrics.published import publish, render, withdraw
-from clusters.telemetry.metrics.values import folder_of_process
+from clusters.telemetry.metrics.values import PREFIX, folder_of_process
 
 __all__ = [
+    "OTHER",
+    "PREFIX",
     "Bounded",
+    "Durations",
+    "Rising",
+    "add_counts",
+    "flush_now",
+    "flush_regularly",
     "folder_of_process",
     "keep_series",
     "listen",
     "node_metrics",
+    "observe_all",
     "parse",
     "publish",
     "render",

@@ -32,11 +32,13 @@ from functions.runtime.run import cluster
 from functions.runtime.run.deadline import waited_s, with_deadline
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import ErrorRecord, Outcome
+from functions.runtime.series import DEAD_LETTERS, QUEUE_SECONDS, RETRIES
 from functions.runtime.spans import failed_span, run_span
 from registry.errors import Unavailable
 
 STORE_RETRY_S = 60.0
 SLOT_RETRY_S = 0.25
+_ENDS = {"dead": DEAD_LETTERS, "failed": RETRIES}
 OWN_WRITES = 2  # of an attempt: its claim and its outcome, which are written before and after it is measured
 
 
@@ -94,6 +96,8 @@ def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str) -> AttemptResu
     body = code_changed_entry(known, function.digest) or body
     claimable = partial(_claimable, known, function.digest, ledger.clock())
     if followed.append(lambda record: body if claimable(record) else None) and body["kind"] == "started":
+        waited_for_s = (ledger.clock() - max(known.due, known.submitted_at)).total_seconds()
+        QUEUE_SECONDS.labels(used.workspace, function.name).observe(max(0.0, waited_for_s))
         run = Run(ledger, followed, worker)
         with _heartbeats(run):
             chain = (*known.chain, function.name)
@@ -136,6 +140,8 @@ def _run_claimed(function: DeclaredFunction, run: Run, used: Context) -> str | N
     body["usage"] = usage.model_dump() | {"store_writes": usage.store_writes + OWN_WRITES}
     with suppress(Cancelled):  # ended or claimed by another worker meanwhile: this outcome does not count
         _retry_while_unavailable(lambda: run.append(body))
+        if body["kind"] in _ENDS:
+            _ENDS[body["kind"]].labels(used.workspace, function.name).inc()
     failure: dict[str, Any] = body.get("failure", {})
     return failure.get("type")
 

@@ -38,6 +38,7 @@ from functions.runtime.run.forkserver import Child
 from functions.runtime.run.niceness import lower_priority
 from functions.runtime.run.node_watch import Nodes, NodeWatch, node_watch
 from functions.runtime.run.warm_workers import Worker, WorkerPool
+from functions.runtime.series import DEAD_LETTERS, LOST, WAITING, WORKERS
 from registry.errors import Unavailable
 from registry.journal import Entry
 from registry.times import from_text
@@ -94,6 +95,8 @@ class Executor:
             self._pool.replenish(catalog.all_functions())
             self._evict_idle()
             self._checkpoint()
+            WAITING.labels(self.context.workspace).set(len(self._backlog))
+            WORKERS.labels(self.context.workspace).set(len(self._workers))
             return len(self._open)
 
     def enqueue(self, invocation: str, due: datetime) -> bool:
@@ -360,11 +363,16 @@ class Executor:
         worker = followed.record.worker
         beat = last_beat(self.ledger.store, followed.record.id)
         waited_s = beat.waited_s if beat and beat.worker == worker else 0.0  # for room, which is no run time
-        followed.append(
+        entry = followed.append(
             lambda record: loss_entry(
                 record, function, reason, worker=worker, now=self.ledger.clock(), waited_s=waited_s
             )
         )
+        if entry:
+            labels = self.context.workspace, followed.record.function
+            LOST.labels(*labels).inc()
+            if followed.record.status == "dead":
+                DEAD_LETTERS.labels(*labels).inc()
         slots = self._slots_of(function) if function else None
         for held in (slots, self._quota if function and function.demand else None):
             if worker and held:

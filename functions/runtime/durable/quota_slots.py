@@ -16,6 +16,7 @@ from functions.runtime.declaration import Demand
 from functions.runtime.durable.concurrency import ConcurrencySlots, SlotHolders
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.quota_admission import (
+    EVERYONE,
     Quota,
     QuotaRequest,
     admit,
@@ -88,6 +89,20 @@ class QuotaSlots(ConcurrencySlots):
         request = self._request(record)
         demand = {name: getattr(request, name) for name in ("team", "cpus", "gpus", "priority")}
         return self.acquire(worker, record.id, demand)
+
+    def usage(self) -> list[tuple[str, str, float, float | None]]:
+        """List what the running experiments of each team occupy, and may: team, resource, used, limit (None: none)."""
+        quotas, running = self._quotas.refresh(), _requests_of(self._fold.refresh())
+        found: list[tuple[str, str, float, float | None]] = []
+        for team in sorted({*quotas, *(each.team for each in running)}):
+            of_team = [each for each in running if team in {each.team, EVERYONE}]
+            quota = quotas.get(team, Quota())
+            found += [
+                (team, "cpus", sum(each.cpus for each in of_team), quota.cpus),
+                (team, "gpus", sum(each.gpus for each in of_team), quota.gpus),
+                (team, "at_once", float(len(of_team)), quota.at_once),
+            ]
+        return found
 
     def _running_requests(self) -> list[QuotaRequest]:
         """List the requests that hold slots, after releasing those of killed workers a few times within a lease."""

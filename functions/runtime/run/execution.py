@@ -11,8 +11,8 @@ import pickle
 import random
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from functions.runtime.declaration import Retries
 from functions.runtime.errors import FunctionError, RemoteError, WorkerLost
 from functions.runtime.run.capture import captured, log_text
 from functions.runtime.secret import contains_secret, redact, use_secrets
+from functions.runtime.series import RUN_SECONDS, RUNS
 
 
 class RunPolicy(Protocol):
@@ -96,14 +97,34 @@ def attempt(
     policy: RunPolicy, body: Callable[..., Any], arguments: Mapping[str, Any], *, used: Context | None
 ) -> Outcome:
     """Run `body(**arguments)` once, within the context `used` if given."""
-    with use_context(used) if used else nullcontext(), captured(policy.name, secrets=policy.secrets):
+    with (
+        use_context(used) if used else nullcontext(),
+        captured(policy.name, secrets=policy.secrets),
+        _counted(context().workspace, policy.name) as ended,
+    ):
         try:
             with use_secrets(policy.name, policy.secrets, context().find_secret):
-                return Outcome(run_to_end(body, arguments))
+                found = Outcome(run_to_end(body, arguments))
         except Exception as error:  # noqa: BLE001  # any error of the user's code is the outcome
             failed = Outcome.failed(error, retries=policy.retries)
             log_text(failed.error.traceback if failed.error else "")
             return failed
+        ended("succeeded")
+        return found
+
+
+@contextmanager
+def _counted(workspace: str, name: str) -> Iterator[Callable[[str], None]]:
+    """Count and time a run; one that does not say how it ended has failed."""
+    begun, outcomes = time.perf_counter(), ["failed"]
+    try:
+        yield outcomes.append
+    except BaseException:  # such as a workflow that waits for a step
+        outcomes.append("interrupted")
+        raise
+    finally:
+        RUNS.labels(workspace, name, outcomes[-1]).inc()
+        RUN_SECONDS.labels(workspace, name).observe(time.perf_counter() - begun)
 
 
 def run_with_retries(

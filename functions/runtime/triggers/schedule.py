@@ -26,6 +26,7 @@ from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.durable.ledger import invocation_id
 from functions.runtime.errors import FunctionError
 from functions.runtime.run.declared import DeclaredFunction
+from functions.runtime.series import LATENESS, SKIPPED
 from registry.access import DEFAULT_WORKSPACE
 from registry.journal import Entry, Fold
 from registry.journal.journal import Journal
@@ -119,10 +120,20 @@ def run_due(
     fired: list[Fired] = []
     for schedule in declared(used) if schedules is None else schedules:
         try:
-            fired += _runner(used, schedule).fire(at)
+            handled = _runner(used, schedule).fire(at)
+            fired += handled
+            for each in handled:
+                _count(used.workspace, each, at)
         except FunctionError:  # for instance its arguments do not fit: the others must still fire
             _logger.exception("schedule %s cannot fire", schedule.name)
     return fired
+
+
+def _count(workspace: str, handled: Fired, at: datetime) -> None:
+    if handled.skipped is None:
+        LATENESS.labels(workspace, handled.schedule).observe(max(0.0, (at - handled.tick).total_seconds()))
+    else:
+        SKIPPED.labels(workspace, handled.schedule).inc()
 
 
 def status(used: Context, *, schedules: Iterable[Schedule] | None = None) -> list[ScheduleStatus]:

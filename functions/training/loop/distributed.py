@@ -18,8 +18,9 @@ import torch
 
 from clusters.telemetry.tracing import flush_spans
 from functions.model_formats.torch_threads import torch_threads
-from functions.runtime.context import set_up_worker
+from functions.runtime.context import context
 from functions.runtime.errors import NoRoom
+from functions.runtime.process import enter_worker
 from functions.runtime.run.cluster import AWAY_FROM_SERVING
 from functions.runtime.run.niceness import lower_priority
 from functions.runtime.run.room import wait_for_room
@@ -28,6 +29,7 @@ from functions.training.errors import TrainingError
 from functions.training.loop.cost import ResourceMeter, ResourceUse
 from functions.training.loop.interrupts import interruptible
 from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup, SingleProcess
+from functions.training.loop.series import show_epoch
 from functions.training.loop.training_loop import Epoch, OnEpoch
 from registry import Run
 
@@ -131,6 +133,7 @@ def log_epoch(run: Run) -> OnEpoch:
     """Make a callback that logs each epoch's losses and speed to `run`."""
 
     def log(epoch: Epoch) -> None:
+        show_epoch(run.experiment, epoch)
         run.log_metrics(
             {
                 "train_loss": epoch.train_loss,
@@ -151,10 +154,10 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     loop: WorkerLoop[Any] = config["loop"]
     workers: Workers = config["workers"]
     lower_priority()
+    enter_worker(context())
     device = "cpu" if workers.device == "cpu" else str(ray.train.torch.get_device())
     group = ShardedGroup(device) if workers.sharding == "shard" else ReplicatedGroup(device)
     first, meter = group.rank == 0, ResourceMeter(device, workers.gpus_each)
-    set_up_worker()
     facts = {"toque.run": loop.run.id, "toque.workers": workers.count}
     in_trace = run_span("train", config["trace"], **facts) if first and config["trace"] else nullcontext()
     try:

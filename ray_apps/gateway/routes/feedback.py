@@ -9,9 +9,10 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from clusters.telemetry.metrics import observe_all
 from functions.prediction_log import OBSERVED_AHEAD, Label, encode_labels
 from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.gateway.metrics import LABELS
+from ray_apps.gateway.metrics import LABEL_DELAY, LABELS
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.row_bodies import rows_schema, take_rows
 from ray_apps.gateway.services import context_of, services_of
@@ -53,14 +54,18 @@ async def give_feedback(request: Request, _: Annotated[Principal, allowed(Role.l
     def store() -> int:
         received = context.clock()
         records: list[bytes] = []
+        delays: list[float] = []
 
         def encode(first: int, rows: list[Feedback]) -> None:
             _require_observed(first, rows, received)
-            records.append(encode_labels([_label(row, received) for row in rows]))
+            labels = [_label(row, received) for row in rows]
+            delays.extend((received - label.observed_at).total_seconds() for label in labels)
+            records.append(encode_labels(labels))
 
         count = take_rows(body, Feedback, encode).rows
         if records:
             services.label_log(context.workspace).commit(records)
+        observe_all(LABEL_DELAY.labels(context.workspace), delays)
         return count
 
     accepted = await services.run(store)

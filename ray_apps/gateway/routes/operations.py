@@ -8,8 +8,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from ray_apps.admission import ANY_MODEL, OPEN, GuardedRoute, NotAdmitted, allowed
-from ray_apps.gateway.routes.feature_metrics import feature_metrics
-from ray_apps.gateway.routes.log_metrics import log_metrics
 from ray_apps.gateway.routes.schedules import statuses
 from ray_apps.gateway.services import context_of, services_of
 from ray_apps.gateway.wire import Json
@@ -58,17 +56,14 @@ async def get_server(_: Annotated[Principal, allowed(Role.viewer, Role.caller, m
 
 @router.get("/metrics", tags=["health"], response_class=PlainTextResponse)
 async def get_metrics(request: Request, principal: Viewer) -> Response:
-    """Render the series of all nodes, and of the workspace's feature views and log, as Prometheus reads them.
+    """Render the series of all nodes, as Prometheus reads them.
 
-    Those of the nodes count what all workspaces do, so they take a viewer of the default one.
+    They tell of all workspaces, so they take a viewer of the default one.
     """
     if not principal.may(Role.viewer, DEFAULT_WORKSPACE):
         raise NotAdmitted(403, f"{principal.name} has {principal.roles}; metrics need viewer in 'default'")
-    context = await context_of(request)
-    features = await services_of(request).run(feature_metrics, context.store, now=context.clock())
-    log = await services_of(request).run(log_metrics, context)
-    own = await services_of(request).run(services_of(request).metrics)
-    return Response(own + features + log, media_type=METRICS_TYPE)
+    text = await services_of(request).run(services_of(request).metrics)
+    return Response(text, media_type=METRICS_TYPE)
 
 
 @router.get("/schedules", tags=["functions"])

@@ -28,6 +28,7 @@ from ray_apps.predictor.deploy.pool import Pool
 from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
 from ray_apps.predictor.deploy.process import configure_process, sandbox_of
 from ray_apps.predictor.deploy.remote import DedicatedVersions
+from ray_apps.predictor.deploy.series import PoolSeries, connect, connect_door
 from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
 from ray_apps.predictor.http.body import LargeBodies
 from ray_apps.predictor.http.bypass import register_bypass
@@ -36,6 +37,7 @@ from ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from ray_apps.predictor.inference.confirmation import Confirmation
 from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
+from ray_apps.predictor.inference.series import ModelSeries
 from ray_apps.predictor.versions.engine import Engine, VersionLoader
 from ray_apps.predictor.versions.loaded import tried_first
 from ray_apps.spread import laid_out
@@ -168,14 +170,17 @@ class _ReplicaResources:
             replay=self._options.replay,
             shadow_limit=self._options.shadow_limit,
             tally=_tally_of(model, self._options),
+            series=ModelSeries(model, self._options.workspace) if self._options.metrics else None,
         )
-        return ModelEndpoint(
+        endpoint = ModelEndpoint(
             predictor,
             self.auth,
             max_body_bytes=self._options.max_body_bytes,
             max_in_flight=self.max_in_flight,
             large=self._large,
         )
+        connect(endpoint)
+        return endpoint
 
 
 def _tally_of(model: str, options: PredictorOptions) -> Tally | None:
@@ -232,8 +237,14 @@ def build_pool(options: PoolOptions) -> PoolEndpoint:
     return PoolEndpoint(pool, resources.auth, max_in_flight=resources.max_in_flight)
 
 
-def _timed(endpoint: Endpoint, options: PredictorOptions) -> Endpoint:
-    return endpoint if options.max_replicas is None else TimedEndpoint(endpoint, LatencyMeter())
+def _of_serve(
+    endpoint: ModelEndpoint | PoolEndpoint, series: ModelSeries | None, options: PredictorOptions
+) -> Endpoint:
+    """Make the endpoint that Serve calls, whose responses are counted. series: of the model or the pool."""
+    found = endpoint if options.max_replicas is None else TimedEndpoint(endpoint, LatencyMeter())
+    found.behind_serve = True
+    connect_door(found, series)
+    return found
 
 
 def _register_bypass(prefix: str, endpoint: Endpoint, options: PredictorOptions) -> None:
@@ -248,7 +259,8 @@ class PredictorReplica:
     async def __init__(self, model: str, options: dict[str, Any], release: int) -> None:  # type: ignore[misc]  # Serve awaits it
         self._model, self._options = model, PredictorOptions.model_validate(options)
         configure_process(self._options.sandbox)
-        self._endpoint = _timed(await _open_endpoint(model, self._options, release), self._options)
+        endpoint = await _open_endpoint(model, self._options, release)
+        self._endpoint = _of_serve(endpoint, endpoint.predictor.series, self._options)
         freeze()
 
     def __serve_build_asgi_app__(self) -> Endpoint:
@@ -273,7 +285,10 @@ class PoolReplica:
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = PoolOptions.model_validate(options)
         configure_process(self._options.sandbox)
-        self._endpoint = _timed(build_pool(self._options), self._options)
+        pool = build_pool(self._options)
+        self._pool_series = PoolSeries(pool.pool, self._options.workspace)
+        self._series = ModelSeries("(pool)", self._options.workspace)
+        self._endpoint = _of_serve(pool, self._series, self._options)
         freeze()
 
     def __serve_build_asgi_app__(self) -> Endpoint:

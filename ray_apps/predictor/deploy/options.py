@@ -76,7 +76,7 @@ class PredictorOptions(BaseModel):
     target_latency_ms: scale up, too, until 95 % of the answers take less than this, but never to more replicas than
     requests in flight; the larger number wins.
 
-    sandbox: limits of the process that loads a version's files before a replica does.
+    metrics: whether requests are counted for Prometheus. sandbox: limits of the process that loads a version's files before a replica does.
     dedicated: versions have deployments of their own, and the replicas here are only the model's endpoint.
     """
 
@@ -107,6 +107,7 @@ class PredictorOptions(BaseModel):
     max_body_bytes: int = Field(default=64 << 20, ge=1 << 10)
     max_held_bytes: int = Field(default=MAX_HELD_BYTES, ge=1 << 16)
     shadow_limit: int = Field(default=256, ge=1)
+    metrics: bool = True
     sandbox: SandboxLimits = SandboxLimits()
     dedicated: DedicatedOptions | None = None
 

@@ -112,6 +112,11 @@ class Pool:
             resident.users -= 1
 
     @property
+    def waiting(self) -> int:
+        """Number of requests that wait for their model."""
+        return self._waiting
+
+    @property
     def size_bytes(self) -> int:
         """Estimated memory of all models in the pool."""
         return _size(self._residents)

@@ -21,6 +21,8 @@ from ray_apps.predictor.http.connections import TimedProtocol
 
 __all__ = ["BypassMiddleware", "middlewares", "register_bypass", "unregister_bypass"]
 
+DIRECT = "toque.direct"
+"""Mark in the scope of a request that came by this replica's own port, and not by Serve's Python proxy."""
 App = Callable[[Any, Any, Any], Awaitable[None]]
 _endpoints: dict[str, App] = {}  # route prefix -> application, of the one replica in this process
 
@@ -44,6 +46,7 @@ class BypassMiddleware:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Pass one request to the endpoint or to Serve."""
         if scope["type"] == "http" and scope["path"].endswith("/infer"):
+            scope[DIRECT] = True
             for prefix, endpoint in _endpoints.items():
                 if scope["path"].startswith(f"{prefix}/"):
                     scope["root_path"] = prefix

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import orjson
 
 from clusters.telemetry.tracing import begin_request
 from ray_apps.admission.admission import Admitted
+from ray_apps.predictor.http.bypass import DIRECT
 from ray_apps.predictor.protocol.errors import BadRequest, Denied, Overloaded, PredictorError
 from ray_apps.predictor.write_coalescing import WRITE_BATCH, WriteBatch
 
@@ -78,6 +80,10 @@ class Endpoint(ABC):
     def __init__(self, *, max_in_flight: int) -> None:
         self.max_in_flight = max_in_flight
         self.in_flight = 0
+        self.statuses: Counter[int] = Counter()
+        self.indirect = 0
+        """Predictions that did not come by this replica's own port, while Serve runs it."""
+        self.behind_serve = False
 
     @abstractmethod
     async def answer(self, request: Request) -> Answer:
@@ -115,6 +121,8 @@ class Endpoint(ABC):
             client[0] if client else "",
             mount=mount,
         )
+        if self.behind_serve and DIRECT not in scope and path.endswith("/infer"):
+            self.indirect += 1
         status, headers, body = await self.respond(request)
         headers.append((b"content-length", b"%d" % len(body)))
         headers += echoed_headers(scope["headers"])
@@ -139,6 +147,7 @@ class Endpoint(ABC):
             if request.admitted is not None:
                 request.admitted.release()
         status, headers, _ = answer
+        self.statuses[status] += 1
         if status >= _REFUSED and _REQUEST_ID not in request.headers:  # others say the id of their prediction
             headers.append((_REQUEST_ID, trace.identity()["request_id"].encode()))
         caller = "" if request.admitted is None else request.admitted.principal.name

@@ -1,4 +1,4 @@
-"""Counts each request by split, version and arm, for who judges a rollout or a champion within seconds."""
+"""Counts each request by version and arm: for who judges a rollout or a champion within seconds, and for Prometheus."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol
 
 from functions.live_counts import End, SplitArm, Tally, end_of, is_usable
 from functions.prediction_log import PINNED
+from ray_apps.predictor.inference.series import ModelSeries
 from ray_apps.predictor.protocol.errors import PredictorError
 from registry.models.traffic import CHAMPION, Traffic
 
@@ -15,6 +16,7 @@ __all__ = ["LiveCounter"]
 _REMEMBERED: Final = 256  # split arms; a model has a few
 
 _FAULT: Final = 500  # of an unforeseen error
+_NOT_READY: Final = 503
 
 
 class Counted(Protocol):
@@ -69,29 +71,38 @@ class Shadowed(Protocol):
 
 
 class LiveCounter:
-    """Tells the tally how each request of one model ended; those for a version by number are trials and do not count."""
+    """Tells how each request of one model ended.
 
-    def __init__(self, tally: Tally | None) -> None:
-        self._tally = tally
+    tally: counts by split, among which those for a version by number are trials and do not count. series: Prometheus's.
+    """
+
+    def __init__(self, tally: Tally | None, series: ModelSeries | None = None) -> None:
+        self._tally, self._series = tally, series
         self._arms: dict[tuple[int, int, str], SplitArm] = {}
 
     def answered(self, call: Counted, outputs: Mapping[str, Any]) -> None:
         """Count an answer; one that holds a value that is no finite number counts as missing."""
-        if self._tally is None or call.arm == PINNED:
+        if self._tally is None and self._series is None:
             return
-        usable = all(map(is_usable, outputs.values()))
-        self._count(call, End.ANSWERED if usable else End.MISSING)
+        usable, elapsed_ms = all(map(is_usable, outputs.values())), call.elapsed_ms()
+        if self._series is not None:
+            self._series.of(call.number, call.arm).answered(elapsed_ms / 1e3, usable=usable)
+        self._count(call, End.ANSWERED if usable else End.MISSING, elapsed_ms)
 
     def failed(self, call: Counted, status: int) -> None:
         """Count a request that was refused or failed with an HTTP status."""
-        if self._tally is None or call.arm == PINNED:
-            return
-        self._count(call, end_of(status))
+        if self._series is not None:
+            self._series.of(call.number, call.arm).failed(status)
+        self._count(call, end_of(status), call.elapsed_ms())
 
     def unserved(self, unit: str, traffic: Traffic | None) -> None:
         """Count a request that no version could answer as an error of the champion's."""
-        if self._tally is not None and traffic is not None:
-            champion = traffic.champion
+        if traffic is None:
+            return
+        champion = traffic.champion
+        if self._series is not None:
+            self._series.of(champion.version, CHAMPION).failed(_NOT_READY)
+        if self._tally is not None:
             arm = SplitArm(traffic.entry, champion.version, CHAMPION, champion.share)
             self._tally.count(arm, unit, End.ERROR, 0.0)
 
@@ -110,10 +121,10 @@ class LiveCounter:
             split = self._arm(job.traffic, job.version.version, arm)
             self._tally.count(split, job.unit or job.id, end, 0.0)
 
-    def _count(self, call: Counted, end: End) -> None:
-        if self._tally is not None:
+    def _count(self, call: Counted, end: End, elapsed_ms: float) -> None:
+        if self._tally is not None and call.arm != PINNED:
             arm = self._arm(call.traffic, call.number, call.arm)
-            self._tally.count(arm, call.unit or call.id, end, call.elapsed_ms())
+            self._tally.count(arm, call.unit or call.id, end, elapsed_ms)
 
     def _arm(self, traffic: Traffic | None, version: int, name: str) -> SplitArm:
         entry = 0 if traffic is None else traffic.entry

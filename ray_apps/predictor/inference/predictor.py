@@ -26,6 +26,7 @@ from ray_apps.predictor.inference.keys import (
 )
 from ray_apps.predictor.inference.live import LiveCounter
 from ray_apps.predictor.inference.recording import Failure, Recorder
+from ray_apps.predictor.inference.series import ModelSeries
 from ray_apps.predictor.inference.shadows import ShadowJob, Shadows
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.protocol.errors import (
@@ -57,7 +58,7 @@ class Predictor:
 
     features: the feature store, None if requests by key cannot be served. clock: the platform's time.
     replay: whether that clock is a replayed one, so that a request may name its own time. tally: counts of the requests by
-    arm, for who judges within seconds; None: not counted.
+    arm, for who judges within seconds; series: of Prometheus; None: not counted.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class Predictor:
         replay: bool = False,
         shadow_limit: int = 256,
         tally: Tally | None = None,
+        series: ModelSeries | None = None,
     ) -> None:
-        self.engine, self.recorder = engine, recorder
-        self._live = LiveCounter(tally)
+        self.engine, self.recorder, self.series = engine, recorder, series
+        self._live = LiveCounter(tally, series)
         self.shadows = Shadows(recorder, self._look_up, limit=shadow_limit, live=self._live)
         self._features = features
         self._services = ServiceRefresher(features) if features is not None else None
@@ -108,10 +110,10 @@ class Predictor:
             outputs = await (work if caller is None or version.inline else caller.run_while_connected(work))
         except BaseException as error:  # also of a caller whose deadline passed or who disconnected
             version.statistics.fail(time.perf_counter() - begin)
+            status = _status_of(error)
             if number is None:  # a request by number is a trial, no evidence against the version
-                status = _status_of(error)
                 self._fail(call, status)
-                self._live.failed(call, status)
+            self._live.failed(call, status)
             raise
         call.mark("model")
         version.statistics.succeed(call.rows, input_s=checked - begin, infer_s=time.perf_counter() - checked)
@@ -226,7 +228,11 @@ class Predictor:
     async def _look_up(self, version: LoadedVersion, keys: KeyedRows) -> ModelInputs:
         if self._features is None or self._services is None:
             raise BadRequest("parameters.entities: this platform has no online store; send tensors")
-        return await look_up(self._features, self._services, version, keys, keys.at)
+        begin = time.perf_counter()
+        found = await look_up(self._features, self._services, version, keys, keys.at)
+        if self.series is not None:
+            self.series.looked_up(time.perf_counter() - begin, found.missing)
+        return found
 
     def _record(
         self,
@@ -316,6 +322,8 @@ class Predictor:
         await asyncio.get_running_loop().run_in_executor(None, self.engine.stop)
         for pool in (self._pool, self._loader, self._explainer):
             pool.shutdown(wait=False, cancel_futures=True)
+        if self.series is not None:
+            self.series.close()
 
 
 @dataclass(slots=True)

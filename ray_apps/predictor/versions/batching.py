@@ -89,6 +89,11 @@ class Batcher:
         self.rows = 0
         self.waited_s = 0.0
 
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait for their batch."""
+        return len(self._queue)
+
     async def predict(self, inputs: Inputs, rows: int) -> Mapping[str, Array]:
         """Score one request in some batch. Raises: what the model raises for it, never for another request."""
         loop = asyncio.get_running_loop()

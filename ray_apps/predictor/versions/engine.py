@@ -119,6 +119,8 @@ class Engine:
         self._follower: JournalFollower | None = None
         self._loaded: dict[int, LoadedVersion] = {}  # least recently wanted first
         self._failures: dict[int, _Failure] = {}
+        self.loads, self.failed_loads, self.load_s = 0, 0, 0.0
+        """Versions loaded so far, and those that could not be, and the time that both took."""
         self._guard = threading.Lock()
         self._loading = threading.Lock()
         self._wake = threading.Event()
@@ -203,8 +205,12 @@ class Engine:
             try:
                 loaded = self._version_loader(record)
             except LoadError as error:
+                self.failed_loads += 1
                 self._failed(number, str(error))
                 raise
+            finally:
+                self.load_s += time.monotonic() - begin
+            self.loads += 1
             _log.info(
                 "%s loaded in %.2f s, example %.3f ms", loaded, time.monotonic() - begin, loaded.example_ms
             )

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from functions.prediction_log import LogWriter, Loss, drain, latest_labels, losses_of
-from ray_apps.gateway.routes.log_metrics import log_metrics
+from functions.prediction_log import LogWriter, drain, latest_labels
 from registry import open_store
 from tests.functions.prediction_log.conftest import RedisServer
 from tests.functions.prediction_log.logbook import until
 from tests.ray_apps.gateway.conftest import Gateway
-from tests.ray_apps.gateway.routes.test_feature_metrics import read
 
 
 @pytest.fixture
@@ -56,7 +53,7 @@ async def test_acknowledged_labels_outlive_the_node_and_others_are_not_acknowled
         assert answer.headers["content-type"] == "application/problem+json"
         assert "send them again" in answer.json()["detail"]
     assert (
-        "toque_gateway_labels_received_total"
+        "toque_labels_received_total"
         in (await gateway.client.get("/metrics", headers=gateway.headers("root"))).text
     )
     redis_server.start()
@@ -67,16 +64,3 @@ async def test_acknowledged_labels_outlive_the_node_and_others_are_not_acknowled
     store = open_store(f"file://{tmp_path}/other")
     drain(store, redis_server.url)
     assert set(latest_labels(store)["prediction_id"].to_pylist()) == {"a", "b", "c"}
-
-
-async def test_losses_are_gauges(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = Loss(
-        kind="predictions", writer="w", node="n", last_alive=datetime(2026, 1, 1, tzinfo=UTC), requests_at_most=7
-    )  # fmt: skip
-    found = []
-    for body in (loss, loss.model_copy(update={"writer": "v"}), loss.model_copy(update={"back": True})):
-        losses_of(gateway.context).transact(lambda _, body=body: body.model_dump(mode="json"))
-        found.append([*read(log_metrics(gateway.context)).values()])
-    assert found == [[1, 1, 7], [2, 2, 14], [2, 1, 7]]
-    answer = await gateway.client.get("/metrics", headers=gateway.headers("root"))
-    assert "toque_log_requests_lost_at_most 7.0" in answer.text

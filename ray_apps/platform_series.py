@@ -1,0 +1,200 @@
+"""Prometheus gauges of the platform's state in the store and Redis, which the leading ticker measures for all.
+
+They are published as a whole (`clusters.telemetry.metrics.publish`), since a view, a token or a team may be gone the next
+time. Each part that cannot be read is left out, and `toque_platform_readable` says which.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from prometheus_client import Metric
+
+from clusters.redis_clients import RedisAddress, open_redis
+from functions.features.jobs import latest_feature_health
+from functions.prediction_log import losses_of
+from functions.prediction_log.stream import Stream
+from functions.runtime.context import Context
+from functions.runtime.durable.dead_letters import DeadLetters
+from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.durable.quota_slots import QuotaSlots
+from ray_apps.published import Families
+from registry import Access
+
+__all__ = ["PlatformSeries"]
+
+MOST_TOKENS = 200
+EXPIRED_FOR = timedelta(days=7)
+LOOK_BACK = timedelta(days=2)  # an earlier measurement of features says nothing about now
+_KINDS = ("predictions", "labels")
+_logger = logging.getLogger(__name__)
+
+
+class PlatformSeries:
+    """Measures the platform of a context. in_workspace: gives the context of a workspace."""
+
+    def __init__(self, used: Context, access: Access, in_workspace: Callable[[str], Context]) -> None:
+        self._used, self._access, self._in_workspace = used, access, in_workspace
+        self._workspaces: dict[str, _Workspace] = {}
+
+    def measure(self) -> list[Metric]:
+        """Measure the platform once, and each workspace."""
+        families = Families()
+        self._guarded(families, "tokens", self._tokens)
+        self._guarded(families, "certificates", self._certificates)
+        if self._used.redis_url is not None:
+            self._guarded(families, "redis", self._redis)
+        self._guarded(families, "workspaces", self._each_workspace)
+        return families.metrics()
+
+    def _guarded(self, families: Families, part: str, measure: Callable[[Families], None]) -> None:
+        try:
+            measure(families)
+        except Exception as error:  # noqa: BLE001  # whatever a store or Redis that is away raises
+            _logger.info("series of %s are missing: %s", part, error)
+            families.add("toque_platform_readable", 0.0, part)
+        else:
+            families.add("toque_platform_readable", 1.0, part)
+
+    def _each_workspace(self, families: Families) -> None:
+        names = [each.name for each in self._access.known_workspaces()]
+        self._workspaces = {name: found for name, found in self._workspaces.items() if name in names}
+        for name in names:
+            if name not in self._workspaces:
+                self._workspaces[name] = _Workspace(self._in_workspace(name), self._client)
+            for part, measure in self._workspaces[name].parts():
+                self._guarded(families, f"{part} of {name}", measure)
+
+    def _tokens(self, families: Families) -> None:
+        now = datetime.now(UTC)
+        ends = sorted(
+            (token.expires_at, token.name)
+            for token in self._access.list_tokens()
+            if token.expires_at is not None
+            and token.revoked_at is None
+            and token.expires_at > now - EXPIRED_FOR
+        )
+        soonest: dict[str, datetime] = {}
+        for at, name in reversed(ends):  # of a name, the token that lasts longest replaces the others
+            soonest.setdefault(name, at)
+        for name, at in sorted(soonest.items(), key=lambda each: each[1])[:MOST_TOKENS]:
+            families.add("toque_token_expiry_timestamp_seconds", at.timestamp(), name)
+
+    def _certificates(self, families: Families) -> None:
+        settings = RedisAddress.of(self._used.redis_url).settings if self._used.redis_url else {}
+        for file in sorted({str(value) for name, value in settings.items() if name in _CERTIFICATES}):
+            for ends in _expiries(Path(file)):
+                families.add("toque_certificate_expiry_timestamp_seconds", ends.timestamp(), file)
+
+    @cached_property
+    def _client(self) -> Any:
+        return None if self._used.redis_url is None else open_redis(self._used.redis_url, patience_s=0.0)
+
+    def _redis(self, families: Families) -> None:
+        begun = time.perf_counter()
+        try:
+            self._client.ping()
+        except Exception:
+            families.add("toque_redis_up", 0.0)
+            raise
+        families.add("toque_redis_up", 1.0)
+        families.add("toque_redis_ping_seconds", time.perf_counter() - begun)
+        memory = self._client.info("memory")
+        if "used_memory" in memory:  # a Cluster answers by node
+            families.add("toque_redis_used_bytes", memory["used_memory"])
+            families.add("toque_redis_limit_bytes", memory.get("maxmemory", 0))
+
+
+class _Workspace:
+    """Measures the state of one workspace."""
+
+    def __init__(self, used: Context, client: Any) -> None:
+        self._used, self._client, name = used, client, used.workspace
+        self._dead = DeadLetters(used.store, actor=used.actor)
+        self._losses = losses_of(used)
+        self._quota = QuotaSlots(ledger_of(used))
+        self._name = name
+        self._lags = {kind: Lag() for kind in _KINDS}
+
+    def parts(self) -> Iterator[tuple[str, Callable[[Families], None]]]:
+        """List what is measured, each for itself."""
+        yield "features", self._features
+        yield "functions", self._functions
+        yield "losses", self._lost
+        if self._client is not None:
+            yield "log", self._log
+
+    def _functions(self, families: Families) -> None:
+        families.add("toque_dead_letters", len(self._dead.all()), self._name)
+        for team, resource, used, limit in self._quota.usage():
+            families.add("toque_quota_used", used, self._name, team, resource)
+            if limit is not None:
+                families.add("toque_quota_limit", limit, self._name, team, resource)
+
+    def _lost(self, families: Families) -> None:
+        lost = self._losses.refresh()
+        families.add("toque_log_writers_lost", lost.writers, self._name)
+        families.add("toque_log_writers_missing", len(lost.standing), self._name)
+        families.add("toque_log_requests_lost_at_most", lost.requests_at_most, self._name)
+
+    def _log(self, families: Families) -> None:
+        for kind in _KINDS:
+            states = Stream(self._client, kind, workspace=self._name).states()
+            shipped, drained = sum(each.shipped for each in states), sum(each.drained for each in states)
+            families.add("toque_log_waiting_records", max(0, shipped - drained), self._name, kind)
+            families.add(
+                "toque_log_drain_lag_seconds", self._lags[kind].at(shipped, drained), self._name, kind
+            )
+
+    def _features(self, families: Families) -> None:
+        rows = latest_feature_health(self._used.store, since=self._used.clock() - LOOK_BACK)
+        for row in rows:
+            labels = [self._name, row["view"]] + ([row["feature"]] if row["metric"] == "fill" else [])
+            families.add(
+                "toque_feature_measured_timestamp_seconds", row["measured_at"].timestamp(), *labels[:2]
+            )
+            if row["metric"] in _FEATURES and row["value"] is not None:
+                families.add(_FEATURES[row["metric"]], row["value"], *labels)
+
+
+_FEATURES: Mapping[str, str] = {
+    "rows": "toque_feature_rows",
+    "freshness_s": "toque_feature_freshness_seconds",
+    "recent_rows": "toque_feature_recent_rows",
+    "coverage": "toque_feature_coverage_ratio",
+    "fill": "toque_feature_fill_ratio",
+}
+_CERTIFICATES = frozenset({"ssl_certfile", "ssl_ca_certs"})
+
+
+class Lag:
+    """Seconds that a reader of a growing log is behind: since when it has not had all that there was.
+
+    clock: seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends: deque[tuple[float, int]] = deque(maxlen=10_000)
+
+    def at(self, written: int, read: int) -> float:
+        """Seconds since the oldest record that is not read was seen first."""
+        now = self._clock()
+        while self._ends and self._ends[0][1] <= read:
+            self._ends.popleft()
+        if written > read and (not self._ends or self._ends[-1][1] < written):
+            self._ends.append((now, written))
+        return now - self._ends[0][0] if self._ends else 0.0
+
+
+def _expiries(file: Path) -> Iterable[datetime]:
+    """Read when the certificates of a file end. Raises: OSError, ValueError."""
+    return [each.not_valid_after_utc for each in x509.load_pem_x509_certificates(file.read_bytes())]

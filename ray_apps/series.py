@@ -1,0 +1,68 @@
+"""List of every Prometheus series of the platform, as the code declares them; docs/metrics.md shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import NamedTuple
+
+from prometheus_client import REGISTRY
+from prometheus_client.metrics import MetricWrapperBase
+
+from clusters.telemetry.metrics import PREFIX, machine
+from ray_apps.published import FAMILIES
+
+__all__ = ["DECLARED_IN", "Series", "all_series"]
+
+DECLARED_IN = (
+    "clusters.redis_clients.series",
+    "clusters.telemetry.metrics.keeping",
+    "functions.prediction_log.series",
+    "functions.runtime.series",
+    "functions.training.loop.series",
+    "ray_apps.admission.admission",
+    "ray_apps.gateway.metrics",
+    "ray_apps.predictor.deploy.series",
+    "ray_apps.predictor.inference.series",
+    "ray_apps.ticker",
+    "registry.errors",
+    "registry.store.series",
+)
+"""Modules that declare series with prometheus_client."""
+UP = "toque_exporter_up"
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
+
+
+class Series(NamedTuple):
+    """One family of series: its name, as in `toque_log_written_records`; kind: counter, gauge or histogram.
+
+    labels: beside `node`, which each has.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    text: str
+
+    @property
+    def sample_names(self) -> tuple[str, ...]:
+        """Names as queries use them, such as `…_total` of a counter."""
+        return tuple(self.name + suffix for suffix in _SUFFIXES[self.kind])
+
+
+def all_series() -> list[Series]:
+    """List every series of the platform by name; imports all that declares some, torch among it."""
+    for module in DECLARED_IN:
+        import_module(module)
+    measured = {name: (family.text, family.labels) for name, family in FAMILIES.items()}
+    measured |= machine.FAMILIES | {UP: ("Whether a node's series are in this answer.", ())}
+    gauges = [Series(name, "gauge", labels, text) for name, (text, labels) in measured.items()]
+    return sorted([*_declared(), *gauges])
+
+
+def _declared() -> Iterator[Series]:
+    """Iterate over the series of prometheus_client's registry that are ours."""
+    for metric in list(REGISTRY._collector_to_names):  # noqa: SLF001  # it has no public list
+        if isinstance(metric, MetricWrapperBase) and metric._name.startswith(PREFIX):  # noqa: SLF001
+            (described,) = metric.describe()
+            yield Series(metric._name, described.type, tuple(metric._labelnames), described.documentation)  # noqa: SLF001
