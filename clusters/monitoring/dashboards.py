@@ -1,0 +1,149 @@
+"""Builds the Grafana dashboards of `grafana/` from the panels of `panels.py`, and asks a Prometheus for each of them.
+
+    python -m clusters.monitoring.dashboards write
+    python -m clusters.monitoring.dashboards check http://127.0.0.1:9090
+
+`write` makes the files anew; `check` prints each panel with how many series its queries found, and ends with exit code
+1 if a panel stays empty that needs no failure to be filled.
+
+Source: Grafana's dashboard JSON model, schema version 39.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+from clusters.monitoring.panels import DASHBOARDS, Dashboard, Panel
+
+FOLDER = Path(__file__).resolve().parent / "grafana"
+SCHEMA_VERSION = 39
+_COLUMNS, _WIDTH, _HEIGHT = 24, 8, 8
+_DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+_ALL = ".*"
+
+
+def render(dashboard: Dashboard) -> str:
+    """Render a dashboard as the text of its file."""
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for title, row in dashboard.rows:
+        panels.append(_row(title, len(panels) + 1, y))
+        for index, panel in enumerate(row):
+            x = index * _WIDTH % _COLUMNS
+            panels.append(_panel(panel, len(panels) + 1, x, y + 1 + index * _WIDTH // _COLUMNS * _HEIGHT))
+        y += 1 + -(-len(row) * _WIDTH // _COLUMNS) * _HEIGHT
+    document = {
+        "uid": f"toque-{dashboard.name}",
+        "title": f"Toque: {dashboard.title}",
+        "description": dashboard.question,
+        "tags": ["toque"],
+        "schemaVersion": SCHEMA_VERSION,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "30s",
+        "time": {"from": "now-3h", "to": "now"},
+        "timezone": "utc",
+        "annotations": {"list": []},
+        "links": [{"type": "dashboards", "tags": ["toque"], "title": "Toque", "asDropdown": True}],
+        "templating": {"list": [_datasource(), *map(_variable, dashboard.variables)]},
+        "panels": panels,
+    }
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _row(title: str, number: int, y: int) -> dict[str, Any]:
+    place = {"x": 0, "y": y, "w": _COLUMNS, "h": 1}
+    return {"id": number, "type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": place}
+
+
+def _panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.meaning,
+        "datasource": _DATASOURCE,
+        "gridPos": {"x": x, "y": y, "w": _WIDTH, "h": _HEIGHT},
+        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "targets": [
+            {"refId": chr(ord("A") + index), "datasource": _DATASOURCE, "expr": query, "legendFormat": legend}
+            for index, (query, legend) in enumerate(panel.queries)
+        ],
+    }
+
+
+def _datasource() -> dict[str, Any]:
+    return {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"}
+
+
+def _variable(name_and_series: tuple[str, str]) -> dict[str, Any]:
+    name, series = name_and_series
+    return {
+        "name": name,
+        "label": name,
+        "type": "query",
+        "datasource": _DATASOURCE,
+        "query": {"query": f"label_values({series}, {name})", "refId": name},
+        "refresh": 2,
+        "includeAll": True,
+        "allValue": _ALL,
+        "multi": True,
+        "current": {"text": "All", "value": "$__all"},
+    }
+
+
+def plain_query(query: str) -> str:
+    """Replace the variables that only Grafana knows, so that Prometheus itself can be asked."""
+    for name in ("workspace", "model", "view", "function", "node"):
+        query = query.replace(f"${name}", _ALL)
+    return query.replace("$__rate_interval", "5m")
+
+
+def check(prometheus: str) -> list[str]:
+    """Ask a Prometheus for every query; returns a line for each panel, and marks those that stay empty.
+
+    Raises: OSError if Prometheus does not answer, or refuses a query.
+    """
+    lines = []
+    for dashboard in DASHBOARDS:
+        for panel in dashboard.panels():
+            found = sum(_found(prometheus, query) for query, _ in panel.queries)
+            mark = "empty" if not found and not panel.may_be_empty else "ok"
+            lines.append(f"{mark}\t{dashboard.name}\t{panel.title}\t{found}")
+    return lines
+
+
+def _found(prometheus: str, query: str) -> int:
+    asked = urlencode({"query": plain_query(query)})
+    with urlopen(f"{prometheus.rstrip('/')}/api/v1/query?{asked}", timeout=30) as answer:  # noqa: S310  # the caller's own
+        return len(json.load(answer)["data"]["result"])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `write` or `check URL`; returns the exit code."""
+    if list(arguments) == ["write"]:
+        for dashboard in DASHBOARDS:
+            (FOLDER / f"{dashboard.name}.json").write_text(render(dashboard))
+        return 0
+    if len(arguments) == 2 and arguments[0] == "check":  # noqa: PLR2004  # a command and its URL
+        return _print(check(arguments[1]))
+    sys.stderr.write(__doc__ or "")
+    return 2
+
+
+def _print(lines: Iterable[str]) -> int:
+    empty = 0
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+        empty += line.startswith("empty")
+    return 1 if empty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
