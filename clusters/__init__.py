@@ -1,1 +1,1 @@
-"""Where Toque runs: files for `ray up` and for KubeRay. Configuration, no code."""
+"""Where Toque runs: files for `ray up` and KubeRay, and what every process shares: profile, clients of Redis, telemetry."""
