@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from load.scenarios.connections import Address
 from load.scenarios.plan import Plan, plan_of
 from load.scenarios.result import LoadRun
 from load.scenarios.scenario import Scenario
@@ -42,11 +43,15 @@ def put_load(
     """Run a scenario to its end, or until an objective breaks.
 
     keys: file of rows for the parts of the mix that name none; remote_workers: of locust, that join from other machines.
-    report: told every few seconds how it goes. Raises: NotPossible if nothing could be sent.
+    report: told every few seconds how it goes. Raises: NotPossible if nothing could be sent; ValueError for what cannot be.
     """
     if keys:
         mix = tuple(ask if ask.keys else ask.model_copy(update={"keys": keys}) for ask in scenario.mix)
         scenario = scenario.model_copy(update={"mix": mix})
+    if remote_workers and scenario.client != "locust":
+        raise ValueError(
+            f"remote_workers={remote_workers} with the {scenario.client} client: only locust has workers elsewhere"
+        )
     plan = plan_of(target.url, target.model, scenario, metadata_of=target.metadata)
     plan = plan.model_copy(update={"processes": scenario.processes + remote_workers})
     started_at = datetime.now(UTC)
@@ -87,6 +92,7 @@ class Sending:
 
     def start_native(self, token: str | None) -> None:
         """Start a native client for each process of the plan. Raises: NotPossible if one does not come up."""
+        Address.of(self.plan.url)  # raises before a process does
         environment = os.environ | ({"TOQUE_TOKEN": token} if token else {})
         for index in range(self.plan.processes):
             self._start(

@@ -15,9 +15,12 @@ import pytest
 import uvicorn
 
 from load.scenarios.histogram import quantile_ms
+from load.scenarios.plan import plan_of
+from load.scenarios.processes import put_load, start_sending
 from load.scenarios.result import LoadRun
 from load.scenarios.run import main
-from load.scenarios.target import NotPossible, find_target
+from load.scenarios.scenario import Scenario
+from load.scenarios.target import NotPossible, Target, find_target
 
 TOKEN = "t0ken"
 
@@ -185,3 +188,15 @@ def test_the_target_is_what_was_started_here(tmp_path: Path):
     assert (target.url, target.token, target.model) == ("http://127.0.0.1:8123", "secret", "m")
     with pytest.raises(NotPossible, match="does not exist"):
         find_target({"TOQUE_HOME": str(tmp_path / "elsewhere")}, model="m")
+
+
+def test_what_cannot_be_sent_is_told_before_a_process_starts(serve):
+    target, scenario = Target(serve(Model()), TOKEN, "toy"), Scenario()
+    with pytest.raises(ValueError, match="only locust has workers elsewhere"):
+        put_load(target, "s", scenario, remote_workers=1)
+    plan = plan_of(target.url, "toy", scenario, metadata_of=target.metadata)
+    with (
+        pytest.raises(ValueError, match="speaks no TLS"),
+        start_sending(plan.model_copy(update={"url": "https://here"}), TOKEN),
+    ):
+        pass
