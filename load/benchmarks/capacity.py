@@ -1,6 +1,6 @@
 """Benchmark of the capacity model: each configuration is left out, told from the others, and compared with what was measured.
 
-python -m load.benchmarks.capacity [--rows 1 8 32 128] [--rounds 3] [--seconds 4] [--save FILE]
+python -m load.benchmarks.capacity [--rows 1 8 32 128] [--rounds 2] [--seconds 4] [--save FILE]
 
 A platform of its own, in a temporary folder and on free ports, serves a small MLP and one of 8.4 million weights, each in one replica
 and in two. A point is the processor time that a request takes in the replicas, so a busy machine says nearly the same as an idle one. The
@@ -40,7 +40,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 128])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
     parser.add_argument("--save", type=Path, help="file for the points, by model")
     given = parser.parse_args()
@@ -66,36 +66,36 @@ def measured(folder: Path, given: argparse.Namespace) -> dict[str, list[Point]]:
     token = register(store_url, folder / "artifacts", models)
     found: dict[str, list[Point]] = {kind: [] for kind in KINDS}
     with started(home, store_url, project="load.benchmarks.capacity_project", cpus=8) as platform:
+        redis_url = json.loads((home / "up.json").read_text())["redis_url"]
         for name in REPLICAS:
             target = Target(str(platform.client.base_url).rstrip("/"), token, name)
-            probe = Probe(target, home, seconds=given.seconds)
+            probe = Probe(target, home, redis_url, seconds=given.seconds)
             print(f"{name}:", flush=True)
             found[name.split("-")[0]] += probe.points(given.rows, rounds=given.rounds, report=_say)
     return found
 
 
 def verdict(kind: str, points: list[Point]) -> int:
-    """Leave each configuration out and tell it; returns 1 if one is told more than 15 % wrong."""
-    worst, inside, total = 0.0, 0, 0
+    """Leave each configuration out, at all its rates, and tell it; returns 1 if one is told more than 15 % wrong."""
+    worst, inside = 0.0, 0
     for rows, replicas in sorted({(point.rows, point.replicas) for point in points}):
         others = [point for point in points if (point.rows, point.replicas) != (rows, replicas)]
-        told = fit_cost(others, utilisation=0.6).cost_s(rows, replicas)
-        taken = [
-            point.replica_s
-            for point in points
-            if (point.rows, point.replicas) == (rows, replicas) and point.replica_s
-        ]
-        seen = statistics.median(taken)
-        error = told.value / seen - 1
+        model, errors = fit_cost(others, utilisation=0.6), []
+        for point in points:
+            if (point.rows, point.replicas) == (rows, replicas):
+                told = model.cost_s(rows, replicas=replicas, rate=point.rate)
+                errors.append(told.value / point.busy_s(0.6) - 1)
+                inside += told.low <= point.busy_s(0.6) <= told.high
+        error = statistics.median(errors)
         worst = max(worst, abs(error))
-        inside += sum(told.low <= each <= told.high for each in taken)
-        total += len(taken)
         print(
-            f"{kind}, {rows} rows, {replicas} replicas: told {told.value * 1e6:.0f} µs ({told.low * 1e6:.0f} to "
-            f"{told.high * 1e6:.0f}), measured {seen * 1e6:.0f} µs, {error:+.1%}"
+            f"{kind}, {rows} rows, {replicas} replicas, left out: told {error:+.1%} off ({len(errors)} measurements)"
         )
+    whole = fit_cost(points, utilisation=0.6)
+    levels = ", ".join(f"{whole.cost_s(int(rows)).value * 1e6:.0f}" for rows in whole.knots)
     print(
-        f"{kind}: at most {worst:.1%} off (target {MOST:.0%}), {inside} of {total} measurements in their interval"
+        f"{kind}: a replica takes {whole.idle:.3f} cores anyway, a request of {whole.knots.astype(int).tolist()} rows {levels} µs; "
+        f"at most {worst:.1%} off (target {MOST:.0%}), {inside} of {len(points)} measurements in their interval"
     )
     return int(worst > MOST)
 

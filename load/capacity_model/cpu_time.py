@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["ROLES", "Processes", "platform_processes"]
+__all__ = ["ROLES", "Processes", "platform_processes", "spent_s"]
 
-ROLES = ("replica", "door", "redis", "other")
+ROLES = ("replica", "door", "other")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 Processes = Mapping[int, tuple[str, float]]
@@ -43,9 +43,7 @@ def spent_s(before: Processes, after: Processes) -> dict[str, float]:
 def _role(command: str, replica: re.Pattern[str]) -> str:
     if replica.search(command):
         return "replica"
-    if "haproxy" in command.split(" ", 1)[0]:
-        return "door"
-    return "redis" if "redis-server" in command else "other"
+    return "door" if "haproxy" in command.split(" ", 1)[0] else "other"
 
 
 def _cpu_s(folder: Path) -> float:

@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from load.capacity_model.fit import CostModel, Interval, fit_cost
+from load.capacity_model.fit import CostModel, Interval, fit_cost, fit_shared
 from load.capacity_model.model import Cluster, Costs, Demand, Part, parts
 from load.capacity_model.points import Point
 
 __all__ = ["Bounds", "Needs", "Wish", "needs_of"]
-
-_ROUNDS = 20  # of the fixed point between replicas and what splitting costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +50,12 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Needs of a model at a rate. replicas, cores, price_hour: with bounds; parts: of the cluster, what breaks first at the top.
+    """Needs of a model at a rate. idle: cores that a replica takes anyway; replicas, cores, price_hour: with bounds; parts: of the cluster, what breaks first at the top.
 
     cores: kept busy, doors and Redis included; nodes: of the cluster's size, with room for the upper bound.
     """
 
+    idle: float
     request_s: Interval
     replicas: Interval
     cores: Interval
@@ -80,35 +79,45 @@ def needs_of(
     costs: of the parts that the points did not measure. Raises: ValueError if the points are too few.
     """
     model = fit_cost(points, utilisation=wish.utilisation)
-    request = _settled(model, wish)
+    if model.idle >= wish.utilisation:
+        raise ValueError(
+            f"a replica takes {model.idle:.2f} cores before it is asked, and shall be busy for {wish.utilisation:g}; "
+            "raise the utilisation, or measure on a machine with less beside it"
+        )
+    request = model.cost_s(wish.rows)
     shared, measured = _shared(points, costs or Costs())
-    replicas = Interval(*(_replicas(wish, each) for each in (request.value, request.low, request.high)))
+    replicas = Interval(
+        *(_replicas(wish, model.idle, each) for each in (request.value, request.low, request.high))
+    )
     doors = wish.requests_s * (shared.door_cpu_s + shared.redis_command_s * (1 + wish.keyed))
-    busy = request.times(wish.requests_s)
-    cores = Interval(busy.value + doors, busy.low + doors, busy.high + doors)
+    busy = (
+        wish.requests_s * each + count * model.idle + doors
+        for each, count in (
+            (request.value, replicas.value), (request.low, replicas.low), (request.high, replicas.high)
+        )
+    )  # fmt: skip
+    cores = Interval(*busy)
     nodes = max(cluster.nodes, math.ceil(cores.high / wish.utilisation / cluster.cores))
     sized = replace(cluster, nodes=nodes, replicas=math.ceil(replicas.high))
     demand = Demand(1, wish.requests_s, wish.keyed, labels_s=wish.requests_s * wish.labels)
     found = parts(demand, sized, replace(shared, replica_cpu_s=request.value))
     price = None if cpu_hour is None else cores.times(cpu_hour / wish.utilisation)
     return Needs(
-        request, replicas, cores, nodes, price, _bounds(wish, model, replicas), tuple(found), measured
+        model.idle,
+        request,
+        replicas,
+        cores,
+        nodes,
+        price,
+        _bounds(wish, model, replicas),
+        tuple(found),
+        measured,
     )
 
 
-def _settled(model: CostModel, wish: Wish) -> Interval:
-    """Cost of a request in as many replicas as that cost takes."""
-    replicas = 1
-    for _ in range(_ROUNDS):
-        request = model.cost_s(wish.rows, replicas)
-        replicas, before = _replicas(wish, request.value), replicas
-        if replicas == before:
-            break
-    return request
-
-
-def _replicas(wish: Wish, request_s: float) -> int:
-    return max(1, math.ceil(wish.requests_s * request_s / wish.utilisation))
+def _replicas(wish: Wish, idle: float, request_s: float) -> int:
+    """Number of replicas that are as busy as wanted: with what they do anyway, and their part of the requests."""
+    return max(1, math.ceil(wish.requests_s * request_s / (wish.utilisation - idle)))
 
 
 def _bounds(wish: Wish, model: CostModel, replicas: Interval) -> Bounds:
@@ -118,7 +127,7 @@ def _bounds(wish: Wish, model: CostModel, replicas: Interval) -> Bounds:
     of service that are as uneven as exponential ones.
     """
     quiet = replace(wish, requests_s=wish.requests_s * wish.lowest_share)
-    least = max(2, _replicas(quiet, _settled(model, quiet).value) + 1)
+    least = max(2, _replicas(quiet, model.idle, model.cost_s(wish.rows).value) + 1)
     most = max(least, math.ceil(replicas.high) + 1)
     busy = wish.utilisation
     return Bounds(least, most, round(busy / (1 - busy), 1))
@@ -127,9 +136,11 @@ def _bounds(wish: Wish, model: CostModel, replicas: Interval) -> Bounds:
 def _shared(points: Sequence[Point], costs: Costs) -> tuple[Costs, tuple[str, ...]]:
     """Costs of the shared parts, measured ones in place of those in the code, and which those are."""
     found = {
-        "door_cpu_s": [point.door_s for point in points if point.door_s is not None],
-        "redis_command_s": [point.redis_s for point in points if point.redis_s is not None],
-        "message_bytes": [point.message_bytes for point in points if point.message_bytes is not None],
+        "door_cpu_s": [(point.rate, point.door_s) for point in points if point.door_s is not None],
+        "redis_command_s": [(point.rate, point.redis_s) for point in points if point.redis_s is not None],
     }
-    measured = {name: float(np.median(values)) for name, values in found.items() if values}
+    measured = {name: fit_shared(values) for name, values in found.items() if values}
+    sizes = [point.message_bytes for point in points if point.message_bytes is not None]
+    if sizes:
+        measured["message_bytes"] = float(np.median(sizes))
     return replace(costs, **measured), tuple(sorted(measured))

@@ -1,4 +1,4 @@
-"""Points that a capacity model is fitted to: what a request of a model cost in one configuration.
+"""Points that a capacity model is fitted to: what a request of a model cost in one configuration, at one rate.
 
 A point is either measured by the processor time of a platform's processes, or is a knee: the rate that so many replicas held.
 """
@@ -6,44 +6,32 @@ A point is either measured by the processor time of a platform's processes, or i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 __all__ = ["Point", "read_points", "write_points"]
 
 
 class Point(BaseModel):
-    """Point of a model: what one request of `rows` rows takes with `replicas` replicas.
+    """Point of a model: `replicas` replicas that answer `rate` requests/s of `rows` rows.
 
-    replica_s: core-seconds of the replicas; door_s, redis_s: of HAProxy and Redis, None where they were not measured. knee:
-    requests/s that all replicas held together, in place of replica_s. message_bytes: of request and answer together.
+    replica_s, door_s, redis_s: core-seconds of replicas, HAProxy and Redis for each request, what they do anyway included. Without
+    replica_s the rate is a knee: all that the replicas could hold. message_bytes: of request and answer together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: int = Field(ge=1)
     replicas: int = Field(default=1, ge=1)
+    rate: float = Field(gt=0)
     replica_s: float | None = Field(default=None, gt=0)
-    knee: float | None = Field(default=None, gt=0)
     door_s: float | None = Field(default=None, ge=0)
     redis_s: float | None = Field(default=None, ge=0)
     message_bytes: float | None = Field(default=None, gt=0)
 
-    @model_validator(mode="after")
-    def _one_cost(self) -> Self:
-        if (self.replica_s is None) == (self.knee is None):
-            raise ValueError(
-                "give replica_s (core-seconds of a request) or knee (requests/s held), one of the two"
-            )
-        return self
-
     def busy_s(self, utilisation: float) -> float:
-        """Core-seconds of a request in its replica. utilisation: of a replica at its knee."""
-        if self.replica_s is not None:
-            return self.replica_s
-        assert self.knee is not None  # noqa: S101 - one of the two is there
-        return self.replicas * utilisation / self.knee
+        """Core-seconds of the replicas for a request. utilisation: of a replica at its knee."""
+        return self.replica_s if self.replica_s is not None else self.replicas * utilisation / self.rate
 
 
 _POINTS = TypeAdapter(list[Point])

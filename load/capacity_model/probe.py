@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
+import redis
 
 from load.capacity_model.cpu_time import platform_processes, spent_s
 from load.capacity_model.points import Point
@@ -24,47 +27,65 @@ from load.scenarios.target import NotPossible, Target
 __all__ = ["Probe"]
 
 _CLIENT_S = 150e-6  # of a core for a request, in the client, which runs here too
+_RATES = (
+    1.0,
+    0.3,
+)  # of the rate that is found, so that what replicas do anyway can be told from the requests
+_SEARCHES, _NEAR = 4, 1.3
 _LEAST_SHARE = 0.5  # of what was due must be answered, or the costs are not those of a working model
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Probe of a model on the platform of `home`. load: share of its capacity that is put on it."""
+    """Probe of a model on the platform of `home`, whose Redis is at `redis_url`. load: share of its capacity that is put on it."""
 
     target: Target
     home: Path
+    redis_url: str
     keys: Path | None = None
     load: float = 0.6
     seconds: float = 4.0
 
     def points(
-        self, rows: Sequence[int], *, rounds: int = 3, report: Callable[[str], None] | None = None
+        self, rows: Sequence[int], *, rounds: int = 2, report: Callable[[str], None] | None = None
     ) -> list[Point]:
-        """Measure each number of rows `rounds` times, in turns, so that a noisy neighbour hits all. Raises: NotPossible."""
+        """Measure each number of rows at two rates, `rounds` times, in turns, so that a noisy neighbour hits all. Raises: NotPossible."""
         rates = {each: self._rate(each) for each in rows}
         found = []
         for _ in range(rounds):
-            for each in rows:
-                found.append(self._point(each, rates[each], self.seconds))
-                if report:
-                    report(_line(found[-1], rates[each]))
+            for each, rate in rates.items():
+                for part in _RATES:
+                    found.append(self._point(each, rate * part, self.seconds))
+                    if report:
+                        report(_line(found[-1]))
         return found
 
     def _rate(self, rows: int) -> float:
-        """Find a rate that keeps the replicas as busy as wanted, and leaves room for all else on this machine."""
-        first = self._point(rows, 20.0, 2.0)
-        assert first.replica_s is not None  # noqa: S101 - it was measured
-        cores = (os.cpu_count() or 1) * 0.8
-        all_s = first.replica_s + (first.door_s or 0) + _CLIENT_S
-        return max(10.0, self.load * min(first.replicas / first.replica_s, cores / all_s))
+        """Find a rate that keeps the replicas as busy as wanted, and leaves room for all else on this machine.
+
+        At a low rate most of the cost is what replicas do anyway, so the rate is found in steps.
+        """
+        rate = 20.0
+        for _ in range(_SEARCHES):
+            found = self._point(rows, rate, 2.0)
+            cores = (os.cpu_count() or 1) * 0.8
+            all_s = found.busy_s(1.0) + (found.door_s or 0) + _CLIENT_S
+            before, rate = rate, max(10.0, self.load * min(found.replicas / found.busy_s(1.0), cores / all_s))
+            if rate < _NEAR * before:
+                break
+        return rate
 
     def _point(self, rows: int, rate: float, seconds: float) -> Point:
+        """Put a load on the model and read what it cost. Raises: NotPossible."""
         ask = Ask(rows=rows, keys=self.keys)
         scenario = Scenario(shape=Steady(rate=rate, seconds=seconds), mix=(ask,), warm_up_s=0, patience_s=5)
-        before = platform_processes(self.home, self.target.model)
-        run = put_load(self.target, "capacity", scenario)
-        after = platform_processes(self.home, self.target.model)
-        found = run.measured()
+        with redis.Redis.from_url(self.redis_url) as server:
+            before, redis_s = platform_processes(self.home, self.target.model), _server_cpu_s(server)
+            began = time.monotonic()
+            found = put_load(self.target, "capacity", scenario).measured()
+            took_s = time.monotonic() - began
+            after = platform_processes(self.home, self.target.model)
+            redis_s = _server_cpu_s(server) - redis_s
         replicas = sum(role == "replica" for role, _ in after.values())
         if not replicas:
             raise NotPossible(
@@ -72,13 +93,11 @@ class Probe:
                 "points of knees by --points"
             )
         if found.answered < _LEAST_SHARE * found.due:
-            raise NotPossible(
-                f"{found.answered} of {found.due} requests of {rows} rows were answered: {run.problems}"
-            )
+            raise NotPossible(f"{found.answered} of {found.due} requests of {rows} rows were answered")
         spent = {role: taken / found.answered for role, taken in spent_s(before, after).items()}
         return Point(
-            rows=rows, replicas=replicas, replica_s=max(spent["replica"], 1e-7), door_s=spent["door"],
-            redis_s=spent["redis"], message_bytes=self._message_bytes(ask),
+            rows=rows, replicas=replicas, rate=found.answered / took_s, replica_s=max(spent["replica"], 1e-7),
+            door_s=spent["door"], redis_s=redis_s / found.answered, message_bytes=self._message_bytes(ask),
         )  # fmt: skip
 
     def _message_bytes(self, ask: Ask) -> float:
@@ -95,9 +114,13 @@ class Probe:
         return float(len(body) + sent + len(answer.content) + len(str(answer.headers)))
 
 
-def _line(point: Point, rate: float) -> str:
-    assert point.replica_s is not None  # noqa: S101 - it was measured
+def _server_cpu_s(server: redis.Redis) -> float:
+    used: Any = server.info("cpu")
+    return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
+
+
+def _line(point: Point) -> str:
     return (
-        f"{point.rows} rows at {rate:.0f} requests/s, {point.replicas} replicas: replica {point.replica_s * 1e6:.0f} µs, "
+        f"{point.rows} rows at {point.rate:.0f} requests/s, {point.replicas} replicas: replica {point.busy_s(1.0) * 1e6:.0f} µs, "
         f"door {(point.door_s or 0) * 1e6:.0f} µs, Redis {(point.redis_s or 0) * 1e6:.0f} µs of a core"
     )

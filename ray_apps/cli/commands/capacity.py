@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_apps.cli.arguments import MODEL, arg
+from ray_apps.cli.client import STATE_FILE
 from ray_apps.cli.command import Commands, Given, add
 from ray_apps.cli.commands.load import EXPERIMENT, target_of, telling
 from ray_apps.cli.errors import UsageError
@@ -102,7 +103,8 @@ def _measured(given: Given) -> list[Point]:
             f"--measure-rows {given.measure_rows!r}: write whole numbers, as in 1,16,64"
         ) from None
     keys = Path(given.keys) if given.keys else None
-    probe = Probe(target_of(given, given.model), Path(given.home), keys=keys, seconds=given.seconds)
+    target = target_of(given, given.model)
+    probe = Probe(target, Path(given.home), _redis_url(given), keys=keys, seconds=given.seconds)
     points = probe.points(rows, report=note)
     if given.save:
         write_points(Path(given.save), points)
@@ -116,6 +118,17 @@ def _measured(given: Given) -> list[Point]:
         files={"points.json": json.dumps([point.model_dump(exclude_none=True) for point in points])},
     )
     return points
+
+
+def _redis_url(given: Given) -> str:
+    """Address of the Redis of the platform that runs here. Raises: UsageError if none does."""
+    try:
+        state = json.loads((Path(given.home) / STATE_FILE).read_text())
+    except FileNotFoundError:
+        raise UsageError(
+            f"no platform was started in {given.home}; measure where it runs, or give --points"
+        ) from None
+    return str(state["redis_url"])
 
 
 def _prices() -> Prices | None:
@@ -147,7 +160,7 @@ def _facts(given: Given, found: Needs, prices: Prices | None) -> dict[str, Any]:
     bounds = ", ".join(f"{name}: {each:g}" for name, each in found.bounds.options().items())
     price = found.price_hour
     return {
-        "request": f"{_text(found.request_s.times(1e6), 0)} µs of a core in its replica",
+        "request": f"{_text(found.request_s.times(1e6), 0)} µs of a core in its replica, which takes {found.idle:.2f} cores anyway",
         "replicas": _text(found.replicas, 0),
         "cores": f"{_text(found.cores, 1)} busy, doors and Redis included",
         "nodes": f"{found.nodes} of {given.cores} cores",
