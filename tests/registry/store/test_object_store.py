@@ -241,6 +241,20 @@ def test_encryption_settings_that_do_not_fit_are_refused(query: str):
         open_store(f"s3://bucket/x?{query}")
 
 
+def test_a_second_session_reads_no_description_of_s3_again(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch):
+    url = f"s3://toque/{uuid.uuid4().hex}?endpoint={s3_endpoint}"
+    first = open_store(url)
+    assert first.find("absent") is None
+
+    def read(*_: object) -> None:
+        pytest.fail("a file is read again")
+
+    monkeypatch.setattr("botocore.loaders.JSONFileLoader.load_file", read)
+    second = open_store(url)
+    assert second.find("absent") is None
+    assert second._session()[1] is not first._session()[1]  # each has its credentials
+
+
 def test_a_missing_bucket_says_so(s3_endpoint: str):
     with pytest.raises(InvalidInput, match="bucket 'absent' does not exist"):
         open_store(f"s3://absent/x?endpoint={s3_endpoint}").put("a", b"")
