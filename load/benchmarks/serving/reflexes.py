@@ -1,0 +1,307 @@
+"""Benchmark of the reflexes: how soon a bad canary on Serve is rolled back, and people are told.
+
+python -m load.benchmarks.serving.reflexes [--runs 50] [--fault fails slow healthy] [--share 0.1] [--per-minute 10000] [--cpus 4]
+
+Starts a platform of its own, with the platform's defaults for every guard, and one model whose alerts go to a web server of this
+process. Each run rolls a version out into a canary, whose users meet the fault from its first answer on: `fails`, five percent
+of its requests; `slow`, twice the median time; `healthy`, none, for two minutes. Requests come at random moments (a Poisson
+process). Printed are seconds from the canary's first answer until the decision in the journal, and until the page has come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+
+from functions.model_formats.program import export_program, save_program
+from functions.runtime.changes.announcer import Announcer
+from load.benchmarks.counter import Platform, started
+from load.benchmarks.serving.throughput import free_port
+from load.benchmarks.timing import print_machine
+from registry import Registry, Signature, TensorSpec, open_store
+from registry.audit_keys import AuditKeys
+
+MODEL = "late"
+FAULTS = ("fails", "slow", "healthy")
+CODES, KNOWN = 200, 100  # values of an input: those that the failing version knows are the first hundred
+FAIL_SHARE = 0.05
+LABOUR = 6  # products of matrices of a prediction: a median of about a millisecond
+CALLERS = 8
+PATIENCE_S = 300.0
+HEALTHY_S = 120.0
+POLICY = {
+    "promote_by": "service",
+    "ramp_hold": "PT0S",
+    "error_margin": 0.5,
+}  # into the canary at once; no guard is changed
+PROJECT = """
+from functions.alerting import AlertPolicy, Webhook
+from functions.project import ModelDefinition
+
+FEATURES = []
+MODELS = [ModelDefinition(name="{model}", service="none", entities="none", label="y", numeric=("x",), monitors=(),
+                          retraining=None, inspect="0 0 1 1 *",
+                          alerts=AlertPolicy(owner="bench", sinks=(Webhook(name="page", url="{url}"),)))]
+"""
+SIGNATURE = Signature(
+    inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, 1])],
+    outputs=[TensorSpec(name="y", datatype="FP32", shape=[-1, 1])],
+    example={"x": [[1.0]]},
+)
+
+
+class Table(torch.nn.Module):
+    """Model that looks a code up and works for a while; a code that it does not know is an error."""
+
+    values: torch.Tensor
+    weights: torch.Tensor
+
+    def __init__(self, *, known: int = CODES, labour: int = LABOUR) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.linspace(0, 1, known))
+        self.register_buffer("weights", torch.eye(200))
+        self.labour = labour
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Look the codes of (rows, 1) up."""
+        found = self.values[x[:, 0].long()]
+        work = self.weights + 0 * found[0]
+        for _ in range(self.labour):
+            work = work @ self.weights
+        return (found + 0 * work[0, 0]).unsqueeze(1)
+
+
+@dataclass
+class Pager:
+    """Web server that notes when each alert came, by its subject."""
+
+    port: int = field(default_factory=free_port)
+    came_at: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[str]:
+        """Listen; yields the URL."""
+        came_at = self.came_at
+
+        class Hook(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                alert = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                came_at.setdefault(f"{alert['status']} {alert['alarm']['subject']}", time.time())
+                self.send_response(HTTPStatus.OK)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Keep silent on each request."""
+
+        with ThreadingHTTPServer(("127.0.0.1", self.port), Hook) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{self.port}/"
+            server.shutdown()
+
+
+@dataclass
+class Callers:
+    """Callers of the model, who ask at random moments until they are stopped.
+
+    spoilt: share of requests with a code that the failing version does not know, once its canary has answered.
+    """
+
+    platform: Platform
+    per_minute: float
+    spoilt: float = 0.0
+    canary_at: float | None = None
+    answers: int = 0
+    errors: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask within the block."""
+        threads = [threading.Thread(target=self._ask, args=(n,), daemon=True) for n in range(CALLERS)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _ask(self, seed: int) -> None:
+        chance, due = random.Random(seed), time.monotonic()
+        base, headers = self.platform.client.base_url, self.platform.client.headers
+        with httpx.Client(base_url=base, headers=headers, timeout=30) as client:
+            while not self._stop.is_set():
+                due += chance.expovariate(self.per_minute / 60 / CALLERS)
+                self._stop.wait(max(0.0, due - time.monotonic()))
+                bad = self.canary_at is not None and chance.random() < self.spoilt
+                code = chance.uniform(KNOWN, CODES - 1) if bad else chance.uniform(0, KNOWN - 1)
+                tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [float(int(code))]}
+                answer = client.post(f"/v2/models/{MODEL}/infer", json={"inputs": [tensor]})
+                self._note(answer)
+
+    def _note(self, answer: httpx.Response) -> None:
+        self.answers += 1
+        if answer.status_code != HTTPStatus.OK:
+            self.errors += 1
+        elif self.canary_at is None and answer.json()["parameters"]["arm"] == "canary":
+            self.canary_at = time.time()
+
+
+@dataclass
+class Run:
+    """Result of one run: seconds from the canary's first answer; infinite where it did not come."""
+
+    decided_s: float
+    paged_s: float
+    rule: str
+
+
+def one_run(
+    platform: Platform, pager: Pager, fault: str, version: int, per_minute: float, share: float
+) -> Run:
+    """Roll a version out until it is rolled back and told, or for as long as a healthy one is watched."""
+    callers = Callers(platform, per_minute, spoilt=FAIL_SHARE if fault == "fails" else 0.0)
+    limit = HEALTHY_S if fault == "healthy" else PATIENCE_S
+    with callers.asking():
+        policy = POLICY | {"canary_share": share}
+        begun = call(platform, "start_rollout", model=MODEL, version=version, policy=policy, reason=fault)
+        number = begun["rollout"]
+        last: dict[str, Any] = {}
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            time.sleep(0.5)
+            if callers.canary_at is None:
+                continue
+            deadline = min(deadline, time.monotonic() + limit) if not last else deadline
+            last = call(platform, "rollout_status", model=MODEL)
+            paged = pager.came_at.get(f"raised rollout-{number}")
+            if last["current"]["stage"] != "canary" and paged is not None:
+                break
+        began = callers.canary_at or float("inf")
+        outcome = next((one for one in last.get("outcomes", []) if one["rollout"] == number), None)
+        if outcome is None:
+            call(platform, "end_rollout", model=MODEL, action="inconclusive", reason="the run is over")
+            return Run(float("inf"), float("inf"), "none")
+        ended = datetime.fromisoformat(outcome["ended_at"]).timestamp()
+        paged_at = pager.came_at.get(f"raised rollout-{number}", float("inf"))
+        return Run(ended - began, paged_at - began, outcome["rule"])
+
+
+def call(platform: Platform, name: str, **arguments: Any) -> Any:
+    """Call a function of the platform. Raises: httpx.HTTPError."""
+    answer = platform.client.post(f"/functions/{name}", json=arguments)
+    answer.raise_for_status()
+    return answer.json()
+
+
+@contextlib.contextmanager
+def prepared(folder: Path, pager_url: str, cpus: int) -> Iterator[tuple[Platform, dict[str, int]]]:
+    """Start a platform with the model's versions; yields it, and the version of each fault."""
+    (folder / "reflex_project.py").write_text(PROJECT.format(model=MODEL, url=pager_url))
+    paths = [str(folder), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    store_url = f"file://{folder}/store"
+    with started(
+        folder / "home", store_url, project="reflex_project", cpus=cpus, environment=environment
+    ) as found:
+        running = json.loads((folder / "home" / "up.json").read_text())
+        keys = folder / "home" / "keys" / "audit"
+        store = open_store(
+            store_url,
+            audit_keys=AuditKeys.of_file(keys) if keys.exists() else None,
+            announce=Announcer(running["redis_url"]),
+        )
+        registry = Registry(store, actor="bench")
+        registry.create_model(MODEL)
+        modules = {
+            "champion": Table(),
+            "fails": Table(known=KNOWN),
+            "slow": Table(labour=2 * LABOUR + 2),
+            "healthy": Table(),
+        }
+        versions = {name: _version(registry, folder / name, module) for name, module in modules.items()}
+        registry.promote(MODEL, versions["champion"])
+        _until_served(found)
+        yield found, versions
+
+
+def _version(registry: Registry, path: Path, module: Table) -> int:
+    path.mkdir()
+    save_program(export_program(module, {"x": torch.ones(2, 1)}), path / "model.pt2")
+    return registry.create_version(MODEL, path=path, signature=SIGNATURE).version
+
+
+def _until_served(platform: Platform) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while platform.client.get(f"/v2/models/{MODEL}/ready").status_code != HTTPStatus.OK:
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"{MODEL} does not answer within {PATIENCE_S:.0f} s; see the logs of its replica"
+            )
+        time.sleep(0.5)
+
+
+def report(fault: str, runs: list[Run]) -> None:
+    """Print the quantiles of a fault's runs."""
+    back = sum(run.decided_s < float("inf") for run in runs)
+    print(f"{fault}: {back} of {len(runs)} rolled back, by {sorted({run.rule for run in runs})}")
+    if back:
+        for name, values in (
+            ("rolled back", [run.decided_s for run in runs]),
+            ("paged", [run.paged_s for run in runs]),
+        ):
+            p50, p95 = (np.quantile(values, q, method="higher") for q in (0.5, 0.95))
+            print(
+                f"  {name} after {p50:.1f} s (p50), {p95:.1f} s (p95), {max(values):.1f} s at most",
+                flush=True,
+            )
+
+
+def main(arguments: list[str] | None = None) -> dict[str, list[Run]]:
+    """Run the benchmark; returns the runs by fault."""
+    parser = argparse.ArgumentParser(description="how soon a bad canary is rolled back and told")
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--fault", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--per-minute", type=float, default=10_000, help="requests of both versions")
+    parser.add_argument("--cpus", type=int, default=4)
+    chosen = parser.parse_args(arguments)
+    print_machine()
+    pager = Pager()
+    found: dict[str, list[Run]] = {fault: [] for fault in chosen.fault}
+    with (
+        tempfile.TemporaryDirectory(prefix="toque-reflexes-") as name,
+        pager.listening() as url,
+        prepared(Path(name), url, chosen.cpus) as (platform, versions),
+    ):
+        for number in range(chosen.runs):
+            for fault, runs in found.items():
+                run = one_run(platform, pager, fault, versions[fault], chosen.per_minute, chosen.share)
+                runs.append(run)
+                print(f"run {number + 1} {fault}: {run}", flush=True)
+    for fault, runs in found.items():
+        report(fault, runs)
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
