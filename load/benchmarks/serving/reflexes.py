@@ -98,7 +98,7 @@ class Pager:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[str]:
-        """Listen; yields the URL."""
+        """Listen for alerts within the block; yields the URL."""
         came_at = self.came_at
 
         class Hook(BaseHTTPRequestHandler):
@@ -134,7 +134,7 @@ class Callers:
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
-        """Ask within the block."""
+        """Ask the model within the block, all callers at once."""
         threads = [threading.Thread(target=self._ask, args=(n,), daemon=True) for n in range(CALLERS)]
         for thread in threads:
             thread.start()
