@@ -19,13 +19,14 @@ from functions.reflexes.go_back import go_back
 from functions.rollout import RolloutPolicy, Rollouts
 from functions.rollout.jobs import declared_policy, rollouts
 from functions.runtime.changes.announcer import journals_in
-from functions.runtime.changes.feed import Watch, watch_of
+from functions.runtime.changes.feed import Watch, feed_of
 from functions.runtime.clock import system_clock
 from functions.runtime.context import Context, use_context
 from functions.runtime.triggers.events import publish
 from registry.models.traffic import CHAMPION, HOLDOUT, OUTSIDE
 
 EVERY_S = 10.0
+SAFETY_S = 60.0  # between looks for rollouts whose announcement was lost
 _USERS = (CHAMPION, OUTSIDE, HOLDOUT)  # arms whose units a champion answers
 _TOLD_FOR = timedelta(days=1)  # an older roll-back that nobody was told of is history
 _logger = logging.getLogger(__name__)
@@ -159,7 +160,8 @@ def reflexes_of(used: Context) -> Reflexes | None:
     """Make the reflexes of a context's workspace; None without Redis, or on a replayed clock, which has no last minutes."""
     if used.redis_url is None or used.clock is not system_clock:
         return None
-    watch = watch_of(used.redis_url, journals_in(used.store, "rollouts/*"), every_s=EVERY_S)
+    journals = journals_in(used.store, "rollouts/*")
+    watch = feed_of(used.redis_url).watch(journals, every_s=EVERY_S, slow_s=SAFETY_S)
     return Reflexes(used, live_reader(used.redis_url, used.workspace), watch)
 
 
