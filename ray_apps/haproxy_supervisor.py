@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from prometheus_client import Counter
 from ray.serve._private import haproxy
+
+from clusters.profile import apply_profile
 
 __all__ = ["SupervisedManager", "install", "processes_of"]
 
@@ -26,6 +30,7 @@ RESTART_PAUSE_S = 0.2
 """Seconds between two attempts to start HAProxy, as when its ports are taken."""
 ROUTES_PATIENCE_S = 5.0
 """Seconds for which a HAProxy that was left behind goes on while the routes are not known; it has some."""
+RESTARTS = Counter("toque_haproxy_restarts", "HAProxies that ended by themselves and were started again.")
 _log = logging.getLogger("ray.serve")
 _Manager: Any = haproxy.HAProxyManager.__ray_metadata__.modified_class.__ray_actor_class__  # type: ignore[attr-defined]  # Ray's
 
@@ -60,6 +65,7 @@ class SupervisedManager(_Manager):  # type: ignore[misc]  # a class that Ray wra
 
     async def _supervise(self) -> None:
         await self._haproxy_start_task
+        self._counting = self.event_loop.run_in_executor(None, _keep_series)
         while True:
             process = self._haproxy._proc  # noqa: SLF001  # Serve has no public name for it
             await process.wait()
@@ -69,11 +75,22 @@ class SupervisedManager(_Manager):  # type: ignore[misc]  # a class that Ray wra
 
     async def _restart(self, code: int) -> None:
         _log.error(f"HAProxy ended with code {code}; starting another.")
+        RESTARTS.inc()
         try:
             await self._haproxy.start()
         except RuntimeError:
             _log.exception("HAProxy did not start; trying again.")
             await asyncio.sleep(RESTART_PAUSE_S)
+
+
+def _keep_series() -> None:
+    """Count into the node's files from now on; it takes a second, for which HAProxy does not wait."""
+    from functions.runtime.process import enter_process  # late: as above
+
+    settings = dict(os.environ)
+    apply_profile(settings)
+    if "TOQUE_STORE" in settings:
+        enter_process("haproxy", store_url=settings["TOQUE_STORE"], environment=settings)
 
 
 def install() -> None:

@@ -103,6 +103,7 @@ HEALTHY: Mapping[str, Series] = {
     'toque_schedule_skipped_ticks_total{workspace="default",schedule="drain"}': counter(0),
     'toque_dead_letters{node="a",workspace="default"}': gauge(0),
     'toque_token_expiry_timestamp_seconds{node="a",name="robot"}': gauge(90 * DAY_S),
+    'toque_access_refusals_total{node="a",status="401"}': counter(0),
     'toque_certificate_expiry_timestamp_seconds{node="a",file="redis.pem"}': gauge(90 * DAY_S),
 }
 
@@ -185,8 +186,20 @@ FAULTS = (
     _fault("SchedulesMissed", {"toque_schedule_skipped_ticks": counter(0, 1)}),
     _fault("SchedulesMissed", {"toque_schedule_lateness_seconds_bucket": counter(1, 0)}),
     _fault("DeadLetters", {"toque_dead_letters": gauge(0, 2)}),
-    _fault("TokenExpires", {"toque_token_expiry_timestamp_seconds": gauge(90 * DAY_S, DAY_S)}),
-    _fault("TokenExpired", {"toque_token_expiry_timestamp_seconds": gauge(90 * DAY_S, 60)}, severities=_PAGE),
+    _fault(
+        "TokenExpires",
+        {"toque_token_expiry_timestamp_seconds": gauge(90 * DAY_S, DAY_S)},
+        within_s=4_000,
+        phases=(GOOD, 60, AFTER),
+    ),
+    _fault(
+        "TokenExpired",
+        {
+            "toque_token_expiry_timestamp_seconds": gauge(90 * DAY_S, 60),
+            "toque_access_refusals_total": counter(0, 2),
+        },
+        severities=_PAGE,
+    ),
     _fault("CertificateExpires", {"toque_certificate_expiry_timestamp_seconds": gauge(90 * DAY_S, DAY_S)}),
 )
 """For each alert what raises it; `HEALTHY` raises none."""
