@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from clusters.monitoring.__main__ import prometheus_rule
+from ray_apps.series import all_series
 from tests.clusters.monitoring.timelines import AFTER, FAULTS, HEALTHY, STEP_S, Fault, Phases
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -116,3 +117,17 @@ def test_the_rules_for_the_operator_are_those_of_the_files() -> None:
     assert [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule] == [
         rule["alert"] for rule in alerts()
     ]
+
+
+EXTERNAL = {"up", "probe_ssl_earliest_cert_expiry", "haproxy_server_http_responses_total"}
+"""Series of Prometheus, of the blackbox exporter and of HAProxy."""
+
+
+def test_every_series_of_a_rule_is_declared_by_the_code() -> None:
+    known = {name for series in all_series() for name in series.sample_names} | EXTERNAL
+    groups = [group for file in RULES for group in yaml.safe_load(file.read_text())["groups"]]
+    rules = [rule for group in groups for rule in group["rules"]]
+    recorded = {rule["record"] for rule in rules if "record" in rule}
+    used = {name for rule in rules for name in re.findall(r"\b(?:workspace_model:)?toque_[a-z0-9_:]+|\bprobe_\w+", rule["expr"])}
+    assert used - known - recorded == set()
+    assert {re.sub(r"[{].*", "", name) for name in HEALTHY} <= known
