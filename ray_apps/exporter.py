@@ -25,7 +25,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from clusters.telemetry.metrics import folder_of_process, listen, node_metrics, parse, render, together
 from functions.prediction_log import default_wal_root
 from functions.runtime.process import enter_process
+from ray_apps.clock_watch import watch_clock
 from ray_apps.series import UP
+from registry import open_store
 
 __all__ = ["ClusterMetrics", "Exporter", "nodes_of_cluster"]
 
@@ -43,6 +45,7 @@ class Exporter:
     def __init__(self, store_url: str, node: str) -> None:
         enter_process("exporter", store_url=store_url, environment=os.environ)
         self._node, self._disks = node, disks_of(store_url)
+        watch_clock(open_store(store_url))
         listen_if_wanted(node, self._disks)
 
     def text(self) -> bytes:

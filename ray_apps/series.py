@@ -21,7 +21,9 @@ DECLARED_IN = (
     "functions.runtime.series",
     "functions.training.loop.series",
     "ray_apps.admission.admission",
+    "ray_apps.clock_watch",
     "ray_apps.gateway.metrics",
+    "ray_apps.haproxy_supervisor",
     "ray_apps.predictor.deploy.series",
     "ray_apps.predictor.inference.series",
     "ray_apps.ticker",
@@ -57,7 +59,8 @@ def all_series() -> list[Series]:
     measured = {name: (family.text, family.labels) for name, family in FAMILIES.items()}
     measured |= machine.FAMILIES | {UP: ("Whether a node's series are in this answer.", ())}
     gauges = [Series(name, "gauge", labels, text) for name, (text, labels) in measured.items()]
-    return sorted([*_declared(), *gauges])
+    of_kernel = Series(machine.OOM_KILLS[0], "counter", (), machine.OOM_KILLS[1])
+    return sorted([*_declared(), *gauges, of_kernel])
 
 
 def _declared() -> Iterator[Series]:

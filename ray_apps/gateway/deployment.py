@@ -50,6 +50,7 @@ def build() -> FastAPI:
     )  # late: only a replica needs them
     from functions.runtime.context import context_of
     from functions.runtime.process import enter_process
+    from ray_apps.clock_watch import watch_clock
     from ray_apps.exporter import ClusterMetrics
     from ray_apps.gateway.app import build_app
     from ray_apps.gateway.services import Services
@@ -81,6 +82,7 @@ def build() -> FastAPI:
         discover_at_low_priority(context.projects)
         freeze()
 
+    watch_clock(context.store)
     cluster = ClusterMetrics(context.store_url)
     if os.environ.get("TOQUE_METRICS_PORT"):
         cluster.keep()

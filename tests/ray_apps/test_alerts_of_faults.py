@@ -51,6 +51,7 @@ class Platform:
     home: Path
     running: RunningPlatform
     told: Told
+    disk: bool
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         given = {"Authorization": f"Bearer {self.running.token()}"} | headers
@@ -76,6 +77,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         name: value for name, value in os.environ.items() if not name.startswith(("TOQUE_", "RAY_"))
     }
     home = folder / "home"
+    disk = small_disk(home / "store")
     command = [sys.executable, "-m", "ray_apps.cli", "--home", str(home), "up", "--project", "sample_project"]
     try:
         started = subprocess.run(
@@ -93,11 +95,21 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         door = running.url.removeprefix("http://")
         haproxy = f"127.0.0.1:{running.ports.metrics}"
         with watch(folder / "watch", door=door, haproxy=haproxy, token=running.token()) as told:
-            made = Platform(home, running, told)
+            made = Platform(home, running, told, disk=disk)
             until(lambda: told.firing == {"Watchdog"} and measured(made), within_s=300)
             yield made
     finally:
         down(home)
+        if disk:
+            subprocess.run(["umount", "--lazy", str(home / "store")], check=True)
+
+
+def small_disk(folder: Path) -> bool:
+    """Give a folder a disk of its own that is soon full; whether this user may."""
+    folder.mkdir(parents=True, mode=0o700)
+    folder.parent.chmod(0o700)
+    command = ["mount", "-t", "tmpfs", "-o", "size=400m,mode=700", "tmpfs", str(folder)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def measured(platform: Platform) -> bool:
@@ -136,6 +148,18 @@ def invocation_dies(platform: Platform) -> Iterator[None]:
 
 
 @contextmanager
+def disk_fills(platform: Platform) -> Iterator[None]:
+    if not platform.disk:
+        pytest.skip("needs a user who may mount a disk")
+    file = platform.home / "store" / "ballast"
+    free = shutil.disk_usage(file.parent).free
+    with file.open("wb") as written:
+        os.posix_fallocate(written.fileno(), 0, int(0.95 * free))
+    yield
+    file.unlink()
+
+
+@contextmanager
 def token_ends(platform: Platform) -> Iterator[None]:
     ends = datetime.now(UTC) + timedelta(seconds=5)
     secret = platform.toque("token", "create", "robot", "viewer", "--expires", ends.isoformat())
@@ -155,6 +179,7 @@ def refused(platform: Platform, secret: str) -> bool:
         ("RedisAway", redis_stops),
         ("DeadLetters", invocation_dies),
         ("TokenExpired", token_ends),
+        ("DiskFills", disk_fills),
         ("HaproxyRestarted", haproxy_dies),
     ],
 )

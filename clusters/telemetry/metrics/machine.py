@@ -13,11 +13,11 @@ from os import sysconf
 from pathlib import Path
 
 from prometheus_client import Metric
-from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
 from clusters.telemetry.metrics.processes import Member
 
-__all__ = ["FAMILIES", "machine_metrics", "parse_devices"]
+__all__ = ["FAMILIES", "OOM_KILLS", "machine_metrics", "oom_kills", "parse_devices"]
 
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "toque_processes": ("Processes that live, by role.", ("role",)),
@@ -30,6 +30,11 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "toque_gpu_size_bytes": ("Memory of a CUDA device.", ("gpu",)),
 }
 """Text and labels of each gauge."""
+OOM_KILLS = (
+    "toque_oom_kills",
+    "Processes that the kernel of a node has killed for want of memory since it started.",
+)
+"""Name and text of a counter that the kernel keeps."""
 _QUERY = (
     "nvidia-smi",
     "--query-gpu=index,utilization.gpu,memory.used,memory.total",
@@ -51,7 +56,16 @@ def machine_metrics(alive: Iterable[Member], disks: Mapping[str, Path]) -> list[
             text, labels = FAMILIES[name]
             found[name] = GaugeMetricFamily(name, text, labels=list(labels))
         found[name].add_metric([label], value)
-    return list(found.values())
+    return [*found.values(), *oom_kills()]
+
+
+def oom_kills(file: Path = _PROC / "vmstat") -> list[Metric]:
+    """Read the kernel's count of processes that it killed for want of memory; nothing where it keeps none."""
+    with suppress(OSError):
+        counts = dict(line.split() for line in file.read_text().splitlines())
+        if "oom_kill" in counts:
+            return [CounterMetricFamily(*OOM_KILLS, value=float(counts["oom_kill"]))]
+    return []
 
 
 def _processes(alive: Iterable[Member]) -> list[Sample]:

@@ -128,6 +128,10 @@ def test_every_series_of_a_rule_is_declared_by_the_code() -> None:
     groups = [group for file in RULES for group in yaml.safe_load(file.read_text())["groups"]]
     rules = [rule for group in groups for rule in group["rules"]]
     recorded = {rule["record"] for rule in rules if "record" in rule}
-    used = {name for rule in rules for name in re.findall(r"\b(?:workspace_model:)?toque_[a-z0-9_:]+|\bprobe_\w+", rule["expr"])}
+    used = {
+        name
+        for rule in rules
+        for name in re.findall(r"\b(?:workspace_model:)?toque_[a-z0-9_:]+|\bprobe_\w+", rule["expr"])
+    }
     assert used - known - recorded == set()
     assert {re.sub(r"[{].*", "", name) for name in HEALTHY} <= known

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clusters.telemetry.metrics.machine import machine_metrics, parse_devices
+from clusters.telemetry.metrics.machine import machine_metrics, oom_kills, parse_devices
 
 SMI = "0, 87, 40536, 81559\n1, [N/A], 0, 81559\n"  # as nvidia-smi 550 prints two devices
 
@@ -27,3 +27,10 @@ def test_a_folder_that_is_not_here_has_no_disk(tmp_path: Path) -> None:
     }
     assert set(found) == {("toque_disk_free_bytes", "store"), ("toque_disk_size_bytes", "store")}
     assert 0 < found["toque_disk_free_bytes", "store"] <= found["toque_disk_size_bytes", "store"]
+
+
+def test_what_the_kernel_killed_for_want_of_memory_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "vmstat").write_text("nr_free_pages 17\noom_kill 3\n")
+    (found,) = oom_kills(tmp_path / "vmstat")
+    assert [(each.name, each.value) for each in found.samples] == [("toque_oom_kills_total", 3.0)]
+    assert oom_kills(tmp_path / "none") == []
