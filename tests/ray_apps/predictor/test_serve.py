@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -26,8 +27,11 @@ import tritonclient.http as triton
 from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import default_wal_root, drain, predictions
 from functions.runtime.changes.announcer import Announcer
+from ray_apps.cli.main import main as cli_main
 from registry import Access, Registry, Signature, TensorSpec, open_store
+from tests.clusters.telemetry.otlp_receiver import Receiver, Span, receiving
 from tests.ports import free_port
+from tests.ray_apps.served_gateway import gateway_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -55,6 +59,7 @@ class Platform:
     registry: Registry
     token: str
     redis_url: str
+    collector: Receiver
     process: subprocess.Popen[bytes] | None = None
     made: int = 0
 
@@ -90,6 +95,12 @@ def platform(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     (folder / "redis").mkdir()
     redis = RedisServer(folder / "redis")
     redis.start()
+    with receiving() as collector:
+        yield from serving(folder, redis, collector, PLACES[request.param])
+
+
+def serving(folder: Path, redis: Any, collector: Receiver, places: list[str]) -> Iterator[Platform]:
+    """Serve both models until the test is over; replicas send the spans of what their callers trace to a collector."""
     store = open_store(f"file://{folder}/store", announce=Announcer(redis.url))
     made = Platform(
         folder=folder,
@@ -98,13 +109,19 @@ def platform(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
         registry=Registry(store, actor="ada"),
         token=Access(store, actor="ada").create_token("test", "predictor"),
         redis_url=redis.url,
+        collector=collector,
     )
     for model, factor in (("one", 1.0), ("two", 2.0)):
         made.registry.create_model(model)
         made.registry.promote(model, made.version(model, factor))
-    environment = os.environ | {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis.url}
+    traced = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "TOQUE_TRACE_SHARE": "0",
+        "TOQUE_TRACE_SLOW_MS": "60000",
+    }
+    environment = os.environ | {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis.url} | traced
     ports = ["--port", str(made.port), "--grpc-port", str(made.grpc_port)]
-    command = [sys.executable, "-m", "ray_apps.predictor", *ports, *PLACES[request.param]]
+    command = [sys.executable, "-m", "ray_apps.predictor", *ports, *places]
     with (folder / "log").open("wb") as log:
         made.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:
@@ -187,6 +204,55 @@ def test_an_unmodified_grpc_client_reaches_each_model_by_its_name(platform: Plat
             answer = client.infer(model, [tensor], headers=login)
             assert answer.as_numpy("y").tolist() == [[want]]
             assert answer.get_response().model_name == model
+
+
+def test_a_traced_request_is_followed_from_the_door_to_its_label(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    trace_id, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    sent = {"traceparent": f"00-{trace_id}-{caller}-01"}
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}]}
+    url = f"http://127.0.0.1:{platform.port}/v2/models/one/infer"
+    answer = httpx.post(url, json=body, headers=platform.headers | sent, timeout=30)
+    assert answer.headers["traceparent"] == sent["traceparent"]
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{platform.grpc_port}") as client:
+        tensor = triton_grpc.InferInput("x", [1, 3], "FP32")
+        tensor.set_data_from_numpy(np.ones((1, 3), np.float32))
+        login = {"authorization": f"Bearer {platform.token}"}
+        client.infer("two", [tensor], headers=login | {"traceparent": f"00-{'ab' * 16}-{caller}-01"})
+
+    def spans(trace_id: str) -> dict[str, Span]:
+        return {each.name: each for each in platform.collector.of_trace(trace_id)}
+
+    until(lambda: {"POST /v2/models/one/infer", "log"} <= set(spans(trace_id)))
+    until(lambda: {"gRPC ModelInfer", "POST /v2/models/two/infer"} <= set(spans("ab" * 16)))
+    by_http, by_grpc = spans(trace_id), spans("ab" * 16)
+    door = by_http["POST /v2/models/one/infer"]
+    assert (door.parent_id, door.service, door.kind) == (caller, "toque-predictor", 2)
+    assert {"token", "read", "model", "log", "encode"} <= set(by_http)
+    assert by_grpc["gRPC ModelInfer"].parent_id == caller
+    assert by_grpc["POST /v2/models/two/infer"].parent_id == by_grpc["gRPC ModelInfer"].span_id
+    with gateway_of(platform.registry.store.url, platform.redis_url) as gateway:
+        access = Access(platform.registry.store, actor="ada")
+        token = access.create_token("labels", "labeller", workspace="default")
+        label = {"prediction_id": answer.json()["id"], "label": 1}
+        login = {"Authorization": f"Bearer {token}"}
+        httpx.post(f"{gateway}/feedback", json=label, headers=login, timeout=30).raise_for_status()
+        monkeypatch.setenv("TOQUE_URL", gateway)
+        monkeypatch.setenv("TOQUE_TOKEN", access.create_token("looks", "viewer"))
+
+        def found() -> Any:
+            drain(platform.registry.store, platform.redis_url)
+            code = cli_main(["trace", trace_id, "--model", "one", "-o", "json"])
+            printed = capsys.readouterr().out
+            return json.loads(printed)["predictions"] if code == 0 else []
+
+        until(lambda: any(row["label"] is not None for row in found()))
+        (row,) = found()
+        assert (row["label"], row["kept"], row["span_id"]) == (1.0, "caller", door.span_id)
+        assert [each["name"] for each in row["stages"]] == ["token", "read", "model"]
+        assert cli_main(["trace", answer.json()["id"], "-o", "wide"]) == 0
+        assert trace_id in capsys.readouterr().out
 
 
 def test_promotions_rollbacks_and_a_broken_version_fail_no_request(platform: Platform):
