@@ -20,7 +20,16 @@ from ray_apps.local.state_file import RunningPlatform
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds our packages
 _LOG = "ray_start.log"
-_PASSED_ON = {"TOQUE_AUDIT_HEADS"}  # names no platform: where the heads of its journals are published
+# Names no platform: where the heads of its journals are published, and what is seen of its processes.
+_PASSED_ON = {
+    "TOQUE_AUDIT_HEADS",
+    "TOQUE_ACCESS_LOG",
+    "TOQUE_LOG_FORMAT",
+    "TOQUE_LOG_LEVEL",
+    "TOQUE_TRACE_HEADERS_FILE",
+    "TOQUE_TRACE_SHARE",
+    "TOQUE_TRACE_SLOW_MS",
+}
 _STARTING = 8  # workers started at once; by default as many as CPUs, while an idle platform has twelve
 
 

@@ -34,6 +34,7 @@ class RequestTrace:
     kept: Kept | None = None
     _span_id: str | None = None
     _is_read = False
+    _is_chosen: bool | None = None  # by the share, or by the caller
 
     def __init__(self, headers: Mapping[bytes, bytes]) -> None:
         self.headers = headers
@@ -93,12 +94,19 @@ class RequestTrace:
     def decide(self, status: int) -> Kept | None:
         """Decide whether this request is kept, by its status and the time that it has taken; a decision stays."""
         keeper = _keeper()
-        if self.kept is None and keeper is not None:
+        if self.kept is not None or keeper is None:
+            return self.kept
+        duration_s = self.elapsed_s()
+        if self._is_chosen is None:
             trace_id = self._trace_of()
             by_caller = self.parent is not None and self.parent.sampled
-            self.kept = keeper.decide(
-                trace_id, by_caller=by_caller, failed=status >= _FAULT, duration_s=self.elapsed_s()
-            )
+            self._is_chosen = by_caller or keeper.is_sampled(trace_id)
+        if not self._is_chosen and status < _FAULT and duration_s < keeper.slow_s:  # nearly every request
+            return None
+        by_caller = self.parent is not None and self.parent.sampled
+        self.kept = keeper.decide(
+            self._trace_of(), by_caller=by_caller, failed=status >= _FAULT, duration_s=duration_s
+        )
         return self.kept
 
     def row(self, status: int = 200) -> tuple[str, str | None] | None:

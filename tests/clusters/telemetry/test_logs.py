@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 
 import pytest
 
@@ -123,6 +124,21 @@ def test_the_level_is_a_setting_and_the_access_log_is_written_at_any(stream: io.
     )
     assert found["duration_ms"] == 1.2
     assert "caller" not in found
+
+
+@bare_root()
+def test_handlers_that_serve_made_write_the_same_lines(stream: io.StringIO) -> None:
+    logger = logging.getLogger("ray.serve")
+    before, propagate = logger.handlers[:], logger.propagate
+    buffered = MemoryHandler(10, target=logging.StreamHandler(stream), flushLevel=logging.WARNING)
+    logger.handlers[:], logger.propagate = [logging.StreamHandler(stream), buffered], False
+    try:
+        set_up_logs("predictor/late", settings(TOQUE_LOG_FORMAT="json"), stream=io.StringIO())
+        logger.warning("no champion of redis://:pa55-word@redis")
+    finally:
+        logger.handlers[:], logger.propagate = before, propagate
+    found = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [each["message"] for each in found] == ["no champion of redis://***@redis"] * 2
 
 
 @bare_root()
