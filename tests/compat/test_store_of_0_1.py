@@ -42,7 +42,7 @@ CODE_PATIENCE_S = 0.5
 # Fields that later releases added to what is read; what 0.1 saw has none of them.
 ADDED = {
     "accept_code", "allow_code", "automatic", "automatic_approval", "claim", "demand", "overriders", "policy", "store_reads",
-    "store_writes",
+    "store_writes", "trace",
 }  # fmt: skip
 
 

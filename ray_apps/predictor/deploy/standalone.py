@@ -80,7 +80,7 @@ class EndpointRouter:
         if endpoint is None:
             status, document = _server_document(path)
             return status, [JSON], document
-        request = Request(method, path.removeprefix(root), headers, _BufferedBody(body).receive)
+        request = Request(method, path.removeprefix(root), headers, _BufferedBody(body).receive, mount=root)
         status, answered, response = await endpoint.respond(request)
         return status, answered + echoed_headers(headers.items()), response
 
