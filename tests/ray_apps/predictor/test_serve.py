@@ -232,14 +232,14 @@ def test_a_traced_request_is_followed_from_the_door_to_its_label(
     assert {"token", "read", "model", "log", "encode"} <= set(by_http)
     assert by_grpc["gRPC ModelInfer"].parent_id == caller
     assert by_grpc["POST /v2/models/two/infer"].parent_id == by_grpc["gRPC ModelInfer"].span_id
+    access = Access(platform.registry.store, actor="ada")
+    labeller, viewer = access.create_token("labels", "labeller"), access.create_token("looks", "viewer")
     with gateway_of(platform.registry.store.url, platform.redis_url) as gateway:
-        access = Access(platform.registry.store, actor="ada")
-        token = access.create_token("labels", "labeller", workspace="default")
         label = {"prediction_id": answer.json()["id"], "label": 1}
-        login = {"Authorization": f"Bearer {token}"}
+        login = {"Authorization": f"Bearer {labeller}"}
         httpx.post(f"{gateway}/feedback", json=label, headers=login, timeout=30).raise_for_status()
         monkeypatch.setenv("TOQUE_URL", gateway)
-        monkeypatch.setenv("TOQUE_TOKEN", access.create_token("looks", "viewer"))
+        monkeypatch.setenv("TOQUE_TOKEN", viewer)
 
         def found() -> Any:
             drain(platform.registry.store, platform.redis_url)
