@@ -30,7 +30,7 @@ __all__ = [
     "use_tracing",
 ]
 
-EXPORT_EVERY_MS = 1_000
+EXPORT_EVERY_MS = 5_000  # an export costs milliseconds, however few its spans
 QUEUE_SPANS, BATCH_SPANS = 4_096, 512
 _MAX_PATH = 200
 _FAULT = 500

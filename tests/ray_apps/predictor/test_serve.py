@@ -237,7 +237,7 @@ def test_a_traced_request_is_followed_from_the_door_to_its_label(
     with gateway_of(platform.registry.store.url, platform.redis_url) as gateway:
         label = {"prediction_id": answer.json()["id"], "label": 1}
         login = {"Authorization": f"Bearer {labeller}"}
-        httpx.post(f"{gateway}/feedback", json=label, headers=login, timeout=30).raise_for_status()
+        httpx.post(f"{gateway}/feedback", json=[label], headers=login, timeout=30).raise_for_status()
         monkeypatch.setenv("TOQUE_URL", gateway)
         monkeypatch.setenv("TOQUE_TOKEN", viewer)
 
