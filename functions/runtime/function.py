@@ -37,7 +37,7 @@ from functions.runtime.run.execution import Outcome, attempt, run_to_end, run_wi
 from functions.runtime.run.fanout import fan_out
 from functions.runtime.run.local_run import LocalRun
 from functions.runtime.secret import in_current_context, refuse_secrets, use_secrets
-from functions.runtime.series import RETRIES
+from functions.runtime.series import count_retries
 from functions.runtime.signature import Signature
 from functions.runtime.spans import current_position, failed_span, run_span
 from registry.access import Role
@@ -197,8 +197,7 @@ class Function(Generic[P, R]):
             within = with_deadline(self.name, self.body, self.timeout_s)
             run_once = partial(_attempt_in_trace, self, arguments, unpacked(used), position, body=within)
             outcome = run_with_retries(run_once, retries=self.retries)
-            if outcome.attempts > 1:
-                RETRIES.labels(unpacked(used).workspace, self.name).inc(outcome.attempts - 1)
+            count_retries(unpacked(used).workspace, self.name, outcome.attempts - 1)
             return outcome.compact()
 
         return run

@@ -15,6 +15,7 @@ __all__ = [
     "SKIPPED",
     "WAITING",
     "WORKERS",
+    "count_retries",
 ]
 
 _FUNCTION = ("workspace", "function")
@@ -54,3 +55,9 @@ SKIPPED = Counter(
     "Ticks that were not fired: missed, or their last run was not over.",
     ("workspace", "schedule"),
 )
+
+
+def count_retries(workspace: str, function: str, count: int) -> None:
+    """Count runs that were tried again. A body that Ray's workers get calls it, since a series cannot be pickled."""
+    if count:
+        RETRIES.labels(workspace, function).inc(count)

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import ray.cloudpickle
 
 from functions import function
 from functions.runtime import catalog
@@ -33,3 +34,8 @@ def test_a_name_that_two_modules_declare_is_refused_by_name_only(monkeypatch: py
     with pytest.raises(UnknownFunction, match="one:twin, two:twin"):
         catalog.get("twin")
     assert catalog.get("two:twin").reference == "two:twin"
+
+
+def test_what_ray_s_workers_get_of_every_function_can_be_pickled() -> None:
+    for each in catalog.discover(catalog.PLATFORM):
+        assert ray.cloudpickle.dumps(each._worker_body()), each.name
