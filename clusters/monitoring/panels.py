@@ -11,7 +11,7 @@ __all__ = ["DASHBOARDS", "Dashboard", "Panel"]
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One chart. unit: one of Grafana's; queries: each with the legend of its lines.
+    """One chart of a dashboard. unit: one of Grafana's; queries: each with the legend of its lines.
 
     may_be_empty: without a failure, or without what it is about (a pool, a training), there is nothing to show.
     """
