@@ -20,8 +20,8 @@ import pytest
 
 from ray_apps.local import RunningPlatform, down, processes
 from ray_apps.local.state_file import find_platform
+from tests.clusters.monitoring.alert_watch import PROGRAMS, Told, until, watch
 from tests.ports import free_port
-from tests.ray_apps.alert_watch import PROGRAMS, Told, until, watch
 
 pytestmark = [
     pytest.mark.proof,
