@@ -69,6 +69,8 @@ def main() -> None:
     except (NotStarted, NotPossible, httpx.HTTPError, OSError) as error:
         print(f"soak: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("soak: interrupted; the platform has been ended")
 
 
 def soak(given: argparse.Namespace) -> int:
@@ -87,7 +89,8 @@ def soak(given: argparse.Namespace) -> int:
         redis_url = json.loads((home / "up.json").read_text())["redis_url"]
         fill_features(store_url, redis_url)
         first = _train(platform, rows)
-        platform.client.put(f"/models/{RETRAINED}/aliases/champion", json={"version": first, "reason": "first"}).raise_for_status()  # fmt: skip
+        body = {"version": first, "reason": "first"}
+        platform.client.post(f"/models/{RETRAINED}/promote", json=body).raise_for_status()
         _wait_ready(platform)
         disturbances = Disturbances(platform.client, home, given.every, disk, lambda: _train(platform, rows))
         scenario, samples = _scenario(given, folder), list[Sample]()

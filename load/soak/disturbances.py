@@ -84,7 +84,7 @@ class Disturbances:
 
     def _set_champion(self, model: str, version: int) -> None:
         body = {"version": version, "reason": "soak"}
-        self._ask("PUT", f"/models/{model}/aliases/champion", json=body)
+        self._ask("POST", f"/models/{model}/promote", json=body)
 
     def _kill(self, name: str) -> None:
         """Kill the youngest replica of an application, and wait until there are as many as before."""
@@ -107,10 +107,9 @@ class Disturbances:
         assert self.small_disk is not None  # noqa: S101 - else this is no disturbance
         filler = self.small_disk / "filler"
         try:
-            with filler.open("wb") as sink, contextlib.suppress(OSError):
-                while True:
-                    sink.write(b"\0" * (1 << 16))
-                    sink.flush()
+            with filler.open("wb", buffering=0) as sink, contextlib.suppress(OSError):
+                while sink.write(b"\0" * (1 << 16)):
+                    pass
             self.stop.wait(_FULL_S)
         finally:
             filler.unlink(missing_ok=True)
