@@ -20,7 +20,7 @@ Processes = Mapping[int, tuple[str, float]]
 def platform_processes(home: Path, model: str) -> Processes:
     """Find the processes of the platform that was started in `home`, with their roles for a model."""
     mark = f"TOQUE_SESSION={home.resolve()}\0".encode()
-    replica = re.compile(rf"ServeReplica:(?:[\w.-]*[-:])?predict-{re.escape(model)}\b")
+    replica = re.compile(rf"ServeReplica:predictor-{re.escape(model)}:")
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended

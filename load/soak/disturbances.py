@@ -55,7 +55,7 @@ class Disturbances:
         kinds: list[tuple[str, Callable[[], None]]] = [
             ("promotion", self._promote),
             ("retrain", self._retrain),
-            ("kill a replica", lambda: self._kill(f"predict-{STEADY}")),
+            ("kill a replica", lambda: self._kill(f"predictor-{STEADY}")),
             ("promotion", self._promote),
             ("kill the ticker", lambda: self._kill("ticker")),
             ("kill the gateway", lambda: self._kill("gateway")),
@@ -100,7 +100,7 @@ class Disturbances:
             time.sleep(_ROUND_S)
 
     def _replicas(self, name: str) -> set[int]:
-        return {pid for pid, held in held_by(self.home).items() if name in held.role}
+        return {pid for pid, held in held_by(self.home).items() if name == held.role}
 
     def _fill(self) -> None:
         """Fill the disk of the prediction log, and empty it again after some seconds."""

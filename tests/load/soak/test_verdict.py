@@ -18,8 +18,8 @@ def history(
         reborn = killed_at and at >= killed_at * 60
         second = 100.0 + rng.normal(0, 1) if reborn else filled
         held = {
-            1: Held("predict-mlp", int(first * 2**20), 50 + int(rng.integers(3))),
-            3 if reborn else 2: Held("predict-mlp", int(second * 2**20), 50),
+            1: Held("predictor-mlp", int(first * 2**20), 50 + int(rng.integers(3))),
+            3 if reborn else 2: Held("predictor-mlp", int(second * 2**20), 50),
         }
         samples.append(Sample(float(at), 40, int(1000 + keys_a_minute * at / 60), held))
     return samples
@@ -66,13 +66,13 @@ def test_a_failure_is_excused_only_if_it_was_in_flight_at_a_kill():
 
 def test_memory_is_told_by_role():
     found = memory_by_role(history(minutes=60))
-    assert found["predict-mlp"][1] == pytest.approx(400, rel=0.02)
+    assert found["predictor-mlp"][1] == pytest.approx(400, rel=0.02)
 
 
 @pytest.mark.parametrize(
     ("command", "role"),
     [
-        ("ray::ServeReplica:predict-mlp:Predictor ", "predict-mlp"),
+        ("ray::ServeReplica:predictor-mlp:predict-mlp ", "predictor-mlp"),
         ("/x/bin/haproxy -f a", "haproxy"),
         ("/x/redis-server 127.0.0.1:1", "redis-server"),
         ("ray::IDLE", "ray worker"),
