@@ -31,7 +31,14 @@ import redis
 from load.benchmarks.counter import NotPossible as NotStarted
 from load.benchmarks.counter import Platform, started
 from load.benchmarks.serving.floor import small_mlp
-from load.benchmarks.serving.models import KEY, BenchmarkModel, fill_features, keyed_models, register
+from load.benchmarks.serving.models import (
+    KEY,
+    BenchmarkModel,
+    define_features,
+    fill_features,
+    keyed_models,
+    register,
+)
 from load.benchmarks.timing import print_machine
 from load.benchmarks.training import COLUMNS, synthetic_table
 from load.scenarios.keeping import HttpDoor, record
@@ -81,6 +88,7 @@ def soak(given: argparse.Namespace) -> int:
     store_url, home = (folder / "store").as_uri(), folder / "home"
     models = {STEADY: BenchmarkModel(small_mlp(), arms=(0.1,)), KEYED: keyed_models()[KEYED]}
     register(store_url, folder / "artifacts", models)
+    define_features(store_url)
     rows = Table(open_store(store_url), "rows").append(synthetic_table().slice(0, _TRAINING_ROWS))
     with (
         _small_disk(folder / "store-wal") as disk,
