@@ -107,10 +107,9 @@ class Cluster:
         url = f"http://{self.lab.address(machine)}:8000"
         return self.lab.start(machine, "toque", *command, TOQUE_URL=url, TOQUE_TOKEN=self.token)
 
-    def durable_run(self) -> float:
-        """Seconds until a durable invocation, submitted now, has run."""
+    def durable_run(self, key: str) -> float:
+        """Seconds until a durable invocation with a key, submitted now, has run."""
         begun = time.monotonic()
-        key = f"echo-{time.time_ns()}"
 
         def done() -> bool:
             try:

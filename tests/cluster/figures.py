@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 
+from functions.runtime.durable.ledger import invocation_id
+from registry.times import from_text
 from tests.cluster import roles
 from tests.cluster.cluster import PREFIX, Cluster
 from tests.cluster.load import Outcome
@@ -64,6 +66,28 @@ def runs_of_ticks(cluster: Cluster, since: float) -> Counter[str]:
         ]
     ticks = Counter(key.split("/")[-2] for key in keys)
     return Counter({tick: n for tick, n in ticks.items() if datetime.fromisoformat(tick).timestamp() > since})
+
+
+@dataclass(frozen=True)
+class RunTimes:
+    """When a durable run was submitted, sent to the worker that claimed it, and begun there, in epoch seconds."""
+
+    submitted: float
+    sent: float
+    begun: float
+
+
+def run_times(cluster: Cluster, key: str) -> RunTimes:
+    """Read from its journal when the durable run with a key went where it ran."""
+    folder = f"{PREFIX}/invocations/{invocation_id('echo', key)}/0"  # of its entries, by number
+    with cluster.lab.network():
+        client = roles.s3_client(cluster.lab)
+        keys = client.list_objects_v2(Bucket=roles.BUCKET, Prefix=folder)["Contents"]
+        bodies = [client.get_object(Bucket=roles.BUCKET, Key=each["Key"])["Body"] for each in keys]
+        entries = [json.loads(each.read()) for each in bodies]
+    started = next(each for each in entries[::-1] if each["body"]["kind"] == "started")
+    times = (entries[0]["at"], started["body"]["sent"], started["at"])
+    return RunTimes(*(from_text(each).timestamp() for each in times))
 
 
 def store_requests(cluster: Cluster) -> float:

@@ -46,7 +46,8 @@ OWN_WRITES = 2  # of an attempt: its claim and its outcome, which are written be
 class Attempt:
     """Attempt as an executor sends it to a worker: the function, the invocation's record, and the context.
 
-    head: digest of the record's last entry; code_patience_s: see `code_versions.earliest_start`.
+    head: digest of the record's last entry; code_patience_s: see `code_versions.earliest_start`; sent_at: when it was sent, which
+    its claim records.
     """
 
     function: DeclaredFunction
@@ -55,6 +56,7 @@ class Attempt:
     context: Context
     lease_s: float
     code_patience_s: float
+    sent_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str) -> AttemptResu
     function, used, known = attempt.function, attempt.context, attempt.record
     followed = FollowedRecord(ledger.journal(known.id), known, attempt.head)
     body = {"kind": "started", "worker": worker, "lease_s": ledger.lease_s, "digest": function.digest}
-    body["node"] = cluster.own_node()
+    sent_at = getattr(attempt, "sent_at", None)  # a ticker of the release before sends none
+    body |= {"node": cluster.own_node(), "sent": sent_at and sent_at.isoformat()}
     # The code on disk may differ from the executor's.
     starts_at = earliest_start(known, function.digest, patience_s=attempt.code_patience_s)
     if starts_at > ledger.clock():

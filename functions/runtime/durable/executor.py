@@ -193,6 +193,9 @@ class Executor:
         given, followed = self._workers[invocation], self.ledger.follow(invocation)
         record = followed.record
         if record.runnable:
+            _logger.warning(
+                "invocation %s may wait for silent nodes %s: sent elsewhere too", invocation, [*silent]
+            )
             attempt = self._attempt(given.function, followed)
             given.workers[frozenset(silent.values())] = self._start_worker(attempt, silent)
         elif record.status == "running":
@@ -328,8 +331,8 @@ class Executor:
         self._open[record.id] = now
 
     def _attempt(self, function: DeclaredFunction, followed: FollowedRecord) -> Attempt:
-        known = (followed.record, followed.head, self.context, self.ledger.lease_s, self.code_patience_s)
-        return Attempt(function, *known)
+        known, sent_at = (followed.record, followed.head, self.context), self.ledger.clock()
+        return Attempt(function, *known, self.ledger.lease_s, self.code_patience_s, sent_at)
 
     def _start_worker(self, attempt: Attempt, silent: Nodes) -> Worker:
         """Start a worker away from silent nodes."""
