@@ -38,10 +38,12 @@ RPC_TIMEOUT_S = 5.0
 def laid_out(options: Mapping[str, Any]) -> dict[str, Any]:
     """Make a deployment's options whose replicas run on nodes that serve, never all on one of several.
 
-    options: as Serve's `deployment` takes them, and `on_serve_nodes`; without that, or with False, nothing else changes,
+    With new code each replica answers until its successor does. Where a node may have so many and no more, which then has no room for a
+    successor, one ends first and the others answer meanwhile.
+    options: as Serve's `deployment` takes them, and `on_serve_nodes`; without that, or with False, nothing is said of nodes,
     for a cluster whose nodes have no such resource.
     """
-    chosen = dict(options)
+    chosen = {"max_surge_percent": 100} | dict(options)
     if not chosen.pop("on_serve_nodes", False):
         return chosen
     actor = dict(chosen.get("ray_actor_options") or {})
@@ -49,7 +51,7 @@ def laid_out(options: Mapping[str, Any]) -> dict[str, Any]:
     chosen["ray_actor_options"] = actor
     replicas = chosen.get("num_replicas") or 1
     if "autoscaling_config" not in chosen and replicas > 1:
-        del chosen["num_replicas"]
+        del chosen["num_replicas"], chosen["max_surge_percent"]
         chosen |= half_on_a_node(replicas)
     return chosen
 

@@ -146,6 +146,30 @@ def test_what_a_deployment_asks_for_itself_stays() -> None:
     assert set(actor["resources"]) == {"fast-disk", "serve"}
 
 
+@pytest.mark.parametrize(
+    ("options", "surge"),
+    [
+        ({"num_replicas": 1}, 100),
+        ({"num_replicas": 2}, 100),
+        ({"on_serve_nodes": True, "num_replicas": 1}, 100),
+        ({"on_serve_nodes": True, "num_replicas": 2}, 0),  # a successor has no room beside its predecessor
+        ({"on_serve_nodes": True, "autoscaling_config": {"min_replicas": 1, "max_replicas": 3}}, 100),
+    ],
+)
+def test_a_replica_answers_until_its_successor_does_where_both_have_room(
+    options: dict[str, Any], surge: int
+) -> None:
+    deployment = deployment_of(gateway.application(options))
+    assert deployment._deployment_config.max_surge_percent == surge
+    limit = deployment._replica_config.max_replicas_per_node
+    assert (surge == 0) == (limit is not None)
+
+
+def test_a_single_grpc_server_listens_until_the_next_one_does() -> None:
+    options = ProxyOptions(url="http://127.0.0.1:8000", store_url=STORE)
+    assert deployment_of(grpc_application(options))._deployment_config.max_surge_percent == 100
+
+
 def test_each_node_with_a_door_has_one_grpc_server() -> None:
     options = ProxyOptions(url="http://127.0.0.1:8000", store_url=STORE, host="0.0.0.0", on_each_door=True)  # noqa: S104
     deployment = deployment_of(grpc_application(options))

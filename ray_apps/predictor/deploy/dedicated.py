@@ -170,7 +170,6 @@ def version_application(model: str, number: int, options: PredictorOptions) -> s
             }
         ),
         max_ongoing_requests=options.max_ongoing_requests,
-        max_surge_percent=100,  # with new code, the old replica answers until the new one does
         max_constructor_retry_count=1,  # the endpoint tries again, and logs why
         health_check_period_s=5,
         graceful_shutdown_timeout_s=10,

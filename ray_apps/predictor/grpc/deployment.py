@@ -20,7 +20,7 @@ from ray_apps.predictor.grpc.http_models import HttpModels
 from ray_apps.predictor.grpc.limits import Limits
 from ray_apps.predictor.grpc.server import GrpcServer
 from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
-from ray_apps.spread import DOOR, SHARE, one_on_each_door
+from ray_apps.spread import DOOR, SHARE, laid_out, one_on_each_door
 from registry import open_store
 from registry.audit_keys import AuditKeys
 
@@ -100,7 +100,8 @@ def _authenticator(options: ProxyOptions) -> Authenticator:
 def _where(options: ProxyOptions) -> dict[str, Any]:
     """Arguments of the deployment that say how many replicas there are, and on which nodes."""
     if not options.on_each_door:
-        return {"num_replicas": options.num_replicas, "ray_actor_options": {"num_cpus": options.num_cpus}}
+        actor = {"num_cpus": options.num_cpus}
+        return laid_out({"num_replicas": options.num_replicas, "ray_actor_options": actor})
     needs = {"num_cpus": options.num_cpus, "resources": {DOOR: SHARE}}
     return one_on_each_door() | {"ray_actor_options": needs}
 
