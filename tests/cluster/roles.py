@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.cluster.lab import Lab
 
 BUCKET, REGION, S3_PORT, S3_METRICS_PORT, REDIS_PORT = "toque", "us-east-1", 8333, 9327, 6379
+START_S = 400.0
+"""For a node that comes up on a busy host: `toque node start` tries four times."""
 WEED_VARIABLE = "TOQUE_TEST_WEED"
 
 
@@ -112,7 +114,7 @@ class Node(BaseModel):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
             path.write_text(content)
-        lab.run(name, *(each.replace("{ip}", lab.address(name)) for each in self.start), timeout_s=180)
+        lab.run(name, *(each.replace("{ip}", lab.address(name)) for each in self.start), timeout_s=START_S)
 
 
 Role = Annotated[Bare | Redis | S3 | Node, Field(discriminator="kind")]
