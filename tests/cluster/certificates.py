@@ -1,4 +1,7 @@
-"""Makes the certificates of a laboratory's machines: one authority, and one certificate for all of their addresses."""
+"""Makes the certificates of a laboratory's machines: one authority, and one certificate for all of their addresses.
+
+It names the head, too: nodes join by that name, and a certificate must hold the name that its machine is called by.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def write_certificates(folder: Path) -> dict[str, str]:
     root = _certificate("lab", "lab", authority.public_key(), authority, x509.BasicConstraints(True, None))
     addresses = ["127.0.0.1", *(f"{NETWORK}.{FIRST + number}" for number in range(MACHINES))]
     names = x509.SubjectAlternativeName(
-        [x509.DNSName("localhost"), *(x509.IPAddress(ipaddress.ip_address(each)) for each in addresses)]
+        [x509.DNSName("head"), *(x509.IPAddress(ipaddress.ip_address(each)) for each in addresses)]
     )
     own = _certificate("machine", "lab", key.public_key(), authority, names)
     private = key.private_bytes(
