@@ -24,7 +24,9 @@ def test_a_task_that_fails_does_not_keep_others_from_running(caplog: pytest.LogC
     for _ in range(3):
         made.tick()
     assert seen == [1, 1, 1]
-    assert [record.getMessage() for record in caplog.records] == ["bad failed in this round; it is tried again"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "bad failed in this round; it is tried again"
+    ]
 
 
 def test_a_ticker_that_does_not_lead_runs_nothing() -> None:

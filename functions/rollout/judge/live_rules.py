@@ -14,9 +14,10 @@ from functions.rollout.judge.rollback_rules import canary_share
 from functions.rollout.judge.rule_input import Finding, RuleInput
 from functions.stats import counted_quantile_p, excess_p, rate_below_p, rate_floor
 
-LIVE_GUARDS = ("live_errors", "live_missing", "live_latency")
+LIVE_GUARDS = {"live_errors": 0.5, "live_missing": 0.25, "live_latency": 0.25}
+"""Rules that roll back, and the part of alpha that each has."""
 QUANTILES = (0.5, 0.95)
-_STAGES = 2  # shadow and canary share alpha
+_STAGES = {"shadow": 0.2, "canary": 0.8}  # parts of alpha
 
 
 def live_errors(inputs: RuleInput) -> Finding:
@@ -34,7 +35,7 @@ def live_latency(inputs: RuleInput) -> Finding:
     live = inputs.evidence.live
     if live is None or inputs.state.stage == "shadow":
         return _not_judged("live_latency")
-    alpha = guard_level(inputs) / len(QUANTILES)
+    alpha = guard_level(inputs, "live_latency") / len(QUANTILES)
     ratio = inputs.policy.slow_ratio
     found = [_slower_p(live.champion, live.challenger, q, ratio) for q in QUANTILES]
     text = (
@@ -80,12 +81,12 @@ def service_done(inputs: RuleInput) -> Finding:
     return Finding(rule="service_done", fired=thin is None, text=thin or "it serves as the champion does")
 
 
-def guard_level(inputs: RuleInput) -> float:
-    """Return the level of the guard that runs now: alpha over k (k + 1), which sums to alpha, for the k-th one begun."""
+def guard_level(inputs: RuleInput, rule: str) -> float:
+    """Return the level of a rule's guard that runs now: its alpha over k (k + 1), which sums to it, for the k-th one begun."""
     state = inputs.state
     since = state.started_at if state.canary_since is None else state.canary_since
     begun = max(0, guard_at(inputs.now) - guard_at(since)) + state.step + 1
-    return inputs.policy.live_alpha / _STAGES / len(LIVE_GUARDS) / (begun * (begun + 1))
+    return inputs.policy.live_alpha * _STAGES[state.stage] * LIVE_GUARDS[rule] / (begun * (begun + 1))
 
 
 def not_shown_to_serve(inputs: RuleInput) -> str | None:
@@ -143,7 +144,7 @@ def _excess_finding(inputs: RuleInput, event: str) -> Finding:
     # A shadow scores the champion's own requests: under the null an error is either version's with equal chance.
     share = canary_share(inputs) if stage == "canary" else 0.5
     ours, theirs = getattr(live.challenger, event), getattr(live.champion, event)
-    p, alpha = float(excess_p(ours, theirs, share)), guard_level(inputs)
+    p, alpha = float(excess_p(ours, theirs, share)), guard_level(inputs, rule)
     text = (
         f"{event} of the last minutes: challenger {ours} of {live.challenger.requests}, champion {theirs} of "
         f"{live.champion.requests}, expected share {share:.3g}, p = {p:.3g}"

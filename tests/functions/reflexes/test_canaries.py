@@ -67,8 +67,7 @@ def test_no_traffic_rolls_nothing_back_and_lets_nothing_through() -> None:
 @pytest.mark.proof
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize(("share", "per_minute"), [(0.1, 10_000), (0.1, 1_000), (0.5, 1_000), (0.01, 10_000)])
-def test_healthy_canaries_are_seldom_rolled_back_in_an_hour(share: float, per_minute: float) -> None:
-    runs = 150
-    false = np.isfinite(times(HEALTHY, runs=runs, share=share, per_minute=per_minute, seconds=3_600)).mean()
-    alpha = RolloutPolicy().live_alpha
-    assert false <= alpha + 4 * np.sqrt(alpha * (1 - alpha) / runs)
+def test_healthy_canaries_are_seldom_rolled_back_in_half_an_hour(share: float, per_minute: float) -> None:
+    runs = 50
+    false = np.isfinite(times(HEALTHY, runs=runs, share=share, per_minute=per_minute, seconds=1_800)).mean()
+    assert false <= 1 / runs
