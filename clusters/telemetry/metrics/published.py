@@ -59,10 +59,16 @@ def withdraw(name: str) -> None:
 
 
 def read_published(folder: Path, alive: set[str], *, clock: Callable[[], float] = time.time) -> list[Metric]:
-    """Read what living processes of a node published lately. alive: their names."""
-    found: list[Metric] = []
-    for path in sorted(folder.glob(f"*{PUBLISHED}")):
+    """Read what living processes of a node published lately, of each name the newest. alive: their names."""
+    newest: dict[str, tuple[float, Path]] = {}
+    for path in folder.glob(f"*{PUBLISHED}"):
+        name, _, process = path.stem.rpartition("_")
         with suppress(FileNotFoundError):
-            if path.stem.rpartition("_")[2] in alive and clock() - path.stat().st_mtime < STALE_S:
-                found += text_string_to_metric_families(path.read_text())
+            written = path.stat().st_mtime
+            if process in alive and clock() - written < STALE_S:
+                newest[name] = max(newest.get(name, (written, path)), (written, path))
+    found: list[Metric] = []
+    for _, path in newest.values():
+        with suppress(FileNotFoundError):
+            found += text_string_to_metric_families(path.read_text())
     return found

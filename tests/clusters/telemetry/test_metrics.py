@@ -233,6 +233,9 @@ def test_published_gauges_are_replaced_as_a_whole_and_end_with_their_process(tmp
     assert process.stdout.readline() == "again\n"
     assert ages() == {"b": 3.0}
     assert ages(clock=next(tmp_path.glob("ages_*")).stat().st_mtime + 600) == {}
-    process.communicate()
+    later = run(tmp_path, body)  # of two that publish, as while one takes over, the newest counts
+    assert ages() == {"a": 1.0, "b": 2.0}
+    for each in (process, later):
+        each.communicate()
     assert ages() == {}
     assert json.loads((tmp_path / FOLDED).read_text())["series"]["counter"]
