@@ -103,6 +103,7 @@ class ClusterMetrics:
         self._store_url, self._nodes, self._disks = store_url, nodes, disks_of(store_url)
         self._known: dict[str, str] = {}
         self._exporters: dict[str, Any] = {}
+        self._pending: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def text(self) -> bytes:
@@ -142,35 +143,45 @@ class ClusterMetrics:
 
     def _ask(self, nodes: Mapping[str, str]) -> dict[str, bytes | None]:
         """Ask the exporters of nodes at once: text by address, None for one that does not answer in time."""
-        pending: dict[str, Any] = {}
-        answers: dict[str, bytes | None] = dict.fromkeys(nodes.values())
-        for node, address in nodes.items():
-            with suppress(RayError, ValueError):
-                pending[node] = self._exporter(node, address).text.remote()
+        pending = self._questions(nodes)
         if pending:
             ray.wait(list(pending.values()), num_returns=len(pending), timeout=ANSWER_S)
-        for node, ref in pending.items():
+        answers: dict[str, bytes | None] = dict.fromkeys(nodes.values())
+        for node, question in pending.items():
             try:
-                answers[nodes[node]] = ray.get(ref, timeout=0)
-            except GetTimeoutError:
+                answers[nodes[node]] = ray.get(question, timeout=0)
+            except GetTimeoutError:  # the next scrape waits for the same answer
                 _logger.info("the exporter of %s has not answered in %s s", nodes[node], ANSWER_S)
+                continue
             except RayError as error:
                 _logger.info("the exporter of %s is started again: %s", nodes[node], error)
                 with self._lock:
                     self._exporters.pop(node, None)
+            with self._lock:
+                self._pending.pop(node, None)
         return answers
 
-    def _exporter(self, node: str, address: str) -> Any:
+    def _questions(self, nodes: Mapping[str, str]) -> dict[str, Any]:
+        """Ask the exporters that have no question to answer yet; forget those of nodes that are gone."""
         with self._lock:
-            if node not in self._exporters:
-                actor: Any = ray.remote(num_cpus=0)(Exporter)
-                self._exporters[node] = actor.options(
-                    name=f"toque-exporter-{node}",
-                    namespace=NAMESPACE,
-                    get_if_exists=True,
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-                ).remote(self._store_url, address)
-            return self._exporters[node]
+            for known in (self._exporters, self._pending):
+                for node in set(known) - set(nodes):
+                    del known[node]
+            for node in set(nodes) - set(self._pending):
+                with suppress(RayError, ValueError):
+                    self._pending[node] = self._exporter(node, nodes[node]).text.remote()
+            return dict(self._pending)
+
+    def _exporter(self, node: str, address: str) -> Any:
+        if node not in self._exporters:
+            actor: Any = ray.remote(num_cpus=0)(Exporter)
+            self._exporters[node] = actor.options(
+                name=f"toque-exporter-{node}",
+                namespace=NAMESPACE,
+                get_if_exists=True,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            ).remote(self._store_url, address)
+        return self._exporters[node]
 
 
 def _own_node() -> tuple[str, str]:
