@@ -11,7 +11,7 @@ LAB := .venv/lab
 LOCKS := requirements.lock requirements-torch.lock requirements-triton.lock
 AUDIT ?= # `make audit-dependencies AUDIT=--offline-passes` passes where the service cannot be reached
 BENCHMARKS := capacity counter features features_big functions kernels registry sweeps training workers monitoring.bounds \
-  serving.throughput serving.dedicated serving.prediction_log serving.policy serving.pool serving.traces statistics.bounds statistics.peeking
+  serving.throughput serving.dedicated serving.prediction_log serving.policy serving.pool serving.traces serving.metrics statistics.bounds statistics.peeking
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-18s %s\n", $$1, $$2}'
