@@ -43,7 +43,7 @@ class Keeper:
 
     def is_sampled(self, trace_id: str) -> bool:
         """Whether a trace belongs to the share that is kept however its requests end."""
-        return int(trace_id[-_RANDOM_DIGITS:], 16) < self._below
+        return self._below > 0 and int(trace_id[-_RANDOM_DIGITS:], 16) < self._below
 
     def decide(self, trace_id: str, *, by_caller: bool, failed: bool, duration_s: float) -> Kept | None:
         """Say why a request is kept, or None if it is not.

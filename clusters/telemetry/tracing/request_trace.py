@@ -9,12 +9,13 @@ from typing import Any
 
 from clusters.telemetry.identity import current_work
 from clusters.telemetry.tracing.active import active_tracing
-from clusters.telemetry.tracing.keeping import Keeper, Kept
+from clusters.telemetry.tracing.keeping import Kept
 from clusters.telemetry.tracing.trace_context import TraceContext, new_span_id, new_trace_id
 
 __all__ = ["RequestTrace", "begin_request", "current_request", "mark"]
 
 _FAULT = 500
+_MAX_ID = 128  # characters of a caller's request id that stand in a log line
 
 
 class RequestTrace:
@@ -38,6 +39,9 @@ class RequestTrace:
 
     def __init__(self, headers: Mapping[bytes, bytes]) -> None:
         self.headers = headers
+        tracing = active_tracing()
+        self._tracing = tracing
+        self._keeper = None if tracing is None else tracing.keeper
         self.stages: list[tuple[str, float]] = []
         self.attributes: dict[str, Any] = {}
         self.began_ns = time_ns()
@@ -69,7 +73,7 @@ class RequestTrace:
     def identity(self) -> dict[str, str]:
         """Ids of this request for a log line; a request without an id of its caller's has its trace's."""
         trace_id = self._trace_of()
-        sent = self.headers.get(b"x-request-id", b"").decode("latin-1")
+        sent = self.headers.get(b"x-request-id", b"")[:_MAX_ID].decode("latin-1")
         return {
             "trace_id": trace_id,
             "request_id": sent or trace_id,
@@ -78,14 +82,14 @@ class RequestTrace:
 
     def context(self) -> TraceContext:
         """Position that is handed to a process which works for this request: its span, and whether it will be kept."""
-        trace_id, keeper = self._trace_of(), _keeper()
+        trace_id, keeper = self._trace_of(), self._keeper
         sampled = self.kept is not None or (self.parent is not None and self.parent.sampled)
         sampled = sampled or (keeper is not None and keeper.is_sampled(trace_id))
         return TraceContext(trace_id, self.span_id, sampled)
 
     def keep_for_run(self) -> TraceContext | None:
         """Keep this request, since a run of a function begins with it; returns its position, None without tracing."""
-        if _keeper() is None:
+        if self._keeper is None:
             return None
         self._trace_of()
         self.kept = self.kept or "sampled"
@@ -93,7 +97,7 @@ class RequestTrace:
 
     def decide(self, status: int) -> Kept | None:
         """Decide whether this request is kept, by its status and the time that it has taken; a decision stays."""
-        keeper = _keeper()
+        keeper = self._keeper
         if self.kept is not None or keeper is None:
             return self.kept
         duration_s = self.elapsed_s()
@@ -114,7 +118,7 @@ class RequestTrace:
 
         None without tracing, and for a request that nobody has a trace of.
         """
-        if _keeper() is None:
+        if self._keeper is None:
             return None
         kept = self.decide(status)
         if kept is None:
@@ -136,7 +140,7 @@ class RequestTrace:
 
         route: its path as a pattern, which names the span; by default the path. caller: who asked, by name.
         """
-        tracing = active_tracing()
+        tracing = self._tracing
         if tracing is None:
             return
         if tracing.access is not None:
@@ -155,11 +159,6 @@ class RequestTrace:
         if self.trace_id is None:
             self.trace_id = new_trace_id()
         return self.trace_id
-
-
-def _keeper() -> Keeper | None:
-    tracing = active_tracing()
-    return None if tracing is None else tracing.keeper
 
 
 def begin_request(headers: Mapping[bytes, bytes]) -> RequestTrace:
