@@ -337,6 +337,7 @@ def _deployment(replica: Any, name: str, options: PredictorOptions) -> Any:
             {
                 "on_serve_nodes": options.on_serve_nodes,
                 "ray_actor_options": {"num_cpus": options.num_cpus},
+                "max_surge_percent": 0,  # one after the other: two successors at once stalled a busy machine's models for 43 s
                 **options.scale,
             }
         ),
