@@ -1,6 +1,6 @@
 """Reflexes of the platform: every ten seconds, open rollouts and champions are judged by what the last minutes show.
 
-Knows live counts, rollouts and alarms. Must not know who counts, nor how people are reached.
+Knows live counts, rollouts, alarms and who is told of them. Must not know who counts.
 """
 
 from functions.reflexes.champion import ServiceFinding, judge_champion

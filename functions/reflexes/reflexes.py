@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
+from functions.alerting.jobs import tell_people
 from functions.live_counts import ArmTally, LiveReader, WindowCounts, live_reader, total, window_at
 from functions.monitoring import Alarm, Alarms
 from functions.reflexes.alarms import recovery_of, rollback_alarm, service_alarm
@@ -135,6 +136,7 @@ class Reflexes:
     def _report(self, model: str, alarm: Alarm) -> None:
         if self._alarms_of(model).report(alarm):
             _logger.warning("%s: %s", model, alarm.text)
+            _tell_now(alarm)
         if alarm.recovered:
             self._standing[model].pop(_about(alarm), None)
         else:
@@ -163,6 +165,14 @@ def reflexes_of(used: Context) -> Reflexes | None:
     journals = journals_in(used.store, "rollouts/*")
     watch = feed_of(used.redis_url).watch(journals, every_s=EVERY_S, slow_s=SAFETY_S)
     return Reflexes(used, live_reader(used.redis_url, used.workspace), watch)
+
+
+def _tell_now(alarm: Alarm) -> None:
+    """Tell people of an alarm in this process, as a run takes seconds to start; the alarm's event does it again, once in all."""
+    try:
+        tell_people(alarm)
+    except Exception as error:  # noqa: BLE001 - the event's run is retried, and says what is wrong
+        _logger.info("%s: people are told by a run, not at once: %s", alarm.model, error)
 
 
 def _champion_in(counts: WindowCounts) -> int | None:

@@ -315,3 +315,14 @@ def test_one_model_that_fails_does_not_keep_the_others(world: World, monkeypatch
     with pytest.raises(ExceptionGroup, match="1 models"):
         world.reflexes().tick()
     assert world.registry.traffic(MODEL).versions == (1,)
+
+
+def test_people_are_told_in_the_tick_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once: list[str] = []
+    monkeypatch.setattr("functions.reflexes.reflexes.tell_people", lambda alarm: at_once.append(alarm.key))
+    world.canary()
+    world.serve(1, fails={2: 0.1})
+    running = world.reflexes()
+    for _ in range(3):
+        running.tick()
+    assert at_once == world.told()
