@@ -33,7 +33,7 @@ def worker_loop(context, snapshot, params):
 
 
 def run_worker(loop):
-    return distributed._work({"loop": loop, "workers": Workers()})
+    return distributed._work({"loop": loop, "workers": Workers(), "trace": None})
 
 
 def test_a_group_of_one_worker_learns_what_a_single_process_learns(context, training_set, group):
