@@ -170,7 +170,7 @@ async def test_a_rule_whose_version_does_not_load_is_answered_by_the_champion_un
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ("NL", "parameters.attributes: expected an object of at most 64 texts"),
+        ("NL", "parameters.attributes: expected JSON in a string"),
         (["NL"], "parameters.attributes: expected an object"),
         ({str(n): "x" for n in range(65)}, "at most 64"),
         ({"age": 31}, "parameters.attributes.age: expected a text of at most 256 characters, got 31"),
