@@ -42,8 +42,11 @@ CODE_PATIENCE_S = 0.5
 # Fields that later releases added to what is read; what 0.1 saw has none of them.
 ADDED = {
     "accept_code", "allow_code", "automatic", "automatic_approval", "claim", "demand", "overriders", "policy", "store_reads",
-    "store_writes", "trace",
+    "store_writes", "trace", "live", "live_alpha", "slow_ratio", "ramp", "ramp_hold", "error_margin", "promote_by", "go_back",
+    "go_back_within", "step", "step_since",
 }  # fmt: skip
+# Rules that later releases ask of an open rollout, too; decisions that were recorded are made again without them.
+ADDED_RULES = {"live_errors", "live_missing", "live_latency", "service_shadow_done", "service_done", "ramp"}
 
 
 @dataclass
@@ -108,6 +111,8 @@ def _without_added(now: Any, before: Any) -> Any:
     if isinstance(now, dict) and isinstance(before, dict):
         left = {name: value for name, value in now.items() if name in before or name not in ADDED}
         return {name: _without_added(value, before.get(name)) for name, value in left.items()}
+    if isinstance(now, list) and isinstance(before, list) and len(now) > len(before):
+        now = [one for one in now if not (isinstance(one, dict) and one.get("rule") in ADDED_RULES)]
     if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
         return [_without_added(*pair) for pair in zip(now, before, strict=True)]
     return now
