@@ -41,7 +41,7 @@ class Receiver:
     spans: list[Span] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
 
-    def wait_for(self, wanted: Callable[[list[Span]], bool], within_s: float = 30.0) -> list[Span]:
+    def wait_for(self, wanted: Callable[[list[Span]], bool], within_s: float = 120.0) -> list[Span]:
         """Wait until the spans that came are as wanted, and return them."""
         deadline = time.monotonic() + within_s
         while not wanted(found := list(self.spans)):

@@ -48,7 +48,7 @@ class Traces:
         return self.read()
 
 
-def _eventually(holds: Callable[[], object], *, within_s: float = 30) -> None:
+def _eventually(holds: Callable[[], object], *, within_s: float = 120) -> None:
     deadline = time.monotonic() + within_s
     while not holds():
         assert time.monotonic() < deadline, f"not so within {within_s} s"
