@@ -51,7 +51,7 @@ class CopyCheck:
         if not (self._two_nodes and self._redis_is_here):
             return self._judge(0)
         replication: Any = self._server().info("replication")
-        return self._judge(int(replication.get("connected_slaves", 0)))
+        return self._judge(sum(_is_online(each) for each in replication.values()))
 
     def _judge(self, replicas: int) -> bool:
         alone = self._two_nodes and self._redis_is_here and not replicas
@@ -73,3 +73,8 @@ class CopyCheck:
         finally:
             pool.release(connection)
         return here, here == there
+
+
+def _is_online(replica: Any) -> bool:
+    """Whether an entry of Redis's INFO is a replica that has the data; one that still copies them confirms nothing."""
+    return isinstance(replica, dict) and replica.get("state") == "online"

@@ -117,7 +117,15 @@ def test_a_finished_run_is_recorded_after_a_store_outage_and_not_repeated(
     # Request 0 asks whether the store has audit keys, 1 is the claim, then comes the result.
     faulty = away(used, 2, count, after_effect=after_effect)
     run_attempt(
-        Attempt(mark, followed.record, followed.head, faulty, lease_s=15.0, code_patience_s=RESUME_PATIENCE_S)
+        Attempt(
+            mark,
+            followed.record,
+            followed.head,
+            faulty,
+            lease_s=15.0,
+            code_patience_s=RESUME_PATIENCE_S,
+            sent_at=utc_now(),
+        )
     )
     record = ledger_of(used).read(identifier)
     assert (record.status, record.attempts, record.length) == ("succeeded", 1, 3)

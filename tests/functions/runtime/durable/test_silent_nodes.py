@@ -67,12 +67,12 @@ def test_runs_on_a_node_that_falls_silent_run_elsewhere_and_count_once(
         return lambda: executor.poll() >= 0 and holds()
 
     held = leave_trace.submit(str(tmp_path), "held")
-    eventually(polled((tmp_path / "held").exists), within_s=90)
+    eventually(polled((tmp_path / "held").exists), within_s=240)
     with frozen(lost):
         waits = leave_trace.submit(str(tmp_path), "waits")
         executor.poll()  # Ray has only the silent node for it
         other = cluster.add_node(num_cpus=6)
-        eventually(polled(lambda: waits.status() == held.status() == "succeeded"), within_s=90)
+        eventually(polled(lambda: waits.status() == held.status() == "succeeded"), within_s=240)
         records = [held.record(), waits.record()]
         assert [each.lost for each in records] == [1, 0]
         assert [each.attempts for each in records] == [1, 1]
