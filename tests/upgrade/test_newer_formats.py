@@ -86,7 +86,7 @@ def test_a_change_of_an_invocation_that_is_not_known_is_refused(store: ObjectSto
 def test_records_with_other_fields_are_refused():
     fields = msgpack.unpackb(record("a"))
     with pytest.raises(
-        NewerFormat, match=f"a prediction in the log has format 15 fields, .* reads 14 fields: {UPGRADE}"
+        NewerFormat, match=f"a prediction in the log has format 15 fields, .* reads 16 fields: {UPGRADE}"
     ):
         decode_prediction(msgpack.packb([*fields, "more"]))
     with pytest.raises(NewerFormat, match="has format dict"):
