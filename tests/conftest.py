@@ -33,19 +33,23 @@ def _environment_is_put_back() -> Iterator[None]:
     os.environ.update(before)
 
 
+_PLATFORMS = (Path(__file__).parent / "ray_apps", Path(__file__).parent / "upgrade")
 _TRAINING = Path(__file__).parent / "functions" / "training"
 
 
 @pytest.hookimpl(trylast=True)  # after pytest has put the tests of one fixture together
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In a module what runs Ray comes last: where Ray runs functions go there, and a test that means this machine
-    must not meet it. Trainings on Ray come after all else: their low priority lets the other parts of the suite go first.
+    must not meet it. Trainings on Ray come late, as their low priority lets the other parts of the suite go first, and
+    before the platforms: Ray asks for a token for as long as a process lives that was once connected to one.
     """
     modules = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
 
-    def place(item: pytest.Item) -> tuple[bool, int, bool]:
+    def place(item: pytest.Item) -> tuple[int, int, bool]:
         on_ray = item.get_closest_marker("ray") is not None
-        return on_ray and item.path.is_relative_to(_TRAINING), modules[item.path], on_ray
+        training = on_ray and item.path.is_relative_to(_TRAINING)
+        turn = 2 if any(item.path.is_relative_to(each) for each in _PLATFORMS) else int(training)
+        return turn, modules[item.path], on_ray
 
     items.sort(key=place)
 

@@ -25,6 +25,8 @@ from registry import ObjectStore, Table
 
 IN_FLIGHT = 16
 PATIENCE_S, RETRY_S = 120.0, 0.2  # while a replica or Redis is being replaced
+FAULT = HTTPStatus.INTERNAL_SERVER_ERROR
+AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 KEYS = ("carrier", "origin", "dest", "tailnum")
 Daily = Callable[[datetime], Awaitable[None]]
 
@@ -150,7 +152,10 @@ class Replay:
                 if response.status == HTTPStatus.OK:
                     self.tally.answered[name] = int((await response.json())["model_version"])
                     return True
-                reason, retry = f"HTTP {response.status}", response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+                reason, retry = (
+                    f"HTTP {response.status}",
+                    response.status in AGAIN or response.status >= FAULT,
+                )
         except (aiohttp.ClientError, TimeoutError) as error:
             reason, retry = type(error).__name__, True
         if retry and not last:

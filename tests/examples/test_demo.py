@@ -108,8 +108,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 
 
 def test_the_demo_ends_well_though_a_replica_and_redis_were_killed(demo: Shown) -> None:
-    assert f"{REQUESTS} predictions" in demo.output
-    assert "no failure" in demo.output
+    assert "no failure" in demo.output, demo.output
+    assert f"{REQUESTS} predictions" in demo.output, demo.output
     assert "every answer is in the prediction log" in demo.output
     page = (demo.home / "reports" / "demo.html").read_text()
     assert "https://" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)  # of plotly's own code

@@ -18,7 +18,7 @@ import torch
 
 from clusters.telemetry.tracing import flush_spans
 from functions.model_formats.torch_threads import torch_threads
-from functions.runtime.context import context
+from functions.runtime.context import context, use_context
 from functions.runtime.errors import NoRoom
 from functions.runtime.process import enter_worker
 from functions.runtime.run.cluster import AWAY_FROM_SERVING
@@ -107,7 +107,12 @@ def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     with tempfile.TemporaryDirectory(prefix="toque-train-") as folder:
         trainer = ray.train.torch.TorchTrainer(
             _work,  # type: ignore[arg-type]  # a result is returned, which the stub does not know
-            train_loop_config={"loop": loop, "workers": workers, "trace": current_position()},
+            train_loop_config={
+                "loop": loop,
+                "workers": workers,
+                "context": context(),
+                "trace": current_position(),
+            },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=workers.gpus_each > 0,
@@ -154,14 +159,14 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     loop: WorkerLoop[Any] = config["loop"]
     workers: Workers = config["workers"]
     lower_priority()
-    enter_worker(context())
+    enter_worker(config["context"])
     device = "cpu" if workers.device == "cpu" else str(ray.train.torch.get_device())
     group = ShardedGroup(device) if workers.sharding == "shard" else ReplicatedGroup(device)
     first, meter = group.rank == 0, ResourceMeter(device, workers.gpus_each)
     facts = {"toque.run": loop.run.id, "toque.workers": workers.count}
     in_trace = run_span("train", config["trace"], **facts) if first and config["trace"] else nullcontext()
     try:
-        with torch_threads(workers.threads), in_trace:
+        with use_context(config["context"]), torch_threads(workers.threads), in_trace:
             result = loop.train(group, log_epoch(loop.run) if first else None)
     except TrainingError as error:
         return error

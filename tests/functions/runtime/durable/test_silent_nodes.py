@@ -22,14 +22,12 @@ NEVER = {"health_check_failure_threshold": 1_000_000}  # Ray gives no node up du
 
 @function(resources=Resources(num_cpus=3))
 def leave_trace(folder: str, name: str) -> str:
-    """Leave a trace; the first run of `held` waits for a gate, and leaves another when it has passed it."""
+    """Leave a trace; the first run of `held` waits for a gate."""
     with (Path(folder) / name).open("a") as traces:
         traces.write(f"{ray.get_runtime_context().get_node_id()}\n")
     first = len((Path(folder) / name).read_text().split()) == 1
     while name == "held" and first and not (Path(folder) / "gate").exists():
         time.sleep(0.1)
-    if name == "held" and first:
-        (Path(folder) / "late").touch()
     return f"{name} by {ray.get_runtime_context().get_node_id()}"
 
 
@@ -79,9 +77,7 @@ def test_runs_on_a_node_that_falls_silent_run_elsewhere_and_count_once(
         assert held.result(5) == f"held by {other.node_id}"
         assert waits.result(5) == f"waits by {other.node_id}"
     (tmp_path / "gate").touch()
-    eventually((tmp_path / "late").exists)
-    eventually(
-        lambda: ray.available_resources().get("CPU") == 13
-    )  # both runs on the node that is back have ended
+    # Both runs on the node that is back end: at the gate, or killed before, as nobody waits for them.
+    eventually(lambda: ray.available_resources().get("CPU") == 13, within_s=240)
     assert [held.record(), waits.record()] == records
     assert [len((tmp_path / name).read_text().split()) for name in ("held", "waits")] == [2, 1]

@@ -32,13 +32,13 @@ def worker_loop(context, snapshot, params):
     )
 
 
-def run_worker(loop):
-    return distributed._work({"loop": loop, "workers": Workers(), "trace": None})
+def run_worker(loop, context):
+    return distributed._work({"loop": loop, "workers": Workers(), "context": context, "trace": None})
 
 
 def test_a_group_of_one_worker_learns_what_a_single_process_learns(context, training_set, group):
     loop = worker_loop(context, training_set, FAST)
-    done = run_worker(loop)
+    done = run_worker(loop, context)
     assert done.other_processes.cpu_s > 0
     assert (done.other_processes.gpu_s, done.other_processes.energy_j) == (0, 0)
     assert done.result.metrics["log_loss"] == pytest.approx(
@@ -50,7 +50,7 @@ def test_a_group_of_one_worker_learns_what_a_single_process_learns(context, trai
 
 def test_a_worker_returns_an_error_that_a_restart_would_meet_again(context, training_set, group):
     loop = worker_loop(context, training_set, FAST.model_copy(update={"lr": 1e30}))
-    error = run_worker(loop)
+    error = run_worker(loop, context)
     assert isinstance(error, TrainingDiverged)
     assert "loss of epoch 0" in str(error)
     loop.run.finish()
