@@ -84,7 +84,7 @@ def test_the_wait_survives_every_process(used: Context, traces: Any, eventually:
     invocation = wait_for_order.submit(traces.path, 4)
     executor = executor_of(used)
     eventually(lambda: executor.poll() < 2 and invocation.record().steps)
-    pids = [worker._pid for _, worker in executor._workers.values()]
+    pids = [worker._pid for sent in executor._workers.values() for worker in sent.workers.values()]
     for pid in pids:  # in the middle of beginning to wait, or just after
         os.kill(pid, signal.SIGKILL)
     eventually(lambda: idle(used, invocation))
