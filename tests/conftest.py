@@ -33,23 +33,19 @@ def _environment_is_put_back() -> Iterator[None]:
     os.environ.update(before)
 
 
-_PLATFORMS = (Path(__file__).parent / "ray_apps", Path(__file__).parent / "upgrade")
 _TRAINING = Path(__file__).parent / "functions" / "training"
 
 
 @pytest.hookimpl(trylast=True)  # after pytest has put the tests of one fixture together
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In a module what runs Ray comes last: where Ray runs functions go there, and a test that means this machine
-    must not meet it. Trainings on Ray come late, as their low priority lets the other parts of the suite go first, and
-    before the platforms: Ray asks for a token for as long as a process lives that was once connected to one.
+    must not meet it. Trainings on Ray come after all else: their low priority lets the other parts of the suite go first.
     """
     modules = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
 
-    def place(item: pytest.Item) -> tuple[int, int, bool]:
+    def place(item: pytest.Item) -> tuple[bool, int, bool]:
         on_ray = item.get_closest_marker("ray") is not None
-        training = on_ray and item.path.is_relative_to(_TRAINING)
-        turn = 2 if any(item.path.is_relative_to(each) for each in _PLATFORMS) else int(training)
-        return turn, modules[item.path], on_ray
+        return on_ray and item.path.is_relative_to(_TRAINING), modules[item.path], on_ray
 
     items.sort(key=place)
 
@@ -68,6 +64,9 @@ class _SharedRay:
 
     num_cpus = 0  # none runs
 
+    def __init__(self) -> None:
+        self._environment: dict[str, str] = {}  # what Ray set for processes that are to reach the cluster
+
     def start(self, num_cpus: int) -> None:
         """Have a cluster of so many CPUs: never one that happens to run here."""
         import ray  # late: few modules need a cluster
@@ -75,6 +74,7 @@ class _SharedRay:
         if num_cpus != self.num_cpus:
             self.end()
             assert not ray.is_initialized(), "a test left its own cluster"
+            before = dict(os.environ)
             ray.init(
                 "local",
                 num_cpus=num_cpus,
@@ -83,6 +83,10 @@ class _SharedRay:
                 configure_logging=False,
             )
             self.num_cpus = num_cpus
+            self._environment = {
+                name: value for name, value in os.environ.items() if before.get(name) != value
+            }
+        os.environ.update(self._environment)  # another module has begun since
 
     def end(self) -> None:
         if self.num_cpus:
