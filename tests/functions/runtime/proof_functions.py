@@ -63,7 +63,7 @@ def start_cluster() -> None:
     """Start a cluster of two CPUs in this process and print its address."""
     own = {"address": "local", "num_cpus": 2, "include_dashboard": False}
     started = ray.init(**own, log_to_driver=False, configure_logging=False)
-    print(started.journals_info["gcs_address"], flush=True)  # noqa: T201  # the test waits for this line
+    print(started.address_info["gcs_address"], flush=True)  # noqa: T201  # the test waits for this line
     signal.pause()
 
 
