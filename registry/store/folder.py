@@ -13,18 +13,18 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from registry.audit_keys import AuditKeys
-from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
+from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unavailable
 from registry.names import check_key
 from registry.store.object_store import Aged, ObjectInfo
 from registry.store.requests import REQUESTS, Operation
-from registry.store.series import observe
+from registry.store.series import observed
 
 if TYPE_CHECKING:
     from registry.store.object_store import Announce, Progress
@@ -281,18 +281,9 @@ class FolderStore:
         finally:
             path.unlink(missing_ok=True)
 
-    @contextmanager
-    def _request(self, operation: Operation, key: str, requests: int = 1) -> Iterator[None]:
+    def _request(self, operation: Operation, key: str, requests: int = 1) -> AbstractContextManager[None]:
         """Count and time one request, and translate its errors as `_errors` does."""
-        REQUESTS.add(operation, key, requests)
-        begun = time.perf_counter()
-        try:
-            with self._errors(key):
-                yield
-        except RegistryError as error:
-            observe(operation, begun, error)
-            raise
-        observe(operation, begun)
+        return observed(operation, key, self._errors(key), requests=requests)
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -28,8 +28,8 @@ from registry.audit_keys import AuditKeys
 from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
 from registry.names import check_key
 from registry.store.object_store import Aged, ObjectInfo
-from registry.store.requests import REQUESTS, Operation
-from registry.store.series import observe
+from registry.store.requests import Operation
+from registry.store.series import observed
 
 if TYPE_CHECKING:
     from registry.store.object_store import Announce, Progress
@@ -340,18 +340,9 @@ class S3Store:
             else:
                 return
 
-    @contextmanager
-    def _request(self, operation: Operation, key: str, requests: int = 1) -> Iterator[None]:
+    def _request(self, operation: Operation, key: str, requests: int = 1) -> AbstractContextManager[None]:
         """Count and time one request, and translate its errors as `_errors` does."""
-        REQUESTS.add(operation, key, requests)
-        begun = time.perf_counter()
-        try:
-            with self._errors(key):
-                yield
-        except RegistryError as error:
-            observe(operation, begun, error)
-            raise
-        observe(operation, begun)
+        return observed(operation, key, self._errors(key), requests=requests)
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from prometheus_client import Counter, Histogram
 
-from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unavailable
+from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
+from registry.store.requests import REQUESTS as OF_PROCESS
 from registry.store.requests import Operation
 
-__all__ = ["observe"]
+__all__ = ["observe", "observed"]
 
 _BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 _OUTCOMES: dict[type[BaseException], str] = {
@@ -44,3 +46,19 @@ def observe(
     outcome = "ok" if error is None else _OUTCOMES.get(type(error), "failed")
     REQUESTS.labels(operation, outcome).inc()
     SECONDS.labels(operation).observe(clock() - begun)
+
+
+@contextmanager
+def observed(
+    operation: Operation, key: str, translated: AbstractContextManager[None], *, requests: int = 1
+) -> Iterator[None]:
+    """Count and time one request to a store. translated: raises its errors as the registry's."""
+    OF_PROCESS.add(operation, key, requests)
+    begun = time.perf_counter()
+    try:
+        with translated:
+            yield
+    except RegistryError as error:
+        observe(operation, begun, error)
+        raise
+    observe(operation, begun)

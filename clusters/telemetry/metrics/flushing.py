@@ -108,7 +108,7 @@ class _Flusher:
             for owner in owners:
                 try:
                     owner.flush()
-                except Exception:
+                except Exception:  # one owner's fault must not end the thread that flushes all of them
                     _logger.exception("series of %s are flushed later", owner)
 
     def _run(self) -> None:
