@@ -138,7 +138,17 @@ RENAMED = (
         "evidence=sums observe=cohort_sums assigned=assigned_units metrics",
     )
     | moved("functions.rollout", "functions.rollout.planning", "plan planning=jobs replay")
-    | moved("functions.prediction_log", "functions.prediction_log", "places=wal_root shared=scan_cache")
+    | moved(
+        "functions.prediction_log",
+        "functions.prediction_log.reading",
+        "shared=scan_cache scan_cache outcomes",
+    )
+    | moved(
+        "functions.prediction_log",
+        "functions.prediction_log.writing",
+        "places=wal_root wal_root adoption confirmations copies drain export losses modes pseudonyms series shipper stream "
+        "stream_of_0_1 wal",
+    )
     | moved(
         "functions.evaluation",
         "functions.evaluation",

@@ -21,7 +21,7 @@ from prometheus_client import Metric
 from clusters.redis_clients import RedisAddress, open_redis
 from functions.features.jobs import latest_feature_health
 from functions.prediction_log import losses_of
-from functions.prediction_log.stream import Stream
+from functions.prediction_log.writing.stream import Stream
 from functions.runtime.context import Context
 from functions.runtime.durable.dead_letters import DeadLetters
 from functions.runtime.durable.invocation import ledger_of

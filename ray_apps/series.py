@@ -17,7 +17,7 @@ __all__ = ["DECLARED_IN", "Series", "all_series"]
 DECLARED_IN = (
     "clusters.redis_clients.series",
     "clusters.telemetry.metrics.keeping",
-    "functions.prediction_log.series",
+    "functions.prediction_log.writing.series",
     "functions.runtime.series",
     "functions.training.loop.series",
     "ray_apps.admission.admission",

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.prediction_log.drain import drain
-from functions.prediction_log.export import WriterExport, add_exports, export_streams
-from functions.prediction_log.wal_root import default_wal_root
+from functions.prediction_log.writing.drain import drain
+from functions.prediction_log.writing.export import WriterExport, add_exports, export_streams
+from functions.prediction_log.writing.wal_root import default_wal_root
 from registry.access import DEFAULT_WORKSPACE, Access, workspace_store
 from registry.history.folds import FoldOf
 from registry.store import ObjectStore, Progress

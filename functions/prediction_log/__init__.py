@@ -7,19 +7,16 @@ package must not know models, HTTP or Serve.
 
 from typing import TYPE_CHECKING
 
-from functions.prediction_log.drain import LABELS_TABLE, DrainResult, drain, predictions_table
 from functions.prediction_log.errors import LogFullError, LogUnconfirmedError, PredictionLogError
 from functions.prediction_log.jobs import drain_predictions, drain_workspace, prediction_log_losses
-from functions.prediction_log.losses import LOSS_TOPIC, Loss, LossState, losses_of
-from functions.prediction_log.modes import LOG_MODE, LogMode, log_mode_of
-from functions.prediction_log.outcomes import (
+from functions.prediction_log.reading.outcomes import (
     find_labels,
     latest_labels,
     outcomes,
     predicted_within,
     predictions,
 )
-from functions.prediction_log.pseudonyms import PSEUDONYM_KEY, Pseudonyms, pseudonym
+from functions.prediction_log.reading.scan_cache import shared_scans
 from functions.prediction_log.records import (
     OBSERVED_AHEAD,
     PINNED,
@@ -28,9 +25,13 @@ from functions.prediction_log.records import (
     encode_prediction,
     epoch_us,
 )
-from functions.prediction_log.scan_cache import shared_scans
-from functions.prediction_log.shipper import LogWriter, close_writers
-from functions.prediction_log.wal_root import default_wal_root
+from functions.prediction_log.tables import LABELS_TABLE, predictions_table
+from functions.prediction_log.writing.drain import DrainResult, drain
+from functions.prediction_log.writing.losses import LOSS_TOPIC, Loss, LossState, losses_of
+from functions.prediction_log.writing.modes import LOG_MODE, LogMode, log_mode_of
+from functions.prediction_log.writing.pseudonyms import PSEUDONYM_KEY, Pseudonyms, pseudonym
+from functions.prediction_log.writing.shipper import LogWriter, close_writers
+from functions.prediction_log.writing.wal_root import default_wal_root
 from functions.renamed import old_names
 
 __all__ = [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from clusters.redis_clients import open_redis
-from functions.prediction_log.drain import DrainResult, Share, drain, waiting_writers
 from functions.prediction_log.errors import PredictionLogError
-from functions.prediction_log.losses import LossState, losses_of, report_losses
-from functions.prediction_log.wal_root import default_wal_root
+from functions.prediction_log.writing.drain import DrainResult, Share, drain, waiting_writers
+from functions.prediction_log.writing.losses import LossState, losses_of, report_losses
+from functions.prediction_log.writing.wal_root import default_wal_root
 from functions.runtime.context import Context, context, use_context
 from functions.runtime.declaration import Resources
 from functions.runtime.function import function

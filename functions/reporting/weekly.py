@@ -37,7 +37,7 @@ class Week:
 def served(outcomes: pa.Table) -> pa.Table:
     """Select the labelled rows that a caller saw: without shadows, with an output.
 
-    outcomes: of `functions.prediction_log.outcomes`.
+    outcomes: of `functions.prediction_log.reading.outcomes`.
     """
     answered = pc.greater(pc.list_value_length(outcomes["outputs"]), 0)
     seen = pc.and_(pc.invert(outcomes["shadow"]), pc.fill_null(answered, False))

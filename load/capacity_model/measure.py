@@ -16,8 +16,8 @@ import numpy as np
 import redis
 
 from functions.prediction_log import encode_prediction
-from functions.prediction_log.drain import add_records
 from functions.prediction_log.frames import Frame, encode_frame
+from functions.prediction_log.writing.drain import add_records
 from registry import ObjectStore, open_store
 
 _COLUMNS = 20

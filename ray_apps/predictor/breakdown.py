@@ -30,7 +30,7 @@ import torch
 
 from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import encode_prediction
-from functions.prediction_log.wal import WriteAheadLog
+from functions.prediction_log.writing.wal import WriteAheadLog
 from ray_apps.admission import open_admission
 from ray_apps.predictor.http.auth import TokenAuthenticator
 from ray_apps.predictor.http.model_endpoint import ModelEndpoint

@@ -42,7 +42,7 @@ def test_replicas_and_nodes_follow_the_larger_of_models_and_traffic():
 
 def test_a_model_s_rows_are_decoded_for_its_own_table_alone(tmp_path, monkeypatch):
     """The drain's work is linear in rows, however many models share them, as the model says."""
-    drain = importlib.import_module("functions.prediction_log.drain")
+    drain = importlib.import_module("functions.prediction_log.writing.drain")
     decoded = []
     real = drain.prediction_columns
     monkeypatch.setattr(

@@ -14,7 +14,7 @@ from featurestore import Entity, FeatureView, Field, Float64
 from functions import Context, use_context
 from functions.features.jobs import record_feature_health
 from functions.prediction_log import LogWriter, losses_of
-from functions.prediction_log.losses import Loss
+from functions.prediction_log.writing.losses import Loss
 from functions.quotas import set_quota
 from functions.runtime.durable.dead_letters import DeadLetters
 from ray_apps.platform_series import Lag, PlatformSeries

@@ -6,7 +6,7 @@ import msgpack
 import pytest
 
 from functions.prediction_log.records import decode_prediction, label_columns
-from functions.prediction_log.stream import entries_of
+from functions.prediction_log.writing.stream import entries_of
 from functions.runtime.durable.ledger import Ledger
 from registry import Access, Journal, NewerFormat, ObjectStore, Registry, open_store
 from registry.audit_keys import AuditKeys

@@ -15,8 +15,8 @@ from featurestore import FeatureStore, FeatureView
 from featurestore.online.keys import prefix
 from functions.maintenance.erasure.subject import Traces
 from functions.prediction_log import drain
-from functions.prediction_log.adoption import KINDS
-from functions.prediction_log.stream_of_0_1 import streams_of
+from functions.prediction_log.writing.adoption import KINDS
+from functions.prediction_log.writing.stream_of_0_1 import streams_of
 from registry import ObjectStore
 
 _REWRITE_S = 300.0

@@ -11,8 +11,8 @@ from redis.exceptions import ResponseError
 from clusters.redis_clients import is_cluster, open_redis_async, primaries
 from functions import Context
 from functions.prediction_log import LogWriter, drain
-from functions.prediction_log.losses import report_losses
-from functions.prediction_log.stream import Stream
+from functions.prediction_log.writing.losses import report_losses
+from functions.prediction_log.writing.stream import Stream
 from registry import open_store
 from tests.clusters.redis_clients.servers import SentinelService, wait_for
 from tests.functions.prediction_log.logbook import all_rows, record

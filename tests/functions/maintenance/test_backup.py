@@ -15,8 +15,8 @@ import redis
 from functions import Context, Invocation, use_context
 from functions.maintenance.backup import back_up, restore
 from functions.prediction_log import Label, LogWriter, drain, encode_labels, outcomes
-from functions.prediction_log.export import WriterExport
-from functions.prediction_log.stream import Stream
+from functions.prediction_log.writing.export import WriterExport
+from functions.prediction_log.writing.stream import Stream
 from functions.runtime import catalog
 from functions.runtime.durable.executor import Executor
 from functions.runtime.durable.invocation import ledger_of

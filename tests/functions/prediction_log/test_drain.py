@@ -23,16 +23,18 @@ from functions.prediction_log import (
     drain_predictions,
     predictions_table,
 )
-from functions.prediction_log.drain import Share, waiting_writers
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import encode_frame
 from functions.prediction_log.records import PREDICTIONS
-from functions.prediction_log.stream import Stream
+from functions.prediction_log.writing.drain import Share, waiting_writers
+from functions.prediction_log.writing.stream import Stream
 from registry import Table, open_store
 from registry.store import ObjectStore
 from tests.functions.prediction_log.logbook import T0, all_rows, record, until, write
 
-drain_module = sys.modules["functions.prediction_log.drain"]  # the package has a function of the same name
+drain_module = sys.modules[
+    "functions.prediction_log.writing.drain"
+]  # the package has a function of the same name
 
 
 def test_a_prediction_arrives_whole(store: ObjectStore, wal_root: Path, redis_server: Any):

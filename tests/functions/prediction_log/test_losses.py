@@ -13,8 +13,8 @@ import redis
 
 from functions import Context
 from functions.prediction_log import LOSS_TOPIC, LogWriter, drain, losses_of
-from functions.prediction_log.losses import Loss, decide, report_losses
-from functions.prediction_log.stream import Stream, WriterState
+from functions.prediction_log.writing.losses import Loss, decide, report_losses
+from functions.prediction_log.writing.stream import Stream, WriterState
 from functions.runtime.triggers.topic import topic_of
 from registry import open_store
 from tests.functions.prediction_log.logbook import all_rows, record, until

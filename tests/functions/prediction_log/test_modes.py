@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from functions.prediction_log import LogUnconfirmedError, LogWriter, drain
-from functions.prediction_log.stream import Stream
+from functions.prediction_log.writing.stream import Stream
 from registry.store import ObjectStore
 from tests.functions.prediction_log.conftest import RedisServer
 from tests.functions.prediction_log.logbook import all_rows, record, until
@@ -22,8 +22,8 @@ VICTIMS = """
 import os, signal, sys
 from pathlib import Path
 from functions.prediction_log import LogWriter
-from functions.prediction_log.confirmations import Confirmations
-from functions.prediction_log.stream import Stream
+from functions.prediction_log.writing.confirmations import Confirmations
+from functions.prediction_log.writing.stream import Stream
 from tests.functions.prediction_log.logbook import record
 
 def victim(root, url, mode, step):

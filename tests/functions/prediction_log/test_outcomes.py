@@ -19,7 +19,7 @@ from functions.prediction_log import (
     predictions,
     shared_scans,
 )
-from functions.prediction_log import scan_cache as shared
+from functions.prediction_log.reading import scan_cache as shared
 from registry.store import ObjectStore
 from tests.functions.prediction_log.logbook import T0, record, write
 

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from functions.prediction_log import drain
-from functions.prediction_log.stream import Stream
+from functions.prediction_log.writing.stream import Stream
 from registry.store import ObjectStore
 from tests.functions.prediction_log.logbook import all_rows, record, until, write
 

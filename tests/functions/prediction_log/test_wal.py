@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.prediction_log import wal
 from functions.prediction_log.errors import LogFullError
 from functions.prediction_log.frames import encode_frame, read_frames, whole_frames
-from functions.prediction_log.wal import SegmentReader, WriteAheadLog, claim, recover, segments_of
+from functions.prediction_log.writing import wal
+from functions.prediction_log.writing.wal import SegmentReader, WriteAheadLog, claim, recover, segments_of
 
 PAYLOADS = st.lists(st.binary(max_size=40), max_size=12)
 
@@ -296,7 +296,7 @@ def test_a_living_writer_cannot_be_claimed_and_a_closed_one_can(tmp_path: Path):
 CHILD = """
 import sys
 from pathlib import Path
-from functions.prediction_log.wal import WriteAheadLog
+from functions.prediction_log.writing.wal import WriteAheadLog
 log = WriteAheadLog(Path(sys.argv[1]), segment_bytes=4_000)
 print(log.folder, flush=True)
 while True:

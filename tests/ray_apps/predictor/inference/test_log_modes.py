@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from functions.prediction_log import close_writers, drain
-from functions.prediction_log.stream import Stream
+from functions.prediction_log.writing.stream import Stream
 from ray_apps.predictor import PredictorOptions
 from ray_apps.predictor.deploy.deployment import PredictorReplica, build_predictor
 from ray_apps.predictor.deploy.standalone import EndpointRouter

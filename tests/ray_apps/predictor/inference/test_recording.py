@@ -18,7 +18,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from functions.prediction_log import PredictionLogError, Pseudonyms, pseudonym
 from functions.prediction_log.frames import read_frames
 from functions.prediction_log.records import decode_prediction, prediction_columns
-from functions.prediction_log.wal import WriteAheadLog, segments_of
+from functions.prediction_log.writing.wal import WriteAheadLog, segments_of
 from ray_apps.predictor.deploy.standalone import EndpointRouter
 from ray_apps.predictor.grpc import GrpcServer
 from ray_apps.predictor.http.auth import NoAuthentication

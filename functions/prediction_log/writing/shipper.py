@@ -16,13 +16,13 @@ from weakref import WeakSet
 from redis import RedisError
 
 from clusters.redis_clients import open_redis
-from functions.prediction_log.adoption import adopt_all
-from functions.prediction_log.confirmations import Confirmations
-from functions.prediction_log.copies import CopyCheck
 from functions.prediction_log.errors import LogUnconfirmedError
-from functions.prediction_log.series import WriterSeries
-from functions.prediction_log.stream import Stream
-from functions.prediction_log.wal import Chunk, WriteAheadLog
+from functions.prediction_log.writing.adoption import adopt_all
+from functions.prediction_log.writing.confirmations import Confirmations
+from functions.prediction_log.writing.copies import CopyCheck
+from functions.prediction_log.writing.series import WriterSeries
+from functions.prediction_log.writing.stream import Stream
+from functions.prediction_log.writing.wal import Chunk, WriteAheadLog
 from registry.access import DEFAULT_WORKSPACE
 
 __all__ = ["LogWriter", "close_writers"]

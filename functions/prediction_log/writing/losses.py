@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.prediction_log.adoption import KINDS
-from functions.prediction_log.stream import Stream, WriterState
+from functions.prediction_log.writing.adoption import KINDS
+from functions.prediction_log.writing.stream import Stream, WriterState
 from functions.runtime.context import Context
 from functions.runtime.triggers import events
 from registry import Entry, Fold

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from functions.prediction_log.stream import Stream
-from functions.prediction_log.stream_of_0_1 import OldStream
-from functions.prediction_log.wal import SegmentReader, claim, is_writers_folder, recover, segments_of
-from functions.prediction_log.wal_root import roots_beside
+from functions.prediction_log.writing.stream import Stream
+from functions.prediction_log.writing.stream_of_0_1 import OldStream
+from functions.prediction_log.writing.wal import SegmentReader, claim, is_writers_folder, recover, segments_of
+from functions.prediction_log.writing.wal_root import roots_beside
 
 __all__ = ["KINDS", "adopt_all", "adopt_orphans"]
 

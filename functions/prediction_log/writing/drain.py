@@ -21,7 +21,6 @@ from deltalake.exceptions import CommitFailedError
 from pydantic import BaseModel, ConfigDict
 
 from clusters.redis_clients import open_redis
-from functions.prediction_log.adoption import KINDS, adopt_orphans
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import Frame
 from functions.prediction_log.records import (
@@ -31,15 +30,16 @@ from functions.prediction_log.records import (
     label_columns,
     prediction_columns,
 )
-from functions.prediction_log.series import DRAINED
-from functions.prediction_log.stream import Stream
-from functions.prediction_log.stream_of_0_1 import OldStream, streams_of
+from functions.prediction_log.tables import LABELS_TABLE, predictions_table
+from functions.prediction_log.writing.adoption import KINDS, adopt_orphans
+from functions.prediction_log.writing.series import DRAINED
+from functions.prediction_log.writing.stream import Stream
+from functions.prediction_log.writing.stream_of_0_1 import OldStream, streams_of
 from registry.access import DEFAULT_WORKSPACE
 from registry.store import ObjectStore, Table
 
-__all__ = ["LABELS_TABLE", "DrainResult", "Share", "drain", "predictions_table", "waiting_writers"]
+__all__ = ["DrainResult", "Share", "add_records", "drain", "waiting_writers"]
 
-LABELS_TABLE = "labels"
 _PATIENCE_S = 60.0
 _BATCH_BYTES = 64 << 20  # of records that a round holds, however many writers there are
 _WRITER_BYTES = 16 << 20  # of one writer
@@ -88,11 +88,6 @@ class DrainResult(BaseModel):
     def beside(self, other: DrainResult) -> DrainResult:
         """Add the result of a drain that moved other writers' records."""
         return (self + other).model_copy(update={"writers": self.writers + other.writers})
-
-
-def predictions_table(model: str) -> str:
-    """Return the name of the table that holds a model's predictions."""
-    return f"predictions/{model}"
 
 
 def drain(

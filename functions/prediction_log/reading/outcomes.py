@@ -10,9 +10,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.prediction_log.drain import LABELS_TABLE, predictions_table
+from functions.prediction_log.reading.scan_cache import shared_labels, shared_rows
 from functions.prediction_log.records import LABELS, OBSERVED_AHEAD, PREDICTIONS
-from functions.prediction_log.scan_cache import shared_labels, shared_rows
+from functions.prediction_log.tables import LABELS_TABLE, predictions_table
 from registry.store import ObjectStore, Table
 
 __all__ = ["find_labels", "latest_labels", "outcomes", "predicted_within", "predictions"]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from clusters.redis_clients import open_redis
-from functions.prediction_log.adoption import KINDS
-from functions.prediction_log.drain import DrainResult, add_records
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import Frame, encode_frame, read_frames
-from functions.prediction_log.stream_of_0_1 import streams_of
+from functions.prediction_log.writing.adoption import KINDS
+from functions.prediction_log.writing.drain import DrainResult, add_records
+from functions.prediction_log.writing.stream_of_0_1 import streams_of
 from registry.errors import NewerFormat
 from registry.store import ObjectStore
 

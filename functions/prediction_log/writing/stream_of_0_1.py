@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from functions.prediction_log.frames import Frame
-from functions.prediction_log.stream import Stream, entries_of
+from functions.prediction_log.writing.stream import Stream, entries_of
 from registry.access import DEFAULT_WORKSPACE
 
 __all__ = ["OldStream", "streams_of"]
