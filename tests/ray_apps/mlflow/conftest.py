@@ -113,7 +113,7 @@ def run_client(script: Path, address: str, token: str, folder: Path, *arguments:
     }
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
-        env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=120,
+        env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
