@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
@@ -176,14 +176,23 @@ class Run:
 
 
 def one_run(
-    platform: Platform, pager: Pager, fault: str, version: int, per_minute: float, share: float
+    platform: Platform,
+    pager: Pager,
+    fault: str,
+    version: int,
+    per_minute: float,
+    policy: Mapping[str, Any],
 ) -> Run:
-    """Roll a version out until it is rolled back and told, or for as long as a healthy one is watched."""
+    """Roll a version out until it is rolled back and told, or for as long as a healthy one is watched.
+
+    policy: of the rollout, beside what lets the version into its canary at once.
+    """
     callers = Callers(platform, per_minute, spoilt=FAIL_SHARE if fault == "fails" else 0.0)
     limit = HEALTHY_S if fault == "healthy" else PATIENCE_S
     with callers.asking():
-        policy = POLICY | {"canary_share": share}
-        begun = call(platform, "start_rollout", model=MODEL, version=version, policy=policy, reason=fault)
+        begun = call(
+            platform, "start_rollout", model=MODEL, version=version, policy={**POLICY, **policy}, reason=fault
+        )
         number = begun["rollout"]
         last: dict[str, Any] = {}
         deadline = time.monotonic() + PATIENCE_S
@@ -295,7 +304,8 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Run]]:
     ):
         for number in range(chosen.runs):
             for fault, runs in found.items():
-                run = one_run(platform, pager, fault, versions[fault], chosen.per_minute, chosen.share)
+                policy = {"canary_share": chosen.share}
+                run = one_run(platform, pager, fault, versions[fault], chosen.per_minute, policy)
                 runs.append(run)
                 print(f"run {number + 1} {fault}: {run}", flush=True)
     for fault, runs in found.items():

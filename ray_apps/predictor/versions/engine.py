@@ -7,6 +7,7 @@ Answering threads read `routes`, one immutable value. While the store does not a
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -121,6 +122,7 @@ class Engine:
         self._failures: dict[int, _Failure] = {}
         self.loads, self.failed_loads, self.load_s = 0, 0, 0.0
         """Versions loaded so far, and those that could not be, and the time that both took."""
+        self._turn = asyncio.Lock()
         self._guard = threading.Lock()
         self._loading = threading.Lock()
         self._wake = threading.Event()
@@ -211,6 +213,9 @@ class Engine:
             finally:
                 self.load_s += time.monotonic() - begin
             self.loads += 1
+            loaded.turn = (
+                self._turn
+            )  # with a turn of its own, a canary would overtake those who wait for the champion
             _log.info(
                 "%s loaded in %.2f s, example %.3f ms", loaded, time.monotonic() - begin, loaded.example_ms
             )

@@ -38,6 +38,8 @@ INLINE_MS = 2.0
 """A version whose example takes less than this answers on the event loop: a thread would cost more."""
 SHORT_MS = 0.2
 """A version on the event loop whose example takes longer than this answers one request in each round of the loop."""
+MIN_TRIES, MAX_TRIES, TRIES_MS = 3, 20, 500.0
+"""Times that the example of a version is answered before it takes traffic; more than the first, as long as they took less than this."""
 
 MAX_MATRIX_COLUMNS = 4_096
 
@@ -76,7 +78,8 @@ class LoadedVersion:
     record: the registry's. service: the feature service that keys are looked up in, or None. missing: the policy for
     features without a value. batching: bounds of batches, None without batches; batcher: makes them, from the first
     request on. statistics: counts of its requests. float32_matrix: whether it maps one float32 matrix to another, of
-    so few columns that all are logged. example_ms: how long its example took when warm.
+    so few columns that all are logged. example_ms: the least time that its example took. turn: taken by each answer on the event loop
+    that is not short; versions that share it are answered in the order in which their requests came.
     """
 
     def __init__(self, record: ModelVersion, scorer: Scorer) -> None:
@@ -96,7 +99,7 @@ class LoadedVersion:
         self.example_ms = 0.0
         self.statistics = VersionStatistics()
         self._scorer = scorer
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
         self._inputs = [(spec, _dtype(spec), tuple(spec.shape)) for spec in self.signature.inputs]
         self._names = {spec.name for spec in self.signature.inputs}
         self._outputs = {spec.name for spec in self.signature.outputs}
@@ -175,24 +178,28 @@ class LoadedVersion:
     ) -> Mapping[str, Array]:
         loop = asyncio.get_running_loop()
         if self.inline:
-            await self._turn.acquire()
-            loop.call_soon(self._turn.release)  # in between, the loop reads requests and accepts connections
+            await self.turn.acquire()
+            loop.call_soon(self.turn.release)  # in between, the loop reads requests and accepts connections
             return self.predict(inputs, abstained)
         return await loop.run_in_executor(threads, self.predict, inputs, abstained)
 
     def warm_up(self) -> None:
         """Answer the recorded example until the answer is warm, and measure it.
 
+        The least time counts: on a busy machine the others tell how long it waited for a CPU, and a version that was placed by
+        them in a thread would answer later than its twin for as long as it is loaded.
         Raises: LoadError if an output is missing, or has another type or shape than signed.
         """
         inputs = self.example()
         if inputs is None:
             return
         rows = self.check(inputs)
-        for _ in range(3):
+        took_ms: list[float] = []
+        while len(took_ms) < MIN_TRIES or (len(took_ms) < MAX_TRIES and sum(took_ms) < TRIES_MS):
             begin = time.perf_counter()
             outputs = self.predict(inputs)
-            self.example_ms = (time.perf_counter() - begin) * 1e3
+            took_ms.append((time.perf_counter() - begin) * 1e3)
+        self.example_ms = min(took_ms)
         for spec in self.signature.outputs:
             array = outputs.get(spec.name)
             if array is None or array.dtype != DTYPES.get(spec.datatype):

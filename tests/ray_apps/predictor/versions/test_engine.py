@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pytest
 
 from functions.prediction_log.records import decode_prediction
 from functions.runtime.changes.feed import Watch
+from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.versions.engine import Engine
-from ray_apps.predictor.versions.loaded import Scorer
+from ray_apps.predictor.versions.loaded import LoadedVersion, Scorer
 from registry import ModelVersion, Registry, Signature, Unavailable
 from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, tensors
 
@@ -227,6 +228,23 @@ async def test_slow_versions_answer_off_the_event_loop(served_model: ServedModel
     assert threads[0].startswith("predict")
 
 
+def test_a_version_that_waits_for_a_cpu_while_it_is_warmed_up_answers_where_its_twin_does(
+    served_model: ServedModel,
+):
+    champion = served_model.engine.routes.champion
+    assert champion is not None
+    waits_s = iter([0.05, 0.0, 0.004, 0.004])  # cold; then two of three tries wait for a CPU
+
+    class Starved:
+        def predict(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+            time.sleep(next(waits_s, 0.004))
+            return champion.predict(inputs)
+
+    twin = LoadedVersion(champion.record, Starved())
+    twin.warm_up()
+    assert twin.inline
+
+
 async def test_between_two_answers_of_a_millisecond_the_event_loop_does_what_else_there_is(
     served_model: ServedModel,
 ):
@@ -248,6 +266,26 @@ async def test_between_two_answers_of_a_millisecond_the_event_loop_does_what_els
     await asyncio.wait_for(asyncio.gather(*answers, others()), 30)
     assert "answer,answer" not in ",".join(done)
     assert done.count("answer") == 5
+
+
+async def test_a_canary_does_not_overtake_those_who_wait_for_the_champion(served_model: ServedModel):
+    served_model.registry.set_traffic("late", {"canary": (served_model.version(0.5), 0.2)})
+    served_model.refresh()
+    champion, canary = (served_model.engine.find(number) for number in (1, 2))
+    assert champion is not None
+    assert canary is not None
+    inputs, answered = champion.example(), []
+    assert inputs is not None
+    pool = served_model.predictor._pool
+
+    async def ask(version: LoadedVersion) -> None:
+        await version.answer(inputs, 1, (), pool)
+        answered.append(version.version)
+
+    for version in (champion, canary):
+        version.example_ms = 1.0
+    await asyncio.wait_for(asyncio.gather(*map(ask, [champion] * 5 + [canary])), 30)
+    assert answered == [1, 1, 1, 1, 1, 2]
 
 
 def test_version_records_are_the_registrys(served_model: ServedModel):
