@@ -13,9 +13,8 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.figures import settled
 from tests.cluster.load import outage_of
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
-
 AWAY_S, RATE, LOSSES = 60, 50.0, int(os.environ.get("TOQUE_CLUSTER_HEAD_LOSSES") or 1)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900 + 600 * LOSSES)]
 
 
 def test_doors_answer_while_the_head_is_away_and_every_application_is_there_after(

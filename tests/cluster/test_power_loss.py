@@ -14,10 +14,9 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.figures import run_times, settled
 from tests.cluster.load import outage_of, percentile
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
-
 RATE, PROBE_RATE = 200.0, 10.0
 LOSSES = int(os.environ.get("TOQUE_CLUSTER_LOSSES") or 2)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900 + 300 * LOSSES)]
 BOUND_S = {"file": 0.05, "redis": 0.0, "two_nodes": 0.0}
 """Seconds of answered predictions that a lost node may take with it, by mode, as docs/prediction-log.md says."""
 TAKEOVER_S, BALANCER_S = 10.0, 1.0
