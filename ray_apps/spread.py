@@ -15,6 +15,7 @@ import ray
 
 __all__ = [
     "DOOR",
+    "GRACE_S",
     "SERVE",
     "SHARE",
     "NodePolicy",
@@ -33,6 +34,8 @@ COUNTED_FOR_S = 1.0
 SETTLED_S = 10.0
 """How long fewer nodes must last before replicas are given up."""
 RPC_TIMEOUT_S = 5.0
+GRACE_S = 90.0
+"""How long a replica may take to end: until each HAProxy has heard of it (`ray_apps.deployment.deregistration`), and for its last requests."""
 
 
 def laid_out(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def laid_out(options: Mapping[str, Any]) -> dict[str, Any]:
     options: as Serve's `deployment` takes them, and `on_serve_nodes`; without that, or with False, nothing is said of nodes,
     for a cluster whose nodes have no such resource.
     """
-    chosen = {"max_surge_percent": 100} | dict(options)
+    chosen = {"max_surge_percent": 100, "graceful_shutdown_timeout_s": GRACE_S} | dict(options)
     if not chosen.pop("on_serve_nodes", False):
         return chosen
     actor = dict(chosen.get("ray_actor_options") or {})

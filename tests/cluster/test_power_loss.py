@@ -47,17 +47,17 @@ def test_losses_of_power_lose_no_label_and_few_requests(
 def _lose(cluster: Cluster, victim: str) -> dict[str, Any]:
     """Take the power from a worker under load; returns what that cost."""
     places = cluster.replicas()
-    usual = cluster.durable_run(f"before {victim}")
+    usual = cluster.durable_run(f"before-{victim}")
     with cluster.load(("head", *cluster.workers), 30, rate=RATE, probe_rate=PROBE_RATE) as outcomes:
         time.sleep(8)
         at = time.time()
         cluster.lose(victim)
-        later = cluster.durable_run(f"after {victim}")
+        later = cluster.durable_run(f"after-{victim}")
     predictions = [each for each in outcomes if each.kind == "predict"]
     answered = {each.name for each in predictions if not each.failed}
     acknowledged = {each.name for each in predictions if each.labelled}
     failed = [each for each in predictions if each.failed]
-    found, run = settled(cluster, outcomes), run_times(cluster, f"after {victim}")
+    found, run = settled(cluster, outcomes), run_times(cluster, f"after-{victim}")
     return {
         "victim": victim,
         "had": {app: each[victim] for app, each in places.items() if each[victim]},

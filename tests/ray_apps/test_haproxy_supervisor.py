@@ -1,9 +1,10 @@
-"""The door on real Serve while HAProxy, its manager or the application at `/` is killed, at 200 requests a second."""
+"""The door on real Serve while HAProxy, its manager or an application is killed or replaced, at 200 requests a second."""
 
 from __future__ import annotations
 
 import http.client
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,24 +21,27 @@ from typing import Self
 import httpx
 import pytest
 
-from ray_apps.deployment.serve_settings import serve_settings
+from ray_apps.deployment.serve_settings import HAPROXY, serve_settings
 from ray_apps.haproxy_supervisor import processes_of
 from ray_apps.loopback import loopback_environment
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
-RATE = 200
-"""Requests a second, each on a connection of its own, at times that are set beforehand."""
+RATE, LATE_S = 200, 6
+"""Requests a second, each on a connection of its own, at times that are set beforehand; and how long a HAProxy takes to start
+while the file `late` is there, as on a machine without free processor time."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Doors:
-    """A running Serve: its address, its folder, and the file that HAProxy runs on."""
+    """A running Serve: its address, its folder, its process, and where HAProxy counts."""
 
     url: str
     folder: Path
+    process: subprocess.Popen[bytes]
+    metrics_port: int
 
     @property
     def configuration(self) -> Path:
@@ -56,6 +60,20 @@ class Doors:
             and str(self.folder).encode() in _text(folder / "environ")
         )
         return found
+
+    def through_python_proxy(self) -> int:
+        """Requests that HAProxy handed to Serve's Python proxy since it started."""
+        said = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics").text
+        counts = re.findall(
+            r'^haproxy_server_sessions_total\{.*server="SERVE_PROXY_ACTOR.*\} (\S+)$', said, re.MULTILINE
+        )
+        assert counts, "HAProxy no longer counts what it hands to the Python proxy"
+        return sum(int(float(each)) for each in counts)
+
+    def deploy_again(self) -> None:
+        """Replace the replicas of both applications; returns when Serve says that the new ones run."""
+        self.process.send_signal(signal.SIGHUP)
+        until(lambda: b"deployed\n" in _text(self.folder / "log"))
 
 
 def _text(file: Path) -> bytes:
@@ -80,7 +98,15 @@ def doors() -> Iterator[Doors]:
         "STATS_PORT": free_port(),
         "NBTHREAD": 1,
     }
+    late = folder / "haproxy.sh"
+    late.write_text(f'#!/bin/sh\n[ -e {folder}/late ] && sleep {LATE_S}\nexec {HAPROXY} "$@"\n')
+    late.chmod(0o755)
     environment = os.environ | serve_settings() | loopback_environment()
+    environment |= {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(late),
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    }
     environment |= {f"RAY_SERVE_HAPROXY_{name}": str(value) for name, value in paths.items()}
     environment |= {"RAY_TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
@@ -89,7 +115,7 @@ def doors() -> Iterator[Doors]:
             [sys.executable, "-m", "tests.ray_apps.served_doors", str(port)],
             env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
         )  # fmt: skip
-    made = Doors(f"http://127.0.0.1:{port}", folder)
+    made = Doors(f"http://127.0.0.1:{port}", folder, process, int(str(paths["METRICS_PORT"])))
     try:
         until(lambda: b"ready\n" in _text(folder / "log") or process.poll() is not None, within_s=120)
         assert process.poll() is None, _text(folder / "log")[-3000:].decode()
@@ -209,3 +235,19 @@ def test_the_death_of_the_only_replica_is_a_wait_or_a_503_never_a_404(doors: Doo
     assert {status for _, status, _ in in_flight} <= {0, 500, 503}
     assert {each[1:] for each in later} <= {(503, "1")}
     assert int(httpx.get(f"{doors.url}/pid").text) != replica
+
+
+def test_a_replica_answers_until_a_haproxy_that_learns_late_knows_its_successor(doors: Doors) -> None:
+    before = {path: int(httpx.get(f"{doors.url}{path}").text) for path in ("/pid", "/other/pid")}
+    indirect = doors.through_python_proxy()
+    (doors.folder / "late").touch()
+    with load_of(doors, "/other/pid") as load:
+        begun = time.monotonic()
+        doors.deploy_again()
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before.values()))
+        ended = time.monotonic()
+        until(lambda: load.good_since(ended) > RATE)
+    (doors.folder / "late").unlink()
+    assert ended - begun > LATE_S, "nothing was late"
+    assert load.failed(begun) == []
+    assert doors.through_python_proxy() == indirect

@@ -166,13 +166,13 @@ def version_application(model: str, number: int, options: PredictorOptions) -> s
             {
                 "on_serve_nodes": options.on_serve_nodes and own.num_gpus == 0,
                 "ray_actor_options": {"num_cpus": own.num_cpus, "num_gpus": own.num_gpus},
+                "graceful_shutdown_timeout_s": 10,  # no HAProxy stands before it
                 **scaled.scale,
             }
         ),
         max_ongoing_requests=options.max_ongoing_requests,
         max_constructor_retry_count=1,  # the endpoint tries again, and logs why
         health_check_period_s=5,
-        graceful_shutdown_timeout_s=10,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
     application: serve.Application = bound.bind(model, number, options.model_dump(mode="json"))

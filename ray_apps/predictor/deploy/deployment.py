@@ -38,8 +38,8 @@ from ray_apps.predictor.inference.confirmation import Confirmation
 from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.series import ModelSeries
-from ray_apps.predictor.versions.engine import Engine, VersionLoader
-from ray_apps.predictor.versions.loaded import tried_first
+from ray_apps.predictor.versions.engine import POLL_S, Engine, VersionLoader
+from ray_apps.predictor.versions.loaded import LoadError, tried_first
 from ray_apps.spread import laid_out
 from registry import Registry, open_store
 from registry.access import workspace_store
@@ -61,6 +61,8 @@ __all__ = [
     "route_prefix",
 ]
 
+CHAMPION_S = 30.0
+"""How long a new replica tries to load its champion before Serve is told that it failed."""
 POOL_APP, POOL_PREFIX = pool_app(), pool_prefix()
 """The Serve application of the default workspace's pool, and its route prefix."""
 
@@ -206,7 +208,9 @@ async def _open_endpoint(model: str, options: PredictorOptions, release: int) ->
     """Make a model's endpoint in a replica of Serve, with the event loop free: dedicated versions are asked on it."""
     own = options.dedicated
     if own is None:
-        return build_predictor(model, options)
+        endpoint = build_predictor(model, options)
+        await _wait_for_champion(endpoint)
+        return endpoint
     loop = asyncio.get_running_loop()
     deployments = ServeDeployments(model, options, own, release=release)
     dedicated = DedicatedVersions(
@@ -222,6 +226,20 @@ async def _open_endpoint(model: str, options: PredictorOptions, release: int) ->
     if starting.done():
         starting.result()
     return endpoint
+
+
+async def _wait_for_champion(endpoint: ModelEndpoint) -> None:
+    """Wait until a new replica can answer, so that Serve keeps its predecessor until then; a model without versions is fine.
+
+    Raises: LoadError if it still cannot after `CHAMPION_S`; Serve then starts another replica, or ends the update.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + CHAMPION_S
+    while (fault := endpoint.predictor.engine.find_fault()) is not None:
+        if loop.time() > deadline:
+            await _close(endpoint)
+            raise LoadError(fault)
+        await asyncio.sleep(POLL_S)
 
 
 def build_pool(options: PoolOptions) -> PoolEndpoint:
@@ -337,14 +355,12 @@ def _deployment(replica: Any, name: str, options: PredictorOptions) -> Any:
             {
                 "on_serve_nodes": options.on_serve_nodes,
                 "ray_actor_options": {"num_cpus": options.num_cpus},
-                "max_surge_percent": 0,  # one after the other: two successors at once stalled a busy machine's models for 43 s
                 **options.scale,
             }
         ),
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         health_check_period_s=5,
-        graceful_shutdown_timeout_s=10,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
 

@@ -99,11 +99,12 @@ def _authenticator(options: ProxyOptions) -> Authenticator:
 
 def _where(options: ProxyOptions) -> dict[str, Any]:
     """Arguments of the deployment that say how many replicas there are, and on which nodes."""
+    own = {"graceful_shutdown_timeout_s": 10}  # no HAProxy stands before it
     if not options.on_each_door:
         actor = {"num_cpus": options.num_cpus}
-        return laid_out({"num_replicas": options.num_replicas, "ray_actor_options": actor})
+        return laid_out(own | {"num_replicas": options.num_replicas, "ray_actor_options": actor})
     needs = {"num_cpus": options.num_cpus, "resources": {DOOR: SHARE}}
-    return one_on_each_door() | {"ray_actor_options": needs}
+    return one_on_each_door() | own | {"ray_actor_options": needs}
 
 
 def grpc_application(options: ProxyOptions | Mapping[str, Any]) -> serve.Application:
@@ -119,7 +120,6 @@ def grpc_application(options: ProxyOptions | Mapping[str, Any]) -> serve.Applica
         name="grpc-proxy",
         **_where(options),
         health_check_period_s=5,
-        graceful_shutdown_timeout_s=10,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
     bound: serve.Application = deployment.bind(options.model_dump(mode="json"))

@@ -16,6 +16,7 @@ from typing import Any
 from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 
+from ray_apps.deployment.deregistration import answer_until_deregistered
 from ray_apps.loopback import bind_to_loopback
 from ray_apps.predictor.http.connections import TimedProtocol
 
@@ -59,8 +60,10 @@ def middlewares() -> list[Middleware]:
     """The middlewares of Serve's HTTP servers, which Serve asks for before it makes them.
 
     Serve leaves the choice of the HTTP protocol to uvicorn, so uvicorn's default is set here too. It asks in each
-    replica that listens, before its other server is made, whose address is set here for the same reason.
+    replica that listens, before its other server is made, whose address is set here for the same reason, and so is how
+    the replica ends.
     """
     bind_to_loopback(os.environ)
+    answer_until_deregistered()
     HTTP_PROTOCOLS["auto"] = f"{TimedProtocol.__module__}:{TimedProtocol.__qualname__}"
     return [Middleware(BypassMiddleware)]

@@ -138,6 +138,17 @@ class Engine:
             thread.start()
             self._threads.append(thread)
 
+    def find_fault(self) -> str | None:
+        """Say why predictions could not be answered now; None if they can, or if the model has no champion yet."""
+        if self.view is None:
+            return f"{self.model}: the store does not answer, so it is not known which versions to load"
+        traffic = self.view.traffic
+        if traffic is None or self.routes.champion is not None:
+            return None
+        number = traffic.champion.version
+        reason = self.failures.get(number, "it is not loaded yet")
+        return f"{self.model}: version {number}, the champion, cannot answer: {reason}"
+
     def stop(self) -> None:
         """End the threads; loaded versions still answer."""
         self._stop.set()

@@ -1,0 +1,96 @@
+"""A new replica counts as ready when it can answer: a rolling update must not end the last one that does for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from functions.prediction_log import close_writers
+from ray_apps.predictor import PredictorOptions
+from ray_apps.predictor.deploy import deployment
+from ray_apps.predictor.versions.loaded import LoadError
+from registry import Registry, open_store
+from tests.ray_apps.predictor.conftest import SIGNATURE, load_fake_scorer
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "tried_first", lambda *_: load_fake_scorer)
+    monkeypatch.setattr(deployment, "CHAMPION_S", 0.5)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(open_store(f"file://{tmp_path}/store"), actor="ada")
+
+
+@pytest.fixture
+def options(registry: Registry) -> PredictorOptions:
+    return PredictorOptions(store_url=registry.store.url, authentication=False, log=False, poll_s=0.05)
+
+
+@pytest.fixture
+def promoted(registry: Registry, tmp_path: Path) -> Callable[[str], int]:
+    """Registers a version that fails as said, and promotes it."""
+
+    def promote(fail: str) -> int:
+        file = tmp_path / f"of-{fail}" / "model.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"value": 0.25, "fail": fail}))
+        version = registry.create_version("late", path=file.parent, signature=SIGNATURE).version
+        registry.promote("late", version)
+        return version
+
+    return promote
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_model_without_a_version_is_ready_at_once(
+    options: PredictorOptions, registry: Registry, *, known: bool
+) -> None:
+    if known:
+        registry.create_model("late")
+    endpoint = await deployment._open_endpoint("late", options, 0)
+    assert endpoint.predictor.engine.loaded == []
+    await endpoint.close()
+
+
+async def test_a_replica_that_cannot_load_its_champion_does_not_get_ready(
+    options: PredictorOptions, registry: Registry, promoted: Callable[[str], int]
+) -> None:
+    registry.create_model("late")
+    promoted("load")
+    with pytest.raises(LoadError, match=r"late: version 1, the champion, cannot answer: .*not a model"):
+        await deployment._open_endpoint("late", options, 0)
+
+
+async def test_a_replica_that_cannot_read_the_store_does_not_get_ready(
+    options: PredictorOptions, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> object:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(type(registry.follow("late")), "refresh", refuse)
+    with pytest.raises(LoadError, match="late: the store does not answer"):
+        await deployment._open_endpoint("late", options, 0)
+
+
+async def test_a_waiting_replica_gets_ready_with_the_champion_promoted_meanwhile(
+    options: PredictorOptions, registry: Registry, promoted: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "CHAMPION_S", 60.0)
+    registry.create_model("late")
+    promoted("load")
+    opening = asyncio.ensure_future(deployment._open_endpoint("late", options, 0))
+    await asyncio.sleep(0.2)
+    assert not opening.done()
+    good = promoted("")
+    endpoint = await asyncio.wait_for(opening, 60)
+    assert endpoint.predictor.engine.routes.champion is not None
+    assert endpoint.predictor.engine.loaded == [good]
+    await endpoint.close()
+    await asyncio.to_thread(close_writers)
