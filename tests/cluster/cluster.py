@@ -137,7 +137,7 @@ class Cluster:
 
     def ask(self, method: str, door: str, path: str, **options: Any) -> httpx.Response:
         """Send a request as an administrator to one door. Raises: httpx.HTTPError."""
-        headers = {"Authorization": f"Bearer {self.token}"}
+        headers = {"Authorization": f"Bearer {self.token}"} | options.pop("headers", {})
         with self.lab.network():
             url = f"http://{self.lab.address(door)}:8000{path}"
             return self.http.request(method, url, headers=headers, **options)
@@ -173,6 +173,16 @@ class Cluster:
             for app, state in self.applications().items()
         }
 
+    def replica_ids(self) -> set[str]:
+        """The ids of all replicas that Serve knows, those that end included."""
+        return {
+            replica["replica_id"]
+            for state in self.applications().values()
+            for deployment in state["deployments"].values()
+            for replica in deployment["replicas"]
+            if replica["state"] != "STOPPED"
+        }
+
     def lacks(self) -> str:
         """What keeps the cluster from being whole, in words; "" if every application has all its replicas, each on a
         machine that is up, and every door reaches the model.
@@ -205,15 +215,17 @@ class Cluster:
             raise TimeoutError(f"{error}: {lacks[0]}") from None
 
     @contextmanager
-    def load(self, doors: Sequence[str], seconds: float, **plan: Any) -> Iterator[list[Outcome]]:
+    def load(
+        self, doors: Sequence[str], seconds: float, *, ends_with_block: bool = False, **plan: Any
+    ) -> Iterator[list[Outcome]]:
         """Send load to doors while the block runs; the list is filled when the block is left and the load has ended.
 
-        seconds: how long; the block may be shorter. plan: further fields of `Plan`.
+        seconds: how long; the block may be shorter. ends_with_block: the load is, then, too. plan: further fields of `Plan`.
         """
         self.loads += 1
         folder = self.lab.folder / "client" / "loads"
         folder.mkdir(parents=True, exist_ok=True)
-        file, outcomes = folder / f"{self.loads}.plan", folder / f"{self.loads}.outcomes"
+        file, outcomes, stop = (folder / f"{self.loads}.{name}" for name in ("plan", "outcomes", "stop"))
         addresses = [self.lab.address(door) for door in doors]
         given = Plan(
             doors=addresses,
@@ -221,6 +233,7 @@ class Cluster:
             model=MODEL,
             seconds=seconds,
             prefix=f"load{self.loads}",
+            stop=stop,
             **plan,
         )
         file.touch(mode=0o600)
@@ -229,6 +242,8 @@ class Cluster:
         process = self.lab.start("client", "python", "-m", "tests.cluster.load", str(file), str(outcomes))
         try:
             yield found
+            if ends_with_block:
+                stop.touch()
             assert process.wait(seconds + 120) == 0, self.lab.log("client").read_text()[-3000:]
             found += read_outcomes(outcomes)
         finally:

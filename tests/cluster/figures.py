@@ -77,14 +77,19 @@ class RunTimes:
     begun: float
 
 
-def run_times(cluster: Cluster, key: str) -> RunTimes:
-    """Read from its journal when the durable run with a key went where it ran."""
-    folder = f"{PREFIX}/invocations/{invocation_id('echo', key)}/0"  # of its entries, by number
+def journal_of_run(cluster: Cluster, key: str) -> list[dict[str, Any]]:
+    """Read the entries of a durable run of `echo` with a key; none if it was never submitted."""
+    folder = f"{PREFIX}/invocations/{invocation_id('echo', key)}/entries/"
     with cluster.lab.network():
         client = roles.s3_client(cluster.lab)
-        keys = client.list_objects_v2(Bucket=roles.BUCKET, Prefix=folder)["Contents"]
+        keys = client.list_objects_v2(Bucket=roles.BUCKET, Prefix=folder).get("Contents", [])
         bodies = [client.get_object(Bucket=roles.BUCKET, Key=each["Key"])["Body"] for each in keys]
-        entries = [json.loads(each.read()) for each in bodies]
+        return [json.loads(each.read()) for each in bodies]
+
+
+def run_times(cluster: Cluster, key: str) -> RunTimes:
+    """Read from its journal when the durable run with a key went where it ran."""
+    entries = journal_of_run(cluster, key)
     started = next(each for each in entries[::-1] if each["body"]["kind"] == "started")
     times = (entries[0]["at"], started["body"]["sent"], started["at"])
     return RunTimes(*(from_text(each).timestamp() for each in times))

@@ -30,7 +30,7 @@ Kind = Literal["predict", "gateway", "mlflow", "grpc"]
 
 class Plan(BaseModel):
     """What is asked of whom. doors: addresses; rate: predictions a second; probe_rate: of each other kind; labels: sent
-    for every answered prediction.
+    for every answered prediction; stop: file at whose appearance the load ends sooner.
     """
 
     doors: list[str]
@@ -43,6 +43,7 @@ class Plan(BaseModel):
     labels: bool = True
     http_port: int = 8000
     grpc_port: int = 8001
+    stop: Path | None = None
 
 
 class Outcome(BaseModel):
@@ -89,6 +90,7 @@ class Client:
     healthy: set[str] = field(default_factory=set)
     outcomes: list[Outcome] = field(default_factory=list)
     unlabelled: list[Outcome] = field(default_factory=list)
+    sent: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """Send until the time is over, and until every label is acknowledged."""
@@ -104,6 +106,7 @@ class Client:
         labels = asyncio.ensure_future(self._label(end)) if self.plan.labels else None
         await asyncio.gather(*(self._send(kind, rate, ask) for kind, rate, ask in kinds if rate))
         if labels is not None:
+            self.sent.set()
             await labels
         for each in watchers:
             each.cancel()
@@ -114,6 +117,8 @@ class Client:
         for number in range(round(rate * self.plan.seconds)):
             due = begun + number / rate
             await asyncio.sleep(max(0.0, due - time.time()))
+            if self.plan.stop is not None and self.plan.stop.exists():
+                break
             name = f"{self.plan.prefix}-{kind}-{number}"
             sent.append(asyncio.ensure_future(self._one(kind, name, next(turns), due, ask)))
         await asyncio.gather(*sent)
@@ -158,7 +163,7 @@ class Client:
     async def _label(self, end: float) -> None:
         """Send the labels of what was answered, each until it is acknowledged."""
         turns = self._turns()
-        while time.time() < end or self.unlabelled:
+        while (time.time() < end and not self.sent.is_set()) or self.unlabelled:
             await asyncio.sleep(LABELS_EVERY_S)
             batch, self.unlabelled = self.unlabelled, []
             body = [{"prediction_id": each.name, "label": 1.0} for each in batch]

@@ -80,7 +80,10 @@ async def test_a_replica_that_cannot_read_the_store_does_not_get_ready(
 
 
 async def test_a_waiting_replica_gets_ready_with_the_champion_promoted_meanwhile(
-    options: PredictorOptions, registry: Registry, promoted: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+    options: PredictorOptions,
+    registry: Registry,
+    promoted: Callable[[str], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(deployment, "CHAMPION_S", 60.0)
     registry.create_model("late")
