@@ -26,7 +26,7 @@ from ray_apps.haproxy_supervisor import processes_of
 from ray_apps.loopback import loopback_environment
 from tests.ports import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
 RATE, LATE_S = 200, 6
 """Requests a second, each on a connection of its own, at times that are set beforehand; and how long a HAProxy takes to start
@@ -73,7 +73,7 @@ class Doors:
     def deploy_again(self) -> None:
         """Replace the replicas of both applications; returns when Serve says that the new ones run."""
         self.process.send_signal(signal.SIGHUP)
-        until(lambda: b"deployed\n" in _text(self.folder / "log"))
+        until(lambda: b"deployed\n" in _text(self.folder / "log"), within_s=150)
 
 
 def _text(file: Path) -> bytes:
@@ -244,7 +244,7 @@ def test_a_replica_answers_until_a_haproxy_that_learns_late_knows_its_successor(
     with load_of(doors, "/other/pid") as load:
         begun = time.monotonic()
         doors.deploy_again()
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before.values()))
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before.values()), within_s=120)
         ended = time.monotonic()
         until(lambda: load.good_since(ended) > RATE)
     (doors.folder / "late").unlink()

@@ -355,6 +355,8 @@ def _deployment(replica: Any, name: str, options: PredictorOptions) -> Any:
             {
                 "on_serve_nodes": options.on_serve_nodes,
                 "ray_actor_options": {"num_cpus": options.num_cpus},
+                # One that asks for a core might wait for ever beside its predecessor, which has it.
+                "max_surge_percent": 0 if options.num_cpus else 100,
                 **options.scale,
             }
         ),
