@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ray_apps.cli.command import Given, Parser
@@ -27,19 +28,23 @@ from ray_apps.cli.commands import (
     monitoring,
     predict,
     privacy,
+    project,
     rollouts,
     runs,
     store,
     trace,
     traffic,
+    train,
 )
 from ray_apps.cli.commands.cluster import explained
-from ray_apps.cli.errors import INTERRUPTED, CommandError, Refused
+from ray_apps.cli.errors import INTERRUPTED, CommandError, Refused, UsageError
 from ray_apps.cli.names import explain
 from ray_apps.cli.output import complain
+from ray_apps.cli.project_folder import ProjectFolder, enter_project, find_project_folder
 
 # The order in which `toque --help` shows the commands.
 GROUPS = {
+    "a project": (project, train),
     "this machine": (machine,),
     "a cluster": (cluster,),
     "models": (models, traffic, rollouts, predict),
@@ -58,20 +63,26 @@ Exit codes: 0 well; 1 failed, refused or an unknown name; 2 a command line that 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    given = parser().parse_args(arguments, Given())
     try:
-        return _run(given)
+        folder = find_project_folder(Path.cwd())
+    except UsageError as error:
+        complain(str(error))
+        return error.exit_code
+    given = parser(folder).parse_args(arguments, Given())
+    try:
+        return _run(given, folder)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _run(given: Given) -> int:
+def _run(given: Given, folder: ProjectFolder | None) -> int:
     """Run the command; its error becomes a line on standard error and an exit code."""
     try:
         try:
             if os.environ.get("TOQUE_PROFILE"):
                 _apply_profile()
+            enter_project(folder)
             code: int = given.command(given) or 0
         except Refused as refused:
             explain(given, refused)
@@ -94,8 +105,8 @@ def _apply_profile() -> None:
         apply_profile(os.environ)
 
 
-def parser() -> argparse.ArgumentParser:
-    """A parser with every command there is."""
+def parser(folder: ProjectFolder | None = None) -> argparse.ArgumentParser:
+    """A parser with every command there is. folder: of the project that the command is given in."""
     made = Parser(
         prog="toque",
         description="An AI platform made of small serverless functions.",
@@ -104,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--home",
-        default=os.environ.get("TOQUE_HOME") or ".toque",
+        default=os.environ.get("TOQUE_HOME") or _state_folder(folder),
         metavar="FOLDER",
         help="state folder of a platform on this machine (default: %(default)s)",
     )
@@ -123,6 +134,11 @@ def parser() -> argparse.ArgumentParser:
         sections.append(f"{title}:\n" + "\n".join(_summaries(commands, before)))
     made.epilog = "\n\n".join([*sections, _EPILOG])
     return made
+
+
+def _state_folder(folder: ProjectFolder | None) -> str:
+    """State folder where none is given: beside the project's file, else here."""
+    return ".toque" if folder is None or folder.path == Path.cwd() else str(folder.path / ".toque")
 
 
 def _summaries(commands: Any, before: set[str]) -> list[str]:

@@ -1,0 +1,189 @@
+"""`toque train`: from a project's tables to a version that was judged, told in words with what to do next."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_apps.cli.arguments import arg, flag
+from ray_apps.cli.command import Commands, Given, add, find_project_here
+from ray_apps.cli.errors import Failed, UsageError
+from ray_apps.cli.output import note, say, value
+
+if TYPE_CHECKING:
+    from functions.project import ModelDefinition, Project
+    from functions.retraining.by_hand import TrainedByHand
+
+# `functions` is imported by the command itself: it brings Ray.
+
+_MODEL = arg("model", "name of the model (default: the project's only one)", nargs="?")
+_PROJECT = arg(
+    "--project MODULE", "module of your definitions (default: TOQUE_PROJECT, else that of this folder)"
+)
+_NO_LOAD = flag("--no-load", "train on the tables as they are, without the project's `load`")
+_PROMOTE = flag(
+    "--promote", "make the version the champion if it passes its gate and the model's policy allows it"
+)
+
+
+def register(commands: Commands) -> None:
+    """Add the command of this module."""
+    add(commands, "train", _train, _MODEL, _PROJECT, _NO_LOAD, _PROMOTE)
+
+
+def _train(given: Given) -> int:
+    """Load a project's tables, train a version of its model here, judge it by its gate, and say what to do next."""
+    os.environ.update(_platform_environment(Path(given.home).expanduser().resolve()))
+    module = given.project or os.environ.get("TOQUE_PROJECT")
+    if not module:
+        raise UsageError(
+            "there is no project here; go to its folder, make one by `toque init NAME --from FILE`, or give --project"
+        )
+    os.environ["TOQUE_PROJECT"] = module
+    find_project_here()
+    with _explained():
+        from functions.project import load_project
+        from functions.retraining.by_hand import train_by_hand
+
+        definition = _chosen(load_project(module), given.model)
+        if not given.no_load:
+            _load(module)
+        note(f"training {definition.name}")
+        done = train_by_hand(definition, definition.governance)
+        refused = _promote(done) if given.promote and done.gate.passed else None
+    _tell(given, definition, done, live=given.promote and done.gate.passed and refused is None)
+    if refused is not None:
+        raise Failed(refused)
+    return 0 if done.gate.passed else 1
+
+
+def _platform_environment(home: Path) -> dict[str, str]:
+    """Variables of the platform in a state folder, whether it runs or not; those that are set already stand before them."""
+    from ray_apps.local import Settings
+    from ray_apps.local.status import status
+
+    running = status(home).running
+    settings = Settings.of(os.environ, home=home) if running is None else running.settings
+    found = {
+        "TOQUE_STORE": settings.store_url,
+        "TOQUE_AUDIT_KEY_FILE": str(settings.audit_key_file),
+        **settings.ray_login(),
+    }
+    if running is not None:
+        found = running.environment() | found
+    if not settings.audit_key_file.exists():
+        del found["TOQUE_AUDIT_KEY_FILE"]
+    found.pop("TOQUE_PROJECT", None)
+    return {name: text for name, text in found.items() if not os.environ.get(name)}
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what is wrong with a project, its rows or its training into the command's error."""
+    from featurestore import FeatureStoreError
+    from functions.evaluation import EvaluationError
+    from functions.runtime.definitions import ProjectError
+    from functions.training import TrainingError
+    from registry import RegistryError
+
+    try:
+        yield
+    except ProjectError as error:
+        raise UsageError(str(error)) from error
+    except (FeatureStoreError, EvaluationError, TrainingError, RegistryError) as error:
+        raise Failed(str(error)) from error
+
+
+def _chosen(project: Project, name: str | None) -> ModelDefinition:
+    """The definition of the model that is asked for, or of the only one. Raises: UsageError."""
+    if name is None and len(project.models) != 1:
+        there = ", ".join(project.models) or "none"
+        raise UsageError(
+            f"which model? {project.module} declares {there}; name one, as in `toque train MODEL`"
+        )
+    return project.model(name or next(iter(project.models)))
+
+
+def _load(module: str) -> None:
+    """Run the project's `load`, if it has one. Raises: Failed if it fails for a reason of its own."""
+    name = f"{module}.load"
+    if find_spec(name) is None:
+        note(f"{name} does not exist: the tables are taken as they are")
+        return
+    note("loading the tables")
+    try:
+        loaded = import_module(name).load()
+    except Exception as error:  # it is the user's code
+        raise Failed(f"{name}.load failed: {type(error).__name__}: {error} ({_line_of(error)})") from error
+    if loaded is not None and hasattr(loaded, "written"):
+        note(f"{loaded.rows:,} rows, {loaded.written:,} of them new, {loaded.labelled:,} with a label")
+
+
+def _line_of(error: Exception) -> str:
+    """File and line of the user's code at which an error came up, else of any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename.startswith(str(Path.cwd()))] or frames
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
+
+
+def _promote(done: TrainedByHand) -> str | None:
+    """Make a version the champion; returns why the model's policy does not allow it, if so."""
+    from functions import context
+    from registry import Refused
+
+    try:
+        context().registry().set_alias(done.model, "champion", done.version, reason="toque train --promote")
+    except Refused as error:
+        return str(error)
+    return None
+
+
+def _tell(given: Given, definition: ModelDefinition, done: TrainedByHand, *, live: bool) -> None:
+    """Say what was trained, how it was judged, and what to do next."""
+    following = _next(definition, done, live=live)
+    if given.output == "json":
+        value({**done.model_dump(mode="json"), "promoted": live, "next": following})
+        return
+    say(
+        f"{done.model}@{done.version}: learnt from {done.rows:,} rows, judged on {done.held_out:,} later ones"
+    )
+    for line in _judged(done):
+        say(f"  {line}")
+    say(
+        f"gate {done.gate.gate}: {'passed' if done.gate.passed else 'failed'}{f' ({done.gate.reason})' if done.gate.reason else ''}"
+    )
+    say(f"next: {following}")
+
+
+def _judged(done: TrainedByHand) -> Iterator[str]:
+    gate = done.gate
+    for check in gate.checks:
+        verdict = "kept" if check.passed else "BROKEN"
+        yield f"{check.name} is {check.value:.4g}, wanted {check.rule} {check.limit:.4g}: {verdict}"
+    yield ", ".join(
+        f"{name} {figure:.4g}"
+        for name, figure in gate.metrics.items()
+        if "_" not in name or name == "log_loss"
+    )
+
+
+def _next(definition: ModelDefinition, done: TrainedByHand, *, live: bool) -> str:
+    name, version = done.model, done.version
+    if not done.gate.passed:
+        return (
+            f"give more rows or better features, or change the gate in the definition of {name} if its limits are wrong; "
+            "then `toque train` again"
+        )
+    if live:
+        return f"`toque up` serves it here, and `toque predict {name} …` asks it"
+    steps = (
+        [f"`toque models approve {name} {version}` by a colleague"] if definition.governance.approvals else []
+    )
+    steps.append(f"`toque models promote {name} {version}`")
+    return f"`toque up` (once), then {', then '.join(steps)}"

@@ -1,0 +1,37 @@
+"""README of a new project: what was guessed, what to do next, and where to change it."""
+
+from __future__ import annotations
+
+from ray_apps.new_project.draft import Draft
+
+
+def readme(draft: Draft) -> str:
+    """Text of the project's README."""
+    roles, checked = draft.roles, draft.checked
+    guesses = "\n".join(f"| {each.role} | {each.value} | {each.reason} |" for each in roles.guesses)
+    found = "\n".join(f"- {each}" for each in checked.findings) or "- nothing odd"
+    return f"""\
+# {draft.name}
+
+A model of `{roles.label}` from `{draft.source.name}` ({draft.found.rows:,} rows), made by `toque init`.
+
+```bash
+toque train              # loads the rows, trains, judges on rows that it has not seen
+toque up                 # serves it on this machine; `toque down` ends it
+toque models promote {draft.name} 1
+toque models show {draft.name}
+python -m pytest         # checks the rows
+```
+
+| role | is | because |
+|---|---|---|
+{guesses}
+
+Features: {len(checked.numeric)} numbers and {len(checked.categorical)} categories, named in `{draft.package}/features.py`.
+What the model predicts, and what it must show before it is served, stands in `{draft.package}/model.py`; how the rows are read, in
+`{draft.package}/load.py`.
+
+## What was found in the table
+
+{found}
+"""
