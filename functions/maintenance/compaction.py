@@ -15,7 +15,7 @@ from registry.store import table_names
 from registry.store.table_upkeep import compact_table, vacuum_table
 
 _MIB = 2**20
-_LOGGED = ("predictions/", "labels", "monitoring/", "feature_health")
+_LOGGED = ("predictions/", "predictions_large/", "labels", "monitoring/", "feature_health")
 """Tables that nothing names by version: their files go when they are out of use."""
 
 

@@ -20,6 +20,7 @@ from registry.store import table_names
 from registry.store.table_upkeep import drop_days
 
 _DIGEST = re.compile(r'"sha256": ?"([0-9a-f]{64})"')
+_PREDICTED = ("predictions/", "predictions_large/")
 _UNUSED_FOR = timedelta(
     days=1
 )  # a value younger than this may belong to an invocation that is being accepted
@@ -102,7 +103,9 @@ def apply_retention() -> Expired:
     if keep.invocations is not None:
         invocations, results = _drop_invocations(here, now - timedelta(days=keep.invocations))
     return Expired(
-        prediction_files=_drop_days(here.store, "predictions/", _first_kept(now, keep.predictions)),
+        prediction_files=sum(
+            _drop_days(here.store, prefix, _first_kept(now, keep.predictions)) for prefix in _PREDICTED
+        ),
         label_files=_drop_days(here.store, LABELS_TABLE, _first_kept(now, keep.labels)),
         invocations=invocations,
         results=results,

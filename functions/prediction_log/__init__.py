@@ -20,6 +20,7 @@ from functions.prediction_log.reading.scan_cache import shared_scans
 from functions.prediction_log.records import (
     OBSERVED_AHEAD,
     PINNED,
+    BatchPlace,
     Label,
     encode_labels,
     encode_prediction,
@@ -41,6 +42,7 @@ __all__ = [
     "OBSERVED_AHEAD",
     "PINNED",
     "PSEUDONYM_KEY",
+    "BatchPlace",
     "DrainResult",
     "Label",
     "LogFullError",

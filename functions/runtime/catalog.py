@@ -21,6 +21,7 @@ PLATFORM = (
     "functions.tuning.jobs",
     "functions.evaluation.offline_gate",
     "functions.evaluation.batch_inference",
+    "functions.evaluation.log_replay",
     "functions.prediction_log.jobs",
     "functions.monitoring.jobs",
     "functions.alerting.jobs",

@@ -156,6 +156,21 @@ class Traffic(BaseModel):
         starts, arms = self._table
         return arms[bisect_right(starts, bucket_of(self.salt, unit)) - 1]
 
+    def chances(self) -> dict[str, float]:
+        """Chance of each arm for a unit that nothing is known of and no rule matches; they sum to 1."""
+        within = 1.0
+        for holdout in self.holdouts:
+            within *= 1 - round(holdout.share * BUCKETS) / BUCKETS
+        part = 1.0 if self.layer is None else self.layer.share
+        others = {arm.name: size(arm.buckets) / BUCKETS for arm in self.arms[1:]}
+        found = {CHAMPION: 1 - sum(others.values()), **others}
+        found = {name: share * within * part for name, share in found.items()}
+        if self.holdouts:
+            found[HOLDOUT] = 1 - within
+        if self.layer is not None:
+            found[OUTSIDE] = within * (1 - part)
+        return found
+
     def _champion_as(self, name: str) -> Arm:
         return Arm(name=name, version=self.champion.version, share=0.0)
 

@@ -34,7 +34,17 @@ _CONFIGURATION = {
 _METADATA = "toque"  # key of our metadata among a commit's
 _COMMIT = "toque_commit"  # and of a commit's id
 RESERVED_TABLES: Final = frozenset(
-    {"predictions", "labels", "monitoring", "metrics", "features", "feature_health", "invocations", "reports"}
+    {
+        "predictions",
+        "predictions_large",
+        "labels",
+        "monitoring",
+        "metrics",
+        "features",
+        "feature_health",
+        "invocations",
+        "reports",
+    }
 )
 """First parts of the names of tables that the platform writes itself."""
 

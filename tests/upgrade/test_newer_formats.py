@@ -5,7 +5,8 @@ import json
 import msgpack
 import pytest
 
-from functions.prediction_log.records import decode_prediction, label_columns
+from functions.prediction_log.records import decode_prediction
+from functions.prediction_log.writing.columns import label_columns
 from functions.prediction_log.writing.stream import entries_of
 from functions.runtime.durable.ledger import Ledger
 from registry import Access, Journal, NewerFormat, ObjectStore, Registry, open_store
@@ -86,7 +87,7 @@ def test_a_change_of_an_invocation_that_is_not_known_is_refused(store: ObjectSto
 def test_records_with_other_fields_are_refused():
     fields = msgpack.unpackb(record("a"))
     with pytest.raises(
-        NewerFormat, match=f"a prediction in the log has format 15 fields, .* reads 16 fields: {UPGRADE}"
+        NewerFormat, match=f"a prediction in the log has format 15 fields, .* reads 19 fields: {UPGRADE}"
     ):
         decode_prediction(msgpack.packb([*fields, "more"]))
     with pytest.raises(NewerFormat, match="has format dict"):

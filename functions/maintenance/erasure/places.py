@@ -28,7 +28,7 @@ def collect_prediction_ids(store: ObjectStore, traces: Traces) -> list[str]:
     """Collect the ids of the subject's predictions from every version of the tables that have them."""
     collector = _IdCollector(traces)
     for name in table_names(store):
-        if name.startswith(("predictions/", "batch/")):
+        if name.startswith(("predictions/", "predictions_large/", "batch/")):
             with suppress(InvalidInput):  # that table is reported when its rows are to go
                 find_rows(Table(store, name), collector)
     return sorted(collector.ids)

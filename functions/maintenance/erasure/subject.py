@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.prediction_log import pseudonym
 
-UNIT, ENTITIES, PREDICTION_ID = "unit", "entities", "prediction_id"
+UNIT, ENTITIES, PREDICTION_ID, DATA = "unit", "entities", "prediction_id", "data"
 MIN_TEXT = 8
 """Characters from which a value is searched as text anywhere; a shorter one only under its name."""
 
@@ -76,7 +76,9 @@ class Traces:
     def columns(self, schema: pa.Schema) -> list[str]:
         """Columns of a table in which the subject may stand."""
         named = {*self.values, UNIT, ENTITIES, PREDICTION_ID}
-        return [each.name for each in schema if each.name in named or (self.texts and _is_text(each.type))]
+        return [
+            each.name for each in schema if each.name in named or (self.texts and _may_hold_text(each.type))
+        ]
 
     def mask(self, rows: pa.Table) -> pa.Array:
         """Tell for each row whether it is about the subject."""
@@ -98,7 +100,7 @@ class Traces:
                 each: self.in_document(json.loads(each)) for each in pc.unique(column).to_pylist() if each
             }
             yield pa.array([documents.get(each, False) for each in column.to_pylist()], pa.bool_())
-        if self.texts and _is_text(column.type):
+        if self.texts and _may_hold_text(column.type):
             yield from (_contains(column, text) for text in self.texts)
 
     def in_document(self, value: Any) -> bool:
@@ -150,11 +152,24 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _may_hold_text(kind: pa.DataType) -> bool:
+    """Whether values of a type are texts or bytes, or lists of either, or of tensors with their bytes in `data`."""
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type):
+        return bool(kind.value_type.get_field_index(DATA) >= 0)
+    return _is_text(kind) or _is_bytes(kind)
+
+
 def _contains(column: pa.Array, text: str) -> pa.Array:
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         return pc.match_substring(column, text)
-    inside = pc.filter(
-        pc.list_parent_indices(column), pc.fill_null(pc.match_substring(pc.list_flatten(column), text), False)
-    )
+    items = pc.list_flatten(column)
+    if pa.types.is_struct(items.type):
+        items = pc.struct_field(items, DATA)
+    found = pc.fill_null(pc.match_substring(items, text), False)
+    inside = pc.filter(pc.list_parent_indices(column), found)
     rows = pa.array(range(len(column)), pa.int64())
     return pc.is_in(rows, value_set=inside.cast(pa.int64()))

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from functions.prediction_log.reading.scan_cache import shared_labels, shared_rows
-from functions.prediction_log.records import LABELS, OBSERVED_AHEAD, PREDICTIONS
+from functions.prediction_log.records import LABELS, LOGGED, OBSERVED_AHEAD, PREDICTIONS
 from functions.prediction_log.tables import LABELS_TABLE, predictions_table
 from registry.store import ObjectStore, Table
 
-__all__ = ["find_labels", "latest_labels", "outcomes", "predicted_within", "predictions"]
+__all__ = ["find_labels", "latest_labels", "outcomes", "predicted_within", "predictions", "read_columns"]
 
+_ALWAYS = (*PREDICTIONS.names, "propensity")
 _SKEW = timedelta(hours=1)  # tolerance for clocks: a label may seem received so long before its prediction
 
 
@@ -30,6 +31,7 @@ def predictions(
 ) -> pa.Table:
     """Read the logged predictions with start <= predicted_at < end, in order of time; shadows included.
 
+    columns: of `records.LOGGED`; by default those of `PREDICTIONS`, and the propensity.
     Raises: ValueError if a time is naive.
     """
     _aware(start, end)
@@ -42,17 +44,41 @@ def predictions(
 def _predictions(
     store: ObjectStore, model: str, start: datetime, end: datetime, columns: Sequence[str] | None
 ) -> pa.Table:
+    chosen = _ALWAYS if columns is None else columns
+    rows = read_columns(store, model, start, end, [*chosen, "predicted_at", "prediction_id", "version"])
+    order = [("predicted_at", "ascending"), ("prediction_id", "ascending"), ("version", "ascending")]
+    return rows.sort_by(order).select(list(chosen))
+
+
+def read_columns(
+    store: ObjectStore,
+    model: str,
+    start: datetime,
+    end: datetime,
+    columns: Sequence[str],
+    *,
+    version: int | None = None,
+) -> pa.Table:
+    """Read columns of the predictions with start <= predicted_at < end, in no order; null where no row needed a column.
+
+    columns: of `records.LOGGED`. version: of these predictions; None: all.
+    Raises: ValueError if a time is naive.
+    """
+    _aware(start, end)
+    schema = pa.schema([LOGGED.field(name) for name in dict.fromkeys(columns)])
     table = Table(store, predictions_table(model))
-    schema = PREDICTIONS if columns is None else pa.schema([PREDICTIONS.field(name) for name in columns])
     if not table.exists():
         return schema.empty_table()
+    dataset = table.dataset()
     where = predicted_within(start, end)
-    wanted = list(
-        dict.fromkeys([*(columns or PREDICTIONS.names), "predicted_at", "prediction_id", "version"])
-    )
-    rows = table.read(columns=wanted, where=where)
-    order = [("predicted_at", "ascending"), ("prediction_id", "ascending"), ("version", "ascending")]
-    return rows.sort_by(order).select(schema.names).cast(schema)
+    if version is not None:
+        where = where & (pc.field("version") == version)
+    there = [name for name in schema.names if name in dataset.schema.names]
+    rows = dataset.to_table(columns=there, filter=where)
+    for name in schema.names:
+        if name not in there:
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, schema.field(name).type))
+    return rows.select(schema.names).cast(schema)
 
 
 def predicted_within(start: datetime, end: datetime) -> Any:
@@ -130,8 +156,7 @@ def outcomes(
         how="inner" if labelled_only else "left",
         maintain_order="left",
     )
-    names = wanted if wanted is not None else PREDICTIONS.names
-    fields = [PREDICTIONS.field(name) for name in names]
+    fields = [LOGGED.field(name) for name in wanted or _ALWAYS]
     fields += [LABELS.field(name).with_nullable(True) for name in ("label", "observed_at", "received_at")]
     return joined.to_arrow().cast(pa.schema(fields))
 

@@ -23,15 +23,15 @@ from pydantic import BaseModel, ConfigDict
 from clusters.redis_clients import open_redis
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import Frame
-from functions.prediction_log.records import (
-    LABELS,
-    PREDICTIONS,
-    decode_prediction,
+from functions.prediction_log.records import LABELS, LARGE, PREDICTIONS, decode_prediction
+from functions.prediction_log.tables import LABELS_TABLE, large_values_table, predictions_table
+from functions.prediction_log.writing.adoption import KINDS, adopt_orphans
+from functions.prediction_log.writing.columns import (
+    has_large_value,
     label_columns,
+    large_columns,
     prediction_columns,
 )
-from functions.prediction_log.tables import LABELS_TABLE, predictions_table
-from functions.prediction_log.writing.adoption import KINDS, adopt_orphans
 from functions.prediction_log.writing.series import DRAINED
 from functions.prediction_log.writing.stream import Stream
 from functions.prediction_log.writing.stream_of_0_1 import OldStream, streams_of
@@ -165,8 +165,25 @@ def _move_predictions(store: ObjectStore, batch: Batch) -> DrainResult:
         def build(payloads: Iterable[bytes], model: str = model) -> pa.Table:
             return prediction_columns(payloads).get(model, PREDICTIONS.empty_table())
 
+        _move_large(store, model, its_own)  # first, so that no row names what is not there
         rows += _append_new(Table(store, predictions_table(model)), its_own, build, PREDICTIONS)
     return DrainResult(predictions=rows)
+
+
+def _move_large(store: ObjectStore, model: str, batch: Batch) -> None:
+    """Append the large values of a model's records to a table of their own."""
+    may_have = {
+        writer: found
+        for writer, frames in batch.items()
+        if (found := [frame for frame in frames if has_large_value(frame.payload)])
+    }
+    if not may_have:
+        return
+
+    def build(payloads: Iterable[bytes]) -> pa.Table:
+        return large_columns(payloads).get(model, LARGE.empty_table())
+
+    _append_new(Table(store, large_values_table(model)), may_have, build, LARGE)
 
 
 def _by_model(batch: Batch) -> dict[str, dict[str, list[Frame]]]:

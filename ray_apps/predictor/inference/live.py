@@ -25,7 +25,11 @@ class Counted(Protocol):
     id: str
     unit: str | None
     arm: str
-    traffic: Traffic | None
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """Split that the version was chosen by."""
+        ...
 
     @property
     def number(self) -> int:

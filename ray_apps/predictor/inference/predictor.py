@@ -41,6 +41,7 @@ from ray_apps.predictor.protocol.errors import (
 from ray_apps.predictor.protocol.json import InferRequest, InferResponse, is_large
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import LoadedVersion
+from ray_apps.predictor.versions.routes import Routes
 from ray_apps.predictor.write_coalescing import WriteBatch
 from registry.models.traffic import Traffic, is_shadowed
 
@@ -97,8 +98,8 @@ class Predictor:
         prediction_id = request.id or os.urandom(16).hex()
         unit, attributes = _routing_key(request.parameters) if request.parameters else (None, None)
         begin = time.perf_counter()
-        arm, version, traffic = await self._choose(unit or prediction_id, attributes, number)
-        call = _Call(prediction_id, unit, arm, version, begin, traffic, current_request())
+        arm, version, routes = await self._choose(unit or prediction_id, attributes, number)
+        call = _Call(prediction_id, unit, arm, version, begin, routes, current_request())
         if call.trace is not None:
             name, made_here = self.engine.model, not request.id
             call.trace.answered_by(prediction_id, name, version.version, arm, id_made_here=made_here)
@@ -158,21 +159,21 @@ class Predictor:
 
     async def _choose(
         self, unit: str, attributes: Mapping[str, str] | None, number: int | None
-    ) -> tuple[str, LoadedVersion, Traffic | None]:
-        """Choose arm and version; returns them and the split that they are of."""
+    ) -> tuple[str, LoadedVersion, Routes[LoadedVersion]]:
+        """Choose arm and version; returns them and the routes that they are of."""
         routes = self.engine.routes
         if number is None:
             arm, version = routes.choose(unit, attributes)
             if version is None:
                 self._live.unserved(unit, routes.traffic)
                 raise NotReady(f"model {self.engine.model!r} has no champion that is loaded; try again soon")
-            return arm, version, routes.traffic
+            return arm, version, routes
         self._refuse_unserved(number)
         found = self.engine.find(number)
         if found is None:
             loop = asyncio.get_running_loop()
             found = await loop.run_in_executor(self._loader, self.engine.load, number)
-        return PINNED, found, routes.traffic
+        return PINNED, found, routes
 
     def _refuse_unserved(self, number: int) -> None:
         """Refuse a version by number that has no traffic and was rejected or not approved; a caller may not load it."""
@@ -249,6 +250,7 @@ class Predictor:
             float32_matrix=call.version.float32_matrix and keys is None, missing=found.missing or None,
             entities=keys.entities if keys is not None else None, write_batch=write_batch,
             trace=call.trace.row() if call.trace is not None else None,
+            propensity=call.propensity, in_view=call.version.in_view,
         )  # fmt: skip
 
     def _fail(self, call: _Call, status: int) -> None:
@@ -258,7 +260,7 @@ class Predictor:
                 id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit,
                 at_us=self._now_us(call.keys), latency_ms=call.elapsed_ms(),
                 rows=call.rows if entities is None else len(entities), entities=entities,
-                trace=call.trace.row(status) if call.trace is not None else None,
+                trace=call.trace.row(status) if call.trace is not None else None, propensity=call.propensity,
             )
         )  # fmt: skip
 
@@ -335,11 +337,21 @@ class _Call:
     arm: str
     version: LoadedVersion
     begin: float
-    traffic: Traffic | None
+    routes: Routes[LoadedVersion]
     trace: RequestTrace | None
     keys: KeyedRows | None = None
     rows: int = 1
     explanation: Explainer | None = None
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """Split that the version was chosen by."""
+        return self.routes.traffic
+
+    @property
+    def propensity(self) -> float | None:
+        """Chance of the arm at the choice; None for a version that the caller named."""
+        return self.routes.chance(self.arm)
 
     @property
     def number(self) -> int:

@@ -1,4 +1,4 @@
-"""Logs each answer: the exact input vector, the outputs, the version and arm, the time and the latency.
+"""Logs each answer: inputs and outputs bit for bit, the version, the arm and its chance, the time and the latency.
 
 A failed request gets a record without vector and outputs, so that evaluations of a version count its failures. Such
 records are written a little later and are bounded in number, since a failure must not cost more than an answer.
@@ -18,8 +18,11 @@ import numpy.typing as npt
 
 from functions.prediction_log import LogFullError, Pseudonyms, encode_prediction
 from functions.prediction_log.records import RowTrace
+from functions.prediction_log.tensors import LoggedTensor
 from ray_apps.predictor.inference.confirmation import Confirmation
 from ray_apps.predictor.protocol.datatypes import Array
+from ray_apps.predictor.versions.batching import place_of
+from ray_apps.predictor.versions.in_view import NOTHING_IN_VIEW, InView
 from ray_apps.predictor.write_coalescing import WriteBatch
 
 __all__ = ["Failure", "Log", "Recorder", "vectors"]
@@ -28,6 +31,8 @@ MAX_VALUES = 65_536
 """Number of values above which a row is logged without them."""
 MAX_REQUEST_VALUES, MAX_REQUEST_TEXTS = 1_048_576, 65_536
 """Numbers and texts of a request above which its rows are logged without them: writing them would delay others."""
+MAX_REQUEST_BYTES = 4 * MAX_REQUEST_VALUES
+"""Bytes of a request's inputs, or of its outputs, above which they are not kept bit for bit either."""
 MAX_FAILURES = 512
 """Failures that may wait to be written; more are dropped and counted."""
 FLUSH_S = 0.05
@@ -64,6 +69,7 @@ class Failure:
     rows: int = 1
     entities: Sequence[Mapping[str, Any]] | None = None
     trace: RowTrace | None = None
+    propensity: float | None = None
 
 
 def _is_logged(tensors: Mapping[str, Array]) -> bool:
@@ -120,6 +126,8 @@ class Recorder:
         entities: Sequence[Mapping[str, Any]] | None = None,
         write_batch: WriteBatch | None = None,
         trace: RowTrace | None = None,
+        propensity: float | None = None,
+        in_view: InView = NOTHING_IN_VIEW,
     ) -> int | None:
         """Log one answer durably; a full log drops and counts it, since answering has priority.
 
@@ -127,6 +135,7 @@ class Recorder:
         Raises: NotLogged, with nothing written, if the record could not be confirmed and must be.
 
         float32_matrix: the request is by tensors, and the signature maps one float32 (rows, F) to one (rows, K).
+        propensity: chance of the arm; None where none was drawn. in_view: what the columns for monitors hold bit for bit.
         write_batch: with which the response leaves; records of such versions are written together before it does.
         """
         if self._log is None or rows == 0:
@@ -138,16 +147,22 @@ class Recorder:
             unit, entities = self._pseudonyms.unit(unit), self._pseudonyms.entities(entities)
         numeric: Array | None
         categorical: Sequence[Sequence[str | None]] | None = None
+        tensors: list[LoggedTensor] | None = None
         scores: Array | None = next(iter(outputs.values()), None)
         if float32_matrix and scores is not None and _is_float32_matrix(scores, rows) and _is_logged(inputs):
             numeric = next(iter(inputs.values()))
         else:
             float32_matrix = False  # a user's class may answer with another shape than it signed
             (numeric, categorical), (scores, _) = vectors(inputs, rows), vectors(outputs, rows)
+            tensors = [
+                *_kept(inputs, rows, in_view=in_view.inputs, output=False),
+                *_kept(outputs, rows, in_view=in_view.outputs, output=True),
+            ]
         payload = encode_prediction(
             id=id, model=self._model, version=version, arm=arm, shadow=shadow, unit=unit, at_us=at_us,
             latency_ms=latency_ms, rows=rows, numeric=numeric, categorical=categorical, outputs=scores,
-            missing=missing, entities=entities, trace=trace,
+            missing=missing, entities=entities, trace=trace, propensity=propensity, place=place_of(outputs),
+            tensors=tensors or None,
         )  # fmt: skip
         if confirmation is not None:
             return self._append(self._log, payload)
@@ -202,6 +217,7 @@ class Recorder:
                 id=failure.id, model=self._model, version=failure.version, arm=failure.arm, shadow=failure.shadow,
                 unit=failure.unit, at_us=failure.at_us, latency_ms=failure.latency_ms, rows=failure.rows,
                 numeric=None, categorical=None, outputs=None, entities=failure.entities, trace=failure.trace,
+                propensity=failure.propensity,
             )  # fmt: skip
             self._append(self._log, payload)
             self.failures += 1
@@ -238,6 +254,43 @@ class Recorder:
                 self._append(log, payload)
         else:
             self.written += len(payloads)
+
+
+def _kept(
+    tensors: Mapping[str, Array], rows: int, *, in_view: Mapping[str, tuple[int, ...]] | None, output: bool
+) -> list[LoggedTensor]:
+    """Pack the tensors of one side; none if the view holds them as they are, or they are more than is logged."""
+    if in_view is not None and _view_is_exact(tensors, rows, in_view):
+        return []
+    texts = sum(array.size for array in tensors.values() if array.dtype.kind == "O")
+    if texts > MAX_REQUEST_TEXTS or sum(array.nbytes for array in tensors.values()) > MAX_REQUEST_BYTES:
+        return []
+    packed = [LoggedTensor.of(name, array, rows=rows, output=output) for name, array in tensors.items()]
+    if None in packed or sum(each.size_bytes for each in packed if each) > MAX_REQUEST_BYTES:
+        return []
+    return [each for each in packed if each]
+
+
+def _view_is_exact(tensors: Mapping[str, Array], rows: int, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether float32 and UTF-8 texts side by side hold these tensors: they have the signed shapes, and all were logged."""
+    for name, array in tensors.items():
+        is_text = array.dtype.kind == "O"
+        most = min(MAX_VALUES * rows, MAX_REQUEST_TEXTS if is_text else MAX_REQUEST_VALUES)
+        if array.shape != (rows, *shapes[name]) or array.size > most:
+            return False
+        if array.dtype != _FLOAT32 and not (is_text and _is_text(array)):
+            return False
+    return True
+
+
+def _is_text(array: Array) -> bool:
+    try:
+        for item in array.ravel().tolist():
+            if item is not None and not isinstance(item, str):
+                item.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def vectors(

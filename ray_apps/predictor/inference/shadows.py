@@ -129,7 +129,7 @@ class Shadows:
             id=job.id, version=version.version, arm=SHADOW, shadow=True, unit=job.unit, at_us=job.at_us,
             latency_ms=(time.perf_counter() - begin) * 1e3, rows=rows, inputs=found.inputs, outputs=outputs,
             float32_matrix=version.float32_matrix and keys is None, missing=found.missing or None,
-            entities=keys.entities if keys is not None else None,
+            entities=keys.entities if keys is not None else None, in_view=version.in_view,
         )  # fmt: skip
         return outputs
 

@@ -7,6 +7,7 @@ answered in the order they came, with as many rows at once as the bound allows.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from clusters.telemetry.tracing import RequestTrace, current_request
+from functions.prediction_log import BatchPlace
 from ray_apps.predictor.protocol.datatypes import Array
 from registry.models import Signature
 
-__all__ = ["Batcher", "Batching", "BatchingError"]
+__all__ = ["BatchedOutputs", "Batcher", "Batching", "BatchingError", "place_of"]
 
 Inputs = Mapping[str, Array]
 Predict = Callable[[Inputs], Awaitable[Mapping[str, Array]]]
@@ -62,6 +64,26 @@ class Batching:
         return cls(int(rows), wait / 1e3)
 
 
+class BatchedOutputs(dict[str, Array]):
+    """Outputs of one request out of a batch with others, and its place there, on which the bits of a sum may depend."""
+
+    place: BatchPlace
+
+    @classmethod
+    def of(
+        cls, outputs: Mapping[str, Array], *, at: int, rows: int, batch: str, total: int
+    ) -> BatchedOutputs:
+        """Cut the request's rows out of the batch's outputs."""
+        found = cls((name, array[at : at + rows]) for name, array in outputs.items())
+        found.place = BatchPlace(batch, at, total)
+        return found
+
+
+def place_of(outputs: Mapping[str, Array]) -> BatchPlace | None:
+    """Place of a request in a batch with others; None if it was scored alone."""
+    return outputs.place if isinstance(outputs, BatchedOutputs) else None
+
+
 @dataclass(slots=True)
 class _PendingRequest:
     inputs: Inputs
@@ -85,6 +107,7 @@ class Batcher:
         self._queued_rows = 0
         self._full = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._name = os.urandom(6).hex()
         self.batches = 0
         self.rows = 0
         self.waited_s = 0.0
@@ -149,11 +172,15 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - any fault is passed on to the callers
             await self._answer_alone(batch, error)
             return
-        at = 0
+        if len(batch) == 1:
+            if not batch[0].answer.done():
+                batch[0].answer.set_result(outputs)
+            return
+        at, name = 0, f"{self._name}-{self.batches}"
         for each in batch:
             if not each.answer.done():
-                part = slice(at, at + each.rows)
-                each.answer.set_result({name: array[part] for name, array in outputs.items()})
+                part = BatchedOutputs.of(outputs, at=at, rows=each.rows, batch=name, total=total)
+                each.answer.set_result(part)
             at += each.rows
 
     async def _answer_alone(self, batch: Sequence[_PendingRequest], error: Exception) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from ray_apps.predictor.protocol.datatypes import DTYPES, Array
 from ray_apps.predictor.protocol.errors import BadRequest, PredictorError
 from ray_apps.predictor.versions.batching import Batcher, Batching
+from ray_apps.predictor.versions.in_view import InView
 from ray_apps.predictor.versions.missing_features import MissingFeaturesPolicy, predict_abstaining
 from ray_apps.predictor.versions.statistics import VersionStatistics
 from registry.errors import RegistryError
@@ -78,8 +79,9 @@ class LoadedVersion:
     record: the registry's. service: the feature service that keys are looked up in, or None. missing: the policy for
     features without a value. batching: bounds of batches, None without batches; batcher: makes them, from the first
     request on. statistics: counts of its requests. float32_matrix: whether it maps one float32 matrix to another, of
-    so few columns that all are logged. example_ms: the least time that its example took. turn: taken by each answer on the event loop
-    that is not short; versions that share it are answered in the order in which their requests came.
+    so few columns that all are logged. in_view: what the log's columns for monitors hold of it. example_ms: the least time that its
+    example took. turn: taken by each answer on the event loop that is not short; versions that share it are answered in the order in
+    which their requests came.
     """
 
     def __init__(self, record: ModelVersion, scorer: Scorer) -> None:
@@ -96,6 +98,7 @@ class LoadedVersion:
         self.float32_matrix = _is_float32_matrix(record.signature.inputs) and _is_float32_matrix(
             record.signature.outputs
         )
+        self.in_view = InView.of(record.signature)
         self.example_ms = 0.0
         self.statistics = VersionStatistics()
         self._scorer = scorer

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from registry.models.traffic import Traffic
+from registry.models.traffic_rules import BY_RULE
 
 __all__ = ["ReadyVersion", "Routes", "plan_routes", "wanted_versions"]
 
@@ -31,7 +32,8 @@ class Routes(Generic[V]):
 
     champion: answers for every arm that is not ready; None until a champion was ready for the first time.
     arms: version -> the ready version, for the arms of the split and its rules. shadows: ready shadow versions.
-    degraded: versions that the policy names and that are not ready, so that another answers for them.
+    degraded: versions that the policy names and that are not ready, so that another answers for them. chances: of each arm,
+    the champion's with those of arms that are not ready.
     """
 
     traffic: Traffic | None = None
@@ -39,6 +41,13 @@ class Routes(Generic[V]):
     arms: Mapping[int, V] = field(default_factory=dict)
     shadows: tuple[V, ...] = ()
     degraded: frozenset[int] = frozenset()
+    chances: Mapping[str, float] = field(default_factory=dict)
+
+    def chance(self, arm: str) -> float | None:
+        """Chance that a request which no rule matches gets `arm`; 1 for the arm of a rule, None for one that was not drawn."""
+        if self.traffic is None:
+            return 1.0 if arm == CHAMPION else None
+        return 1.0 if arm.startswith(BY_RULE) else self.chances.get(arm)
 
     def choose(self, unit: str, attributes: Mapping[str, str] | None = None) -> tuple[str, V | None]:
         """Choose the arm and version that answer `unit`; the champion answers for an arm that is not ready.
@@ -89,4 +98,14 @@ def plan_routes(traffic: Traffic | None, ready: Iterable[V], previous: Routes[V]
         arms=arms,
         shadows=tuple(by_number[v] for v in traffic.shadows if v in by_number),
         degraded=frozenset(traffic.versions) - by_number.keys(),
+        chances=_chances(traffic, arms),
     )
+
+
+def _chances(traffic: Traffic, ready: Collection[int]) -> dict[str, float]:
+    """Chance of each arm, as requests are answered while only some versions are ready."""
+    found = traffic.chances()
+    for arm in traffic.arms[1:]:
+        if arm.version not in ready:
+            found[CHAMPION] += found.pop(arm.name)
+    return found

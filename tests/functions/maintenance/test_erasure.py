@@ -18,6 +18,7 @@ from functions.maintenance.erasure.record import Erasures
 from functions.maintenance.erasure.subject import Subject, Traces
 from functions.maintenance.errors import MaintenanceError
 from functions.prediction_log import outcomes, pseudonym
+from functions.prediction_log.records import TENSOR
 from functions.runtime.durable.ledger import Ledger
 from registry import Journal, Table
 from registry.store import FolderStore
@@ -199,6 +200,20 @@ def test_a_long_value_is_found_in_any_text():
     )
     assert traces.mask(rows).to_pylist() == [True, True, False]
     assert traces.in_bytes(b'{"to": "jos\\u00e9@example.org"}')
+
+
+def test_a_long_value_is_found_in_the_bytes_of_tensors_and_of_large_values():
+    traces = Traces.of(Subject(unit="anna.alvarez@example.org"), key=None)
+    tensor = {"output": True, "name": "y", "datatype": "BYTES", "shape": [1], "sha256": None}
+    data = [b"\x18\0\0\0anna.alvarez@example.org", b"\x01\0\0\0x"]
+    rows = pa.table(
+        {
+            "tensors": pa.array([[tensor | {"data": each}] for each in data] + [None], pa.list_(TENSOR)),
+            "data": pa.array([None, None, data[0]], pa.binary()),
+        }
+    )
+    assert traces.columns(rows.schema) == ["tensors", "data"]
+    assert traces.mask(rows).to_pylist() == [True, False, True]
 
 
 def test_pseudonyms_are_erased_with_the_value_that_they_stand_for():

@@ -46,6 +46,7 @@ def test_a_prediction_arrives_whole(store: ObjectStore, wal_root: Path, redis_se
         "prediction_id": "p1", "model": "late", "version": 3, "arm": "champion", "shadow": False,
         "unit": "u1", "predicted_at": T0, "latency_ms": 1.5, "numeric": [1.5], "categorical": ["UA", ""],
         "outputs": [0.25], "missing": ["b"], "entities": '{"carrier": "UA"}', "day": "2013-05-01",
+        "propensity": None,
     }  # fmt: skip
 
 
@@ -86,7 +87,10 @@ def test_traces_are_columns_of_a_table_from_the_first_traced_request_on(
     found = {row["prediction_id"]: (row["trace_id"], row["stages"]) for row in table.read().to_pylist()}
     none = (None, None)
     assert found == {"before": none, "kept": ("ab" * 16, "{}"), "beside": none, "after": none}
-    assert all_rows(store).schema == PREDICTIONS  # what monitors read stays as it was
+    assert all_rows(store).schema.names == [
+        *PREDICTIONS.names,
+        "propensity",
+    ]  # what monitors read stays as it was
 
 
 def test_every_row_of_a_traced_request_has_its_trace(store: ObjectStore, wal_root: Path, redis_server: Any):

@@ -212,6 +212,7 @@ def test_the_shares_of_arms_are_of_the_layers_part_less_those_held_out(reg: Regi
     counts = Counter(split.assign(f"user-{n}").name for n in range(20_000))
     assert split.reach == pytest.approx(0.36)
     expected = {HOLDOUT: 0.1, OUTSIDE: 0.54, "canary": 0.09, "champion": 0.27}
+    assert split.chances() == pytest.approx(expected)
     for name, share in expected.items():
         # Binomial(20 000, share); 4 standard errors
         assert abs(counts[name] - 20_000 * share) <= 4 * sqrt(20_000 * share * (1 - share))

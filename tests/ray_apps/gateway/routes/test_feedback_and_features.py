@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from featurestore import Entity, FeatureView, Field, Float64, String
-from functions.prediction_log.records import label_columns
+from functions.prediction_log.writing.columns import label_columns
 from tests.ray_apps.gateway.conftest import Gateway
 
 OBSERVED = "2026-02-28T23:00:00+00:00"

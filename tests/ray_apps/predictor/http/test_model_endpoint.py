@@ -14,7 +14,8 @@ import tritonclient.http as triton
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from functions.prediction_log.records import decode_prediction, prediction_columns
+from functions.prediction_log.records import decode_prediction
+from functions.prediction_log.writing.columns import prediction_columns
 from ray_apps.predictor.inference.recording import Recorder
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from functions.evaluation.realised_loss import score
-from functions.prediction_log.records import LABELS, prediction_columns
+from functions.prediction_log.records import LABELS
+from functions.prediction_log.writing.columns import prediction_columns
 from ray_apps.predictor.inference.recording import MAX_FAILURES, Failure, Recorder
 from tests.ray_apps.predictor.conftest import MemoryLog, ServedModel, tensors
 

@@ -21,7 +21,7 @@ from featurestore import (
     RequestSource,
     String,
 )
-from functions.prediction_log.records import prediction_columns
+from functions.prediction_log.writing.columns import prediction_columns
 from tests.ray_apps.predictor.conftest import ServedModel
 
 NOW = datetime(2013, 5, 1, 12, tzinfo=UTC)

@@ -17,7 +17,8 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from functions.prediction_log import PredictionLogError, Pseudonyms, pseudonym
 from functions.prediction_log.frames import read_frames
-from functions.prediction_log.records import decode_prediction, prediction_columns
+from functions.prediction_log.records import decode_prediction
+from functions.prediction_log.writing.columns import prediction_columns
 from functions.prediction_log.writing.wal import WriteAheadLog, segments_of
 from ray_apps.predictor.deploy.standalone import EndpointRouter
 from ray_apps.predictor.grpc import GrpcServer

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from functions.prediction_log.records import prediction_columns
+from functions.prediction_log.writing.columns import prediction_columns
 from ray_apps.predictor.versions.routes import Routes
 from registry import LayerShare, TrafficRule
 from registry.models.traffic import BUCKETS

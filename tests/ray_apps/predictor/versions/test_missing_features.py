@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.prediction_log.records import prediction_columns
+from functions.prediction_log.writing.columns import prediction_columns
 from ray_apps.predictor.versions.missing_features import (
     MissingFeaturesPolicy,
     PolicyError,

@@ -1,0 +1,249 @@
+"""Replay of the prediction log: a version answers its logged inputs again, and every output is compared bit for bit.
+
+What was scored at once is scored at once again, since the bits of a sum may depend on how many rows a matrix has and where a row
+stands in it. A place in a batch whose row is not in the log, such as that of a caller who left, is filled with a copy of another.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from functions.evaluation.errors import EvaluationError
+from functions.model_formats.formats import PROGRAM_FILE
+from functions.model_formats.load import load
+from functions.model_formats.torch_threads import torch_threads
+from functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
+from functions.runtime.context import context
+from functions.runtime.function import function
+from registry import ModelVersion, Registry
+from registry.models import Signature
+from registry.models.serving_tags import serving_tags
+
+__all__ = ["Difference", "ReplayResult", "compare", "replay_predictions"]
+
+Array = npt.NDArray[Any]
+_SHOWN = 10
+_SHOWN_VALUES = 8
+
+
+class Scorer(Protocol):
+    """A loaded version, as `functions.model_formats.load` gives it."""
+
+    def predict(self, inputs: Mapping[str, Any]) -> Mapping[str, Array]:
+        """Score a batch of rows."""
+        ...
+
+
+class Difference(BaseModel):
+    """One output that came out otherwise: what was logged and what the version says now, at most eight values of each."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prediction_id: str
+    output: str
+    logged: str
+    replayed: str
+    batch_rows: int
+
+
+class ReplayResult(BaseModel):
+    """Result of a replay of logged rows. rows: read from the log; equal, different: of those that were scored again; first: differences.
+
+    filled: rows whose batch had places that are not in the log. skipped: rows that were not scored again, by reason.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: int
+    rows: int = 0
+    equal: int = 0
+    different: int = 0
+    filled: int = 0
+    skipped: dict[str, int] = {}
+    first: tuple[Difference, ...] = ()
+
+
+@function(http=True, timeout_s=3600, max_concurrency=1)
+def replay_predictions(
+    model: str,
+    version: int | str = "champion",
+    since: AwareDatetime | None = None,
+    until: AwareDatetime | None = None,
+    limit: int = 10_000,
+    threads: int = 1,
+) -> ReplayResult:
+    """Score the newest logged inputs of a version again and compare its outputs with the logged ones, bit for bit.
+
+    version: a number or an alias. since, until: of the predictions; by default the last 7 days. limit: about how many rows.
+    threads: of torch, as many as the version's replicas have: 1 unless they reserve two CPUs or more.
+    Raises: NotFound; EvaluationError if the version has no signature, or a number is out of range.
+    """
+    used = context()
+    if limit < 1 or threads < 1:
+        raise EvaluationError(f"limit={limit} and threads={threads} must be at least 1")
+    registry, end = used.registry(), until or used.clock()
+    record = registry.get_version(model, version)
+    signature = _signature_of(record)
+    start = since or end - timedelta(days=7)
+    rows = newest_rows(used.store, model, start, end, version=record.version, limit=limit)
+    found = exact_rows(used.store, model, signature, rows)
+    scorer, running = _loaded(registry, record, threads)
+    abstains = serving_tags(record.tags).get("missing_features") == "abstain"
+    with running:
+        result = compare(scorer, signature, found, abstains=abstains)
+    return result.model_copy(update={"model": model, "version": record.version})
+
+
+def _signature_of(record: ModelVersion) -> Signature:
+    if record.signature is None:
+        raise EvaluationError(
+            f"{record.model}@{record.version} has no signature, so its inputs have no types"
+        )
+    return record.signature
+
+
+def _loaded(
+    registry: Registry, record: ModelVersion, threads: int
+) -> tuple[Scorer, AbstractContextManager[None]]:
+    """Load a version, and say within what it runs."""
+    with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
+        registry.download(record.model, record.version, to=folder)
+        is_program = (Path(folder) / PROGRAM_FILE).is_file()
+        scorer = load(folder, signature=record.signature)
+    return scorer, torch_threads(threads) if is_program else nullcontext()
+
+
+@dataclass
+class _Tally:
+    counts: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    first: list[Difference] = field(default_factory=list)
+
+
+def compare(
+    scorer: Scorer, signature: Signature, rows: Iterable[ExactRow], *, abstains: bool = False
+) -> ReplayResult:
+    """Score logged rows again, batch by batch, and count those whose every output has the same type, shape and bits.
+
+    rows: those of a batch after one another. abstains: whether rows with a missing feature were not shown to the model.
+    """
+    tally = _Tally()
+    for _, together in groupby(rows, attrgetter("batch")):
+        for batch in _batches(together):
+            _compare_batch(scorer, signature, batch, tally, abstains=abstains)
+    return ReplayResult(
+        model="",
+        version=0,
+        **{name: tally.counts[name] for name in ("rows", "equal", "different", "filled")},
+        skipped=dict(sorted(tally.skipped.items())),
+        first=tuple(tally.first),
+    )
+
+
+def _batches(rows: Iterable[ExactRow]) -> Iterator[list[ExactRow]]:
+    """Cut rows of one name into batches in which no two have one place, as two requests of one id and moment would."""
+    batch: list[ExactRow] = []
+    for row in rows:
+        if batch and row.at <= batch[-1].at:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _compare_batch(
+    scorer: Scorer, signature: Signature, batch: Sequence[ExactRow], tally: _Tally, *, abstains: bool
+) -> None:
+    tally.counts["rows"] += len(batch)
+    shown: list[ExactRow] = []
+    for row in batch:
+        reason = _reason_to_skip(row, abstains=abstains)
+        if reason is None:
+            shown.append(row)
+        else:
+            tally.skipped[reason] += 1
+    if not shown:
+        return
+    unseen = sum(abstains and row.missing for row in batch)
+    places = [row.at for row in shown] if not unseen else list(range(len(shown)))
+    size = batch[0].rows - unseen
+    try:
+        outputs = scorer.predict(_inputs(signature, shown, places, size))
+    except ValueError:
+        tally.skipped["refused now"] += len(shown)
+        return
+    tally.counts["filled"] += len(shown) if len(batch) < batch[0].rows else 0
+    for place, row in zip(places, shown, strict=True):
+        _compare_row(row, outputs, place, tally)
+
+
+def _reason_to_skip(row: ExactRow, *, abstains: bool) -> str | None:
+    if not row.answered:
+        return "not answered"
+    if row.inputs is None or row.outputs is None:
+        return "not kept bit for bit"
+    return "abstained" if abstains and row.missing else None
+
+
+def _inputs(
+    signature: Signature, rows: Sequence[ExactRow], places: Sequence[int], size: int
+) -> dict[str, Array]:
+    """Stack the values of rows at their places, the places between filled with the first row's values."""
+    chosen = [0] * size
+    for index, place in enumerate(places):
+        chosen[place] = index
+    found: dict[str, Array] = {}
+    for spec in signature.inputs:
+        values = [(row.inputs or {})[spec.name] for row in rows]
+        is_whole = values[0].ndim == len(spec.shape)  # it belongs to the request, not to a row
+        found[spec.name] = values[0] if is_whole else np.stack([values[index] for index in chosen])
+    return found
+
+
+def _compare_row(row: ExactRow, outputs: Mapping[str, Array], place: int, tally: _Tally) -> None:
+    differences = []
+    for name, logged in (row.outputs or {}).items():
+        now = outputs[name]
+        value = now[place, ...] if now.ndim == logged.ndim + 1 else now
+        if not _same_bits(logged, value):
+            differences.append(
+                Difference(
+                    prediction_id=row.prediction_id,
+                    output=name,
+                    logged=_shown(logged),
+                    replayed=_shown(value),
+                    batch_rows=row.rows,
+                )
+            )
+    tally.counts["different" if differences else "equal"] += 1
+    tally.first += differences[: _SHOWN - len(tally.first)]
+
+
+def _same_bits(one: Array, other: Array) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if one.dtype.kind == "O":
+        return bool(one.ravel().tolist() == other.ravel().tolist())
+    return bool(one.tobytes() == other.tobytes())
+
+
+def _shown(array: Array) -> str:
+    """Write the first values and, where decimals may not tell two of them apart, their bytes."""
+    flat = array.ravel()[:_SHOWN_VALUES]
+    written = f"{array.dtype}{list(array.shape)} {flat.tolist()}"
+    return f"{written} {flat.tobytes().hex(' ', array.itemsize)}" if array.dtype.kind == "f" else written
