@@ -37,10 +37,13 @@ from featurestore.errors import (
     UnexpectedRows,
     UnknownDefinition,
     UnreadableRow,
+    UnreadableSource,
 )
 from featurestore.health import ViewHealth, newest_event, view_health
 from featurestore.online import Materialized, OnlineFeatures, Status
 from featurestore.skew import SkewReport, skew_report
+from featurestore.sources import BatchSource, CsvFiles, DeltaRows, ParquetFiles, SourceLoad, SqlTable
+from featurestore.sources.refresh import Refreshed
 from featurestore.statistics import FeatureStatistics, view_statistics
 from featurestore.store import FeatureStore
 from featurestore.upkeep import Upkeep, compact, erase, expire
@@ -49,9 +52,12 @@ from featurestore.windows.distinct import DistinctSketch
 
 __all__ = [
     "Aggregation",
+    "BatchSource",
     "Bool",
     "Change",
+    "CsvFiles",
     "DType",
+    "DeltaRows",
     "DistinctSketch",
     "Entity",
     "FeatureService",
@@ -74,16 +80,21 @@ __all__ = [
     "OnDemandFeatureView",
     "OnlineFeatures",
     "OnlineStoreUnavailable",
+    "ParquetFiles",
     "Plan",
     "Projection",
+    "Refreshed",
     "RequestSource",
     "SkewReport",
+    "SourceLoad",
+    "SqlTable",
     "Status",
     "String",
     "UnexpectedRows",
     "UnixTimestamp",
     "UnknownDefinition",
     "UnreadableRow",
+    "UnreadableSource",
     "Upkeep",
     "ViewHealth",
     "Windows",

@@ -26,6 +26,10 @@ class UnexpectedRows(InvalidRows):
     """Well-formed rows do not meet the view's expectations; keep them aside and check their source."""
 
 
+class UnreadableSource(FeatureStoreError, ValueError):
+    """A batch source, or a file of it, cannot be read as declared; what was loaded before stays."""
+
+
 class OnlineStoreUnavailable(FeatureStoreError, ConnectionError):
     """Redis did not answer or is not configured; a rerun completes any partial write."""
 

@@ -29,6 +29,8 @@ from featurestore.online.redis_store import OnlineStore
 from featurestore.online.serving import EntityRows, OnlineFeatures, Request, lookups_of
 from featurestore.retrieval import Features, Retrieval, plan_retrieval
 from featurestore.rows import Clock, Tabular, check_rows, conform, to_table
+from featurestore.sources import BatchSource, SourceTable
+from featurestore.sources.refresh import Refreshed, new_rows
 from registry.journal import Journal
 from registry.store import ObjectStore, Table, TableSnapshot
 from registry.times import as_utc, utc_now
@@ -52,7 +54,7 @@ class FeatureStore(Definitions):
     ) -> None:
         check_name("project", project)
         self.project = project
-        self._clock = clock
+        self._clock, self._actor = clock, actor
         self._store = store
         self.offline = OfflineStore(store, project)
         self._online = OnlineStore(redis_url, project) if redis_url else None
@@ -129,6 +131,36 @@ class FeatureStore(Definitions):
         start = None if since is None else as_utc(since, name="since")
         rows = found.source.compute(to_table(events), keys=keys, since=start)
         return self.offline.write(found, self._expected(found, rows))
+
+    def source_table(self, source: BatchSource | str) -> SourceTable:
+        """Open the table of a batch source that is in force, with the journal of its loads.
+
+        Raises: UnknownDefinition.
+        """
+        found = self.get_batch_source(source if isinstance(source, str) else source.name)
+        return SourceTable(found, self._store, self.project, actor=self._actor, clock=self._clock)
+
+    def refresh_view(self, view: ViewOrName) -> Refreshed:
+        """Bring rows that a view's batch source has loaded since the last refresh into its offline table, each once.
+
+        Raises: InvalidRows, UnknownDefinition (also if the view has no batch source).
+        """
+        found = self._applied(view)
+        if found.events is None:
+            raise UnknownDefinition(
+                f"feature view {found.name!r} has no batch source; give it events=… or write its rows with write_offline"
+            )
+        events = self.source_table(found.events)
+        refreshed = new_rows(found, events, self.offline.consumed(found, events.source.name))
+        if refreshed.rows is not None:
+            typed = self._expected(found, refreshed.rows)
+            self.offline.write(found, typed, loads={events.source.name: refreshed.until})
+        return Refreshed(
+            view=found.name,
+            source=events.source.name,
+            load=refreshed.until,
+            rows=0 if refreshed.rows is None else refreshed.rows.num_rows,
+        )
 
     def offline_table(self, view: ViewOrName) -> Table:
         """Open the Delta table that holds a view's rows."""

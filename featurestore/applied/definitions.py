@@ -6,6 +6,7 @@ from typing import Any
 from featurestore.applied import catalog, deserialize
 from featurestore.applied.catalog import Catalog, Record
 from featurestore.applied.plan import Plan, closure, entry_body, plan_changes
+from featurestore.definitions.batch_source import BatchSource
 from featurestore.definitions.views import (
     Definition,
     FeatureService,
@@ -82,6 +83,17 @@ class Definitions:
         """
         return deserialize.view(self._catalog.refresh().get("feature_view", name).definition)
 
+    def get_batch_source(self, name: str) -> BatchSource:
+        """Get the batch source in force under this name.
+
+        Raises: UnknownDefinition.
+        """
+        return deserialize.batch_source(self._catalog.refresh().get("batch_source", name).definition)
+
+    def list_batch_sources(self) -> list[str]:
+        """List names of all batch sources in force."""
+        return self._catalog.refresh().names("batch_source")
+
     def get_on_demand_feature_view(self, name: str) -> OnDemandFeatureView:
         """Get the on-demand view in force under this name, with its function.
 
@@ -116,7 +128,7 @@ class Definitions:
     def history(self, kind: str, name: str) -> tuple[Record, ...]:
         """List every applied version of a definition, oldest first.
 
-        kind: entity, feature_view, on_demand_feature_view or feature_service.
+        kind: entity, batch_source, feature_view, on_demand_feature_view or feature_service.
         """
         return self._catalog.refresh().versions(kind, name)
 

@@ -18,6 +18,7 @@ from featurestore.definitions.views import (
     Transform,
 )
 from featurestore.errors import UnknownDefinition
+from featurestore.sources import READERS, BatchSource
 from featurestore.windows.aggregations import Aggregation, Windows
 
 FindTransform = Callable[[Mapping[str, Any]], Transform]
@@ -44,6 +45,29 @@ def view(described: Mapping[str, Any]) -> FeatureView:
         owner=described["owner"],
         description=described["description"],
         expectations=[deserialize_expectation(e) for e in described.get("expectations", ())],
+        events=batch_source(described["events"]) if "events" in described else None,
+    )
+
+
+def batch_source(described: Mapping[str, Any]) -> BatchSource:
+    """Rebuild a batch source from its `describe()` or `semantics()`.
+
+    Raises: UnknownDefinition for a reader of another type.
+    """
+    how = dict(described["reads"])
+    reader = READERS.get(how.pop("type"))
+    if reader is None:
+        raise UnknownDefinition(
+            f"batch source {described['name']!r}: a reader of type {described['reads']['type']!r} is not known here"
+        )
+    given = ("name", "timestamp", "timezone", "known_at", "columns", "unique", "bad_share")
+    people = {name: described[name] for name in ("tags", "owner", "description") if name in described}
+    return BatchSource(
+        **{name: described[name] for name in given},
+        **people,
+        reads=reader(**how),
+        schema=_fields(described["schema"]),
+        expectations=[deserialize_expectation(e) for e in described["expectations"]],
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurestore.applied.catalog import Catalog, Record, readable_kind
+from featurestore.definitions.batch_source import BatchSource
 from featurestore.definitions.fields import Entity
 from featurestore.definitions.views import (
     Definition,
@@ -22,6 +23,7 @@ from featurestore.errors import IncompatibleChange, InvalidDefinition
 
 KINDS = {
     "entity": Entity,
+    "batch_source": BatchSource,
     "feature_view": FeatureView,
     "on_demand_feature_view": OnDemandFeatureView,
     "feature_service": FeatureService,
@@ -96,7 +98,7 @@ def closure(definitions: Iterable[Definition]) -> dict[str, Definition]:
 
 def _dependencies(definition: Definition) -> Sequence[Definition]:
     if isinstance(definition, FeatureView):
-        return tuple(definition.entities)
+        return (*definition.entities, *([] if definition.events is None else [definition.events]))
     if isinstance(definition, OnDemandFeatureView):
         return _of_projections(definition.projections)
     if isinstance(definition, FeatureService):
@@ -131,9 +133,11 @@ def plan_changes(catalog: Catalog, wanted: Mapping[str, Definition], *, prune: S
 def _change(catalog: Catalog, key: str, definition: Definition) -> Change:
     kind, name = key.split("/", 1)
     versions = catalog.versions(kind, name)
-    if kind == "feature_view":
-        for record in versions:
+    for record in versions:
+        if kind == "feature_view":
             _refuse_corruption(record, definition.describe())
+        elif kind == "batch_source":
+            _refuse_other_types(record, definition.describe())
     now = catalog.find(kind, name)
     if now is None:
         return Change("added", kind, name, len(versions) + 1)
@@ -167,13 +171,18 @@ def _refuse_corruption(old: Record, new: Mapping[str, Any]) -> None:
         raise IncompatibleChange(
             f"{where} is keyed by {_shortened(old_keys)}, not {_shortened(new_keys)}; {remedy}"
         )
+    _refuse_other_types(old, new)
+
+
+def _refuse_other_types(old: Record, new: Mapping[str, Any]) -> None:
+    """Refuse another type for a column that is stored."""
     types = {f["name"]: f["dtype"] for f in old.definition["schema"]}
     for f in new["schema"]:
         if types.get(f["name"], f["dtype"]) != f["dtype"]:
-            msg = (
-                f"{where}: feature {f['name']!r} is stored as {types[f['name']]}, not {f['dtype']}; {remedy}"
+            raise IncompatibleChange(
+                f"{readable_kind(old.kind)} {old.name!r} (version {old.version}): column {f['name']!r} is stored as "
+                f"{types[f['name']]}, not {f['dtype']}; define {old.name}_v{old.version + 1} and fill it"
             )
-            raise IncompatibleChange(msg)
 
 
 def _refuse_missing_features(
@@ -215,6 +224,8 @@ def _refuse_if_used(
 def _uses(user_kind: str, used_kind: str, definition: Mapping[str, Any]) -> set[str]:
     if user_kind == "feature_view" and used_kind == "entity":
         return {entity["name"] for entity in definition["entities"]}
+    if user_kind == "feature_view" and used_kind == "batch_source":
+        return {definition["events"]["name"]} if "events" in definition else set()
     if used_kind in {"feature_view", "on_demand_feature_view"}:
         return {source["view"] for source in _references(definition)}
     return set()

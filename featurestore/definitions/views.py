@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from featurestore.definitions.batch_source import BatchSource
 from featurestore.definitions.code import code_digest, code_reference
 from featurestore.definitions.dtypes import DType
 from featurestore.definitions.expectations import Expectation, refuse_unknown
@@ -44,6 +45,7 @@ class FeatureView:
     ttl: how long after its event time a value may be used, inclusive; None means for ever.
     source: computes rows from raw events, for `compute_offline`.
     expectations: conditions that rows must meet to be written.
+    events: batch source that `FeatureStore.refresh_view` takes the raw events from or, without `source`, the rows themselves.
     Raises: InvalidDefinition.
     """
 
@@ -56,6 +58,7 @@ class FeatureView:
     owner: str = ""
     description: str = ""
     expectations: Sequence[Expectation] = ()
+    events: BatchSource | None = None
 
     def __post_init__(self) -> None:
         check_name("feature view", self.name)
@@ -77,6 +80,18 @@ class FeatureView:
         fields = (*self.join_keys, *schema)
         refuse_doubles(f"feature view {self.name!r}", [f.name for f in fields])
         refuse_unknown(f"feature view {self.name!r}", tuple(self.expectations), {f.name: f for f in fields})
+        if self.events is not None:
+            self._check_events(self.events, fields if self.source is None else self.join_keys)
+
+    def _check_events(self, events: BatchSource, needed: Sequence[Field]) -> None:
+        given = {f.name: f for f in events.schema}
+        for f in needed:
+            if given.get(f.name) != f:
+                has = f"{given[f.name].dtype}" if f.name in given else "no such column"
+                raise InvalidDefinition(
+                    f"feature view {self.name!r}: column {f.name!r} ({f.dtype}) comes from batch source {events.name!r}, which has {has}; "
+                    "declare it there, with `columns` if it is called otherwise"
+                )
 
     @property
     def join_keys(self) -> tuple[Field, ...]:
@@ -111,6 +126,7 @@ class FeatureView:
             "schema": [f.describe() for f in self.schema],
             "ttl_us": None if self.ttl is None else self.ttl // timedelta(microseconds=1),
             "source": None if self.source is None else self.source.describe(),
+            **({} if self.events is None else {"events": self.events.semantics()}),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -312,7 +328,7 @@ class FeatureService:
         return self.semantics() | people
 
 
-Definition = Entity | FeatureView | OnDemandFeatureView | FeatureService
+Definition = Entity | BatchSource | FeatureView | OnDemandFeatureView | FeatureService
 
 
 def digest(semantics: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ rows of its time range.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -82,13 +82,25 @@ class OfflineStore:
         """Table of a view, named `features/{project}/{view}`."""
         return Table(self._store, f"features/{self._project}/{view.name}")
 
-    def write(self, view: FeatureView, rows: pa.Table) -> TableSnapshot:
+    def write(
+        self, view: FeatureView, rows: pa.Table, *, loads: Mapping[str, int] | None = None
+    ) -> TableSnapshot:
         """Append rows to a view's table, atomically.
 
-        rows: in the view's offline schema, as `rows.conform` makes them.
+        rows: in the view's offline schema, as `rows.conform` makes them. loads: batch source -> number of its load up to
+        which they are, exactly once.
         Returns: the table's version that has them.
         """
-        return self.table(view).append(storable(rows), partition_by=(EVENT_DAY,), merge_schema=True)
+        return self.table(view).append(
+            storable(rows),
+            partition_by=(EVENT_DAY,),
+            merge_schema=True,
+            transactions={_consumer(source): number for source, number in (loads or {}).items()},
+        )
+
+    def consumed(self, view: FeatureView, source: str) -> int:
+        """Number of the load of a batch source up to which the view has its rows; 0 before the first."""
+        return self.table(view).transaction(_consumer(source)) or 0
 
     def create(self, view: FeatureView) -> Table:
         """Open the view's table, created empty if it does not exist."""
@@ -204,6 +216,11 @@ class OfflineStore:
                 waiting = []
         if waiting:
             yield scan(version, waiting, schema, start=start, end=end), tuple(waiting)
+
+
+def _consumer(source: str) -> str:
+    """Application id under which a view's table says how much of a batch source it has."""
+    return f"source:{source}"
 
 
 def storable(rows: pa.Table) -> pa.Table:

@@ -129,6 +129,10 @@ def _views(given: Given) -> list[str]:
     return _field(call(given.client, "feature_health", {"span_hours": given.hours, "samples": 0}), "view")
 
 
+def _sources(given: Given) -> list[str]:
+    return _field(call(given.client, "source_status", {"loads": 0}), "source")
+
+
 def _holdouts(given: Given) -> list[str]:
     return _field(given.client.get(f"/models/{given.model}/traffic")["holdouts"], "name")
 
@@ -167,6 +171,7 @@ KINDS = {  # by the name of the argument that takes such a name
         "workspace", lambda given: _field(given.client.get("/workspaces"), "name"), "toque workspace list"
     ),
     "views": Kind("feature view", _views, "toque features"),
+    "sources": Kind("batch source", _sources, "toque sources"),
     "layer": Kind("layer", lambda given: given.client.get("/layers"), "toque traffic layer"),
     "holdout": Kind("holdout", _holdouts, "toque traffic show {model}", _OF_MODEL),
     "monitor": Kind("monitor", _monitors, "toque monitors {model}"),

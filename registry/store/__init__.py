@@ -8,7 +8,7 @@ from registry.store.object_store import Aged, Announce, ObjectInfo, ObjectStore,
 from registry.store.private_folder import private_folder, temporary_folder
 from registry.store.row_ranges import PinnedRows
 from registry.store.table_history import find_rows, remove_rows, table_names
-from registry.store.table_parts import Part, overwrite_with_parts, write_part
+from registry.store.table_parts import Part, append_with_parts, overwrite_with_parts, write_part
 from registry.store.tables import RESERVED_TABLES, Table, TableSnapshot, check_table_name
 from registry.store.urls import open_store
 
@@ -26,6 +26,7 @@ __all__ = [
     "Table",
     "TableSnapshot",
     "UnfitStore",
+    "append_with_parts",
     "check_store",
     "check_table_name",
     "clock_skew_s",

@@ -9,17 +9,21 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable, Schema
 from deltalake.transaction import AddAction, RemoveAction
 
+from registry.errors import InvalidInput
 from registry.store.table_files import file_system
 from registry.store.tables import (
     Table,
     TableSnapshot,
+    already_in,
     commit_properties,
     version_of_commit,
     with_stored_times,
@@ -28,37 +32,54 @@ from registry.store.tables import (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """File of rows that belongs to no version yet."""
+    """File of rows that belongs to no version yet.
+
+    bounds: least and greatest value of some columns, by which readers leave the file out; nulls: how many they have.
+    """
 
     path: str
     size_bytes: int
     rows: int
+    bounds: Mapping[str, tuple[str | int, str | int]] = field(default_factory=dict, hash=False)
+    nulls: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
-def write_part(table: Table, rows: pa.Table) -> Part:
-    """Write rows to a file of a table that exists, which `overwrite_with_parts` makes a part of it.
+def write_part(table: Table, rows: pa.Table, *, bounds: Sequence[str] = ()) -> Part:
+    """Write rows to a file of a table that exists, which `overwrite_with_parts` or `append_with_parts` makes a part of it.
 
+    bounds: columns of times or integers, whose range the log will know.
     Raises: InvalidInput for a timestamp without a timezone.
     """
     rows = with_stored_times(rows, table.name)
     folder = file_system(table.store, table.name)
     path = f"part-{uuid.uuid4()}.snappy.parquet"
     pq.write_table(rows, path, filesystem=folder)
-    return Part(path, folder.get_file_info(path).size, rows.num_rows)
+    nulls = {name: rows.column(name).null_count for name in bounds}
+    ranges = {name: _bounds(rows.column(name)) for name in bounds if nulls[name] < rows.num_rows}
+    return Part(path, folder.get_file_info(path).size, rows.num_rows, ranges, nulls)
+
+
+def _bounds(column: pa.ChunkedArray) -> tuple[str | int, str | int]:
+    """Least and greatest value as the log has them: times in whole milliseconds, rounded outwards."""
+    least, most = pc.min(column), pc.max(column)
+    if not pa.types.is_timestamp(column.type):
+        return least.as_py(), most.as_py()
+    first, last = least.value // 1000, -(-most.value // 1000)
+    return _time(first), _time(last)
+
+
+def _time(milliseconds: int) -> str:
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def overwrite_with_parts(
     table: Table, parts: Sequence[Part], schema: pa.Schema, *, metadata: Mapping[str, str] | None = None
 ) -> TableSnapshot:
     """Replace all rows of a table without partitions by those of `parts`, in their order; see `Table.overwrite`."""
-    commit_id, now = uuid.uuid4().hex, int(time.time() * 1000)
+    commit_id = uuid.uuid4().hex
     commit = commit_properties({}, metadata, commit_id=commit_id)
-    actions: list[AddAction | RemoveAction] = [
-        AddAction(
-            each.path, each.size_bytes, {}, now, data_change=True, stats=json.dumps({"numRecords": each.rows})
-        )
-        for each in parts
-    ]
+    actions = _actions(parts)
 
     def write(found: DeltaTable | None) -> DeltaTable:
         opened = table.create(schema) if found is None else found
@@ -71,3 +92,61 @@ def overwrite_with_parts(
     newest = table.open()
     commits = newest.history(newest.version() - before)  # others may have written since
     return TableSnapshot(name=table.name, version=version_of_commit(commits, commit_id))
+
+
+def append_with_parts(
+    table: Table,
+    parts: Sequence[Part],
+    schema: pa.Schema,
+    *,
+    transactions: Mapping[str, int],
+    metadata: Mapping[str, str] | None = None,
+) -> bool:
+    """Add the rows of `parts` to a table without partitions, made if it does not exist, exactly once; see `Table.append`.
+
+    schema: columns that the table lacks are added to it. Returns whether this call added them.
+    Raises: InvalidInput if a column has another type than the table's.
+    """
+    commit, actions, added = commit_properties(transactions, metadata), _actions(parts), False
+
+    def write(found: DeltaTable | None) -> DeltaTable:
+        nonlocal added
+        opened = table.create(schema) if found is None else found
+        if already_in(opened, transactions):
+            return opened
+        merged = _with_columns(opened, schema, table.name)
+        opened.create_write_transaction(actions, "append", merged, commit_properties=commit)
+        added = True
+        return opened
+
+    table.commit(write)
+    return added
+
+
+def _actions(parts: Sequence[Part]) -> list[AddAction | RemoveAction]:
+    now = int(time.time() * 1000)
+    return [
+        AddAction(each.path, each.size_bytes, {}, now, data_change=True, stats=_stats(each)) for each in parts
+    ]
+
+
+def _stats(part: Part) -> str:
+    least = {name: low for name, (low, _) in part.bounds.items()}
+    most = {name: high for name, (_, high) in part.bounds.items()}
+    known = {"minValues": least, "maxValues": most, "nullCount": dict(part.nulls)} if part.nulls else {}
+    return json.dumps({"numRecords": part.rows} | known)
+
+
+def _with_columns(opened: DeltaTable, schema: pa.Schema, name: str) -> Schema:
+    """Add the columns that a table lacks; returns its schema. Raises: InvalidInput for a column of another type."""
+    known = {each.name: each for each in opened.schema().fields}
+    wanted = Schema.from_arrow(schema).fields
+    for each in wanted:
+        if each.name in known and known[each.name].type != each.type:
+            raise InvalidInput(
+                f"table {name}: column {each.name!r} is {known[each.name].type} there and {each.type} in the new rows; "
+                "give the column another name"
+            )
+    if missing := [each for each in wanted if each.name not in known]:
+        opened.alter.add_columns(missing)
+    return opened.schema()

@@ -150,7 +150,7 @@ class Table:
             if table is None:
                 # Created empty first: two writers of one transaction must meet in a commit, not in a creation.
                 table = self.create(data.schema, partition_by, bounds)
-            if not _already_in(table, transactions):
+            if not already_in(table, transactions):
                 write_deltalake(table, data, mode="append", schema_mode=mode, commit_properties=commit)
             return table
 
@@ -317,7 +317,7 @@ def version_of_commit(commits: Iterable[Mapping[str, Any]], commit_id: str) -> i
     raise NotFound(f"no commit has the id {commit_id}; its log was cleaned up meanwhile")
 
 
-def _already_in(table: DeltaTable, transactions: Mapping[str, int]) -> bool:
+def already_in(table: DeltaTable, transactions: Mapping[str, int]) -> bool:
     """Whether every transaction was committed before."""
     committed = {app: table.transaction_version(app) for app in transactions}
     return bool(committed) and all(

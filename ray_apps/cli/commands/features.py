@@ -1,4 +1,4 @@
-"""`toque features`: the views there are, how fresh and full they are, and what their rows look like."""
+"""`toque features` and `toque sources`: the views there are, how fresh and full they are, and where their rows come from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from ray_apps.cli.output import Column, chosen, columns, listing, say, table
 
 SAMPLES = 3  # newest rows of a view that are shown
 _VIEW_NAMES = arg("views VIEW", "name of a view to show feature by feature (default: list all)", nargs="*")
+_SOURCE_NAMES = arg("sources SOURCE", "name of a source to show load by load (default: list all)", nargs="*")
 _HOURS = arg("--hours H", "how much of the newest event time is read (default: 24)", type=float, default=24.0)
 
 
 def register(commands: Commands) -> None:
-    """Add the command of this module."""
+    """Add the commands of this module."""
     add(commands, "features", _features, _VIEW_NAMES, _HOURS, limit(None))
+    add(commands, "sources", _sources, _SOURCE_NAMES, limit(None))
 
 
 def _features(given: Given) -> None:
@@ -34,6 +36,17 @@ def _features(given: Given) -> None:
             table(how, _VIEW, [health])
             say("")
             table(how, _FEATURE, _rows(health))
+
+
+def _sources(given: Given) -> None:
+    """Show batch sources: what they read, and what their last loads brought or kept aside."""
+    found = call(given.client, "source_status", {"sources": given.sources or None})
+    if not given.sources:
+        rows = [each | {"last": next(iter(each["loads"]), None)} for each in found]
+        listing(chosen(given.output), _SOURCES, rows, empty="no batch source is applied", limit=given.limit)
+        return
+    loads = [load for each in found for load in each["loads"]]
+    table(chosen(given.output), _LOADS, loads, whole=found)
 
 
 def _rows(health: dict[str, Any]) -> list[dict[str, Any]]:
@@ -80,5 +93,18 @@ _VIEW = columns(
     "view | rows | newest event: newest_event | age | recent rows: recent_rows | keys | online | files"
     " | online until: online_until",
     values=_VALUES,
+)
+_SOURCES = columns(
+    "source | reads | views | last load: last.at | rows: last.rows | rejected: last.rejected | owner",
+    texts="owner | reads",
+    values={"views": lambda row: ", ".join(row["views"])},
+)
+_LOADS = columns(
+    "source | load: number | at | rows | known | rejected | reasons | unreadable",
+    wide="first | last",
+    values={
+        "reasons": lambda row: "; ".join(f"{reason} ({count})" for reason, count in row["reasons"].items()),
+        "unreadable": lambda row: "; ".join(row["unreadable"].values()),
+    },
 )
 _FEATURE = columns("feature | fill | row 1 | row 2 | row 3", values={"fill": lambda row: _share(row["fill"])})

@@ -1,0 +1,20 @@
+"""Batch sources: declared files, tables and databases, loaded again and again, each row once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from featurestore.definitions.batch_source import BatchSource, Reader
+from featurestore.sources.files import CsvFiles, ParquetFiles
+from featurestore.sources.lake import DeltaRows
+from featurestore.sources.loading import SourceLoad, SourceTable
+from featurestore.sources.sql import SqlTable
+
+__all__ = ["BatchSource", "CsvFiles", "DeltaRows", "ParquetFiles", "SourceLoad", "SourceTable", "SqlTable"]
+
+READERS: Mapping[str, Callable[..., Reader | Any]] = {
+    "csv": CsvFiles,
+    "delta": DeltaRows,
+    "parquet": ParquetFiles,
+    "sql": SqlTable,
+}
+"""Readers by the type that their description names."""

@@ -1,0 +1,292 @@
+"""Readers of files by a pattern: Parquet, each read once, and CSV, which may also grow.
+
+A pattern is a path or an `s3://` url with wildcards (`*`, `?`, `[…]`, and `**/` for any folders). A file is known by its size
+and time; one that changed after it was read is refused, because its rows would be stored twice or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv, fs
+
+from featurestore.definitions.batch_source import Piece, Position, Secrets
+from featurestore.errors import InvalidDefinition, UnreadableSource
+
+BATCH_ROWS = 131_072
+_BLOCK_BYTES = 8 << 20
+_TAIL_BYTES = 4096
+_WILDCARDS = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetFiles:
+    """Parquet files by a pattern, each read once.
+
+    endpoint, region: of a bucket; by default those of the process's AWS settings, whose chain of credentials opens it.
+    Raises: InvalidDefinition.
+    """
+
+    pattern: str
+    endpoint: str = ""
+    region: str = ""
+
+    def __post_init__(self) -> None:
+        _check_pattern(self.pattern)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the reader as JSON."""
+        return {
+            "type": "parquet",
+            "pattern": self.pattern,
+            "endpoint": self.endpoint,
+            "region": self.region,
+        }
+
+    def pieces(self, after: Position, columns: Sequence[str], secrets: Secrets) -> Iterator[Piece]:
+        """Find the files that were not read yet, by name. Raises: UnreadableSource for one that changed since."""
+        del secrets  # files have none
+        system, found = _listed(self)
+        for each in found:
+            known = after.get(each.path)
+            if known is None:
+                position = {each.path: _stamp(each)}
+                yield Piece(each.path, position, partial(_parquet, system, each.path, list(columns)), [])
+            elif known[:2] != _stamp(each):
+                raise UnreadableSource(_changed(each, known))
+
+
+@dataclass(frozen=True, slots=True)
+class CsvFiles:
+    """CSV files by a pattern, with a line of names first; lines that are added at the end of one are read by the next load.
+
+    null: texts that stand for no value. endpoint, region: as of `ParquetFiles`. A value must not hold the end of a line.
+    Raises: InvalidDefinition.
+    """
+
+    pattern: str
+    delimiter: str = ","
+    null: Sequence[str] = ("", "NA", "NULL", "null")
+    encoding: str = "utf8"
+    endpoint: str = ""
+    region: str = ""
+
+    def __post_init__(self) -> None:
+        _check_pattern(self.pattern)
+        object.__setattr__(self, "null", tuple(self.null))
+        if len(self.delimiter) != 1:
+            raise InvalidDefinition(f"CsvFiles: delimiter is one character, got {self.delimiter!r}")
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the reader as JSON."""
+        return {
+            "type": "csv",
+            "pattern": self.pattern,
+            "delimiter": self.delimiter,
+            "null": list(self.null),
+            "encoding": self.encoding,
+            "endpoint": self.endpoint,
+            "region": self.region,
+        }
+
+    def pieces(self, after: Position, columns: Sequence[str], secrets: Secrets) -> Iterator[Piece]:
+        """Find files and ends of files that were not read yet. Raises: UnreadableSource for one that changed otherwise."""
+        del secrets  # as above
+        system, found = _listed(self)
+        for each in found:
+            known = after.get(each.path)
+            if known is not None and known[:2] == _stamp(each):
+                continue
+            start = 0 if known is None else _grown(system, each, known)
+            end = _last_line(system, each.path, start, each.size)
+            if end > start:
+                position = {each.path: [*_stamp(each), end, _tail(system, each.path, end)]}
+                torn: list[str] = []
+                read = partial(self._lines, system, each.path, (start, end), list(columns), torn)
+                yield Piece(each.path, position, read, torn)
+
+    def _lines(
+        self,
+        system: fs.FileSystem,
+        path: str,
+        between: tuple[int, int],
+        columns: list[str],
+        torn: list[str],
+    ) -> Iterator[pa.Table]:
+        """Read whole lines of a part of a file, every column as text. torn: takes lines with more or fewer values than names."""
+
+        def keep(row: csv.InvalidRow) -> str:
+            torn.append(row.text)
+            return "skip"
+
+        start, end = between
+        try:
+            with system.open_input_file(path) as file:
+                names = _header(file, self.delimiter, self.encoding)
+                _require(path, columns, names)
+                begin = start or _after_header(file)
+                if begin >= end:
+                    return
+                reader = csv.open_csv(
+                    pa.PythonFile(_Part(file, begin, end), mode="r"),
+                    csv.ReadOptions(column_names=names, block_size=_BLOCK_BYTES, encoding=self.encoding),
+                    csv.ParseOptions(delimiter=self.delimiter, invalid_row_handler=keep),
+                    csv.ConvertOptions(
+                        include_columns=columns,
+                        column_types=dict.fromkeys(columns, pa.string()),
+                        null_values=list(self.null),
+                        strings_can_be_null=True,
+                    ),
+                )
+                for batch in reader:
+                    yield pa.Table.from_batches([batch])
+        except (pa.ArrowException, OSError, UnicodeError) as error:
+            raise UnreadableSource(f"file {path!r} cannot be read as {self.encoding} CSV: {error}") from error
+
+
+class _Part:
+    """Part of an open file that reads as a file of its own."""
+
+    def __init__(self, file: pa.NativeFile, begin: int, end: int) -> None:
+        self._file, self._at, self._end, self.closed = file, begin, end, False
+
+    def read(self, size: int = -1) -> bytes:
+        left = self._end - self._at
+        data = bytes(self._file.read_at(left if size < 0 else min(size, left), self._at))
+        self._at += len(data)
+        return data
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    path: str
+    size: int
+    time_ns: int
+
+
+def _check_pattern(pattern: str) -> None:
+    if not pattern or (":" in pattern.partition("/")[0] and not pattern.startswith("s3://")):
+        raise InvalidDefinition(f"pattern {pattern!r}: give a path or an s3:// url, with wildcards")
+
+
+def _listed(reader: ParquetFiles | CsvFiles) -> tuple[fs.FileSystem, list[_Listed]]:
+    """List the files that a pattern names, in order of their names. Raises: UnreadableSource."""
+    pattern = reader.pattern
+    path = pattern.removeprefix("s3://")
+    fixed = _WILDCARDS.split(path, maxsplit=1)[0]
+    try:
+        system = _system(reader)
+        if fixed == path:
+            infos = system.get_file_info([path])
+            if infos[0].type == fs.FileType.NotFound:
+                raise FileNotFoundError("there is no such file")
+        else:
+            infos = system.get_file_info(fs.FileSelector(fixed.rpartition("/")[0] or ".", recursive=True))
+    except (OSError, pa.ArrowException) as error:
+        raise UnreadableSource(f"{pattern!r} cannot be listed: {error}") from error
+    wanted = _regex(path)
+    found = [
+        _Listed(info.path, info.size or 0, info.mtime_ns or 0)
+        for info in infos
+        if info.type == fs.FileType.File and wanted.fullmatch(info.path)
+    ]
+    return system, sorted(found, key=lambda each: each.path)
+
+
+def _system(reader: ParquetFiles | CsvFiles) -> fs.FileSystem:
+    if not reader.pattern.startswith("s3://"):
+        return fs.LocalFileSystem()
+    given = {"endpoint_override": reader.endpoint, "region": reader.region}
+    return fs.S3FileSystem(**{name: value for name, value in given.items() if value})
+
+
+def _regex(path: str) -> re.Pattern[str]:
+    """Translate a pattern: `*` stays within a folder, `**/` crosses any."""
+    parts = re.split(r"(\*\*/|\*|\?|\[[^\]]*\])", path)
+    known = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return re.compile(
+        "".join(known.get(part, part if part.startswith("[") else re.escape(part)) for part in parts)
+    )
+
+
+def _stamp(file: _Listed) -> list[int]:
+    return [file.size, file.time_ns]
+
+
+def _changed(file: _Listed, known: Sequence[Any]) -> str:
+    return (
+        f"file {file.path!r} was {known[0]} bytes when it was read and is {file.size} now: what was read of it changed; "
+        "write corrections to a new file and declare `unique`, or load the source anew under another name"
+    )
+
+
+def _parquet(system: fs.FileSystem, path: str, columns: list[str]) -> Iterator[pa.Table]:
+    import pyarrow.parquet as pq  # late: it brings the dataset machinery, which declarations do not need
+
+    try:
+        with system.open_input_file(path) as opened:
+            file = pq.ParquetFile(opened)
+            _require(path, columns, file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableSource(f"file {path!r} is not a whole Parquet file: {error}") from error
+
+
+def _require(path: str, columns: Sequence[str], names: Sequence[str]) -> None:
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise UnreadableSource(f"file {path!r} has no column {missing[0]!r}; it has {list(names)}")
+
+
+def _grown(system: fs.FileSystem, file: _Listed, known: Sequence[Any]) -> int:
+    """Find where a file that grew goes on. Raises: UnreadableSource if it changed before that."""
+    if file.size < known[2] or _tail(system, file.path, known[2]) != known[3]:
+        raise UnreadableSource(_changed(file, known))
+    return int(known[2])
+
+
+def _tail(system: fs.FileSystem, path: str, end: int) -> str:
+    """Digest of the header and of what lies before `end`, which a file that only grew still has."""
+    with system.open_input_file(path) as file:
+        first = file.read_at(min(_TAIL_BYTES, end), 0)
+        last = file.read_at(min(_TAIL_BYTES, end), max(0, end - _TAIL_BYTES))
+    return hashlib.sha256(bytes(first) + bytes(last)).hexdigest()[:32]
+
+
+def _last_line(system: fs.FileSystem, path: str, start: int, size: int) -> int:
+    """Find the end of the last whole line between two bytes; `start` if there is none."""
+    with system.open_input_file(path) as file:
+        end = size
+        while end > start:
+            begin = max(start, end - _BLOCK_BYTES)
+            found = bytes(file.read_at(end - begin, begin)).rfind(b"\n")
+            if found >= 0:
+                return begin + found + 1
+            end = begin
+    return start
+
+
+def _after_header(file: pa.NativeFile) -> int:
+    return len(_first_line(file))
+
+
+def _first_line(file: pa.NativeFile) -> bytes:
+    data = bytes(file.read_at(1 << 20, 0))
+    return data[: data.find(b"\n") + 1] if b"\n" in data else data
+
+
+def _header(file: pa.NativeFile, delimiter: str, encoding: str) -> list[str]:
+    import csv as standard  # late: only files with lines need it
+
+    line = _first_line(file).decode(encoding).lstrip("\ufeff").rstrip("\r\n")
+    return next(standard.reader([line], delimiter=delimiter), [])

@@ -1,0 +1,177 @@
+"""Checks of a source's rows one by one: those that fit become typed rows, the others are told apart with a reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+
+import polars as pl
+import pyarrow as pa
+
+from featurestore.definitions.batch_source import KNOWN_AT, BatchSource
+from featurestore.definitions.dtypes import TIMESTAMP, DType
+from featurestore.definitions.expectations import InRange
+from featurestore.definitions.fields import EVENT_TIMESTAMP
+from featurestore.errors import UnreadableSource
+
+REASON, ROW = "reason", "row"
+REJECTED = pa.schema([pa.field(REASON, pa.string()), pa.field(ROW, pa.string())])
+_POLARS = {
+    DType.FLOAT64: pl.Float64,
+    DType.FLOAT32: pl.Float32,
+    DType.INT64: pl.Int64,
+    DType.INT32: pl.Int32,
+    DType.BOOL: pl.Boolean,
+    DType.STRING: pl.String,
+}
+_TRUE, _FALSE = ("true", "t", "yes", "1"), ("false", "f", "no", "0")
+_ZONE = r"(?:[zZ]|[+-]\d\d:?\d\d)$"
+_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Rows of a batch: those that fit, typed; and the others, each as JSON with a reason."""
+
+    rows: pa.Table
+    rejected: pa.Table
+
+
+def row_schema(source: BatchSource) -> pa.Schema:
+    """Schema of a source's stored rows: when they happened, when they became known, and its columns."""
+    fields = [pa.field(each.name, each.dtype.arrow) for each in source.schema]
+    return pa.schema([pa.field(EVENT_TIMESTAMP, TIMESTAMP), pa.field(KNOWN_AT, TIMESTAMP), *fields])
+
+
+def check(source: BatchSource, given: pa.Table, *, loaded_at: datetime) -> Checked:
+    """Type the rows of a batch and tell apart those that do not fit.
+
+    given: with the names of the source. loaded_at: when a row became known, where the source has no column that says so.
+    Raises: UnreadableSource for times without a zone where the source declares none.
+    """
+    named = source.read_columns
+    raw = pl.DataFrame({here: pl.Series(here, given.column(there)) for here, there in named.items()})
+    dtypes = {each.name: each.dtype for each in source.schema}
+    typed = pl.DataFrame(
+        {
+            here: _typed(source, named[here], dtypes.get(here, DType.UNIX_TIMESTAMP), raw[here])
+            for here in named
+        }
+    )
+    reasons = _reasons(source, raw, typed)
+    if KNOWN_AT not in typed.columns:
+        typed = typed.with_columns(pl.lit(loaded_at, pl.Datetime("us", "UTC")).alias(KNOWN_AT))
+    schema = row_schema(source)
+    rows = typed.filter(reasons.is_null()).select(schema.names).to_arrow().cast(schema)
+    bad = raw.filter(reasons.is_not_null()).rename(named)
+    texts = [json.dumps(row, default=str, ensure_ascii=False) for row in bad.iter_rows(named=True)]
+    return Checked(rows, pa.table([reasons.drop_nulls().to_list(), texts], schema=REJECTED))
+
+
+def _reasons(source: BatchSource, raw: pl.DataFrame, typed: pl.DataFrame) -> pl.Series:
+    """First reason of each row to be kept aside, null for a row that fits."""
+    named = source.read_columns
+    needed = {EVENT_TIMESTAMP, *source.unique}
+    conditions: list[tuple[pl.Series, str]] = []
+    for here, there in named.items():
+        unread = typed[here].is_null() & raw[here].is_not_null()
+        conditions.append((unread, f"column {there!r} is not {_wanted(source, here)}"))
+        if here in needed:
+            conditions.append((raw[here].is_null(), f"column {there!r} has no value"))
+    for each in source.expectations:
+        if isinstance(each, InRange):
+            value = typed[each.column].cast(pl.Float64)
+            outside = (
+                ~value.is_between(
+                    -float("inf") if each.least is None else each.least,
+                    float("inf") if each.most is None else each.most,
+                )
+                | value.is_nan()
+            )
+            text = f"column {named[each.column]!r} is outside [{each.least}, {each.most}]"
+            conditions.append((outside.fill_null(value=False), text))
+    found = pl.Series("reason", [None] * raw.height, pl.String)
+    for condition, text in reversed(conditions):  # the first one counts
+        if condition.any():
+            found = pl.select(pl.when(condition).then(pl.lit(text)).otherwise(found)).to_series()
+    return found
+
+
+def _wanted(source: BatchSource, here: str) -> str:
+    dtype = next((each.dtype for each in source.schema if each.name == here), DType.UNIX_TIMESTAMP)
+    return "a time" if dtype is DType.UNIX_TIMESTAMP else str(dtype)
+
+
+def _typed(source: BatchSource, there: str, dtype: DType, raw: pl.Series) -> pl.Series:
+    """Cast a column to its declared type; a value that does not fit becomes null."""
+    if dtype is DType.UNIX_TIMESTAMP:
+        return _times(source, there, raw)
+    if dtype is DType.STRING:
+        is_text = raw.dtype in (pl.String, pl.Categorical, pl.Enum)
+        return raw.cast(pl.String) if is_text else pl.Series(raw.name, [None] * len(raw), pl.String)
+    if dtype is DType.BOOL:
+        return _truths(raw)
+    target = _POLARS[dtype]
+    if raw.dtype == pl.Boolean or raw.dtype.is_temporal():
+        return pl.Series(raw.name, [None] * len(raw), target)
+    if raw.dtype == pl.String:
+        raw = raw.str.strip_chars()
+    found = raw.cast(target, strict=False)
+    if target.is_integer() and raw.dtype.is_float():
+        whole = found.cast(pl.Float64) == raw.cast(pl.Float64)
+        found = pl.select(pl.when(whole).then(found)).to_series()
+    return found
+
+
+def _truths(raw: pl.Series) -> pl.Series:
+    if raw.dtype == pl.Boolean:
+        return raw
+    texts = raw.cast(pl.String, strict=False).str.strip_chars().str.to_lowercase()
+    return pl.select(
+        pl.when(texts.is_in(_TRUE)).then(statement=True).when(texts.is_in(_FALSE)).then(statement=False)
+    ).to_series()
+
+
+def _times(source: BatchSource, there: str, raw: pl.Series) -> pl.Series:
+    """Read times of any unit or ISO 8601 texts as microseconds in UTC. Raises: UnreadableSource."""
+    if isinstance(raw.dtype, pl.Datetime):
+        times = raw.cast(pl.Datetime("us", raw.dtype.time_zone))
+        return times.dt.convert_time_zone("UTC") if raw.dtype.time_zone else _zoned(source, there, times)
+    if raw.dtype == pl.Date:
+        return _zoned(source, there, raw.cast(pl.Datetime("us")))
+    if raw.dtype == pl.String:
+        return _times_of_texts(source, there, raw)
+    if raw.dtype == pl.Null:
+        return raw.cast(pl.Datetime("us", "UTC"))
+    raise UnreadableSource(
+        f"batch source {source.name!r}: column {there!r} has {raw.dtype} such as {raw.drop_nulls()[0]!r} where times are "
+        "declared; give times, or texts like 2024-05-01T10:00:00Z"
+    )
+
+
+def _times_of_texts(source: BatchSource, there: str, raw: pl.Series) -> pl.Series:
+    texts = raw.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T")
+    has_zone = texts.str.contains(_ZONE)
+    zones = texts.str.replace(r"[zZ]$", "+00:00")
+    utc = pl.Datetime("us", "UTC")
+    zoned = [
+        zones.str.to_datetime(f"{each}%z", time_unit="us", strict=False).cast(utc) for each in _FORMATS[:2]
+    ]
+    naive = [texts.str.to_datetime(each, time_unit="us", strict=False) for each in _FORMATS]
+    plain = pl.select(pl.coalesce(naive)).to_series()
+    local = _zoned(source, there, plain) if plain.filter(~has_zone).drop_nulls().len() else plain.cast(utc)
+    return pl.select(pl.when(has_zone).then(pl.coalesce(zoned)).otherwise(local)).to_series().alias(raw.name)
+
+
+def _zoned(source: BatchSource, there: str, times: pl.Series) -> pl.Series:
+    """Read times that name no zone as local to the source's; one that its clocks skipped becomes null."""
+    if not source.timezone:
+        first = times.drop_nulls()
+        sample = f" such as {first[0].isoformat()}" if len(first) else ""
+        raise UnreadableSource(
+            f"batch source {source.name!r}: column {there!r} has times without a zone{sample}; say which one they are in: "
+            "timezone='UTC', or 'Europe/Berlin'"
+        )
+    local = times.dt.replace_time_zone(source.timezone, ambiguous="earliest", non_existent="null")
+    return local.dt.convert_time_zone("UTC")

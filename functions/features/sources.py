@@ -1,0 +1,116 @@
+"""Batch sources as functions: load what is new, bring it into the views that use it, and tell how far each was read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from featurestore import FeatureStoreError, FeatureView, Refreshed, SourceLoad
+from featurestore.sources import SqlTable
+from functions.runtime.context import context
+from functions.runtime.declaration import Retries
+from functions.runtime.function import function
+from functions.runtime.secret import secret_value, use_secrets
+
+
+class SourceStatus(BaseModel):
+    """State of a batch source. loads: the last ones, newest first; views: that take their rows or events from it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    reads: str
+    owner: str
+    views: list[str]
+    loads: list[SourceLoad]
+
+
+class FeatureRefresh(BaseModel):
+    """Result of a refresh: what was loaded, and the rows that came into each view."""
+
+    model_config = ConfigDict(frozen=True)
+
+    loads: list[SourceLoad]
+    views: list[Refreshed]
+
+
+class RefreshError(FeatureStoreError):
+    """Some sources or views could not be refreshed; all others were."""
+
+
+@function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
+def load_source(source: str) -> SourceLoad | None:
+    """Load what is new at a batch source into its table, once; None if nothing is.
+
+    Raises: UnknownDefinition; UnreadableSource if it cannot be read as declared, and UnexpectedRows if too many rows do not
+    fit: then nothing is stored.
+    """
+    table = context().features().source_table(source)
+    reads = table.source.reads
+    needed = [reads.uri[1:]] if isinstance(reads, SqlTable) and reads.uri.startswith("$") else []
+    with use_secrets(f"batch source {source!r}", needed, context().find_secret):
+        return table.load(secret_value)
+
+
+@function(http=True, timeout_s=7200, retries=Retries(max_attempts=3), max_concurrency=1)
+def refresh_features(views: list[str] | None = None) -> FeatureRefresh:
+    """Load the batch sources of views, and bring what is new into the views' offline tables, each row once.
+
+    views: by default all that have a source. Safe to repeat, and to kill, at any time; `materialize` brings the rows online.
+    Raises: RefreshError, once all others had their turn; UnknownDefinition.
+    """
+    features = context().features()
+    chosen = _with_sources(features.list_feature_views(), views)
+    loads: list[SourceLoad] = []
+    refreshed: list[Refreshed] = []
+    failed: dict[str, str] = {}
+    for source in sorted({view.events.name for view in chosen if view.events is not None}):
+        try:
+            loaded = load_source(source)
+        except FeatureStoreError as error:
+            failed[f"batch source {source!r}"] = str(error)
+        else:
+            loads += [] if loaded is None else [loaded]
+    for view in chosen:
+        try:
+            refreshed.append(features.refresh_view(view))
+        except FeatureStoreError as error:
+            failed[f"feature view {view.name!r}"] = str(error)
+    if failed:
+        raise RefreshError("; ".join(f"{name}: {text}" for name, text in failed.items()))
+    return FeatureRefresh(loads=loads, views=refreshed)
+
+
+@function(http=True, role="viewer", timeout_s=600)
+def source_status(sources: list[str] | None = None, loads: int = 5) -> list[SourceStatus]:
+    """Tell of batch sources what they read, what their last loads brought, and which views use them.
+
+    sources: by default all. Raises: UnknownDefinition.
+    """
+    features = context().features()
+    views = features.list_feature_views()
+    found = []
+    for name in features.list_batch_sources() if sources is None else sources:
+        table = features.source_table(name)
+        described = table.source.reads.describe()
+        kind = described.pop("type")
+        where = next(str(described[key]) for key in ("pattern", "uri") if key in described)
+        found.append(
+            SourceStatus(
+                source=name,
+                reads=f"{kind} {where}",
+                owner=table.source.owner,
+                views=[each.name for each in views if each.events is not None and each.events.name == name],
+                loads=list(table.state().loads[::-1][:loads]),
+            )
+        )
+    return found
+
+
+def _with_sources(known: Sequence[FeatureView], names: Sequence[str] | None) -> list[FeatureView]:
+    """Choose the views that have a batch source; a name that is given must be one of them. Raises: UnknownDefinition."""
+    if names is None:
+        return [view for view in known if view.events is not None]
+    features = context().features()
+    return [features.get_feature_view(name) for name in names]
