@@ -112,5 +112,6 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "retention",
         "rollout_budget",
         "rollout_status",
+        "source_status",
         "standing_alarms",
     }
