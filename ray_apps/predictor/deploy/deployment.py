@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from typing import Any
@@ -39,7 +40,7 @@ from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.series import ModelSeries
 from ray_apps.predictor.versions.engine import POLL_S, Engine, VersionLoader
-from ray_apps.predictor.versions.loaded import LoadError, tried_first
+from ray_apps.predictor.versions.loaded import tried_first
 from ray_apps.spread import laid_out
 from registry import Registry, open_store
 from registry.access import workspace_store
@@ -61,8 +62,9 @@ __all__ = [
     "route_prefix",
 ]
 
+_log = logging.getLogger("ray.serve")
 CHAMPION_S = 30.0
-"""How long a new replica tries to load its champion before Serve is told that it failed."""
+"""How long a new replica tries to load its champion before it looks whether others answer."""
 POOL_APP, POOL_PREFIX = pool_app(), pool_prefix()
 """The Serve application of the default workspace's pool, and its route prefix."""
 
@@ -231,15 +233,29 @@ async def _open_endpoint(model: str, options: PredictorOptions, release: int) ->
 async def _wait_for_champion(endpoint: ModelEndpoint) -> None:
     """Wait until a new replica can answer, so that Serve keeps its predecessor until then; a model without versions is fine.
 
-    Raises: LoadError if it still cannot after `CHAMPION_S`; Serve then starts another replica, or ends the update.
+    Where no other replica answers, it is ready after `CHAMPION_S` all the same: it says why it cannot, and Serve gives up for good
+    what fails a few times to start. It answers once it can.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + CHAMPION_S
+    looked = loop.time()
     while (fault := endpoint.predictor.engine.find_fault()) is not None:
-        if loop.time() > deadline:
-            await _close(endpoint)
-            raise LoadError(fault)
+        if loop.time() - looked > CHAMPION_S:
+            kept = await loop.run_in_executor(None, others_answer)
+            _log.warning(
+                "%s; %s", fault, "its predecessors go on meanwhile" if kept else "nobody else answers"
+            )
+            if not kept:
+                return
+            looked = loop.time()
         await asyncio.sleep(POLL_S)
+
+
+def others_answer() -> bool:
+    """Whether other replicas of this one's deployment are running."""
+    here = serve.get_replica_context()
+    application = serve.status().applications.get(here.app_name)
+    deployed = None if application is None else application.deployments.get(here.deployment)
+    return deployed is not None and deployed.replica_states.get("RUNNING", 0) > 0
 
 
 def build_pool(options: PoolOptions) -> PoolEndpoint:

@@ -12,7 +12,6 @@ import pytest
 from functions.prediction_log import close_writers
 from ray_apps.predictor import PredictorOptions
 from ray_apps.predictor.deploy import deployment
-from ray_apps.predictor.versions.loaded import LoadError
 from registry import Registry, open_store
 from tests.ray_apps.predictor.conftest import SIGNATURE, load_fake_scorer
 
@@ -59,24 +58,48 @@ async def test_a_model_without_a_version_is_ready_at_once(
     await endpoint.close()
 
 
-async def test_a_replica_that_cannot_load_its_champion_does_not_get_ready(
-    options: PredictorOptions, registry: Registry, promoted: Callable[[str], int]
+async def test_a_replica_that_nobody_stands_in_for_says_why_it_cannot_answer(
+    options: PredictorOptions,
+    registry: Registry,
+    promoted: Callable[[str], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(deployment, "others_answer", lambda: False)
     registry.create_model("late")
     promoted("load")
-    with pytest.raises(LoadError, match=r"late: version 1, the champion, cannot answer: .*not a model"):
-        await deployment._open_endpoint("late", options, 0)
+    endpoint = await deployment._open_endpoint("late", options, 0)
+    fault = endpoint.predictor.engine.find_fault()
+    assert fault is not None
+    assert fault.startswith("late: version 1, the champion, cannot answer: ")
+    await endpoint.close()
 
 
-async def test_a_replica_that_cannot_read_the_store_does_not_get_ready(
-    options: PredictorOptions, registry: Registry, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("why", ["champion", "store"])
+async def test_a_replica_that_cannot_answer_does_not_get_ready_while_others_do(
+    options: PredictorOptions,
+    registry: Registry,
+    promoted: Callable[[str], int],
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
 ) -> None:
     def refuse(*_: object) -> object:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(type(registry.follow("late")), "refresh", refuse)
-    with pytest.raises(LoadError, match="late: the store does not answer"):
-        await deployment._open_endpoint("late", options, 0)
+    looks: list[int] = []
+
+    def others_answer() -> bool:
+        looks.append(1)
+        return len(looks) < 3
+
+    monkeypatch.setattr(deployment, "others_answer", others_answer)
+    if why == "store":
+        monkeypatch.setattr(type(registry.follow("late")), "refresh", refuse)
+    else:
+        registry.create_model("late")
+        promoted("load")
+    endpoint = await deployment._open_endpoint("late", options, 0)
+    assert len(looks) == 3
+    await endpoint.close()
 
 
 async def test_a_waiting_replica_gets_ready_with_the_champion_promoted_meanwhile(
