@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from ray import serve
+from ray.serve._private.common import ReplicaState
 from ray.serve.schema import LoggingConfig
 
 from featurestore import FeatureStore
@@ -255,7 +256,7 @@ def others_answer() -> bool:
     here = serve.get_replica_context()
     application = serve.status().applications.get(here.app_name)
     deployed = None if application is None else application.deployments.get(here.deployment)
-    return deployed is not None and deployed.replica_states.get("RUNNING", 0) > 0
+    return deployed is not None and deployed.replica_states.get(ReplicaState.RUNNING, 0) > 0
 
 
 def build_pool(options: PoolOptions) -> PoolEndpoint:
