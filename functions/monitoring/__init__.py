@@ -14,6 +14,7 @@ from functions.monitoring.jobs import (
     alarms,
     estimate_performance,
     monitor_status,
+    running_figures,
     standing_alarms,
     watch_drift,
     watch_embeddings,
@@ -27,7 +28,7 @@ from functions.monitoring.jobs import (
 from functions.monitoring.operations import OperationsMonitor
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality.monitor import QualityMonitor
-from functions.monitoring.results import MonitorStatus, results_table
+from functions.monitoring.results import MonitorStatus, RunningFigures, results_table
 from functions.monitoring.skew import SkewMonitor
 from functions.monitoring.vectors import VectorMonitor
 from functions.monitoring.watch import MonitorResult
@@ -45,6 +46,7 @@ __all__ = [
     "OperationsMonitor",
     "PerformanceMonitor",
     "QualityMonitor",
+    "RunningFigures",
     "SkewMonitor",
     "SliceFindings",
     "SliceOptions",
@@ -54,6 +56,7 @@ __all__ = [
     "monitor_status",
     "reference_of_dataset",
     "results_table",
+    "running_figures",
     "sketch_dataset",
     "standing_alarms",
     "watch_drift",

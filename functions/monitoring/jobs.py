@@ -25,7 +25,7 @@ from functions.monitoring.operations import OperationsMonitor, watch_service
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality.monitor import QualityMonitor
 from functions.monitoring.quality.watch import Views, spoiled_columns, watch_rows
-from functions.monitoring.results import MonitorStatus, last_judged
+from functions.monitoring.results import MonitorStatus, RunningFigures, last_judged
 from functions.monitoring.skew import SkewMonitor, watch_skewed
 from functions.monitoring.vectors import VectorMonitor, watch_vectors
 from functions.monitoring.watch import MonitorResult, MonitorRun, watch_loss
@@ -220,6 +220,26 @@ def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> ChangeFind
 def monitor_status(model: str) -> list[MonitorStatus]:
     """Report what each monitor of a model judged last, and the problems it found."""
     return last_judged(context().store, model)
+
+
+@function(http=True, role="viewer", timeout_s=60)
+def running_figures(model: str) -> RunningFigures:
+    """Count today's requests of a model, by the platform's clock in UTC, as far as they are in the log."""
+    used = context()
+    now = used.clock()
+    since = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    columns = ("prediction_id", "shadow", "predicted_at", "outputs")
+    rows = outcomes(used.store, model, since, now, labelled_only=False, columns=columns)
+    rows = rows.filter(pc.invert(rows["shadow"]))
+    answered = pc.fill_null(pc.greater(pc.list_value_length(rows["outputs"]), 0), False)
+    answers = int(pc.sum(answered).as_py() or 0)
+    return RunningFigures(
+        since=since,
+        answers=answers,
+        unanswered=rows.num_rows - answers,
+        labels=rows.num_rows - rows["label"].null_count,
+        logged_until=pc.max(rows["predicted_at"]).as_py(),
+    )
 
 
 @function(http=True, role="viewer", timeout_s=60)

@@ -6,7 +6,7 @@ the limit by more than chance explains, so that three slow requests of a quiet n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, Self
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import special
 
 from functions.monitoring.alarms import Alarm
-from functions.monitoring.cohorts import Cohorts, epoch_us
+from functions.monitoring.cohorts import Cohorts, CohortState, epoch_us
 from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from registry import ModelVersion
 
@@ -57,13 +57,14 @@ class OperationsMonitor(BaseModel):
         return self
 
 
-class OperationsState(BaseModel):
+class OperationsState(CohortState):
     """State of the operations monitor. broken: the limits that were broken when they were last judged."""
 
-    model_config = ConfigDict(frozen=True)
-
-    next_cohort: int
     broken: tuple[Subject, ...] = ()
+
+    def on_grid(self, moved: Callable[[int], int]) -> Self:
+        """Keep the broken limits, so that their alarms end."""
+        return self.model_copy(update={"next_cohort": moved(self.next_cohort)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +147,11 @@ def watch_service(
     read: logged predictions in [start, end). cpu_hour: price of a CPU for an hour, None where it is not set.
     """
     grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(run.now - monitor.delay)
-    kept = run.load_state(monitor.kind)
     begin = grid.index(run.now - monitor.delay - monitor.lookback)
-    state = OperationsState(next_cohort=begin) if kept is None else OperationsState.model_validate_json(kept)
+    state = run.load_state(monitor, OperationsState) or OperationsState(next_cohort=begin)
     first = state.next_cohort
     if first >= due:
-        return run.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor, champion, first, monitor.delay)
     rows = read(grid.start(first), grid.start(due))
     rows = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
     at = rows["predicted_at"].cast(pa.int64()).to_numpy()
@@ -169,7 +169,7 @@ def watch_service(
         state = OperationsState(next_cohort=index + 1, broken=tuple(sorted(broken)))
         text = "; ".join(one.text for one in limits) or text
     return run.conclude(
-        monitor.kind, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
+        monitor, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
     )
 
 

@@ -14,7 +14,7 @@ differences of cohorts a few apart, which a lasting rise does not inflate and sl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Literal, Self
 
@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from functions.evaluation.realised_loss import Loss, Scored
+from functions.monitoring.cohorts import CohortState
 from functions.rollout.evidence.sums import ClusterSums
 from functions.stats import Cusum, PageHinkley
 
@@ -122,13 +123,10 @@ class Track(BaseModel):
     memory: dict[str, Any] = {}
 
 
-class PerformanceState(BaseModel):
-    """State of the performance monitor for one champion. next_cohort: the first cohort not judged."""
-
-    model_config = ConfigDict(frozen=True)
+class PerformanceState(CohortState):
+    """State of the performance monitor for one champion."""
 
     version: int
-    next_cohort: int
     tracks: dict[Measure, Track]
 
     @classmethod
@@ -140,6 +138,11 @@ class PerformanceState(BaseModel):
         tracks: dict[Measure, Track] = {measure: Track(baseline=0.0) for measure in MEASURES}
         tracks["loss"] = Track(baseline=validated_loss)
         return cls(version=version, next_cohort=next_cohort, tracks=tracks)
+
+    def on_grid(self, moved: Callable[[int], int]) -> Self:
+        """Keep the baselines, which are means over rows; how much cohorts vary is learnt anew."""
+        tracks = {measure: Track(baseline=track.baseline) for measure, track in self.tracks.items()}
+        return self.model_copy(update={"next_cohort": moved(self.next_cohort), "tracks": tracks})
 
     def of_version(self, version: int, *, validated_loss: float | None) -> Self:
         """Make the state for a new champion: its own baseline and a fresh CUSUM; the traffic varies as it did."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from functions.monitoring.cohorts import COHORT_S, Cohorts
 from registry import ObjectStore, Table
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -37,24 +40,66 @@ def results_table(model: str) -> str:
     return f"monitoring/{model}"
 
 
+class RunningFigures(BaseModel):
+    """Figures of the requests since midnight UTC that are in the log, which no monitor has judged yet.
+
+    answers: of all arms but shadows; unanswered: among the requests; labels: that came for them; logged_until: the newest
+    request in the log, None before the first of the day.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    since: AwareDatetime
+    answers: int = 0
+    unanswered: int = 0
+    labels: int = 0
+    logged_until: AwareDatetime | None = None
+
+
 class MonitorStatus(BaseModel):
     """Status of one monitor at its newest cohort or window.
 
-    rows: judged there; subjects: measures or columns; wrong: findings on the subjects with a problem.
+    rows: judged there; subjects: measures or columns; wrong: findings on the subjects with a problem; next_start, next_end:
+    of the cohort that is judged next, once it has ended and its delay is over.
     """
 
     model_config = ConfigDict(frozen=True)
 
     monitor: str
-    judged_until: AwareDatetime
-    judged_at: AwareDatetime
+    judged_until: AwareDatetime | None = None
+    judged_at: AwareDatetime | None = None
     rows: int
     subjects: int
     wrong: tuple[str, ...] = ()
+    next_start: AwareDatetime | None = None
+    next_end: AwareDatetime | None = None
 
 
 def last_judged(store: ObjectStore, model: str) -> list[MonitorStatus]:
-    """Read the newest findings of each monitor of a model, by name; empty before the first."""
+    """Read the newest findings of each monitor of a model, and which cohort it waits for; empty before the first run."""
+    waiting = _waiting(store, model)
+    found = {status.monitor: status for status in _judged(store, model)}
+    return [
+        found.get(name, MonitorStatus(monitor=name, rows=0, subjects=0)).model_copy(
+            update=dict(zip(("next_start", "next_end"), waiting.get(name, (None, None)), strict=True))
+        )
+        for name in sorted({*found, *waiting})
+    ]
+
+
+def _waiting(store: ObjectStore, model: str) -> dict[str, tuple[datetime, datetime]]:
+    """Start and end of the cohort that each monitor judges next, as its state says."""
+    found = {}
+    for key in store.list(f"monitoring/{model}/state/"):
+        state = json.loads(store.get(key))
+        if COHORT_S in state:
+            grid = Cohorts(timedelta(seconds=state[COHORT_S]))
+            first = int(state["next_cohort"])
+            found[key.rpartition("/")[2].removesuffix(".json")] = grid.start(first), grid.start(first + 1)
+    return found
+
+
+def _judged(store: ObjectStore, model: str) -> list[MonitorStatus]:
     table = Table(store, results_table(model))
     if not table.exists():
         return []

@@ -120,7 +120,7 @@ def watch_skewed(
 
 def _state(run: MonitorRun, champion: ModelVersion, monitor: SkewMonitor) -> SkewState:
     """Load the state; a new champion's first hours begin when it is first seen here, less the delay."""
-    kept = run.load_state(monitor.kind)
+    kept = run.find_state(monitor.kind)
     state = None if kept is None else SkewState.model_validate_json(kept)
     if state is not None and state.version == champion.version:
         return state

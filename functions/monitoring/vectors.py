@@ -6,7 +6,7 @@ taken as independent, at most one of a unit; rows of one day are not quite indep
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, Self
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.monitoring.alarms import Alarm
-from functions.monitoring.cohorts import Cohorts
+from functions.monitoring.cohorts import Cohorts, CohortState
 from functions.monitoring.drift.dataset_sketches import DatasetRows
 from functions.monitoring.logged_features import (
     FeatureColumns,
@@ -73,7 +73,7 @@ class VectorMonitor(BaseModel):
         return self
 
 
-class VectorState(BaseModel):
+class VectorState(CohortState):
     """State of the vector monitor.
 
     flagged: whether the last windows differed; alarmed: subjects with a standing alarm.
@@ -82,9 +82,12 @@ class VectorState(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     version: int
-    next_cohort: int
-    flagged: dict[str, tuple[bool, ...]] = {}
+    flagged: dict[str, tuple[bool, ...]] = Field(default={})
     alarmed: tuple[str, ...] = ()
+
+    def on_grid(self, moved: Callable[[int], int]) -> Self:
+        """Keep the alarms, so that they recover; windows are judged anew."""
+        return type(self)(version=self.version, next_cohort=moved(self.next_cohort), alarmed=self.alarmed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ def watch_vectors(
     state = _state(run, champion, monitor, grid)
     first = state.next_cohort
     if first >= due:
-        return run.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor, champion, first, monitor.delay)
     training = _training_vectors(run, champion, monitor)
     alarms, findings, text = [], [], "too few rows to compare"
     for index in range(first, due):
@@ -134,16 +137,15 @@ def watch_vectors(
         ]
         text = "; ".join(one.text(monitor) for one in distances) or text
     return run.conclude(
-        monitor.kind, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
+        monitor, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
     )
 
 
 def _state(run: MonitorRun, champion: ModelVersion, monitor: VectorMonitor, grid: Cohorts) -> VectorState:
-    kept = run.load_state(monitor.kind)
-    if kept is None:
+    state = run.load_state(monitor, VectorState)
+    if state is None:
         begin = grid.index(run.now - monitor.delay - monitor.lookback)
         return VectorState(version=champion.version, next_cohort=begin)
-    state = VectorState.model_validate_json(kept)
     if state.version == champion.version:
         return state
     return VectorState(version=champion.version, next_cohort=state.next_cohort, alarmed=state.alarmed)

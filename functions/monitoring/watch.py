@@ -6,10 +6,11 @@ saved: a run that dies in between is repeated by the next to the same effect.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.realised_loss import Scored, score
 from functions.monitoring.alarms import Alarm, Alarms
-from functions.monitoring.cohorts import Cohorts, epoch_us
+from functions.monitoring.cohorts import COHORT_S, EPOCH, Cohorts, CohortState, HasCohort, epoch_us
 from functions.monitoring.performance import (
     Cohort,
     PerformanceMonitor,
@@ -29,6 +30,7 @@ from functions.monitoring.results import record
 from functions.stats.roc import auc_with_error
 from registry import ModelVersion, ObjectStore
 
+_State = TypeVar("_State", bound=CohortState)
 ReadRows = Callable[[datetime, datetime], pa.Table]
 
 
@@ -57,23 +59,49 @@ class MonitorRun:
     alarms: Alarms
     now: datetime
 
-    def load_state(self, monitor: str) -> bytes | None:
-        """Load the state of `monitor`, or None before its first run."""
+    def find_state(self, monitor: str) -> bytes | None:
+        """Read the state of `monitor` as it was saved, or None before its first run."""
         return self.store.find(self._key(monitor))
 
-    def save_state(self, monitor: str, state: BaseModel) -> None:
-        """Save the state of `monitor`, replacing the last one."""
-        self.store.put(self._key(monitor), state.model_dump_json().encode())
+    def load_state(self, monitor: HasCohort, kind: type[_State]) -> _State | None:
+        """Load the state of `monitor` on the grid of its cohorts, or None before its first run.
 
-    def nothing_due(self, monitor: str, champion: ModelVersion) -> MonitorResult:
-        """Return the result of a run before the next cohort is due."""
-        return MonitorResult(
-            model=self.model, monitor=monitor, version=champion.version, text="no cohort is due"
-        )
+        A state that was saved with cohorts of another length is moved to this grid. One of an earlier release does not name
+        its length: where its next cohort lies far from now it is of another grid, and the monitor begins anew.
+        """
+        kept = self.find_state(monitor.kind)
+        if kept is None:
+            return None
+        content = json.loads(kept)
+        length_s = content.pop(COHORT_S, None)
+        state, grid = kind.model_validate(content), Cohorts(monitor.cohort)
+        if length_s is None:
+            return state if self._near(grid.start(state.next_cohort)) else None
+        if length_s == monitor.cohort.total_seconds():
+            return state
+        saved = Cohorts(timedelta(seconds=length_s))
+        return state.on_grid(lambda index: grid.index(saved.start(index)))
+
+    def save_state(self, monitor: str, state: BaseModel, *, cohort: timedelta | None = None) -> None:
+        """Save the state of `monitor`, replacing the last one. cohort: length of the cohorts that it numbers."""
+        content = state.model_dump(mode="json")
+        if cohort is not None:
+            content[COHORT_S] = cohort.total_seconds()
+        self.store.put(self._key(monitor), json.dumps(content).encode())
+
+    def nothing_due(
+        self, monitor: HasCohort, champion: ModelVersion, first: int, delay: timedelta = timedelta(0)
+    ) -> MonitorResult:
+        """Return the result of a run before cohort `first` is due, which says when that is.
+
+        delay: from the cohort's end until it is judged.
+        """
+        text = f"no cohort is due: {Cohorts(monitor.cohort).when_due(first, delay)}"
+        return MonitorResult(model=self.model, monitor=monitor.kind, version=champion.version, text=text)
 
     def conclude(
         self,
-        monitor: str,
+        monitor: HasCohort,
         champion: ModelVersion,
         state: BaseModel,
         cohorts: range,
@@ -84,16 +112,21 @@ class MonitorRun:
     ) -> MonitorResult:
         """End a run over `cohorts`: raise alarms, record findings, and save the state last."""
         new = tuple(alarm for alarm in alarms if self.alarms.report(alarm))
-        record(self.store, self.model, monitor, findings, upto=cohorts.stop)
-        self.save_state(monitor, state)
+        length_s = int(monitor.cohort.total_seconds())
+        record(self.store, self.model, f"{monitor.kind}/{length_s}", findings, upto=cohorts.stop)
+        self.save_state(monitor.kind, state, cohort=monitor.cohort)
         return MonitorResult(
             model=self.model,
-            monitor=monitor,
+            monitor=monitor.kind,
             version=champion.version,
             cohorts=len(cohorts),
             text=text,
             alarms=new,
         )
+
+    def _near(self, at: datetime) -> bool:
+        """Whether a time is as long after the epoch as now is, within a quarter: grids differ by a factor of two at least."""
+        return abs(at - self.now) < (self.now - EPOCH) / 4
 
     def _key(self, monitor: str) -> str:
         return f"monitoring/{self.model}/state/{monitor}.json"
@@ -111,7 +144,7 @@ def watch_loss(
     state = _loss_state(run, champion, monitor, grid)
     first = state.next_cohort
     if first >= due:
-        return run.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor, champion, first, monitor.label_delay)
     rows = score(read(grid.start(first), grid.start(due)), loss=monitor.loss, clip=monitor.clip)
     rows = rows.where((rows.version == champion.version) & ~rows.shadow)
     alarms, findings, last = [], [], ""
@@ -124,7 +157,7 @@ def watch_loss(
             findings += _figures(run, champion, grid, index, mine, monitor)
             last = "; ".join(verdict.text for verdict in verdicts)
     return run.conclude(
-        monitor.kind, champion, state, range(first, due), text=last, findings=findings, alarms=alarms
+        monitor, champion, state, range(first, due), text=last, findings=findings, alarms=alarms
     )
 
 
@@ -139,11 +172,10 @@ def _loss_state(
     run: MonitorRun, champion: ModelVersion, monitor: PerformanceMonitor, grid: Cohorts
 ) -> PerformanceState:
     validated = next((champion.metrics[name] for name in monitor.baseline if name in champion.metrics), None)
-    kept = run.load_state(monitor.kind)
-    if kept is None:
+    state = run.load_state(monitor, PerformanceState)
+    if state is None:
         begin = grid.index(run.now - monitor.label_delay - monitor.lookback)
         return PerformanceState.begin(champion.version, begin, validated_loss=validated)
-    state = PerformanceState.model_validate_json(kept)
     if state.version == champion.version:
         return state
     return state.of_version(champion.version, validated_loss=validated)

@@ -280,7 +280,8 @@ def monitoring(used: Context) -> Any:
             "standing": standing_alarms("late"),
             "alarms": alarms("late").all(),
             "results": sorted(rows, key=lambda row: (row["monitor"], row["subject"], row["start"])),
-            "again": watched,
+            # Later releases say in the text which cohort is due when.
+            "again": [one.model_copy(update={"text": one.text.partition(":")[0]}) for one in watched],
         }
     )
 

@@ -7,13 +7,14 @@ what keeps the test quiet.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from functions.monitoring.cohorts import CohortState
 from functions.monitoring.drift.reference import NumberedSketch, Reference, rows_of, scaled
 from functions.stats import k_of_n
 from functions.stats.drift import ColumnDrift, DriftReport, compare
@@ -90,7 +91,7 @@ class DriftMonitor(BaseModel):
         return tuple(one // self.cohort for one in wanted if not one % self.cohort and one > self.cohort)
 
 
-class DriftState(BaseModel):
+class DriftState(CohortState):
     """State of the drift monitor. sketches: of the last cohorts, oldest first, as JSON values.
 
     flagged: for each column, whether the last windows had drifted. alarmed: columns with an alarm; another is raised only
@@ -101,11 +102,15 @@ class DriftState(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     version: int
-    next_cohort: int
     sketches: tuple[dict[str, Any], ...] = ()
-    flagged: dict[str, tuple[bool, ...]] = {}
+    flagged: dict[str, tuple[bool, ...]] = Field(default={})
     alarmed: tuple[str, ...] = ()
     excused: tuple[str, ...] = ()
+
+    def on_grid(self, moved: Callable[[int], int]) -> Self:
+        """Keep the alarms, so that they recover; windows are filled anew."""
+        kept = {"version": self.version, "alarmed": self.alarmed, "excused": self.excused}
+        return type(self)(next_cohort=moved(self.next_cohort), **kept)
 
 
 class DriftVerdict(BaseModel):

@@ -52,7 +52,7 @@ def watch_features(
     state = _state(run, champion, monitor, grid)
     first = state.next_cohort
     if first >= due:
-        return run.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor, champion, first, monitor.delay)
     reference = reference_of(run, champion, monitor)
     sketches = _sketches(reference.sketch, logged, (grid, first, due), read, logged_rows)
     alarms, findings, text = [], [], ""
@@ -63,7 +63,7 @@ def watch_features(
         alarms += _alarms(run, champion, grid, verdict, monitor, state, causes)
         text = f"{verdict.rows} rows; drifted in k of n windows: {', '.join(verdict.confirmed) or 'nothing'}"
     return run.conclude(
-        monitor.kind, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
+        monitor, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
     )
 
 
@@ -167,10 +167,9 @@ def _cohort_sketches(
 
 
 def _state(run: MonitorRun, champion: ModelVersion, monitor: DriftMonitor, grid: Cohorts) -> DriftState:
-    kept = run.load_state(monitor.kind)
+    state = run.load_state(monitor, DriftState)
     due = grid.index(run.now - monitor.delay)
-    if kept is not None:
-        state = DriftState.model_validate_json(kept)
+    if state is not None:
         if state.version == champion.version:
             return state
         # A new champion has another training set: its windows are judged anew, as far back as one window needs.

@@ -6,6 +6,7 @@ Each cohort is estimated with what was known when it ended, however late the mon
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, Self
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.evaluation.realised_loss import Loss, Scored, score
-from functions.monitoring.cohorts import Cohorts
+from functions.monitoring.cohorts import Cohorts, CohortState
 from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows, by_cohort
 from functions.stats.estimate import (
     Calibration,
@@ -63,7 +64,7 @@ class EstimateMonitor(BaseModel):
         return self
 
 
-class EstimateState(BaseModel):
+class EstimateState(CohortState):
     """State of the monitor of estimates. next_cohort, next_label: the first cohort not estimated, and the first not settled.
 
     labelled: scores and labels of settled cohorts, from which probabilities are calibrated. pending: estimates to settle.
@@ -72,10 +73,18 @@ class EstimateState(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     version: int
-    next_cohort: int
     next_label: int
     labelled: ScoreSketch = ScoreSketch()
-    pending: dict[int, dict[str, Estimate]] = {}
+    pending: dict[int, dict[str, Estimate]] = Field(default={})
+
+    def on_grid(self, moved: Callable[[int], int]) -> Self:
+        """Keep the scores and labels, which are of rows; estimates that were not settled are given up."""
+        return type(self)(
+            version=self.version,
+            next_cohort=moved(self.next_cohort),
+            next_label=moved(self.next_label),
+            labelled=self.labelled,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +191,7 @@ def watch_estimates(
     due = grid.index(run.now)
     state = load_estimate_state(run, champion, monitor, grid)
     if state.next_cohort >= due:
-        return run.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor, champion, state.next_cohort)
     first, begun = min(state.next_label, state.next_cohort), state.next_cohort
     rows = score(read(grid.start(first), grid.start(due)), loss="log_loss", clip=monitor.clip)
     rows = rows.where((rows.version == champion.version) & ~rows.shadow)
@@ -195,7 +204,7 @@ def watch_estimates(
         state, more = estimate(state, index, cohorts[index], monitor)
         estimates += more
     return run.conclude(
-        monitor.kind,
+        monitor,
         champion,
         state,
         range(begun, due),
@@ -208,9 +217,8 @@ def load_estimate_state(
     run: MonitorRun, champion: ModelVersion, monitor: EstimateMonitor, grid: Cohorts
 ) -> EstimateState:
     """Load the state for this champion, or make the one to begin with."""
-    kept = run.load_state(monitor.kind)
-    if kept is not None:
-        state = EstimateState.model_validate_json(kept)
+    state = run.load_state(monitor, EstimateState)
+    if state is not None:
         if state.version == champion.version:
             return state
         begin = state.next_cohort

@@ -86,7 +86,7 @@ def watch_number_estimates(
     due = grid.index(run.now)
     state = load_estimate_state(run, champion, monitor, grid)
     if state.next_cohort >= due:
-        return run.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor, champion, state.next_cohort)
     first, begun = min(state.next_label, state.next_cohort), state.next_cohort
     rows = AnsweredRows.of(read(grid.start(first - memory), grid.start(due)), champion.version)
     estimates: list[EstimateResult] = []
@@ -107,7 +107,7 @@ def watch_number_estimates(
             )
             state = state.model_copy(update={"pending": state.pending | {index: {MEASURE: found}}})
     return run.conclude(
-        monitor.kind,
+        monitor,
         champion,
         state,
         range(begun, due),

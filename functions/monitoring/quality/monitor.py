@@ -10,11 +10,13 @@ cohorts before it, at first those of the training set, so that a season stays qu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from functions.monitoring.cohorts import CohortState
 from functions.monitoring.quality.profile import ColumnProfile, Range
 from functions.monitoring.quality.units import UNITS
 
@@ -135,7 +137,7 @@ class Span(BaseModel):
     last: int | None = None
 
 
-class QualityState(BaseModel):
+class QualityState(CohortState):
     """State of the quality monitor. history: healthy profiles of each column, oldest first; volumes: rows of healthy cohorts.
 
     open: incidents under way, by key. spans: of the last ones, over included.
@@ -144,11 +146,26 @@ class QualityState(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     version: int
-    next_cohort: int
-    history: dict[str, tuple[ColumnProfile, ...]] = {}
+    history: dict[str, tuple[ColumnProfile, ...]] = Field(default={})
     volumes: tuple[int, ...] = ()
-    open: dict[str, Incident] = {}
+    open: dict[str, Incident] = Field(default={})
     spans: tuple[Span, ...] = ()
+
+    def on_grid(self, moved: Callable[[int], int]) -> Self:
+        """Keep the incidents, so that they end; what healthy cohorts look like is learnt anew."""
+        incidents = {
+            key: one.model_copy(update={"since": moved(one.since), "seen": moved(one.seen)})
+            for key, one in self.open.items()
+        }
+        spans = tuple(
+            one.model_copy(
+                update={"first": moved(one.first), "last": None if one.last is None else moved(one.last)}
+            )
+            for one in self.spans
+        )
+        return type(self)(
+            version=self.version, next_cohort=moved(self.next_cohort), open=incidents, spans=spans
+        )
 
 
 class QualityVerdict(BaseModel):

@@ -103,7 +103,7 @@ def watch_rows(
     state = _state(run, champion, monitor, grid)
     first = state.next_cohort
     if first >= due:
-        return run.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor, champion, first, monitor.delay)
     ages = views.ages(monitor)
     alarms, findings = [], []
     for cohort in _summaries(read(grid.start(first), grid.start(due)), champion, monitor, first, due):
@@ -112,7 +112,7 @@ def watch_rows(
         findings += _findings(run, champion, grid, verdict)
         alarms += [_alarm(run, champion, grid, kind, verdict) for kind in verdict.changed]
     return run.conclude(
-        monitor.kind,
+        monitor,
         champion,
         state,
         range(first, due),
@@ -126,8 +126,7 @@ def spoiled_columns(
     run: MonitorRun, monitor: QualityMonitor
 ) -> Callable[[datetime, datetime], Mapping[str, str]]:
     """Return a lookup of the columns that an incident spoiled between two times, with the key of its alarm."""
-    kept, grid = run.load_state(monitor.kind), Cohorts(monitor.cohort)
-    state = None if kept is None else QualityState.model_validate_json(kept)
+    state, grid = run.load_state(monitor, QualityState), Cohorts(monitor.cohort)
 
     def between(start: datetime, end: datetime) -> Mapping[str, str]:
         last = grid.index(end - timedelta(microseconds=1))
@@ -187,13 +186,12 @@ def _numbers(column: pa.ChunkedArray) -> Any:
 
 def _state(run: MonitorRun, champion: ModelVersion, monitor: QualityMonitor, grid: Cohorts) -> QualityState:
     """Load the state; a new champion is compared with the rows it learnt from."""
-    kept = run.load_state(monitor.kind)
-    if kept is None:
+    state = run.load_state(monitor, QualityState)
+    if state is None:
         begin = grid.index(run.now - monitor.delay - monitor.lookback)
         history = _training_history(run.store, champion, monitor)
         return QualityState(version=champion.version, next_cohort=begin, history=history)
-    state = QualityState.model_validate_json(kept)
-    if state.version == champion.version:
+    if state.version == champion.version and state.history:
         return state
     history = state.history | _training_history(run.store, champion, monitor)
     return state.model_copy(update={"version": champion.version, "history": history})

@@ -29,9 +29,15 @@ def register(commands: Commands) -> None:
 
 
 def _monitors(given: Given) -> None:
-    """Show what each monitor of a model judged last."""
-    empty = f"no monitor of {given.model} has judged anything yet"
+    """Show what each monitor of a model judged last, which cohort is next, and today's figures so far."""
+    empty = f"no monitor of {given.model} has looked yet: the first cohort is judged once it has ended"
     listing(given.output, _MONITORS, ask(given, "monitor_status"), empty=empty, limit=given.limit)
+    today = ask(given, "running_figures")
+    until = today["logged_until"]
+    logged = f"logged until {until[11:16]} UTC" if until else "none is in the log"
+    note(
+        f"today so far: {today['answers']} answers, {today['unanswered']} requests without one, {today['labels']} labels; {logged}"
+    )
 
 
 def _incidents(given: Given) -> None:
@@ -92,8 +98,8 @@ def _silence(given: Given) -> None:
 
 
 _MONITORS = columns(
-    "monitor | judged until: judged_until | rows | subjects | wrong",
-    wide="judged at: judged_at",
+    "monitor | judged until: judged_until | rows | subjects | wrong | next cohort ends: next_end",
+    wide="judged at: judged_at | next cohort starts: next_start",
     texts="wrong",
     values={"wrong": lambda row: "; ".join(row["wrong"]) or "nothing"},
 )

@@ -170,7 +170,7 @@ def test_a_run_killed_before_it_remembered_is_repeated_to_the_same_effect(
         assert served.store.find(f"monitoring/{MODEL}/state/quality.json") == state
         assert Table(served.store, results_table(MODEL)).read().num_rows == rows
         assert len(alarms_of(MODEL).all()) == 1
-        assert watch_quality(MODEL).text == "no cohort is due"
+        assert watch_quality(MODEL).text.startswith("no cohort is due")
 
 
 def test_vectors_of_another_length_requests_sent_twice_and_silence_are_named(

@@ -112,6 +112,7 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "retention",
         "rollout_budget",
         "rollout_status",
+        "running_figures",
         "source_status",
         "standing_alarms",
     }

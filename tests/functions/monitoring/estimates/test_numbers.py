@@ -31,7 +31,7 @@ def test_cohorts_are_estimated_once_there_are_labels_and_settled_when_theirs_com
         assert "too few" in estimate_performance(MODEL, MONITOR).text
         served.serve(9)
         estimate_performance(MODEL, MONITOR)
-        assert estimate_performance(MODEL, MONITOR).text == "no cohort is due"
+        assert estimate_performance(MODEL, MONITOR).text.startswith("no cohort is due")
         rows = said(served)
         assert {row["subject"] for row in rows} == {"squared_error"}
         assert {row["verdict"] for row in rows} == {"estimate", "agreed"}
