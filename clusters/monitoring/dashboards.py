@@ -1,10 +1,12 @@
-"""Builds the Grafana dashboards of `grafana/` from the panels of `panels.py`, and asks a Prometheus for each of them.
+"""Builds the Grafana dashboards of `grafana/` from the panels of `panels`, and asks a Prometheus for each of them.
 
     python -m clusters.monitoring.dashboards write
     python -m clusters.monitoring.dashboards check http://127.0.0.1:9090
+    python -m clusters.monitoring.dashboards draw http://127.0.0.1:9090 FOLDER [MINUTES]
 
 `write` makes the files anew; `check` prints each panel with how many series its queries found, and ends with exit code
-1 if a panel stays empty that needs no failure to be filled.
+1 if a panel stays empty that needs no failure to be filled; `draw` makes a picture of each dashboard, of the last hour
+unless MINUTES are given.
 
 Source: Grafana's dashboard JSON model, schema version 39.
 """
@@ -16,16 +18,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
-from urllib.request import urlopen
 
+from clusters.monitoring.drawing import draw
 from clusters.monitoring.panels import DASHBOARDS, Dashboard, Panel
+from clusters.monitoring.queries import ANY, values_now
 
 FOLDER = Path(__file__).resolve().parent / "grafana"
 SCHEMA_VERSION = 39
 _COLUMNS, _WIDTH, _HEIGHT = 24, 8, 8
+_MINUTES = 60.0  # of a picture
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-_ALL = ".*"
 
 
 def render(dashboard: Dashboard) -> str:
@@ -92,17 +94,10 @@ def _variable(name_and_series: tuple[str, str]) -> dict[str, Any]:
         "query": {"query": f"label_values({series}, {name})", "refId": name},
         "refresh": 2,
         "includeAll": True,
-        "allValue": _ALL,
+        "allValue": ANY,
         "multi": True,
         "current": {"text": "All", "value": "$__all"},
     }
-
-
-def plain_query(query: str) -> str:
-    """Replace the variables that only Grafana knows, so that Prometheus itself can be asked."""
-    for name in ("workspace", "model", "view", "function", "node"):
-        query = query.replace(f"${name}", _ALL)
-    return query.replace("$__rate_interval", "5m")
 
 
 def check(prometheus: str) -> list[str]:
@@ -113,26 +108,25 @@ def check(prometheus: str) -> list[str]:
     lines = []
     for dashboard in DASHBOARDS:
         for panel in dashboard.panels():
-            found = sum(_found(prometheus, query) for query, _ in panel.queries)
+            found = sum(len(values_now(prometheus, query)) for query, _ in panel.queries)
             mark = "empty" if not found and not panel.may_be_empty else "ok"
             lines.append(f"{mark}\t{dashboard.name}\t{panel.title}\t{found}")
     return lines
 
 
-def _found(prometheus: str, query: str) -> int:
-    asked = urlencode({"query": plain_query(query)})
-    with urlopen(f"{prometheus.rstrip('/')}/api/v1/query?{asked}", timeout=30) as answer:  # noqa: S310  # the caller's own
-        return len(json.load(answer)["data"]["result"])
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Run `write` or `check URL`; returns the exit code."""
+    """Run `write`, `check URL` or `draw URL FOLDER [MINUTES]`; returns the exit code."""
     if list(arguments) == ["write"]:
         for dashboard in DASHBOARDS:
             (FOLDER / f"{dashboard.name}.json").write_text(render(dashboard))
         return 0
     if len(arguments) == 2 and arguments[0] == "check":  # noqa: PLR2004  # a command and its URL
         return _print(check(arguments[1]))
+    if len(arguments) in (3, 4) and arguments[0] == "draw":
+        minutes = float(arguments[3]) if len(arguments) > 3 else _MINUTES  # noqa: PLR2004  # three of them and the command
+        for dashboard in DASHBOARDS:
+            draw(dashboard, arguments[1], Path(arguments[2]) / f"{dashboard.name}.png", minutes=minutes)
+        return 0
     sys.stderr.write(__doc__ or "")
     return 2
 

@@ -12,12 +12,13 @@ from urllib.parse import parse_qs, urlsplit
 
 @contextmanager
 def prometheus_that_answers(known: Callable[[str], bool]) -> Iterator[str]:
-    """Answer one series for each query of which `known` is true, none for others; yields the URL."""
+    """Answer one series for each query, now or over a time, of which `known` is true, none for others; yields the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             [query] = parse_qs(urlsplit(self.path).query)["query"]
-            result = [{"metric": {}, "value": [0, "1"]}] if known(query) else []
+            one = {"metric": {}, "value": [0, "1"], "values": [[0, "1"], [60, "NaN"], [120, "2"]]}
+            result = [one] if known(query) else []
             body = json.dumps({"status": "success", "data": {"result": result}}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from clusters.monitoring.dashboards import FOLDER, main, plain_query, render
+from clusters.monitoring.dashboards import FOLDER, main, render
 from clusters.monitoring.panels import DASHBOARDS, Dashboard
+from clusters.monitoring.queries import plain_query
 from tests.clusters.monitoring.answers import prometheus_that_answers
 
 SERIES = re.compile(r"\btoque_[a-z0-9_]+")
@@ -79,3 +80,10 @@ def test_check_names_the_panels_that_stay_empty(capsys: pytest.CaptureFixture[st
     assert len(lines) == len([panel for each in DASHBOARDS for panel in each.panels()])
     with prometheus_that_answers(lambda _: True) as url:
         assert main(["check", url]) == 0
+
+
+def test_draw_makes_a_picture_of_each_dashboard(tmp_path: Path) -> None:
+    with prometheus_that_answers(lambda query: "toque_redis_up" not in query) as url:
+        assert main(["draw", url, str(tmp_path), "10"]) == 0
+    for each in DASHBOARDS:
+        assert (tmp_path / f"{each.name}.png").read_bytes().startswith(b"\x89PNG")

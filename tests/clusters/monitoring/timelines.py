@@ -149,7 +149,8 @@ FAULTS = (
     ),
     _fault("FeaturesStale", {"toque_feature_freshness_seconds": gauge(3_600, 90_000)}),
     _fault("FeatureFillLow", {"toque_feature_fill_ratio": gauge(0.99, 0.2)}, within_s=420),
-    _fault("LabelsStopped", {"toque_labels": counter(20, 0)}, within_s=2_040, phases=(GOOD, 20, AFTER)),
+    _fault("LabelsStopped", {"toque_labels": counter(20, 0)}, within_s=300, phases=(GOOD, 20, AFTER)),
+    _fault("LabelsStopped", {"toque_labels": counter(6, 0)}, within_s=2_040, phases=(GOOD, 20, AFTER)),
     _fault(
         "GatewayErrors",
         {'toque_gateway_requests_total{route="/feedback",status="500"': counter(0, 40)},
