@@ -46,7 +46,7 @@ from registry import Table, TableSnapshot, open_store
 
 MOST = 2.0  # times the p99 alone
 CPUS = 2
-START_S, BEGIN_S, WARM_S = 300, 180, 5
+START_S, BEGIN_S, WARM_S = 600, 180, 5
 MODEL = MODELS[0].name
 TRAINER = b"ray::train_tabular"  # how Ray names the process of a training
 

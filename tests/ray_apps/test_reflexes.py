@@ -20,12 +20,10 @@ GUARDED_BY = {
 
 
 def test_a_failing_canary_and_a_slow_one_are_rolled_back_and_told(tmp_path: Path) -> None:
-    pager = reflexes.Pager()
-    with pager.listening() as url, reflexes.prepared(tmp_path, url, cpus=4) as (platform, versions):
+    with reflexes.prepared(tmp_path, ["late"], cpus=4) as bench:
         for fault, (rule, guards) in GUARDED_BY.items():
-            policy = {"canary_share": 0.1, **guards}
-            run = reflexes.one_run(platform, pager, fault, versions[fault], 6000, policy)
-            assert run.rule == rule
+            run = bench.run("late", fault, 6000, {"canary_share": 0.1, **guards})
+            assert run.rule == rule, run.why
             assert (
                 0 < run.decided_s <= run.paged_s < 120
             )  # its figures are the benchmark's; a busy machine takes its time

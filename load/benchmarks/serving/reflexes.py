@@ -1,11 +1,12 @@
 """Benchmark of the reflexes: how soon a bad canary on Serve is rolled back, and people are told.
 
-python -m load.benchmarks.serving.reflexes [--runs 50] [--fault fails slow healthy] [--share 0.1] [--per-minute 10000] [--cpus 4]
+python -m load.benchmarks.serving.reflexes [--runs 50] [--at-once 5] [--fault fails slow healthy] [--share 0.1] [--per-minute 10000]
 
-Starts a platform of its own, with the platform's defaults for every guard, and one model whose alerts go to a web server of this
-process. Each run rolls a version out into a canary, whose users meet the fault from its first answer on: `fails`, five percent
-of its requests; `slow`, twice the median time; `healthy`, none, for two minutes. Requests come at random moments (a Poisson
-process). Printed are seconds from the canary's first answer until the decision in the journal, and until the page has come.
+Starts a platform of its own, with the platform's defaults for every guard, and `--at-once` models whose alerts go to a web server of
+this process. Each run rolls a version of a model out into a canary, whose users meet the fault from its first answer on: `fails`, five
+percent of its requests; `slow`, twice the median time; `healthy`, none, for two minutes. Requests of each model come at random moments (a
+Poisson process), `--per-minute` for both versions. Printed are seconds from the canary's first answer until the decision in the journal,
+and until the page has come.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
@@ -39,7 +41,6 @@ from load.benchmarks.timing import print_machine
 from registry import Registry, Signature, TensorSpec, open_store
 from registry.audit_keys import AuditKeys
 
-MODEL = "late"
 FAULTS = ("fails", "slow", "healthy")
 CODES, KNOWN = 200, 100  # values of an input: those that the failing version knows are the first hundred
 FAIL_SHARE = 0.05
@@ -57,9 +58,10 @@ from functions.alerting import AlertPolicy, Webhook
 from functions.project import ModelDefinition
 
 FEATURES = []
-MODELS = [ModelDefinition(name="{model}", service="none", entities="none", label="y", numeric=("x",), monitors=(),
+MODELS = [ModelDefinition(name=name, service="none", entities="none", label="y", numeric=("x",), monitors=(),
                           retraining=None, inspect="0 0 1 1 *",
-                          alerts=AlertPolicy(owner="bench", sinks=(Webhook(name="page", url="{url}"),)))]
+                          alerts=AlertPolicy(owner="bench", sinks=(Webhook(name="page", url="{url}"),)))
+          for name in {models}]
 """
 SIGNATURE = Signature(
     inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, 1])],
@@ -89,22 +91,33 @@ class Table(torch.nn.Module):
         return (found + 0 * work[0, 0]).unsqueeze(1)
 
 
+@dataclass(frozen=True)
+class Page:
+    """Alert that came to the pager; at: seconds since the epoch."""
+
+    at: float
+    text: str
+
+
 @dataclass
 class Pager:
-    """Web server that notes when each alert came, by its subject."""
+    """Web server that keeps the first alert of each model and subject that was raised."""
 
     port: int = field(default_factory=free_port)
-    came_at: dict[str, float] = field(default_factory=dict)
+    raised: dict[tuple[str, str], Page] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[str]:
-        """Listen for alerts within the block; yields the URL."""
-        came_at = self.came_at
+    def listening(self) -> Iterator[tuple[Pager, str]]:
+        """Listen for alerts within the block; yields this pager and the URL."""
+        raised = self.raised
 
         class Hook(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 alert = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                came_at.setdefault(f"{alert['status']} {alert['alarm']['subject']}", time.time())
+                about = alert["alarm"]
+                if alert["status"] == "raised":
+                    page = Page(time.time(), about["text"])
+                    raised.setdefault((about["model"], about["subject"]), page)
                 self.send_response(HTTPStatus.OK)
                 self.end_headers()
 
@@ -113,18 +126,19 @@ class Pager:
 
         with ThreadingHTTPServer(("127.0.0.1", self.port), Hook) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            yield f"http://127.0.0.1:{self.port}/"
+            yield self, f"http://127.0.0.1:{self.port}/"
             server.shutdown()
 
 
 @dataclass
 class Callers:
-    """Callers of the model, who ask at random moments until they are stopped.
+    """Callers of one model, who ask at random moments until they are stopped.
 
     spoilt: share of requests with a code that the failing version does not know, once its canary has answered.
     """
 
     platform: Platform
+    model: str
     per_minute: float
     spoilt: float = 0.0
     canary_at: float | None = None
@@ -155,7 +169,7 @@ class Callers:
                 bad = self.canary_at is not None and chance.random() < self.spoilt
                 code = chance.uniform(KNOWN, CODES - 1) if bad else chance.uniform(0, KNOWN - 1)
                 tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [float(int(code))]}
-                answer = client.post(f"/v2/models/{MODEL}/infer", json={"inputs": [tensor]})
+                answer = client.post(f"/v2/models/{self.model}/infer", json={"inputs": [tensor]})
                 self._note(answer)
 
     def _note(self, answer: httpx.Response) -> None:
@@ -168,51 +182,71 @@ class Callers:
 
 @dataclass
 class Run:
-    """Result of one run: seconds from the canary's first answer; infinite where it did not come."""
+    """Result of one run: seconds from the canary's first answer; infinite where it did not come.
+
+    rule: that rolled the canary back. why: text of the page. requests, errors: of all callers.
+    """
 
     decided_s: float
     paged_s: float
     rule: str
+    why: str
+    requests: int
+    errors: int
 
 
-def one_run(
-    platform: Platform,
-    pager: Pager,
-    fault: str,
-    version: int,
-    per_minute: float,
-    policy: Mapping[str, Any],
-) -> Run:
-    """Roll a version out until it is rolled back and told, or for as long as a healthy one is watched.
+@dataclass(frozen=True)
+class Bench:
+    """Running platform with models to roll out. versions: number of the version of each fault, the same for every model."""
 
-    policy: of the rollout, beside what lets the version into its canary at once.
-    """
-    callers = Callers(platform, per_minute, spoilt=FAIL_SHARE if fault == "fails" else 0.0)
-    limit = HEALTHY_S if fault == "healthy" else PATIENCE_S
-    with callers.asking():
-        begun = call(
-            platform, "start_rollout", model=MODEL, version=version, policy={**POLICY, **policy}, reason=fault
-        )
-        number = begun["rollout"]
+    platform: Platform
+    pager: Pager
+    versions: Mapping[str, int]
+
+    def run(self, model: str, fault: str, per_minute: float, policy: Mapping[str, Any]) -> Run:
+        """Roll a version out until it is rolled back and told, or for as long as a healthy one is watched.
+
+        policy: of the rollout, beside what lets the version into its canary at once.
+        """
+        spoilt = FAIL_SHARE if fault == "fails" else 0.0
+        callers = Callers(self.platform, model, per_minute, spoilt=spoilt)
+        with callers.asking():
+            begun = call(
+                self.platform,
+                "start_rollout",
+                model=model,
+                version=self.versions[fault],
+                policy={**POLICY, **policy},
+                reason=fault,
+            )
+            number = begun["rollout"]
+            last = self._watch(callers, number, HEALTHY_S if fault == "healthy" else PATIENCE_S)
+            outcome = next((one for one in last.get("outcomes", []) if one["rollout"] == number), None)
+            if outcome is None:
+                end = {"action": "inconclusive", "reason": "the run is over"}
+                call(self.platform, "end_rollout", model=model, **end)
+        began = callers.canary_at or float("inf")
+        page = self.pager.raised.get((model, f"rollout-{number}"), Page(float("inf"), ""))
+        ended = float("inf")
+        if outcome is not None:
+            ended = datetime.fromisoformat(outcome["ended_at"]).timestamp()
+        rule = "none" if outcome is None else outcome["rule"]
+        return Run(ended - began, page.at - began, rule, page.text, callers.answers, callers.errors)
+
+    def _watch(self, callers: Callers, number: int, limit_s: float) -> dict[str, Any]:
+        """Wait until a rollout is rolled back and told, at most `limit_s` from its canary's first answer; returns its last status."""
         last: dict[str, Any] = {}
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             time.sleep(0.5)
             if callers.canary_at is None:
                 continue
-            deadline = min(deadline, time.monotonic() + limit) if not last else deadline
-            last = call(platform, "rollout_status", model=MODEL)
-            paged = pager.came_at.get(f"raised rollout-{number}")
-            if last["current"]["stage"] != "canary" and paged is not None:
+            deadline = min(deadline, time.monotonic() + limit_s) if not last else deadline
+            last = call(self.platform, "rollout_status", model=callers.model)
+            paged = (callers.model, f"rollout-{number}") in self.pager.raised
+            if last["current"]["stage"] != "canary" and paged:
                 break
-        began = callers.canary_at or float("inf")
-        outcome = next((one for one in last.get("outcomes", []) if one["rollout"] == number), None)
-        if outcome is None:
-            call(platform, "end_rollout", model=MODEL, action="inconclusive", reason="the run is over")
-            return Run(float("inf"), float("inf"), "none")
-        ended = datetime.fromisoformat(outcome["ended_at"]).timestamp()
-        paged_at = pager.came_at.get(f"raised rollout-{number}", float("inf"))
-        return Run(ended - began, paged_at - began, outcome["rule"])
+        return last
 
 
 def call(platform: Platform, name: str, **arguments: Any) -> Any:
@@ -223,48 +257,56 @@ def call(platform: Platform, name: str, **arguments: Any) -> Any:
 
 
 @contextlib.contextmanager
-def prepared(folder: Path, pager_url: str, cpus: int) -> Iterator[tuple[Platform, dict[str, int]]]:
-    """Start a platform with the model's versions; yields it, and the version of each fault."""
-    (folder / "reflex_project.py").write_text(PROJECT.format(model=MODEL, url=pager_url))
-    paths = [str(folder), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    store_url = f"file://{folder}/store"
-    with started(
-        folder / "home", store_url, project="reflex_project", cpus=cpus, environment=environment
-    ) as found:
-        running = json.loads((folder / "home" / "up.json").read_text())
-        keys = folder / "home" / "keys" / "audit"
-        store = open_store(
-            store_url,
-            audit_keys=AuditKeys.of_file(keys) if keys.exists() else None,
-            announce=Announcer(running["redis_url"]),
-        )
-        registry = Registry(store, actor="bench")
-        registry.create_model(MODEL)
-        modules = {
-            "champion": Table(),
-            "fails": Table(known=KNOWN),
-            "slow": Table(labour=2 * LABOUR + 2),
-            "healthy": Table(),
-        }
-        versions = {name: _version(registry, folder / name, module) for name, module in modules.items()}
-        registry.promote(MODEL, versions["champion"])
-        _until_served(found)
-        yield found, versions
+def prepared(folder: Path, models: Sequence[str], cpus: int) -> Iterator[Bench]:
+    """Start a platform that serves models, each with a version of each fault, and alerts this process."""
+    with Pager().listening() as (pager, url):
+        (folder / "reflex_project.py").write_text(PROJECT.format(models=list(models), url=url))
+        paths = [str(folder), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        store_url = f"file://{folder}/store"
+        with started(
+            folder / "home", store_url, project="reflex_project", cpus=cpus, environment=environment
+        ) as found:
+            versions = _register(folder, store_url, models)
+            for model in models:
+                _until_served(found, model)
+            yield Bench(found, pager, versions)
 
 
-def _version(registry: Registry, path: Path, module: Table) -> int:
-    path.mkdir()
-    save_program(export_program(module, {"x": torch.ones(2, 1)}), path / "model.pt2")
-    return registry.create_version(MODEL, path=path, signature=SIGNATURE).version
+def _register(folder: Path, store_url: str, models: Sequence[str]) -> dict[str, int]:
+    """Register a champion and a version of each fault for every model; returns the numbers."""
+    running = json.loads((folder / "home" / "up.json").read_text())
+    keys = folder / "home" / "keys" / "audit"
+    store = open_store(
+        store_url,
+        audit_keys=AuditKeys.of_file(keys) if keys.exists() else None,
+        announce=Announcer(running["redis_url"]),
+    )
+    registry = Registry(store, actor="bench")
+    modules = {
+        "champion": Table(),
+        "fails": Table(known=KNOWN),
+        "slow": Table(labour=2 * LABOUR + 2),
+        "healthy": Table(),
+    }
+    for name, module in modules.items():
+        (folder / name).mkdir()
+        save_program(export_program(module, {"x": torch.ones(2, 1)}), folder / name / "model.pt2")
+    versions: dict[str, int] = {}
+    for model in models:
+        registry.create_model(model)
+        for name in modules:
+            versions[name] = registry.create_version(model, path=folder / name, signature=SIGNATURE).version
+        registry.promote(model, versions["champion"])
+    return versions
 
 
-def _until_served(platform: Platform) -> None:
+def _until_served(platform: Platform, model: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while platform.client.get(f"/v2/models/{MODEL}/ready").status_code != HTTPStatus.OK:
+    while platform.client.get(f"/v2/models/{model}/ready").status_code != HTTPStatus.OK:
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"{MODEL} does not answer within {PATIENCE_S:.0f} s; see the logs of its replica"
+                f"{model} does not answer within {PATIENCE_S:.0f} s; see the logs of its replica"
             )
         time.sleep(0.5)
 
@@ -289,25 +331,33 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Run]]:
     """Run the benchmark; returns the runs by fault."""
     parser = argparse.ArgumentParser(description="how soon a bad canary is rolled back and told")
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--at-once", type=int, default=1, help="models that are rolled out at the same time")
     parser.add_argument("--fault", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--share", type=float, default=0.1)
-    parser.add_argument("--per-minute", type=float, default=10_000, help="requests of both versions")
+    parser.add_argument(
+        "--per-minute", type=float, default=10_000, help="requests of both versions of a model"
+    )
     parser.add_argument("--cpus", type=int, default=4)
     chosen = parser.parse_args(arguments)
     print_machine()
-    pager = Pager()
+    models = [f"late-{number}" for number in range(chosen.at_once)]
     found: dict[str, list[Run]] = {fault: [] for fault in chosen.fault}
     with (
         tempfile.TemporaryDirectory(prefix="toque-reflexes-") as name,
-        pager.listening() as url,
-        prepared(Path(name), url, chosen.cpus) as (platform, versions),
+        prepared(Path(name), models, chosen.cpus + len(models)) as bench,
+        ThreadPoolExecutor(len(models)) as threads,
     ):
-        for number in range(chosen.runs):
-            for fault, runs in found.items():
-                policy = {"canary_share": chosen.share}
-                run = one_run(platform, pager, fault, versions[fault], chosen.per_minute, policy)
-                runs.append(run)
-                print(f"run {number + 1} {fault}: {run}", flush=True)
+
+        def take_turns(model: str, runs: int) -> None:
+            for fault in chosen.fault:
+                for number in range(runs):
+                    run = bench.run(model, fault, chosen.per_minute, {"canary_share": chosen.share})
+                    found[fault].append(run)
+                    load = os.getloadavg()[0]
+                    print(f"run {number + 1} of {model}, {fault}, at load {load:.0f}: {run}", flush=True)
+
+        shares = [len(range(n, chosen.runs, len(models))) for n in range(len(models))]
+        list(threads.map(take_turns, models, shares))
     for fault, runs in found.items():
         report(fault, runs)
     return found
