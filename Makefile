@@ -1,7 +1,7 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
 PARTS := test-on-ray test-functions test-others
-.PHONY: help setup demo up down test $(PARTS) test-fast test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
+.PHONY: help setup demo up down wheel test $(PARTS) test-fast test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
 PYTHON ?= python3
 PROJECT ?= examples.flights
 BIN := .venv/bin
@@ -32,6 +32,9 @@ up: $(STAMP) ## start Redis, Ray and the serving counter on this machine
 
 down: ## end all that `make up` or `make demo` started
 	@test ! -x $(BIN)/python || $(BIN)/python -m ray_apps.cli down
+
+wheel: ## build the wheel that `pip install` takes, into dist/
+	@$(PYTHON) -m clusters.wheel dist
 
 test: $(STAMP) ## the whole test suite: what takes a cluster or kills processes waits much, the rest computes meanwhile
 	@$(MAKE) --no-print-directory -j3 test-on-ray test-functions test-others

@@ -15,6 +15,7 @@ ROOMS = (
     "load",
     "ray_apps",
     "registry",
+    "toque",
 )
 
 
