@@ -113,12 +113,14 @@ class StoreLease:
             self.store.put(self._key(self._number), b"")
 
     def _is_free(self) -> bool:
-        """Whether the newest number is given back, or older than a term."""
+        """Whether the newest number is given back, older than a term, or this holder's own, whose term ended while it stalled."""
         found = None if self._number is None else self.store.find_aged(self._key(self._number))
         if found is None:
             self._number = self._newest()
             found = None if self._number is None else self.store.find_aged(self._key(self._number))
-        return found is None or not found.data or found.age_s > self.term_s + _SLACK_S
+        if found is None or found.data in (b"", self.holder.encode()):
+            return True
+        return bool(found.age_s > self.term_s + _SLACK_S)
 
     def _take(self) -> bool:
         number = 0 if self._number is None else self._number + 1

@@ -41,6 +41,7 @@ INTERVAL_S = 0.25
 MEASURE_EVERY_S = 30.0
 DRAIN_EVERY_S = 10.0  # each drain is a commit: more often makes the tables slow to read
 REFLEX_EVERY_S = 10.0  # a bad release is pulled back within a minute of its first errors
+SHOWN_S = 60.0  # a ticker that lost its lease to a slow task shows what it measured last for so long: alerts must not clear by it
 QUIET_S = 30.0  # a task that keeps failing is logged this often
 _logger = logging.getLogger(__name__)
 
@@ -161,6 +162,7 @@ class TickerReplica:
         self._in_workspace = cache(used.in_workspace)
         enter_process("ticker", store_url=used.platform_url, environment=os.environ, redis_url=used.redis_url)
         self._leadership = leadership_of(used)
+        self._led_at = float("-inf")
         self._due = Ticker(self._due_tasks, is_leader=self._leadership.renew)
         self._drain = Ticker(
             self._drain_tasks, is_leader=lambda: self._leadership.is_leader, interval_s=DRAIN_EVERY_S
@@ -235,11 +237,14 @@ class TickerReplica:
         return {"measure": lambda: publish(PUBLISHED, series.measure())}
 
     def _leads_or_withdraws(self) -> bool:
-        """Whether this ticker leads; one that does not takes back what it published while it did."""
-        leads = self._leadership.is_leader
-        if not leads:
+        """Whether this ticker leads; one that has not for a while takes back what it published while it did."""
+        now = time.monotonic()
+        if self._leadership.is_leader:
+            self._led_at = now
+            return True
+        if now - self._led_at > SHOWN_S:
             withdraw(PUBLISHED)
-        return leads
+        return False
 
     def _in_each(self, work: Callable[[Context], object]) -> None:
         """Do `work` in every workspace. Raises: an ExceptionGroup of those that failed, once all had their turn."""

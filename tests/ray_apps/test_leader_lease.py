@@ -151,6 +151,16 @@ def test_a_holder_that_stalled_before_it_took_a_free_number_finds_that_it_is_old
     assert len(list(store.list("leaders/"))) <= 3
 
 
+def test_a_holder_whose_term_ended_while_it_stalled_leads_again_at_once(tmp_path: Path) -> None:
+    server = ManualClock()
+    store = TimedStore(open_store(f"file://{tmp_path}/store"), server)
+    one, other = (StoreLease(store, "ticker", name, clock=server) for name in ("one", "other"))
+    assert one.renew() > server.at
+    server.at += 5.5  # a term has passed, and the slack that others grant has not
+    assert one.renew() > server.at
+    assert other.renew() <= server.at
+
+
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     with running_redis(tmp_path / "redis") as server:
