@@ -45,7 +45,7 @@ test-on-ray: TESTS = -m "ray and not proof and not cluster"
 test-functions: TESTS = -m "not ray and not proof and not cluster" tests/functions
 test-others: TESTS = -m "not ray and not proof and not cluster" --ignore tests/functions
 $(PARTS): $(STAMP) # whole lines, so that those of each part can be told apart
-	@bash -o pipefail -c '$(BIN)/python -X faulthandler -m pytest $(TESTS) | sed -u "s/^/$(@:test-%=%): /"'
+	@bash -o pipefail -c '$(BIN)/python -X faulthandler -m pytest --durations=15 --durations-min=5 $(TESTS) | sed -u "s/^/$(@:test-%=%): /"'
 
 test-fast: $(STAMP) ## the tests that take no cluster and no patience
 	$(BIN)/python -m pytest -m "not slow and not ray and not proof and not cluster"
