@@ -69,8 +69,15 @@ class Plan:
 
 
 def kind_of(definition: Definition) -> str:
-    """Kind under which a definition is recorded."""
-    return next(kind for kind, cls in KINDS.items() if isinstance(definition, cls))
+    """Kind under which a definition is recorded. Raises: InvalidDefinition for a value that is not applied by itself."""
+    kind = next((kind for kind, cls in KINDS.items() if isinstance(definition, cls)), None)
+    if kind is None:
+        name = getattr(definition, "name", definition)
+        raise InvalidDefinition(
+            f"{type(definition).__name__} {name!r} is not applied by itself: leave it out of FEATURES; a request source "
+            "comes with the on-demand view that reads it"
+        )
+    return kind
 
 
 def digest_of(definition: Definition) -> str:

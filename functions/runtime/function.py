@@ -136,6 +136,7 @@ class Function(Generic[P, R]):
         if cluster.running():
             started = self._task.remote(arguments, context().packed(), position)
             return cluster.ClusterRun(self.name, started, timeout_s=self.timeout_s)
+        cluster.say_if_unconnected()
         job = partial(_attempt_in_trace, self, arguments, context(), position)
         return LocalRun(
             self.name, job, retries=self.retries, timeout_s=self.timeout_s, module=self.body.__module__

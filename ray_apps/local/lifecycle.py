@@ -158,7 +158,14 @@ def run_folder(home: Path) -> Path:
 
 def _close(home: Path) -> None:
     """Make the state folder if it is missing, and let only its owner enter: tokens, logs and data lie in it."""
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (home / "lock").touch()
+    except OSError as error:
+        raise LocalError(
+            f"the state folder {home} cannot be written to: {error.strerror}; go to a folder of yours, or give another "
+            "(`toque --home FOLDER`)"
+        ) from error
     found = home.stat()
     if found.st_uid == os.geteuid() and found.st_mode & 0o077:
         home.chmod(0o700)

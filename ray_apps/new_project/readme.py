@@ -18,7 +18,11 @@ A model of `{roles.label}` from `{draft.source.name}` ({draft.found.rows:,} rows
 ```bash
 toque train              # loads the rows, trains, judges on rows that it has not seen
 toque up                 # serves it on this machine; `toque down` ends it
-toque models promote {draft.name} 1
+toque models promote {draft.name} 1     # or `toque train --promote`
+toque predict {draft.name} --example    # asks it by the values of its first row
+toque run materialize    # puts the features online, so that it can be asked by key: --entities
+toque label ID VALUE     # says later what was true, by the id of the answer
+toque monitors {draft.name}
 toque models show {draft.name}
 python -m pytest         # checks the rows
 ```

@@ -13,6 +13,7 @@ from featurestore import (
     Field,
     Float64,
     Int64,
+    InvalidDefinition,
     InvalidRows,
     OnDemandFeatureView,
     OnlineStoreUnavailable,
@@ -146,3 +147,11 @@ def test_without_redis_online_calls_say_so(offline_fs: FeatureStore) -> None:
     offline_fs.apply([weather])
     with pytest.raises(OnlineStoreUnavailable, match="pass redis_url"):
         offline_fs.get_online_features(weather, [{"origin": "JFK"}])
+
+
+def test_what_is_not_applied_by_itself_is_named(offline_fs: FeatureStore) -> None:
+    source = RequestSource("request", [Field("distance", Float64)])
+    with pytest.raises(
+        InvalidDefinition, match="RequestSource 'request' is not applied by itself: leave it out"
+    ):
+        offline_fs.apply([source])

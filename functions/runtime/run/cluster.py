@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pickle import PicklingError
 from typing import Any, Protocol
 
@@ -22,7 +24,18 @@ from functions.runtime.run.forkserver import State
 NODE_GROUP, SERVING_GROUP = "ray.io/node-group", "serve"  # Ray's own label: the name of a node's type
 NODE_ID = "ray.io/node-id"  # the same
 AWAY_FROM_SERVING = {NODE_GROUP: f"!{SERVING_GROUP}"}
+_logger = logging.getLogger(__name__)
 SEND_S = 0.1  # longer than Ray takes to send a task to a worker
+
+
+@cache
+def say_if_unconnected() -> None:
+    """Say, once in a process, that its runs stay in it although its environment names a cluster."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        _logger.warning(
+            "RAY_ADDRESS is %s and this process is not connected: remote runs are threads of its own; call ray.init() first",
+            address,
+        )
 
 
 class ClusterRun:

@@ -1,4 +1,4 @@
-"""`toque predict`: ask a model, by tensors or by key."""
+"""`toque predict` and `toque label`: ask a model, by tensors or by key, and say later what was true."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from ray_apps.cli.arguments import MODEL, arg, flag, read_json, read_pair, repeatable
 from ray_apps.cli.command import Commands, Given, add
 from ray_apps.cli.errors import UsageError
-from ray_apps.cli.output import value
+from ray_apps.cli.output import message, value
 
 _VERSION = arg("--version N", "ask this version, whatever the traffic policy says", type=int)
 _REQUEST = arg("--json JSON", "a whole inference request (Open Inference Protocol), @file or -")
@@ -19,12 +19,17 @@ _UNIT = arg("--unit", "user or thing that the traffic policy keeps on one arm")
 _ATTRIBUTE = repeatable("--attribute NAME=VALUE", "an attribute that the policy's rules look at")
 _EXPLAIN = flag("--explain", "say what each feature added to the answer")
 _ID = arg("--id", "prediction ID (default: a fresh one)")
-_ARGUMENTS = (MODEL, _VERSION, _REQUEST, _ENTITIES, _VALUES, _UNIT, _ATTRIBUTE, _EXPLAIN, _ID)
+_EXAMPLE = flag("--example", "ask with the first row of the champion's example, by tensors")
+_ARGUMENTS = (MODEL, _VERSION, _REQUEST, _ENTITIES, _VALUES, _EXAMPLE, _UNIT, _ATTRIBUTE, _EXPLAIN, _ID)
+_PREDICTION = arg("prediction", "ID of the prediction, which its answer had as `id`")
+_LABEL = arg("label", "what was true: 0 or 1, the number of the class, or a number", type=float)
+_OBSERVED = arg("--observed-at TIME", "when that became known, as in 2026-05-01T12:00:00Z (default: now)")
 
 
 def register(commands: Commands) -> None:
     """Add the command of this module."""
     add(commands, "predict", _predict, *_ARGUMENTS, json_option=False)
+    add(commands, "label", _label, _PREDICTION, _LABEL, _OBSERVED)
 
 
 def _predict(given: Given) -> None:
@@ -34,11 +39,49 @@ def _predict(given: Given) -> None:
     value(given.client.send("POST", f"{path}{version}/infer", body=body).json())
 
 
+def _label(given: Given) -> None:
+    """Say what was true of an earlier prediction."""
+    row = {"prediction_id": given.prediction, "label": given.label}
+    row |= {"observed_at": given.observed_at} if given.observed_at else {}
+    stored = given.client.send("POST", "/feedback", body=[row]).json()
+    text = f"the label of {given.prediction} is stored; it is joined with its prediction once both are in the log"
+    message(given.output, text, stored)
+
+
+def _example_of(given: Given) -> dict[str, Any]:
+    """The inference request with the first row of a version's example. Raises: UsageError if it has none."""
+    number = given.version or given.client.get(f"/models/{given.model}")["aliases"].get("champion")
+    if number is None:
+        raise UsageError(
+            f"{given.model} has no champion; make one by `toque models promote {given.model} VERSION`"
+        )
+    signature = given.client.get(f"/models/{given.model}/versions/{number}")["signature"] or {}
+    example = signature.get("example")
+    if not example:
+        raise UsageError(f"{given.model}@{number} has no example; ask by --entities or --json")
+    return {"inputs": [_tensor(spec, example[spec["name"]][0]) for spec in signature["inputs"]]}
+
+
+def _tensor(spec: dict[str, Any], row: Any) -> dict[str, Any]:
+    """One row as an input tensor; a missing number is null."""
+    shape, values = [1], [row]
+    while values and isinstance(values[0], list):
+        shape.append(len(values[0]))
+        values = [each for inner in values for each in inner]
+    data = [None if each == "NaN" else each for each in values]
+    return {"name": spec["name"], "datatype": spec["datatype"], "shape": shape, "data": data}
+
+
 def request_of(given: Given) -> dict[str, Any]:
     """The inference request that the command line means. Raises: UsageError."""
-    if (given.json is None) == (given.entities is None):
-        raise UsageError("give either --json with a whole request, or --entities with the rows to ask about")
-    body = {"inputs": []} if given.json is None else read_json(given.json)
+    if [given.json is not None, given.entities is not None, given.example].count(True) != 1:
+        raise UsageError(
+            "give either --json with a whole request, --entities with the rows to ask about, or --example"
+        )
+    if given.example:
+        body = _example_of(given)
+    else:
+        body = {"inputs": []} if given.json is None else read_json(given.json)
     if not isinstance(body, dict):
         raise UsageError(f"--json is a JSON {type(body).__name__}; give an object with `inputs`")
     if parameters := _parameters(given):

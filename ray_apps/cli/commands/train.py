@@ -56,6 +56,7 @@ def _train(given: Given) -> int:
             _load(module)
         note(f"training {definition.name}")
         done = train_by_hand(definition, definition.governance)
+        _put_online(definition.service)
         refused = _promote(done) if given.promote and done.gate.passed else None
     _tell(given, definition, done, live=given.promote and done.gate.passed and refused is None)
     if refused is not None:
@@ -98,6 +99,10 @@ def _explained() -> Iterator[None]:
         raise UsageError(str(error)) from error
     except (FeatureStoreError, EvaluationError, TrainingError, RegistryError) as error:
         raise Failed(str(error)) from error
+    except OSError as error:
+        raise Failed(
+            f"{error}; the state lies in the folder of --home, which must be yours to write to"
+        ) from error
 
 
 def _chosen(project: Project, name: str | None) -> ModelDefinition:
@@ -130,6 +135,18 @@ def _line_of(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename.startswith(str(Path.cwd()))] or frames
     return f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
+
+
+def _put_online(service: str) -> None:
+    """Bring the features of a service online where the platform runs, so that its model can be asked by key."""
+    from functions import context
+    from functions.features import materialize
+
+    if context().redis_url is None:
+        return
+    views = [each.view.name for each in context().features().get_feature_service(service).projections]
+    done = materialize(views=views)
+    note(f"{done.written:,} rows are online for questions by key")
 
 
 def _promote(done: TrainedByHand) -> str | None:
@@ -181,7 +198,7 @@ def _next(definition: ModelDefinition, done: TrainedByHand, *, live: bool) -> st
             "then `toque train` again"
         )
     if live:
-        return f"`toque up` serves it here, and `toque predict {name} …` asks it"
+        return f"`toque up` serves it here, `toque predict {name} --example` asks it; `toque run materialize` lets it be asked by key"
     steps = (
         [f"`toque models approve {name} {version}` by a colleague"] if definition.governance.approvals else []
     )

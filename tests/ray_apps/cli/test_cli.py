@@ -48,6 +48,7 @@ def test_arguments_come_from_a_file_too(platform: Any, capsys: Any, tmp_path: Pa
         (("traffic", "set", "late", "canary"), 2, "write NAME=VERSION:SHARE"),
         (("traffic", "set", "late", "--rule", "eu=5:country NL"), 2, "write NAME=VERSION:CONDITION"),
         (("predict", "late"), 2, "give either --json"),
+        (("predict", "late", "--example"), 1, "there is no model 'late'"),
         (("predict", "late", "--entities", "[]", "--attribute", "NL"), 2, "write NAME=VALUE"),
         (("predict", "late", "--entities", "[]"), 1, "there is no model 'late'"),
         (("token", "revoke", "nobody"), 1, "there is no token 'nobody'; known: ada"),

@@ -6,6 +6,7 @@ import random
 import sqlite3
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -14,6 +15,8 @@ import pytest
 from functions import use_context
 from functions.runtime.context import context_of
 from ray_apps.cli import main
+from ray_apps.cli.command import Given
+from ray_apps.cli.commands.predict import request_of
 
 ROWS = 400
 
@@ -192,6 +195,44 @@ def test_a_wrong_turn_names_the_remedy(
 def test_train_without_a_project_names_the_next_command(here: Path, capsys: Any) -> None:
     code, said = toque(capsys, "train")
     assert (code, "toque init NAME --from FILE" in said) == (2, True), said
+
+
+def test_a_state_folder_that_cannot_be_written_is_told(here: Path, capsys: Any) -> None:
+    (here / "file").touch()
+    code, said = toque(capsys, "--home", str(here / "file" / "state"), "up")
+    assert (code, "cannot be written to" in said, "--home FOLDER" in said) == (1, True, True), said
+
+
+def test_a_model_is_asked_by_its_example_and_a_missing_number_is_null() -> None:
+    answers = {
+        "/models/homes": {"aliases": {"champion": 3}},
+        "/models/homes/versions/3": {
+            "signature": {
+                "inputs": [
+                    {"name": "numeric", "datatype": "FP32"},
+                    {"name": "categorical", "datatype": "BYTES"},
+                ],
+                "example": {"numeric": [[1.5, "NaN"], [2.5, 3.0]], "categorical": [["north"], ["south"]]},
+            }
+        },
+    }
+    given = Given(
+        model="homes",
+        version=None,
+        json=None,
+        entities=None,
+        example=True,
+        attribute=[],
+        explain=False,
+        id=None,
+    )
+    given.client = SimpleNamespace(get=answers.__getitem__)
+    assert request_of(given) == {
+        "inputs": [
+            {"name": "numeric", "datatype": "FP32", "shape": [1, 2], "data": [1.5, None]},
+            {"name": "categorical", "datatype": "BYTES", "shape": [1, 1], "data": ["north"]},
+        ]
+    }
 
 
 def _sources(folder: Path) -> dict[str, str]:
