@@ -236,8 +236,11 @@ def _key(
     for column in usable:
         if _KEY.search(column.name) and _identifies(table, found, (column.name,), None):
             return (column.name,), "its name is that of a key, and no value comes twice"
+    first = found.columns[0].name
+    whole = {column.name for column in usable if column.kind == "integer"}
+    if first in whole and _identifies(table, found, (first,), None):
+        return (first,), "it stands first, and no value comes twice"
     if time is not None:
-        first = found.columns[0].name
         for column in usable:
             likely = _KEY.search(column.name) or column.name == first
             if (

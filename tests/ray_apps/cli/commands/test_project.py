@@ -154,6 +154,14 @@ def test_a_column_of_a_million_categories_is_left_out(here: Path, capsys: Any) -
     assert "no category, such as 'v0'; left out of the features" in said
 
 
+def test_whole_numbers_that_stand_first_and_never_come_twice_are_the_key(here: Path, capsys: Any) -> None:
+    houses().select(pl.int_range(ROWS).alias("house"), pl.all()).write_csv("data.csv")
+    code, said = toque(capsys, "init", "houses", "--from", "data.csv", "--label", "price", "--yes")
+    assert code == 0
+    assert "it stands first, and no value comes twice" in said
+    assert 'Field("house"' in (here / "houses" / "houses" / "features.py").read_text()
+
+
 def test_a_write_that_fails_leaves_nothing(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     houses().write_csv(here / "data.csv")
     monkeypatch.setattr(Path, "rename", _no_space)
