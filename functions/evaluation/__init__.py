@@ -22,7 +22,7 @@ from functions.evaluation.metrics.probabilities import (
     row_log_loss,
 )
 from functions.evaluation.offline_gate import GateResult, evaluate_gate, predict_table
-from functions.evaluation.offpolicy import OffPolicy, doubly_robust, ips, snips
+from functions.evaluation.offpolicy import OffPolicy, doubly_robust, ips, judge_split, snips
 
 __all__ = [
     "Check",
@@ -47,6 +47,7 @@ __all__ = [
     "gate_in_force",
     "ips",
     "judge",
+    "judge_split",
     "log_loss",
     "predict_table",
     "reliability",

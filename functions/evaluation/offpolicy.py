@@ -6,16 +6,20 @@ w: the weight of a row, the new policy's chance of the logged action over the ol
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.errors import EvaluationError
 from functions.stats import Effect, Moments, ratio
+from registry.models.traffic_rules import BY_RULE
 
 Floats = npt.NDArray[np.float64]
 _MIN_EFFECTIVE_ROWS = 30.0  # from which a normal interval means something
+_ROUNDING = 1e-9
 _Z = 1.959963984540054
 
 
@@ -81,6 +85,36 @@ def doubly_robust(
     r, w = _weighted(reward, logged, target)
     q_logged, q_target = (_numbers(q, len(r), "model's reward") for q in (model_logged, model_target))
     return _found(_mean(q_target + w * (r - q_logged)), w)
+
+
+def judge_split(
+    rows: pa.Table,
+    reward: npt.ArrayLike,
+    target: Mapping[str, float],
+    *,
+    estimate: Callable[[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike], OffPolicy] = snips,
+) -> OffPolicy:
+    """Estimate from the prediction log what another split would have earned, by the propensity that stands in each row.
+
+    rows: of one model and one rollout, with the columns `arm` and `propensity`. reward: (rows,). target: the new split's chance
+    of each arm; 0 for arms that it does not name. Rows that were not drawn have no propensity and are left out: shadows, versions
+    by number, and rows of releases that did not log it. So are those that a rule sent, which no split decides.
+    Raises: EvaluationError if no row is left, an arm of the target is in none of them, or its chances sum to more than 1.
+    """
+    arms = rows["arm"].to_numpy(zero_copy_only=False).astype(str)
+    chance = rows["propensity"].to_numpy(zero_copy_only=False).astype(np.float64)
+    drawn = ~np.isnan(chance) & ~np.char.startswith(arms, BY_RULE)
+    if not drawn.any():
+        raise EvaluationError(
+            f"none of {len(arms)} rows has a propensity: nothing is known of how they were drawn"
+        )
+    unknown = sorted(set(target) - set(arms[drawn]))
+    if unknown or math.fsum(target.values()) > 1 + _ROUNDING:
+        raise EvaluationError(
+            f"target={dict(target)!r}: chances sum to at most 1, of arms in the log {sorted(set(arms[drawn]))}"
+        )
+    new = np.array([target.get(arm, 0.0) for arm in arms[drawn]])
+    return estimate(_numbers(reward, len(arms), "reward")[drawn], chance[drawn], new)
 
 
 def _weighted(reward: npt.ArrayLike, logged: npt.ArrayLike, target: npt.ArrayLike) -> tuple[Floats, Floats]:

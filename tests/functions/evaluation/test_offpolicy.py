@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from functions.evaluation import EvaluationError, OffPolicy, doubly_robust, ips, snips
+from functions.evaluation import EvaluationError, OffPolicy, doubly_robust, ips, judge_split, snips
 
 REWARD, LOGGED, TARGET = [1.0, 0.0, 2.0, 1.0], [0.5, 0.25, 0.5, 0.8], [0.25, 0.5, 1.0, 0.4]
 # weights .5, 2, 2, .5; w·r = .5, 0, 4, .5
@@ -28,6 +29,55 @@ def test_the_estimates_by_hand() -> None:
     assert not found.sufficient  # three rows' worth
     # self-normalised: residuals w (r − 1) = 0, −2, 2, 0; √(8 / 3 / 4) / mean weight
     assert snips(REWARD, LOGGED, TARGET).high - 1.0 == pytest.approx(1.959964 * math.sqrt(8 / 12) / 1.25)
+
+
+def log_of(*rows: tuple[str, float | None]) -> pa.Table:
+    arms, chances = zip(*rows, strict=True)
+    return pa.table({"arm": pa.array(arms, pa.string()), "propensity": pa.array(chances, pa.float64())})
+
+
+def test_a_split_is_judged_by_the_propensity_in_the_rows() -> None:
+    rows = log_of(
+        ("champion", 0.5),
+        ("one", 0.25),
+        ("champion", 0.5),
+        ("shadow", None),
+        ("pinned", None),
+        ("rule:nl", 1.0),
+    )
+    reward = [1.0, 2.0, 0.0, 50.0, 60.0, 70.0]  # of those that were not drawn: must not count
+    # weights of target {champion: .2, one: .8}: .4, 3.2, .4
+    found = judge_split(rows, reward, {"champion": 0.2, "one": 0.8})
+    assert found.estimate == pytest.approx((0.4 * 1 + 3.2 * 2) / 4.0)
+    assert found.rows == 3
+    assert judge_split(rows, reward, {"one": 1.0}, estimate=ips).estimate == pytest.approx(4 * 2 / 3)
+
+
+def test_the_split_in_force_earns_what_it_earned() -> None:
+    rng = np.random.default_rng(11)
+    canary = rng.random(4_000) < 0.2
+    reward = rng.normal(np.where(canary, 2.0, 1.0))
+    rows = log_of(*(("one", 0.2) if each else ("champion", 0.8) for each in canary))
+    found = judge_split(rows, reward, {"champion": 0.8, "one": 0.2})
+    assert found.estimate == pytest.approx(reward.mean())
+    whole = judge_split(rows, reward, {"one": 1.0})
+    assert whole.estimate == pytest.approx(reward[canary].mean())
+    assert whole.low < 2.0 < whole.high  # seeded; a 95 % interval
+
+
+@pytest.mark.parametrize(
+    ("rows", "target", "message"),
+    [
+        ([("pinned", None)], {"champion": 1.0}, "none of 1 rows has a propensity"),
+        ([("champion", 1.0)], {"canary": 1.0}, "of arms in the log"),
+        ([("champion", 0.5), ("one", 0.5)], {"champion": 0.8, "one": 0.8}, "sum to at most 1"),
+    ],
+)
+def test_a_split_that_the_log_says_nothing_about_is_refused(
+    rows: list[tuple[str, float | None]], target: dict[str, float], message: str
+) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        judge_split(log_of(*rows), [1.0] * len(rows), target)
 
 
 def logged_policy(rng: np.random.Generator, rows: int = 500) -> tuple[np.ndarray, ...]:
