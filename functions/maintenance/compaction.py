@@ -1,4 +1,4 @@
-"""Compaction of prediction, label, finding and feature tables as a function that runs every night."""
+"""Compaction of tables as functions on a schedule: all of them every night, the open day of the log every hour."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from functions.runtime.declaration import Cron, Retries
 from functions.runtime.function import function
 from registry import Table
 from registry.store import table_names
-from registry.store.table_upkeep import compact_table, vacuum_table
+from registry.store.table_upkeep import compact_days, compact_table, vacuum_table
 
 _MIB = 2**20
 _LOGGED = ("predictions/", "predictions_large/", "labels", "monitoring/", "feature_health")
 """Tables that nothing names by version: their files go when they are out of use."""
+_DRAINED = ("predictions/", "predictions_large/", "labels")
+_MANY_FILES = 32
+"""Files of one day from which they are merged; a busy model's drain makes 360 an hour."""
 
 
 class Compaction(BaseModel):
@@ -59,4 +62,30 @@ def compact_tables(file_mib: int = 128, grace_days: float = 7.0) -> list[Compact
                 table=f"features/{features.project}/{view.name}", merged=upkeep.removed, made=upkeep.added
             )
         )
+    return done
+
+
+@function(
+    http=True,
+    timeout_s=1800,
+    retries=Retries(max_attempts=2),
+    max_concurrency=1,
+    schedule=Cron("41 * * * *", jitter_s=300),
+)
+def compact_open_days(file_mib: int = 128) -> list[Compaction]:
+    """Merge the small files that the log has of yesterday and today, so that readers never open a day's thousands.
+
+    file_mib: files as large as this are left alone, so that an hour rewrites at most so much of each day.
+    """
+    here = context()
+    now = here.clock()
+    days = [f"{now - timedelta(days=back):%Y-%m-%d}" for back in (0, 1)]
+    done = []
+    for name in table_names(here.store):
+        if name.startswith(_DRAINED):
+            merged, made = compact_days(
+                Table(here.store, name), days, at_least=_MANY_FILES, file_bytes=file_mib * _MIB
+            )
+            if merged:
+                done.append(Compaction(table=name, merged=merged, made=made))
     return done

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from itertools import takewhile
 from typing import Any
@@ -24,6 +25,32 @@ _STALE_H = 1  # a file that no commit names for so long was left by a killed wri
 def compact_table(table: Table, *, file_bytes: int = FILE_BYTES) -> tuple[int, int]:
     """Merge the small files of each partition, up to about `file_bytes` each; returns files (before, after) that changed."""
     done = _commit(table, lambda opened: dict(opened.optimize.compact(target_size=file_bytes)))
+    return int(done.get("numFilesRemoved", 0)), int(done.get("numFilesAdded", 0))
+
+
+def compact_days(
+    table: Table, days: Sequence[str], *, at_least: int, file_bytes: int = FILE_BYTES, partition: str = "day"
+) -> tuple[int, int]:
+    """Merge the small files of those days that have `at_least` files; returns files (before, after) that changed.
+
+    Reads no file, and commits nothing, where a day has fewer.
+    """
+
+    def merge(opened: DeltaTable) -> dict[str, Any]:
+        actions = opened.get_add_actions(flatten=True)
+        files = Counter(
+            day
+            for day, size in zip(
+                _column(actions, f"partition.{partition}"), _column(actions, "size_bytes"), strict=True
+            )
+            if size < file_bytes
+        )
+        many = [day for day in days if files[day] >= at_least]
+        if not many:
+            return {}
+        return dict(opened.optimize.compact([(partition, "in", many)], target_size=file_bytes))
+
+    done = _commit(table, merge)
     return int(done.get("numFilesRemoved", 0)), int(done.get("numFilesAdded", 0))
 
 

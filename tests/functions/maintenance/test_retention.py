@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from featurestore import Entity, FeatureView, Field, Float64
 from functions import Context, function, use_context
-from functions.maintenance.compaction import compact_tables
+from functions.maintenance import compaction
+from functions.maintenance.compaction import compact_open_days, compact_tables
 from functions.maintenance.retention import Expired, Retention, apply_retention, retention, set_retention
 from functions.prediction_log.records import LABELS, PREDICTIONS
 from functions.runtime import catalog
@@ -176,6 +177,21 @@ def test_compaction_merges_the_files_of_a_day_and_changes_no_row(here: Context):
         vacuum_table(made, grace=timedelta(hours=1))
 
 
+def test_every_hour_the_many_files_of_open_days_are_merged_and_others_left(
+    here: Context, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compaction, "_MANY_FILES", 3)
+    made = Table(here.store, "predictions/late")
+    for number, days in enumerate((0, 0, 0, 1, 1, 5, 5, 5)):
+        rows = pa.Table.from_pylist([prediction(f"p{number}", days)], schema=PREDICTIONS)
+        made.append(rows, partition_by=["day"], bounds=["predicted_at"])
+    before, version = names(made), made.version()
+    assert [(each.merged, each.made) for each in compact_open_days()] == [(3, 1)]
+    assert (names(made), made.version()) == (before, version + 1)
+    assert compact_open_days() == []
+    assert made.version() == version + 1  # and no commit where there is nothing to merge
+
+
 def test_a_retention_below_a_day_is_refused(here: Context):
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         set_retention(predictions=0.5)
@@ -183,4 +199,4 @@ def test_a_retention_below_a_day_is_refused(here: Context):
 
 def test_they_run_every_night():
     found = {each.name: each for each in catalog.discover(catalog.PLATFORM[1:5])}
-    assert all(found[name].schedule for name in ("apply_retention", "compact_tables"))
+    assert all(found[name].schedule for name in ("apply_retention", "compact_tables", "compact_open_days"))

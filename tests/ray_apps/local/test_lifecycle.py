@@ -127,8 +127,8 @@ def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
     running = up(place)
     assert call(running, "/functions/sample_add", {"a": 2}) == 3
     assert call(running, "/functions/sample_add", {"a": 5}, **{"Idempotency-Key": "five"}) == 6
-    nightly = {"apply_retention", "compact_tables", "finish_erasures"}  # the platform's own
-    assert {each["name"] for each in call(running, "/schedules")} == nightly
+    own = {"apply_retention", "compact_open_days", "compact_tables", "finish_erasures"}
+    assert {each["name"] for each in call(running, "/schedules")} == own
     assert any("haproxy" in each for each in left(home, running))
     with triton.InferenceServerClient(running.grpc_address) as client:
         login = {"authorization": f"Bearer {running.token()}"}
