@@ -32,7 +32,7 @@ from registry import ModelVersion, Registry
 from registry.models import Signature
 from registry.models.serving_tags import serving_tags
 
-__all__ = ["Difference", "ReplayResult", "compare", "replay_predictions"]
+__all__ = ["Difference", "ReplayResult", "compare", "load_scorer", "replay_predictions"]
 
 Array = npt.NDArray[Any]
 _SHOWN = 10
@@ -101,7 +101,7 @@ def replay_predictions(
     start = since or end - timedelta(days=7)
     rows = newest_rows(used.store, model, start, end, version=record.version, limit=limit)
     found = exact_rows(used.store, model, signature, rows)
-    scorer, running = _loaded(registry, record, threads)
+    scorer, running = load_scorer(registry, record, threads=threads)
     abstains = serving_tags(record.tags).get("missing_features") == "abstain"
     with running:
         result = compare(scorer, signature, found, abstains=abstains)
@@ -116,10 +116,10 @@ def _signature_of(record: ModelVersion) -> Signature:
     return record.signature
 
 
-def _loaded(
-    registry: Registry, record: ModelVersion, threads: int
+def load_scorer(
+    registry: Registry, record: ModelVersion, *, threads: int
 ) -> tuple[Scorer, AbstractContextManager[None]]:
-    """Load a version, and say within what it runs."""
+    """Load a version's files, and make what it runs within, by which torch uses so many threads."""
     with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
         registry.download(record.model, record.version, to=folder)
         is_program = (Path(folder) / PROGRAM_FILE).is_file()
