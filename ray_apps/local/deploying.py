@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from ray_apps.deployment.applications import Layout, applications, placements_of
@@ -54,6 +55,18 @@ def deploy(running: RunningPlatform) -> None:
     )
     grpc = {"url": running.url, "host": running.settings.host, "port": running.ports.grpc}
     serve.run_many([each.target() for each in applications(placements(running), Layout(grpc=grpc))])
+
+
+def deploy_models(running: RunningPlatform, added: Collection[str]) -> None:
+    """Serve further models of a running platform; gateway and ticker are replaced, since they hold the project as it was.
+
+    added: their qualified names. Returns when all answer.
+    """
+    from ray import serve  # late: as above
+
+    new = {name: place for name, place in placements(running).items() if name in added}
+    layout = Layout(mlflow=None)
+    serve.run_many([each.target() for each in applications(new, layout)])
 
 
 def models_of(project: str | None) -> tuple[str, ...]:

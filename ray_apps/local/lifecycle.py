@@ -37,7 +37,7 @@ Report = Callable[[str], None]
 
 
 def up(settings: Settings, *, report: Report = lambda _: None) -> RunningPlatform:
-    """Start the platform, or return the one that runs; a platform of which parts are dead is started anew.
+    """Start the platform, or return the one that runs, with the models that were declared since; one with dead parts is started anew.
 
     report: called with each step in a few words. This process stays connected to Ray, as a driver.
     Raises: PortTaken, StartFailed; LocalError if one runs with other settings than are given. On any error, and on Ctrl-C, everything started is ended again.
@@ -48,8 +48,7 @@ def up(settings: Settings, *, report: Report = lambda _: None) -> RunningPlatfor
         if recorded is not None and status(settings.home).healthy:
             _check_as_started(recorded, settings)
             deploying.connect(recorded)
-            report("already up")
-            return recorded
+            return _with_new_models(recorded, report)
         _end(settings.home)
         try:
             with _one_at_a_time():
@@ -70,6 +69,19 @@ def down(home: Path, *, report: Report = lambda _: None) -> int:
     with _locked(home) if home.exists() else nullcontext():  # its processes may outlive a deleted folder
         _disconnect()
         return _end(home, report=report)
+
+
+def _with_new_models(recorded: RunningPlatform, report: Report) -> RunningPlatform:
+    """Deploy the models that the projects declare by now and did not at the start; the others are left alone."""
+    models = deploying.models_of(recorded.settings.project)
+    added = [name for name in models if name not in recorded.models]
+    if not added:
+        report("already up")
+        return recorded
+    report(f"adding {', '.join(added)}")
+    running = recorded.model_copy(update={"models": (*recorded.models, *added)})
+    deploying.deploy_models(running, added)
+    return running.save()
 
 
 def _check_as_started(running: RunningPlatform, wanted: Settings) -> None:

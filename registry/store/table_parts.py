@@ -53,7 +53,9 @@ def write_part(table: Table, rows: pa.Table, *, bounds: Sequence[str] = ()) -> P
     rows = with_stored_times(rows, table.name)
     folder = file_system(table.store, table.name)
     path = f"part-{uuid.uuid4()}.snappy.parquet"
-    coded = [each.name for each in rows.schema if not pa.types.is_floating(each.type)]  # the others rarely repeat
+    coded = [
+        each.name for each in rows.schema if not pa.types.is_floating(each.type)
+    ]  # the others rarely repeat
     pq.write_table(rows, path, filesystem=folder, use_dictionary=coded)
     nulls = {name: rows.column(name).null_count for name in bounds}
     ranges = {name: _bounds(rows.column(name)) for name in bounds if nulls[name] < rows.num_rows}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_apps.cli.arguments import arg, flag
+from ray_apps.cli.client import STATE_FILE
 from ray_apps.cli.command import Commands, Given, add, find_project_here, group
 from ray_apps.cli.errors import Failed, UsageError
 from ray_apps.cli.output import columns, note, table, value
@@ -126,6 +127,8 @@ def _deploy(given: Given) -> int:
     """Check the cluster, deploy the platform of the profile on it, and wait until it answers."""
     if given.address:
         return _deploy_from(given)
+    if not os.environ.get("TOQUE_PROFILE") and Path(given.home, STATE_FILE).exists():
+        return _deploy_here(given)
     from ray_apps.deployment.deploy import deploy
 
     find_project_here()
@@ -135,6 +138,22 @@ def _deploy(given: Given) -> int:
         note(line)
     rows = [{"application": name, "state": state} for name, state in sorted(done.applications.items())]
     table(given.output, _DEPLOYED, rows, remark=f"it answers at {', '.join(done.doors)}")
+    return 0
+
+
+def _deploy_here(given: Given) -> int:
+    """Add the models that were declared since `toque up` to the platform on this machine."""
+    from ray_apps.local import LocalError, Settings, up
+
+    find_project_here()
+    settings = Settings.of(os.environ, home=Path(given.home))
+    os.environ.update(settings.ray_login())  # Ray reads them when it is first imported
+    try:
+        running = up(settings, report=note)
+    except LocalError as error:
+        raise Failed(str(error)) from error
+    rows = [{"application": f"model {name}", "state": "RUNNING"} for name in running.models]
+    table(given.output, _DEPLOYED, rows, remark=f"it answers at {running.url}")
     return 0
 
 
