@@ -26,6 +26,8 @@ from registry.store.tables import dataset_of
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it
 
+_FEW_FILES = 31  # partitions of one write that are not too many, however small
+_MIN_FILE_ROWS = 1_000  # rows a partition of one write should have on average
 _LOG_RESOLUTION = timedelta(milliseconds=1)
 
 
@@ -92,7 +94,7 @@ class OfflineStore:
         Returns: the table's version that has them.
         """
         return self.table(view).append(
-            storable(rows),
+            storable(rows, grouped=view.ttl is None),
             partition_by=(EVENT_DAY,),
             merge_schema=True,
             transactions={_consumer(source): number for source, number in (loads or {}).items()},
@@ -223,15 +225,29 @@ def _consumer(source: str) -> str:
     return f"source:{source}"
 
 
-def storable(rows: pa.Table) -> pa.Table:
+def storable(rows: pa.Table, *, grouped: bool = False) -> pa.Table:
     """Reorder rows for storage: the times first, and their day appended.
 
     Delta keeps bounds of a table's first columns only, and reads are pruned by time.
+    grouped: a long history of few rows a day goes to one file a month or a year, under its last day; not where rows expire by
+    the day.
     """
-    days = pc.strftime(rows.column(EVENT_TIMESTAMP), format="%Y-%m-%d")
+    days = _partition_days(rows.column(EVENT_TIMESTAMP), grouped=grouped)
     times = [EVENT_TIMESTAMP, CREATED_TIMESTAMP]
     others = [name for name in rows.column_names if name not in times]
     return rows.select([*times, *others]).append_column(EVENT_DAY, days)
+
+
+def _partition_days(times: pa.ChunkedArray, *, grouped: bool) -> pa.ChunkedArray:
+    """Choose for each row the day that names its partition: its own, or the last of its month or year."""
+    days = pc.strftime(times, format="%Y-%m-%d")
+    for unit in ("month", "year") if grouped else ():
+        count = len(pc.unique(days))
+        if count <= _FEW_FILES or len(times) >= count * _MIN_FILE_ROWS:
+            break
+        ends = pc.ceil_temporal(times, unit=unit, ceil_is_strictly_greater=True)
+        days = pc.strftime(pc.subtract(ends, pa.scalar(1, pa.duration("us"))), format="%Y-%m-%d")
+    return days
 
 
 def _open(table: DeltaTable, of: Table) -> Version:
@@ -244,7 +260,7 @@ def _open(table: DeltaTable, of: Table) -> Version:
 
 
 def _file(action: dict[str, Any], fragment: ds.Fragment) -> File:
-    """Build a file from its action in the log; without recorded bounds its day gives them.
+    """Build a file from its action in the log; without recorded bounds its day says when the last row is.
 
     The log cuts bounds to milliseconds, so the last row may be that much later than it says.
     """
@@ -252,8 +268,7 @@ def _file(action: dict[str, Any], fragment: ds.Fragment) -> File:
     last = None if last is None else last + _LOG_RESOLUTION
     day = action.get(f"partition.{EVENT_DAY}")
     if (first is None or last is None) and day is not None:
-        first = datetime.fromisoformat(day).replace(tzinfo=UTC)
-        last = first + timedelta(days=1)
+        first, last = None, datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1)
     return File(action["path"], day or "", action["num_records"] or 0, first, last, fragment)
 
 
