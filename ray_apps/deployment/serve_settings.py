@@ -43,8 +43,8 @@ def cluster_settings(node_loss: str) -> dict[str, str]:
 
     node_loss: a key of `NODE_LOSS`. A node waits an hour for its head: by default all of them end when it is away for a
     minute. HAProxy asks each replica every two seconds; Serve's controller decides four times a second: ten times, its
-    default, cost an idle head twice the processor time. A replica that is to end serves for another ten seconds, in
-    which every HAProxy learns of it: Serve's thirty are for balancers outside.
+    default, cost an idle head twice the processor time. A replica that is to end answers until no HAProxy has
+    asked for its health for ten seconds (`deregistration`): Serve's thirty are for balancers outside.
     """
     return {
         "RAY_health_check_initial_delay_ms": "5000",

@@ -106,6 +106,8 @@ def doors() -> Iterator[Doors]:
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(late),
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # not that of another Serve on this machine
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
     }
     environment |= {f"RAY_SERVE_HAPROXY_{name}": str(value) for name, value in paths.items()}
     environment |= {"RAY_TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
