@@ -1,10 +1,10 @@
-"""Lets a replica that is told to end answer until no HAProxy asks for its health any more.
+"""Lets a replica that is told to end answer until every HAProxy has heard of it.
 
 Serve's replica refuses health checks from the moment it is told to end, and closes its port after a fixed time. A HAProxy
 that learns late of its successor then knows no replica that answers, and hands everything to Serve's Python proxy: its
 reload takes a second at rest, and most of a minute on a machine without free processor time. Here a HAProxy that still
-asks has not heard yet. It is told that all is well, and the port stays open until nobody has asked for Serve's
-draining period, or the replica's time to end is nearly over.
+asks for health or sends a request has not heard yet. It is told that all is well, and the port stays open until nobody
+has come for Serve's draining period, or the replica's time to end is nearly over.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from typing import Any
 
 from ray.serve._private.constants import HEALTHY_MESSAGE
 
-__all__ = ["Deregistration", "answer_until_deregistered"]
+__all__ = ["Deregistration", "answer_until_deregistered", "note_request"]
 
 LAST_REQUESTS_S = 5.0
 """How much of Serve's `graceful_shutdown_timeout_s` is left for requests in flight when the wait is given up."""
 POLL_S = 0.2
-_WAIT, _SERVES = "toque_deregistration", "toque_serves_health_check"
-"""Attributes of the replica: its wait, while it ends; of its class: Serve's own check."""
+_SERVES = "toque_serves_health_check"
+"""Attribute of Serve's class: its own check."""
 _log = logging.getLogger("ray.serve")
 
 
 class Deregistration:
     """The wait of one ending replica for the HAProxies that still send it requests.
 
-    quiet_s: time without a health check after which none does. longest_s: when the wait is given up.
+    quiet_s: time without a health check or a request after which none does. longest_s: when the wait is given up.
     """
 
     def __init__(
         self, *, quiet_s: float, longest_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._quiet_s, self._clock = quiet_s, clock
-        self._asked_at = clock()
-        self._last_at = self._asked_at + longest_s
+        self._came_at = clock()
+        self._last_at = self._came_at + longest_s
 
-    def note_health_check(self) -> None:
-        """Note that a HAProxy has just asked."""
-        self._asked_at = self._clock()
+    def note_haproxy(self) -> None:
+        """Note that a HAProxy has just come: it has not heard yet."""
+        self._came_at = self._clock()
 
     @property
     def is_over(self) -> bool:
         """Whether the replica may close its port."""
-        return self.is_given_up or self._clock() - self._asked_at >= self._quiet_s
+        return self.is_given_up or self._clock() - self._came_at >= self._quiet_s
 
     @property
     def is_given_up(self) -> bool:
@@ -56,8 +56,18 @@ class Deregistration:
         return self._clock() >= self._last_at
 
 
+_ending: Deregistration | None = None
+"""The wait of the one replica of this process, while it ends."""
+
+
+def note_request() -> None:
+    """Note that a request, or a health check, has come to this process's replica; nearly free while it does not end."""
+    if _ending is not None:
+        _ending.note_haproxy()
+
+
 def answer_until_deregistered() -> None:
-    """Let this process's replica, if it is one, end when no HAProxy asks any more; call it before it is ready."""
+    """Let this process's replica end once every HAProxy has heard of it; call it before the replica is ready."""
     replica: Any = import_module(
         "ray.serve._private.replica"
     ).Replica  # late: only replicas need it, and have it imported
@@ -72,21 +82,24 @@ async def _drain(replica: Any, min_draining_period_s: float) -> None:
     """Stand for Serve's method of the same name and arguments."""
     longest_s = replica._deployment_config.graceful_shutdown_timeout_s - LAST_REQUESTS_S  # noqa: SLF001  # as above
     wait = Deregistration(quiet_s=min_draining_period_s, longest_s=max(longest_s, min_draining_period_s))
-    setattr(replica, _WAIT, wait)
+    _set_ending(wait)
     while not wait.is_over:  # noqa: ASYNC110  # the clock ends it, and no event
         await asyncio.sleep(POLL_S)
-    setattr(replica, _WAIT, None)
+    _set_ending(None)
     if wait.is_given_up:
-        _log.warning("a HAProxy still asks for the health of this replica, which ends now")
+        _log.warning("a HAProxy has not heard yet that this replica ends, which it does now")
     replica._stop_accepting_direct_ingress()  # noqa: SLF001  # as above
     await replica._drain_ongoing_requests(check_immediately=True)  # noqa: SLF001  # as above
 
 
 async def _say_health(replica: Any) -> tuple[bool, str]:
     """Stand for Serve's method `_dataplane_health_check`: its answer until the port closes is that of a replica that goes on."""
-    wait: Deregistration | None = getattr(replica, _WAIT, None)
-    if wait is None:
+    if _ending is None:
         answer: tuple[bool, str] = await getattr(replica, _SERVES)()
         return answer
-    wait.note_health_check()
     return (True, HEALTHY_MESSAGE) if replica._healthy else (False, "UNHEALTHY")  # noqa: SLF001  # as above
+
+
+def _set_ending(wait: Deregistration | None) -> None:
+    global _ending  # noqa: PLW0603  # a process has one replica, and its requests must find it fast
+    _ending = wait

@@ -126,8 +126,8 @@ def doors() -> Iterator[Doors]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
-        for pid in processes_of(str(made.configuration)):
-            os.kill(pid, signal.SIGKILL)
+        for configuration in folder.glob("ha/*/haproxy.cfg"):  # none if Serve did not start
+            kill(processes_of(str(configuration)))
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 
-from ray_apps.deployment.deregistration import answer_until_deregistered
+from ray_apps.deployment.deregistration import answer_until_deregistered, note_request
 from ray_apps.loopback import bind_to_loopback
 from ray_apps.predictor.http.connections import TimedProtocol
 
@@ -46,6 +46,7 @@ class BypassMiddleware:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Pass one request to the endpoint or to Serve."""
+        note_request()
         if scope["type"] == "http" and scope["path"].endswith("/infer"):
             scope[DIRECT] = True
             for prefix, endpoint in _endpoints.items():

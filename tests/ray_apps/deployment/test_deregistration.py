@@ -25,11 +25,11 @@ def test_it_is_over_when_nobody_has_asked_for_a_while(now: list[float]) -> None:
     assert not wait.is_given_up
 
 
-def test_each_health_check_starts_the_quiet_time_anew(now: list[float]) -> None:
+def test_each_health_check_or_request_starts_the_quiet_time_anew(now: list[float]) -> None:
     wait = wait_of(now)
     for now[0] in (105.0, 114.0, 123.0):
         assert not wait.is_over
-        wait.note_health_check()
+        wait.note_haproxy()
     now[0] = 132.9
     assert not wait.is_over
     now[0] = 133.0
@@ -39,9 +39,9 @@ def test_each_health_check_starts_the_quiet_time_anew(now: list[float]) -> None:
 def test_it_is_given_up_though_somebody_still_asks(now: list[float]) -> None:
     wait = wait_of(now)
     for now[0] in range(101, 160):
-        wait.note_health_check()
+        wait.note_haproxy()
         assert not wait.is_over
     now[0] = 160.0
-    wait.note_health_check()
+    wait.note_haproxy()
     assert wait.is_over
     assert wait.is_given_up
