@@ -24,7 +24,7 @@ NODES = """
 import json, ray
 ray.init("auto", logging_level="ERROR", log_to_driver=False)
 where = ray.remote(num_cpus=1)(lambda: ray.util.get_node_ip_address())
-ports = {each["NodeManagerAddress"]: each["NodeManagerPort"] for each in ray.nodes()}
+ports = {each["NodeManagerAddress"]: each["NodeManagerPort"] for each in ray.nodes() if each["Alive"]}
 print(json.dumps([ports, ray.get(where.remote(), timeout=120)]))
 """
 
