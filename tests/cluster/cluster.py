@@ -280,14 +280,18 @@ class Cluster:
             elif name not in self.lost:
                 self.lab.add(name)
         for name in self.workers:
-            try:  # the head gives a node up that was cut off for long, on a busy host sooner than the cable is back
-                until(lambda name=name: self.answers(name), f"the door of {name} answers", within_s=30)
-            except TimeoutError:
-                self.lab.kill(name)
-                self.lab.add(name)
+            self._restore_worker(name)
         if missing := workers - len(self.workers):
             self.join(missing)
         self.wait_whole()
+
+    def _restore_worker(self, name: str) -> None:
+        """Start a worker anew whose door is shut: the head gave it up while it was cut off, as it may on a busy host."""
+        try:
+            until(lambda: self.answers(name), f"the door of {name} answers", within_s=30)
+        except TimeoutError:
+            self.lab.kill(name)
+            self.lab.add(name)
 
     def _node(self, *options: str) -> roles.Node:
         more = () if "--" in options else ("--",)
