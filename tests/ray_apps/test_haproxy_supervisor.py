@@ -253,14 +253,3 @@ def test_a_replica_answers_until_a_haproxy_that_learns_late_knows_its_successor(
     assert ended - begun > LATE_S, "nothing was late"
     assert load.failed(begun) == []
     assert doors.through_python_proxy() == indirect
-
-
-def test_a_haproxy_ends_with_its_node(doors: Doors) -> None:
-    """The last test, as nothing serves after it."""
-    kill([_parent_of(doors.manager())])
-    until(lambda: not doors.haproxies(), within_s=30)
-    assert not answers(f"{doors.url}/-/healthz")
-
-
-def _parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
