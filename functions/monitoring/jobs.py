@@ -21,6 +21,7 @@ from functions.monitoring.drift.monitor import DriftMonitor
 from functions.monitoring.drift.watch import watch_features
 from functions.monitoring.estimates.classes import EstimateMonitor, watch_estimates
 from functions.monitoring.estimates.numbers import watch_number_estimates
+from functions.monitoring.labels import UnknownLabels, find_unknown
 from functions.monitoring.operations import OperationsMonitor, watch_service
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality.monitor import QualityMonitor
@@ -240,6 +241,13 @@ def running_figures(model: str) -> RunningFigures:
         labels=rows.num_rows - rows["label"].null_count,
         logged_until=pc.max(rows["predicted_at"]).as_py(),
     )
+
+
+@function(http=True, role="viewer", timeout_s=300)
+def unknown_labels(hours: float = 24.0, days: int = 30) -> UnknownLabels:
+    """Count the labels of the last hours whose ID no logged prediction of the last days has, of any model of the workspace."""
+    used = context()
+    return find_unknown(used.store, used.registry().list_models(), used.clock(), hours=hours, days=days)
 
 
 @function(http=True, role="viewer", timeout_s=60)

@@ -15,10 +15,13 @@ _ALERT = arg("alert about", "MONITOR/SUBJECT, as `toque alerts status MODEL` sho
 _ABOUT = arg("about", "MONITOR/SUBJECT as alerts name it, a monitor, or '*' for everything")
 _HOURS = arg("--hours H", "how long; 0 ends a silence", type=float, required=True)
 
+_WITHIN = arg("--hours H", "how far back (default: 24)", type=float, default=24.0)
+
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
     add(commands, "monitors", _monitors, MODEL, limit(None))
+    add(commands, "labels", _labels, _WITHIN)
     add(commands, "incidents", _incidents, MODEL, limit())
     add(commands, "why", _why, MODEL, _ALARM)
     add(commands, "drift", _drift, MODEL)
@@ -38,6 +41,14 @@ def _monitors(given: Given) -> None:
     note(
         f"today so far: {today['answers']} answers, {today['unanswered']} requests without one, {today['labels']} labels; {logged}"
     )
+
+
+def _labels(given: Given) -> None:
+    """Count the labels that came in, and those that belong to no logged prediction."""
+    found = call(given.client, "unknown_labels", {"hours": given.hours})
+    such = f", such as {', '.join(found['examples'])}" if found["examples"] else ""
+    text = f"{found['labels']} labels in the last {given.hours:g} hours, {found['unknown']} of them for no prediction in the log{such}"
+    message(given.output, text, found)
 
 
 def _incidents(given: Given) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from functions.monitoring import (
@@ -18,6 +19,7 @@ from functions.monitoring import (
     results_table,
     running_figures,
     standing_alarms,
+    unknown_labels,
     watch_drift,
     watch_operations,
     watch_performance,
@@ -25,6 +27,8 @@ from functions.monitoring import (
 )
 from functions.monitoring import alarms as alarms_of
 from functions.monitoring.performance import PerformanceMonitor
+from functions.prediction_log import LABELS_TABLE
+from functions.prediction_log.records import LABELS
 from functions.runtime import use_context
 from registry import Table
 from tests.functions.monitoring.conftest import START, ServedModel
@@ -246,3 +250,22 @@ def test_a_run_before_the_first_cohort_is_due_says_when_that_is(served: ServedMo
             "from 2013-05-02 00:00 to 2013-05-03 00:00 is judged from 2013-05-04 00:00 UTC"
             in watch_performance(MODEL).text
         )
+
+
+def test_labels_of_no_prediction_are_counted_with_an_example(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        assert unknown_labels().labels == 0
+        served.serve(requests=20)
+        before = unknown_labels()
+        assert (before.labels, before.unknown) == (20, 0)
+        row = {
+            "prediction_id": "fligth-7",
+            "label": 1.0,
+            "observed_at": served.now,
+            "received_at": served.now,
+        }
+        labels = pa.Table.from_pylist([row | {"day": f"{served.now:%Y-%m-%d}"}], schema=LABELS)
+        Table(served.store, LABELS_TABLE).append(labels, partition_by=["day"])
+        after = unknown_labels()
+        assert (after.labels, after.unknown, after.examples) == (21, 1, ("fligth-7",))

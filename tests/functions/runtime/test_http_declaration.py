@@ -115,4 +115,5 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "running_figures",
         "source_status",
         "standing_alarms",
+        "unknown_labels",
     }
