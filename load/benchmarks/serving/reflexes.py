@@ -169,8 +169,10 @@ class Callers:
                 bad = self.canary_at is not None and chance.random() < self.spoilt
                 code = chance.uniform(KNOWN, CODES - 1) if bad else chance.uniform(0, KNOWN - 1)
                 tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [float(int(code))]}
-                answer = client.post(f"/v2/models/{self.model}/infer", json={"inputs": [tensor]})
-                self._note(answer)
+                try:
+                    self._note(client.post(f"/v2/models/{self.model}/infer", json={"inputs": [tensor]}))
+                except httpx.HTTPError:
+                    self.errors += 1
 
     def _note(self, answer: httpx.Response) -> None:
         self.answers += 1
@@ -220,7 +222,8 @@ class Bench:
                 reason=fault,
             )
             number = begun["rollout"]
-            last = self._watch(callers, number, HEALTHY_S if fault == "healthy" else PATIENCE_S)
+            self._wait(callers, number, HEALTHY_S if fault == "healthy" else PATIENCE_S)
+            last = call(self.platform, "rollout_status", model=model)
             outcome = next((one for one in last.get("outcomes", []) if one["rollout"] == number), None)
             if outcome is None:
                 end = {"action": "inconclusive", "reason": "the run is over"}
@@ -233,25 +236,19 @@ class Bench:
         rule = "none" if outcome is None else outcome["rule"]
         return Run(ended - began, page.at - began, rule, page.text, callers.answers, callers.errors)
 
-    def _watch(self, callers: Callers, number: int, limit_s: float) -> dict[str, Any]:
-        """Wait until a rollout is rolled back and told, at most `limit_s` from its canary's first answer; returns its last status."""
-        last: dict[str, Any] = {}
+    def _wait(self, callers: Callers, number: int, limit_s: float) -> None:
+        """Wait until people are told of a roll-back, at most `limit_s` from the canary's first answer."""
         deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            time.sleep(0.5)
-            if callers.canary_at is None:
-                continue
-            deadline = min(deadline, time.monotonic() + limit_s) if not last else deadline
-            last = call(self.platform, "rollout_status", model=callers.model)
-            paged = (callers.model, f"rollout-{number}") in self.pager.raised
-            if last["current"]["stage"] != "canary" and paged:
-                break
-        return last
+        answered = False
+        while time.monotonic() < deadline and (callers.model, f"rollout-{number}") not in self.pager.raised:
+            time.sleep(0.1)
+            if callers.canary_at is not None and not answered:
+                answered, deadline = True, time.monotonic() + limit_s
 
 
 def call(platform: Platform, name: str, **arguments: Any) -> Any:
     """Call a function of the platform. Raises: httpx.HTTPError."""
-    answer = platform.client.post(f"/functions/{name}", json=arguments)
+    answer = platform.client.post(f"/functions/{name}", json=arguments, timeout=PATIENCE_S)
     answer.raise_for_status()
     return answer.json()
 
