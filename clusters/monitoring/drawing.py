@@ -26,7 +26,7 @@ _UNITS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One series of a panel: its legend, seconds since the epoch, and values."""
+    """One series of a panel: its legend, seconds since the epoch, and values, NaN where it has none, at which the line breaks."""
 
     legend: str
     at: tuple[float, ...]
@@ -59,8 +59,10 @@ def draw(dashboard: Dashboard, prometheus: str, file: Path, *, minutes: float) -
 
 
 def _plot(axis: Any, panel: Panel, lines: Sequence[Line], end: float) -> None:
-    for line in sorted(lines, key=lambda line: -max(line.values))[:_MOST_LINES]:
-        axis.plot([(at - end) / 60 for at in line.at], line.values, label=line.legend, lw=1.3)
+    for line in sorted(lines, key=lambda line: -max(filter(math.isfinite, line.values)))[:_MOST_LINES]:
+        axis.plot(
+            [(at - end) / 60 for at in line.at], line.values, label=line.legend, lw=1.3, marker=".", ms=2
+        )
     axis.set_title(panel.title, fontsize=10, loc="left")
     axis.set_ylabel(_UNITS.get(panel.unit, panel.unit), fontsize=8)
     axis.set_xlabel("minutes", fontsize=7)
@@ -78,11 +80,15 @@ def _lines(panel: Panel, prometheus: str, start: float, end: float) -> Iterator[
     step_s = max(1.0, (end - start) / _POINTS)
     for query, legend in panel.queries:
         for found in values_between(prometheus, query, start, end, step_s=step_s):
-            points = [(float(at), float(value)) for at, value in found["values"]]
-            finite = [(at, value) for at, value in points if math.isfinite(value)]
-            if finite:
-                at, values = zip(*finite, strict=True)
-                yield Line(_legend(legend, found["metric"]), at, values)
+            values = {round((float(at) - start) / step_s): float(value) for at, value in found["values"]}
+            steps = range(round((end - start) / step_s) + 1)
+            whole = tuple(
+                value if math.isfinite(value) else math.nan
+                for value in (values.get(step, math.nan) for step in steps)
+            )
+            if not all(map(math.isnan, whole)):
+                at = tuple(start + step * step_s for step in steps)
+                yield Line(_legend(legend, found["metric"]), at, whole)
 
 
 def _legend(template: str, labels: Mapping[str, str]) -> str:

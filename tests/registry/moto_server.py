@@ -1,17 +1,25 @@
 """Moto's S3 server for tests, with one lock around writes, which makes its conditions atomic.
 
 --ignore-conditions: as servers do that do not know If-None-Match. --key-in=FILE: the only access key that is accepted.
+--late-by=FILE, --ahead-by=FILE: seconds by which answers are late, and by which the server's clock is ahead.
 """
 
 import sys
 import threading
+import time
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-KEY_FILE = next((Path(each.partition("=")[2]) for each in sys.argv if each.startswith("--key-in=")), None)
+
+def _file_of(option: str) -> Path | None:
+    return next((Path(each.partition("=")[2]) for each in sys.argv if each.startswith(f"{option}=")), None)
+
+
+KEY_FILE, LATE_FILE, AHEAD_FILE = map(_file_of, ("--key-in", "--late-by", "--ahead-by"))
 
 
 class Locked:
@@ -20,6 +28,16 @@ class Locked:
         self._lock = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if LATE_FILE:
+            time.sleep(float(LATE_FILE.read_text()))
+        if AHEAD_FILE:
+            date = formatdate(time.time() + float(AHEAD_FILE.read_text()), usegmt=True)
+            answer = start_response
+
+            def start_response(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+                others = [each for each in headers if each[0].lower() != "date"]
+                return answer(status, [*others, ("Date", date)], *more)
+
         if KEY_FILE and f"Credential={KEY_FILE.read_text()}/" not in environ.get("HTTP_AUTHORIZATION", ""):
             start_response("403 Forbidden", [("Content-Type", "application/xml")])
             return [

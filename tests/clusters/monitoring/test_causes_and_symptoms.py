@@ -55,6 +55,8 @@ def test_a_symptom_is_told_of_once_its_cause_is_gone(tmp_path: Path, exporter: t
         until(lambda: told.held_back() == {"DeadLetters"}, within_s=120)
         assert told.ever == {"Watchdog", "RedisAway"}
         values["toque_redis_up"] = 1
-        until(lambda: told.firing == {"Watchdog", "DeadLetters"}, within_s=300)
+        until(
+            lambda: told.firing == {"Watchdog", "DeadLetters"}, within_s=600
+        )  # a cause fires on for five minutes
         values["toque_dead_letters"] = 0
         until(lambda: told.firing == {"Watchdog"}, within_s=300)
