@@ -1,8 +1,9 @@
 """Benchmark of the prediction log: one predictor that logs and one that does not, in turns; or one for each mode of the log.
 
-python -m load.benchmarks.serving.prediction_log [--modes] [--starts 6] [--rounds 4] [--seconds 1] [--connections 1 16 64]
+python -m load.benchmarks.serving.prediction_log [--modes | --code BEFORE NOW] [--starts 6] [--rounds 4] [--seconds 1]
+    [--connections 1 16 64]
 
-With --modes the baseline is mode `file`; Redis has a replica, since it runs on the predictors' machine and mode `two_nodes` then
+With --code both log, one by the code in each of two folders, such as two worktrees. With --modes the baseline is mode `file`; Redis has a replica, since it runs on the predictors' machine and mode `two_nodes` then
 waits for one. Each in one process, without Ray and HAProxy, with the small MLP of `load.benchmarks.serving.throughput` and a Redis that the log is shipped to. A
 round is all of them, one after the other, so a neighbour that comes hits all. Two processes of the same program differ by some
 percent for as long as they live, so they are started several times: a ratio is the mean over starts of the median over rounds,
@@ -17,6 +18,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,6 +63,14 @@ Variant = tuple[str, list[str], dict[str, str]]
 """Name of a predictor, its flags and its environment beside the common one; the first of several is the baseline."""
 LOGGED: list[Variant] = [("not-logged", ["--no-log"], {}), ("logged", [], {})]
 MODES: list[Variant] = [(mode, [], {"TOQUE_LOG_MODE": mode}) for mode in ("file", "redis", "two_nodes")]
+
+
+def of_code(folders: Sequence[str]) -> list[Variant]:
+    """Make a predictor of the code in each folder, the first of which is the baseline."""
+    return [
+        (Path(folder).name, [], {"PYTHONPATH": str(Path(folder).resolve()), "PYTHONSAFEPATH": "1"})
+        for folder in folders
+    ]
 
 
 def start_redis(stack: contextlib.ExitStack, folder: Path, *, replica_of: int | None = None) -> int:
@@ -152,9 +162,10 @@ def main() -> None:
     """Measure the predictors and print the result."""
     parser = argument_parser(__doc__)
     parser.add_argument("--modes", action="store_true", help="compare the modes of the log")
+    parser.add_argument("--code", nargs=2, metavar="FOLDER", help="compare the code in two folders")
     arguments = parser.parse_args()
     print_machine("torch")
-    compare(arguments, MODES if arguments.modes else LOGGED)
+    compare(arguments, of_code(arguments.code) if arguments.code else MODES if arguments.modes else LOGGED)
 
 
 if __name__ == "__main__":
