@@ -38,7 +38,7 @@ def register(commands: Commands) -> None:
 
 
 def _train(given: Given) -> int:
-    """Load a project's tables, train a version of its model here, judge it by its gate, and say what to do next."""
+    """Load a project's tables, train and judge a version of its model here, and say what is next."""
     os.environ.update(_platform_environment(Path(given.home).expanduser().resolve()))
     module = given.project or os.environ.get("TOQUE_PROJECT")
     if not module:

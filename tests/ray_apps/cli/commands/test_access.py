@@ -103,7 +103,14 @@ def test_a_prediction_is_asked_for_below_its_workspace(workspace: str | None, pa
         return httpx.Response(200, json={})
 
     client = Client("http://x", "t", workspace=workspace, transport=httpx.MockTransport(answer))
-    words = {"version": None, "json": '{"inputs": []}', "entities": None, "explain": False, "attribute": []}
+    words = {
+        "version": None,
+        "json": '{"inputs": []}',
+        "entities": None,
+        "example": False,
+        "explain": False,
+        "attribute": [],
+    }
     _predict(Given(client=client, model="late", id=None, **words))
     assert asked[0].url.path == path
     assert asked[0].headers.get("x-toque-workspace") == workspace
