@@ -18,7 +18,7 @@ def register(commands: Commands) -> None:
 
 
 def _replay(given: Given) -> int:
-    """Score logged inputs again by the same version and compare the bits of the outputs; exit code 1 if any differs."""
+    """Score logged inputs again by the same version and compare outputs bit for bit; exit code 1 if any differs."""
     version = int(given.version) if given.version.isdecimal() else given.version
     asked = {"version": version, "limit": given.limit} | ({"since": given.since} if given.since else {})
     found = ask(given, "replay_predictions", **asked)
