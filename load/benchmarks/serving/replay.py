@@ -38,6 +38,7 @@ from registry import Access, Registry, open_store, utc_now
 
 TAGS = {"max_batch_rows": "16", "max_batch_wait_ms": "3"}
 ROWS_OF_A_REQUEST = (1, 1, 3)
+ATTEMPTS = 5
 
 
 def register(store_url: str, folder: Path, name: str, model: ReplayedModel) -> str:
@@ -69,6 +70,19 @@ def body_of(inputs: Mapping[str, Any], name: str) -> tuple[bytes, dict[str, str]
     return head + binary, headers
 
 
+async def post(client: httpx.AsyncClient, url: str, body: bytes, headers: Mapping[str, str]) -> None:
+    """Send one request, again if its connection was closed: a starved machine keeps the predictor waiting past its limits."""
+    for attempt in range(ATTEMPTS):
+        try:
+            answer = await client.post(url, content=body, headers=headers)
+        except httpx.TransportError:
+            if attempt == ATTEMPTS - 1:
+                raise
+        else:
+            answer.raise_for_status()
+            return
+
+
 async def ask(url: str, token: str, model: ReplayedModel, rows: int, connections: int) -> int:
     """Have at least `rows` rows predicted over several connections; returns how many requests that took."""
     rng = np.random.default_rng(7)
@@ -83,8 +97,7 @@ async def ask(url: str, token: str, model: ReplayedModel, rows: int, connections
 
         async def work() -> None:
             for body, own in bodies:
-                answer = await client.post(url, content=body, headers=own)
-                answer.raise_for_status()
+                await post(client, url, body, own)
 
         await asyncio.gather(*(work() for _ in range(connections)))
     return requests
