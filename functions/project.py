@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from functions.alerting import AlertPolicy
 from functions.evaluation import Gate
@@ -27,6 +27,7 @@ from functions.retraining.policy import RetrainingPolicy
 from functions.rollout import RolloutPolicy
 from functions.runtime.definitions import ProjectError, declarations, pick
 from functions.training import TabularParams
+from functions.training.trainer import Outcome, Trainer, as_trainer
 from registry import ModelPolicy
 
 __all__ = ["ModelDefinition", "Monitor", "Project", "ProjectError", "load_project"]
@@ -48,9 +49,12 @@ Monitor = Annotated[
 class ModelDefinition(BaseModel):
     """Definition of one model of a project.
 
-    service: the feature service it reads. entities: the table of entities that predictions are about (join keys,
-    `event_timestamp`, the label, `label_known_at`). label: a column of that table. numeric, categorical: the features, in the
-    order of its tensors. training: parameters of the default network. gate: what a version must prove before users meet it.
+    service: the feature service it reads; None: all features are columns of the entities. entities: the table of entities that
+    predictions are about (join keys, `event_timestamp`, the label, `label_known_at`). label: a column of that table.
+    numeric, categorical: the features, in the order of its tensors; tensors: columns of lists of numbers, such as the pixels of an
+    image, each an input of its own. outcome: what the label is: 0 or 1 (binary), one of several classes, or a number.
+    trainer: how versions are made: a `Trainer`, such as `XGBoost(max_depth=4)`, or a function of a `TrainingRequest`; None: the
+    tabular network with the parameters `training`. gate: what a version must prove before users meet it.
     monitors: at most one of each kind; empty: not watched. alerts: where alarms are sent; None: nowhere.
     rollout, retraining: the rules for challengers.
     governance: what the registry demands of a version that goes live.
@@ -61,12 +65,15 @@ class ModelDefinition(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    service: str
+    service: str | None = None
     entities: str
     label: str
     numeric: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    outcome: Outcome = "binary"
     training: TabularParams = TabularParams()
+    trainer: Annotated[SerializeAsAny[Trainer], BeforeValidator(as_trainer)] | None = None
     gate: Gate = Gate()
     monitors: tuple[Monitor, ...] = (PerformanceMonitor(), DriftMonitor(), QualityMonitor())
     alerts: AlertPolicy | None = None
@@ -77,11 +84,59 @@ class ModelDefinition(BaseModel):
     placement: Placement = Placement()
     tags: dict[str, str] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _outcome_of_the_task(cls, given: Any) -> Any:
+        """Take the outcome from the task of the tabular network where it is not named, as definitions of before do."""
+        if not isinstance(given, dict) or "outcome" in given:
+            return given
+        made_by = given.get("trainer") or given.get("training")
+        return {**given, "outcome": made_by.outcome} if isinstance(made_by, TabularParams) else given
+
+    @model_validator(mode="after")
+    def _trusting_its_trainer(self) -> Self:
+        """Let the policy trust the types that the declared trainer writes, since the project's code is trusted."""
+        types = self.governance.trusted_types | (self.trainer.trusted_types if self.trainer else frozenset())
+        if types != self.governance.trusted_types:
+            # pydantic offers no other way to complete a frozen value
+            object.__setattr__(
+                self, "governance", self.governance.model_copy(update={"trusted_types": types})
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trained_by_one(self) -> Self:
+        """Check that one trainer is declared, and that it can learn the outcome from the features."""
+        if self.trainer is not None and "training" in self.model_fields_set:
+            raise ValueError(
+                f"model {self.name!r} declares training, which is of the tabular network, and the trainer {self.trainer.kind!r}; "
+                "leave one out"
+            )
+        made_by = self.trainer or self.training
+        if (
+            isinstance(made_by, TabularParams)
+            and "task" in made_by.model_fields_set
+            and made_by.outcome != self.outcome
+        ):
+            raise ValueError(
+                f"model {self.name!r}: outcome={self.outcome!r} but task={made_by.task!r}; leave the task out"
+            )
+        try:
+            made_by.check(
+                self.outcome,
+                {"numeric": self.numeric, "categorical": self.categorical, "tensors": self.tensors},
+            )
+        except ValueError as error:
+            raise ValueError(f"model {self.name!r}: {error}") from error
+        return self
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        features = [*self.numeric, *self.categorical]
+        features = [*self.numeric, *self.categorical, *self.tensors]
         if not features:
-            raise ValueError(f"model {self.name!r} has no features; name some in numeric or categorical")
+            raise ValueError(
+                f"model {self.name!r} has no features; name some in numeric, categorical or tensors"
+            )
         twice = sorted({name for name in features if features.count(name) > 1})
         if twice or self.label in features:
             raise ValueError(
@@ -93,6 +148,11 @@ class ModelDefinition(BaseModel):
                 f"model {self.name!r} has several monitors of one kind: {kinds}; keep one of each"
             )
         return self
+
+    @property
+    def learner(self) -> Trainer:
+        """Trainer of the model: the declared one, or the tabular network for its outcome."""
+        return (self.trainer or self.training).for_outcome(self.outcome)
 
     @property
     def performance(self) -> PerformanceMonitor | None:

@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.model_formats.matrices import binary_labels, category_matrix, number_labels, numeric_matrix
+from functions.model_formats.matrices import (
+    binary_labels,
+    category_matrix,
+    is_tensor,
+    number_labels,
+    numeric_matrix,
+    tensor_array,
+)
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
@@ -118,8 +125,9 @@ def _encoded(
     train: pa.Table, test: pa.Table, numeric: Sequence[str], categorical: Sequence[str]
 ) -> tuple[Any, Any]:
     """Encode both tables' rows for a linear model, dense or sparse; statistics are those of `train`."""
-    columns = _columns(len(numeric), len(categorical))
-    fit_rows = columns.fit_transform(_matrix(train, numeric, categorical))
+    rows = _matrix(train, numeric, categorical)
+    columns = _columns(rows.shape[1] - len(categorical), len(categorical))
+    fit_rows = columns.fit_transform(rows)
     return fit_rows, columns.transform(_matrix(test, numeric, categorical))
 
 
@@ -143,7 +151,12 @@ def _columns(numeric: int, categorical: int) -> ColumnTransformer:
 
 
 def _matrix(table: pa.Table, numeric: Sequence[str], categorical: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Join numbers and category hashes side by side; as float64 the hashes stay distinct enough."""
-    numbers = numeric_matrix(table, numeric).astype(np.float64)
+    """Join numbers and category hashes side by side; as float64 the hashes stay distinct enough. Tensors are flattened."""
+    nested = [
+        name for name in numeric if name in table.column_names and is_tensor(table.schema.field(name).type)
+    ]
+    plain = numeric_matrix(table, [name for name in numeric if name not in nested])
+    tensors = [tensor_array(table, name).reshape(table.num_rows, -1) for name in nested]
+    numbers = np.hstack([plain, *tensors]).astype(np.float64)
     numbers[~np.isfinite(numbers)] = np.nan
     return np.hstack([numbers, category_matrix(table, categorical).astype(np.float64)])

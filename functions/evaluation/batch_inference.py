@@ -8,7 +8,6 @@ cluster this process does the same, shard by shard.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ import ray.data
 from pydantic import BaseModel, ConfigDict
 
 from functions.model_formats.errors import TrainingDataError
-from functions.model_formats.load import ScoringModel, load
-from functions.model_formats.table_inputs import input_columns, table_inputs
+from functions.model_formats.load import ScoringModel
+from functions.model_formats.table_inputs import input_columns
 from functions.model_formats.torch_threads import torch_threads
+from functions.model_formats.versions import load_version
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
@@ -166,9 +166,7 @@ class ShardScorer:
     """Scores shards with one loaded version."""
 
     def __init__(self, registry: Registry, version: ModelVersion) -> None:
-        with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
-            registry.download(version.model, version.version, to=folder)
-            self._model = load(folder, signature=version.signature)
+        self._model = load_version(registry, version)
 
     @property
     def model(self) -> ScoringModel:
@@ -178,7 +176,7 @@ class ShardScorer:
     def __call__(self, shard: pa.Table) -> pa.Table:
         """Score a shard: returns it with the model's outputs in place of its inputs."""
         with torch_threads(1):
-            outputs = self._model.predict(table_inputs(shard, self._model.signature))
+            outputs = self._model.predict_table(shard)
         inputs = set(input_columns(self._model.signature))
         kept = [name for name in shard.column_names if name.startswith("keep:") or name not in inputs]
         result = shard.select(kept)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +21,13 @@ from functions.evaluation.gate import Gate, judge
 from functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
 from functions.evaluation.metrics.probabilities import Interval, bootstrap
 from functions.evaluation.outcome_kinds import BINARY, OutcomeKind, outcome_kind
-from functions.model_formats.load import load
-from functions.model_formats.table_inputs import input_columns, table_inputs
+from functions.model_formats.table_inputs import input_columns
+from functions.model_formats.versions import load_version
 from functions.runtime.context import context
 from functions.runtime.declaration import Resources
 from functions.runtime.function import function
 from registry import ModelVersion, Registry, Table, TableSnapshot
+from registry.models import Signature
 
 _CHAMPION = "champion"
 
@@ -118,17 +117,13 @@ def predict_table(registry: Registry, version: ModelVersion, table: pa.Table) ->
 
     Raises: ArtifactRefused, TrainingDataError.
     """
-    with _opened(registry, version, BINARY) as predict:
-        return predict(table)
+    return _opened(registry, version, BINARY)(table)
 
 
-@contextmanager
-def _opened(registry: Registry, version: ModelVersion, kind: OutcomeKind) -> Iterator[Predict]:
+def _opened(registry: Registry, version: ModelVersion, kind: OutcomeKind) -> Predict:
     """Load a version once, to score any number of tables."""
-    with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
-        registry.download(version.model, version.version, to=folder)
-        scoring = load(folder, signature=version.signature)
-        yield lambda table: kind.answers(scoring.predict(table_inputs(table, scoring.signature)))
+    scoring = load_version(registry, version)
+    return lambda table: kind.answers(scoring.predict_table(table))
 
 
 def _measure(
@@ -149,11 +144,11 @@ def _measure(
     references = _baselines(registry, version, table, label, list(gate.max_log_loss_ratio), baseline_set)
     if champion is not None:
         references[_CHAMPION] = _champions_answers(registry, champion, kind, table)
-    with _opened(registry, version, kind) as predict:
-        answers = predict(table)
-        metrics = {name: metric(y, answers) for name, metric in kind.metrics.items()}
-        found = EvaluatedVersion(version, table, y, answers, predict, references, entity)
-        extra = extra_checks(gate, found)
+    predict = _opened(registry, version, kind)
+    answers = predict(table)
+    metrics = {name: metric(y, answers) for name, metric in kind.metrics.items()}
+    found = EvaluatedVersion(version, table, y, answers, predict, references, entity)
+    extra = extra_checks(gate, found)
     intervals = {
         name: bootstrap(kind.metrics[name], y, answers, entity=entity) for name in kind.with_interval
     }
@@ -181,8 +176,7 @@ def _champions_answers(
             f"champion {champion.version} answers for {others.name} {list(others.classes)}, the version for {kind.name} "
             f"{list(kind.classes)}: they cannot be compared; set max_champion_ratio=None"
         )
-    with _opened(registry, champion, others) as predict:
-        return predict(table)
+    return _opened(registry, champion, others)(table)
 
 
 def _require_measurable(gate: Gate, kind: OutcomeKind) -> None:
@@ -230,12 +224,24 @@ def _baselines(
             f"{version.model}@{version.version} has no training set or signature in its record, so the baselines "
             f"{names} cannot learn: pass baseline_set, or a gate without max_log_loss_ratio"
         )
-    columns = {spec.datatype == "BYTES": spec.columns or [] for spec in version.signature.inputs}
-    numeric, categorical = columns.get(False, []), columns.get(True, [])
+    numeric, categorical = (
+        _columns_of(version.signature, texts=False),
+        _columns_of(version.signature, texts=True),
+    )
     read = [*input_columns(version.signature), label]
     train = Table(registry.store, snapshot.name).read(version=snapshot.version, columns=read)
     learn = outcome_kind(version).baselines
     return {name: learn[name](train, table, numeric, categorical, label) for name in names}
+
+
+def _columns_of(signature: Signature, *, texts: bool) -> list[str]:
+    """Columns of a table that the inputs of texts, or those of numbers, read."""
+    return [
+        name
+        for spec in signature.inputs
+        if (spec.datatype == "BYTES") is texts
+        for name in spec.columns or [spec.name]
+    ]
 
 
 def _mean(gaps: npt.NDArray[Any], y: npt.NDArray[Any], entity: npt.NDArray[Any] | None) -> Interval:

@@ -27,6 +27,7 @@ from functions.evaluation.metrics.probabilities import METRICS, row_log_loss
 from functions.model_formats.matrices import binary_labels, named_column, number_labels
 from functions.model_formats.table_inputs import first_output
 from registry import ModelVersion
+from registry.models import Signature
 
 Array = npt.NDArray[Any]
 Learn = Callable[[pa.Table, pa.Table, Sequence[str], Sequence[str], str], Array]
@@ -52,8 +53,13 @@ class OutcomeKind:
 
 
 def outcome_kind(version: ModelVersion) -> OutcomeKind:
-    """Find the kind by the first output of the signature: one named "value" is a number, named columns are classes."""
-    output = version.signature.outputs[0] if version.signature is not None else None
+    """Find the kind of a version's outcome by its signature, as `kind_of` does."""
+    return kind_of(version.signature)
+
+
+def kind_of(signature: Signature | None) -> OutcomeKind:
+    """Find the kind by the first output of a signature: one named "value" is a number, named columns are classes."""
+    output = signature.outputs[0] if signature is not None else None
     if output is not None and output.name == "value":
         return NUMBER
     if output is not None and output.columns is not None and len(output.columns) > 1:

@@ -42,7 +42,7 @@ _HEALTH = pa.schema(
 
 
 class TrainingSetLineage(BaseModel):
-    """Origin of a training set: feature service, entity rows, and the snapshots that were read.
+    """Origin of a training set: feature service (empty: none), entity rows, and the snapshots that were read.
 
     entities: the snapshot of rows and labels; views: digest of each view's definition; tables: the offline snapshot read for
     each view (absent: the view had no rows); start, end: of event times; known_by: labels known later were left out; rows:
@@ -82,7 +82,7 @@ class MaterializeResult(BaseModel):
 
 @function(http=True, timeout_s=1800, retries=Retries(max_attempts=3))
 def build_training_set(
-    service: str,
+    service: str | None,
     entities: TableSnapshot,
     label: str,
     start: datetime,
@@ -92,29 +92,29 @@ def build_training_set(
 ) -> TableSnapshot:
     """Build the features of a service as of each labelled row's time, stored as a table snapshot with its lineage.
 
-    service: name of a feature service that is in force.
+    service: name of a feature service that is in force; None: the rows have all their features already.
     entities: rows with join keys, request values, `event_timestamp`, the label, and perhaps `label_known_at`; used are
         rows with `start <= event_timestamp < end`, a label, and `label_known_at <= known_by`.
     known_by: by default now, on the platform's clock.
-    name: of the table it is stored in, by default `training/{service}`; every call makes a new version of it.
+    name: of the table it is stored in, by default `training/{service}`, or of the entities; every call makes a new version of it.
     Raises: InvalidRows if no row is left, or a column is missing; InvalidInput for the name of a table that holds anything
     but training sets.
     """
     ctx = context()
-    table = Table(ctx.store, check_table_name(name or f"training/{service}", what="name"))
+    table = Table(ctx.store, check_table_name(name or f"training/{service or entities.name}", what="name"))
     _require_training_sets(table)
     features = ctx.features()
     since, until = as_utc(start, name="start"), as_utc(end, name="end")
     known = ctx.clock() if known_by is None else as_utc(known_by, name="known_by")
     chosen = EntityRows(Table(ctx.store, entities.name), entities, label, since, until, known)
-    digests = features.definitions_digest(service)
+    digests = {} if service is None else features.definitions_digest(service)
 
-    def metadata(job: PinnedRetrieval, rows: int) -> dict[str, str]:
+    def metadata(job: PinnedRetrieval | None, rows: int) -> dict[str, str]:
         lineage = TrainingSetLineage(
-            service=service,
+            service=service or "",
             entities=entities,
             views=digests,
-            tables=_tables(job),
+            tables={} if job is None else _tables(job),
             label=label,
             start=since,
             end=until,
@@ -123,6 +123,11 @@ def build_training_set(
         )
         return {"training_set": lineage.model_dump_json()}
 
+    if service is None:
+        own = chosen.read()
+        if not own.num_rows:
+            raise InvalidRows(chosen.none_left())
+        return table.overwrite(own, metadata=metadata(None, own.num_rows))
     empty = chosen.choose(chosen.pinned().schema.empty_table())
     plan = features.get_historical_features(empty, features=service)
     if _is_large(chosen, plan, name=table.name):

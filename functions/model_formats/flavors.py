@@ -11,16 +11,20 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from functions.model_formats.categories import CATEGORIES_FILE, Categories
 from functions.model_formats.errors import ArtifactRefused, TrainingDataError
 from registry.models import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
+SKOPS_FILE = "model.skops"
+_HARMLESS_TYPES = ("numpy.dtype",)  # what skops 0.16 does not list, and which holds a name and no code
 Answer = Callable[[Mapping[str, Array]], Mapping[str, Any]]
 """Inputs by name to outputs by name. Texts are object arrays of `str`, None where missing."""
 
@@ -41,12 +45,15 @@ class PythonModel(Protocol):
         ...
 
 
-def load_answer(folder: Path, name: str, signature: Signature) -> Answer:
+def load_answer(folder: Path, name: str, signature: Signature, trusted_types: Collection[str] = ()) -> Answer:
     """Load the model file `name` as a function from inputs to outputs, checked against the signature if possible.
 
+    trusted_types: classes that a file of skops may name beside those that it knows.
     Raises: ArtifactRefused if the library is not installed, cannot read the file, or the file does not fit the signature.
     """
     try:
+        if name == SKOPS_FILE:
+            return _sklearn(folder / name, signature, trusted_types)
         return FLAVORS[name](folder / name, signature)
     except ImportError as error:
         raise ArtifactRefused(
@@ -105,20 +112,28 @@ def _onnx(path: Path, signature: Signature) -> Answer:
     return answer
 
 
-def _sklearn(path: Path, signature: Signature, *, trusted_types: Collection[str] = ()) -> Answer:
-    """Read a model of scikit-learn. trusted_types: names of classes that may be made beside those that skops knows."""
-    from skops.io import get_untrusted_types, load
+def untrusted_types(path: Path, trusted_types: Collection[str] = ()) -> list[str]:
+    """Names of the classes in a file of skops that neither skops knows to be safe nor `trusted_types` names, sorted."""
+    from skops.io import get_untrusted_types
 
-    unknown = sorted(set(get_untrusted_types(file=path)) - set(trusted_types))
+    return sorted(set(get_untrusted_types(file=path)) - {*trusted_types, *_HARMLESS_TYPES})
+
+
+def _sklearn(path: Path, signature: Signature, trusted_types: Collection[str]) -> Answer:
+    """Read a model of scikit-learn. trusted_types: names of classes that may be made beside those that skops knows."""
+    from skops.io import load
+
+    unknown = untrusted_types(path, trusted_types)
     if unknown:
         raise ArtifactRefused(
-            f"{path.name} holds {unknown}, which skops does not know to be safe: have a class in the project's SCORERS load it"
+            f"{path.name} holds {unknown}, which skops does not know to be safe: if you trust whoever trained it, have an admin "
+            f"name them in the model's policy, ModelPolicy(trusted_types={unknown}), or let a class in the project's "
+            "SCORERS load it"
         )
-    model = load(path, trusted=[*trusted_types])
+    model = load(path, trusted=[*trusted_types, *_HARMLESS_TYPES])
     (output,) = _only(signature.outputs)
     predict = model.predict_proba if hasattr(model, "predict_proba") else model.predict
-    frame = _frame if all(spec.columns for spec in signature.inputs) else _matrix
-    return lambda inputs: {output: predict(frame(signature, inputs))}
+    return lambda inputs: {output: predict(sklearn_rows(signature, inputs))}
 
 
 def _xgboost(path: Path, signature: Signature) -> Answer:
@@ -126,9 +141,12 @@ def _xgboost(path: Path, signature: Signature) -> Answer:
 
     model = Booster({"nthread": 1})
     model.load_model(path)
-    _check_columns(signature, model.feature_names)
+    categories = Categories.find(path.parent)
+    _check_columns(signature, model.feature_names, categories)
     (output,) = _only(signature.outputs)
-    return lambda inputs: {output: model.inplace_predict(_matrix(signature, inputs), validate_features=False)}
+    return lambda inputs: {
+        output: model.inplace_predict(number_rows(signature, inputs, categories), validate_features=False)
+    }
 
 
 def _lightgbm(path: Path, signature: Signature) -> Answer:
@@ -136,9 +154,11 @@ def _lightgbm(path: Path, signature: Signature) -> Answer:
 
     model = Booster(model_file=path)
     names = model.feature_name()
-    _check_columns(signature, None if names == [f"Column_{i}" for i in range(len(names))] else names)
+    categories = Categories.find(path.parent)
+    own_names = names == [f"Column_{i}" for i in range(len(names))]
+    _check_columns(signature, None if own_names else names, categories)
     (output,) = _only(signature.outputs)
-    return lambda inputs: {output: model.predict(_matrix(signature, inputs), num_threads=1)}
+    return lambda inputs: {output: model.predict(number_rows(signature, inputs, categories), num_threads=1)}
 
 
 def _python(path: Path, signature: Signature) -> Answer:  # noqa: ARG001 - the class checks what it wants to
@@ -157,7 +177,7 @@ def _python(path: Path, signature: Signature) -> Answer:  # noqa: ARG001 - the c
 
 FLAVORS: dict[str, Callable[[Path, Signature], Answer]] = {
     "model.onnx": _onnx,
-    "model.skops": _sklearn,
+    SKOPS_FILE: partial(_sklearn, trusted_types=()),
     "model.ubj": _xgboost,
     "model.txt": _lightgbm,
     "python_model.json": _python,
@@ -172,27 +192,41 @@ def _only(outputs: Sequence[TensorSpec]) -> tuple[str]:
     return (outputs[0].name,)
 
 
-def _check_columns(signature: Signature, names: Sequence[str] | None) -> None:
+def _check_columns(signature: Signature, names: Sequence[str] | None, categories: Categories | None) -> None:
     """Refuse columns in another order than the model learnt, for which it would answer wrongly."""
-    texts = [spec.name for spec in signature.inputs if spec.datatype == "BYTES"]
-    if texts:
-        raise ArtifactRefused(
-            f"input {texts[0]!r} is BYTES: this model takes numbers only; encode texts before it"
-        )
+    for spec in signature.inputs:
+        known = () if categories is None else categories.columns
+        unknown = [name for name in spec.columns or (spec.name,) if name not in known]
+        if spec.datatype == "BYTES" and unknown:
+            raise ArtifactRefused(
+                f"input {spec.name!r} is BYTES: this model takes numbers only; encode texts before it, or put a "
+                f"{CATEGORIES_FILE} beside it that lists the texts of {unknown}"
+            )
     columns = [name for spec in signature.inputs for name in spec.columns or ()]
     if names is not None and columns and list(names) != columns:
         raise ArtifactRefused(f"the model learnt the columns {list(names)}, the signature names {columns}")
 
 
-def _matrix(signature: Signature, inputs: Mapping[str, Array]) -> Array:
-    """Join all inputs side by side, as (rows, columns)."""
-    parts = [inputs[spec.name] for spec in signature.inputs]
-    flat = [part.reshape(len(part), -1) for part in parts]
-    return flat[0] if len(flat) == 1 else np.hstack(flat)
+def number_rows(
+    signature: Signature, inputs: Mapping[str, Array], categories: Categories | None = None
+) -> Array:
+    """Join all inputs side by side, as (rows, columns) numbers; texts become codes of `categories`."""
+    parts = []
+    for spec in signature.inputs:
+        part = inputs[spec.name]
+        if spec.datatype == "BYTES" and categories is not None:
+            part = categories.codes(spec.columns or (spec.name,), part.reshape(len(part), -1))
+        parts.append(part.reshape(len(part), -1))
+    return parts[0] if len(parts) == 1 else np.hstack(parts)
 
 
-def _frame(signature: Signature, inputs: Mapping[str, Array]) -> Any:
-    """Join all inputs as a table with named columns, by which a pipeline of scikit-learn may select."""
+def sklearn_rows(signature: Signature, inputs: Mapping[str, Array]) -> Any:
+    """Join all inputs as a table with named columns, by which a pipeline of scikit-learn may select.
+
+    Where an input names no columns, as a tensor does, the rows are plain numbers instead.
+    """
+    if not all(spec.columns for spec in signature.inputs):
+        return number_rows(signature, inputs)
     import pandas as pd
 
     parts = [pd.DataFrame(inputs[spec.name], columns=spec.columns) for spec in signature.inputs]

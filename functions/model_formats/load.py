@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from pydantic import ValidationError
 
 from functions.model_formats.errors import ArtifactRefused, TrainingDataError
 from functions.model_formats.flavors import Answer, fitted_output, load_answer
 from functions.model_formats.formats import PROGRAM_FILE, format_of
+from functions.model_formats.table_inputs import table_inputs, text_inputs
 from kernels.hashing import hash_strings
 from registry.models import Signature, TensorSpec
 
@@ -51,6 +53,8 @@ class ScoringModel:
     signature: inputs in the order of the program's arguments, outputs in the order of its results.
     """
 
+    _table_inputs = staticmethod(table_inputs)
+
     def __init__(self, program: torch.nn.Module, signature: Signature) -> None:
         self.signature = signature
         self._program = program
@@ -82,6 +86,10 @@ class ScoringModel:
             return {spec.name: _empty(spec) for spec in self.signature.outputs}
         return self._run(arrays)
 
+    def predict_table(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+        """Score the rows of a table, by the columns that the signature names. Raises: TrainingDataError."""
+        return self.predict(self._table_inputs(table, self.signature))
+
     def warm_up(self) -> None:
         """Score the recorded example twice, so that lazy set-up is over; without an example do nothing."""
         if self.signature.example is not None:
@@ -108,6 +116,8 @@ class FlavorModel(ScoringModel):
     answer: outputs by name for inputs by name, as `functions.model_formats.flavors` reads it from a file.
     """
 
+    _table_inputs = staticmethod(text_inputs)
+
     def __init__(self, answer: Answer, signature: Signature) -> None:
         self.signature = signature
         self._answer = answer
@@ -125,8 +135,12 @@ class FlavorModel(ScoringModel):
         return {spec.name: _signed(spec, outputs[spec.name]) for spec in self.signature.outputs}
 
 
-def load(directory: Path | str, *, signature: Signature | None = None) -> ScoringModel:
+def load(
+    directory: Path | str, *, signature: Signature | None = None, trusted_types: Collection[str] = ()
+) -> ScoringModel:
     """Load the model in `directory`: `model.pt2` or a flavor's file, and `model.json` unless the signature is given.
+
+    trusted_types: classes that a file of skops may name beside those that it knows, as the model's policy lists them.
 
     Raises: ArtifactRefused if a file is absent, holds more than a model of its kind, or they do not fit together.
     """
@@ -134,7 +148,7 @@ def load(directory: Path | str, *, signature: Signature | None = None) -> Scorin
     found = format_of(folder)
     described = signature or _described_signature(folder)
     if found.file != PROGRAM_FILE:
-        return FlavorModel(load_answer(folder, found.file, described), described)
+        return FlavorModel(load_answer(folder, found.file, described, trusted_types), described)
     from functions.model_formats.program import load_program  # late: it needs torch
 
     return ScoringModel(load_program((folder / PROGRAM_FILE).read_bytes()), described)

@@ -40,13 +40,62 @@ def category_matrix(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[Any]
     """
     out = np.empty((table.num_rows, len(columns)), dtype=np.int64)
     for j, name in enumerate(columns):
-        column = named_column(table, name)
-        if pa.types.is_floating(column.type) or pa.types.is_temporal(column.type):
-            raise TrainingDataError(
-                f"categorical column {name!r} has type {column.type}: list it as numeric or store it as text"
-            )
-        out[:, j] = hash_strings(column.cast(pa.string()))
+        out[:, j] = hash_strings(_texts(table, name))
     return out
+
+
+def text_matrix(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[Any]:
+    """Convert the named columns to (rows, columns) objects: texts as `category_matrix` hashes them, None where missing.
+
+    Raises: TrainingDataError as `category_matrix`.
+    """
+    out = np.empty((table.num_rows, len(columns)), dtype=object)
+    for j, name in enumerate(columns):
+        out[:, j] = np.array(_texts(table, name).to_pylist(), dtype=object)
+    return out
+
+
+def tensor_array(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    """Convert a column of lists of numbers, nested to any depth, to (rows, *shape) float32; null becomes NaN.
+
+    Raises: TrainingDataError if it is absent, no list of numbers, or has rows of several sizes.
+    """
+    column = named_column(table, name)
+    shape = tensor_shape(column, name)
+    flat: Any = column.combine_chunks()
+    if flat.null_count:
+        raise TrainingDataError(f"column {name!r} has {flat.null_count} nulls: leave those rows out")
+    while not _is_number(flat.type):
+        flat = flat.flatten()
+    values = pc.fill_null(flat.cast(pa.float32(), safe=False), np.nan).to_numpy(zero_copy_only=False)
+    size = int(np.prod(shape))
+    if len(values) != table.num_rows * size:
+        raise TrainingDataError(
+            f"column {name!r} has {len(values)} numbers in {table.num_rows} rows of {list(shape)}: every row needs the same size"
+        )
+    matrix: npt.NDArray[Any] = values.reshape(table.num_rows, *shape)
+    return matrix
+
+
+def is_tensor(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists, as tensors do."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def tensor_shape(column: pa.ChunkedArray, name: str) -> tuple[int, ...]:
+    """Shape of a row of a column of lists of numbers, by its first row. Raises: TrainingDataError if it is none."""
+    kind, depth = column.type, 0
+    while is_tensor(kind):
+        kind, depth = kind.value_type, depth + 1
+    if depth == 0 or not _is_number(kind) or len(column) == 0 or column[0].as_py() is None:
+        raise TrainingDataError(
+            f"column {name!r} of type {column.type} with {len(column)} rows is no tensor: want lists of numbers"
+        )
+    shape, row = [], column[0].as_py()
+    for _ in range(depth):
+        shape.append(len(row))
+        row = row[0] if row else []
+    return tuple(shape)
 
 
 def binary_labels(table: pa.Table, label: str) -> npt.NDArray[np.float32]:
@@ -115,6 +164,16 @@ def named_column(table: pa.Table, name: str) -> pa.ChunkedArray:
     if name not in table.column_names:
         raise TrainingDataError(f"column {name!r} is not in the table, which has {table.column_names}")
     return table.column(name)
+
+
+def _texts(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Texts of a column of categories. Raises: TrainingDataError for fractions or times, which have several texts."""
+    column = named_column(table, name)
+    if pa.types.is_floating(column.type) or pa.types.is_temporal(column.type):
+        raise TrainingDataError(
+            f"categorical column {name!r} has type {column.type}: list it as numeric or store it as text"
+        )
+    return column.cast(pa.string())
 
 
 def _without_nulls(table: pa.Table, label: str) -> pa.ChunkedArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,29 +10,59 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from functions.model_formats.errors import TrainingDataError
-from functions.model_formats.matrices import category_matrix, numeric_matrix
-from registry.models import Signature
+from functions.model_formats.matrices import (
+    category_matrix,
+    is_tensor,
+    numeric_matrix,
+    tensor_array,
+    text_matrix,
+)
+from registry.models import Signature, TensorSpec
 
 
 def table_inputs(table: pa.Table, signature: Signature) -> dict[str, npt.NDArray[Any]]:
-    """Make the arrays for `ScoringModel.predict`, each input from the columns that its spec names.
+    """Make the arrays that a program takes, each input from the columns that its spec names; texts are hashed.
 
-    Raises: TrainingDataError if an input names no columns, or a column is absent or of the wrong kind.
+    An input that names no columns is the column of its own name, of lists of numbers in its shape.
+    Raises: TrainingDataError if a column is absent or of the wrong kind.
     """
-    inputs: dict[str, npt.NDArray[Any]] = {}
-    for spec in signature.inputs:
-        if spec.columns is None:
-            raise TrainingDataError(
-                f"input {spec.name!r} names no columns, so it cannot be filled from a table: call the model with arrays"
-            )
-        matrix = category_matrix if spec.datatype == "BYTES" else numeric_matrix
-        inputs[spec.name] = matrix(table, spec.columns)
-    return inputs
+    return _inputs(table, signature, category_matrix)
+
+
+def text_inputs(table: pa.Table, signature: Signature) -> dict[str, npt.NDArray[Any]]:
+    """Make the arrays that a model of another format takes: as `table_inputs`, but texts stay texts, None if missing."""
+    return _inputs(table, signature, text_matrix)
 
 
 def input_columns(signature: Signature) -> list[str]:
-    """List all columns that the inputs name, in order, each once."""
-    return list(dict.fromkeys(name for spec in signature.inputs for name in spec.columns or ()))
+    """List all columns that the inputs read, in order, each once."""
+    return list(dict.fromkeys(name for spec in signature.inputs for name in spec.columns or (spec.name,)))
+
+
+def _inputs(
+    table: pa.Table, signature: Signature, texts: Callable[[pa.Table, Sequence[str]], npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    inputs: dict[str, npt.NDArray[Any]] = {}
+    for spec in signature.inputs:
+        if spec.datatype == "BYTES":
+            inputs[spec.name] = texts(table, spec.columns or [spec.name])
+        elif spec.columns is not None:
+            inputs[spec.name] = numeric_matrix(table, spec.columns)
+        else:
+            inputs[spec.name] = _tensor(table, spec)
+    return inputs
+
+
+def _tensor(table: pa.Table, spec: TensorSpec) -> npt.NDArray[Any]:
+    """Tensor of the column of an input's name, or of scalars for one number a row."""
+    if spec.name not in table.column_names:
+        raise TrainingDataError(
+            f"input {spec.name!r} names no columns and the table has no column of its name, so it cannot be filled from a "
+            f"table: it has {table.column_names}"
+        )
+    if is_tensor(table.schema.field(spec.name).type):
+        return tensor_array(table, spec.name)
+    return numeric_matrix(table, [spec.name]).reshape([-1, *spec.shape[1:]])
 
 
 def first_output(outputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:

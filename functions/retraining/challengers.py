@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from functions.retraining.definition import TrainedModel
 from functions.retraining.policy import RetrainingPolicy, Running
 from functions.retraining.windows import TrainingWindow
 from functions.runtime.context import context
-from functions.training import train_tabular
-from functions.training.params import Task
+from functions.training import TrainingDataError, train_model
+from functions.training.model import PARAMETERS_TAG
+from functions.training.trainer import Outcome
 from registry import ModelPolicy, ModelVersion, Table, TableSnapshot
 from registry.store import check_table_name
 
 BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)  # earlier than any row
-_LOSSES: dict[Task, str] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
+_LOSSES: dict[Outcome, str] = {"binary": "log_loss", "multiclass": "log_loss", "number": "rmse"}
 _logger = logging.getLogger(__name__)
 
 
@@ -59,7 +61,7 @@ def train_challengers(
         jobs, gate_set = _training_jobs(
             definition, policy.model_copy(update={"windows": tuple(left)}), running
         )
-        trained = train_tabular.map([job.arguments for job in jobs], return_errors=True)
+        trained = train_model.map([job.arguments for job in jobs], return_errors=True)
         outcomes: dict[str, int | Exception | None] = {
             job.window.name: one if isinstance(one, Exception) else one.version
             for job, one in zip(jobs, trained, strict=True)
@@ -124,14 +126,14 @@ def _training_jobs(
 ) -> tuple[list[_TrainingJob], TableSnapshot]:
     """Build the training sets and the held-out set, as of the moment the retrain began."""
     used = context()
-    entities = Table(used.store, definition.entities)
+    service, entities = definition.service, Table(used.store, definition.entities)
     snapshot = TableSnapshot(name=definition.entities, version=entities.version())
     until = running.at - policy.label_delay
     split = until - policy.holdout
 
     def build(name: str, start: datetime, end: datetime, of: TableSnapshot = snapshot) -> TableSnapshot:
         return build_training_set(
-            service=definition.service,
+            service=service,
             entities=of,
             label=definition.label,
             start=start,
@@ -142,22 +144,34 @@ def _training_jobs(
 
     common = {
         "model": definition.name,
-        "label": definition.label,
-        "numeric": list(definition.numeric),
-        "categorical": list(definition.categorical),
-        "params": definition.training,
-        "features": used.features().definitions_digest(definition.service),
+        "parameters": _champions_parameters(definition, running),
+        "features": {} if service is None else used.features().definitions_digest(service),
         "datasets": [snapshot],
-        "feature_service": definition.service,
         "parent": running.champion,
     }
     jobs = []
     for window in policy.windows:
         start = BEGINNING if window.days is None else split - timedelta(days=window.days)
-        tags = {**definition.tags, "window": window.name, "retrain": str(running.number)}
+        tags = {"window": window.name, "retrain": str(running.number)}
         made = build(window.name, start, split, _chosen(snapshot, window, split, f"{running.number:06d}"))
         jobs.append(_TrainingJob(window, {**common, "training_set": made, "tags": tags}))
     return jobs, build("holdout", split, until)
+
+
+def _champions_parameters(definition: TrainedModel, running: Running) -> dict[str, Any]:
+    """Read the parameters that the champion was trained with beside those of the definition, as a sweep had found them."""
+    champion = (
+        context().registry().find_version(definition.name, running.champion) if running.champion else None
+    )
+    found: dict[str, Any] = (
+        json.loads(champion.tags.get(PARAMETERS_TAG, "{}")) if champion is not None else {}
+    )
+    try:
+        definition.learner.with_parameters(found)
+    except TrainingDataError as error:
+        _logger.warning("%s: the champion's parameters %s are left out: %s", definition.name, found, error)
+        return {}
+    return found
 
 
 def _chosen(entities: TableSnapshot, window: TrainingWindow, end: datetime, retrain: str) -> TableSnapshot:
@@ -199,7 +213,7 @@ def _challenger(definition: TrainedModel, window: str, version: int, result: Gat
         window=window,
         version=version,
         passed=result.passed,
-        loss=result.metrics.get(_LOSSES[definition.training.task]),
+        loss=result.metrics.get(_LOSSES[definition.outcome]),
         problem="" if result.passed else _why(result),
     )
 

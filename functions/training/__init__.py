@@ -1,4 +1,4 @@
-"""Training of models from training sets, exported as plain tensor programs and registered as versions.
+"""Training of models from training sets by any trainer, registered as versions in formats that hold no code.
 
 The package knows tables, the registry and Ray Train. It must not know how a model is served or rolled out. torch
 and Ray Train are imported when something is trained or scored, not before: most processes only know which functions exist.
@@ -6,24 +6,39 @@ and Ray Train are imported when something is trained or scored, not before: most
 
 from functions.model_formats.load import ScoringModel, example_arrays, load
 from functions.training.errors import ArtifactRefused, TrainingDataError, TrainingDiverged, TrainingError
+from functions.training.libraries import LightGBM, Sklearn, XGBoost
+from functions.training.model import train_model
 from functions.training.params import RecipeParams, TabularParams
 from functions.training.recipe.recipe import Recipe
 from functions.training.recipe.train import train_recipe
+from functions.training.recipe.trainer import RecipeTrainer
+from functions.training.request import TrainingRequest, TrialStopped
 from functions.training.tabular.train import train_tabular
 from functions.training.trained import Trained
+from functions.training.trainer import FunctionTrainer, Outcome, Trainer
 
 __all__ = [
     "ArtifactRefused",
+    "FunctionTrainer",
+    "LightGBM",
+    "Outcome",
     "Recipe",
     "RecipeParams",
+    "RecipeTrainer",
     "ScoringModel",
+    "Sklearn",
     "TabularParams",
     "Trained",
+    "Trainer",
     "TrainingDataError",
     "TrainingDiverged",
     "TrainingError",
+    "TrainingRequest",
+    "TrialStopped",
+    "XGBoost",
     "example_arrays",
     "load",
+    "train_model",
     "train_recipe",
     "train_tabular",
 ]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from functions.training.trained import Trained
+from functions.training.trainer import Outcome, Trainer
+
+if TYPE_CHECKING:
+    from functions.training.request import TrainingRequest
+
 Task = Literal["binary", "multiclass", "regression"]
-Split = Literal["days", "time", "random"]
 Precision = Literal["fp32", "bf16"]
 RowsIn = Literal["memory", "disk"]
 _EPOCHS, _PATIENCE = 6, 3
@@ -16,8 +22,8 @@ _EXECUTION = {"accumulate", "compiled", "keep_last", "keep_best"}
 _MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
 
 
-class TabularParams(BaseModel):
-    """How the tabular network is built and trained; the defaults are meant to be good without tuning.
+class TabularParams(Trainer):
+    """Trainer of the tabular network: how it is built and trained; the defaults are meant to be good without tuning.
 
     task: what the label is: 0 or 1, one of several classes (texts or integers), or a number;
     hidden: widths of the hidden layers; embedding_dim: numbers a category becomes; bins: pieces of the linear code of
@@ -26,7 +32,7 @@ class TabularParams(BaseModel):
     patience: epochs without a better validation loss before stopping (None: a third of the epochs, three at least);
     unknown_rate: share of categories hidden during training, which teaches the embedding of unknown ones;
     min_category_rows, max_categories: which categories get a row of their own;
-    split, valid_fraction: which rows are held out to stop, to calibrate and to measure (see `split_rows`);
+    split, valid_fraction: which rows are held out to stop, to calibrate and to measure (see `Trainer`);
     clip: the greatest norm of a step's gradients (None: any); precision: of the network's arithmetic, weights stay float32;
     accumulate: micro-batches into which a worker cuts its rows of a step, so that a step needs the memory of one only;
     compiled: whether steps go through torch.compile, which takes a minute to begin with;
@@ -34,7 +40,10 @@ class TabularParams(BaseModel):
     rows_in: where a worker keeps the rows: in memory, or in a file on its machine if they do not fit.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[str] = "tabular"
+    data_settings: ClassVar[frozenset[str]] = Trainer.data_settings | {
+        "task", "bins", "min_category_rows", "max_categories", "rows_in"
+    }  # fmt: skip
 
     task: Task = "binary"
     hidden: tuple[int, ...] = (128, 64)
@@ -49,8 +58,6 @@ class TabularParams(BaseModel):
     unknown_rate: float = Field(default=0.02, ge=0.0, lt=1.0)
     min_category_rows: int = Field(default=10, ge=1)
     max_categories: int = Field(default=10_000, ge=1)
-    split: Split = "days"
-    valid_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     clip: float | None = Field(default=None, gt=0.0)
     precision: Precision = "fp32"
     accumulate: int = Field(default=1, ge=1)
@@ -58,7 +65,28 @@ class TabularParams(BaseModel):
     keep_last: int = Field(default=2, ge=1)
     keep_best: int = Field(default=0, ge=0)
     rows_in: RowsIn = "memory"
-    seed: int = 0
+
+    def __call__(self, request: TrainingRequest) -> Trained:
+        """Train the network, calibrate it and write it as a program."""
+        from functions.training.tabular.job import train_network  # late: torch and Ray Train
+
+        return train_network(self, request)
+
+    def check(self, outcome: Outcome, columns: Mapping[str, tuple[str, ...]]) -> None:  # noqa: ARG002 - it learns any
+        """Check that there are no tensors, which the network cannot read. Raises: ValueError."""
+        if columns.get("tensors"):
+            raise ValueError(
+                f"the tabular network reads no tensors such as {columns['tensors'][0]!r}; declare another trainer"
+            )
+
+    @property
+    def outcome(self) -> Outcome:
+        """Outcome that the task answers for."""
+        return "number" if self.task == "regression" else self.task
+
+    def for_outcome(self, outcome: Outcome) -> TabularParams:
+        """Settings with the task that learns `outcome`."""
+        return self.model_copy(update={"task": "regression" if outcome == "number" else outcome})
 
     def batch_rows(self, rows: int, *, workers: int = 1) -> int:
         """Rows of a step over `rows` training rows: an epoch has 32 steps at least, each worker equally many rows."""
@@ -119,6 +147,7 @@ def weights_depend_on(params: BaseModel) -> dict[str, Any]:
     return params.model_dump(mode="json", exclude=_EXECUTION)
 
 
-def run_params(params: BaseModel, **more: object) -> dict[str, str]:
+def run_params(params: BaseModel | Mapping[str, object], **more: object) -> dict[str, str]:
     """Parameters as a run records them, by name and as text."""
-    return {name: str(value) for name, value in {**params.model_dump(), **more}.items()}
+    known = params.model_dump() if isinstance(params, BaseModel) else params
+    return {name: str(value) for name, value in {**known, **more}.items()}

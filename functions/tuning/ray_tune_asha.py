@@ -67,7 +67,7 @@ class AshaSearcher(tune.search.Searcher):
         count: int,
         points: dict[int, TabularParams],
         *,
-        sampler: TpeSampler | None,
+        sampler: TpeSampler[TabularParams] | None,
         members: Mapping[int, Member],
         done: Mapping[int, Sequence[float]],
         close_trial: Callable[[int], None],

@@ -1,11 +1,11 @@
-"""Search spaces of a sweep, typed distributions over the settings of the tabular network, and records of its trials."""
+"""Search spaces of a sweep, typed distributions over the parameters of a trainer, and records of its trials."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,18 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from functions.training.errors import TrainingDataError
 from functions.training.params import TabularParams
 from functions.training.trained import Cost
+from functions.training.trainer import Trainer
 
 Search = Literal["random", "grid", "optuna", "pbt"]
-_DATA_SETTINGS = {
-    "task",
-    "bins",
-    "min_category_rows",
-    "max_categories",
-    "split",
-    "valid_fraction",
-    "rows_in",
-    "seed",
-}
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 # settings that can change in the middle of training, since they need no other network or data
 MID_TRAINING = ("batch_size", "clip", "dropout", "lr", "unknown_rate", "weight_decay")
@@ -99,13 +91,17 @@ class Choice(BaseModel):
 
 
 class Range(BaseModel):
-    """Range of numbers between two bounds; with `log`, the logarithm is uniform. steps: how many of them a grid tries."""
+    """Range of numbers between two bounds; with `log`, the logarithm is uniform.
+
+    integer: whole numbers only. steps: how many of them a grid tries.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: float
     high: float
     log: bool = False
+    integer: bool = False
     steps: int | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
@@ -121,7 +117,7 @@ class Range(BaseModel):
         if self.steps is None:
             raise ValueError(f"a grid over {self.low} to {self.high} needs steps=")
         spaced = np.geomspace if self.log else np.linspace
-        return [float(each) for each in spaced(self.low, self.high, self.steps)]
+        return list(dict.fromkeys(self.whole(each) for each in spaced(self.low, self.high, self.steps)))
 
     def nearest(self, value: float) -> float:
         """Clip `value` to the bounds of the range."""
@@ -130,8 +126,12 @@ class Range(BaseModel):
     def draw(self, generator: np.random.Generator) -> float:
         """Draw one number of the range."""
         if self.log:
-            return math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
-        return float(generator.uniform(self.low, self.high))
+            return self.whole(math.exp(generator.uniform(math.log(self.low), math.log(self.high))))
+        return self.whole(generator.uniform(self.low, self.high))
+
+    def whole(self, value: float) -> float:
+        """Round a value if only whole numbers are wanted."""
+        return round(value) if self.integer else float(value)
 
 
 Space = dict[str, Choice | Range]
@@ -146,31 +146,33 @@ DEFAULT_SPACE: Space = {
 
 
 def draw_points(
-    space: Mapping[str, Choice | Range], base: TabularParams, count: int, seed: int
-) -> list[TabularParams]:
+    space: Mapping[str, Choice | Range], base: AnyTrainer, count: int, seed: int
+) -> list[AnyTrainer]:
     """Draw the settings to try, `base` first, then `count - 1` draws from `space`.
 
-    Raises: TrainingDataError if the space names something other than a setting of the network or its training, or a draw
-    is not allowed.
+    Raises: TrainingDataError if the space names something other than a parameter of the trainer that a sweep may vary, or a
+    draw is not allowed.
     """
-    _require_tunable(space, count)
+    require_tunable(space, base, count)
     generator = np.random.default_rng(seed)
     drawn = ({name: source.draw(generator) for name, source in space.items()} for _ in range(count - 1))
     return [base, *_settings(base, drawn)]
 
 
-def grid_points(space: Mapping[str, Choice | Range], base: TabularParams) -> list[TabularParams]:
+def grid_points(space: Mapping[str, Choice | Range], base: AnyTrainer) -> list[AnyTrainer]:
     """List the settings to try, `base` first, then every other combination of the space's values.
 
     Raises: TrainingDataError as `draw_points`, or if a range does not say in how many steps.
     """
-    _require_tunable(space, 1)
+    require_tunable(space, base, 1)
     try:
         values = [source.grid() for source in space.values()]
     except ValueError as error:
         raise TrainingDataError(f"the space is no grid: {error}") from error
     combined = (dict(zip(space, each, strict=True)) for each in itertools.product(*values))
-    return list(dict.fromkeys([base, *_settings(base, combined)]))
+    points = [base]
+    points += [point for point in _settings(base, combined) if point != base]
+    return points
 
 
 def population_space(space: Space | None) -> Space:
@@ -202,20 +204,19 @@ def population_points(space: Space, base: TabularParams, count: int, seed: int) 
     return draw_points(space, base, count, seed)
 
 
-def _require_tunable(space: Mapping[str, Choice | Range], count: int) -> None:
-    unknown = sorted(
-        name for name in space if name not in TabularParams.model_fields or name in _DATA_SETTINGS
-    )
+def require_tunable(space: Mapping[str, Choice | Range], base: Trainer, count: int) -> None:
+    """Check that a space varies parameters of a trainer that leave its data alone. Raises: TrainingDataError."""
+    allowed = sorted(set(base.parameters) - base.data_settings)
+    unknown = sorted(set(space) - set(allowed))
     if unknown or count < 1:
-        allowed = sorted(set(TabularParams.model_fields) - _DATA_SETTINGS)
         raise TrainingDataError(
             f"num_samples={count} with a space over {sorted(space)}: want at least one trial, and {unknown} cannot be "
             f"tuned; choose from {allowed}"
         )
 
 
-def _settings(base: TabularParams, changes: Iterable[Mapping[str, Any]]) -> list[TabularParams]:
+def _settings(base: AnyTrainer, changes: Iterable[Mapping[str, Any]]) -> list[AnyTrainer]:
     try:
-        return [TabularParams.model_validate(base.model_dump() | dict(each)) for each in changes]
-    except ValueError as error:
+        return [base.with_parameters(each) for each in changes]
+    except TrainingDataError as error:
         raise TrainingDataError(f"the space draws a setting that is not allowed: {error}") from error

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
-from pydantic import ValidationError
-
 from functions.training.errors import TrainingDataError, TrainingError
-from functions.training.params import TabularParams
-from functions.tuning.space import Choice, Space
+from functions.tuning.space import AnyTrainer, Choice, Space
 
 
-class TpeSampler:
+class TpeSampler(Generic[AnyTrainer]):
     """Proposes settings by a tree-structured Parzen estimator (TPE), the base settings first.
 
     count: trials in all; a third of them, five at most, are drawn at random before it learns. A proposal depends on the
@@ -23,7 +20,7 @@ class TpeSampler:
     Raises: TrainingError if Optuna is not installed.
     """
 
-    def __init__(self, space: Space, base: TabularParams, *, count: int, seed: int) -> None:
+    def __init__(self, space: Space, base: AnyTrainer, *, count: int, seed: int) -> None:
         try:
             import optuna  # late: an extra, needed by this search only
         except ImportError as error:
@@ -35,7 +32,7 @@ class TpeSampler:
         self._startup = min(5, max(1, count // 3))
         self._distributions = {name: self._distribution(source) for name, source in space.items()}
 
-    def propose(self, number: int, tried: Iterable[tuple[TabularParams, float]]) -> TabularParams:
+    def propose(self, number: int, tried: Iterable[tuple[AnyTrainer, float]]) -> AnyTrainer:
         """Propose settings for a trial, from settings that were tried and their lowest losses."""
         if number == 0:
             return self._base
@@ -48,14 +45,16 @@ class TpeSampler:
         drawn = study.ask(self._distributions).params
         return _validated(self._base, {name: self._value(name, code) for name, code in drawn.items()})
 
-    def _learnt(self, params: TabularParams, loss: float) -> Any:
-        codes = {name: self._code(name, getattr(params, name)) for name in self._space}
+    def _learnt(self, params: AnyTrainer, loss: float) -> Any:
+        codes = {name: self._code(name, params.parameters[name]) for name in self._space}
         return self._optuna.trial.create_trial(params=codes, distributions=self._distributions, value=loss)
 
     def _distribution(self, source: Any) -> Any:
         distributions = self._optuna.distributions
         if isinstance(source, Choice):
             return distributions.CategoricalDistribution(range(len(source.choices)))
+        if source.integer:
+            return distributions.IntDistribution(round(source.low), round(source.high), log=source.log)
         return distributions.FloatDistribution(source.low, source.high, log=source.log)
 
     def _value(self, name: str, code: Any) -> Any:
@@ -67,12 +66,12 @@ class TpeSampler:
         source = self._space[name]
         if not isinstance(source, Choice):
             return value
-        allowed = [getattr(_validated(self._base, {name: each}), name) for each in source.choices]
+        allowed = [_validated(self._base, {name: each}).parameters[name] for each in source.choices]
         return allowed.index(value)
 
 
-def _validated(base: TabularParams, drawn: Mapping[str, Any]) -> TabularParams:
+def _validated(base: AnyTrainer, drawn: Mapping[str, Any]) -> AnyTrainer:
     try:
-        return TabularParams.model_validate(base.model_dump() | dict(drawn))
-    except ValidationError as error:
+        return base.with_parameters(drawn)
+    except TrainingDataError as error:
         raise TrainingDataError(f"the space draws a setting that is not allowed: {error}") from error

@@ -77,7 +77,8 @@ class ModelPolicy(BaseModel):
     data. author_may_approve: whether the author counts. signers: public keys (PEM), one of which must have signed; with any,
     no file of a version is handed out unless such a signature holds. overriders: who may go live against these conditions
     in an emergency (empty: any admin). allow_code: patterns of files that can execute code and are accepted in every version.
-    automatic_approval: whether retraining may approve its own challengers; None: people do.
+    automatic_approval: whether retraining may approve its own challengers; None: people do. trusted_types: classes that a model
+    saved by skops may name beside those that skops knows to be safe, such as "sklearn.tree._tree.Tree".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,6 +92,7 @@ class ModelPolicy(BaseModel):
     overriders: frozenset[str] = frozenset()
     allow_code: tuple[str, ...] = ()
     automatic_approval: AutomaticApproval | None = None
+    trusted_types: frozenset[str] = frozenset()
 
     @field_validator("signers")
     @classmethod

@@ -7,14 +7,15 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from functions.runtime.receipt import Prices
-from functions.training.loop.process_group import ProcessGroup
 from functions.training.trained import Cost
 from registry import Run
 from registry.runs.environment import Usage
+
+if TYPE_CHECKING:
+    from functions.training.loop.process_group import ProcessGroup
 
 _HOUR_S, _KWH_J, _MILLI = 3600.0, 3.6e6, 1e-3
 
@@ -32,6 +33,8 @@ class ResourceUse:
 
     def over(self, group: ProcessGroup) -> ResourceUse:
         """Sum over all workers of the group; every worker has to call it."""
+        import torch  # late: trainers of other libraries do without it
+
         own = torch.tensor([self.cpu_s, self.gpu_s, self.energy_j], dtype=torch.float64).to(group.device)
         return ResourceUse(*group.all_reduce_sum(own).tolist())
 
@@ -75,6 +78,10 @@ class CostMeter:
         self.other_processes = ResourceUse()
         self._meter, self._prices = meter, prices
 
+    def add(self, use: ResourceUse) -> None:
+        """Count what workers used."""
+        self.other_processes += use
+
     def cost(self) -> Cost:
         """Cost so far, of this process and the others."""
         return (self._meter.read() + self.other_processes).cost(self._prices)
@@ -110,6 +117,8 @@ def _joules(device: str) -> Callable[[], float]:
         nvml = importlib.import_module("pynvml")  # NVIDIA's library, which is not among our requirements
     except ImportError:
         return lambda: math.nan
+    import torch  # late, as above
+
     nvml.nvmlInit()
     handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 import ray.train
@@ -31,35 +31,15 @@ from functions.training.loop.interrupts import interruptible
 from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup, SingleProcess
 from functions.training.loop.series import show_epoch
 from functions.training.loop.training_loop import Epoch, OnEpoch
+from functions.training.request import Watch
+from functions.training.workers import Sharding, Workers
 from registry import Run
 
+__all__ = ["Sharding", "WorkerLoop", "Workers", "WorkersResult", "log_epoch", "run_on_cluster", "run_workers"]
+
 _MAX_LOST_GROUPS = 2  # how often the group may be started again after a worker died
-Sharding = Literal["replicate", "shard"]
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """Number of workers, CPUs and GPUs of each, and whether each holds the whole model ("replicate") or a shard.
-
-    Without GPUs a worker computes on its CPUs.
-    """
-
-    count: int = 1
-    cpus_each: float = 1.0
-    gpus_each: float = 0.0
-    sharding: Sharding = "replicate"
-
-    @property
-    def threads(self) -> int:
-        """Number of threads that a worker may use."""
-        return max(1, int(self.cpus_each))
-
-    @property
-    def device(self) -> str:
-        """Kind of device that a worker computes on."""
-        return "cuda" if self.gpus_each > 0 else "cpu"
 
 
 class WorkerLoop(Protocol[T_co]):
@@ -68,6 +48,10 @@ class WorkerLoop(Protocol[T_co]):
     @property
     def run(self) -> Run:
         """Run in which the first worker logs its epochs."""
+
+    @property
+    def watch(self) -> Watch | None:
+        """Called with each epoch's number and losses, if a sweep follows them."""
 
     def train(self, group: ProcessGroup, on_epoch: OnEpoch | None) -> T_co:
         """Train as one worker of `group`. Raises: TrainingError."""
@@ -95,7 +79,9 @@ def run_workers(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     if workers.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError(f"worker_gpus={workers.gpus_each}: torch finds no GPU here; leave it at 0")
     with torch_threads(workers.threads):
-        return WorkersResult(loop.train(SingleProcess(workers.device), log_epoch(loop.run)), ResourceUse())
+        return WorkersResult(
+            loop.train(SingleProcess(workers.device), log_epoch(loop.run, loop.watch)), ResourceUse()
+        )
 
 
 def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
@@ -134,8 +120,8 @@ def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     return result
 
 
-def log_epoch(run: Run) -> OnEpoch:
-    """Make a callback that logs each epoch's losses and speed to `run`."""
+def log_epoch(run: Run, watch: Watch | None = None) -> OnEpoch:
+    """Make a callback that logs each epoch's losses and speed to `run`, and lets `watch` see the losses."""
 
     def log(epoch: Epoch) -> None:
         show_epoch(run.experiment, epoch)
@@ -150,6 +136,8 @@ def log_epoch(run: Run) -> OnEpoch:
             },
             step=epoch.number,
         )
+        if watch is not None:
+            watch(epoch.number, {"train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss})
 
     return log
 
@@ -167,7 +155,7 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     in_trace = run_span("train", config["trace"], **facts) if first and config["trace"] else nullcontext()
     try:
         with use_context(config["context"]), torch_threads(workers.threads), in_trace:
-            result = loop.train(group, log_epoch(loop.run) if first else None)
+            result = loop.train(group, log_epoch(loop.run, loop.watch) if first else None)
     except TrainingError as error:
         return error
     finally:

@@ -1,12 +1,10 @@
-"""Training jobs of a project's recipes: trained here or on the cluster, exported, read back and compared, registered."""
+"""Training of a project's recipes as a trainer: trained here or on the cluster, exported, read back and compared."""
 
 from __future__ import annotations
 
 import json
 import platform
-import tempfile
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +15,28 @@ from torch import Tensor, nn
 from functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, example_arrays, load
 from functions.model_formats.program import export_program, save_program
 from functions.runtime.digest import digest_of
-from functions.runtime.receipt import Prices
 from functions.training.checkpoints import Checkpoints, retention_of
 from functions.training.errors import TrainingError
-from functions.training.loop.cost import metered
-from functions.training.loop.distributed import Sharding, Workers, run_workers
+from functions.training.loop.distributed import run_workers
 from functions.training.loop.process_group import ProcessGroup
 from functions.training.loop.training_loop import OnEpoch, Trainer
 from functions.training.loop.training_loop import train as train_epochs
 from functions.training.params import RecipeParams, weights_depend_on
 from functions.training.recipe.recipe import Recipe
+from functions.training.request import LOSS, TrainingRequest, Watch
 from functions.training.trained import Trained
-from registry import Lineage, ModelVersion, Registry, Run
+from functions.training.workers import Sharding
+from registry import Run
 
 _PARITY_ATOL = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeJob:
-    """Specification of a recipe's training: model, recipe, settings and tags."""
+    """Specification of a recipe's training: the recipe and how its network is trained."""
 
-    model: str
     recipe: Recipe
     params: RecipeParams
-    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def code(self) -> str:
@@ -76,6 +72,7 @@ class RecipeWorkerLoop:
     recipe: Recipe
     params: RecipeParams
     checkpoints: Checkpoints
+    watch: Watch | None = None
 
     def train(self, group: ProcessGroup, on_epoch: OnEpoch | None) -> TrainedNetwork:
         """Train as one worker of `group`. Raises: TrainingDiverged."""
@@ -99,59 +96,24 @@ def new_network(recipe: Recipe, seed: int) -> nn.Module:
         return recipe.network()
 
 
-def train(
-    registry: Registry,
-    run: Run,
-    job: RecipeJob,
-    workers: Workers,
-    *,
-    register: bool,
-    prices: Prices | None,
-) -> Trained:
-    """Train a job, and register the next version if asked. Raises: TrainingError."""
-    began = time.perf_counter()
-    checkpoints = Checkpoints.of(
-        registry.store, job.checkpoint_key(workers.sharding), retention_of(job.params)
+def train_network(job: RecipeJob, request: TrainingRequest) -> Trained:
+    """Train the network that a request asks for, and write its files. Raises: TrainingError."""
+    workers = request.workers
+    key = job.checkpoint_key(workers.sharding)
+    checkpoints = Checkpoints.of(request.registry.store, key, retention_of(job.params))
+    loop = RecipeWorkerLoop(request.run, job.recipe, job.params, checkpoints, request.watch)
+    done = run_workers(loop, workers)
+    trained = done.result
+    request.count_use(done.other_processes)
+    request.when_registered(checkpoints.drop)
+    request.run.log_metrics({"best_loss": trained.best_loss})
+    write_network(request.folder, job, trained)
+    return Trained(
+        metrics={LOSS: trained.best_loss},
+        best_epoch=trained.best_epoch,
+        rows=trained.rows,
+        signature=job.recipe.signature(),
     )
-    own_gpus = workers.gpus_each if workers.count == 1 else 0.0
-    with metered(run, prices, device=workers.device if own_gpus else "cpu", gpus=own_gpus) as meter:
-        done = run_workers(RecipeWorkerLoop(run, job.recipe, job.params, checkpoints), workers)
-        trained, meter.other_processes = done.result, done.other_processes
-        metrics = {"valid_loss": trained.best_loss}
-        run.log_metrics(
-            {"best_loss": trained.best_loss, "best_epoch": trained.best_epoch, "rows": trained.rows}
-        )
-        version = _register(registry, run, job, trained, metrics) if register else None
-        checkpoints.drop()
-        return Trained(
-            run_id=run.id,
-            model=job.model,
-            version=None if version is None else version.version,
-            metrics=metrics,
-            best_epoch=trained.best_epoch,
-            rows=trained.rows,
-            seconds=time.perf_counter() - began,
-            cost=meter.cost(),
-        )
-
-
-def _register(
-    registry: Registry, run: Run, job: RecipeJob, trained: TrainedNetwork, metrics: dict[str, float]
-) -> ModelVersion:
-    with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
-        write_network(Path(folder), job, trained)
-        registry.create_model(job.model, exist_ok=True)
-        version = registry.create_version(
-            job.model,
-            folder,
-            signature=job.recipe.signature(),
-            metrics=metrics,
-            tags={"kind": "recipe", "data": job.recipe.data(), **job.tags},
-            lineage=Lineage(run=run.id, code=job.code),
-            key=run.id,
-        )
-    run.set_tags({"version": str(version.version)})
-    return version
 
 
 def write_network(folder: Path, job: RecipeJob, trained: TrainedNetwork) -> None:

@@ -1,6 +1,6 @@
 """The function that trains a user's own network, described by a recipe of the project.
 
-Processes that never train know the function too; `recipe.job`, which trains, is imported when it is called.
+Processes that never train know the function too; `recipe.job`, which needs torch, is imported when a network is trained.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import Any, Literal
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
-from functions.training.params import RecipeParams, run_params
-from functions.training.recipe.recipe import recipe_of
+from functions.training.frame import TrainingJob, run_training
+from functions.training.params import RecipeParams
+from functions.training.recipe.trainer import RecipeTrainer
 from functions.training.trained import Trained
+from functions.training.workers import Workers
 
 
 def _demand(num_workers: int, worker_cpus: float, worker_gpus: float, priority: int, **_: Any) -> Demand:
@@ -44,19 +46,16 @@ def train_recipe(
     An interrupted training resumes after its last epoch when it is called again, also with fewer or more workers.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """
-    from functions.training.loop.distributed import Workers  # late, as the next: torch and Ray Train
-    from functions.training.recipe.job import RecipeJob, train
-
-    job = RecipeJob(model, recipe_of(context().project, recipe, options or {}), params, tags or {})
-    registry = context().registry()
-    with registry.start_run(
-        experiment or model,
-        name=f"train {model}",
-        params=run_params(
-            params, num_workers=num_workers, sharding=sharding, recipe=recipe, **job.recipe.model_dump()
-        ),
-        tags={"kind": "training", "model": model, "data": job.recipe.data(), **job.tags},
-        code=job.code,
-    ) as run:
-        workers = Workers(num_workers, worker_cpus, worker_gpus, sharding)
-        return train(registry, run, job, workers, register=register, prices=context().prices)
+    trainer = RecipeTrainer(recipe=recipe, options=options or {}, params=params)
+    found = trainer.found()
+    job = TrainingJob(
+        model=model,
+        trainer=trainer,
+        code=trainer.code,
+        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding),
+        experiment=experiment,
+        params={"num_workers": num_workers, "sharding": sharding, **found.model_dump()},
+        tags={"data": found.data(), **(tags or {})},
+        register=register,
+    )
+    return run_training(context().registry(), job, context().prices)

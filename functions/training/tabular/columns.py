@@ -9,7 +9,7 @@ from typing import Self
 import pyarrow as pa
 
 from functions.training.errors import TrainingDataError
-from functions.training.tabular.dataset import TIME_COLUMN
+from functions.training.splits import TIME_COLUMN
 from registry import Table, TableSnapshot
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -15,16 +14,12 @@ from functions.model_formats.matrices import (
     binary_labels,
     category_matrix,
     class_labels,
-    named_column,
     number_labels,
     numeric_matrix,
 )
 from functions.training.errors import TrainingDataError
-from functions.training.params import Split, Task
-
-TIME_COLUMN = "event_timestamp"
-_DAY_US = 86_400_000_000
-_Mask = npt.NDArray[np.bool_]
+from functions.training.params import Task
+from functions.training.splits import Split, held_out_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,44 +87,9 @@ def labels_of(table: pa.Table, label: str, task: Task) -> tuple[tuple[str, ...],
 
 
 def split_rows(table: pa.Table, *, valid_fraction: float, by: Split, seed: int) -> tuple[Tensor, Tensor]:
-    """Split a table into row numbers for training and for validation.
+    """Split a table into row numbers for training and for validation, as `held_out_rows` chooses them.
 
-    by: "days" holds out whole days (UTC), drawn with the seed over the whole time range, so that the newest rows are
-    learnt from too and no day has rows on both sides; "time" holds out the last part of the time range; "random" holds
-    out single rows.
     Raises: TrainingDataError if either part would be empty, or there is no time to split by.
     """
-    held_out = _SPLITS[by](table, valid_fraction, np.random.default_rng(seed))
-    train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    if train.size == 0 or valid.size == 0:
-        raise TrainingDataError(
-            f"splitting {table.num_rows} rows by {by} with valid_fraction={valid_fraction} leaves {train.size} rows to "
-            f"train and {valid.size} to validate: give more rows, another fraction, or split by 'random'"
-        )
-    return torch.from_numpy(train), torch.from_numpy(valid)
-
-
-def _last_part(table: pa.Table, fraction: float, _: np.random.Generator) -> _Mask:
-    times = _times(table)
-    late: _Mask = times > np.quantile(times, 1.0 - fraction, method="lower")
-    return late
-
-
-def _whole_days(table: pa.Table, fraction: float, generator: np.random.Generator) -> _Mask:
-    days, day_of_row = np.unique(_times(table) // _DAY_US, return_inverse=True)
-    chosen: _Mask = generator.permutation(len(days)) < max(1, round(len(days) * fraction))
-    return chosen[day_of_row]
-
-
-def _some_rows(table: pa.Table, fraction: float, generator: np.random.Generator) -> _Mask:
-    chosen: _Mask = generator.permutation(table.num_rows) < max(1, round(table.num_rows * fraction))
-    return chosen
-
-
-_SPLITS = {"time": _last_part, "days": _whole_days, "random": _some_rows}
-
-
-def _times(table: pa.Table) -> npt.NDArray[np.int64]:
-    times = named_column(table, TIME_COLUMN).cast(pa.timestamp("us", "UTC"))
-    micros: npt.NDArray[np.int64] = times.cast(pa.int64()).to_numpy()
-    return micros
+    held_out = held_out_rows(table, valid_fraction=valid_fraction, by=by, seed=seed)
+    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))

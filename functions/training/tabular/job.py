@@ -1,45 +1,34 @@
-"""Training jobs of the tabular network: fit here or on the cluster, then register the version."""
+"""Training of the tabular network as a trainer: fitted here or on the cluster, and written as a program."""
 
 from __future__ import annotations
 
-import tempfile
-import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from functions.runtime.receipt import Prices
 from functions.training.checkpoints import Checkpoints, retention_of
 from functions.training.errors import TrainingDataError
-from functions.training.loop.cost import metered
-from functions.training.loop.distributed import Workers, run_workers
+from functions.training.loop.distributed import run_workers
 from functions.training.loop.process_group import ProcessGroup
 from functions.training.loop.training_loop import OnEpoch
 from functions.training.params import TabularParams, weights_depend_on
+from functions.training.request import TrainingRequest, Watch
 from functions.training.tabular.artifact import EXAMPLE_ROWS, tabular_signature, write_artifact
 from functions.training.tabular.columns import Columns
 from functions.training.tabular.fitting import Fitted, fit, prepare
 from functions.training.tabular.out_of_core import prepare_on_disk
 from functions.training.tabular.warm_start import WarmStart, load_warm_start
 from functions.training.trained import Trained
-from registry import Lineage, ModelVersion, Registry, Run, Table, TableSnapshot
-
-__all__ = ["TabularJob", "TabularWorkerLoop", "Workers", "run_job"]
+from registry import Registry, Run, Table, TableSnapshot
 
 
 @dataclass(frozen=True, slots=True)
 class TabularJob:
-    """Specification of a tabular training: model, training set, columns, settings and lineage."""
+    """Specification of a tabular training: model, training set, columns, settings, and the version to begin with."""
 
     model: str
     training_set: TableSnapshot
     columns: Columns
     params: TabularParams
-    features: dict[str, str] = field(default_factory=dict)
-    datasets: tuple[TableSnapshot, ...] = ()
-    parent: int | None = None
-    tags: dict[str, str] = field(default_factory=dict)
-    code: str = ""
     start_from: int | None = None
 
     def checkpoint_key(self) -> dict[str, Any]:
@@ -48,19 +37,9 @@ class TabularJob:
             "training_set": self.training_set.model_dump(),
             "columns": [list(self.columns.numeric), list(self.columns.categorical), self.columns.label],
             "params": weights_depend_on(self.params),
-            "code": self.code,
+            "code": self.params.code,
             "start": self.start_from,
         }
-
-    def lineage(self, run: Run) -> Lineage:
-        """Lineage of the version that `run` makes."""
-        return Lineage(
-            run=run.id,
-            datasets=[self.training_set, *self.datasets],
-            features=self.features,
-            code=self.code,
-            parent=self.parent if self.start_from is None else self.start_from,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +51,7 @@ class TabularWorkerLoop:
     table: Table
     checkpoints: Checkpoints
     warm_start: WarmStart | None = None
+    watch: Watch | None = None
 
     def train(self, group: ProcessGroup, on_epoch: OnEpoch | None) -> Fitted:
         """Prepare and fit as one worker of `group`. Raises: TrainingError as `prepare` and `fit` do."""
@@ -84,63 +64,37 @@ class TabularWorkerLoop:
         return fit(prepared, job.params, group=group, on_epoch=on_epoch, checkpoints=self.checkpoints)
 
 
-def run_job(
-    registry: Registry,
-    run: Run,
-    job: TabularJob,
-    workers: Workers,
-    *,
-    register: bool,
-    prices: Prices | None = None,
-) -> Trained:
-    """Train a job, and register the next version if asked. Raises: TrainingError."""
-    began = time.perf_counter()
-    table = Table(registry.store, job.training_set.name)
-    checkpoints = Checkpoints.of(registry.store, job.checkpoint_key(), retention_of(job.params))
-    with metered(run, prices) as meter:
-        loop = TabularWorkerLoop(run, job, table, checkpoints, _warm_start(registry, job))
-        done = run_workers(loop, workers)
-        fitted, meter.other_processes = done.result, done.other_processes
-        run.log_metrics(fitted.metrics, step=fitted.best_epoch)
-        run.log_metrics({"best_epoch": fitted.best_epoch, "rows": fitted.rows_train + fitted.rows_valid})
-        version = _register(registry, run, job, table, fitted) if register else None
-        checkpoints.drop()
-        return Trained(
-            run_id=run.id,
-            model=job.model,
-            version=None if version is None else version.version,
-            metrics=fitted.metrics,
-            best_epoch=fitted.best_epoch,
-            rows=fitted.rows_train + fitted.rows_valid,
-            seconds=time.perf_counter() - began,
-            cost=meter.cost(),
+def train_network(params: TabularParams, request: TrainingRequest) -> Trained:
+    """Train the network that a request asks for, and write its files. Raises: TrainingError."""
+    if request.tensors:
+        raise TrainingDataError(
+            f"the tabular network takes no tensors such as {request.tensors[0]!r}: use a recipe or a trainer of your own"
         )
+    if request.training_set is None:
+        raise TrainingDataError(f"model {request.model!r} needs a training set")
+    columns = Columns.of(request.numeric, request.categorical, request.label)
+    job = TabularJob(request.model, request.training_set, columns, params, request.start_from)
+    store = request.registry.store
+    checkpoints = Checkpoints.of(store, job.checkpoint_key(), retention_of(params))
+    loop = TabularWorkerLoop(
+        request.run, job, request.table, checkpoints, _warm_start(request.registry, job), request.watch
+    )
+    done = run_workers(loop, request.workers)
+    fitted = done.result
+    request.count_use(done.other_processes)
+    request.when_registered(checkpoints.drop)
+    rows = request.table.head(EXAMPLE_ROWS, version=job.training_set.version)
+    signature = tabular_signature(columns, rows, fitted.scorer.target)
+    write_artifact(request.folder, fitted, signature=signature, columns=columns, params=params)
+    return Trained(
+        metrics=fitted.metrics,
+        best_epoch=fitted.best_epoch,
+        rows=fitted.rows_train + fitted.rows_valid,
+        signature=signature,
+    )
 
 
 def _warm_start(registry: Registry, job: TabularJob) -> WarmStart | None:
     if job.start_from is None:
         return None
-    if job.parent not in {None, job.start_from}:
-        raise TrainingDataError(
-            f"parent={job.parent} and start_from={job.start_from}: what a training starts from is its parent; leave parent out"
-        )
     return load_warm_start(registry, job.model, job.start_from, columns=job.columns, params=job.params)
-
-
-def _register(registry: Registry, run: Run, job: TabularJob, table: Table, fitted: Fitted) -> ModelVersion:
-    rows = table.head(EXAMPLE_ROWS, version=job.training_set.version)
-    signature = tabular_signature(job.columns, rows, fitted.scorer.target)
-    with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
-        write_artifact(Path(folder), fitted, signature=signature, columns=job.columns, params=job.params)
-        registry.create_model(job.model, exist_ok=True)
-        version = registry.create_version(
-            job.model,
-            folder,
-            signature=signature,
-            metrics=fitted.metrics,
-            tags={"kind": "tabular", "label": job.columns.label, **job.tags},
-            lineage=job.lineage(run),
-            key=run.id,
-        )
-    run.set_tags({"version": str(version.version)})
-    return version

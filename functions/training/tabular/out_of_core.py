@@ -17,8 +17,9 @@ from functions.model_formats.matrices import category_matrix, numeric_matrix
 from functions.training.errors import TrainingDataError
 from functions.training.loop.mmap_rows import Arrays, MmapRows
 from functions.training.params import TabularParams
+from functions.training.splits import TIME_COLUMN
 from functions.training.tabular.columns import Columns
-from functions.training.tabular.dataset import TIME_COLUMN, TabularData, labels_of, split_rows
+from functions.training.tabular.dataset import TabularData, labels_of, split_rows
 from functions.training.tabular.fitting import Prepared
 from functions.training.tabular.preprocessing import EncodedRows, Preprocessing, fit_preprocessing
 from functions.training.tabular.target import target_of

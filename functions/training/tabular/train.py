@@ -1,6 +1,6 @@
 """The function that trains the tabular network: from a training set to a registered version, without model code.
 
-Processes that never train know the function too; `tabular.job`, which trains, is imported when it is called.
+Processes that never train know the function too; torch is imported when it is called.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from typing import Any
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
-from functions.training.params import TabularParams, run_params
+from functions.training.frame import TrainingJob, run_training
+from functions.training.params import TabularParams
+from functions.training.tabular.columns import Columns
 from functions.training.trained import Trained
+from functions.training.workers import Workers
 from registry import TableSnapshot
 
 
@@ -52,29 +55,24 @@ def train_tabular(
     An interrupted training resumes after its last epoch when it is called again with the same arguments.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """
-    from functions.training.tabular.columns import Columns  # late, as the next: torch and Ray Train
-    from functions.training.tabular.job import TabularJob, Workers, run_job
-
-    job = TabularJob(
+    Columns.of(numeric, categorical, label)
+    job = TrainingJob(
         model=model,
+        trainer=params,
+        code=TabularParams.digest(),
+        label=label,
+        numeric=tuple(numeric),
+        categorical=tuple(categorical),
+        outcome=params.outcome,
         training_set=training_set,
-        columns=Columns.of(numeric, categorical, label),
-        params=params,
+        workers=Workers(num_workers, worker_cpus),
         features=features or {},
         datasets=tuple(datasets or ()),
         parent=parent,
-        tags=(tags or {}) | ({"feature_service": feature_service} if feature_service else {}),
-        code=train_tabular.digest,
         start_from=start_from,
+        experiment=experiment,
+        params={"num_workers": num_workers, "label": label, "start_from": start_from},
+        tags=(tags or {}) | ({"feature_service": feature_service} if feature_service else {}),
+        register=register,
     )
-    workers = Workers(num_workers, worker_cpus)
-    registry = context().registry()
-    with registry.start_run(
-        experiment or model,
-        name=f"train {model}",
-        params=run_params(params, num_workers=num_workers, label=label, start_from=start_from),
-        tags={"kind": "training", "model": model, **job.tags},
-        datasets=[training_set, *job.datasets],
-        code=job.code,
-    ) as run:
-        return run_job(registry, run, job, workers, register=register, prices=context().prices)
+    return run_training(context().registry(), job, context().prices)

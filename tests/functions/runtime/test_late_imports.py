@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from functions.runtime.digest import digest_of
+from functions.runtime.digest import _follow, digest_of
 from functions.runtime.late_imports import late_modules
-from functions.training import train_tabular
+from functions.training import TabularParams, train_tabular
 
 LATE = """
 def run(x):
@@ -35,7 +35,7 @@ def digests_in(*folders: Path) -> list[str]:
     """Compute the digest of `app.job.run` of each folder, in a process of its own."""
     program = """
 import os, sys
-from functions.runtime.digest import digest_of
+from functions.runtime.digest import _follow, digest_of
 for folder in sys.argv[1:]:
     if os.fork() == 0:
         sys.path.insert(0, folder)
@@ -96,10 +96,13 @@ def test_training_imports_without_torch_and_its_digest_includes_the_loop() -> No
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
-    known = late_modules(train_tabular.body.__code__, "functions.training")
+    known = late_modules(TabularParams.__call__.__code__, "functions.training")
     assert {
         "functions.training.loop.training_loop",
         "functions.training.tabular.network",
         "functions.training.tabular.job",
     } <= set(known)
+    followed: dict[str, str] = {}
+    _follow(train_tabular.body, followed)
+    assert "module functions.training.loop.training_loop" in followed
     assert len(digest_of(train_tabular.body)) == 64

@@ -1,0 +1,211 @@
+"""Frame around every trainer: a run, its cost, the files checked as they will be served, metrics, and the registered version."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from functions.evaluation.outcome_kinds import kind_of
+from functions.model_formats.load import check_example, load
+from functions.runtime.receipt import Prices
+from functions.training.errors import TrainingDataError, TrainingError
+from functions.training.loop.cost import CostMeter, metered
+from functions.training.params import run_params
+from functions.training.request import LOSS, TrainingRequest, TrialStopped, Watch
+from functions.training.trained import Trained
+from functions.training.trainer import Outcome, Trainer
+from functions.training.workers import Workers
+from registry import Lineage, ModelPolicy, ModelVersion, NotFound, Registry, Run, TableSnapshot
+from registry.models import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """Specification of a training: what is learnt from what by which trainer, and what is recorded of it.
+
+    code: digest of all code that the weights depend on; features, datasets, parent: lineage beside the training set; params: what
+    the run records beside the trainer's parameters; run_tags, tags: of the run, and of both run and version; register: whether
+    a version is made of it; policy: of the model if it is not there yet; watch: see `TrainingRequest.report`.
+    """
+
+    model: str
+    trainer: Trainer
+    code: str
+    label: str = ""
+    numeric: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    outcome: Outcome = "binary"
+    training_set: TableSnapshot | None = None
+    workers: Workers = field(default_factory=Workers)
+    features: dict[str, str] = field(default_factory=dict)
+    datasets: tuple[TableSnapshot, ...] = ()
+    parent: int | None = None
+    start_from: int | None = None
+    experiment: str | None = None
+    params: Mapping[str, object] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    run_tags: dict[str, str] = field(default_factory=dict)
+    sweep_run: str | None = None
+    register: bool = True
+    policy: ModelPolicy | None = None
+    watch: Watch | None = None
+
+    @property
+    def lineage_parent(self) -> int | None:
+        """Version that this one challenges or begins with. Raises: TrainingDataError if they differ."""
+        if self.start_from is None:
+            return self.parent
+        if self.parent not in {None, self.start_from}:
+            raise TrainingDataError(
+                f"parent={self.parent} and start_from={self.start_from}: what a training starts from is its parent; leave "
+                "parent out"
+            )
+        return self.start_from
+
+    def request(
+        self, registry: Registry, run: Run, folder: Path, **hooks: Callable[..., None]
+    ) -> TrainingRequest:
+        """Make the request that the trainer gets."""
+        return TrainingRequest(
+            model=self.model,
+            label=self.label,
+            numeric=self.numeric,
+            categorical=self.categorical,
+            tensors=self.tensors,
+            outcome=self.outcome,
+            training_set=self.training_set,
+            parameters=self.trainer.parameters,
+            split=self.trainer.split,
+            valid_fraction=self.trainer.valid_fraction,
+            seed=self.trainer.seed,
+            folder=folder,
+            workers=self.workers,
+            registry=registry,
+            run=run,
+            start_from=self.start_from,
+            watch=self.watch,
+            **hooks,
+        )
+
+
+def run_training(registry: Registry, job: TrainingJob, prices: Prices | None) -> Trained:
+    """Train in a run of its own, and register the next version if asked.
+
+    Raises: TrainingError as the trainer does, and if its files cannot be served; the run is then FAILED, nothing is registered.
+    """
+    used = [] if job.training_set is None else [job.training_set]
+    with registry.start_run(
+        job.experiment or job.model,
+        name=f"train {job.model}",
+        params=run_params(job.trainer.parameters, **job.params),
+        tags={
+            "kind": "training",
+            "model": job.model,
+            "trainer": job.trainer.kind,
+            **job.tags,
+            **job.run_tags,
+        },
+        datasets=[*used, *job.datasets],
+        code=job.code,
+        parent=job.sweep_run,
+    ) as run:
+        own_gpus = job.workers.gpus_each if job.workers.count == 1 else 0.0
+        device = job.workers.device if own_gpus else "cpu"
+        with metered(run, prices, device=device, gpus=own_gpus) as meter:
+            return _train(registry, run, job, meter)
+
+
+def _train(registry: Registry, run: Run, job: TrainingJob, meter: CostMeter) -> Trained:
+    began, parent = time.perf_counter(), job.lineage_parent
+    with ExitStack() as registered, tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
+        after: list[Callable[[], None]] = []
+        request = job.request(registry, run, Path(folder), count_use=meter.add, when_registered=after.append)
+        try:
+            trained = _checked(job, request, job.trainer(request))
+        except TrialStopped as stopped:
+            run.set_tags({"stopped": str(stopped)})
+            trained, version = Trained(stopped=str(stopped)), None
+        else:
+            version = _register(registry, run, job, Path(folder), trained, parent) if job.register else None
+        for each in after:
+            registered.callback(each)
+    return trained.model_copy(
+        update={
+            "run_id": run.id,
+            "model": job.model,
+            "version": None if version is None else version.version,
+            "seconds": time.perf_counter() - began,
+            "cost": meter.cost(),
+        }
+    )
+
+
+def _checked(job: TrainingJob, request: TrainingRequest, trained: Trained) -> Trained:
+    """Load what a trainer wrote, and complete what it left out. Raises: TrainingError if it returns or wrote something else."""
+    if not isinstance(trained, Trained):
+        raise TrainingError(
+            f"trainer {job.trainer.kind!r} of {job.model!r} returned {type(trained).__name__}: return a Trained()"
+        )
+    run, signature = request.run, trained.signature or request.signature
+    found = trained.model_copy(update={"signature": signature})
+    if not trained.metrics:
+        found = found.model_copy(
+            update=_measured(request, signature, _policy(request.registry, job).trusted_types)
+        )
+    known = {"best_epoch": found.best_epoch, "rows": found.rows}
+    run.log_metrics(
+        {name: value for name, value in found.metrics.items() if name != LOSS}, step=found.best_epoch
+    )
+    run.log_metrics(known)
+    return found
+
+
+def _policy(registry: Registry, job: TrainingJob) -> ModelPolicy:
+    """Policy of the model as it is, or as it will be once it is there."""
+    try:
+        return registry.get_model(job.model).policy
+    except NotFound:
+        return job.policy or ModelPolicy()
+
+
+def _measured(
+    request: TrainingRequest, signature: Signature, trusted_types: frozenset[str]
+) -> dict[str, Any]:
+    """Metrics on the rows held out, of the files as they will be served; the loss is reported if the trainer did not."""
+    model = load(request.folder, signature=signature, trusted_types=trusted_types)
+    check_example(model)
+    kind, rows = kind_of(signature), request.valid_rows
+    answers, labels = kind.answers(model.predict_table(rows)), kind.label(rows, request.label)
+    metrics = {name: metric(labels, answers) for name, metric in kind.metrics.items()}
+    loss = float(np.mean(kind.row_loss(labels, answers)))
+    request.run.log_metrics({"held_out_loss": loss})
+    return {"metrics": {**metrics, LOSS: loss}, "rows": request.rows.num_rows}
+
+
+def _register(
+    registry: Registry, run: Run, job: TrainingJob, folder: Path, trained: Trained, parent: int | None
+) -> ModelVersion:
+    described = {"label": job.label} if job.label else {}
+    registry.create_model(job.model, exist_ok=True, policy=job.policy)
+    used = [] if job.training_set is None else [job.training_set]
+    version = registry.create_version(
+        job.model,
+        folder,
+        signature=trained.signature,
+        metrics=trained.metrics,
+        tags={"kind": job.trainer.kind, **described, **job.tags},
+        lineage=Lineage(
+            run=run.id, datasets=[*used, *job.datasets], features=job.features, code=job.code, parent=parent
+        ),
+        key=run.id,
+    )
+    run.set_tags({"version": str(version.version)})
+    return version

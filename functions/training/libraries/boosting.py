@@ -1,0 +1,253 @@
+"""Trainers of boosted trees: XGBoost and LightGBM, stopped early on the rows held out, categories as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from functions.model_formats.categories import Categories
+from functions.model_formats.flavors import number_rows
+from functions.training.errors import TrainingDataError, TrainingError
+from functions.training.request import LOSS
+from functions.training.trained import Trained
+from functions.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from functions.training.request import TrainingRequest
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+")
+_FEWEST_CLASSES = 2
+
+
+class BoostedTrees(Trainer):
+    """Parameters that XGBoost and LightGBM share.
+
+    rounds: trees at most, of several classes of each; early_stopping: rounds without a better loss on the rows held out
+    before it stops; lr: what a tree counts; leaf_rows: weight (LightGBM: rows) that a leaf needs; row_share, column_share: drawn for
+    each tree; l2: penalty on leaves; min_category_rows, max_categories: which texts are known; others count as missing.
+    options: parameters of the library by its own names, such as {"gamma": 0.1}, which go before all others.
+    """
+
+    data_settings: ClassVar[frozenset[str]] = Trainer.data_settings | {"min_category_rows", "max_categories"}
+
+    rounds: int = Field(default=500, ge=1)
+    early_stopping: int = Field(default=30, ge=1)
+    lr: float = Field(default=0.1, gt=0.0)
+    leaf_rows: float = Field(default=5.0, ge=0.0)
+    row_share: float = Field(default=0.8, gt=0.0, le=1.0)
+    column_share: float = Field(default=0.8, gt=0.0, le=1.0)
+    l2: float = Field(default=1.0, ge=0.0)
+    min_category_rows: int = Field(default=10, ge=1)
+    max_categories: int = Field(default=1_000, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class XGBoost(BoostedTrees):
+    """Trainer of boosted trees by XGBoost, saved as `model.ubj`. max_depth: of a tree."""
+
+    kind: ClassVar[str] = "xgboost"
+
+    max_depth: int = Field(default=6, ge=1)
+
+    def __call__(self, request: TrainingRequest) -> Trained:
+        """Boost trees until the rows held out gain no more, and save those up to the best round."""
+        import xgboost  # late: an extra
+
+        rows = BoostingRows.of(request, self)
+        kinds = ["c" if column in rows.categorical else "q" for column in range(rows.train.shape[1])]
+        names = list(rows.names or ()) or None
+
+        def matrix(values: Array, labels: Array) -> Any:
+            return xgboost.DMatrix(
+                values,
+                labels,
+                feature_types=kinds,
+                feature_names=names,
+                enable_categorical=True,
+                nthread=request.workers.threads,
+            )
+
+        class _Reports(xgboost.callback.TrainingCallback):
+            def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:  # noqa: ARG002 - as it is called
+                request.report(epoch, _losses(evals_log))
+                return False
+
+        train, valid = matrix(rows.train, rows.train_labels), matrix(rows.valid, rows.valid_labels)
+        booster = xgboost.train(
+            {**_xgboost_task(request), **self._library_options(request.workers.threads), **self.options},
+            train,
+            num_boost_round=self.rounds,
+            evals=[(train, "train"), (valid, "valid")],
+            early_stopping_rounds=self.early_stopping,
+            callbacks=[_Reports()],
+            verbose_eval=False,
+        )
+        booster[: booster.best_iteration + 1].save_model(request.folder / "model.ubj")
+        return Trained(best_epoch=booster.best_iteration)
+
+    def _library_options(self, threads: int) -> dict[str, Any]:
+        return {
+            "eta": self.lr,
+            "max_depth": self.max_depth,
+            "min_child_weight": self.leaf_rows,
+            "subsample": self.row_share,
+            "colsample_bytree": self.column_share,
+            "lambda": self.l2,
+            "seed": self.seed,
+            "nthread": threads,
+            "tree_method": "hist",
+        }
+
+
+class LightGBM(BoostedTrees):
+    """Trainer of boosted trees by LightGBM, saved as `model.txt`. leaves: of a tree."""
+
+    kind: ClassVar[str] = "lightgbm"
+
+    leaves: int = Field(default=31, ge=2)
+
+    def __call__(self, request: TrainingRequest) -> Trained:
+        """Boost trees until the rows held out gain no more, and save those up to the best round."""
+        import lightgbm  # late: an extra
+
+        rows = BoostingRows.of(request, self)
+        names: Any = list(rows.names) if rows.names else "auto"
+        options = {
+            **_lightgbm_task(request),
+            **self._library_options(request.workers.threads),
+            **self.options,
+        }
+        train = lightgbm.Dataset(
+            rows.train,
+            rows.train_labels,
+            feature_name=names,
+            categorical_feature=list(rows.categorical),
+            params=options,
+            free_raw_data=False,
+        )
+        valid = lightgbm.Dataset(rows.valid, rows.valid_labels, reference=train, params=options)
+
+        def report(state: Any) -> None:
+            losses: dict[str, dict[str, list[float]]] = {}
+            for name, metric, value, *_ in state.evaluation_result_list:
+                losses.setdefault(name, {})[metric] = [value]
+            request.report(state.iteration, _losses(losses))
+
+        booster = lightgbm.train(
+            options,
+            train,
+            num_boost_round=self.rounds,
+            valid_sets=[train, valid],
+            valid_names=["train", "valid"],
+            callbacks=[report, lightgbm.early_stopping(self.early_stopping, verbose=False)],
+        )
+        booster.save_model(request.folder / "model.txt", num_iteration=booster.best_iteration)
+        return Trained(best_epoch=booster.best_iteration - 1)
+
+    def _library_options(self, threads: int) -> dict[str, Any]:
+        return {
+            "learning_rate": self.lr,
+            "num_leaves": self.leaves,
+            "min_data_in_leaf": int(self.leaf_rows),
+            "bagging_fraction": self.row_share,
+            "bagging_freq": 1,
+            "feature_fraction": self.column_share,
+            "lambda_l2": self.l2,
+            "seed": self.seed,
+            "num_threads": threads,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbosity": -1,
+        }
+
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BoostingRows:
+    """Rows as a boosting library takes them: numbers (rows, columns), of which those numbered `categorical` are codes."""
+
+    train: Array
+    train_labels: Array
+    valid: Array
+    valid_labels: Array
+    categorical: tuple[int, ...]
+    names: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, request: TrainingRequest, trainer: BoostedTrees) -> BoostingRows:
+        """Encode the request's rows, and save the vocabulary beside the model. Raises: TrainingDataError."""
+        train, valid = request.train_rows, request.valid_rows
+        categories = _categories(request, train, trainer)
+        numbers = len(request.numeric)
+        names = None if request.tensors else (*request.numeric, *request.categorical)
+        labels = request.labels(train)
+        _require_spread(request, labels)
+        return cls(
+            number_rows(request.signature, request.inputs(train), categories),
+            labels,
+            number_rows(request.signature, request.inputs(valid), categories),
+            request.labels(valid),
+            tuple(range(numbers, numbers + len(request.categorical))),
+            names if names and all(_PLAIN_NAME.fullmatch(name) for name in names) else None,
+        )
+
+
+def _categories(request: TrainingRequest, rows: pa.Table, trainer: BoostedTrees) -> Categories | None:
+    """Learn the known texts from the rows to learn from, and write them beside the model."""
+    if not request.categorical:
+        return None
+    categories = Categories.of(
+        request.categorical,
+        request.inputs(rows)["categorical"],
+        min_rows=trainer.min_category_rows,
+        most=trainer.max_categories,
+    )
+    categories.save(request.folder)
+    return categories
+
+
+def _require_spread(request: TrainingRequest, labels: Array) -> None:
+    found = np.unique(labels)
+    if len(found) < max(_FEWEST_CLASSES, len(request.classes)):
+        raise TrainingDataError(
+            f"label {request.label!r} has {len(found)} different values in the {len(labels)} rows to learn from, first "
+            f"{found[:5].tolist()}: give more rows, or split by 'random'"
+        )
+
+
+def _xgboost_task(request: TrainingRequest) -> dict[str, Any]:
+    if request.outcome == "number":
+        return {"objective": "reg:squarederror", "eval_metric": "rmse"}
+    if request.outcome == "binary":
+        return {"objective": "binary:logistic", "eval_metric": "logloss"}
+    return {"objective": "multi:softprob", "eval_metric": "mlogloss", "num_class": len(request.classes)}
+
+
+def _lightgbm_task(request: TrainingRequest) -> dict[str, Any]:
+    if request.outcome == "number":
+        return {"objective": "regression", "metric": "rmse"}
+    if request.outcome == "binary":
+        return {"objective": "binary", "metric": "binary_logloss"}
+    return {"objective": "multiclass", "metric": "multi_logloss", "num_class": len(request.classes)}
+
+
+def _losses(log: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Latest losses of a library's evaluation log. Raises: TrainingError if one stopped being a number."""
+    losses = {
+        name: float(next(iter(metrics.values()))[-1])
+        for name, metrics in log.items()
+        if name in {"train", "valid"}
+    }
+    if not all(np.isfinite(value) for value in losses.values()):
+        raise TrainingError(f"the loss is {losses}: check the labels, or lower lr")
+    return {"train_loss": losses["train"], LOSS: losses["valid"]}

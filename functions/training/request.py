@@ -1,0 +1,177 @@
+"""Request of a training: all that a trainer gets, and helpers by which it learns from rows exactly as it will be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from functions.model_formats.matrices import (
+    binary_labels,
+    class_labels,
+    named_column,
+    number_labels,
+    tensor_shape,
+)
+from functions.model_formats.table_inputs import text_inputs
+from functions.training.errors import TrainingDataError, TrainingError
+from functions.training.splits import TIME_COLUMN, Split, held_out_rows
+from functions.training.trainer import Outcome
+from functions.training.workers import Workers
+from registry import Registry, Run, Table, TableSnapshot
+from registry.models import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from functions.training.loop.cost import ResourceUse
+
+LOSS = "valid_loss"
+_EXAMPLE_ROWS = 2
+Watch = Callable[[int, Mapping[str, float]], None]
+"""Called with the number of an epoch or round and its metrics; may raise `TrialStopped`."""
+
+
+class TrialStopped(TrainingError):  # noqa: N818 - says what happened
+    """A sweep ends this trial, since others did better."""
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """Request to learn `label` from the columns of a training set, and to write the model into `folder`.
+
+    numeric, categorical, tensors: feature columns: numbers; texts, integers or booleans; lists of numbers, such as the pixels
+    of an image. training_set: None for a trainer that brings its own rows. parameters: of the trainer, as runs record them.
+    split, valid_fraction, seed: which rows are held out (see `Trainer`). workers: what it may use. start_from: the version to
+    begin with, if it is a warm start. run, registry: where it is tracked, and what it may read. watch: see `report`.
+    """
+
+    model: str
+    label: str
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+    tensors: tuple[str, ...]
+    outcome: Outcome
+    training_set: TableSnapshot | None
+    parameters: Mapping[str, Any]
+    split: Split
+    valid_fraction: float
+    seed: int
+    folder: Path
+    workers: Workers
+    registry: Registry
+    run: Run
+    start_from: int | None = None
+    watch: Watch | None = None
+    count_use: Callable[[ResourceUse], None] = field(default=lambda _: None)
+    when_registered: Callable[[Callable[[], None]], None] = field(default=lambda _: None)
+
+    @property
+    def table(self) -> Table:
+        """Table of the training set. Raises: TrainingDataError if there is none."""
+        return Table(self.registry.store, self._snapshot.name)
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """All rows of the training set: the features, the label, and the time. Raises: TrainingDataError if there are none."""
+        table = self.table.read(version=self._snapshot.version)
+        for name in (*self.features, self.label):
+            named_column(table, name)
+        if table.num_rows == 0:
+            raise TrainingDataError(f"{self.training_set} has no rows: there is nothing to learn from")
+        wanted = {*self.features, self.label, TIME_COLUMN}
+        return table.select([name for name in table.column_names if name in wanted])
+
+    @cached_property
+    def held_out(self) -> npt.NDArray[np.bool_]:
+        """Marks of the rows (rows,) that are held out."""
+        return held_out_rows(self.rows, valid_fraction=self.valid_fraction, by=self.split, seed=self.seed)
+
+    @cached_property
+    def train_rows(self) -> pa.Table:
+        """Rows to learn from."""
+        return self.rows.filter(pa.array(~self.held_out))
+
+    @cached_property
+    def valid_rows(self) -> pa.Table:
+        """Rows held out, to stop early and to measure."""
+        return self.rows.filter(pa.array(self.held_out))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of all feature columns."""
+        return (*self.numeric, *self.categorical, *self.tensors)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their indices; empty unless there are several."""
+        return class_labels(self.rows, self.label)[0] if self.outcome == "multiclass" else ()
+
+    def labels(self, rows: pa.Table) -> npt.NDArray[Any]:
+        """Labels (rows,): 0 and 1; indices into `classes`; or numbers. Raises: TrainingDataError."""
+        if self.outcome == "binary":
+            return binary_labels(rows, self.label).astype(np.int64)
+        if self.outcome == "number":
+            return number_labels(rows, self.label)
+        names = named_column(rows, self.label).cast(pa.string()).to_pylist()
+        index = {name: place for place, name in enumerate(self.classes)}
+        return np.array([index[name] for name in names], dtype=np.int64)
+
+    @cached_property
+    def signature(self) -> Signature:
+        """Signature of a model that takes these columns and answers for the outcome; the example is the first rows."""
+        inputs = []
+        for name, datatype, columns in (
+            ("numeric", "FP32", self.numeric),
+            ("categorical", "BYTES", self.categorical),
+        ):
+            if columns:
+                shape = [-1, len(columns)]
+                inputs.append(TensorSpec(name=name, datatype=datatype, shape=shape, columns=list(columns)))
+        for name in self.tensors:
+            shape = [-1, *tensor_shape(named_column(self.rows, name), name)]
+            inputs.append(TensorSpec(name=name, datatype="FP32", shape=shape))
+        found = Signature(inputs=inputs, outputs=[answer_spec(self.outcome, self.classes)])
+        return found.model_copy(update={"example": _example(self.rows.slice(0, _EXAMPLE_ROWS), found)})
+
+    def inputs(self, rows: pa.Table) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of the signature for the rows of a table, as the served model gets them; texts are texts."""
+        return text_inputs(rows, self.signature)
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of an epoch or round in the run; "valid_loss" is what sweeps compare.
+
+        Raises: TrialStopped if a sweep ends this trial here: let it pass.
+        """
+        self.run.log_metrics(dict(metrics), step=step)
+        if self.watch is not None:
+            self.watch(step, metrics)
+
+    @property
+    def _snapshot(self) -> TableSnapshot:
+        if self.training_set is None:
+            raise TrainingDataError(f"model {self.model!r} is trained without a training set: pass one")
+        return self.training_set
+
+
+def answer_spec(outcome: Outcome, classes: Sequence[str]) -> TensorSpec:
+    """Tensor of an outcome's answer: a probability, one for each class, or a value."""
+    if outcome == "number":
+        return TensorSpec(name="value", datatype="FP32", shape=[-1, 1])
+    if outcome == "binary":
+        return TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])
+    return TensorSpec(name="probability", datatype="FP32", shape=[-1, len(classes)], columns=list(classes))
+
+
+def _example(rows: pa.Table, signature: Signature) -> dict[str, Any]:
+    """Example of a signature from the first rows; a missing text is empty, since an example has no null."""
+    found: dict[str, Any] = {}
+    for spec in signature.inputs:
+        values = text_inputs(rows, Signature(inputs=[spec], outputs=signature.outputs))[spec.name].tolist()
+        texts = spec.datatype == "BYTES"
+        found[spec.name] = [[text or "" for text in row] for row in values] if texts else values
+    return found

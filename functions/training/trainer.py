@@ -1,0 +1,147 @@
+"""Trainers: one function shape, `train(request: TrainingRequest) -> Trained`, for every kind of model.
+
+A trainer reads rows, fits, and writes the model's files into the request's folder. Runs, lineage, registration, cost and
+quotas are the platform's, in `functions.training.frame`. A project declares a function of this shape, or a `Trainer`: a value
+whose fields are the parameters that sweeps may vary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
+
+from functions.runtime.digest import digest_of
+from functions.runtime.reference import reference
+from functions.training.errors import TrainingDataError
+from functions.training.splits import Split
+from functions.training.trained import Trained
+
+if TYPE_CHECKING:
+    from functions.training.request import TrainingRequest
+
+Outcome = Literal["binary", "multiclass", "number"]
+"""What a model answers for: a label of 0 and 1, one of several classes, or a number."""
+
+Train = Callable[["TrainingRequest"], Trained]
+
+
+class Trainer(BaseModel, ABC):
+    """Declared trainer. The fields of a subclass are its parameters, which runs record and sweeps vary.
+
+    split: which rows are held out to stop, to calibrate and to measure: whole "days" (UTC) drawn over the whole time range, so
+    that the newest rows are learnt from too; the last part of the "time"; "random" rows. valid_fraction: their share.
+    seed: of all that is random. kind: name that stands in the version's tags; data_settings: fields that decide which rows
+    are compared, so that no sweep varies them; trusted_types: classes that its files name, as scikit-learn's trees.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[str] = "trainer"
+    data_settings: ClassVar[frozenset[str]] = frozenset({"split", "valid_fraction", "seed"})
+    trusted_types: ClassVar[frozenset[str]] = frozenset()
+
+    split: Split = "days"
+    valid_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
+    seed: int = 0
+
+    @abstractmethod
+    def __call__(self, request: TrainingRequest) -> Trained:
+        """Learn from the request's rows and write the model's files into its folder. Raises: TrainingError."""
+
+    @classmethod
+    def digest(cls) -> str:
+        """Digest of the code of this kind of trainer, and of all that it reaches."""
+        return _digest_of(cls)
+
+    @property
+    def code(self) -> str:
+        """Digest of the trainer's code."""
+        return type(self).digest()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters by name."""
+        return self.model_dump()
+
+    def with_parameters(self, changes: Mapping[str, Any]) -> Self:
+        """Make the trainer with some parameters changed. Raises: TrainingDataError if one is unknown or not allowed."""
+        try:
+            return type(self).model_validate({**self.model_dump(), **changes})
+        except ValidationError as error:
+            raise TrainingDataError(
+                f"parameters {dict(changes)} do not fit {self.kind!r}: {error}"
+            ) from error
+
+    def check(self, outcome: Outcome, columns: Mapping[str, tuple[str, ...]]) -> None:
+        """Check at declaration that the trainer can learn this outcome from these columns, by kind of input.
+
+        Raises: ValueError, naming what does not fit.
+        """
+
+    def for_outcome(self, outcome: Outcome) -> Trainer:  # noqa: ARG002 - of those whose parameters say it
+        """Make the trainer for an outcome; the same, unless its parameters say the outcome."""
+        return self
+
+
+class FunctionTrainer(Trainer):
+    """Trainer that is a plain function of a project. values: its parameters, as `request.parameters` gives them."""
+
+    kind: ClassVar[str] = "function"
+
+    function: Callable[..., Trained]
+    values: dict[str, Any] = Field(default_factory=dict)
+
+    @field_serializer("function")
+    def _name(self, function: Callable[..., Trained]) -> str:
+        return reference(function)
+
+    def __call__(self, request: TrainingRequest) -> Trained:
+        """Call the function."""
+        return self.function(request)
+
+    @property
+    def code(self) -> str:
+        """Digest of the function's code."""
+        return _digest_of(self.function)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters by name."""
+        return dict(self.values)
+
+    def with_parameters(self, changes: Mapping[str, Any]) -> Self:
+        """Make the trainer with some parameters changed. Raises: TrainingDataError for one that was not declared."""
+        unknown = sorted(set(changes) - set(self.values))
+        if unknown:
+            raise TrainingDataError(
+                f"{reference(self.function)} has no parameters {unknown}: declare them with their defaults, "
+                f"FunctionTrainer(function=…, values={{…}}); it has {sorted(self.values)}"
+            )
+        return self.model_copy(update={"values": {**self.values, **changes}})
+
+
+@cache
+def _digest_of(target: Callable[..., Any]) -> str:
+    return digest_of(target)
+
+
+def as_trainer(given: Any) -> Trainer:
+    """Take a trainer as declared, or wrap a plain function. Raises: ValueError for anything else."""
+    if isinstance(given, Trainer):
+        return given
+    if callable(given) and not isinstance(given, type):
+        try:
+            inspect.signature(given).bind(None)
+        except TypeError as error:
+            raise ValueError(
+                f"trainer {given!r} takes {inspect.signature(given)}: want one argument, a TrainingRequest"
+            ) from error
+        return FunctionTrainer(function=given)
+    raise ValueError(
+        f"trainer {given!r} is neither a Trainer, such as XGBoost(), nor a function of a TrainingRequest"
+    )

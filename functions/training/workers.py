@@ -1,0 +1,31 @@
+"""Workers that a training may ask for: how many, with which CPUs and GPUs; known without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Sharding = Literal["replicate", "shard"]
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Number of workers, CPUs and GPUs of each, and whether each holds the whole model ("replicate") or a shard.
+
+    Without GPUs a worker computes on its CPUs.
+    """
+
+    count: int = 1
+    cpus_each: float = 1.0
+    gpus_each: float = 0.0
+    sharding: Sharding = "replicate"
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that a worker may use."""
+        return max(1, int(self.cpus_each))
+
+    @property
+    def device(self) -> str:
+        """Kind of device that a worker computes on."""
+        return "cuda" if self.gpus_each > 0 else "cpu"

@@ -1,0 +1,224 @@
+"""Any trainer takes the same road: trained by the model's name, registered with signature and metrics, judged and scored."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+from functions.evaluation import Gate, evaluate_gate
+from functions.evaluation.batch_inference import predict_batch
+from functions.model_formats.load import load
+from functions.project import ModelDefinition
+from functions.training import (
+    FunctionTrainer,
+    LightGBM,
+    Sklearn,
+    TabularParams,
+    Trained,
+    Trainer,
+    TrainingDataError,
+    TrainingError,
+    TrainingRequest,
+    XGBoost,
+    train_model,
+)
+from registry import Table
+from tests.functions.training.projects import project_of
+from tests.functions.training.test_tasks import prices, seasons
+
+SPLIT = {"split": "random", "valid_fraction": 0.2}
+
+
+def late(seed=0):
+    """Labels of 0 and 1 by a number with gaps and a category with gaps."""
+    generator = np.random.default_rng(seed)
+    a, c = generator.normal(size=3_000), generator.choice(["x", "y", None], 3_000)
+    y = (generator.random(3_000) < 1 / (1 + np.exp(-3 * a - 2 * (c == "x")))).astype(int)
+    a[::17] = np.nan
+    return pa.table({"a": a, "b": generator.normal(size=3_000), "c": c, "y": y})
+
+
+ROWS = {"binary": late, "multiclass": seasons, "number": prices}
+LOSS = {"binary": "log_loss", "multiclass": "log_loss", "number": "rmse"}
+
+
+def pipeline(numbers=("a", "b"), c=1.0, *, number=False):
+    encoded = make_column_transformer(
+        (SimpleImputer(), list(numbers)), (OneHotEncoder(handle_unknown="ignore"), ["c"])
+    )
+    return make_pipeline(encoded, Ridge(alpha=1 / c) if number else LogisticRegression(C=c))
+
+
+def forest(*, number=False):
+    learner = HistGradientBoostingRegressor if number else HistGradientBoostingClassifier
+    encoded = make_column_transformer(
+        (OneHotEncoder(sparse_output=False, handle_unknown="ignore"), ["c"]), remainder="passthrough"
+    )
+    return make_pipeline(encoded, learner(max_iter=30))
+
+
+def own(request: TrainingRequest) -> Trained:
+    """Fit a pipeline and write it: all that a user's function has to do."""
+    from skops.io import dump
+
+    from functions.model_formats.flavors import sklearn_rows
+
+    rows = request.train_rows
+    model = pipeline(c=request.parameters.get("c", 1.0), number=request.outcome == "number")
+    model.fit(sklearn_rows(request.signature, request.inputs(rows)), request.labels(rows))
+    dump(model, request.folder / "model.skops")
+    return Trained()
+
+
+def definition(trainer, outcome="binary", **changes: Any) -> ModelDefinition:
+    fields = {"name": "m", "entities": "rows", "label": "y", "numeric": ("a", "b"), "categorical": ("c",)}
+    return ModelDefinition(**{**fields, "outcome": outcome, "trainer": trainer, **changes})
+
+
+TRAINERS = {
+    "xgboost": lambda _: XGBoost(rounds=60, **SPLIT),
+    "lightgbm": lambda _: LightGBM(rounds=60, **SPLIT),
+    "sklearn": lambda outcome: Sklearn(
+        make=pipeline, values={"number": outcome == "number", "c": 1.0}, **SPLIT
+    ),
+    "trees of sklearn": lambda outcome: Sklearn(make=forest, values={"number": outcome == "number"}, **SPLIT),
+    "a function": lambda _: FunctionTrainer(function=own, values={"c": 1.0}, **SPLIT),
+    "tabular": lambda _: TabularParams(epochs=4, **SPLIT),
+}
+
+
+@pytest.mark.parametrize("outcome", ROWS)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_every_trainer_takes_the_same_road(monkeypatch, context, trainer, outcome):
+    training = Table(context.store, "training").append(ROWS[outcome](seed=0))
+    later = Table(context.store, "later").append(ROWS[outcome](seed=1))
+    made = definition(TRAINERS[trainer](outcome), outcome)
+    with project_of(monkeypatch, context, made):
+        trained = train_model("m", training, parent=None, tags={"window": "all"})
+        version = context.registry().get_version("m", trained.version)
+        assert (version.tags["kind"], version.tags["window"]) == (made.learner.kind, "all")
+        assert version.lineage.datasets == [training]
+        assert version.metrics[LOSS[outcome]] == pytest.approx(trained.metrics[LOSS[outcome]])
+        (run,) = context.registry().search_runs("m", "attributes.status = 'FINISHED'")
+        assert (run.id, run.tags["trainer"]) == (trained.run_id, made.learner.kind)
+        assert trained.cost.cpu_hours > 0
+        lenient = Gate(max_log_loss_ratio={"constant": 0.9}, max_ece=None, max_champion_ratio=None)
+        judged = evaluate_gate("m", trained.version, later, "y", lenient)
+        assert judged.passed, judged
+        assert judged.metrics[LOSS[outcome]] == pytest.approx(trained.metrics[LOSS[outcome]], rel=0.35)
+        scored = predict_batch("m", later, trained.version)
+        assert scored.rows_scored == later_rows(context, later)
+
+
+def later_rows(context, snapshot):
+    return Table(context.store, snapshot.name).read(version=snapshot.version).num_rows
+
+
+@pytest.mark.parametrize("trainer", ["xgboost", "lightgbm", "trees of sklearn"])
+def test_unknown_and_missing_texts_and_numbers_are_answered(monkeypatch, context, tmp_path, trainer):
+    training = Table(context.store, "training").append(late())
+    with project_of(monkeypatch, context, definition(TRAINERS[trainer]("binary"))):
+        trained = train_model("m", training)
+    context.registry().download("m", trained.version, to=tmp_path / "m")
+    version = context.registry().get_version("m", trained.version)
+    model = load(tmp_path / "m", signature=version.signature, trusted_types=Sklearn.trusted_types)
+    answer = model.predict(
+        {"numeric": [[2.0, 0.0], [np.nan, np.nan], [-2.0, 0.0]], "categorical": [["x"], [None], ["unseen"]]}
+    )["probability"]
+    assert answer.shape == (3, 1)
+    assert answer[0] > 0.9
+    assert answer[2] < 0.2
+
+
+def test_parameters_change_the_trainer_and_are_kept_for_the_next_training(monkeypatch, context):
+    training = Table(context.store, "training").append(late())
+    with project_of(monkeypatch, context, definition(XGBoost(rounds=5, **SPLIT))):
+        trained = train_model("m", training, parameters={"max_depth": 2})
+        with pytest.raises(TrainingDataError, match="max_deep"):
+            train_model("m", training, parameters={"max_deep": 2})
+    version = context.registry().get_version("m", trained.version)
+    assert json.loads(version.tags["parameters"]) == {"max_depth": 2}
+    run = context.registry().get_run(trained.run_id)
+    assert (run.record().params["max_depth"], run.record().params["rounds"]) == ("2", "5")
+    assert len(run.series("valid_loss")) == 5
+
+
+def test_what_a_function_forgets_is_said_and_nothing_is_registered(monkeypatch, context):
+    training = Table(context.store, "training").append(late())
+    for broken, message in ((lambda _: None, "return a Trained"), (lambda _: Trained(), "export the model")):
+        trainer = FunctionTrainer(function=broken, **SPLIT)
+        with (
+            project_of(monkeypatch, context, definition(trainer)),
+            pytest.raises(TrainingError, match=message),
+        ):
+            train_model("m", training)
+    assert context.registry().find_version("m", 1) is None
+
+
+def test_a_tensor_column_is_an_input_of_its_own(monkeypatch, context):
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(600, 4, 4)).astype(np.float32)
+    label = (images[:, 0, 0] > 0).astype(int)
+    table = pa.table({"image": images.tolist(), "y": label})
+    training = Table(context.store, "training").append(table.slice(0, 400))
+    later = Table(context.store, "later").append(table.slice(400))
+    shape = {"numeric": (), "categorical": (), "tensors": ("image",)}
+    made = definition(Sklearn(make=LogisticRegression, **SPLIT), **shape)
+    with project_of(monkeypatch, context, made):
+        trained = train_model("m", training)
+        (spec,) = context.registry().get_version("m", trained.version).signature.inputs
+        assert (spec.name, spec.shape) == ("image", [-1, 4, 4])
+        gate = Gate(max_log_loss_ratio={"constant": 0.9, "logistic": 1.5}, min_rows=100, max_ece=None)
+        judged = evaluate_gate("m", trained.version, later, "y", gate)
+    assert judged.passed, judged
+
+
+def test_a_definition_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="one argument, a TrainingRequest"):
+        definition(lambda: None)
+    with pytest.raises(ValueError, match="neither a Trainer"):
+        definition(XGBoost)
+    with pytest.raises(ValueError, match="leave one out"):
+        definition(XGBoost(), training=TabularParams())
+    with pytest.raises(ValueError, match="no tensors"):
+        definition(None, tensors=("image",))
+    with pytest.raises(ValueError, match="leave the task out"):
+        definition(None, "number", training=TabularParams(task="binary"))
+    assert definition(own).learner.kind == "function"
+    assert definition(None, "number").learner == TabularParams(task="regression")
+
+
+def test_definitions_of_before_keep_their_outcome():
+    of_before = ModelDefinition(
+        name="m",
+        service="m",
+        entities="rows",
+        label="y",
+        numeric=("a",),
+        training=TabularParams(task="regression"),
+    )
+    assert (of_before.outcome, of_before.learner) == ("number", of_before.training)
+
+
+class Own(Trainer):
+    """A trainer of a user with parameters of its own."""
+
+    shrink: float = 1.0
+
+    def __call__(self, request: TrainingRequest) -> Trained:
+        return own(request)
+
+
+def test_a_users_own_class_declares_its_parameters(monkeypatch, context):
+    training = Table(context.store, "training").append(late())
+    with project_of(monkeypatch, context, definition(Own(**SPLIT))):
+        trained = train_model("m", training, parameters={"shrink": 0.5})
+    assert context.registry().get_run(trained.run_id).record().params["shrink"] == "0.5"
