@@ -19,13 +19,12 @@ from functions.retraining.policy import RetrainingPolicy, Running
 from functions.retraining.windows import TrainingWindow
 from functions.runtime.context import context
 from functions.training import TrainingDataError, train_model
+from functions.training.frame import MAIN_LOSS
 from functions.training.model import PARAMETERS_TAG
-from functions.training.trainer import Outcome
 from registry import ModelPolicy, ModelVersion, Table, TableSnapshot
 from registry.store import check_table_name
 
 BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)  # earlier than any row
-_LOSSES: dict[Outcome, str] = {"binary": "log_loss", "multiclass": "log_loss", "number": "rmse"}
 _logger = logging.getLogger(__name__)
 
 
@@ -213,7 +212,7 @@ def _challenger(definition: TrainedModel, window: str, version: int, result: Gat
         window=window,
         version=version,
         passed=result.passed,
-        loss=result.metrics.get(_LOSSES[definition.outcome]),
+        loss=result.metrics.get(MAIN_LOSS[definition.outcome]),
         problem="" if result.passed else _why(result),
     )
 

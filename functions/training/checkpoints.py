@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from functions.training.params import RecipeParams, TabularParams
+from functions.training.params import RecipeParams, TabularParams, digest_of
 from registry import ObjectStore
 
 _DIGEST_BYTES = 32
@@ -192,11 +192,6 @@ class _SnapshotReader:
 def retention_of(params: TabularParams | RecipeParams) -> Retention:
     """How many checkpoints the settings of a training keep."""
     return Retention(params.keep_last, params.keep_best)
-
-
-def digest_of(what: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object in hex, whatever the order of its names."""
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _parsed(payload: bytes) -> Snapshot:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from functions.evaluation.outcome_kinds import kind_of
 from functions.model_formats.load import check_example, load
 from functions.runtime.receipt import Prices
@@ -24,6 +22,9 @@ from functions.training.trainer import Outcome, Trainer
 from functions.training.workers import Workers
 from registry import Lineage, ModelPolicy, ModelVersion, NotFound, Registry, Run, TableSnapshot
 from registry.models import Signature
+
+MAIN_LOSS: dict[Outcome, str] = {"binary": "log_loss", "multiclass": "log_loss", "number": "rmse"}
+"""Metric by which versions of a model are compared, by outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,8 @@ def _checked(job: TrainingJob, request: TrainingRequest, trained: Trained) -> Tr
         found = found.model_copy(
             update=_measured(request, signature, _policy(request.registry, job).trusted_types)
         )
-    known = {"best_epoch": found.best_epoch, "rows": found.rows}
+    size = sum(path.stat().st_size for path in request.folder.rglob("*") if path.is_file())
+    known = {"best_epoch": found.best_epoch, "rows": found.rows, "size_bytes": size}
     run.log_metrics(
         {name: value for name, value in found.metrics.items() if name != LOSS}, step=found.best_epoch
     )
@@ -179,15 +181,13 @@ def _policy(registry: Registry, job: TrainingJob) -> ModelPolicy:
 def _measured(
     request: TrainingRequest, signature: Signature, trusted_types: frozenset[str]
 ) -> dict[str, Any]:
-    """Metrics on the rows held out, of the files as they will be served; the loss is reported if the trainer did not."""
+    """Metrics on the rows held out, of the files as they will be served; the main loss is "valid_loss" too."""
     model = load(request.folder, signature=signature, trusted_types=trusted_types)
     check_example(model)
     kind, rows = kind_of(signature), request.valid_rows
     answers, labels = kind.answers(model.predict_table(rows)), kind.label(rows, request.label)
     metrics = {name: metric(labels, answers) for name, metric in kind.metrics.items()}
-    loss = float(np.mean(kind.row_loss(labels, answers)))
-    request.run.log_metrics({"held_out_loss": loss})
-    return {"metrics": {**metrics, LOSS: loss}, "rows": request.rows.num_rows}
+    return {"metrics": {**metrics, LOSS: metrics[MAIN_LOSS[request.outcome]]}, "rows": request.rows.num_rows}
 
 
 def _register(

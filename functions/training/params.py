@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -151,3 +153,8 @@ def run_params(params: BaseModel | Mapping[str, object], **more: object) -> dict
     """Parameters as a run records them, by name and as text."""
     known = params.model_dump() if isinstance(params, BaseModel) else params
     return {name: str(value) for name, value in {**known, **more}.items()}
+
+
+def digest_of(what: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object in hex, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -48,6 +48,7 @@ class TrainingRequest:
     of an image. training_set: None for a trainer that brings its own rows. parameters: of the trainer, as runs record them.
     split, valid_fraction, seed: which rows are held out (see `Trainer`). workers: what it may use. start_from: the version to
     begin with, if it is a warm start. run, registry: where it is tracked, and what it may read. watch: see `report`.
+    count_use: told what other processes used; when_registered: told what to do once the training has ended well.
     """
 
     model: str

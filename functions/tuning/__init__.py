@@ -1,9 +1,10 @@
-"""Sweeps over settings of the tabular network: many trials, stopped early by ASHA or trained as a population.
+"""Sweeps over the parameters of any trainer, stopped early by ASHA; of the tabular network also trained as a population.
 
 The package knows training and Ray Tune. It must not know what becomes of the best settings.
 """
 
 from functions.tuning.jobs import Stretch, Sweep, tune_tabular
+from functions.tuning.model import ModelSweep, ModelTrial, tune_model
 from functions.tuning.space import DEFAULT_SPACE, Choice, Exploit, Limits, Range, Search, Space, Trial
 
 __all__ = [
@@ -11,11 +12,14 @@ __all__ = [
     "Choice",
     "Exploit",
     "Limits",
+    "ModelSweep",
+    "ModelTrial",
     "Range",
     "Search",
     "Space",
     "Stretch",
     "Sweep",
     "Trial",
+    "tune_model",
     "tune_tabular",
 ]

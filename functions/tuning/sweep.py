@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from functions.runtime.receipt import Prices
-from functions.training.checkpoints import Checkpoints, digest_of
+from functions.training.checkpoints import Checkpoints
 from functions.training.errors import TrainingDataError
-from functions.training.params import TabularParams
+from functions.training.params import TabularParams, digest_of
 from functions.training.tabular.columns import Columns
 from functions.training.tabular.fitting import Prepared, prepare
 from functions.tuning.pbt_state import Member

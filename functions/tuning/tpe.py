@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Generic
 
 import numpy as np
+
 from functions.training.errors import TrainingDataError, TrainingError
 from functions.tuning.space import AnyTrainer, Choice, Space
 

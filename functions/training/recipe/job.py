@@ -102,10 +102,10 @@ def train_network(job: RecipeJob, request: TrainingRequest) -> Trained:
     key = job.checkpoint_key(workers.sharding)
     checkpoints = Checkpoints.of(request.registry.store, key, retention_of(job.params))
     loop = RecipeWorkerLoop(request.run, job.recipe, job.params, checkpoints, request.watch)
+    request.when_registered(checkpoints.drop)
     done = run_workers(loop, workers)
     trained = done.result
     request.count_use(done.other_processes)
-    request.when_registered(checkpoints.drop)
     request.run.log_metrics({"best_loss": trained.best_loss})
     write_network(request.folder, job, trained)
     return Trained(

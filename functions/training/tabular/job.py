@@ -79,10 +79,10 @@ def train_network(params: TabularParams, request: TrainingRequest) -> Trained:
     loop = TabularWorkerLoop(
         request.run, job, request.table, checkpoints, _warm_start(request.registry, job), request.watch
     )
+    request.when_registered(checkpoints.drop)
     done = run_workers(loop, request.workers)
     fitted = done.result
     request.count_use(done.other_processes)
-    request.when_registered(checkpoints.drop)
     rows = request.table.head(EXAMPLE_ROWS, version=job.training_set.version)
     signature = tabular_signature(columns, rows, fitted.scorer.target)
     write_artifact(request.folder, fitted, signature=signature, columns=columns, params=params)
