@@ -21,7 +21,9 @@ from functions.features.jobs import build_training_set
 from functions.monitoring.cohorts import EPOCH
 from functions.retraining.definition import TrainedModel
 from functions.runtime.context import context
-from functions.training import TrainingDataError, train_tabular
+from functions.training import TrainingDataError
+from functions.training.frame import run_training
+from functions.training.model import job_of
 from registry import ModelPolicy, NotFound, Table, TableSnapshot
 
 HELD_OUT = 0.2
@@ -73,18 +75,16 @@ def train_by_hand(definition: TrainedModel, policy: ModelPolicy) -> TrainedByHan
         return build_training_set(definition.service, snapshot, definition.label, start, end, name=name)
 
     training, held_out = build("train", cut.first, cut.split), build("gate", cut.split, cut.end)
-    trained = train_tabular(
-        definition.name,
+    service = definition.service
+    job = job_of(
+        definition,
         training,
-        definition.label,
-        list(definition.numeric),
-        list(definition.categorical),
-        params=definition.training,
-        features=used.features().definitions_digest(definition.service),
-        datasets=[snapshot],
-        feature_service=definition.service,
-        tags=dict(definition.tags),
+        {},
+        features={} if service is None else used.features().definitions_digest(service),
+        datasets=(snapshot,),
+        tags={},
     )
+    trained = run_training(registry, job, used.prices)
     version = _number(trained.version)
     governed = registry.get_model(definition.name).policy
     limited = governed.demand(definition.gate.name) is not None

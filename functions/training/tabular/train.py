@@ -58,8 +58,8 @@ def train_tabular(
     Columns.of(numeric, categorical, label)
     job = TrainingJob(
         model=model,
-        trainer=params,
-        code=TabularParams.digest(),
+        trainer=TabularParams.model_validate(params),  # by its name, so that our digest follows its code
+        code=train_tabular.digest,
         label=label,
         numeric=tuple(numeric),
         categorical=tuple(categorical),
