@@ -19,6 +19,7 @@ from functions.monitoring import (
 from functions.retraining.policy import RetrainingPolicy
 from functions.rollout import RolloutPolicy
 from functions.training.trainer import Outcome, Trainer
+from registry import ModelPolicy
 
 
 # ruff: noqa: D102 — the attributes are those of ModelDefinition, which explains them
@@ -43,6 +44,8 @@ class TrainedModel(Protocol):
     def outcome(self) -> Outcome: ...
     @property
     def learner(self) -> Trainer: ...
+    @property
+    def governance(self) -> ModelPolicy: ...
     @property
     def gate(self) -> Gate: ...
     @property

@@ -94,7 +94,7 @@ class TrainingRequest:
 
     @cached_property
     def train_rows(self) -> pa.Table:
-        """Rows to learn from."""
+        """Rows of the training set to learn from."""
         return self.rows.filter(pa.array(~self.held_out))
 
     @cached_property

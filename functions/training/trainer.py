@@ -31,7 +31,7 @@ Train = Callable[["TrainingRequest"], Trained]
 
 
 class Trainer(BaseModel, ABC):
-    """Declared trainer. The fields of a subclass are its parameters, which runs record and sweeps vary.
+    """Trainer that a project declares as a value. The fields of a subclass are its parameters, which runs record and sweeps vary.
 
     split: which rows are held out to stop, to calibrate and to measure: whole "days" (UTC) drawn over the whole time range, so
     that the newest rows are learnt from too; the last part of the "time"; "random" rows. valid_fraction: their share.
@@ -65,7 +65,7 @@ class Trainer(BaseModel, ABC):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Parameters by name."""
+        """Parameters of the trainer, by name."""
         return self.model_dump()
 
     def with_parameters(self, changes: Mapping[str, Any]) -> Self:
@@ -101,7 +101,7 @@ class FunctionTrainer(Trainer):
         return reference(function)
 
     def __call__(self, request: TrainingRequest) -> Trained:
-        """Call the function."""
+        """Call the function with the request."""
         return self.function(request)
 
     @property
@@ -111,7 +111,7 @@ class FunctionTrainer(Trainer):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Parameters by name."""
+        """Parameters of the trainer, by name."""
         return dict(self.values)
 
     def with_parameters(self, changes: Mapping[str, Any]) -> Self:

@@ -111,6 +111,7 @@ def train_trial(
         stopped=trained.stopped,
     )
     run.set_tags({"outcome": found.model_dump_json()})
+    run.flush()
     return found
 
 
