@@ -79,7 +79,7 @@ class CostMeter:
         self._meter, self._prices = meter, prices
 
     def add(self, use: ResourceUse) -> None:
-        """Count what workers used."""
+        """Count what processes of workers used."""
         self.other_processes += use
 
     def cost(self) -> Cost:

@@ -61,5 +61,5 @@ class RecipeTrainer(Trainer):
         return self.model_copy(update={"options": options, "params": params})
 
     def found(self) -> Recipe:
-        """Recipe with its options. Raises: TrainingDataError if the project has none of this name."""
+        """Find the recipe and set its options. Raises: TrainingDataError if the project has none of this name."""
         return recipe_of(context().project, self.recipe, self.options)
