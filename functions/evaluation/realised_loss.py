@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, Self
 
@@ -10,6 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from functions.evaluation.errors import EvaluationError
+from functions.model_formats.errors import TrainingDataError
+from functions.model_formats.selected_inputs import select_inputs
+from registry.models import Signature
 from registry.models.traffic import OUTSIDE
 
 Loss = Literal["log_loss", "squared_error"]
@@ -18,6 +23,11 @@ Floats = npt.NDArray[np.float64]
 
 class Scorer(Protocol):
     """Loaded version of a model: arrays by input name in, arrays by output name out."""
+
+    @property
+    def signature(self) -> Signature:
+        """Signature of the version, with the columns of its inputs."""
+        ...
 
     def predict(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
         """Score a batch of rows."""
@@ -101,18 +111,34 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
     )
 
 
-def rescore(rows: pa.Table, scorer: Scorer) -> Floats:
-    """Score logged rows with another version, from the vectors that were logged; returns (rows,) first outputs.
+def rescore(rows: pa.Table, scorer: Scorer, logged: Mapping[int, Signature]) -> Floats:
+    """Score logged rows with another version, from the vectors that were logged; returns its first output, (rows, values).
 
-    scorer: a tabular version with the inputs `numeric` and `categorical`.
+    scorer: a version that reads some or all of the logged columns. logged: signature of each version whose vectors these are.
+    Raises: EvaluationError if a version's vectors lack a column that the scorer reads.
     """
-    if not rows.num_rows:
-        return np.empty(0)
+    width = scorer.signature.outputs[0].shape[-1] if len(scorer.signature.outputs[0].shape) > 1 else 1
+    found = np.empty((rows.num_rows, width))
+    version = rows["version"].to_numpy()
+    for number in np.unique(version):
+        mine = np.flatnonzero(version == number)
+        given = logged.get(int(number))
+        if given is None:
+            raise EvaluationError(f"version {number} has no signature, so its logged vectors have no names")
+        try:
+            inputs = select_inputs(_vectors(rows.take(mine)), given, scorer.signature)
+        except TrainingDataError as error:
+            raise EvaluationError(f"the vectors that version {number} logged: {error}") from error
+        outputs = scorer.predict(inputs)
+        found[mine] = np.asarray(next(iter(outputs.values())), dtype=np.float64).reshape(len(mine), -1)
+    return found
+
+
+def _vectors(rows: pa.Table) -> dict[str, npt.NDArray[Any]]:
+    """Logged vectors of rows by input, (rows, columns) each."""
     numeric = np.stack(rows["numeric"].to_numpy(zero_copy_only=False)).astype(np.float32)
-    texts = rows["categorical"].to_pylist()
-    categorical = np.array(texts, dtype=object).reshape(rows.num_rows, -1)
-    outputs = scorer.predict({"numeric": numeric, "categorical": categorical})
-    return np.asarray(next(iter(outputs.values())), dtype=np.float64).reshape(rows.num_rows, -1)[:, 0]
+    categorical = np.array(rows["categorical"].to_pylist(), dtype=object).reshape(rows.num_rows, -1)
+    return {"numeric": numeric, "categorical": categorical}
 
 
 def _outside(rows: pa.Table) -> npt.NDArray[np.bool_]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +12,8 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from featurestore import FeatureStore
-from functions.evaluation.metrics.probabilities import auc, log_loss
+from functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
+from functions.model_formats.versions import load_version
 from functions.monitoring import Alarm, alarms
 from functions.monitoring.alarms import alarms_in
 from functions.monitoring.diagnosis.what_changed import Causes, Changes, find_causes
@@ -33,10 +32,9 @@ from functions.reporting.timeline import (
     timeline,
 )
 from functions.reporting.trace import trace_prediction
-from functions.reporting.weekly import first_outputs, rescore, served, weeks
+from functions.reporting.weekly import answers, auc_of, labels, mean_loss, rescore, served, weeks
 from functions.runtime.context import context
 from functions.runtime.function import function
-from functions.training import load
 from registry import Journal, Registry
 
 
@@ -83,14 +81,16 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
         raise ValueError(
             f"nothing that {model!r} served from {start} to {end} has a label yet; drain the log first"
         )
-    frozen = _reference_scores(registry, model, reference, rows)
+    kind = outcome_kind(registry.get_version(model, reference))
+    scored = _reference_scores(registry, model, reference, rows)
+    frozen = scored if kind.name == "multiclass" else scored[:, 0]
     events = timeline(
         from_model(registry.history(model)),
         _rollouts(registry, model),
         _retrains(registry, model),
         _alarms(registry, model),
     )
-    report = _figures(model, rows, frozen, _first_change(events))
+    report = _figures(model, rows, frozen, _first_change(events), kind)
     versions = registry.list_versions(model)
     findings = ReportContent(
         model=model,
@@ -98,7 +98,8 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
         end=end,
         reference=reference,
         summary=report.summary,
-        weeks=weeks(rows, frozen),
+        weeks=weeks(rows, frozen, kind),
+        loss=kind.loss,
         events=[one for one in events if one.at >= start],
         latencies=_latencies(
             predictions(used.store, model, start, end, columns=["version", "shadow", "latency_ms"])
@@ -151,7 +152,7 @@ def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) ->
         Views.of(FeatureStore(used.store, clock=used.clock, actor=used.actor), champion),
         lambda start, end: outcomes(used.store, model, start, end),
         before=timedelta(days=days_before),
-        loss="log_loss",
+        loss="squared_error" if outcome_kind(champion).name == "regression" else "log_loss",
     )
     events = timeline(
         from_model(registry.history(model)),
@@ -179,10 +180,10 @@ def _changes(registry: Registry, model: str, raised: Sequence[Alarm]) -> Changes
 
 
 def _reference_scores(registry: Registry, model: str, reference: int, rows: pa.Table) -> np.ndarray:
-    version = registry.get_version(model, reference)
-    with tempfile.TemporaryDirectory() as folder:
-        registry.download(model, reference, to=Path(folder))
-        return rescore(rows, load(folder, signature=version.signature))
+    numbers = pc.unique(rows["version"]).to_pylist()
+    signatures = {number: registry.get_version(model, number).signature for number in numbers}
+    logged = {number: signature for number, signature in signatures.items() if signature is not None}
+    return rescore(rows, load_version(registry, registry.get_version(model, reference)), logged)
 
 
 def _rollouts(registry: Registry, model: str) -> list[TimelineEvent]:
@@ -203,18 +204,20 @@ def _first_change(events: list[TimelineEvent]) -> datetime | None:
     return changes[1] if len(changes) > 1 else None
 
 
-def _figures(model: str, rows: pa.Table, frozen: np.ndarray, since: datetime | None) -> Report:
-    label, own = rows["label"].to_numpy(), first_outputs(rows)
+def _figures(
+    model: str, rows: pa.Table, frozen: np.ndarray, since: datetime | None, kind: OutcomeKind
+) -> Report:
+    label, own = labels(rows, kind), answers(rows, kind)
     whole = Report(
         key=f"reports/{model}.html",
         labelled=len(label),
-        served_loss=log_loss(label, own),
-        reference_loss=log_loss(label, frozen),
+        served_loss=mean_loss(kind, label, own),
+        reference_loss=mean_loss(kind, label, frozen),
         since=since,
     )
     summary = [
         (
-            f"{whole.labelled:,} labelled predictions: log loss {whole.served_loss:.4f} as served, "
+            f"{whole.labelled:,} labelled predictions: {kind.loss} {whole.served_loss:.4f} as served, "
             f"{whole.reference_loss:.4f} had the first model stayed."
         )
     ]
@@ -226,16 +229,18 @@ def _figures(model: str, rows: pa.Table, frozen: np.ndarray, since: datetime | N
     if not after.any():
         return whole.model_copy(update={"summary": summary})
     figures = {
-        "served_loss_since": log_loss(label[after], own[after]),
-        "reference_loss_since": log_loss(label[after], frozen[after]),
-        "served_auc_since": auc(label[after], own[after]),
+        "served_loss_since": mean_loss(kind, label[after], own[after]),
+        "reference_loss_since": mean_loss(kind, label[after], frozen[after]),
     }
-    summary.append(
-        f"Since the first retrained model took over on {since:%d %B} ({int(after.sum()):,} labels): log loss "
-        f"{figures['served_loss_since']:.4f} against {figures['reference_loss_since']:.4f} frozen, "
-        f"AUC {figures['served_auc_since']:.4f} against {auc(label[after], frozen[after]):.4f}."
+    text = (
+        f"Since the first retrained model took over on {since:%d %B} ({int(after.sum()):,} labels): {kind.loss} "
+        f"{figures['served_loss_since']:.4f} against {figures['reference_loss_since']:.4f} frozen"
     )
-    return whole.model_copy(update={**figures, "summary": summary})
+    served_auc = auc_of(kind, label[after], own[after])
+    if np.isfinite(served_auc):
+        figures["served_auc_since"] = served_auc
+        text += f", AUC {served_auc:.4f} against {auc_of(kind, label[after], frozen[after]):.4f}"
+    return whole.model_copy(update={**figures, "summary": [*summary, f"{text}."]})
 
 
 def _latencies(rows: pa.Table) -> list[Latency]:

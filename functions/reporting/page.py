@@ -16,6 +16,7 @@ from functions.reporting.weekly import Week
 from registry import ModelVersion
 
 SERVED, REFERENCE = "#0b6e4f", "#b04a2f"
+_UNITS = {"log loss": "log loss (nats)"}
 SHOWN = {"alarm": "#c0392b", "champion": "#0b6e4f", "rollout": "#2f6db0", "retrain": "#8e5bb0"}
 
 
@@ -34,7 +35,7 @@ class Latency:
 class ReportContent:
     """Content of a model's page.
 
-    summary: sentences at the top; reference: the version that losses are compared with.
+    summary: sentences at the top; reference: the version that losses are compared with; loss: name of the loss.
     """
 
     model: str
@@ -47,14 +48,16 @@ class ReportContent:
     latencies: Sequence[Latency]
     versions: Sequence[ModelVersion]
     trace: PredictionTrace | None
+    loss: str = "log loss"
 
 
 def render(found: ReportContent) -> str:
     """Render the whole page as HTML."""
     title = f"{found.model}, {found.start:%d %B %Y} to {found.end:%d %B %Y}"
+    ranked = [("AUC by week", _by_week(found, "auc"))]
     sections = [
-        ("Log loss by week", _by_week(found, "loss")),
-        ("AUC by week", _by_week(found, "auc")),
+        (f"{found.loss.capitalize()} by week", _by_week(found, "loss")),
+        *(ranked if not found.weeks or any(math.isfinite(week.served_auc) for week in found.weeks) else []),
         ("What happened", _event_table(found.events)),
         ("Latency in the replica", _latency_table(found.latencies)),
         ("Versions", _version_table(found.versions)),
@@ -81,7 +84,7 @@ def _by_week(found: ReportContent, measure: str) -> str:
     for kind in sorted({one.kind for one in marked}):  # lines without points, for the legend
         dotted = {"color": SHOWN[kind], "dash": "dot"}
         figure.add_scatter(x=[None], y=[None], name=kind, mode="lines", line=dotted)
-    return figure_html(figure, "log loss (nats)" if measure == "loss" else "AUC")
+    return figure_html(figure, _UNITS.get(found.loss, found.loss) if measure == "loss" else "AUC")
 
 
 def _mark(figure: go.Figure, event: TimelineEvent) -> None:

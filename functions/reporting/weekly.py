@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.evaluation.metrics.probabilities import auc, log_loss
+from functions.evaluation.metrics.probabilities import auc
+from functions.evaluation.outcome_kinds import BINARY, OutcomeKind
 from functions.evaluation.realised_loss import rescore
 
-__all__ = ["Week", "first_outputs", "rescore", "served", "weeks"]
+__all__ = ["Week", "answers", "auc_of", "labels", "mean_loss", "rescore", "served", "weeks"]
 
 Floats = npt.NDArray[np.float64]
 FEW = 20  # labelled predictions below which a week gets no point: its loss would be noise
@@ -23,7 +25,7 @@ FEW = 20  # labelled predictions below which a week gets no point: its loss woul
 class Week:
     """Week of labelled predictions with losses. losses and AUCs: of what was served, and of the reference version.
 
-    An AUC is NaN where a week holds one class only.
+    An AUC is NaN where a week holds one class only, and for outcomes other than of two classes.
     """
 
     start: datetime
@@ -44,19 +46,48 @@ def served(outcomes: pa.Table) -> pa.Table:
     return outcomes.filter(pc.and_(seen, pc.is_valid(outcomes["label"])))
 
 
-def first_outputs(rows: pa.Table) -> Floats:
-    """Extract the first output of each row."""
-    values: Floats = pc.list_element(rows["outputs"], 0).to_numpy().astype(np.float64)
-    return values
+def answers(rows: pa.Table, kind: OutcomeKind) -> Floats:
+    """Extract what was answered, as the kind's losses take it: the first value of each row, or (rows, classes).
+
+    Raises: ValueError if rows of one kind have answers of several sizes, as after a change of the classes.
+    """
+    if kind.name != "multiclass":
+        values: Floats = pc.list_element(rows["outputs"], 0).to_numpy().astype(np.float64)
+        return values
+    sizes = pc.unique(pc.list_value_length(rows["outputs"])).to_pylist()
+    if sizes != [len(kind.classes)]:
+        raise ValueError(
+            f"answers hold {sizes} probabilities a row, the version knows {len(kind.classes)} classes"
+        )
+    return np.array(rows["outputs"].to_pylist(), dtype=np.float64)
 
 
-def weeks(rows: pa.Table, reference: Floats) -> list[Week]:
+def labels(rows: pa.Table, kind: OutcomeKind) -> Any:
+    """Labels of served rows, as the kind's losses take them; those of classes are their indices.
+
+    Raises: ValueError if a label is not one of such an outcome.
+    """
+    found = rows["label"].to_numpy()
+    known = {"binary": [0.0, 1.0], "multiclass": range(len(kind.classes))}.get(kind.name)
+    if known is not None and not np.isin(found, list(known)).all():
+        strange = found[~np.isin(found, list(known))]
+        raise ValueError(
+            f"{len(strange)} of {len(found)} labels are none of {list(known)[:10]}, first {strange[0]:g}: send labels of this kind"
+        )
+    return found.astype(np.int64) if kind.name == "multiclass" else found
+
+
+def mean_loss(kind: OutcomeKind, label: Any, own: Floats) -> float:
+    """Mean loss of answers, by the kind's loss."""
+    return float(np.mean(kind.row_loss(label, own)))
+
+
+def weeks(rows: pa.Table, reference: Floats, kind: OutcomeKind = BINARY) -> list[Week]:
     """Compute the losses of weeks (from Monday, UTC) of served rows, oldest first; weeks with fewer than 20 labels are left out.
 
-    rows: of `served`; reference: (rows,) probabilities of the reference version.
+    rows: of `served`; reference: answers of the reference version; kind: of outcome. Raises: ValueError as `labels`.
     """
-    label = rows["label"].to_numpy()
-    own = first_outputs(rows)
+    label, own = labels(rows, kind), answers(rows, kind)
     days = rows["predicted_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() // 86_400_000_000
     monday = (days + 3) // 7 * 7 - 3  # 1970-01-01 was a Thursday
     found = []
@@ -68,14 +99,16 @@ def weeks(rows: pa.Table, reference: Floats) -> list[Week]:
             Week(
                 start=datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=int(start)),
                 labelled=int(week.sum()),
-                served_loss=log_loss(label[week], own[week]),
-                reference_loss=log_loss(label[week], reference[week]),
-                served_auc=_auc(label[week], own[week]),
-                reference_auc=_auc(label[week], reference[week]),
+                served_loss=mean_loss(kind, label[week], own[week]),
+                reference_loss=mean_loss(kind, label[week], reference[week]),
+                served_auc=auc_of(kind, label[week], own[week]),
+                reference_auc=auc_of(kind, label[week], reference[week]),
             )
         )
     return found
 
 
-def _auc(label: Floats, probability: Floats) -> float:
-    return auc(label, probability) if 0 < label.sum() < len(label) else float("nan")
+def auc_of(kind: OutcomeKind, label: Any, probability: Floats) -> float:
+    """Area under the curve of probabilities of two classes; NaN for another outcome, or labels of one class."""
+    measurable = kind is BINARY and 0 < label.sum() < len(label)
+    return auc(label, probability) if measurable else float("nan")

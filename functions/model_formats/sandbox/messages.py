@@ -14,7 +14,10 @@ from registry.models import Signature
 
 
 class LoadRequest(BaseModel):
-    """Load the files in a folder within limits. modules: imported first, outside the limits."""
+    """Load the files in a folder within limits.
+
+    modules: imported first, outside the limits. trusted_types: classes that a file of skops may name.
+    """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -22,6 +25,7 @@ class LoadRequest(BaseModel):
     modules: tuple[str, ...]
     signature: Signature
     limits: SandboxLimits
+    trusted_types: tuple[str, ...] = ()
 
 
 class Verdict(BaseModel):

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,9 +63,10 @@ class Sandbox:
             if self._server is None and not self._verdicts.any():
                 self._server = _Server(self._environment, FORMATS[PROGRAM_FILE].modules)
 
-    def check(self, folder: Path, signature: Signature) -> None:
+    def check(self, folder: Path, signature: Signature, *, trusted_types: Collection[str] = ()) -> None:
         """Have the files in `folder` loaded and the signature's example answered, unless they passed here before.
 
+        trusted_types: classes that a file of skops may name, as the model's policy says.
         The files of a project's class always are: its code may have changed since.
         Raises: ArtifactRefused with the reason and the limits; SandboxFailed.
         """
@@ -75,7 +76,11 @@ class Sandbox:
             return
         limits = self._limits.for_files(sum(file.size for file in files.values()))
         request = LoadRequest(
-            folder=folder.resolve(), modules=found.modules, signature=signature, limits=limits
+            folder=folder.resolve(),
+            modules=found.modules,
+            signature=signature,
+            limits=limits,
+            trusted_types=tuple(sorted(trusted_types)),
         )
         verdict = self._ask(request)
         self.tell(verdict.held)

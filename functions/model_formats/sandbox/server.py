@@ -99,7 +99,7 @@ def _load_and_exit(request: LoadRequest, pipe: int) -> NoReturn:
         pipe = _keep_only(pipe)
         _import_project(request.folder)
         held = _confine(request)
-        model = load(request.folder, signature=request.signature)
+        model = load(request.folder, signature=request.signature, trusted_types=request.trusted_types)
         check_example(model)
     except MemoryError:
         reason = "it needs more memory than memory_bytes"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from datetime import timedelta
 
+from functions.evaluation.errors import EvaluationError
+from functions.model_formats.versions import load_version
 from functions.prediction_log import outcomes
 from functions.rollout.budget import budget
 from functions.rollout.errors import RolloutError
@@ -14,7 +15,6 @@ from functions.rollout.planning.replay import replayed_loss
 from functions.rollout.policy import RolloutPolicy
 from functions.runtime.context import context
 from functions.runtime.function import function
-from functions.training import load
 
 _COLUMNS = ("prediction_id", "version", "arm", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
 _VECTORS = ("numeric", "categorical")
@@ -36,7 +36,7 @@ def plan_rollout(
     `replayed`.
     policy: the one of the model's definition unless given.
     effect: improvement in mean loss that is looked for; 2 % of the champion's loss unless given.
-    Raises: RolloutError if the log has labels of fewer than two cohorts; NotFound if there is no such version, or no champion.
+    Raises: RolloutError if the log has labels of fewer than two cohorts, or lacks a column that the version reads; NotFound if there is no such version, or no champion.
     """
     used = context()
     registry = used.registry()
@@ -46,19 +46,23 @@ def plan_rollout(
     judged = policy.model_copy(
         update={"alpha": budget(rollouts(model).history(), policy, now).alpha or policy.alpha}
     )
-    record = registry.get_version(model, version)
-    with tempfile.TemporaryDirectory(prefix="toque-plan-") as folder:
-        registry.download(model, version, to=folder)
+    logged = registry.get_version(model, champion).signature
+    if logged is None:
+        raise RolloutError(f"{model}@{champion} has no signature, so its logged vectors cannot be read")
+    try:
         loss = replayed_loss(
             lambda since, until: outcomes(
                 used.store, model, since, until, labelled_only=False, columns=(*_COLUMNS, *_VECTORS)
             ),
-            load(folder, signature=record.signature),
+            load_version(registry, registry.get_version(model, version)),
             judged,
             champion=champion,
+            logged=logged,
             start=now - timedelta(days=days),
             now=now,
         )
+    except EvaluationError as error:
+        raise RolloutError(f"{model}@{version} cannot be planned from the log: {error}") from error
     wanted = effect if effect is not None else _DEFAULT_EFFECT * loss.champion_loss / max(loss.labels, 1)
     try:
         found = plan(loss, judged, wanted)

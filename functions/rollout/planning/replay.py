@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import numpy as np
@@ -13,6 +14,7 @@ from functions.rollout.evidence.cohort_sums import ReadOutcomes, sum_cohorts
 from functions.rollout.evidence.sums import PairedLoss
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
+from registry.models import Signature
 
 
 class _DiscardingStore:
@@ -31,12 +33,14 @@ def replayed_loss(
     policy: RolloutPolicy,
     *,
     champion: int,
+    logged: Signature,
     start: datetime,
     now: datetime,
 ) -> PairedLoss:
     """Compute the paired losses that a shadow would have had from `start` until `now`.
 
     read: outcomes with the logged `numeric` and `categorical`, unlabelled ones included. scorer: the loaded challenger.
+    logged: signature of the champion, whose vectors the log holds.
     """
     replay = champion + 1  # any other number
     state = RolloutState(
@@ -55,14 +59,14 @@ def replayed_loss(
         mine = pc.and_(pc.equal(rows["version"], champion), pc.invert(rows["shadow"]))
         logged = pc.and_(pc.is_valid(rows["numeric"]), pc.is_valid(rows["categorical"]))
         rows = rows.filter(pc.and_(mine, logged))
-        return pa.concat_tables([rows, _shadow_of(rows, scorer, replay)])
+        return pa.concat_tables([rows, _shadow_of(rows, scorer, {champion: logged}, replay)])
 
     return sum_cohorts(_DiscardingStore(), "replay", state, with_shadow, now).loss
 
 
-def _shadow_of(rows: pa.Table, scorer: Scorer, version: int) -> pa.Table:
-    outputs = rescore(rows, scorer).astype(np.float32)
-    answers = pa.array(outputs.reshape(-1, 1).tolist(), type=rows.schema.field("outputs").type)
+def _shadow_of(rows: pa.Table, scorer: Scorer, logged: Mapping[int, Signature], version: int) -> pa.Table:
+    outputs = rescore(rows, scorer, logged).astype(np.float32)
+    answers = pa.array(outputs.tolist(), type=rows.schema.field("outputs").type)
     changed = {
         "version": pa.array(np.full(rows.num_rows, version, dtype=np.int64)),
         "shadow": pa.array(np.ones(rows.num_rows, dtype=bool)),

@@ -124,13 +124,18 @@ def _load(model: str, number: int, options: PredictorOptions) -> LoadedVersion:
     registry = Registry(store, actor=f"predictor/{model}")
     try:
         record = registry.get_version(model, number)
+        trusted = registry.get_model(model).policy.trusted_types
     except (RegistryError, OSError) as error:
         raise LoadError(f"{model}@{number} cannot be fetched: {error}") from error
     loader = partial(load_scorer, device=device_of(options))
     sandbox = sandbox_of(options.sandbox)
     try:
         return fetch_version(
-            record, registry, tried_first(sandbox.check, loader), scratch=temporary_folder("loading")
+            record,
+            registry,
+            tried_first(sandbox.check, loader),
+            scratch=temporary_folder("loading"),
+            trusted_types=trusted,
         )
     finally:
         sandbox.close()

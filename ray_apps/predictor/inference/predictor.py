@@ -197,7 +197,9 @@ class Predictor:
         if request.parameters:
             call.keys = parse_keys(request.parameters, replay=self._replay)
         if call.keys is None:
-            found = ModelInputs(request.inputs, [])
+            # tensors are sent for the champion, of which a canary may read fewer columns
+            champion = self.engine.routes.champion if call.arm != PINNED else None
+            found = ModelInputs(call.version.selected(request.inputs, champion), [])
         elif request.inputs:
             raise BadRequest("inputs: give either tensors or parameters.entities, not both")
         else:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ray_apps.predictor.inference.keys import KeyedRows, ModelInputs
@@ -118,6 +118,8 @@ class Shadows:
         version, found = job.version, job.found
         if job.keys is not None and not _same_vector(version, job.answered_by):
             found = await self._look_up(version, job.keys)
+        elif job.keys is None:
+            found = replace(found, inputs=version.selected(found.inputs, job.answered_by))
         rows = version.check(found.inputs)
         if version.inline and 0 < version.example_ms < TURN_S * 1e3 and rows <= MAX_ROWS:
             outputs = version.predict(found.inputs, found.abstained)

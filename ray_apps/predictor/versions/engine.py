@@ -237,7 +237,8 @@ class Engine:
             return loaded
 
     def _load_locally(self, record: ModelVersion) -> LoadedVersion:
-        return fetch_version(record, self._source, self._loader, scratch=self._scratch)
+        trusted = self.view.policy.trusted_types if self.view is not None else ()
+        return fetch_version(record, self._source, self._loader, scratch=self._scratch, trusted_types=trusted)
 
     def _failed(self, number: int, reason: str) -> None:
         attempts = self._failures[number].attempts + 1 if number in self._failures else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from functions.model_formats.selected_inputs import select_inputs
 from ray_apps.predictor.protocol.datatypes import DTYPES, Array
 from ray_apps.predictor.protocol.errors import BadRequest, PredictorError
 from ray_apps.predictor.versions.batching import Batcher, Batching
@@ -136,6 +137,24 @@ class LoadedVersion:
             raise BadRequest(f"inputs.{unknown[0]}: no such input; the model takes {sorted(self._names)}")
         return rows if rows >= 0 else 1
 
+    def selected(self, inputs: dict[str, Array], sent_for: LoadedVersion | None) -> dict[str, Array]:
+        """Make this version's inputs from a request's tensors that fit another version, `sent_for`, which may read more columns.
+
+        Returns: the tensors as they are where both versions read the same. Raises: BadRequest if a column is not among them.
+        """
+        if sent_for is None or sent_for is self or sent_for.signature.inputs == self.signature.inputs:
+            return inputs
+        if inputs.keys() == self._names and all(
+            inputs[spec.name].dtype == dtype and _fits(inputs[spec.name].shape, shape)
+            for spec, dtype, shape in self._inputs
+        ):
+            return inputs  # it was sent for this version
+        sent_for.check(inputs)
+        try:
+            return select_inputs(inputs, sent_for.signature, self.signature)
+        except ValueError as error:
+            raise BadRequest(f"inputs: {self} cannot answer: {error}") from error
+
     def check_outputs(self, names: Iterable[str]) -> None:
         """Check the names of requested outputs. Raises: BadRequest naming the output."""
         for name in names:
@@ -237,10 +256,16 @@ def load_version(record: ModelVersion, folder: Path, loader: ScorerLoader) -> Lo
 
 
 def fetch_version(
-    record: ModelVersion, files: ArtifactSource, loader: ScorerLoader, *, scratch: Path
+    record: ModelVersion,
+    files: ArtifactSource,
+    loader: ScorerLoader,
+    *,
+    scratch: Path,
+    trusted_types: Collection[str] = (),
 ) -> LoadedVersion:
     """Fetch a version's files into a folder below `scratch`, load it, warm it up and delete the folder.
 
+    trusted_types: classes that a file of skops may name, as the model's policy says.
     Raises: LoadError with the reason.
     """
     scratch.mkdir(parents=True, exist_ok=True)
@@ -249,15 +274,16 @@ def fetch_version(
             files.download(record.model, record.version, to=Path(folder))
         except (RegistryError, OSError) as error:
             raise LoadError(f"{record.model}@{record.version} cannot be fetched: {error}") from error
-        return load_version(record, Path(folder), loader)
+        trusting = partial(loader, trusted_types=trusted_types) if trusted_types else loader
+        return load_version(record, Path(folder), trusting)
 
 
-def tried_first(check: Callable[[Path, Signature], None], loader: ScorerLoader) -> ScorerLoader:
+def tried_first(check: Callable[..., None], loader: Callable[..., Scorer]) -> Callable[..., Scorer]:
     """A loader that has files checked before it reads them. check: raises for files that are not to be read here."""
 
-    def load(folder: Path, signature: Signature) -> Scorer:
-        check(folder, signature)
-        return loader(folder, signature)
+    def load(folder: Path, signature: Signature, **trust: Collection[str]) -> Scorer:
+        check(folder, signature, **trust)
+        return loader(folder, signature, **trust)
 
     return load
 

@@ -9,7 +9,7 @@ plain attributes. A program that cannot be called so, or answers its example dif
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,14 +92,16 @@ class DirectScorer:
         return {name: result.numpy() for name, result in zip(self._outputs, results, strict=True)}
 
 
-def load_scorer(folder: Path, signature: Signature, *, device: str = "cpu") -> Scorer:
+def load_scorer(
+    folder: Path, signature: Signature, *, device: str = "cpu", trusted_types: Collection[str] = ()
+) -> Scorer:
     """Load the artifact in a version's folder, to be called as directly as possible.
 
     device: "cuda" where a CUDA device was reserved for it. A program that cannot run there, or answers its example
-    differently there, runs on the CPU, as other formats do.
+    differently there, runs on the CPU, as other formats do. trusted_types: classes that a file of skops may name.
     Raises: what the artifact's reader raises for a file that it refuses, and the device for want of memory.
     """
-    checked = load(folder, signature=signature)
+    checked = load(folder, signature=signature, trusted_types=trusted_types)
     if not (folder / PROGRAM_FILE).is_file():
         return _CheckedScorer(checked)
     data = (folder / PROGRAM_FILE).read_bytes()

@@ -10,14 +10,16 @@ import plotly.graph_objects as go
 import pyarrow as pa
 import pytest
 
+from functions.evaluation import EvaluationError
+from functions.evaluation.outcome_kinds import BINARY, NUMBER
 from functions.monitoring import Alarm
 from functions.prediction_log.records import PREDICTIONS
 from functions.reporting import TimelineEvent, timeline, trace_prediction, weeks
 from functions.reporting.html import document, figure_html, json_for_script
 from functions.reporting.page import Latency, ReportContent, render
 from functions.reporting.timeline import from_alarms, from_model, from_retrains
-from functions.reporting.weekly import first_outputs, rescore, served
-from registry import Journal, Registry, open_store
+from functions.reporting.weekly import answers, labels, rescore, served
+from registry import Journal, Registry, Signature, TensorSpec, open_store
 
 MONDAY = datetime(2013, 7, 1, tzinfo=UTC)
 
@@ -67,6 +69,15 @@ def test_a_week_of_one_class_has_no_auc():
     assert math.isnan(week.served_auc)
 
 
+def test_a_week_of_numbers_has_the_mean_squared_error():
+    rows = outcome_rows(40, probability=7.0, label_of=lambda i: 10.0 + i % 2)
+    (week,) = weeks(rows, np.full(40, 10.0), NUMBER)
+    assert (week.served_loss, week.reference_loss) == (12.5, 0.5)  # means of 9 and 16, of 0 and 1
+    assert math.isnan(week.served_auc)
+    with pytest.raises(ValueError, match=r"none of \[0.0, 1.0\], first 10"):
+        labels(rows, BINARY)
+
+
 def test_shadows_unlabelled_and_failed_rows_were_not_served():
     rows = outcome_rows(3, probability=0.25).to_pylist()
     rows[0]["shadow"] = True
@@ -76,16 +87,50 @@ def test_shadows_unlabelled_and_failed_rows_were_not_served():
     assert served(table)["prediction_id"].to_pylist() == ["p2"]
 
 
+def signature_of(numeric, categorical):
+    columns = {"numeric": numeric, "categorical": categorical}
+    return Signature(
+        inputs=[
+            TensorSpec(
+                name=name,
+                datatype="FP32" if name == "numeric" else "BYTES",
+                shape=[-1, len(own)],
+                columns=own,
+            )
+            for name, own in columns.items()
+            if own
+        ],
+        outputs=[TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])],
+    )
+
+
+def test_a_version_that_reads_fewer_columns_is_scored_on_those_it_reads():
+    class Fewer:
+        signature = signature_of(["a"], [])
+
+        def predict(self, inputs):
+            assert inputs.keys() == {"numeric"}
+            return {"probability": inputs["numeric"] + 1}
+
+    rows, logged = outcome_rows(3, probability=0.25), signature_of(["a", "b"], ["c"])
+    assert rescore(rows, Fewer(), {1: logged}).tolist() == [[1.0], [2.0], [3.0]]
+    Fewer.signature = signature_of(["x"], [])
+    with pytest.raises(EvaluationError, match=r"numbers \['x'\].*'a', 'b'"):
+        rescore(rows, Fewer(), {1: logged})
+
+
 def test_rescoring_uses_the_logged_vectors():
     class Doubling:
+        signature = signature_of(["a", "b"], ["c"])
+
         def predict(self, inputs):
             assert inputs["categorical"].shape == (3, 1)
             assert np.isnan(inputs["numeric"][:, 1]).all()
             return {"probability": inputs["numeric"][:, :1] * 2}
 
     rows = outcome_rows(3, probability=0.25)
-    assert rescore(rows, Doubling()).tolist() == [0.0, 2.0, 4.0]
-    assert first_outputs(rows).tolist() == [0.25, 0.25, 0.25]
+    assert rescore(rows, Doubling(), {1: Doubling.signature}).tolist() == [[0.0], [2.0], [4.0]]
+    assert answers(rows, BINARY).tolist() == [0.25, 0.25, 0.25]
 
 
 def test_a_models_journal_is_told_in_order(tmp_path):

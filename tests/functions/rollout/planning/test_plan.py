@@ -13,6 +13,7 @@ from functions.prediction_log import outcomes
 from functions.rollout import Evidence, PairedLoss, RolloutPolicy, RolloutState, decide, plan
 from functions.rollout.evidence.sums import ArmCounts, ClusterSums
 from functions.rollout.planning.replay import replayed_loss
+from registry import Signature, TensorSpec
 from tests.functions.rollout.conftest import RolloutPlatform
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
@@ -135,8 +136,15 @@ def test_a_replay_finds_what_a_shadow_would_have(platform: RolloutPlatform) -> N
             rows.schema.get_field_index("categorical"), rows.schema.field("categorical"), empty
         )
 
-    halved = SimpleNamespace(predict=lambda inputs: {"probability": inputs["numeric"]})
-    loss = replayed_loss(read, halved, FLIGHTS, champion=1, start=START, now=platform.now)
+    number = TensorSpec(name="numeric", datatype="FP32", shape=[-1, 1], columns=["a"])
+    output = TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])
+    logged = Signature(
+        inputs=[number, TensorSpec(name="categorical", datatype="BYTES", shape=[-1, 0], columns=[])],
+        outputs=[output],
+    )
+    fewer = Signature(inputs=[number], outputs=[output])  # no input `categorical`
+    halved = SimpleNamespace(predict=lambda inputs: {"probability": inputs["numeric"]}, signature=fewer)
+    loss = replayed_loss(read, halved, FLIGHTS, champion=1, logged=logged, start=START, now=platform.now)
     assert loss.labels == 150  # the fourth day still waits for labels
     assert loss.by_cohort.clusters == 3
     served = outcomes(platform.store, "late", START, START + 3 * DAY).to_pylist()
