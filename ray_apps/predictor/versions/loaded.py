@@ -65,7 +65,8 @@ class ArtifactSource(Protocol):
         ...
 
 
-ScorerLoader = Callable[[Path, Signature], Scorer]
+ScorerLoader = Callable[..., Scorer]
+"""Folder and signature to a scorer; with `trusted_types` where the policy of the model names some."""
 
 
 class LoadError(PredictorError):
@@ -278,7 +279,7 @@ def fetch_version(
         return load_version(record, Path(folder), trusting)
 
 
-def tried_first(check: Callable[..., None], loader: Callable[..., Scorer]) -> Callable[..., Scorer]:
+def tried_first(check: Callable[..., None], loader: ScorerLoader) -> ScorerLoader:
     """A loader that has files checked before it reads them. check: raises for files that are not to be read here."""
 
     def load(folder: Path, signature: Signature, **trust: Collection[str]) -> Scorer:
