@@ -57,8 +57,8 @@ def replayed_loss(
     def with_shadow(since: datetime, until: datetime) -> pa.Table:
         rows = read(since, until)
         mine = pc.and_(pc.equal(rows["version"], champion), pc.invert(rows["shadow"]))
-        logged = pc.and_(pc.is_valid(rows["numeric"]), pc.is_valid(rows["categorical"]))
-        rows = rows.filter(pc.and_(mine, logged))
+        complete = pc.and_(pc.is_valid(rows["numeric"]), pc.is_valid(rows["categorical"]))
+        rows = rows.filter(pc.and_(mine, complete))
         return pa.concat_tables([rows, _shadow_of(rows, scorer, {champion: logged}, replay)])
 
     return sum_cohorts(_DiscardingStore(), "replay", state, with_shadow, now).loss
