@@ -136,6 +136,7 @@ def _train(registry: Registry, run: Run, job: TrainingJob, meter: CostMeter) -> 
             trained, version = Trained(stopped=str(stopped)), None
         else:
             version = _register(registry, run, job, Path(folder), trained, parent) if job.register else None
+        run.log_metrics({"seconds": time.perf_counter() - began})
         for each in after:
             registered.callback(each)
     return trained.model_copy(

@@ -21,7 +21,7 @@ from functions.runtime.definitions import model_definition
 from functions.runtime.function import function
 from functions.training.errors import TrainingError
 from functions.training.frame import run_training
-from functions.training.model import TrainableModel, job_of
+from functions.training.model import PARAMETERS_TAG, TrainableModel, job_of
 from functions.training.params import digest_of, run_params
 from functions.training.request import LOSS
 from functions.training.trained import Cost
@@ -39,7 +39,7 @@ ModelSearch = Literal["random", "grid", "optuna"]
 class ModelTrial(BaseModel):
     """Trial of a sweep over any trainer. parameters: changes to the declared ones; loss: its lowest, NaN if it has none.
 
-    metrics: on the rows held out, with `seconds` and `size_bytes`, empty if it ended early; steps: epochs or rounds; stopped:
+    metrics: all of its run, with `seconds` and `size_bytes`, empty if it ended early; steps: epochs or rounds; stopped:
     why it ended early; error: why it failed; else both are empty.
     """
 
@@ -98,21 +98,7 @@ def train_trial(
         run_tags={"kind": "trial", "sweep": sweep, "sweep_key": sweep_key, "trial": str(number)},
     )
     trained = run_training(registry, job, context().prices)
-    run = registry.get_run(trained.run_id)
-    losses = [point.value for point in run.series(LOSS)]
-    loss = min(losses) if losses else trained.metrics.get(LOSS, math.nan)
-    size = {} if trained.stopped else {"size_bytes": run.record().metrics["size_bytes"]}
-    found = ModelTrial(
-        run_id=trained.run_id,
-        parameters=parameters,
-        loss=loss,
-        metrics=trained.metrics and {**trained.metrics, **size, LOSS: loss, "seconds": trained.seconds},
-        steps=len(losses),
-        stopped=trained.stopped,
-    )
-    run.set_tags({"outcome": found.model_dump_json()})
-    run.flush()
-    return found
+    return _trial_of(registry.get_run(trained.run_id).record())
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=86_400, demand=_demand)
@@ -260,11 +246,22 @@ def _ended(experiment: str, key: str) -> dict[int, ModelTrial]:
     """Trials of a sweep that have ended well, by number, also those of an attempt that was killed."""
     where = f"tags.kind = 'trial' AND tags.sweep_key = '{key}' AND attributes.status = 'FINISHED'"
     runs: Sequence[RunRecord] = context().registry().search_runs(experiment, where)
-    return {
-        int(run.tags["trial"]): ModelTrial.model_validate_json(run.tags["outcome"])
-        for run in runs
-        if "outcome" in run.tags
-    }
+    return {int(run.tags["trial"]): _trial_of(run) for run in runs}
+
+
+def _trial_of(run: RunRecord) -> ModelTrial:
+    """Read a trial that has ended from its run."""
+    losses = [point.value for point in context().registry().get_run(run.id).series(LOSS)]
+    loss = min(losses) if losses else run.metrics.get(LOSS, math.nan)
+    stopped = run.tags.get("stopped", "")
+    return ModelTrial(
+        run_id=run.id,
+        parameters=json.loads(run.tags.get(PARAMETERS_TAG, "{}")),
+        loss=loss,
+        metrics={} if stopped else {**run.metrics, LOSS: loss},
+        steps=len(losses),
+        stopped=stopped,
+    )
 
 
 def _trial(outcome: ModelTrial | Exception, parameters: dict[str, Any]) -> ModelTrial:
