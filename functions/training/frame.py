@@ -164,8 +164,11 @@ def _checked(job: TrainingJob, request: TrainingRequest, trained: Trained) -> Tr
         )
     size = sum(path.stat().st_size for path in request.folder.rglob("*") if path.is_file())
     known = {"best_epoch": found.best_epoch, "rows": found.rows, "size_bytes": size}
+    reported = (
+        {LOSS} if run.series(LOSS) else set()
+    )  # the curve's last point is of the last epoch, not of the best
     run.log_metrics(
-        {name: value for name, value in found.metrics.items() if name != LOSS}, step=found.best_epoch
+        {name: value for name, value in found.metrics.items() if name not in reported}, step=found.best_epoch
     )
     run.log_metrics(known)
     return found
