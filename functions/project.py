@@ -23,6 +23,7 @@ from functions.monitoring import (
     VectorMonitor,
 )
 from functions.placement import Placement
+from functions.project_outcome import meaningless, with_loss_of
 from functions.retraining.policy import RetrainingPolicy
 from functions.rollout import RolloutPolicy
 from functions.runtime.definitions import ProjectError, declarations, pick
@@ -101,6 +102,18 @@ class ModelDefinition(BaseModel):
             # pydantic offers no other way to complete a frozen value
             object.__setattr__(
                 self, "governance", self.governance.model_copy(update={"trusted_types": types})
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _of_its_outcome(self) -> Self:
+        """Take the losses of the outcome where none are named, and refuse what has no meaning for it."""
+        for name, value in with_loss_of(self.outcome, self.rollout, self.monitors).items():
+            object.__setattr__(self, name, value)  # as above
+        wrong = meaningless(self.outcome, self.gate, self.rollout, self.monitors)
+        if wrong:
+            raise ValueError(
+                f"model {self.name!r}: its outcome is {self.outcome!r}, for which these have no meaning: {'; '.join(wrong)}"
             )
         return self
 

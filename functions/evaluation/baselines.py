@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
     from sklearn.linear_model import LogisticRegression
 
-Baseline = Literal["constant", "logistic"]
+Baseline = Literal["constant", "logistic", "linear", "ridge"]
+"""What to beat: shares or mean, or a linear model, for which a gate takes any of its names."""
 ClassIndices = Callable[[pa.Table, str], npt.NDArray[np.int64]]
 _ROWS = 50_000  # a logistic regression of some hundred columns learns nothing more from further rows
 _MIN_CATEGORY_ROWS = 20

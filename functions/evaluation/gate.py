@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from functions.evaluation.baselines import Baseline
 from functions.evaluation.checks.behaviour import Behaviour
@@ -19,13 +20,17 @@ from functions.evaluation.checks.robustness import RobustnessRule
 from functions.evaluation.checks.slices import SliceRule
 from registry import GateData, GateDemand
 
+LINEAR_NAMES = ("linear", "ridge")
+"""Names of the linear baseline beside the stored one, which is that of two classes."""
+
 
 class Gate(BaseModel):
     """Limits that a version must keep to pass.
 
-    max_log_loss_ratio: baseline -> the model's log loss (of a number: its squared error) over the baseline's, at most;
-    "logistic" is the linear model, ridge regression for a number; max_champion_ratio: the same
-    over the champion's (None: not compared; no champion yet: passes); max_ece: expected calibration error, at most;
+    max_log_loss_ratio: baseline -> the model's log loss (of a number: its squared error) over the baseline's, at most; "constant" is
+    the mean or the share of each class, "linear" (also "logistic", "ridge") a linear model; max_champion_ratio: the same
+    over the champion's (None: not compared; no champion yet: passes); max_ece: expected calibration error, at most; the default
+    is left out for a number, which has none;
     min_auc: at least; min_rows: fewer rows of evaluation fail. max_ece_high: the upper end of the calibration error's 95 %
     interval, at most: calibration that is proven, not only estimated.
     entity: the column that names a row's entity; intervals and slices take rows of one entity as one observation.
@@ -51,6 +56,22 @@ class Gate(BaseModel):
     max_latency_ms: float | None = Field(default=None, gt=0.0)
     max_size_bytes: int | None = Field(default=None, gt=0)
 
+    @field_validator("max_log_loss_ratio", mode="before")
+    @classmethod
+    def _one_name_for_the_linear_model(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {"logistic" if name in LINEAR_NAMES else name: limit for name, limit in given.items()}
+
+    def unmeasurable(self, outcome: Literal["binary", "multiclass", "number"]) -> list[str]:
+        """Name the limits that answers of this outcome cannot show."""
+        if outcome == "binary":
+            return []
+        names = ["min_auc", "slices", "fairness", "robustness", "behaviours"]
+        if outcome == "number":
+            names += ["max_ece_high", *(["max_ece"] if self.max_ece != type(self)().max_ece else [])]
+        return sorted(name for name in names if getattr(self, name))
+
     def demand(self, data: GateData | None = None) -> GateDemand:
         """Make the demand by which a model's policy sets these limits, and the data to judge on if given."""
         limits = self.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
@@ -66,21 +87,25 @@ def judge(
     has_champion: bool,
     ece_high: float = math.nan,
     loss: str = "log loss",
+    linear: str = "logistic",
+    calibrated: bool = True,
 ) -> list[Check]:
     """Check measured values against the limits of `gate`.
 
     metrics: `log_loss`, `auc`, `ece` of the model; ratios: its log loss over that of each baseline and of "champion";
-    ece_high: the upper end of the calibration error's interval; loss: name of the loss in the ratios. An absent value
-    counts as NaN, and NaN passes no check.
+    ece_high: the upper end of the calibration error's interval; loss: name of the loss in the ratios;
+    linear: name of the linear baseline; calibrated: whether the answers have a calibration error at all. An absent value counts
+    as NaN, and NaN passes no check.
     """
     checks = [at_least("rows", rows, gate.min_rows)]
     for name, limit in gate.max_log_loss_ratio.items():
-        checks.append(at_most(f"{loss} / {name}", ratios.get(name, math.nan), limit))
+        named = linear if name == "logistic" else name
+        checks.append(at_most(f"{loss} / {named}", ratios.get(named, math.nan), limit))
     if gate.max_champion_ratio is not None and has_champion:
         checks.append(
             at_most(f"{loss} / champion", ratios.get("champion", math.nan), gate.max_champion_ratio)
         )
-    if gate.max_ece is not None:
+    if gate.max_ece is not None and calibrated:
         checks.append(at_most("ece", metrics.get("ece", math.nan), gate.max_ece))
     if gate.max_ece_high is not None:
         checks.append(at_most("ece, upper end", ece_high, gate.max_ece_high))

@@ -181,18 +181,7 @@ def _champions_answers(
 
 def _require_measurable(gate: Gate, kind: OutcomeKind) -> None:
     """Check that answers of this kind can show all that the gate demands. Raises: EvaluationError if not."""
-    if kind is BINARY:
-        return
-    limits = {
-        "min_auc": gate.min_auc,
-        "slices": gate.slices,
-        "fairness": gate.fairness,
-        "robustness": gate.robustness,
-        "behaviours": gate.behaviours,
-    }
-    if "ece" not in kind.metrics:
-        limits |= {"max_ece": gate.max_ece, "max_ece_high": gate.max_ece_high}
-    unmeasurable = sorted(name for name, limit in limits.items() if limit)
+    unmeasurable = gate.unmeasurable("number" if kind.name == "regression" else kind.name)
     if unmeasurable:
         raise EvaluationError(
             f"the gate demands {unmeasurable}, which answers for {kind.name} cannot show: leave them out, or set them to None"
@@ -230,8 +219,12 @@ def _baselines(
     )
     read = [*input_columns(version.signature), label]
     train = Table(registry.store, snapshot.name).read(version=snapshot.version, columns=read)
-    learn = outcome_kind(version).baselines
-    return {name: learn[name](train, table, numeric, categorical, label) for name in names}
+    kind = outcome_kind(version)
+    learn = kind.baselines
+    return {
+        kind.linear if name == "logistic" else name: learn[name](train, table, numeric, categorical, label)
+        for name in names
+    }
 
 
 def _columns_of(signature: Signature, *, texts: bool) -> list[str]:
@@ -260,6 +253,8 @@ def _judged(
         has_champion=champion is not None,
         ece_high=measured.intervals["ece"].high if "ece" in measured.intervals else math.nan,
         loss=measured.kind.loss,
+        linear=measured.kind.linear,
+        calibrated="ece" in measured.kind.metrics,
     )
     checks += measured.extra
     return GateResult(

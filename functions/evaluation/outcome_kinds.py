@@ -38,7 +38,8 @@ class OutcomeKind:
     """Metrics, loss and baselines by which outcomes of one kind are judged.
 
     label: reads (rows,) of a table; answers: converts a version's outputs to what `metrics` and `row_loss` take; loss: name
-    of the mean of `row_loss`; baselines: fit and answer for a model to beat; with_interval: metrics reported with an interval.
+    of the mean of `row_loss`; baselines: fit and answer for a model to beat; with_interval: metrics reported with an interval;
+    linear: name of the linear baseline.
     """
 
     name: Literal["binary", "multiclass", "regression"]
@@ -50,6 +51,7 @@ class OutcomeKind:
     baselines: Mapping[Baseline, Learn]
     with_interval: tuple[str, ...]
     classes: tuple[str, ...] = ()
+    linear: str = "logistic"
 
 
 def outcome_kind(version: ModelVersion) -> OutcomeKind:
@@ -86,6 +88,7 @@ NUMBER = OutcomeKind(
     row_loss=squared_error,
     baselines={"constant": number_constant, "logistic": number_linear},
     with_interval=("rmse", "mae"),
+    linear="ridge",
 )
 
 

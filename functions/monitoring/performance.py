@@ -63,7 +63,7 @@ class PerformanceMonitor(BaseModel):
     min_labels: int = Field(default=30, ge=2)
     min_label_share: float = Field(default=0.3, gt=0, lt=1)
     measures: tuple[Measure, ...] = MEASURES
-    baseline: tuple[str, ...] = ("valid_log_loss", "val_log_loss", "log_loss")
+    baseline: tuple[str, ...] = ("valid_log_loss", "val_log_loss", "log_loss", "mse")
     baseline_cohorts: int = Field(default=7, ge=2)
     min_rise: float = Field(default=0.0, ge=0)
     detector: Literal["cusum", "page_hinkley"] = "cusum"

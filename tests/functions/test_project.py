@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from types import ModuleType
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from functions.monitoring import DriftMonitor, PerformanceMonitor
+from functions.evaluation import Gate
+from functions.monitoring import DriftMonitor, EstimateMonitor, PerformanceMonitor
 from functions.project import ModelDefinition, ProjectError, load_project
+from functions.rollout import RolloutPolicy
+from functions.training import TabularParams
 
 
 def definition(**changes: Any) -> ModelDefinition:
@@ -77,6 +81,33 @@ def test_definitions_that_contradict_themselves_are_refused() -> None:
         definition(label="wind")
     with pytest.raises(ValidationError, match="several monitors of one kind"):
         definition(monitors=(DriftMonitor(), DriftMonitor()))
+
+
+def test_a_model_of_numbers_takes_the_losses_of_numbers() -> None:
+    made = definition(outcome="number")
+    assert (made.rollout.loss, made.performance and made.performance.loss) == (
+        "squared_error",
+        "squared_error",
+    )
+    assert made.learner == TabularParams(task="regression")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "changes", "named"),
+    [
+        ("number", {"gate": Gate(min_auc=0.6)}, "gate.min_auc"),
+        ("number", {"gate": Gate(max_ece=0.05)}, "gate.max_ece"),
+        ("number", {"rollout": RolloutPolicy(loss="log_loss")}, "rollout: loss='log_loss', which needs prob"),
+        ("multiclass", {"monitors": (PerformanceMonitor(loss="squared_error"),)}, "use 'log_loss'"),
+        ("multiclass", {"monitors": (EstimateMonitor(),)}, "not several classes"),
+        ("ranking", {}, "Input should be 'binary', 'multiclass' or 'number'"),
+    ],
+)
+def test_what_has_no_meaning_for_an_outcome_is_refused_by_name(
+    outcome: str, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValidationError, match=re.escape(named)):
+        definition(outcome=outcome, **changes)
 
 
 def test_a_definition_survives_json() -> None:

@@ -19,6 +19,11 @@ def squared_error(label: Floats, value: Floats) -> npt.NDArray[np.float64]:
     return errors
 
 
+def mse(label: Floats, value: Floats) -> float:
+    """Mean squared error, in the label's unit squared. Raises: EvaluationError as `squared_error`."""
+    return float(squared_error(label, value).mean())
+
+
 def rmse(label: Floats, value: Floats) -> float:
     """Root mean squared error, in the label's unit. Raises: EvaluationError as `squared_error`."""
     return float(np.sqrt(squared_error(label, value).mean()))
@@ -42,7 +47,12 @@ def r2(label: Floats, value: Floats) -> float:
     return 1.0 - float(np.mean((v - y) ** 2)) / spread
 
 
-NUMBER_METRICS: dict[str, Callable[[Floats, Floats], float]] = {"rmse": rmse, "mae": mae, "r2": r2}
+NUMBER_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
+    "rmse": rmse,
+    "mae": mae,
+    "r2": r2,
+    "mse": mse,
+}
 
 
 def _checked(label: Floats, value: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -52,16 +52,15 @@ def test_numbers_are_judged_by_squared_error_against_mean_and_ridge_regression(c
     # 64 of a, 9 * 2/9 of c, 1 of noise: the deviation of the label is 1,000 times the root of 67
     assert result.metrics["constant_squared_error"] == pytest.approx(67e6, rel=0.1)
     assert result.ratios["constant"] == pytest.approx(1 - result.metrics["r2"], rel=0.01)
-    linear = evaluate_gate(
-        "price", 1, held_out("price"), "y", Gate(max_ece=None, max_log_loss_ratio={"logistic": 1e-6})
-    )
+    linear = evaluate_gate("price", 1, held_out("price"), "y", Gate(max_log_loss_ratio={"linear": 1e-6}))
     assert not linear.passed  # the labels are linear: ridge regression is as good as anything
-    assert [check.name for check in linear.checks] == ["rows", "squared error / logistic"]
+    assert [check.name for check in linear.checks] == ["rows", "squared error / ridge"]
+    assert list(linear.ratios) == ["ridge"]
 
 
 def test_limits_that_such_outcomes_cannot_show_are_named(context):
     result = evaluate_gate(
-        "price", 1, held_out("price"), "y", Gate(min_auc=0.6, slices=SliceRule(columns=("c",)))
+        "price", 1, held_out("price"), "y", Gate(max_ece=0.05, min_auc=0.6, slices=SliceRule(columns=("c",)))
     )
     assert not result.passed
     assert "['max_ece', 'min_auc', 'slices'], which answers for regression cannot show" in result.reason
