@@ -43,6 +43,8 @@ def fan_out(
 
 
 def _collect(runs: Sequence[Future[Any]], *, return_errors: bool) -> list[Any]:
+    if not runs:
+        return []  # Ray would be started to fetch nothing
     outcomes = cluster.outcomes(runs)
     if outcomes is not None:
         return [_value(outcome.unwrap, return_errors=return_errors) for outcome in outcomes]
