@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.definitions import model_definition
 from functions.runtime.function import function
+from functions.runtime.future import Future
 from functions.training.errors import TrainingError
 from functions.training.frame import run_training
 from functions.training.model import PARAMETERS_TAG, TrainableModel, job_of
@@ -143,21 +144,45 @@ def tune_model(
     ) as run:
         done = _ended(where, key)
         proposals = _Proposals(sweep, done, limits, where, key)
-        arguments = (
-            {
-                "model": model, "training_set": training_set, "parameters": parameters, "sweep_key": key, "number": number,
-                "sweep": run.id, "experiment": where, "workers": workers_per_trial,
-            }
-            for number, parameters in proposals
-        )  # fmt: skip
-        ran = train_trial.map(arguments, return_errors=True, in_flight=concurrency)
-        trials = done | {
-            number: _trial(outcome, parameters)
-            for (number, parameters), outcome in zip(proposals.begun, ran, strict=True)
-        }
+        common = {
+            "model": model, "training_set": training_set, "sweep_key": key, "sweep": run.id, "experiment": where,
+            "workers": workers_per_trial,
+        }  # fmt: skip
+        trials = done | _run_trials(proposals, common, concurrency)
         result = _result(run, trials, wanted, time.perf_counter() - began, proposals.stopped)
         Rungs(registry.store, f"sweeps/{key}/").drop()
         return result
+
+
+def _run_trials(
+    proposals: Iterable[tuple[int, dict[str, Any]]], common: Mapping[str, Any], concurrency: int
+) -> dict[int, ModelTrial]:
+    """Run proposed trials, so many at a time; the next is proposed when there is room for it, and knows what ended by then."""
+    running: list[tuple[int, dict[str, Any], Future[ModelTrial]]] = []
+    ended: dict[int, ModelTrial] = {}
+    waiting = iter(proposals)
+
+    def collect() -> None:
+        number, parameters, trial = running[0]
+        try:
+            ended[number] = trial.result()
+        except Exception as error:  # noqa: BLE001 - one failed trial must not stop the others
+            ended[number] = ModelTrial(parameters=parameters, error=f"{type(error).__name__}: {error}")
+        del running[0]
+
+    try:
+        while (proposed := next(waiting, None)) is not None:
+            number, parameters = proposed
+            started = train_trial.remote(number=number, parameters=parameters, **common)
+            running.append((number, parameters, started))
+            if len(running) >= concurrency:
+                collect()
+        while running:
+            collect()
+    finally:
+        for _, _, trial in running:  # none is left unless the sweep itself is interrupted
+            trial.cancel()
+    return ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +228,6 @@ class _Proposals:
     def __init__(
         self, sweep: _Sweep, done: Mapping[int, ModelTrial], limits: Limits, experiment: str, key: str
     ) -> None:
-        self.begun: list[tuple[int, dict[str, Any]]] = []
         self.stopped: str | None = None
         self._sweep, self._done, self._limits = sweep, done, limits
         self._experiment, self._key, self._began = experiment, key, time.monotonic()
@@ -225,8 +249,7 @@ class _Proposals:
             else:
                 tried = [(sweep.base.with_parameters(each.parameters), each.loss) for each in ended.values()]
                 point = sampler.propose(number, tried)
-            self.begun.append((number, sweep.changes(point)))
-            yield self.begun[-1]
+            yield number, sweep.changes(point)
 
     @property
     def _limited(self) -> bool:
@@ -262,12 +285,6 @@ def _trial_of(run: RunRecord) -> ModelTrial:
         steps=len(losses),
         stopped=stopped,
     )
-
-
-def _trial(outcome: ModelTrial | Exception, parameters: dict[str, Any]) -> ModelTrial:
-    if isinstance(outcome, Exception):
-        return ModelTrial(parameters=parameters, error=f"{type(outcome).__name__}: {outcome}")
-    return outcome
 
 
 def _result(

@@ -17,6 +17,7 @@ from ray_apps.admission import GuardedRoute
 from ray_apps.mlflow import wire
 from ray_apps.mlflow.errors import Refusal, unsupported
 from ray_apps.mlflow.files import ALLOW_CODE, ArtifactLocation, locate_source, named_code
+from ray_apps.mlflow.model_files import name_as_served, require_trusted
 from ray_apps.mlflow.models import SearchQuery, version_number
 from ray_apps.mlflow.search import page, parse_filter, sort_by
 from ray_apps.mlflow.services import ModelOperator, ModelViewer, OperatorRegistry
@@ -69,6 +70,8 @@ def create(body: CreateVersion, registry: OperatorRegistry) -> Json:
     with tempfile.TemporaryDirectory(prefix="toque-version-") as folder:
         lineage, metrics = _origin(registry, found, body.run_id)
         found.fetch_all(registry, Path(folder))
+        name_as_served(Path(folder))
+        require_trusted(registry, body.name, Path(folder))
         try:
             made = registry.create_version(
                 body.name,

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray_apps.cli import transfer as files
 from ray_apps.cli.arguments import FOLDER_HERE, MODEL, VERSION_OR_ALIAS, arg, read_pair, repeatable
 from ray_apps.cli.client import Client
 from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.errors import Failed, Refused, Unreachable
+from ray_apps.cli.errors import Failed, Refused, Unreachable, UsageError
 from ray_apps.cli.names import MLFLOW
-from ray_apps.cli.output import message
+from ray_apps.cli.output import message, note
 
 if TYPE_CHECKING:
     from registry.store.blobs import LocalFile
 
 _DEFAULT_EXPERIMENT = "0"
 _ALLOW_CODE = "toque.allow_code"
+SIGNATURE_FILE = "signature.json"
+_MODEL_FILES = frozenset(
+    {"model.pt2", "model.onnx", "model.skops", "model.ubj", "model.txt", "python_model.json"}
+)
 
 _NAME = arg("name model", "name of the model; a new one is made")
 _SOURCE = arg("source", "the folder, or one file")
 _DESCRIPTION = arg("--description", "what the version is, for its card", default="")
 _TAG = repeatable("--tag NAME=VALUE", "a tag of the version")
 _CODE = repeatable("--allow-code PATH", "a file that may execute code and is accepted all the same")
+_SIGNATURE = arg(
+    "--signature FILE", "JSON of the model's tensors in and out (default: what its file says)", default=""
+)
+_EXAMPLE = arg(
+    "--example FILE",
+    "JSON rows by column, which tell numbers from texts and warm replicas up",
+    default="",
+)
 
 
 def register(models: Commands) -> None:
     """Add the commands of this module to the group of models."""
-    add(models, "register", _register, _NAME, _SOURCE, _DESCRIPTION, _TAG, _CODE)
+    add(models, "register", _register, _NAME, _SOURCE, _DESCRIPTION, _TAG, _CODE, _SIGNATURE, _EXAMPLE)
     add(models, "download", _download, MODEL, VERSION_OR_ALIAS, FOLDER_HERE)
 
 
@@ -42,9 +56,12 @@ def _register(given: Given) -> None:
         tags.append((_ALLOW_CODE, ",".join(given.allow_code)))
     found = files.local(given.source)
     _require_accepted(found, given.allow_code)
-    _ensure(client, given.name)
-    with _uploading(client, given.name) as run_id:
-        files.send(client, files.outgoing(found, f"runs/{run_id}/model"), label=given.name)
+    policy = _ensure(client, given.name)
+    with (
+        _signed(given, found, policy.get("trusted_types", [])) as signed,
+        _uploading(client, given.name) as run_id,
+    ):
+        files.send(client, files.outgoing(signed, f"runs/{run_id}/model"), label=given.name)
     body = {
         "name": given.name,
         "source": f"runs:/{run_id}/model",
@@ -84,14 +101,58 @@ def _download(given: Given) -> None:
     )
 
 
-def _ensure(client: Client, model: str) -> None:
-    """Make the model if there is none of that name."""
+@contextmanager
+def _signed(
+    given: Given, found: Mapping[str, LocalFile], trusted_types: Sequence[str]
+) -> Iterator[dict[str, LocalFile]]:
+    """Add a signature to files that hold a model: the given one, or what the model says of itself.
+
+    Files without a model that could be served stay as they are. Raises: Failed if nothing tells a model's signature.
+    """
+    if not _MODEL_FILES & set(found) or SIGNATURE_FILE in found:
+        if given.signature or given.example:
+            raise UsageError(
+                f"{given.source} is no folder with one of {sorted(_MODEL_FILES)}, or is signed already"
+            )
+        note(f"{given.source} holds no model that is served, or its signature already: it goes as it is")
+        yield dict(found)
+        return
+    from registry.store.blobs import scan
+
+    with tempfile.TemporaryDirectory(prefix="toque-signed-") as folder:
+        source, path = Path(given.source), Path(folder) / SIGNATURE_FILE
+        if source.is_file():
+            shutil.copyfile(source, Path(folder) / source.name)
+        signature = _signature(given, source if source.is_dir() else Path(folder), trusted_types)
+        path.write_text(signature)
+        yield {**found, **scan(Path(folder))}
+
+
+def _signature(given: Given, folder: Path, trusted_types: Sequence[str]) -> str:
+    """Signature of the model as JSON. Raises: Failed, naming what would tell it."""
+    from functions.model_formats.derive import derive_signature, read_rows  # late: the libraries of models
+    from functions.model_formats.errors import TrainingError
+    from registry.models import Signature
+
     try:
-        client.get(f"/models/{model}")
+        if given.signature:
+            return Signature.model_validate_json(Path(given.signature).read_bytes()).model_dump_json(indent=1)
+        rows = read_rows(Path(given.example)) if given.example else []
+        return derive_signature(folder, rows, trusted_types=trusted_types).model_dump_json(indent=1)
+    except (TrainingError, ValueError, OSError) as error:
+        raise Failed(f"{given.source}: {error}") from error
+
+
+def _ensure(client: Client, model: str) -> dict[str, Any]:
+    """Make the model if there is none of that name; returns its policy."""
+    try:
+        policy: dict[str, Any] = client.get(f"/models/{model}/policy")
     except Refused as refused:
         if refused.status != HTTPStatus.NOT_FOUND:
             raise
         client.send("POST", f"{MLFLOW}/registered-models/create", body={"name": model})
+        return {}
+    return policy
 
 
 @contextmanager
