@@ -1,6 +1,7 @@
 """Signatures read off model files: the columns that they learnt, the answer that they give."""
 
 import json
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -26,7 +27,7 @@ def shapes(signature):
     return [(spec.name, spec.shape, spec.columns) for spec in (*signature.inputs, *signature.outputs)]
 
 
-def boosted(folder, objective, labels, **more):
+def boosted(folder, objective, labels, **more: Any):
     data = xgboost.DMatrix(X, labels, feature_names=["a", "b"])
     xgboost.train({"objective": objective, **more}, data, 3).save_model(folder / "model.ubj")
 
@@ -82,7 +83,7 @@ def test_a_signature_beside_the_model_stands_before_what_it_says(tmp_path):
     (tmp_path / "signature.json").write_text(named.model_dump_json())
     assert derive_signature(tmp_path) == named
     (tmp_path / "signature.json").write_text("{}")
-    with pytest.raises(ArtifactRefused, match="signature.json holds no signature"):
+    with pytest.raises(ArtifactRefused, match=r"signature\.json holds no signature"):
         derive_signature(tmp_path)
 
 
