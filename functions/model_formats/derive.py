@@ -109,7 +109,7 @@ def _onnx(
         if node.type not in _ONNX_TYPES:
             raise ArtifactRefused(f"the graph's {node.name!r} is {node.type}, which is not served: {_REMEDY}")
         shape = [size if isinstance(size, int) else -1 for size in node.shape]
-        return TensorSpec(name=node.name, datatype=_ONNX_TYPES[node.type], shape=shape)  # type: ignore[arg-type]  # one of them
+        return TensorSpec(name=node.name, datatype=_ONNX_TYPES[node.type], shape=shape)
 
     outputs = [node for node in session.get_outputs() if node.type in _ONNX_TYPES]
     return [spec(node) for node in session.get_inputs()], [spec(node) for node in outputs]

@@ -52,14 +52,15 @@ def signature_in(folder: Path) -> Signature | None:
     return Signature.model_validate({"inputs": inputs, "outputs": [output]})
 
 
-def _classic(content: dict[str, Any]) -> bool:
+def _classic(content: Any) -> bool:
     """Whether the model is of a library whose reader here answers probabilities, whatever its own `predict` does."""
     return bool({"sklearn", "xgboost", "lightgbm"} & set(content.get("flavors", {})))
 
 
 def _tables(specs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """Convert MLflow columns to the inputs `numeric` and `categorical`; None if one has neither name nor such a type."""
-    numbers, texts = [], []
+    numbers: list[str] = []
+    texts: list[str] = []
     for spec in specs:
         if "name" not in spec or spec.get("type") not in {*_NUMBERS, "string"}:
             return None

@@ -22,7 +22,7 @@ from functions.training.tabular.dataset import (
 from functions.training.tabular.network import TabularNet
 from functions.training.tabular.preprocessing import Preprocessing, fit_preprocessing
 from functions.training.tabular.scorer import TabularScorer
-from functions.training.tabular.target import Target, target_of
+from functions.training.tabular.target import Regression, Target, target_of
 from functions.training.tabular.task import LabelledRows, RowSource, TabularTask
 from functions.training.tabular.warm_start import WarmStart
 
@@ -100,9 +100,12 @@ def new_trainer(prepared: Prepared, params: TabularParams, group: ProcessGroup |
     params = params.resolved(len(prepared.train))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
-        net = TabularNet(prepared.preprocessing, params, outputs=prepared.target.outputs)
+        line = isinstance(prepared.target, Regression)
+        net = TabularNet(prepared.preprocessing, params, outputs=prepared.target.outputs, line=line)
     if prepared.warm_start is not None:
         prepared.warm_start.load(net)
+    elif net.line is not None:
+        net.line.fit(prepared.train, prepared.valid)
     offset = prepared.preprocessing.offset
     task = TabularTask(prepared.train, prepared.valid, prepared.target, offset, params.unknown_rate)
     return Trainer(net, task, params, group)

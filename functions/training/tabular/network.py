@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from functions.training.params import TabularParams
+from functions.training.tabular.line import Line
 from functions.training.tabular.preprocessing import Preprocessing
 
 
@@ -14,9 +15,12 @@ class TabularNet(nn.Module):
 
     Source: Gorishniy et al., On Embeddings for Numerical Features in Tabular Deep Learning, 2022 (piecewise linear
     encoding); Holzmüller et al., Better by Default (RealMLP), 2024 (robust scaling, smooth clipping).
+    line: whether it corrects a straight line, as for a number, instead of answering by itself.
     """
 
-    def __init__(self, preprocessing: Preprocessing, params: TabularParams, *, outputs: int = 1) -> None:
+    def __init__(
+        self, preprocessing: Preprocessing, params: TabularParams, *, outputs: int = 1, line: bool = False
+    ) -> None:
         super().__init__()
         self.preprocessing, self.outputs = preprocessing, outputs
         features, bins = preprocessing.left.shape
@@ -28,7 +32,12 @@ class TabularNet(nn.Module):
         for hidden in params.hidden:
             layers += [nn.Linear(width, hidden), nn.SiLU(), nn.Dropout(params.dropout)]
             width = hidden
-        self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
+        last = nn.Linear(width, outputs)
+        self.layers = nn.Sequential(*layers, last)
+        self.line = Line(features, preprocessing.embedding_rows) if line else None
+        if line:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, numeric: Tensor, missing: Tensor, category: Tensor) -> Tensor:
         """Compute logits of encoded rows (see `EncodedRows` for the shapes)."""
@@ -36,4 +45,4 @@ class TabularNet(nn.Module):
         logits: Tensor = self.layers(
             torch.cat([self.preprocessing.bins(numeric), numeric, missing, embedded], dim=1)
         )
-        return logits
+        return logits if self.line is None else logits + self.line(numeric, missing, category)

@@ -38,8 +38,9 @@ class WarmStart:
         return Preprocessing(*(self.weights[f"preprocessing.{name}"].clone() for name in _PREPROCESSING))
 
     def load(self, net: TabularNet) -> None:
-        """Put the weights into a network of the same shape."""
-        net.load_state_dict(self.weights)
+        """Put the weights into a network of the same shape; one of before has no line, which then stays at zero."""
+        unlined = {name: value for name, value in net.state_dict().items() if name.startswith("line.")}
+        net.load_state_dict({**unlined, **self.weights})
 
     def target_for(self, target: Target) -> Target:
         """Target of the version, to train on rows whose own target is `target`.

@@ -193,3 +193,31 @@ def test_metrics_refuse_answers_out_of_range(measure, says):
 def test_an_unknown_task_is_refused():
     with pytest.raises(ValueError, match="'binary', 'multiclass' or 'regression'"):
         TabularParams(task="ranking")
+
+
+def steep(count=2_000, seed=0):
+    """A number that is a line of wide-tailed columns, with as much noise as line."""
+    generator = np.random.default_rng(seed)
+    x = generator.standard_t(3, size=(count, 2))
+    c = generator.choice(["x", "y", "z"], count)
+    y = 3 * x[:, 0] - 2 * x[:, 1] + (c == "x") + 4 * generator.normal(size=count)
+    return table_of(x, c, y)
+
+
+def test_a_number_that_is_a_line_is_not_lost_to_a_line(context, tmp_path):
+    from functions.evaluation.baselines import number_linear
+
+    train, later = steep(), steep(seed=1)
+    snapshot = Table(context.store, "steep").append(train)
+    params = TabularParams(task="regression", split="random")
+    trained = train_tabular("steep", snapshot, **NAMES, params=params)
+    registry = context.registry()
+    registry.download("steep", trained.version, to=tmp_path / "steep")
+    model = load(tmp_path / "steep", signature=registry.get_version("steep", trained.version).signature)
+    label = later["y"].to_numpy()
+    found = rmse(label, model.predict_table(later)["value"].reshape(-1).astype(float))
+    line = rmse(label, number_linear(train, later, ["a", "b"], ["c"], "y"))
+    assert found < 1.02 * line
+    params = params.model_copy(update={"epochs": 1})
+    again = train_tabular("steep", snapshot, **NAMES, params=params, start_from=trained.version)
+    assert again.metrics["rmse"] < 1.02 * trained.metrics["rmse"]
