@@ -25,7 +25,7 @@ from functions.prediction_log.records import LABELS, PREDICTIONS
 from functions.retraining.jobs import InspectionResult, inspect_model
 from functions.runtime.context import Context, context, use_context
 from functions.training import train_model
-from functions.tuning import Range, tune_model
+from functions.tuning import Range, Space, tune_model
 from registry import Table, open_store
 
 MODEL = digit_model.name
@@ -61,7 +61,7 @@ class Loop:
         training = build_training_set(None, entities, "digit", START, split, name="training/digit/first")
         held_out = build_training_set(None, entities, "digit", split, end, name="training/digit/gate")
         registry = context().registry()
-        space = {"c": Range(low=0.001, high=0.1, log=True, steps=3)}
+        space: Space = {"c": Range(low=0.001, high=0.1, log=True, steps=3)}
         sweep = tune_model(MODEL, training, space, search="grid", concurrency=1)
         trained = train_model(MODEL, training, parameters=sweep.best_parameters, datasets=[entities])
         assert trained.version is not None  # noqa: S101 - it was asked to register one
