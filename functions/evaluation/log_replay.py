@@ -6,7 +6,6 @@ stands in it. A place in a batch whose row is not in the log, such as that of a 
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,8 +21,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from functions.evaluation.errors import EvaluationError
 from functions.model_formats.formats import PROGRAM_FILE
-from functions.model_formats.load import load
 from functions.model_formats.torch_threads import torch_threads
+from functions.model_formats.versions import load_version
 from functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
 from functions.runtime.context import context
 from functions.runtime.function import function
@@ -120,11 +118,8 @@ def load_scorer(
     registry: Registry, record: ModelVersion, *, threads: int
 ) -> tuple[Scorer, AbstractContextManager[None]]:
     """Load a version's files, and make what it runs within, by which torch uses so many threads."""
-    with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
-        registry.download(record.model, record.version, to=folder)
-        is_program = (Path(folder) / PROGRAM_FILE).is_file()
-        scorer = load(folder, signature=record.signature)
-    return scorer, torch_threads(threads) if is_program else nullcontext()
+    within = torch_threads(threads) if PROGRAM_FILE in record.files else nullcontext()
+    return load_version(registry, record), within
 
 
 @dataclass
