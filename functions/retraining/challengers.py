@@ -18,9 +18,9 @@ from functions.retraining.definition import TrainedModel
 from functions.retraining.policy import RetrainingPolicy, Running
 from functions.retraining.windows import TrainingWindow
 from functions.runtime.context import context
-from functions.training import TrainingDataError, train_model
+from functions.training import TrainingDataError
 from functions.training.frame import MAIN_LOSS
-from functions.training.model import PARAMETERS_TAG
+from functions.training.model import PARAMETERS_TAG, train_declared
 from registry import ModelPolicy, ModelVersion, Table, TableSnapshot
 from registry.store import check_table_name
 
@@ -60,7 +60,7 @@ def train_challengers(
         jobs, gate_set = _training_jobs(
             definition, policy.model_copy(update={"windows": tuple(left)}), running
         )
-        trained = train_model.map([job.arguments for job in jobs], return_errors=True)
+        trained = train_declared.map([job.arguments for job in jobs], return_errors=True)
         outcomes: dict[str, int | Exception | None] = {
             job.window.name: one if isinstance(one, Exception) else one.version
             for job, one in zip(jobs, trained, strict=True)
@@ -142,7 +142,7 @@ def _training_jobs(
         )
 
     common = {
-        "model": definition.name,
+        "definition": definition,
         "parameters": _champions_parameters(definition, running),
         "features": {} if service is None else used.features().definitions_digest(service),
         "datasets": [snapshot],

@@ -93,6 +93,30 @@ def train_model(
     return run_training(context().registry(), job, context().prices)
 
 
+@function(resources=Resources(num_cpus=1), timeout_s=86_400)
+def train_declared(
+    definition: Any,
+    training_set: TableSnapshot,
+    *,
+    parameters: dict[str, Any],
+    features: dict[str, str],
+    datasets: list[TableSnapshot],
+    parent: int | None,
+    tags: dict[str, str],
+) -> Trained:
+    """Train a version by a definition that is at hand, a `TrainableModel`, as `train_model` does by its name."""
+    job = job_of(
+        definition,
+        training_set,
+        parameters,
+        features=features,
+        datasets=tuple(datasets),
+        parent=parent,
+        tags=tags,
+    )
+    return run_training(context().registry(), job, context().prices)
+
+
 def job_of(
     definition: TrainableModel,
     training_set: TableSnapshot,
