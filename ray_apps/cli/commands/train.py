@@ -56,7 +56,8 @@ def _train(given: Given) -> int:
             _load(module)
         note(f"training {definition.name}")
         done = train_by_hand(definition, definition.governance)
-        _put_online(definition.service)
+        if definition.service is not None:
+            _put_online(definition.service)
         refused = _promote(done) if given.promote and done.gate.passed else None
     _tell(given, definition, done, live=given.promote and done.gate.passed and refused is None)
     if refused is not None:
