@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from examples.digits.model import PIXELS
+from examples.loop import DAY, START
 
-START, DAY = datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1)
 NEW_SCANNER = 14  # the day on which it is first used
 IMAGES_A_DAY = 150
 
@@ -30,7 +28,7 @@ def images(day: int) -> pa.Table:
     columns = {name: pixels.reshape(IMAGES_A_DAY, -1)[:, place] for place, name in enumerate(PIXELS)}
     return pa.table(
         {
-            "image_id": [f"{day}-{place}" for place in range(IMAGES_A_DAY)],
+            "row_id": [f"{day}-{place}" for place in range(IMAGES_A_DAY)],
             "event_timestamp": asked,
             "label_known_at": [moment + DAY / 2 for moment in asked],
             "digit": found.target[chosen].astype(np.int64),

@@ -1,0 +1,75 @@
+"""Descriptions of functions as they arrive, day by day; from one day on people write them short and in lower case.
+
+The texts are the docstrings of functions of packages that are installed with Toque, read from their files without importing them.
+The question: from which package is it?
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow as pa
+
+from examples.loop import DAY, START
+
+PACKAGES = ("numpy", "pandas", "scipy", "sklearn", "torch")
+SHORT_QUESTIONS = 14  # the day on which people begin to write them
+TEXTS_A_DAY = 150
+_OF_EACH, _FEWEST_LETTERS = 500, 60
+
+
+def texts(day: int) -> pa.Table:
+    """Texts of one day, drawn from all; the labels are known half a day later."""
+    chance = random.Random(day)
+    drawn = [chance.choice(described()) for _ in range(TEXTS_A_DAY)]
+    begin = START + day * DAY
+    asked = [begin + DAY * (place + 0.5) / TEXTS_A_DAY for place in range(TEXTS_A_DAY)]
+    return pa.table(
+        {
+            "row_id": [f"{day}-{place}" for place in range(TEXTS_A_DAY)],
+            "event_timestamp": asked,
+            "label_known_at": [moment + DAY / 2 for moment in asked],
+            "package": [PACKAGES.index(package) for package, _ in drawn],
+            "text": [_short(text) if day >= SHORT_QUESTIONS else text for _, text in drawn],
+        }
+    )
+
+
+@cache
+def described() -> list[tuple[str, str]]:
+    """Package and description of some functions of each package, always the same ones."""
+    found = []
+    for package in PACKAGES:
+        of_package = sorted(set(_descriptions(package)))
+        chosen = random.Random(package).sample(of_package, min(_OF_EACH, len(of_package)))
+        found += [(package, text) for text in chosen]
+    return found
+
+
+def _descriptions(package: str) -> Iterator[str]:
+    """Descriptions of a package's functions, in which its own name is left out."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"package {package!r} is not installed: pip install {package}")
+    name = re.compile(rf"\b(?:{package}|np|pd|scikit-learn|pytorch)\b[.\w]*", re.IGNORECASE)
+    count = 0
+    for file in sorted(Path(spec.origin).parent.rglob("*.py"), key=lambda path: (len(path.parts), str(path))):
+        if "test" in str(file.relative_to(Path(spec.origin).parent)):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
+            if text and len(text) >= _FEWEST_LETTERS:
+                count += 1
+                yield name.sub("", " ".join(text.split()[:60]))
+        if count >= 3 * _OF_EACH:
+            return
+
+
+def _short(text: str) -> str:
+    return " ".join(re.findall(r"[a-z]+", text.lower())[:9])
