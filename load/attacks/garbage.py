@@ -20,7 +20,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
-import psutil  # type: ignore[import-untyped]  # it ships no types
+import psutil
 
 from load.attacks.target import Finding, Target
 from load.scenarios.open_loop import ask_steadily
