@@ -21,7 +21,7 @@ from functions.evaluation.gate import Gate, judge
 from functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
 from functions.evaluation.metrics.probabilities import Interval, bootstrap
 from functions.evaluation.outcome_kinds import BINARY, OutcomeKind, outcome_kind
-from functions.model_formats.table_inputs import input_columns
+from functions.model_formats.table_inputs import input_columns, own_columns
 from functions.model_formats.versions import load_version
 from functions.runtime.context import context
 from functions.runtime.declaration import Resources
@@ -230,10 +230,7 @@ def _baselines(
 def _columns_of(signature: Signature, *, texts: bool) -> list[str]:
     """Columns of a table that the inputs of texts, or those of numbers, read."""
     return [
-        name
-        for spec in signature.inputs
-        if (spec.datatype == "BYTES") is texts
-        for name in spec.columns or [spec.name]
+        name for spec in signature.inputs if (spec.datatype == "BYTES") is texts for name in own_columns(spec)
     ]
 
 

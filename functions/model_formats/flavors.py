@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from functions.model_formats.categories import CATEGORIES_FILE, Categories
 from functions.model_formats.errors import ArtifactRefused, TrainingDataError
+from functions.model_formats.table_inputs import own_columns
 from registry.models import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -196,7 +197,7 @@ def _check_columns(signature: Signature, names: Sequence[str] | None, categories
     """Refuse columns in another order than the model learnt, for which it would answer wrongly."""
     for spec in signature.inputs:
         known = () if categories is None else categories.columns
-        unknown = [name for name in spec.columns or (spec.name,) if name not in known]
+        unknown = [name for name in own_columns(spec) if name not in known]
         if spec.datatype == "BYTES" and unknown:
             raise ArtifactRefused(
                 f"input {spec.name!r} is BYTES: this model takes numbers only; encode texts before it, or put a "
@@ -215,7 +216,7 @@ def number_rows(
     for spec in signature.inputs:
         part = inputs[spec.name]
         if spec.datatype == "BYTES" and categories is not None:
-            part = categories.codes(spec.columns or (spec.name,), part.reshape(len(part), -1))
+            part = categories.codes(own_columns(spec), part.reshape(len(part), -1))
         parts.append(part.reshape(len(part), -1))
     return parts[0] if len(parts) == 1 else np.hstack(parts)
 

@@ -36,7 +36,12 @@ def text_inputs(table: pa.Table, signature: Signature) -> dict[str, npt.NDArray[
 
 def input_columns(signature: Signature) -> list[str]:
     """List all columns that the inputs read, in order, each once."""
-    return list(dict.fromkeys(name for spec in signature.inputs for name in spec.columns or (spec.name,)))
+    return list(dict.fromkeys(name for spec in signature.inputs for name in own_columns(spec)))
+
+
+def own_columns(spec: TensorSpec) -> list[str]:
+    """Columns that an input reads: those it names, perhaps none at all, or else the one of its own name."""
+    return [spec.name] if spec.columns is None else spec.columns
 
 
 def _inputs(
@@ -45,7 +50,7 @@ def _inputs(
     inputs: dict[str, npt.NDArray[Any]] = {}
     for spec in signature.inputs:
         if spec.datatype == "BYTES":
-            inputs[spec.name] = texts(table, spec.columns or [spec.name])
+            inputs[spec.name] = texts(table, own_columns(spec))
         elif spec.columns is not None:
             inputs[spec.name] = numeric_matrix(table, spec.columns)
         else:

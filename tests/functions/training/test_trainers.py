@@ -181,6 +181,15 @@ def test_a_tensor_column_is_an_input_of_its_own(monkeypatch, context):
     assert judged.passed, judged
 
 
+def test_a_model_without_texts_is_judged_beside_a_line(monkeypatch, context):
+    training = Table(context.store, "training").append(late().drop_columns(["c"]))
+    later = Table(context.store, "later").append(late(seed=1).drop_columns(["c"]))
+    with project_of(monkeypatch, context, definition(TabularParams(epochs=4, **SPLIT), categorical=())):
+        trained = train_model("m", training)  # whose signature has an input of no columns
+        gate = Gate(max_log_loss_ratio={"constant": 0.95, "linear": 1.2}, max_ece=None)
+        assert evaluate_gate("m", trained.version, later, "y", gate).passed
+
+
 def test_a_definition_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="one argument, a TrainingRequest"):
         definition(lambda: None)
