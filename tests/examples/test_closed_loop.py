@@ -1,0 +1,50 @@
+"""Models of other libraries go through the whole loop: sweep, gate, drift, retrain, shadow, canary, promotion."""
+
+from pathlib import Path
+
+import pytest
+
+from examples.digits import loop as digits
+from examples.digits.data import images
+from examples.digits.model import digit_model
+from examples.loop import FIRST_DAY, LAST_DAY, Clock, Loop
+from examples.texts import loop as texts_loop
+from examples.texts.data import texts
+from examples.texts.model import package_model
+from functions.retraining.jobs import retrains
+from functions.rollout import rollout_status
+from functions.runtime.context import Context, use_context
+from registry import open_store
+
+EXAMPLES = {
+    "examples.digits": (digit_model, images, digits.SPACE),
+    "examples.texts": (package_model, texts, texts_loop.SPACE),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("project", EXAMPLES)
+def test_what_users_do_differently_leads_to_a_promoted_challenger(tmp_path: Path, project: str) -> None:
+    clock, url = Clock(), f"{tmp_path.as_uri()}/store"
+    model, rows, space = EXAMPLES[project]
+    with use_context(Context(open_store(url), url, project=project, clock=clock, actor="tests")) as used:
+        loop = Loop(model, rows, space, clock)
+        first = loop.begin()
+        registry = used.registry()
+        assert registry.get_version(model.name, first).tags["kind"] == "sklearn"
+        actions: list[str] = []
+        for day in range(FIRST_DAY, LAST_DAY):
+            actions.append(loop.day(day).rollout.action)
+            if registry.get_version(model.name, "champion").version != first:
+                break
+        champion = registry.get_version(model.name, "champion")
+        assert champion.version != first, (actions, list(rollout_status(model.name).outcomes))
+        assert champion.tags["retrain"]
+        # what the sweep had found is what the challenger was trained with
+        assert champion.tags.get("parameters") == registry.get_version(model.name, first).tags.get(
+            "parameters"
+        )
+        outcomes = rollout_status(model.name).outcomes
+        (outcome,) = [one for one in outcomes if one.challenger == champion.version]
+        assert outcome.stage == "promoted"
+        assert retrains(model.name).refresh().running is None
