@@ -75,18 +75,29 @@ class _SharedRay:
             self.end()
             assert not ray.is_initialized(), "a test left its own cluster"
             before = dict(os.environ)
-            ray.init(
-                "local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-            )
+            try:
+                self._init(num_cpus)
+            except (
+                RuntimeError
+            ):  # Ray forks its head from this process of many threads: seldom, the child never begins
+                ray.shutdown()
+                self._init(num_cpus)
             self.num_cpus = num_cpus
             self._environment = {
                 name: value for name, value in os.environ.items() if before.get(name) != value
             }
         os.environ.update(self._environment)  # another module has begun since
+
+    def _init(self, num_cpus: int) -> None:
+        import ray
+
+        ray.init(
+            "local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+        )
 
     def end(self) -> None:
         if self.num_cpus:

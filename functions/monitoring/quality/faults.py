@@ -21,6 +21,7 @@ _GONE_SHARE = 0.95  # share of the usual values that must be missing for a colum
 _MAX_USUAL_NULLS = 0.8  # share of nulls in a healthy cohort above which a whole cohort of nulls is no fault
 _MAX_VARYING_SHARE = 0.9  # a column varies if its most frequent value never had a larger share
 _CONSTANT_SHARE = 0.999
+_NO_ROW_S = 1e12  # age of a view without a row: 30,000 years, as no alarm holds infinity
 
 
 def find_faults(
@@ -76,7 +77,7 @@ def _stale(age: ViewAge, index: int) -> Incident | None:
         + ("it has no row" if age.age is None else f"the newest row is {age.age} old")
         + f"; at most {age.most}"
     )
-    seconds = float("inf") if age.age is None else age.age.total_seconds()
+    seconds = _NO_ROW_S if age.age is None else age.age.total_seconds()
     return _incident("freshness", age.view, age.columns, text, seconds, age.most.total_seconds(), index)
 
 

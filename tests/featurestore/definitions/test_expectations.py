@@ -1,11 +1,16 @@
 """Expectations of views refuse whole batches with name, value and remedy; health of views is measured."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from deltalake.transaction import AddAction
 
 from featurestore import (
     Entity,
@@ -20,9 +25,12 @@ from featurestore import (
     NullShare,
     String,
     UnexpectedRows,
+    newest_event,
     view_health,
 )
 from featurestore.definitions.dtypes import TIMESTAMP
+from featurestore.offline.tables import storable
+from featurestore.rows import conform
 
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -129,6 +137,22 @@ def test_health_tells_freshness_fill_keys_coverage_and_samples(fs: FeatureStore)
     assert health.online_until == NOW - 4 * HOUR
     assert [s["origin"] for s in health.samples] == ["A1", "A2", "A3"]
     assert view_health(fs, "weather", span=2 * HOUR).recent_rows == 3
+
+
+def test_the_newest_event_is_found_in_files_whose_bounds_the_log_does_not_have(fs: FeatureStore) -> None:
+    fs.apply([plain])
+    table = fs.offline.create(plain)
+    rows = storable(conform(plain, [row(1, 5.0), row(3, 6.0)], clock=fs.now))
+    day = f"{NOW:%Y-%m-%d}"
+    path = Path(urlsplit(table.uri).path or table.uri) / f"event_day={day}" / "part-0.parquet"
+    path.parent.mkdir()
+    pq.write_table(rows.drop_columns(["event_day"]), path)  # as Ray Data does
+    part = f"event_day={day}/part-0.parquet"
+    stats = json.dumps({"numRecords": 2})
+    action = AddAction(part, path.stat().st_size, {"event_day": day}, 0, data_change=True, stats=stats)
+    opened = table.open()
+    opened.create_write_transaction([action], "append", opened.schema(), partition_by=["event_day"])
+    assert newest_event(fs, plain) == NOW - HOUR
 
 
 def test_health_of_an_empty_or_keyless_view_and_without_redis(

@@ -219,6 +219,19 @@ def test_a_view_gone_stale_and_values_beyond_its_range_are_named(served: ServedM
         assert watch_drift(MODEL, drift, monitor).alarms == ()
 
 
+def test_a_view_without_a_row_is_stale(served: ServedModel) -> None:
+    weather = FeatureView(
+        "weather", [Entity("airport")], [Field("wind", Float64)], expectations=[Freshness(2 * DAY)]
+    )
+    FeatureStore(served.store, clock=served.clock).apply([weather, FeatureService("late", [weather])])
+    served.register(tags={"feature_service": "late"})
+    with use_context(served.context()):
+        served.serve(2, requests=60)
+        found = watch_quality(MODEL, QualityMonitor())
+    assert ("quality", "freshness", ("wind",), False) in said(list(found.alarms))
+    assert "view weather: it has no row" in found.text
+
+
 def test_no_champion_is_an_answer(served: ServedModel) -> None:
     with use_context(served.context()):
         assert watch_quality(MODEL).text == "no champion serves this model"
