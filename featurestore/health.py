@@ -17,7 +17,7 @@ from featurestore.definitions.encoding import from_microseconds
 from featurestore.definitions.expectations import missing
 from featurestore.definitions.fields import EVENT_TIMESTAMP
 from featurestore.definitions.views import FeatureView
-from featurestore.offline.tables import File, Version
+from featurestore.offline.tables import Version
 from featurestore.online.keys import row_keys
 from featurestore.online.materialize import Materializer
 from featurestore.online.serving import Status
@@ -110,7 +110,7 @@ def recent_rows(
 
 
 def _newest(fs: FeatureStore, view: FeatureView, version: Version, *, now: datetime) -> datetime | None:
-    begun = [at for at in map(_begun, version.files) if at is not None and at <= now]
+    begun = [f.first for f in version.files if f.first is not None and f.first <= now]
     if not begun:
         return None
     newest = max(begun)  # a file has a row at its first time, so the newest row is not earlier
@@ -118,11 +118,6 @@ def _newest(fs: FeatureStore, view: FeatureView, version: Version, *, now: datet
     for batch, _ in fs.offline.batches(view, version, files, start=newest, end=now, rows=_ROWS_AT_ONCE):
         newest = max(newest, pc.max(batch.column(EVENT_TIMESTAMP)).as_py() or newest)
     return newest
-
-
-def _begun(file: File) -> datetime | None:
-    """Time of a file's first row; the begin of its day where the log has no bounds, as of files that Ray Data wrote."""
-    return file.last - timedelta(days=1) if file.first is None and file.last is not None else file.first
 
 
 class _Recent:

@@ -260,15 +260,16 @@ def _open(table: DeltaTable, of: Table) -> Version:
 
 
 def _file(action: dict[str, Any], fragment: ds.Fragment) -> File:
-    """Build a file from its action in the log; without recorded bounds its day says when the last row is.
+    """Build a file from its action in the log; without recorded bounds, as of what Ray Data wrote, its day gives them.
 
-    The log cuts bounds to milliseconds, so the last row may be that much later than it says.
+    A file of several days always has them. The log cuts bounds to milliseconds, so the last row may be that much later than it says.
     """
     first, last = action.get(f"min.{EVENT_TIMESTAMP}"), action.get(f"max.{EVENT_TIMESTAMP}")
     last = None if last is None else last + _LOG_RESOLUTION
     day = action.get(f"partition.{EVENT_DAY}")
     if (first is None or last is None) and day is not None:
-        first, last = None, datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1)
+        first = datetime.fromisoformat(day).replace(tzinfo=UTC)
+        last = first + timedelta(days=1)
     return File(action["path"], day or "", action["num_records"] or 0, first, last, fragment)
 
 
