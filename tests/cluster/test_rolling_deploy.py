@@ -32,7 +32,7 @@ def test_a_rolling_deploy_fails_no_request_and_loses_no_invocation(
     doors = ["head", *cluster.workers]
     before, indirect = cluster.replica_ids(), sum(python_proxy_requests(cluster, door) for door in doors)
     with cluster.load(doors, LONGEST_S, ends_with_block=True, rate=RATE, probe_rate=PROBE_RATE) as outcomes:
-        time.sleep(STEADY_S)
+        time.sleep(STEADY_S)  # of load before the deploy; it waits for nothing
         begun = time.time()
         with _submitting(cluster) as submitted:
             cluster.lab.run("head", "toque", "deploy", "--restart", timeout_s=600)
@@ -41,7 +41,7 @@ def test_a_rolling_deploy_fails_no_request_and_loses_no_invocation(
                 lambda: not before & cluster.replica_ids(), "the release before has ended", within_s=DRAIN_S
             )
             ended = time.time()
-            time.sleep(STEADY_S)
+            time.sleep(STEADY_S)  # and after it
     taken = sum(python_proxy_requests(cluster, door) for door in doors) - indirect
     runs = {key: _runs_of(cluster, key) for key in submitted if submitted[key] == "accepted"}
     found, ticks = settled(cluster, outcomes), runs_of_ticks(cluster, begun)

@@ -29,7 +29,7 @@ class Locked:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         if LATE_FILE:
-            time.sleep(float(LATE_FILE.read_text()))
+            time.sleep(float(LATE_FILE.read_text()))  # the lateness that a test asked for
         if AHEAD_FILE:
             date = formatdate(time.time() + float(AHEAD_FILE.read_text()), usegmt=True)
             answer = start_response

@@ -237,7 +237,7 @@ def test_a_version_that_waits_for_a_cpu_while_it_is_warmed_up_answers_where_its_
 
     class Starved:
         def predict(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-            time.sleep(next(waits_s, 0.004))
+            time.sleep(next(waits_s, 0.004))  # stands for the wait for a CPU
             return champion.predict(inputs)
 
     twin = LoadedVersion(champion.record, Starved())
