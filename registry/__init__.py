@@ -1,7 +1,10 @@
 """Model versions, runs, lineage and access tokens, kept in nothing but an object store.
 
-It knows objects, journals and tables. It must not know features, functions, Ray or HTTP.
+It knows objects, journals and tables. It must not know features, functions, Ray or HTTP. `Table` is imported when it is first asked
+for, as it brings Arrow and Delta.
 """
+
+from typing import TYPE_CHECKING
 
 from registry import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
 from registry.access import (
@@ -58,8 +61,11 @@ from registry.models import (
 )
 from registry.registry import Registry
 from registry.runs import Experiment, Point, Run, RunLog, RunRecord, Segment
-from registry.store import Blob, ObjectStore, Table, TableSnapshot, open_store
+from registry.store import Blob, ObjectStore, TableSnapshot, open_store
 from registry.times import Clock, as_utc, utc_now
+
+if TYPE_CHECKING:
+    from registry.store import Table
 
 __all__ = [
     "DEFAULT_WORKSPACE",
@@ -127,3 +133,13 @@ __all__ = [
     "workspace_store",
     "workspace_url",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import `Table` when it is first asked for."""
+    if name != "Table":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from registry.store.tables import Table  # late: it brings Arrow and Delta
+
+    globals()[name] = Table
+    return Table

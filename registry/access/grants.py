@@ -145,16 +145,18 @@ class Limits(BaseModel):
     """Bounds on the requests of a token or workspace at one replica of a door; None: no bound.
 
     rate_per_s: requests a second on average, a second's worth at once; max_in_flight: requests at the same time.
+    tokens_per_minute: of language models, of prompts and answers together, a minute's worth at once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rate_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_in_flight: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1, exclude_if=lambda bound: bound is None)
 
     @property
     def unbounded(self) -> bool:
-        """Whether there is no bound at all."""
+        """Whether there is no bound on requests; that on tokens is counted where they are."""
         return self.rate_per_s is None and self.max_in_flight is None
 
 

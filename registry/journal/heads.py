@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from registry.store import ObjectStore
 
 _READERS = 16
-_SKIPPED = ("tables/", "workspaces/")  # no journals of this store are there, and the tables have many objects
+_SKIPPED = (
+    "tables/",
+    "workspaces/",
+    "checkpoints/",
+)  # no history of this store is there, and the tables have many objects
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from registry.errors import InvalidInput
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from registry.models.decisions import Body
     from registry.store import ObjectStore
+
+_NAMES = "model-names/"
 
 
 class ModelJournals:
@@ -55,10 +58,12 @@ class ModelJournals:
                 )
             return self._models[model]
 
-    def list_models(self) -> list[str]:
-        """Names of all models, sorted."""
-        names = [key.removeprefix("model-names/") for key in self.store.list("model-names/")]
-        return [name for name in names if self.follow(name).refresh().created_at is not None]
+    def list_models(self, *, after: str = "", limit: int | None = None) -> list[str]:
+        """Names of the models that come after `after`, sorted; at most `limit` of them, which reads no more models."""
+        keys = self.store.list(_NAMES, after=f"{_NAMES}{after}" if after else "")
+        names = (key.removeprefix(_NAMES) for key in keys)
+        found = (name for name in names if self.follow(name).refresh().created_at is not None)
+        return list(islice(found, limit))
 
     def _change(
         self, model: str, decide: Callable[[ModelState], Body | None], *, patience_s: float = PATIENCE_S

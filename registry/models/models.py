@@ -154,9 +154,16 @@ class Models(Registration, SignedVersions):
         self._blobs(name).download(wanted, folder, on_progress=on_progress)
         return folder
 
-    def history(self, name: str) -> list[Entry]:
-        """List every change of the model, oldest first, with actor, time and reason. Raises: NotFound."""
-        entries = list(self.follow(name).journal.entries())
+    def history(self, name: str, *, last: int | None = None) -> list[Entry]:
+        """List the changes of the model, oldest first, with actor, time and reason; one read each.
+
+        last: how many of the newest; None: all. Raises: NotFound.
+        """
+        fold, start = self.follow(name), 0
+        if last is not None:
+            fold.refresh()
+            start = max(0, fold.next - last)
+        entries = list(fold.journal.entries(start))
         if not entries:
             decisions.require_model(ModelState(name=name))
         return entries

@@ -36,7 +36,8 @@ class GateData(BaseModel):
 class GateDemand(BaseModel):
     """Gate that the policy demands, with its limits and data.
 
-    limits: fields of `functions.evaluation.Gate` other than its name; what is left out has that class's default.
+    limits: fields of `functions.evaluation.Gate`, or of `AnswerGate` for language models, other than the name; what is left out has
+    that class's default.
     data: the rows to judge on; None: those that the caller chooses.
     """
 

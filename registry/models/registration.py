@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from registry.errors import InvalidInput, Refused
+from registry.errors import InvalidInput, NotFound, Refused
 from registry.models import decisions
 from registry.models.code_files import executable_files
 from registry.models.lineage import Lineage
@@ -49,6 +49,7 @@ class Registration(ModelJournals):
         description: str = "",
         key: str | None = None,
         allow_code: Collection[str] = (),
+        keep: int | None = None,
         on_progress: Progress | None = None,
     ) -> ModelVersion:
         """Register the files at `path` (a folder or a file) as the next version.
@@ -57,6 +58,7 @@ class Registration(ModelJournals):
         F new files cost F + 1 writes and 2 reads.
         key: idempotency key: a second call with it returns the version of the first.
         allow_code: paths of files that can execute code when loaded (pickles, scripts), accepted by name.
+        keep: an earlier version, whose files the new one has too where `path` has none of that name; nobody sends them again.
         on_progress: called with the bytes of each piece as it is stored, or found to be stored already.
         Raises: NotFound if the model does not exist; InvalidInput for bad files; Refused for code.
         """
@@ -77,7 +79,7 @@ class Registration(ModelJournals):
             "code_files": list(code),
             "key": key,
         }
-        return self._register(name, files, content, on_progress)
+        return self._register(name, files, content, keep, on_progress)
 
     def collect_garbage(self, *, grace: timedelta = timedelta(days=1)) -> list[str]:
         """Delete files that no version uses; returns their keys.
@@ -116,7 +118,12 @@ class Registration(ModelJournals):
         return dead
 
     def _register(
-        self, name: str, files: Mapping[str, LocalFile], content: decisions.Body, on_progress: Progress | None
+        self,
+        name: str,
+        files: Mapping[str, LocalFile],
+        content: decisions.Body,
+        keep: int | None,
+        on_progress: Progress | None,
     ) -> ModelVersion:
         state = self.follow(name).refresh()
         while True:
@@ -124,11 +131,15 @@ class Registration(ModelJournals):
             done = _with_key(state, content["key"])
             if done is not None:
                 return done
+            kept = _kept(state, keep, files)
             stored = self._store_files(state, files, on_progress)
-            body = {**content, "files": {path: jsonable(stored[file.sha256]) for path, file in files.items()}}
+            held = kept | {path: stored[file.sha256] for path, file in files.items()}
+            code = [*content["code_files"], *_code_of(state, keep, kept)]
+            body = {**content, "code_files": code, "files": {path: jsonable(held[path]) for path in held}}
             body["digest"] = _digest(body)
+            blobs = {blob.sha256: blob for blob in held.values()}
             try:
-                entry, state = self._change(name, _registration(body, stored), patience_s=_PATIENCE_S)
+                entry, state = self._change(name, _registration(body, blobs), patience_s=_PATIENCE_S)
             except _GarbageCollected:
                 state = self.follow(name).state
                 continue
@@ -149,6 +160,21 @@ class Registration(ModelJournals):
 
     def _blobs(self, name: str) -> Blobs:
         return Blobs(self.store, f"models/{check_name(name)}/blobs")
+
+
+def _kept(state: ModelState, keep: int | None, files: Mapping[str, LocalFile]) -> dict[str, Blob]:
+    """Files that an earlier version gives to a new one. Raises: NotFound if it does not exist or was deleted."""
+    if keep is None:
+        return {}
+    earlier = state.versions.get(keep)
+    if earlier is None or earlier.deleted_at is not None:
+        raise NotFound(f"keep={keep}: {state.name} has no such version; it has {sorted(state.versions)}")
+    return {path: blob for path, blob in earlier.files.items() if path not in files}
+
+
+def _code_of(state: ModelState, keep: int | None, kept: Mapping[str, Blob]) -> list[str]:
+    """List the kept files that can execute code, which were accepted when they were sent."""
+    return [] if keep is None else [path for path in state.versions[keep].code_files if path in kept]
 
 
 def _registration(

@@ -103,7 +103,7 @@ def record_gate(
         how = "other limits or data" if demand else "no limits at all, by hand"
         raise Refused(
             f"{state.name}@{number}: gate {gate!r} was judged by {how}, and the model's policy sets them; "
-            "run evaluate_gate, which takes them from there"
+            "run evaluate_gate, or evaluate_answers of a language model, which take them from there"
         )
     body: Body = {
         "kind": "gate",

@@ -86,6 +86,7 @@ class TensorSpec(BaseModel):
 class Signature(BaseModel):
     """Inputs and outputs of a model, in order.
 
+    kind: `chat` for a language model, which an engine answers and whose tensors are what the prediction log keeps.
     example: input name -> nested lists that fit, used to warm a replica up; NaN is a missing number.
     """
 
@@ -94,6 +95,7 @@ class Signature(BaseModel):
     inputs: list[TensorSpec] = Field(min_length=1)
     outputs: list[TensorSpec] = Field(min_length=1)
     example: dict[str, Any] | None = None
+    kind: Literal["tensors", "chat"] = Field(default="tensors", exclude_if=lambda kind: kind == "tensors")
 
     @model_validator(mode="before")
     @classmethod

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from registry.runs.record import Point, RunRecord
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def differences(kinds: Mapping[str, Sequence[Mapping[str, object]]]) -> dict[str, list[object]]:
@@ -25,6 +27,8 @@ def differences(kinds: Mapping[str, Sequence[Mapping[str, object]]]) -> dict[str
 
 def comparison(records: Sequence[RunRecord]) -> pa.Table:
     """Build a table with one row a run: run, name, status, then each parameter and metric in which they differ."""
+    import pyarrow as pa  # late: 40 MB, and few processes that know runs compare them
+
     facts = {fact: [getattr(record, fact) for record in records] for fact in ("id", "name", "status")}
     kinds = {kind: [getattr(record, kind) for record in records] for kind in ("params", "metrics")}
     return pa.table({"run": facts.pop("id"), **facts, **differences(kinds)})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from registry.names import check_name
 from registry.runs.compare import comparison, plot
@@ -15,6 +14,9 @@ from registry.runs.run import Run
 from registry.runs.run_store import RunStore
 from registry.runs.search import parse_order, parse_where
 from registry.store import TableSnapshot
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Runs(RunStore):

@@ -1,16 +1,33 @@
-"""Object stores in a folder or in S3, and what is stored in them directly: blobs and Delta tables."""
+"""Object stores in a folder or in S3, and what is stored in them directly: blobs and Delta tables.
+
+What reads and writes tables is imported when it is first asked for, as it brings Arrow and Delta.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from registry.store.blobs import Blob
-from registry.store.check import UnfitStore, check_store
 from registry.store.clock_skew import clock_skew_s
 from registry.store.folder import FolderStore
 from registry.store.object_store import Aged, Announce, ObjectInfo, ObjectStore, Progress
 from registry.store.private_folder import private_folder, temporary_folder
-from registry.store.row_ranges import PinnedRows
-from registry.store.table_history import find_rows, remove_rows, table_names
-from registry.store.table_parts import Part, append_with_parts, overwrite_with_parts, write_part
-from registry.store.tables import RESERVED_TABLES, Table, TableSnapshot, check_table_name
+from registry.store.table_naming import RESERVED_TABLES, TableSnapshot, check_table_name
 from registry.store.urls import open_store
+
+if TYPE_CHECKING:
+    from registry.store.check import UnfitStore, check_store
+    from registry.store.row_ranges import PinnedRows
+    from registry.store.table_history import find_rows, remove_rows, table_names
+    from registry.store.table_parts import (
+        Part,
+        add_parts,
+        append_with_parts,
+        overwrite_with_parts,
+        write_part,
+    )
+    from registry.store.tables import Table
 
 __all__ = [
     "RESERVED_TABLES",
@@ -26,6 +43,7 @@ __all__ = [
     "Table",
     "TableSnapshot",
     "UnfitStore",
+    "add_parts",
     "append_with_parts",
     "check_store",
     "check_table_name",
@@ -39,3 +57,20 @@ __all__ = [
     "temporary_folder",
     "write_part",
 ]
+_LATE = {
+    "check": ("UnfitStore", "check_store"),
+    "row_ranges": ("PinnedRows",),
+    "table_history": ("find_rows", "remove_rows", "table_names"),
+    "table_parts": ("Part", "add_parts", "append_with_parts", "overwrite_with_parts", "write_part"),
+    "tables": ("Table",),
+}
+_MODULES = {name: module for module, names in _LATE.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import what reads or writes tables when it is first asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = found
+    return found

@@ -101,6 +101,17 @@ class FolderStore:
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
 
+    def find_range(self, key: str, start: int, size_bytes: int) -> bytes | None:
+        """Find `size_bytes` of an object from byte `start` on, fewer where it ends before, or None if absent."""
+        path = self._path(key)
+        with self._request("get", key):
+            try:
+                with path.open("rb") as file:
+                    file.seek(start)
+                    return file.read(size_bytes)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
+
     def find_aged(self, key: str) -> Aged | None:
         """Find the bytes of an object and their age by the file system's clock, or None if absent."""
         path = self._path(key)

@@ -22,6 +22,19 @@ def lines(actions: Iterable[Action]) -> bytes:
     return "\n".join(json.dumps(each, separators=(",", ":"), ensure_ascii=False) for each in actions).encode()
 
 
+def actions_of(rows: Iterable[Mapping[str, Any]]) -> list[Action]:
+    """Read the actions of a checkpoint's rows, each in the column of its kind, as a commit would have them."""
+    found: list[Action] = []
+    for row in rows:
+        for kind, body in row.items():
+            if body is not None:
+                given = {name: value for name, value in body.items() if value is not None}
+                if "partitionValues" in given:
+                    given["partitionValues"] = dict(given["partitionValues"])
+                found.append({kind: given})
+    return found
+
+
 def commit_info() -> Action:
     """Describe a commit that removes rows, without saying which."""
     now_ms = int(time.time() * 1_000)

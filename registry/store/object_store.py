@@ -67,6 +67,10 @@ class ObjectStore(Protocol):
         """Find the bytes of an object, or None if absent."""
         ...
 
+    def find_range(self, key: str, start: int, size_bytes: int) -> bytes | None:
+        """Find `size_bytes` of an object from byte `start` on, fewer where it ends before, or None if absent; nothing else is read."""
+        ...
+
     def find_aged(self, key: str) -> Aged | None:
         """Find the bytes of an object and their age by the store's clock alone, or None if absent."""
         ...

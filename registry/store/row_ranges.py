@@ -15,14 +15,15 @@ from registry.store.tables import Table, dataset_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
-    from deltalake import DeltaTable
 
-_BATCH_ROWS = 65_536
+_FEWEST_BATCH_ROWS, _BATCH_ROWS = 4_096, 65_536
+"""Rows that are decoded at a time: a file is passed through in such pieces, however small the slices are that are asked for."""
 
 
 class PinnedRows:
     """Numbered rows of a table's version; opening it reads the log and no rows.
 
+    schema, count, size_bytes: of the rows, and of their files.
     Raises: NotFound if there is no such table or version.
     """
 
@@ -30,7 +31,11 @@ class PinnedRows:
         delta = table.open(version)
         self._dataset = dataset_of(delta, table)
         self.schema: pa.Schema = self._dataset.schema
-        counts = _counts(delta)
+        actions = pa.table(delta.get_add_actions(flatten=True))
+        counts = dict(
+            zip(actions.column("path").to_pylist(), actions.column("num_records").to_pylist(), strict=True)
+        )
+        self.size_bytes: int = sum(actions.column("size_bytes").to_pylist())
         self._files: list[tuple[ds.Fragment, range]] = []
         first = 0
         for fragment in self._dataset.get_fragments():
@@ -46,7 +51,7 @@ class PinnedRows:
         """Iterate over the rows numbered `start` to `stop` (exclusive) in tables of `rows`, the last perhaps shorter."""
         waiting: list[pa.Table] = []
         have = 0
-        for batch in self._batches(start, stop, columns):
+        for batch in self._batches(start, stop, columns, min(max(rows, _FEWEST_BATCH_ROWS), _BATCH_ROWS)):
             waiting.append(batch)
             have += batch.num_rows
             while have >= rows:
@@ -57,7 +62,7 @@ class PinnedRows:
         if have:
             yield pa.concat_tables(waiting)
 
-    def _batches(self, start: int, stop: int, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    def _batches(self, start: int, stop: int, columns: Sequence[str] | None, rows: int) -> Iterator[pa.Table]:
         names = None if columns is None else list(columns)
         for fragment, numbers in self._files:
             if numbers.stop <= start or numbers.start >= stop:
@@ -65,7 +70,7 @@ class PinnedRows:
             wanted = range(max(start, numbers.start) - numbers.start, min(stop, numbers.stop) - numbers.start)
             part, at = _overlapping(fragment, wanted, count=len(numbers))
             for batch in self._of(part).to_batches(
-                columns=names, batch_size=_BATCH_ROWS, batch_readahead=1, fragment_readahead=1
+                columns=names, batch_size=rows, batch_readahead=1, fragment_readahead=1
             ):
                 skipped = max(wanted.start - at, 0)
                 kept = batch.slice(skipped, max(min(wanted.stop - at, batch.num_rows) - skipped, 0))
@@ -76,13 +81,6 @@ class PinnedRows:
     def _of(self, fragment: ds.Fragment) -> ds.FileSystemDataset:
         dataset = self._dataset
         return type(dataset)([fragment], self.schema, dataset.format, dataset.filesystem)
-
-
-def _counts(delta: DeltaTable) -> dict[str, int | None]:
-    actions = pa.table(delta.get_add_actions(flatten=True))
-    return dict(
-        zip(actions.column("path").to_pylist(), actions.column("num_records").to_pylist(), strict=True)
-    )
 
 
 def _overlapping(fragment: ds.Fragment, wanted: range, *, count: int) -> tuple[ds.Fragment, int]:

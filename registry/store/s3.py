@@ -169,6 +169,23 @@ class S3Store:
         except NotFound:
             return None
 
+    def find_range(self, key: str, start: int, size_bytes: int) -> bytes | None:
+        """Find `size_bytes` of an object from byte `start` on, fewer where it ends before, or None if absent."""
+        name, part = self._name(key), f"bytes={start}-{start + size_bytes - 1}"
+        if size_bytes < 1:
+            return b"" if self.find_modified_at(key) else None
+        try:
+            with self._request("get", key):
+                answer = self._client.get_object(Bucket=self._bucket, Key=name, Range=part)
+                data: bytes = answer["Body"].read()
+                return data
+        except NotFound:
+            return None
+        except RegistryError as error:
+            if "InvalidRange" in str(error):  # it ends before `start`
+                return b""
+            raise
+
     def find_aged(self, key: str) -> Aged | None:
         """Find the bytes of an object and their age by the server's clock, to a second, or None if absent."""
         name = self._name(key)

@@ -2,7 +2,8 @@
 
 The newest version changes by a commit like any other, so concurrent writers see a conflict and followers see the change.
 Older versions are then rewritten in place: each names, instead of a file with such rows, a new file without them. So a
-snapshot that is named by its version stays readable, less the removed rows. Every step may be repeated after a kill; a
+snapshot that is named by its version stays readable, less the removed rows. Where a log was cut off (`trim_log`) no version is named
+by anybody: it is summed up in a checkpoint of the newest version, and all before it goes. Every step may be repeated after a kill; a
 reader that opened the table before may find a file gone and has to open it again.
 """
 
@@ -27,6 +28,7 @@ from registry.backoff import backoff_s
 from registry.errors import AlreadyExists, InvalidInput, Unavailable
 from registry.store.log_actions import (
     Action,
+    actions_of,
     commit_info,
     lines,
     removal_of,
@@ -35,6 +37,7 @@ from registry.store.log_actions import (
     with_additions,
     with_removals,
 )
+from registry.store.table_naming import is_stream
 
 if TYPE_CHECKING:
     from registry.store.object_store import ObjectStore
@@ -90,8 +93,8 @@ def remove_rows(
     """Remove the chosen rows from every version of a table; returns when no file and no log entry holds them.
 
     before: called with what is about to be removed, before it is.
-    Raises: InvalidInput for a table whose log no longer begins at version 0, or with deletion vectors; Unavailable if
-    other writers keep adding such rows.
+    Raises: InvalidInput for a table whose log has gaps or, unless it is a stream's, no longer begins at version 0, or with
+    deletion vectors; Unavailable if other writers keep adding such rows.
     """
     for attempt in range(_ROUNDS):
         log = _Log(table)
@@ -120,7 +123,14 @@ class _Log:
         self._logs = [key for key in keys if key.startswith(_LOG)]
         self._data = {key for key in keys if not key.startswith("_") and key.endswith(".parquet")}
         numbers = sorted(int(key[len(_LOG) : -5]) for key in self._logs if _is_commit(key))
-        if numbers != list(range(len(numbers))) or not numbers:
+        self._is_cut = is_stream(table.name) and bool(numbers) and numbers[0] > 0
+        if self._is_cut:
+            summed_up = sorted(_number(key) for key in self._logs if key.endswith(".checkpoint.parquet"))
+            self._first = next((each for each in summed_up if each >= numbers[0]), 0)
+            numbers = [self._first, *(each for each in numbers if each > self._first)]
+        else:
+            self._first = 0
+        if numbers != list(range(self._first, self._first + len(numbers))) or not numbers:
             raise InvalidInput(
                 f"table {table.name}: its log has versions {numbers[:1]}…{numbers[-1:]} with gaps, so rows cannot be "
                 "removed from its history; write its rows into a new table and delete this one"
@@ -132,13 +142,22 @@ class _Log:
         return f"{self._root}{_LOG}{number:020d}.json"
 
     def _read(self, number: int) -> list[Action]:
-        lines = self._store.get(self._key(number)).decode().splitlines()
-        actions: list[Action] = [json.loads(line) for line in lines if line]
+        """Read the actions of a commit; of the first in a log that was cut off, those of its checkpoint."""
+        if self._is_cut and number == self._first:
+            data = self._store.get(f"{self._root}{_LOG}{number:020d}.checkpoint.parquet")
+            actions = actions_of(_rows_of(data))
+        else:
+            lines = self._store.get(self._key(number)).decode().splitlines()
+            actions = [json.loads(line) for line in lines if line]
         if any((each.get("add") or {}).get("deletionVector") for each in actions):
             raise InvalidInput(
                 f"table {self._table.name} has deletion vectors; rewrite its rows with overwrite first"
             )
         return actions
+
+    @property
+    def _newest(self) -> int:
+        return self._first + len(self.commits) - 1
 
     def _write(self, number: int, actions: Sequence[Action]) -> None:
         self._store.put(self._key(number), lines(actions))
@@ -167,7 +186,7 @@ class _Log:
     def _lifetimes(self, path: str) -> Iterator[tuple[int, int]]:
         """Yield the ranges of versions that a file is part of."""
         begun: int | None = None
-        for number, actions in enumerate(self.commits):
+        for number, actions in enumerate(self.commits, self._first):
             added = any(each["add"]["path"] == path for each in actions if "add" in each)
             removed = any(each["remove"]["path"] == path for each in actions if "remove" in each)
             if begun is not None and removed and not added:
@@ -176,11 +195,16 @@ class _Log:
             elif begun is None and added:
                 begun = number
         if begun is not None:
-            yield begun, len(self.commits) - 1
+            yield begun, self._newest
 
     def mentions(self, choice: Choice) -> bool:
         """Whether a commit or a checkpoint holds what must go."""
         if any(choice.mentions(json.dumps(each, ensure_ascii=False)) for c in self.commits for each in c):
+            return True
+        before = [
+            key for key in self._logs if _is_commit(key) and _number(key) < self._first
+        ]  # of a killed run
+        if any(choice.mentions((self._store.find(self._root + key) or b"").decode()) for key in before):
             return True
         checkpoints = (key for key in self._logs if key.endswith(".parquet"))
         return any(choice.mentions(str(_rows_of(self._store.find(self._root + key)))) for key in checkpoints)
@@ -200,13 +224,16 @@ class _Log:
         """Replace the files of `matches` in all versions. Raises: AlreadyExists if another commit came first."""
         adds = self._adds()
         replaced = {each.path: self._replacement(adds[each.path], choice) for each in matches}
-        newest = len(self.commits) - 1
+        newest = self._newest
         live = [each.path for each in matches if each.versions[-1][1] == newest]
         if live:
             actions = [commit_info(), *(removal_of(adds[path]) for path in live)]
             actions += [{"add": new} for path in live if (new := replaced[path]) is not None]
             self._store.create(self._key(newest + 1), lines(actions))
             self.commits.append(actions)
+        if self._is_cut:
+            self._forget_history()
+            return
         derived = [
             key for key in self._logs if not _is_commit(key)
         ]  # checkpoints repeat what the commits say
@@ -224,6 +251,19 @@ class _Log:
             DeltaTable(
                 self._table.uri, storage_options=self._table.storage_options or None
             ).create_checkpoint()
+
+    def _forget_history(self) -> None:
+        """Sum the log up in a checkpoint, and delete what came before it, and then the files that only older versions have."""
+        opened = DeltaTable(self._table.uri, storage_options=self._table.storage_options or None)
+        opened.create_checkpoint()
+        named = set(pa.table(opened.get_add_actions(flatten=True)).column("path").to_pylist())
+        for key in self._logs:
+            if key[len(_LOG) :][:1].isdigit() and _number(key) < opened.version():
+                self._store.delete(self._root + key)
+        gone = {each for each in self._adds() if each not in named} | self._removed()
+        self.commits = [[{"add": each} for path, each in self._adds().items() if path in named]]
+        self.commits[0] += [{"remove": {"path": each}} for each in sorted(gone)]
+        self.delete_dead()
 
     def _rewrite_commits(self, replaced: Mapping[str, Action | None]) -> None:
         """Rewrite removals first, newest first, so that no reader in between sees a row twice; then additions."""
@@ -269,6 +309,11 @@ class _Log:
 def _is_commit(key: str) -> bool:
     name = key[len(_LOG) :]
     return name.endswith(".json") and name[:-5].isdigit()
+
+
+def _number(key: str) -> int:
+    """Version that a commit or a checkpoint is of."""
+    return int(key[len(_LOG) :].partition(".")[0])
 
 
 def _rows_of(data: bytes | None) -> list[Any]:

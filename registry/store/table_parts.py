@@ -15,14 +15,14 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import DeltaTable, Schema
+from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.transaction import AddAction, RemoveAction
 
 from registry.errors import InvalidInput
 from registry.store.table_files import file_system
+from registry.store.table_naming import TableSnapshot
 from registry.store.tables import (
     Table,
-    TableSnapshot,
     already_in,
     commit_properties,
     version_of_commit,
@@ -77,24 +77,37 @@ def _time(milliseconds: int) -> str:
 
 
 def overwrite_with_parts(
-    table: Table, parts: Sequence[Part], schema: pa.Schema, *, metadata: Mapping[str, str] | None = None
+    table: Table,
+    parts: Sequence[Part],
+    schema: pa.Schema,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    commit_id: str | None = None,
 ) -> TableSnapshot:
-    """Replace all rows of a table without partitions by those of `parts`, in their order; see `Table.overwrite`."""
-    commit_id = uuid.uuid4().hex
-    commit = commit_properties({}, metadata, commit_id=commit_id)
-    actions = _actions(parts)
+    """Replace all rows of a table without partitions by those of `parts`, in their order; see `Table.overwrite`.
+
+    commit_id: under which it is done once, whoever asks again; by default a new one.
+    """
+    identity = commit_id or uuid.uuid4().hex
+    transactions = {f"overwrite:{commit_id}": 0} if commit_id else {}
+    commit = commit_properties(transactions, metadata, commit_id=identity)
+    actions, already = _actions(parts), False
 
     def write(found: DeltaTable | None) -> DeltaTable:
+        nonlocal already
         opened = table.create(schema) if found is None else found
-        opened.create_write_transaction(
-            actions, "overwrite", Schema.from_arrow(schema), commit_properties=commit
-        )
+        already = already_in(opened, transactions)
+        if not already:
+            opened.create_write_transaction(
+                actions, "overwrite", Schema.from_arrow(schema), commit_properties=commit
+            )
         return opened
 
     before = table.commit(write).version  # of the table as it was opened
     newest = table.open()
-    commits = newest.history(newest.version() - before)  # others may have written since
-    return TableSnapshot(name=table.name, version=version_of_commit(commits, commit_id))
+    # Others may have written since, and an earlier call before.
+    commits = newest.history(None if already else newest.version() - before)
+    return TableSnapshot(name=table.name, version=version_of_commit(commits, identity))
 
 
 def append_with_parts(
@@ -110,20 +123,30 @@ def append_with_parts(
     schema: columns that the table lacks are added to it. Returns whether this call added them.
     Raises: InvalidInput if a column has another type than the table's.
     """
-    commit, actions, added = commit_properties(transactions, metadata), _actions(parts), False
+    commit, added = commit_properties(transactions, metadata), False
 
     def write(found: DeltaTable | None) -> DeltaTable:
         nonlocal added
         opened = table.create(schema) if found is None else found
         if already_in(opened, transactions):
             return opened
-        merged = _with_columns(opened, schema, table.name)
-        opened.create_write_transaction(actions, "append", merged, commit_properties=commit)
+        add_parts(opened, parts, schema, table.name, commit)
         added = True
         return opened
 
     table.commit(write)
     return added
+
+
+def add_parts(
+    opened: DeltaTable, parts: Sequence[Part], schema: pa.Schema, name: str, commit: CommitProperties
+) -> None:
+    """Add the rows of `parts` to an open table in one commit; columns that it lacks are added to it.
+
+    name: of the table, for messages. Raises: InvalidInput if a column has another type than the table's; CommitFailedError.
+    """
+    merged = _with_columns(opened, schema, name)
+    opened.create_write_transaction(_actions(parts), "append", merged, commit_properties=commit)
 
 
 def _actions(parts: Sequence[Part]) -> list[AddAction | RemoveAction]:

@@ -15,7 +15,7 @@ from deltalake.exceptions import CommitFailedError
 
 from registry.backoff import backoff_s
 from registry.errors import InvalidInput, Unavailable
-from registry.store.tables import Table
+from registry.store.tables import Table, table_properties
 
 FILE_BYTES = 128 << 20
 _PATIENCE_S = 60.0
@@ -23,8 +23,18 @@ _STALE_H = 1  # a file that no commit names for so long was left by a killed wri
 
 
 def compact_table(table: Table, *, file_bytes: int = FILE_BYTES) -> tuple[int, int]:
-    """Merge the small files of each partition, up to about `file_bytes` each; returns files (before, after) that changed."""
-    done = _commit(table, lambda opened: dict(opened.optimize.compact(target_size=file_bytes)))
+    """Merge the small files of each partition, up to about `file_bytes` each; returns files (before, after) that changed.
+
+    Gives a table that an earlier release made the properties of today.
+    """
+
+    def merge(opened: DeltaTable) -> dict[str, Any]:
+        properties = table_properties(table.name)
+        if properties.items() - opened.metadata().configuration.items():
+            opened.alter.set_table_properties(properties)
+        return dict(opened.optimize.compact(target_size=file_bytes))
+
+    done = _commit(table, merge)
     return int(done.get("numFilesRemoved", 0)), int(done.get("numFilesAdded", 0))
 
 
@@ -63,6 +73,14 @@ def vacuum_table(table: Table, *, grace: timedelta) -> int:
         raise InvalidInput(f"table {table.name}: grace must be at least a day, got {grace}")
     hours = int(grace / timedelta(hours=1))
     return len(_commit(table, lambda opened: _unused(opened, hours, delete=True)))
+
+
+def trim_log(table: Table) -> None:
+    """Delete entries of a table's log that are past the retention that its properties say, up to a checkpoint.
+
+    Versions from before cannot be opened any more; rows and transactions of the newest stay.
+    """
+    _opened(table).cleanup_metadata()
 
 
 def drop_days(table: Table, *, before: date, partition: str = "day") -> int:

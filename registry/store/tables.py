@@ -11,12 +11,12 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, SchemaMismatchError, TableNotFoundError
 from pyarrow import fs
-from pydantic import BaseModel, ConfigDict, Field
 
 from registry.backoff import backoff_s
 from registry.errors import InvalidInput, NotFound, Unavailable
 from registry.names import check_name
 from registry.store.table_files import file_system
+from registry.store.table_naming import TableSnapshot, is_log, is_stream
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -25,56 +25,24 @@ if TYPE_CHECKING:
 
 STORED_TIME: Final = pa.timestamp("us", "UTC")
 _PATIENCE_S = 60.0
-# A snapshot named today is readable in years: Delta would forget old versions after 30 days.
+# A snapshot named today is readable in years: Delta would forget old versions after 30 days. A reader gets every commit
+# since the last checkpoint, with three requests each: at Delta's interval of 100 an append to S3 costs 290 of them.
 _CONFIGURATION = {
     "delta.enableExpiredLogCleanup": "false",
     "delta.logRetentionDuration": "interval 36500 days",
     "delta.deletedFileRetentionDuration": "interval 36500 days",
+    "delta.checkpointInterval": "10",
+}
+# A checkpoint lists the files that were removed within this time; those of a log are merged every hour.
+_CONFIGURATION_OF_LOGS = _CONFIGURATION | {"delta.deletedFileRetentionDuration": "interval 7 days"}
+# A stream has a commit every few seconds, and its small files are merged every few minutes. Its checkpoints name the files of two
+# hours, and its entries are deleted after six, so that neither grows with its age.
+_CONFIGURATION_OF_STREAMS = _CONFIGURATION | {
+    "delta.deletedFileRetentionDuration": "interval 2 hours",
+    "delta.logRetentionDuration": "interval 6 hours",
 }
 _METADATA = "toque"  # key of our metadata among a commit's
 _COMMIT = "toque_commit"  # and of a commit's id
-RESERVED_TABLES: Final = frozenset(
-    {
-        "predictions",
-        "predictions_large",
-        "labels",
-        "monitoring",
-        "metrics",
-        "features",
-        "feature_health",
-        "invocations",
-        "reports",
-    }
-)
-"""First parts of the names of tables that the platform writes itself."""
-
-
-class TableSnapshot(BaseModel):
-    """One version of a table, by which a training set is named."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    version: int = Field(ge=0)
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.version}"
-
-
-def check_table_name(name: str, *, what: str = "table") -> str:
-    """Return `name` if a user may write a table of it.
-
-    Raises: InvalidInput for a malformed name, and for one of the platform's own tables or inside another table.
-    """
-    parts = [check_name(part, what=f"{what} name part") for part in name.split("/")]
-    if any(part.lower().endswith(".delta") for part in parts):
-        raise InvalidInput(f"{what}={name!r}: '.delta' ends the folder of a table; name this one otherwise")
-    if parts[0].lower() in RESERVED_TABLES:
-        raise InvalidInput(
-            f"{what}={name!r}: tables under {parts[0]!r} are the platform's own; begin the name with another part "
-            f"than {sorted(RESERVED_TABLES)}, e.g. 'training/…'"
-        )
-    return name
 
 
 class Table:
@@ -126,6 +94,7 @@ class Table:
         partition_by: Sequence[str] = (),
         transactions: Mapping[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
+        expected: Mapping[str, int | None] | None = None,
         merge_schema: bool = False,
         bounds: Sequence[str] = (),
     ) -> TableSnapshot:
@@ -134,6 +103,7 @@ class Table:
         partition_by: columns, used when the table is created.
         transactions: application id -> version, exactly once: rows whose every version is already in the
         table are not added again. Versions of one id only grow.
+        expected: application id -> version at which it must stand (None: nowhere) for the rows to be added.
         metadata: kept with the commit; see `metadata`.
         merge_schema: columns the table lacks are added to it; otherwise they are an error.
         bounds: columns whose least and greatest value of each file the log keeps, used when the table is created; by
@@ -150,7 +120,8 @@ class Table:
             if table is None:
                 # Created empty first: two writers of one transaction must meet in a commit, not in a creation.
                 table = self.create(data.schema, partition_by, bounds)
-            if not already_in(table, transactions):
+            stands = all(table.transaction_version(app) == at for app, at in (expected or {}).items())
+            if stands and not already_in(table, transactions):
                 write_deltalake(table, data, mode="append", schema_mode=mode, commit_properties=commit)
             return table
 
@@ -205,9 +176,9 @@ class Table:
             if batch.num_rows:
                 yield pa.Table.from_batches([batch])
 
-    def transaction(self, app_id: str) -> int | None:
-        """Last transaction version committed under `app_id`, or None (also if there is no table)."""
-        table = self._find()
+    def transaction(self, app_id: str, *, version: int | None = None) -> int | None:
+        """Last transaction version committed under `app_id` by `version` (default: the newest), or None (also if there is no table)."""
+        table = self._find(version)
         found = table.transaction_version(app_id) if table is not None else None
         return None if found is None else int(found)
 
@@ -262,7 +233,7 @@ class Table:
             schema,
             mode="ignore",
             partition_by=list(partition_by) or None,
-            configuration=_CONFIGURATION | bounded,
+            configuration=table_properties(self.name) | bounded,
             storage_options=options or None,
         )
 
@@ -285,6 +256,13 @@ class Table:
         if not 0 <= version < table.version():
             return None
         return DeltaTable(uri, version=version, storage_options=options or None)
+
+
+def table_properties(name: str) -> dict[str, str]:
+    """Delta's properties of a table of ours: how long its versions stay readable, and how often its log is summed up."""
+    if is_stream(name):
+        return _CONFIGURATION_OF_STREAMS
+    return _CONFIGURATION_OF_LOGS if is_log(name) else _CONFIGURATION
 
 
 def dataset_of(opened: DeltaTable, table: Table) -> ds.FileSystemDataset:

@@ -11,7 +11,9 @@ LARGE_BYTES = 16 << 20
 _WORKSPACE = re.compile(r"workspaces/[^/]+/")
 _ENTRY = re.compile(r"(.+)/entries/([0-9]{8,})\.json\Z")
 _COMMIT = re.compile(r"(tables/.+\.delta)/_delta_log/([0-9]{20})\.json\Z")
-_LEFT_OUT = re.compile(r"(?:leases|leaders|probes|copies|erasures/leases)/|invocations/[^/]+/lease\.json\Z")
+_LEFT_OUT = re.compile(
+    r"(?:leases|leaders|probes|copies|erasures/leases|console)/|invocations/[^/]+/lease\.json\Z"
+)
 _CONTENT = re.compile(
     r"tables/.+\.parquet\Z|models/[^/]+/(?:blobs|signatures)/|values/|runs/[^/]+/(?:run\.json\Z|segments/|artifacts/)"
 )
@@ -20,7 +22,7 @@ _CONTENT = re.compile(
 class Kind(StrEnum):
     """Kind of a stored object.
 
-    LEFT_OUT: belongs to running processes, such as a lease, or to a copy itself. CONTENT: written once, before what
+    LEFT_OUT: belongs to running processes, such as a lease, to a session of the console, or to a copy itself. CONTENT: written once, before what
     names it. ENTRY, COMMIT: of a journal and of a table's log; they name what was written before. STATE: rewritten in
     place, such as a cursor.
     """

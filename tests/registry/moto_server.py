@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 
 def _file_of(option: str) -> Path | None:
@@ -20,6 +20,12 @@ def _file_of(option: str) -> Path | None:
 
 
 KEY_FILE, LATE_FILE, AHEAD_FILE = map(_file_of, ("--key-in", "--late-by", "--ahead-by"))
+
+
+class Dated(WSGIRequestHandler):
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        ahead_s = float(AHEAD_FILE.read_text()) if AHEAD_FILE else 0.0
+        return formatdate((time.time() if timestamp is None else timestamp) + ahead_s, usegmt=True)
 
 
 class Locked:
@@ -30,14 +36,6 @@ class Locked:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         if LATE_FILE:
             time.sleep(float(LATE_FILE.read_text()))  # the lateness that a test asked for
-        if AHEAD_FILE:
-            date = formatdate(time.time() + float(AHEAD_FILE.read_text()), usegmt=True)
-            answer = start_response
-
-            def start_response(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
-                others = [each for each in headers if each[0].lower() != "date"]
-                return answer(status, [*others, ("Date", date)], *more)
-
         if KEY_FILE and f"Credential={KEY_FILE.read_text()}/" not in environ.get("HTTP_AUTHORIZATION", ""):
             start_response("403 Forbidden", [("Content-Type", "application/xml")])
             return [
@@ -52,9 +50,8 @@ class Locked:
 
 
 if __name__ == "__main__":
-    server = make_server(
-        "127.0.0.1", 0, Locked(DomainDispatcherApplication(create_backend_app)), threaded=True
-    )
+    app = Locked(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Dated)
     sys.stdout.write(f"{server.server_port}\n")
     sys.stdout.flush()
     server.serve_forever()

@@ -8,6 +8,7 @@ import pytest
 from registry import (
     AlreadyExists,
     InvalidInput,
+    Journal,
     Lineage,
     NotFound,
     ObjectStore,
@@ -182,6 +183,22 @@ def test_a_version_is_deleted_by_a_tombstone(reg: Registry, model_files: Path, t
     with pytest.raises(Refused, match="DELETED"):
         reg.set_alias("m", "champion", 1)
     assert reg.create_version("m", model_files).version == 2
+
+
+def test_the_newest_entries_of_a_history_are_read_without_the_others(
+    reg: Registry, model_files: Path, monkeypatch: pytest.MonkeyPatch
+):
+    reg.create_model("m")
+    for _ in range(6):
+        reg.create_version("m", model_files)
+    whole, read = reg.history("m"), []
+    find = Journal.find
+    monkeypatch.setattr(Journal, "find", lambda self, number: read.append(number) or find(self, number))
+    assert reg.history("m", last=2) == whole[-2:]
+    assert len(set(read)) <= 3  # two entries, and the place after the last
+    assert reg.history("m", last=100) == whole
+    with pytest.raises(NotFound):
+        reg.history("nothing", last=2)
 
 
 def test_tags_change_and_go(reg: Registry, model_files: Path):

@@ -3,7 +3,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from multiprocessing.context import ForkServerContext
@@ -24,17 +23,9 @@ from registry import (
     open_store,
 )
 from registry.runs.record import Segment
+from tests.waiting import until
 
 DEADLINE_S = 20.0
-
-
-def eventually(check: Any, *, deadline_s: float = DEADLINE_S) -> None:
-    """Poll a condition until it is true, or fail."""
-    end = time.monotonic() + deadline_s
-    while not check():
-        if time.monotonic() > end:
-            pytest.fail("did not come true in time")
-        time.sleep(0.01)
 
 
 def test_a_run_comes_back_whole(store: ObjectStore, tmp_path: Path):
@@ -137,7 +128,7 @@ def test_logged_values_are_stored_soon_without_flush(reg: Registry):
     run = reg.start_run("exp")
     run.log_metric("loss", 1.0)
     other = Registry(reg.store, actor="x")
-    eventually(lambda: other.get_record(run.id).metrics == {"loss": 1.0})
+    until(lambda: other.get_record(run.id).metrics == {"loss": 1.0})
     assert other.get_record(run.id).status == "RUNNING"
     run.finish()
 
@@ -291,7 +282,7 @@ def test_a_handle_by_id_leaves_no_thread_once_all_is_stored(reg: Registry, monke
     run.finish()
     for number in range(5):
         reg.get_run(run.id).log_metric("a", number)
-    eventually(lambda: not [t for t in threading.enumerate() if t.name == f"run-{run.id}"])
+    until(lambda: not [t for t in threading.enumerate() if t.name == f"run-{run.id}"])
 
 
 def test_compare_shows_what_differs(reg: Registry):

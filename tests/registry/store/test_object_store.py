@@ -51,6 +51,16 @@ def test_put_then_get_gives_the_same_bytes(store: ObjectStore):
     assert store.get("a/b.json") == b""
 
 
+def test_a_range_is_read_without_the_rest(store: ObjectStore):
+    store.put("a/b", b"0123456789")
+    assert store.find_range("a/b", 3, 4) == b"3456"
+    assert store.find_range("a/b", 8, 10) == b"89"
+    assert store.find_range("a/b", 10, 1) == b""
+    assert store.find_range("a/b", 2, 0) == b""
+    assert store.find_range("a/c", 0, 1) is None
+    assert store.find_range("a/c", 0, 0) is None
+
+
 def test_an_absent_object_is_not_found(store: ObjectStore):
     assert store.find("nothing/here") is None
     with pytest.raises(NotFound, match="nothing/here"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from deltalake import DeltaTable
 
 from registry import InvalidInput, ObjectStore, open_store
 from registry.store import Table, find_rows, remove_rows, table_names
+from registry.store.table_upkeep import trim_log
 from tests.fragile_store import FragileStore, KilledError
 
 GONE = "person-7f3a9c21"
@@ -136,6 +139,71 @@ def test_a_kill_before_any_of_its_writes_is_made_good_by_the_next_run(tmp_path: 
             assert names_in(Table(store, "things/log"), version) == [n for n in names if n != GONE], fatal
         shutil.rmtree(root)
     assert fatal > 12
+
+
+STREAM = "features/default/streams/clicks"
+
+
+def cut_off(store: ObjectStore) -> Table:
+    """A stream's table whose log begins at a checkpoint, and which still has files that nothing names."""
+    table = Table(store, STREAM)
+    for number in range(12):
+        table.append(rows("anna" if number % 3 else GONE).drop_columns(["day"]), transactions={"w": number})
+    opened(table).optimize.compact()
+    table.append(rows("zoe", GONE).drop_columns(["day"]), transactions={"w": 12})
+    for path in Path(table.uri.removeprefix("file://")).glob("_delta_log/*"):
+        old = path.stat().st_mtime - 86_400
+        os.utime(path, (old, old))
+    opened(table).create_checkpoint()
+    trim_log(table)
+    table.append(rows("max", GONE).drop_columns(["day"]), transactions={"w": 13})
+    return table
+
+
+def log_of(store: ObjectStore) -> list[str]:
+    found = store.list(f"tables/{STREAM}.delta/_delta_log/")
+    return [key.rpartition("/")[2] for key in found if key.endswith(".json")]
+
+
+def test_a_log_is_trimmed_to_a_checkpoint_and_keeps_rows_and_transactions(folder_store: ObjectStore):
+    table = cut_off(folder_store)
+    assert log_of(folder_store) == [f"{number:020d}.json" for number in (14, 15)]
+    assert names_in(table) == sorted(["anna"] * 8 + [GONE] * 6 + ["max", "zoe"])
+    assert table.transaction("w") == 13
+
+
+def test_rows_are_removed_from_a_stream_whose_log_was_trimmed(folder_store: ObjectStore):
+    table = cut_off(folder_store)
+    assert sum(each.rows for each in find_rows(table, Person())) > 5
+    remove_rows(table, Person())
+    assert_gone(folder_store)
+    assert names_in(table) == ["anna"] * 8 + ["max", "zoe"]
+    assert table.transaction("w") == 13
+    table.append(rows("late").drop_columns(["day"]), transactions={"w": 14})
+    remove_rows(table, Person())
+    assert names_in(table) == ["anna"] * 8 + ["late", "max", "zoe"]
+
+
+def test_a_kill_while_a_trimmed_log_is_forgotten_is_made_good_by_the_next_run(tmp_path: Path):
+    template = tmp_path / "template"
+    cut_off(open_store(f"file://{template}"))
+    for fatal in itertools.count(1):
+        root = tmp_path / f"try-{fatal}"
+        shutil.copytree(template, root)
+        fragile, store = FragileStore(root), open_store(f"file://{root}")
+        fragile.fatal = fatal
+        try:
+            remove_rows(Table(fragile, STREAM), Person())
+        except KilledError:
+            seen = names_in(Table(store, STREAM))
+            assert [name for name in seen if name != GONE] == ["anna"] * 8 + ["max", "zoe"], fatal
+        else:
+            break
+        remove_rows(Table(store, STREAM), Person())
+        assert_gone(store)
+        assert names_in(Table(store, STREAM)) == ["anna"] * 8 + ["max", "zoe"], fatal
+        shutil.rmtree(root)
+    assert fatal > 8
 
 
 def test_rows_that_arrive_meanwhile_go_as_well(folder_store: ObjectStore, monkeypatch: pytest.MonkeyPatch):

@@ -6,8 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from deltalake import DeltaTable
 
 from registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, open_store
+from registry.store.table_upkeep import compact_table
+from registry.store.tables import table_properties
 
 
 def rows(*values: int) -> pa.Table:
@@ -204,3 +207,26 @@ def test_times_that_would_lose_something_are_refused_before_anything_is_written(
         with pytest.raises(InvalidInput, match=said):
             write(pa.table({"at": column}))
     assert not table.exists()
+
+
+def test_a_log_is_summed_up_every_ten_commits_so_that_opening_it_stays_cheap(tmp_path: Path):
+    log = Table(open_store(f"file://{tmp_path}"), "predictions/late")
+    for number in range(12):
+        log.append(pa.table({"n": [number]}), transactions={"drain": number + 1})
+    kept = sorted(path.name for path in tmp_path.rglob("*.checkpoint.parquet"))
+    assert [int(name.partition(".")[0]) for name in kept] == [9]
+    assert len(log.read()) == 12
+    assert log.transaction("drain") == 12
+
+
+def test_compaction_gives_a_table_of_an_earlier_release_the_properties_of_today(tmp_path: Path):
+    log = Table(open_store(f"file://{tmp_path}"), "labels")
+    earlier = {"delta.logRetentionDuration": "interval 36500 days", "delta.dataSkippingStatsColumns": "n"}
+    DeltaTable.create(log.uri, pa.schema([("n", pa.int64())]), configuration=earlier)
+    log.append(pa.table({"n": [1]}))
+    for _ in range(2):
+        compact_table(log)
+        assert log.open().metadata().configuration == earlier | table_properties("labels")
+    assert log.version() == 2  # the properties are one commit, once
+    assert table_properties("labels")["delta.deletedFileRetentionDuration"] == "interval 7 days"
+    assert table_properties("training/late")["delta.deletedFileRetentionDuration"] == "interval 36500 days"
