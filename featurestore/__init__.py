@@ -9,9 +9,13 @@ from featurestore import renamed as _renamed  # noqa: F401  # old module paths s
 from featurestore.applied import Change, Plan
 from featurestore.definitions import (
     Bool,
+    Decimal,
+    Deprecation,
+    Derived,
     DType,
     Entity,
     FeatureService,
+    FeatureType,
     FeatureView,
     Field,
     Float32,
@@ -20,12 +24,17 @@ from featurestore.definitions import (
     InRange,
     Int32,
     Int64,
+    List,
+    Map,
+    Metric,
     NullShare,
     OnDemandFeatureView,
     Projection,
     RequestSource,
     String,
     UnixTimestamp,
+    Vector,
+    VectorIndex,
     on_demand_feature_view,
 )
 from featurestore.errors import (
@@ -42,11 +51,21 @@ from featurestore.errors import (
 from featurestore.health import ViewHealth, newest_event, view_health
 from featurestore.online import Materialized, OnlineFeatures, Status
 from featurestore.skew import SkewReport, skew_report
-from featurestore.sources import BatchSource, CsvFiles, DeltaRows, ParquetFiles, SourceLoad, SqlTable
+from featurestore.sources import (
+    BatchSource,
+    CsvFiles,
+    DeltaRows,
+    IcebergRows,
+    ParquetFiles,
+    SourceLoad,
+    SqlTable,
+)
 from featurestore.sources.refresh import Refreshed
 from featurestore.statistics import FeatureStatistics, view_statistics
 from featurestore.store import FeatureStore
+from featurestore.streams import KafkaTopic, RedisStream, StreamSource
 from featurestore.upkeep import Upkeep, compact, erase, expire
+from featurestore.vectors import IndexBuild, Neighbour, Neighbours, RecallTooLow
 from featurestore.windows.aggregations import Aggregation, Windows, aggregate_windows, aggregations, last_k
 from featurestore.windows.distinct import DistinctSketch
 
@@ -57,25 +76,37 @@ __all__ = [
     "Change",
     "CsvFiles",
     "DType",
+    "Decimal",
     "DeltaRows",
+    "Deprecation",
+    "Derived",
     "DistinctSketch",
     "Entity",
     "FeatureService",
     "FeatureStatistics",
     "FeatureStore",
     "FeatureStoreError",
+    "FeatureType",
     "FeatureView",
     "Field",
     "Float32",
     "Float64",
     "Freshness",
+    "IcebergRows",
     "InRange",
     "IncompatibleChange",
+    "IndexBuild",
     "Int32",
     "Int64",
     "InvalidDefinition",
     "InvalidRows",
+    "KafkaTopic",
+    "List",
+    "Map",
     "Materialized",
+    "Metric",
+    "Neighbour",
+    "Neighbours",
     "NullShare",
     "OnDemandFeatureView",
     "OnlineFeatures",
@@ -83,12 +114,15 @@ __all__ = [
     "ParquetFiles",
     "Plan",
     "Projection",
+    "RecallTooLow",
+    "RedisStream",
     "Refreshed",
     "RequestSource",
     "SkewReport",
     "SourceLoad",
     "SqlTable",
     "Status",
+    "StreamSource",
     "String",
     "UnexpectedRows",
     "UnixTimestamp",
@@ -96,6 +130,8 @@ __all__ = [
     "UnreadableRow",
     "UnreadableSource",
     "Upkeep",
+    "Vector",
+    "VectorIndex",
     "ViewHealth",
     "Windows",
     "aggregate_windows",

@@ -30,6 +30,14 @@ class UnreadableSource(FeatureStoreError, ValueError):
     """A batch source, or a file of it, cannot be read as declared; what was loaded before stays."""
 
 
+class ConsumerFenced(FeatureStoreError):
+    """Another consumer has committed events of a stream's partition; read on from where the table is."""
+
+
+class StreamRewritten(FeatureStoreError):
+    """The stored events of a stream were rewritten, by an erasure or a replay; begin anew with the definitions in force."""
+
+
 class OnlineStoreUnavailable(FeatureStoreError, ConnectionError):
     """Redis did not answer or is not configured; a rerun completes any partial write."""
 

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from featurestore.applied.definitions import ViewOrName
-from featurestore.definitions.encoding import from_microseconds
 from featurestore.definitions.expectations import missing
 from featurestore.definitions.fields import EVENT_TIMESTAMP
+from featurestore.definitions.times import from_microseconds
 from featurestore.definitions.views import FeatureView
 from featurestore.offline.tables import Version
 from featurestore.online.keys import row_keys
@@ -26,6 +26,9 @@ from featurestore.windows.distinct import DistinctSketch
 
 DAY = timedelta(days=1)
 _ROWS_AT_ONCE = 200_000
+PERSONAL = "personal"
+"""Tag of a view that names, with commas, its features and keys that are personal; their values are not shown."""
+MASKED = "(personal)"
 
 
 class ViewHealth(BaseModel):
@@ -33,7 +36,7 @@ class ViewHealth(BaseModel):
 
     rows, files: of the table's newest version; newest_event: of rows up to now; freshness_s: its age;
     recent_rows: in the span that ends with it, on which `keys` (distinct, within 1.6 %), `fill` (share of values
-    present, by feature) and `samples` (the newest rows) are measured; coverage: share of sampled recent keys that an online
+    present, by feature) and `samples` (the newest rows, personal values masked) are measured; coverage: share of sampled recent keys that an online
     read finds within the ttl, None without an online store; online_until: event time up to which rows are materialized.
     """
 
@@ -82,7 +85,7 @@ def view_health(
             "recent_rows": recent.rows,
             "keys": round(recent.keys.estimate()),
             "fill": recent.fill(),
-            "samples": recent.samples,
+            "samples": [_masked(found, row) for row in recent.samples],
         }
         | (_online(fs, found, recent.last, sampled_keys) if fs.has_online else {})
     )
@@ -118,6 +121,11 @@ def _newest(fs: FeatureStore, view: FeatureView, version: Version, *, now: datet
     for batch, _ in fs.offline.batches(view, version, files, start=newest, end=now, rows=_ROWS_AT_ONCE):
         newest = max(newest, pc.max(batch.column(EVENT_TIMESTAMP)).as_py() or newest)
     return newest
+
+
+def _masked(view: FeatureView, row: dict[str, Any]) -> dict[str, Any]:
+    hidden = {name.strip() for name in view.tags.get(PERSONAL, "").split(",")}
+    return {name: MASKED if name in hidden else value for name, value in row.items()}
 
 
 class _Recent:

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from featurestore.definitions.fields import Field
-from featurestore.definitions.on_demand import compute
+from featurestore.definitions.on_demand import Column, compute
+from featurestore.definitions.on_demand_inputs import Inputs
 from featurestore.definitions.views import (
     FeatureLike,
     FeatureService,
@@ -17,7 +16,6 @@ from featurestore.definitions.views import (
 )
 from featurestore.errors import InvalidDefinition
 
-Array = np.ndarray[Any, Any]
 Features = FeatureService | FeatureLike | str | Sequence[FeatureLike | str]
 
 
@@ -34,13 +32,13 @@ class Retrieval:
     request: tuple[Field, ...]
     columns: tuple[str, ...]
 
-    def compute(self, inputs: Mapping[str, Array], *, rows: int) -> dict[str, tuple[Field, Array]]:
+    def compute(self, inputs: Inputs, *, rows: int) -> dict[str, tuple[Field, Column]]:
         """Compute on-demand columns from columns of all lookups and request fields, each of length `rows`."""
-        computed: dict[str, tuple[Field, Array]] = {}
+        computed: dict[str, tuple[Field, Column]] = {}
         for projection in self.computed:
             view = projection.view
             if isinstance(view, OnDemandFeatureView):
-                results = compute(view, {name: inputs[name] for name in view.inputs}, rows=rows)
+                results = compute(view, inputs, rows=rows)
                 computed |= {column: (f, results[f.name]) for column, f in projection.columns.items()}
         return computed
 

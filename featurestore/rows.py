@@ -9,6 +9,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurestore.definitions.casting import cast_column, microsecond_utc
+from featurestore.definitions.composites import column_of_values
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.expectations import Freshness
 from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
@@ -21,7 +23,10 @@ Tabular: TypeAlias = Any
 
 
 def to_table(data: Tabular) -> pa.Table:
-    """Convert any accepted kind of table to Arrow; a pandas index is dropped."""
+    """Convert any accepted kind of table to Arrow; a pandas index is dropped.
+
+    Raises: InvalidRows for Python rows whose values of one column are of several types.
+    """
     if isinstance(data, pa.Table):
         return data
     if isinstance(data, pl.DataFrame):
@@ -29,7 +34,18 @@ def to_table(data: Tabular) -> pa.Table:
     pandas = sys.modules.get("pandas")  # a caller with a pandas frame has imported it
     if pandas is not None and isinstance(data, pandas.DataFrame):
         return pa.Table.from_pandas(data, preserve_index=False)
-    return pa.Table.from_pylist([dict(row) for row in data])
+    rows = [dict(row) for row in data]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
+
+
+def _column(name: str, values: Sequence[Any]) -> pa.Array:
+    try:
+        return column_of_values(values)
+    except (pa.ArrowException, OverflowError) as error:
+        raise InvalidRows(
+            f"column {name!r} cannot be of one type: {error}; give values of its field's type"
+        ) from error
 
 
 def offline_schema(view: FeatureView) -> pa.Schema:
@@ -53,8 +69,8 @@ def conform(view: FeatureView, data: Tabular, *, clock: Clock) -> pa.Table:
     schema = offline_schema(view)
     _check_names(where, table.column_names, schema.names)
     columns = [_typed(where, table, f) for f in (*view.join_keys, *view.schema)]
-    for key in view.join_keys:
-        refuse_nulls(where, table, key.name)
+    for f in (*view.join_keys, *(f for f in view.schema if not f.nullable)):
+        refuse_nulls(where, table, f.name)
     times = [time_column(where, table, name) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
     return pa.table([*columns, *times], schema=schema)
 
@@ -87,48 +103,6 @@ def _typed(where: str, table: pa.Table, field: Field) -> pa.ChunkedArray:
     return cast_column(where, field, table.column(field.name))
 
 
-def cast_column(where: str, field: Field, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Cast a column to the field's type without loss.
-
-    Raises: InvalidRows if the type is of another kind or a value does not fit.
-    """
-    target, given = field.dtype.arrow, column.type
-    if given == target:
-        return column
-    if pa.types.is_dictionary(given):
-        column = column.cast(given.value_type)
-        given = given.value_type
-    if pa.types.is_timestamp(target):
-        return _microsecond_utc(where, field.name, column)
-    if not _same_kind(given, target):
-        msg = f"{where}: column {field.name!r} must be {field.dtype} ({target}), got {given} such as {_sample(column)}"
-        raise InvalidRows(msg)
-    try:
-        return column.cast(target, safe=not pa.types.is_floating(target))
-    except pa.ArrowInvalid as error:
-        msg = f"{where}: column {field.name!r} does not fit {field.dtype} ({target}): {error}"
-        raise InvalidRows(msg) from error
-
-
-def _same_kind(given: pa.DataType, target: pa.DataType) -> bool:
-    t = pa.types
-    number = t.is_integer(given) or t.is_floating(given)
-    if t.is_floating(target):
-        return bool(number or t.is_null(given))
-    if t.is_integer(target):
-        return bool(number or t.is_null(given))
-    if t.is_string(target):
-        return bool(
-            t.is_string(given) or t.is_large_string(given) or t.is_string_view(given) or t.is_null(given)
-        )
-    return bool(t.is_null(given))
-
-
-def _sample(column: pa.ChunkedArray) -> str:
-    values = column.drop_null()
-    return repr(values[0].as_py()) if len(values) else "null"
-
-
 def time_column(where: str, table: pa.Table, name: str) -> pa.ChunkedArray:
     """Cast a time column to timestamp[us, UTC] without nulls.
 
@@ -137,25 +111,7 @@ def time_column(where: str, table: pa.Table, name: str) -> pa.ChunkedArray:
     if name not in table.column_names:
         raise InvalidRows(f"{where}: column {name!r} is missing; got {table.column_names}")
     refuse_nulls(where, table, name)
-    return _microsecond_utc(where, name, table.column(name))
-
-
-def _microsecond_utc(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if column.type == TIMESTAMP:
-        return column
-    if pa.types.is_null(column.type):
-        return column.cast(TIMESTAMP)
-    if not pa.types.is_timestamp(column.type) or column.type.tz is None:
-        msg = (
-            f"{where}: column {name!r} must be a time with a time zone, got {column.type} such as {_sample(column)}; "
-            "say which zone it is in (Arrow: assume_timezone, pandas: tz_localize)"
-        )
-        raise InvalidRows(msg)
-    try:
-        return column.cast(TIMESTAMP)
-    except pa.ArrowInvalid as error:
-        msg = f"{where}: column {name!r} is finer than a microsecond, {_sample(column)}; round it down first"
-        raise InvalidRows(msg) from error
+    return microsecond_utc(where, name, table.column(name))
 
 
 def refuse_nulls(where: str, table: pa.Table, name: str) -> None:

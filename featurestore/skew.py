@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurestore.definitions.composites import texts_of
 from featurestore.definitions.fields import EVENT_TIMESTAMP
 from featurestore.retrieval import Features
 from featurestore.rows import Tabular, to_table
@@ -72,6 +73,9 @@ def _differs(served: pa.ChunkedArray, recomputed: pa.ChunkedArray, tolerance: fl
         )
         same: Mask = np.isclose(a, b, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
         return ~same
+    if pa.types.is_nested(recomputed.type):
+        typed = pa.chunked_array([texts_of(served.cast(recomputed.type))])
+        return _differs(typed, pa.chunked_array([texts_of(recomputed)]), tolerance)
     equal = pc.equal(served.cast(recomputed.type), recomputed).fill_null(False).to_numpy()
     both_null = pc.and_(served.is_null(), recomputed.is_null()).to_numpy()
     differs: Mask = ~(equal | both_null)
@@ -96,8 +100,8 @@ def _examples_of(log: pa.Table, recomputed: pa.Table, name: str, rows: np.ndarra
             "row": at,
             EVENT_TIMESTAMP: recomputed.column(EVENT_TIMESTAMP).take(at),
             "feature": pa.array([name] * len(rows)),
-            "served": log.column(name).take(at).cast(pa.string()),
-            "recomputed": recomputed.column(name).take(at).cast(pa.string()),
+            "served": texts_of(log.column(name).take(at)),
+            "recomputed": texts_of(recomputed.column(name).take(at)),
         },
         schema=_EXAMPLES,
     )

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from featurestore.applied.definitions import ViewOrName
-from featurestore.definitions.dtypes import DType
 from featurestore.definitions.expectations import missing
 from featurestore.definitions.fields import Field
 from featurestore.definitions.views import FeatureView
@@ -24,7 +23,6 @@ from featurestore.windows.distinct import DistinctSketch
 
 SAMPLE_ROWS = 50_000
 _QUARTILES = (0.25, 0.5, 0.75)
-_NUMBERS = {DType.FLOAT64, DType.FLOAT32, DType.INT64, DType.INT32}
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -34,7 +32,7 @@ class FeatureStatistics(BaseModel):
 
     values: how many are neither null nor NaN; distinct: of these, within 1.6 %; mean, std (of a sample), least, most:
     of finite numbers. quartiles; edges (bins + 1) and counts (bins): of sampled numbers, the last bin holds its upper edge.
-    top: the most frequent sampled values of other types, each with its share.
+    top: the most frequent sampled values of other scalar types, each with its share.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -96,7 +94,7 @@ class _Column:
         self._missing += missing(values)
         sketch = DistinctSketch.of(values)
         self._distinct = sketch if self._distinct is None else self._distinct + sketch
-        if self.field.dtype in _NUMBERS:
+        if self.field.dtype.is_number:
             self._add_numbers(_finite(values))
 
     def _add_numbers(self, numbers: Floats) -> None:
@@ -117,9 +115,9 @@ class _Column:
     def figures(self, sample: pa.ChunkedArray | None, *, bins: int, top: int) -> FeatureStatistics:
         """Combine totals and sample into the feature's statistics."""
         given: dict[str, Any] = {}
-        if self.field.dtype in _NUMBERS:
+        if self.field.dtype.is_number:
             given = self._numbers() | ({} if sample is None else _distribution(_finite(sample), bins))
-        elif sample is not None:
+        elif sample is not None and not pa.types.is_nested(sample.type):
             given = {"top": _most_frequent(sample, top)}
         return FeatureStatistics(
             name=self.field.name,

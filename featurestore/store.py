@@ -1,6 +1,6 @@
 """The `FeatureStore` class, which joins definitions, offline tables and the online store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from featurestore.applied import deserialize
 from featurestore.applied.definitions import Definitions, ViewOrName
+from featurestore.definitions.derived import Derived
 from featurestore.definitions.encoding import RowLayout
 from featurestore.definitions.expectations import Freshness
 from featurestore.definitions.fields import EVENT_TIMESTAMP, check_name
@@ -16,21 +17,40 @@ from featurestore.definitions.views import (
     FeatureLike,
     FeatureService,
     FeatureView,
+    FromEvents,
     OnDemandFeatureView,
     Projection,
     projection,
 )
 from featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnknownDefinition, UnreadableRow
+from featurestore.offline.derived_refresh import new_derived_rows
 from featurestore.offline.historical import RetrievalJob
 from featurestore.offline.pinned_retrieval import check_entities, stored_view
 from featurestore.offline.tables import OfflineStore
 from featurestore.online.materialize import Materialized, Materializer, Progress, Spread
+from featurestore.online.recent import RecentKeys
 from featurestore.online.redis_store import OnlineStore
 from featurestore.online.serving import EntityRows, OnlineFeatures, Request, lookups_of
 from featurestore.retrieval import Features, Retrieval, plan_retrieval
 from featurestore.rows import Clock, Tabular, check_rows, conform, to_table
 from featurestore.sources import BatchSource, SourceTable
 from featurestore.sources.refresh import Refreshed, new_rows
+from featurestore.streams import StreamSource, StreamTable
+from featurestore.streams.refresh import new_rows as new_stream_rows
+from featurestore.vectors import (
+    FOLLOWERS,
+    Ask,
+    Embed,
+    IndexBuild,
+    IndexBuilds,
+    Neighbours,
+    Options,
+    Where,
+    indexed_fields,
+    of_vectors,
+    refresh,
+    search,
+)
 from registry.journal import Journal
 from registry.store import ObjectStore, Table, TableSnapshot
 from registry.times import as_utc, utc_now
@@ -59,6 +79,7 @@ class FeatureStore(Definitions):
         self.offline = OfflineStore(store, project)
         self._online = OnlineStore(redis_url, project) if redis_url else None
         super().__init__(Journal(store, f"features/{project}/definitions", actor=actor, clock=clock))
+        self._builds: dict[tuple[str, str], IndexBuilds] = {}
         self._requests: dict[str | int, tuple[Features, int, Request]] = {}
 
     @property
@@ -72,6 +93,33 @@ class FeatureStore(Definitions):
                 "this feature store has no online store; pass redis_url (or set TOQUE_REDIS_URL)"
             )
         return self._online
+
+    @property
+    def place(self) -> str:
+        """Store and project, for what a process keeps of them."""
+        return f"{self._store.url} {self.project}"
+
+    def builds(self, view: str, field: str) -> IndexBuilds:
+        """Builds of the index of a vector field."""
+        key = (view, field)
+        if key not in self._builds:
+            self._builds[key] = IndexBuilds(
+                self._store, self.project, view, field, actor=self._actor, clock=self._clock
+            )
+        return self._builds[key]
+
+    def drop_indexes(self, view: str) -> int:
+        """Drop every index over a view, as after an erasure; returns how many there were. Searches are exact until a refresh."""
+        fields = indexed_fields(self._store, self.project, view)
+        return sum(self.builds(view, field).drop() for field in fields)
+
+    def refresh_index(self, view: ViewOrName, field: str | None = None) -> IndexBuild | None:
+        """Bring an index of a view up to date with its offline table; returns the build, or None if no row came.
+
+        field: by default the only one that has an index.
+        Raises: InvalidDefinition, UnknownDefinition; RecallTooLow, after which searches go on as before.
+        """
+        return refresh(self, self._applied(view), field)
 
     @property
     def has_online(self) -> bool:
@@ -90,7 +138,15 @@ class FeatureStore(Definitions):
         Raises: InvalidRows, UnknownDefinition.
         """
         found = self._applied(view)
-        return self.offline.write(found, self._expected(found, rows))
+        return self._write(found, self._expected(found, rows))
+
+    def _write(
+        self, view: FeatureView, typed: pa.Table, *, loads: Mapping[str, int] | None = None
+    ) -> TableSnapshot:
+        """Append typed rows to a view's table; searches of this process find them at once."""
+        snapshot = self.offline.write(view, typed, loads=loads)
+        FOLLOWERS.expire(self.place, view.name)
+        return snapshot
 
     def _expected(self, view: FeatureView, rows: Tabular) -> pa.Table:
         """Cast rows to their stored form and check the view's expectations.
@@ -123,14 +179,14 @@ class FeatureStore(Definitions):
         Raises: InvalidRows, UnknownDefinition (also if the view has no source).
         """
         found = self._applied(view)
-        if found.source is None:
+        if not isinstance(found.source, FromEvents):
             raise UnknownDefinition(
-                f"feature view {found.name!r} has no source; write its rows with write_offline"
+                f"feature view {found.name!r} has no source that computes from events; write its rows with write_offline"
             )
         keys = [key.name for key in found.join_keys]
         start = None if since is None else as_utc(since, name="since")
         rows = found.source.compute(to_table(events), keys=keys, since=start)
-        return self.offline.write(found, self._expected(found, rows))
+        return self._write(found, self._expected(found, rows))
 
     def source_table(self, source: BatchSource | str) -> SourceTable:
         """Open the table of a batch source that is in force, with the journal of its loads.
@@ -140,26 +196,68 @@ class FeatureStore(Definitions):
         found = self.get_batch_source(source if isinstance(source, str) else source.name)
         return SourceTable(found, self._store, self.project, actor=self._actor, clock=self._clock)
 
-    def refresh_view(self, view: ViewOrName) -> Refreshed:
-        """Bring rows that a view's batch source has loaded since the last refresh into its offline table, each once.
+    def stream_table(self, source: StreamSource | str) -> StreamTable:
+        """Open the table of events of a stream source that is in force.
 
-        Raises: InvalidRows, UnknownDefinition (also if the view has no batch source).
+        Raises: UnknownDefinition.
+        """
+        found = self.get_stream_source(source if isinstance(source, str) else source.name)
+        return StreamTable(found, self._store, self.project)
+
+    def refresh_view(self, view: ViewOrName) -> Refreshed:
+        """Bring what is new at a view's source, or in the views that it is derived from, into its offline table, once.
+
+        Raises: InvalidRows, UnknownDefinition (also if the view has no source of rows).
         """
         found = self._applied(view)
+        if isinstance(found.source, Derived):
+            return self._refresh_derived(found, found.source)
         if found.events is None:
             raise UnknownDefinition(
-                f"feature view {found.name!r} has no batch source; give it events=… or write its rows with write_offline"
+                f"feature view {found.name!r} has no batch source and no stream source; give it events=… or write its rows with write_offline"
             )
+        if isinstance(found.events, StreamSource):
+            return self._refresh_from_stream(found, found.events)
         events = self.source_table(found.events)
         refreshed = new_rows(found, events, self.offline.consumed(found, events.source.name))
         if refreshed.rows is not None:
             typed = self._expected(found, refreshed.rows)
-            self.offline.write(found, typed, loads={events.source.name: refreshed.until})
+            self._write(found, typed, loads={events.source.name: refreshed.until})
         return Refreshed(
             view=found.name,
             source=events.source.name,
             load=refreshed.until,
             rows=0 if refreshed.rows is None else refreshed.rows.num_rows,
+        )
+
+    def _refresh_derived(self, view: FeatureView, source: Derived) -> Refreshed:
+        described = {"name": view.name, "code": source.code, "reference": source.reference}
+        transform: Any = source.transform or self._transform(described)
+        found = new_derived_rows(self.offline, view, source, transform=transform, now=self._clock())
+        rows = 0 if found is None else found.rows.num_rows
+        if found is not None:
+            typed = self._expected(view, found.rows) if rows else found.rows
+            self.offline.write(view, typed, loads=found.consumed)
+        inputs = ", ".join(each.view.name for each in source.projections)
+        return Refreshed(view=view.name, source=inputs, rows=rows)
+
+    def _refresh_from_stream(self, view: FeatureView, source: StreamSource) -> Refreshed:
+        table = self.stream_table(source)
+        names = {each: f"{source.name}:{each}" for each in table.known_partitions()}
+        after = {each: self.offline.consumed(view, name) for each, name in names.items()}
+        new = new_stream_rows(view, table, after)
+        if new is not None:
+            self.offline.write(
+                view,
+                conform(view, new.rows, clock=self._clock),
+                loads={f"{source.name}:{each}": position for each, position in new.until.items()},
+                after={names[each]: position for each, position in after.items()},
+            )
+        return Refreshed(
+            view=view.name,
+            source=source.name,
+            load=sum((new.until if new else after).values()),
+            rows=new.rows.num_rows if new else 0,
         )
 
     def offline_table(self, view: ViewOrName) -> Table:
@@ -275,8 +373,10 @@ class FeatureStore(Definitions):
         typed = self._expected(found, rows)
         if to != "offline":
             self._refuse_future(found, typed.column(EVENT_TIMESTAMP))
-        snapshot = self.offline.write(found, typed) if to != "online" else None
+        snapshot = self._write(found, typed) if to != "online" else None
         if to != "offline":
+            if of_vectors(found):
+                RecentKeys(self.online, found).add(typed)
             self.online.write(found, typed)
         return snapshot
 
@@ -348,11 +448,36 @@ class FeatureStore(Definitions):
         return request
 
     def _layouts(self, retrieval: Retrieval) -> dict[str, list[RowLayout]]:
-        state = self._catalog.refresh()
-        names = {lookup.view.name for lookup in retrieval.lookups}
-        return {
-            name: [
-                RowLayout(deserialize.view(r.definition).schema) for r in state.versions("feature_view", name)
-            ]
-            for name in names
-        }
+        self._catalog.refresh()
+        return {lookup.view.name: self.layouts(lookup.view.name) for lookup in retrieval.lookups}
+
+    def layouts(self, view: str) -> list[RowLayout]:
+        """Layouts of the packed rows of all versions of a view, as last read."""
+        versions = self._catalog.state.versions("feature_view", view)
+        return [RowLayout(deserialize.view(record.definition).schema) for record in versions]
+
+    def search(
+        self,
+        view: ViewOrName,
+        *,
+        vector: Any = None,
+        key: Any = None,
+        text: str | None = None,
+        field: str | None = None,
+        k: int = 10,
+        where: Where | None = None,
+        at: datetime | None = None,
+        exact: bool = False,
+        embed: Embed | None = None,
+        max_age_s: float = 1.0,
+    ) -> Neighbours:
+        """Find the `k` rows of a view whose vector is nearest to a vector, to that of a stored key, or to that of a text.
+
+        field: by default the view's only vector. where: conditions on other columns, as `{"lang": "de", "year": {"ge": 2020}}`.
+        at: what would have been found then, of the rows known then; by default now, with the rows that were just pushed.
+        exact: compare every row, even where there is an index. embed: asks the index's text model. max_age_s: how long ago the offline table may have been looked at.
+        Raises: InvalidRows, InvalidDefinition, UnknownDefinition, OnlineStoreUnavailable.
+        """
+        as_of = None if at is None else as_utc(at, name="at")
+        options = Options(field, k, where, as_of, exact, embed, max_age_s)
+        return search(self, self._applied(view), Ask(vector, key, text), options)

@@ -60,6 +60,14 @@ class Catalog:
         """Names of the definitions in force, in order."""
         return sorted(v[-1].name for v in self.records.values() if v[-1].kind == kind and not v[-1].removed)
 
+    def in_force(self) -> dict[str, Mapping[str, Any]]:
+        """Definitions in force, by `kind/name`."""
+        return {
+            key: versions[-1].definition
+            for key, versions in self.records.items()
+            if versions and not versions[-1].removed
+        }
+
     def versions(self, kind: str, name: str) -> tuple[Record, ...]:
         """List all versions of a definition, oldest first; empty if the name was never applied."""
         return self.records.get(f"{kind}/{name}", ())

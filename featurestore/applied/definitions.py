@@ -1,12 +1,15 @@
 """Definitions of a project: applied as one journal entry, and deserialized by every process that uses them."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from featurestore.applied import catalog, deserialize
 from featurestore.applied.catalog import Catalog, Record
-from featurestore.applied.plan import Plan, closure, entry_body, plan_changes
+from featurestore.applied.plan import Plan, closure, entry_body, names_of, plan_changes
 from featurestore.definitions.batch_source import BatchSource
+from featurestore.definitions.derived import Derived
+from featurestore.definitions.stream_source import StreamSource
 from featurestore.definitions.views import (
     Definition,
     FeatureService,
@@ -17,6 +20,7 @@ from featurestore.definitions.views import (
 from featurestore.errors import UnknownDefinition
 from registry.journal import Fold, Journal
 
+_logger = logging.getLogger(__name__)
 ViewOrName = FeatureView | str
 
 
@@ -61,6 +65,12 @@ class Definitions:
         for definition in wanted.values():
             if isinstance(definition, OnDemandFeatureView):
                 self._transforms[definition.code] = definition.transform
+            elif isinstance(definition, FeatureView) and isinstance(definition.source, Derived):
+                source = definition.source
+                if source.transform is not None:
+                    self._transforms[source.code] = source.transform
+        for each in plans[-1].warnings:
+            _logger.warning("%s", each)
         return plans[-1]
 
     def refresh(self) -> Catalog:
@@ -93,6 +103,17 @@ class Definitions:
     def list_batch_sources(self) -> list[str]:
         """List names of all batch sources in force."""
         return self._catalog.refresh().names("batch_source")
+
+    def get_stream_source(self, name: str) -> StreamSource:
+        """Get the stream source in force under this name.
+
+        Raises: UnknownDefinition.
+        """
+        return deserialize.stream_source(self._catalog.refresh().get("stream_source", name).definition)
+
+    def list_stream_sources(self) -> list[str]:
+        """List names of all stream sources in force."""
+        return self._catalog.refresh().names("stream_source")
 
     def get_on_demand_feature_view(self, name: str) -> OnDemandFeatureView:
         """Get the on-demand view in force under this name, with its function.
@@ -128,7 +149,7 @@ class Definitions:
     def history(self, kind: str, name: str) -> tuple[Record, ...]:
         """List every applied version of a definition, oldest first.
 
-        kind: entity, batch_source, feature_view, on_demand_feature_view or feature_service.
+        kind: entity, batch_source, stream_source, feature_view, on_demand_feature_view or feature_service.
         """
         return self._catalog.refresh().versions(kind, name)
 
@@ -139,8 +160,7 @@ class Definitions:
         """
         found = self.get_feature_service(service) if isinstance(service, str) else service
         state = self._catalog.refresh()
-        keys = closure([found])
-        views = [key.split("/") for key in keys if key.split("/")[0].endswith("feature_view")]
+        views = [key.split("/") for key in names_of(found) if key.split("/")[0].endswith("feature_view")]
         return {name: state.get(kind, name).digest for kind, name in sorted(views, key=lambda v: v[1])}
 
     def _applied(self, view: ViewOrName) -> FeatureView:

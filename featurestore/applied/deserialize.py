@@ -7,25 +7,33 @@ from typing import Any
 
 from featurestore.applied.catalog import Catalog
 from featurestore.definitions.code import code_digest
-from featurestore.definitions.dtypes import DType
+from featurestore.definitions.deprecation import deserialize_deprecation
+from featurestore.definitions.derived import Derived
+from featurestore.definitions.dtypes import parse_type
 from featurestore.definitions.expectations import deserialize_expectation
 from featurestore.definitions.fields import Entity, Field, RequestSource
+from featurestore.definitions.stream_source import StreamSource
+from featurestore.definitions.vector_index import VectorIndex
 from featurestore.definitions.views import (
     FeatureService,
     FeatureView,
     OnDemandFeatureView,
     Projection,
     Transform,
+    Transformation,
 )
 from featurestore.errors import UnknownDefinition
 from featurestore.sources import READERS, BatchSource
+from featurestore.streams.readers import STREAM_READERS
 from featurestore.windows.aggregations import Aggregation, Windows
 
 FindTransform = Callable[[Mapping[str, Any]], Transform]
 
 
-def _fields(described: list[dict[str, str]]) -> tuple[Field, ...]:
-    return tuple(Field(f["name"], DType(f["dtype"])) for f in described)
+def _fields(described: list[dict[str, Any]]) -> tuple[Field, ...]:
+    return tuple(
+        Field(f["name"], parse_type(f["dtype"]), nullable=f.get("nullable", True)) for f in described
+    )
 
 
 def _microseconds(value: int | None) -> timedelta | None:
@@ -33,19 +41,56 @@ def _microseconds(value: int | None) -> timedelta | None:
 
 
 def view(described: Mapping[str, Any]) -> FeatureView:
-    """Rebuild a feature view from its `describe()`."""
+    """Rebuild a feature view from its `describe()` or `semantics()`."""
     entities = [Entity(e["name"], _fields(e["join_keys"])) for e in described["entities"]]
     return FeatureView(
         described["name"],
         entities,
         _fields(described["schema"]),
         ttl=_microseconds(described["ttl_us"]),
-        source=None if described["source"] is None else windows(described["source"]),
-        tags=described["tags"],
-        owner=described["owner"],
-        description=described["description"],
+        source=None if described["source"] is None else transformation(described["source"]),
+        **{name: described[name] for name in ("tags", "owner", "description") if name in described},
         expectations=[deserialize_expectation(e) for e in described.get("expectations", ())],
-        events=batch_source(described["events"]) if "events" in described else None,
+        events=_events(described["events"]) if "events" in described else None,
+        deprecated=deserialize_deprecation(described["deprecated"]) if "deprecated" in described else None,
+        indexes=[VectorIndex(**index) for index in described.get("indexes", ())],
+    )
+
+
+def _events(described: Mapping[str, Any]) -> BatchSource | StreamSource:
+    return stream_source(described) if described["kind"] == "stream_source" else batch_source(described)
+
+
+def _reader(described: Mapping[str, Any], readers: Mapping[str, Any]) -> Any:
+    """Rebuild the reader of a source. Raises: UnknownDefinition."""
+    how = dict(described["reads"])
+    reader = readers.get(how.pop("type"))
+    if reader is None:
+        raise UnknownDefinition(
+            f"source {described['name']!r}: a reader of type {described['reads']['type']!r} is not known here"
+        )
+    return reader(**how)
+
+
+def _people(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Select what is said for people, which `semantics()` leaves out."""
+    return {name: described[name] for name in ("tags", "owner", "description") if name in described}
+
+
+def stream_source(described: Mapping[str, Any]) -> StreamSource:
+    """Rebuild a stream source from its `describe()` or `semantics()`.
+
+    Raises: UnknownDefinition for a reader of another type.
+    """
+    given = ("name", "timestamp", "timezone", "timestamp_unit", "columns", "unique", "partitioned_by")
+    return StreamSource(
+        **{name: described[name] for name in given},
+        **_people(described),
+        reads=_reader(described, STREAM_READERS),
+        schema=_fields(described["schema"]),
+        allowed_lateness=_microseconds(described["allowed_lateness_us"]),
+        expectations=[deserialize_expectation(e) for e in described["expectations"]],
+        commit_every=timedelta(microseconds=described["commit_every_us"]),
     )
 
 
@@ -54,30 +99,49 @@ def batch_source(described: Mapping[str, Any]) -> BatchSource:
 
     Raises: UnknownDefinition for a reader of another type.
     """
-    how = dict(described["reads"])
-    reader = READERS.get(how.pop("type"))
-    if reader is None:
-        raise UnknownDefinition(
-            f"batch source {described['name']!r}: a reader of type {described['reads']['type']!r} is not known here"
-        )
     given = ("name", "timestamp", "timezone", "known_at", "columns", "unique", "bad_share")
-    people = {name: described[name] for name in ("tags", "owner", "description") if name in described}
     return BatchSource(
         **{name: described[name] for name in given},
-        **people,
-        reads=reader(**how),
+        **_people(described),
+        reads=_reader(described, READERS),
         schema=_fields(described["schema"]),
         expectations=[deserialize_expectation(e) for e in described["expectations"]],
+        row_number=described.get("row_number", ""),  # earlier releases knew none
+    )
+
+
+def transformation(described: Mapping[str, Any]) -> Transformation:
+    """Rebuild a transformation from its `describe()`; the function of a derived view is found when it is refreshed.
+
+    Raises: UnknownDefinition for a transformation of another type.
+    """
+    known: Mapping[str, Callable[[Mapping[str, Any]], Transformation]] = {
+        "windows": windows,
+        "derived": derived,
+    }
+    if described["type"] not in known:
+        raise UnknownDefinition(f"a transformation of type {described['type']!r} is not known here")
+    return known[described["type"]](described)
+
+
+def derived(described: Mapping[str, Any]) -> Derived:
+    """Rebuild the computation of a derived view from its `describe()`."""
+    inputs = [
+        Projection(
+            view(each["definition"]),
+            tuple(each["features"]),
+            each["alias"],
+            tuple(each["join_key_map"].items()),
+        )
+        for each in described["inputs"]
+    ]
+    return Derived(
+        inputs, _fields(described["schema"]), None, code=described["code"], reference=described["reference"]
     )
 
 
 def windows(described: Mapping[str, Any]) -> Windows:
-    """Rebuild a windowed transformation from its `describe()`.
-
-    Raises: UnknownDefinition for a transformation of another type.
-    """
-    if described["type"] != "windows":
-        raise UnknownDefinition(f"a transformation of type {described['type']!r} is not known here")
+    """Rebuild a windowed transformation from its `describe()`."""
     aggregations = [
         Aggregation(
             a["function"], timedelta(microseconds=a["window_us"]), a["column"], a["name"], k=a.get("k", 1)
@@ -131,6 +195,7 @@ def on_demand(catalog: Catalog, name: str, *, transform: FindTransform) -> OnDem
         sources,
         _fields(described["schema"]),
         transform(described),
+        form=described.get("form", "numpy"),
         code=described["code"],
         reference=described["reference"],
         tags=described["tags"],

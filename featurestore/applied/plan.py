@@ -11,6 +11,7 @@ from typing import Any
 from featurestore.applied.catalog import Catalog, Record, readable_kind
 from featurestore.definitions.batch_source import BatchSource
 from featurestore.definitions.fields import Entity
+from featurestore.definitions.stream_source import StreamSource
 from featurestore.definitions.views import (
     Definition,
     FeatureService,
@@ -24,10 +25,12 @@ from featurestore.errors import IncompatibleChange, InvalidDefinition
 KINDS = {
     "entity": Entity,
     "batch_source": BatchSource,
+    "stream_source": StreamSource,
     "feature_view": FeatureView,
     "on_demand_feature_view": OnDemandFeatureView,
     "feature_service": FeatureService,
 }
+SOURCES = frozenset({"batch_source", "stream_source"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Changes that applying would make, one for each definition."""
+    """Changes that applying would make, one for each definition; warnings: of deprecated features that are used."""
 
     changes: tuple[Change, ...]
+    warnings: tuple[str, ...] = ()
 
     def of(self, action: str) -> list[str]:
         """List names of the definitions with this action."""
@@ -65,7 +69,7 @@ class Plan:
         return all(change.action == "unchanged" for change in self.changes)
 
     def __str__(self) -> str:
-        return "\n".join(str(change) for change in self.changes)
+        return "\n".join([*(str(change) for change in self.changes), *self.warnings])
 
 
 def kind_of(definition: Definition) -> str:
@@ -103,9 +107,15 @@ def closure(definitions: Iterable[Definition]) -> dict[str, Definition]:
     return found
 
 
+def names_of(definition: Definition) -> set[str]:
+    """Names of a definition and of all that it depends on, as `kind/name`."""
+    return {f"{kind_of(part)}/{part.name}" for part in (*_dependencies(definition), definition)}
+
+
 def _dependencies(definition: Definition) -> Sequence[Definition]:
     if isinstance(definition, FeatureView):
-        return (*definition.entities, *([] if definition.events is None else [definition.events]))
+        events = [] if definition.events is None else [definition.events]
+        return (*definition.entities, *events, *_of_projections(definition.inputs))
     if isinstance(definition, OnDemandFeatureView):
         return _of_projections(definition.projections)
     if isinstance(definition, FeatureService):
@@ -134,7 +144,7 @@ def plan_changes(catalog: Catalog, wanted: Mapping[str, Definition], *, prune: S
         record = catalog.get(kind, name)
         _refuse_if_used(catalog, record, frozenset(prune), wanted)
         changes.append(Change("removed", kind, name, record.version + 1))
-    return Plan(tuple(changes))
+    return Plan(tuple(changes), _deprecated_uses(catalog, wanted, frozenset(prune)))
 
 
 def _change(catalog: Catalog, key: str, definition: Definition) -> Change:
@@ -143,7 +153,7 @@ def _change(catalog: Catalog, key: str, definition: Definition) -> Change:
     for record in versions:
         if kind == "feature_view":
             _refuse_corruption(record, definition.describe())
-        elif kind == "batch_source":
+        elif kind in SOURCES:
             _refuse_other_types(record, definition.describe())
     now = catalog.find(kind, name)
     if now is None:
@@ -155,8 +165,8 @@ def _change(catalog: Catalog, key: str, definition: Definition) -> Change:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    changed = [key for key in new if old.get(key) != new[key]]
-    return tuple(f"{key}: {_shortened(old.get(key))} -> {_shortened(new[key])}" for key in changed)
+    changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+    return tuple(f"{key}: {_shortened(old.get(key))} -> {_shortened(new.get(key))}" for key in changed)
 
 
 def _shortened(value: Any) -> str:
@@ -192,6 +202,28 @@ def _refuse_other_types(old: Record, new: Mapping[str, Any]) -> None:
             )
 
 
+def _deprecated_uses(
+    catalog: Catalog, wanted: Mapping[str, Definition], pruned: frozenset[str]
+) -> tuple[str, ...]:
+    """Tell which definitions would use deprecated features, and what to use instead."""
+    found = catalog.in_force() | {key: definition.describe() for key, definition in wanted.items()}
+    uses = []
+    for key, definition in sorted(found.items()):
+        for used in _references(definition) if key not in pruned else ():
+            given = found.get(f"feature_view/{used['view']}", {}).get("deprecated")
+            concerned = [
+                n for n in used["features"] if given and (not given["features"] or n in given["features"])
+            ]
+            if given and concerned:
+                kind, name = key.split("/", 1)
+                names = ", ".join(f"{used['view']}:{n}" for n in concerned)
+                uses.append(
+                    f"{readable_kind(kind)} {name!r} uses {names}, deprecated since "
+                    f"{given['since']}: {given['remedy']}"
+                )
+    return tuple(uses)
+
+
 def _refuse_missing_features(
     catalog: Catalog, wanted: Mapping[str, Definition], pruned: frozenset[str]
 ) -> None:
@@ -209,8 +241,9 @@ def _refuse_missing_features(
 
 
 def _references(definition: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Projections in the description of a service or an on-demand view."""
-    sources = definition.get("sources", []) + definition.get("features", [])
+    """Projections in the description of a service, an on-demand view or a derived one."""
+    derived_from = (definition.get("source") or {}).get("inputs", [])
+    sources = definition.get("sources", []) + definition.get("features", []) + derived_from
     return [source for source in sources if "view" in source]
 
 
@@ -231,8 +264,9 @@ def _refuse_if_used(
 def _uses(user_kind: str, used_kind: str, definition: Mapping[str, Any]) -> set[str]:
     if user_kind == "feature_view" and used_kind == "entity":
         return {entity["name"] for entity in definition["entities"]}
-    if user_kind == "feature_view" and used_kind == "batch_source":
-        return {definition["events"]["name"]} if "events" in definition else set()
+    if user_kind == "feature_view" and used_kind in SOURCES:
+        events = definition.get("events", {})
+        return {events["name"]} if events.get("kind") == used_kind else set()
     if used_kind in {"feature_view", "on_demand_feature_view"}:
         return {source["view"] for source in _references(definition)}
     return set()

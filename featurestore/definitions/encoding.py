@@ -7,44 +7,38 @@
     13      8      created time, likewise
     21      B      null bitmap, one bit a field, B = ceil(fields / 8), least significant bit first
     21+B    …      one fixed slot a field, in schema order: 8 bytes (Float64, Int64, UnixTimestamp), 4 (Float32,
-                   Int32, a String's length in bytes), 1 (Bool); zero where null
-    …       …      the strings' bytes, in schema order
+                   Int32), 1 (Bool), 16 (Decimal), 4 a number (Vector), 4 (how many bytes a String, List or Map takes);
+                   zero where null
+    …       …      the bytes of strings, lists and maps, in schema order; see `tails`
 
 Bytes 0 to 20 keep their meaning in every version: writers compare times without knowing the layout.
 """
 
 import struct
 import zlib
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Context
+from decimal import Decimal as DecimalNumber
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from featurestore.definitions.dtypes import DType
+from featurestore.definitions import tails
+from featurestore.definitions.dtypes import MAX_PRECISION, Decimal, DType, FeatureType, Vector
 from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
+from featurestore.definitions.times import from_microseconds
 from featurestore.errors import UnreadableRow
 
 ENCODING_VERSION = 1
 HEADER = struct.Struct("<BIqq")
 HEADER_BYTES = HEADER.size
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NUMPY_SLOT = {"d": "<f8", "f": "<f4", "q": "<i8", "i": "<i4", "B": "u1", "I": "<u4"}
+_DECIMAL_BYTES = 16
+_EXACT = Context(prec=MAX_PRECISION)
 
 Decoded = tuple[int, int, tuple[Any, ...]]
-
-
-def from_microseconds(value: int) -> datetime:
-    """Convert microseconds since 1970 to an aware UTC time."""
-    return _EPOCH + timedelta(microseconds=value)
-
-
-def to_microseconds(value: datetime) -> int:
-    """Convert an aware time to microseconds since 1970 UTC, exactly."""
-    return (value - _EPOCH) // timedelta(microseconds=1)
 
 
 def microseconds(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -69,10 +63,10 @@ class RowLayout:
         self._bitmap_bytes = (len(self.fields) + 7) // 8
         slots = "".join(f.dtype.slot for f in fields)
         self._struct = struct.Struct(f"<BIqq{self._bitmap_bytes}s{slots}")
-        self._strings = [i for i, f in enumerate(fields) if f.dtype is DType.STRING]
-        self._bools = [i for i, f in enumerate(fields) if f.dtype is DType.BOOL]
-        self._times = [i for i, f in enumerate(fields) if f.dtype is DType.UNIX_TIMESTAMP]
-        self._plain = not (self._strings or self._bools or self._times)
+        self._tails = [(i, f.dtype) for i, f in enumerate(fields) if tails.has_tail(f.dtype)]
+        found = ((i, _reader(f.dtype)) for i, f in enumerate(fields))
+        self._readers = [(i, reader) for i, reader in found if reader is not None]
+        self._plain = not (self._tails or self._readers)
         self._no_nulls = bytes(self._bitmap_bytes)
 
     def encode(self, rows: pa.Table) -> list[bytes]:
@@ -80,16 +74,16 @@ class RowLayout:
 
         rows: the fields, `event_timestamp` and `created_timestamp`, typed as the view says.
         """
-        fixed = self._fixed(rows)
+        ends = {i: tails.encode(dtype, rows.column(self.names[i])) for i, dtype in self._tails}
+        fixed = self._fixed(rows, ends)
         size, data = fixed.dtype.itemsize, fixed.tobytes()
         packed = [data[at : at + size] for at in range(0, len(data), size)]
-        if not self._strings:
+        if not ends:
             return packed
-        tails = [self._utf8(rows.column(self.names[i])) for i in self._strings]
-        return [b"".join(parts) for parts in zip(packed, *tails, strict=True)]
+        return [b"".join(parts) for parts in zip(packed, *ends.values(), strict=True)]
 
-    def _fixed(self, rows: pa.Table) -> np.ndarray[Any, Any]:
-        slots = [(f"f{i}", _NUMPY_SLOT[f.dtype.slot]) for i, f in enumerate(self.fields)]
+    def _fixed(self, rows: pa.Table, ends: Mapping[int, Sequence[bytes]]) -> np.ndarray[Any, Any]:
+        slots = [(f"f{i}", *_numpy_slot(f.dtype)) for i, f in enumerate(self.fields)]
         head = [("version", "u1"), ("layout", "<u4"), ("event", "<i8"), ("created", "<i8")]
         packed = np.zeros(rows.num_rows, dtype=[*head, ("nulls", "u1", (self._bitmap_bytes,)), *slots])
         packed["version"] = ENCODING_VERSION
@@ -99,15 +93,11 @@ class RowLayout:
         nulls = np.zeros((rows.num_rows, self._bitmap_bytes * 8), dtype=bool)
         for i, f in enumerate(self.fields):
             column = rows.column(f.name)
-            packed[f"f{i}"] = _slot_values(column, f.dtype)
+            packed[f"f{i}"] = [len(end) for end in ends[i]] if i in ends else _slot_values(column, f.dtype)
             if column.null_count:
                 nulls[:, i] = column.is_null().to_numpy()
         packed["nulls"] = np.packbits(nulls, axis=1, bitorder="little")
         return packed
-
-    @staticmethod
-    def _utf8(column: pa.ChunkedArray) -> list[bytes]:
-        return [value or b"" for value in column.cast(pa.binary()).to_pylist()]
 
     def decode(self, value: bytes) -> Decoded:
         """Unpack one row to event time, created time (microseconds) and values, None where null.
@@ -128,27 +118,70 @@ class RowLayout:
 
     def _convert(self, value: bytes, slots: list[Any]) -> None:
         at = self._struct.size
-        for i in self._strings:
+        for i, dtype in self._tails:
             end = at + slots[i]
-            slots[i] = value[at:end].decode()
+            slots[i] = (
+                value[at:end].decode() if dtype is DType.STRING else tails.decode(dtype, value, at, end)
+            )
             at = end
-        for i in self._bools:
-            slots[i] = bool(slots[i])
-        for i in self._times:
-            slots[i] = from_microseconds(slots[i])
+        for i, read in self._readers:
+            slots[i] = read(slots[i])
 
 
-def _slot_values(column: pa.ChunkedArray, dtype: DType) -> np.ndarray[Any, Any]:
+def _numpy_slot(dtype: FeatureType) -> tuple[Any, ...]:
+    """Form of a field's fixed slot as numpy writes it, with its shape if it has one."""
+    if isinstance(dtype, Vector):
+        return "<f4", (dtype.length,)
+    if isinstance(dtype, Decimal):
+        return "u1", (_DECIMAL_BYTES,)
+    return (tails.NUMPY_SLOT[dtype.slot],)
+
+
+def _slot_values(column: pa.ChunkedArray, dtype: FeatureType) -> np.ndarray[Any, Any]:
     """Values for the fixed slots of one field, zero where null."""
-    if dtype is DType.STRING:
-        column = pc.binary_length(column)
-    elif dtype is DType.BOOL:
-        column = column.cast(pa.uint8())
-    elif dtype is DType.UNIX_TIMESTAMP:
-        column = column.cast(pa.int64())
-    filled = column.fill_null(0) if column.null_count else column
-    values: np.ndarray[Any, Any] = filled.to_numpy()
-    return values
+    if isinstance(dtype, Vector):
+        return vectors_of(column, dtype.length)
+    if isinstance(dtype, Decimal):
+        filled = column.fill_null(DecimalNumber(0)).combine_chunks()
+        raw = np.frombuffer(filled.buffers()[1], np.uint8)
+        return raw.reshape(-1, _DECIMAL_BYTES)[filled.offset : filled.offset + len(filled)]
+    if isinstance(dtype, DType):
+        return tails.slot_values(dtype, column)
+    raise TypeError(f"{dtype} has no fixed size")
+
+
+def vectors_of(column: pa.ChunkedArray, length: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Convert a column of vectors to (rows, length) float32, zeros where null."""
+    parts = [np.zeros((0, length), np.float32)]
+    for chunk in column.chunks:
+        flat = chunk.values.slice(chunk.offset * length, len(chunk) * length)
+        if flat.null_count:  # items of a null vector
+            flat = flat.fill_null(0)
+        part = flat.to_numpy().reshape(-1, length)
+        if chunk.null_count:
+            part = np.where(chunk.is_null().to_numpy(zero_copy_only=False)[:, None], np.float32(0), part)
+        parts.append(part)
+    return parts[1] if len(parts) == 2 else np.concatenate(parts)  # noqa: PLR2004  # one chunk needs no copy
+
+
+def _reader(dtype: FeatureType) -> Callable[[Any], Any] | None:
+    """Function that makes a value of a fixed slot, None where the slot holds it as it is."""
+    if dtype is DType.BOOL:
+        return bool
+    if dtype is DType.UNIX_TIMESTAMP:
+        return from_microseconds
+    if isinstance(dtype, Vector):
+        return _numbers
+    return partial(_decimal, -dtype.scale) if isinstance(dtype, Decimal) else None
+
+
+def _numbers(raw: bytes) -> list[float]:
+    numbers: list[float] = np.frombuffer(raw, "<f4").tolist()
+    return numbers
+
+
+def _decimal(exponent: int, raw: bytes) -> DecimalNumber:
+    return DecimalNumber(int.from_bytes(raw, "little", signed=True)).scaleb(exponent, _EXACT)
 
 
 def precedence(value: bytes) -> tuple[int, int, bytes]:

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.dtypes import DType
 from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
 from featurestore.errors import InvalidDefinition, UnexpectedRows
 
@@ -142,7 +141,7 @@ def refuse_unknown(where: str, expectations: tuple[Expectation, ...], fields: Ma
         if each.column not in fields:
             raise InvalidDefinition(f"{where} expects something of {each.column!r}; it has {list(fields)}")
         dtype = fields[each.column].dtype
-        if isinstance(each, InRange) and dtype in {DType.STRING, DType.BOOL, DType.UNIX_TIMESTAMP}:
+        if isinstance(each, InRange) and not dtype.is_number:
             raise InvalidDefinition(f"{where}: InRange is for numbers, and {each.column!r} is {dtype}")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featurestore.definitions.dtypes import DType
+from featurestore.definitions.dtypes import DType, FeatureType, parse_type
 from featurestore.errors import InvalidDefinition
 
 EVENT_TIMESTAMP = "event_timestamp"
@@ -42,11 +42,13 @@ def refuse_doubles(what: str, names: Iterable[str]) -> None:
 class Field:
     """Named, typed column: a feature, a join key or a value sent with the request.
 
+    nullable: whether a row may be written without a value; rows written before the column was there have none either way.
     Raises: InvalidDefinition for a name that is no identifier or is kept for the store's own columns.
     """
 
     name: str
-    dtype: DType
+    dtype: FeatureType
+    nullable: bool = True
 
     def __post_init__(self) -> None:
         check_name("field", self.name)
@@ -54,11 +56,15 @@ class Field:
             raise InvalidDefinition(
                 f"field {self.name!r} is one of the store's own columns {sorted(RESERVED)}"
             )
-        object.__setattr__(self, "dtype", DType(self.dtype))
+        object.__setattr__(self, "dtype", parse_type(self.dtype))
 
     def describe(self) -> dict[str, Any]:
         """Describe the field as JSON."""
-        return {"name": self.name, "dtype": self.dtype.value}
+        return {
+            "name": self.name,
+            "dtype": self.dtype.value,
+            **({} if self.nullable else {"nullable": False}),
+        }
 
 
 @dataclass(frozen=True, slots=True)

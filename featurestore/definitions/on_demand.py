@@ -1,18 +1,22 @@
 """On-demand views: a vectorised function that runs on columns of training rows and of requests alike."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
-from featurestore.definitions.dtypes import DType
-from featurestore.definitions.encoding import to_microseconds
+from featurestore.definitions.casting import cast_column
+from featurestore.definitions.composites import column_of_values
+from featurestore.definitions.dtypes import DType, FeatureType, List, Map, Vector
 from featurestore.definitions.fields import Field, RequestSource
-from featurestore.definitions.views import FeatureView, OnDemandFeatureView, Projection, Transform
+from featurestore.definitions.on_demand_inputs import Array, Inputs, objects_of
+from featurestore.definitions.views import FeatureView, Form, OnDemandFeatureView, Projection, Transform
 from featurestore.errors import InvalidRows
 
-Array = np.ndarray[Any, Any]
+Column: TypeAlias = Array | pl.Series
+_FLOATS: Mapping[FeatureType, Any] = {DType.FLOAT64: np.float64, DType.FLOAT32: np.float32}
 
 
 def on_demand_feature_view(
@@ -22,6 +26,7 @@ def on_demand_feature_view(
     name: str = "",
     tags: Mapping[str, str] | None = None,
     owner: str = "",
+    form: Form = "numpy",
 ) -> Callable[[Transform], OnDemandFeatureView]:
     """Declare a function as an on-demand view, under its own name unless another is given."""
 
@@ -33,62 +38,69 @@ def on_demand_feature_view(
             transform,
             tags=tags or {},
             owner=owner,
+            form=form,
         )
 
     return declare
 
 
-def compute(view: OnDemandFeatureView, inputs: Mapping[str, Array], *, rows: int) -> dict[str, Array]:
-    """Compute the view's features from its input columns, each of length `rows`, in the forms `column_of` makes.
+def compute(view: OnDemandFeatureView, inputs: Inputs, *, rows: int) -> dict[str, Column]:
+    """Compute the view's features for `rows` rows.
 
     Raises: InvalidRows if the function raises, or does not return every feature of its schema, one value a row.
     """
     where = f"on-demand feature view {view.name!r}"
+    given: Any = inputs.polars(view.inputs) if view.form == "polars" else inputs.numpy(view.inputs)
     try:
-        made = view.transform(inputs)
+        made = view.transform(given)
     except Exception as error:  # a user's function may raise anything
         raise InvalidRows(f"{where} fails on its inputs: {type(error).__name__}: {error}") from error
-    results: dict[str, Array] = {}
+    if view.form == "polars":
+        return _series_of(where, view, made, rows)
+    results: dict[str, Column] = {}
     for field in view.schema:
         if field.name not in made:
             raise InvalidRows(f"{where} did not return {field.name!r}; it returned {sorted(made)}")
-        column = np.asarray(made[field.name])
-        if column.shape != (rows,):
-            raise InvalidRows(f"{where}: {field.name!r} has shape {column.shape}, expected ({rows},)")
+        column = _computed(field, made[field.name])
+        expected = (rows, field.dtype.length) if isinstance(field.dtype, Vector) else (rows,)
+        if column.shape != expected:
+            raise InvalidRows(f"{where}: {field.name!r} has shape {column.shape}, expected {expected}")
         results[field.name] = column
     return results
 
 
-def column_of(dtype: DType, values: Sequence[Any]) -> Array:
-    """Convert Python values (None for null) to the form that transforms get: see `OnDemandFeatureView`."""
-    if dtype is DType.STRING:
-        column = np.empty(len(values), dtype=object)
-        column[:] = values
-        return column
-    if dtype is DType.UNIX_TIMESTAMP:
-        micros = [None if v is None else to_microseconds(v) for v in values]
-        return np.array(["NaT" if m is None else m for m in micros], dtype="datetime64[us]")
-    return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
-
-
-def arrow_column_of(dtype: DType, column: pa.ChunkedArray) -> Array:
-    """Convert an Arrow column to the form that transforms get."""
-    if dtype is DType.STRING:
-        return column_of(dtype, column.to_pylist())
-    if dtype is DType.UNIX_TIMESTAMP:
-        times: Array = (
-            column.cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy().astype("datetime64[us]")
+def _series_of(where: str, view: OnDemandFeatureView, made: Any, rows: int) -> dict[str, Column]:
+    """Columns of the frame that a transform returned. Raises: InvalidRows."""
+    if not isinstance(made, pl.DataFrame):
+        raise InvalidRows(
+            f"{where} returned {type(made).__name__}; with form='polars' it returns a polars.DataFrame"
         )
-        return times
-    floats: Array = column.cast(pa.float64(), safe=False).fill_null(float("nan")).to_numpy()
-    return floats
+    missing = [name for name in view.features if name not in made.columns]
+    if missing:
+        raise InvalidRows(f"{where} did not return {missing[0]!r}; it returned {sorted(made.columns)}")
+    if made.height != rows:
+        raise InvalidRows(f"{where} returned {made.height} rows for {rows}")
+    return {name: made.get_column(name) for name in view.features}
 
 
-def to_arrow(field: Field, column: Array) -> pa.Array:
+def _computed(field: Field, made: Any) -> Array:
+    """Column of what a transform returned; values that are sequences or mappings stay whole."""
+    if isinstance(field.dtype, List | Map) and not isinstance(made, np.ndarray):
+        return objects_of(list(made))
+    return np.asarray(made)
+
+
+def to_arrow(field: Field, column: Column) -> pa.Array:
     """Convert a computed column to its field's type; NaN, NaT and None are null.
 
     Raises: InvalidRows if a value does not fit the type.
     """
+    if isinstance(column, pl.Series):
+        whole = column.fill_nan(None) if column.dtype.is_float() else column
+        where = f"on-demand feature {field.name!r}"
+        return cast_column(where, field, pa.chunked_array([whole.to_arrow()])).combine_chunks()
+    if not isinstance(field.dtype, DType):
+        return _composite(field, column)
     try:
         if column.dtype.kind == "f":
             nulls = np.isnan(column)
@@ -100,9 +112,26 @@ def to_arrow(field: Field, column: Array) -> pa.Array:
         raise InvalidRows(f"on-demand feature {field.name!r} does not fit {field.dtype}: {error}") from error
 
 
-def to_python(field: Field, column: Array) -> list[Any]:
+def _composite(field: Field, column: Array) -> pa.Array:
+    """Convert computed vectors, lists, maps or decimals. Raises: InvalidRows."""
+    where = f"on-demand feature {field.name!r}"
+    if isinstance(field.dtype, Vector):
+        values: list[Any] = [None if np.isnan(row).all() else row for row in column]
+    elif column.dtype.kind == "f":
+        values = [None if np.isnan(value) else value for value in column.tolist()]
+    else:
+        values = column.tolist()
+    try:
+        given = pa.chunked_array([column_of_values(values)])
+    except (pa.ArrowException, OverflowError) as error:
+        raise InvalidRows(f"{where} cannot be {field.dtype}: {error}") from error
+    return cast_column(where, field, given).combine_chunks()
+
+
+def to_python(field: Field, column: Column) -> list[Any]:
     """Convert a computed column to Python values of its field's type, None where null."""
-    if column.dtype.kind == "f" and field.dtype in {DType.FLOAT64, DType.FLOAT32}:
+    if isinstance(column, np.ndarray) and column.dtype.kind == "f" and field.dtype in _FLOATS:
+        column = column.astype(_FLOATS[field.dtype])  # the bits that a training set has
         return [None if value != value else value for value in column.tolist()]  # noqa: PLR0124  # NaN
-    values: list[Any] = to_arrow(field, column).to_pylist()
+    values: list[Any] = to_arrow(field, column).to_pylist(maps_as_pydicts="strict")
     return values

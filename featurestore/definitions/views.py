@@ -10,21 +10,31 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.batch_source import BatchSource
+from featurestore.definitions.batch_source import KNOWN_AT, BatchSource
 from featurestore.definitions.code import code_digest, code_reference
-from featurestore.definitions.dtypes import DType
+from featurestore.definitions.deprecation import Deprecation
+from featurestore.definitions.dtypes import FeatureType
 from featurestore.definitions.expectations import Expectation, refuse_unknown
-from featurestore.definitions.fields import Entity, Field, RequestSource, check_name, refuse_doubles
+from featurestore.definitions.fields import (
+    EVENT_TIMESTAMP,
+    Entity,
+    Field,
+    RequestSource,
+    check_name,
+    refuse_doubles,
+)
+from featurestore.definitions.stream_source import StreamSource
+from featurestore.definitions.vector_index import VectorIndex, check_indexes
 from featurestore.errors import InvalidDefinition, UnknownDefinition
 
 
 class Transformation(Protocol):
-    """Computes a view's rows from raw events; `featurestore.windows.aggregations.Windows` is one."""
+    """Says how a view's rows are computed."""
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -33,8 +43,22 @@ class Transformation(Protocol):
     def describe(self) -> dict[str, Any]:
         """Describe the transformation as JSON, with a `type`; part of the view's digest."""
 
+
+@runtime_checkable
+class FromEvents(Transformation, Protocol):
+    """Computes a view's rows from raw events; `featurestore.windows.aggregations.Windows` is one."""
+
     def compute(self, events: pa.Table, *, keys: Sequence[str], since: datetime | None = None) -> pa.Table:
         """Compute the view's rows; since: only rows that an earlier run up to that time has not settled."""
+
+
+@runtime_checkable
+class FromViews(Transformation, Protocol):
+    """Computes a view's rows from those of other views; `featurestore.definitions.derived.Derived` is one."""
+
+    @property
+    def projections(self) -> "tuple[Projection, ...]":
+        """Inputs, each with the features that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +67,11 @@ class FeatureView:
 
     schema: the features (may be left out when `source` computes them); entities may be empty: one global row.
     ttl: how long after its event time a value may be used, inclusive; None means for ever.
-    source: computes rows from raw events, for `compute_offline`.
-    expectations: conditions that rows must meet to be written.
-    events: batch source that `FeatureStore.refresh_view` takes the raw events from or, without `source`, the rows themselves.
+    source: computes rows from raw events, for `compute_offline`, or from other views (`Derived`), for `refresh_view`.
+    expectations: conditions that rows must meet to be written. deprecated: features that are to be given up.
+    events: source that `FeatureStore.refresh_view` takes the raw events from or, without `source`, the rows themselves; a
+        stream source also brings them online as they come.
+    indexes: over vector fields, for `FeatureStore.search`.
     Raises: InvalidDefinition.
     """
 
@@ -58,10 +84,13 @@ class FeatureView:
     owner: str = ""
     description: str = ""
     expectations: Sequence[Expectation] = ()
-    events: BatchSource | None = None
+    events: BatchSource | StreamSource | None = None
+    deprecated: Deprecation | None = None
+    indexes: Sequence[VectorIndex] = ()
 
     def __post_init__(self) -> None:
         check_name("feature view", self.name)
+        object.__setattr__(self, "indexes", tuple(self.indexes))
         schema = tuple(self.schema) or (self.source.fields if self.source else ())
         object.__setattr__(self, "entities", tuple(self.entities))
         object.__setattr__(self, "schema", schema)
@@ -80,18 +109,60 @@ class FeatureView:
         fields = (*self.join_keys, *schema)
         refuse_doubles(f"feature view {self.name!r}", [f.name for f in fields])
         refuse_unknown(f"feature view {self.name!r}", tuple(self.expectations), {f.name: f for f in fields})
+        self._check_inputs()
+        unknown = sorted(set(self.deprecated.features) - set(self.features)) if self.deprecated else []
+        if unknown:
+            raise InvalidDefinition(
+                f"feature view {self.name!r} has no feature {unknown[0]!r} to deprecate: {list(self.features)}"
+            )
+        check_indexes(f"feature view {self.name!r}", tuple(self.indexes), {f.name: f for f in schema})
         if self.events is not None:
             self._check_events(self.events, fields if self.source is None else self.join_keys)
 
-    def _check_events(self, events: BatchSource, needed: Sequence[Field]) -> None:
+    def _check_inputs(self) -> None:
+        for each in self.inputs:
+            keys = each.view.join_keys if isinstance(each.view, FeatureView) else ()
+            if each.join_key_map or keys != self.join_keys:
+                raise InvalidDefinition(
+                    f"feature view {self.name!r}: its join keys differ from those of its input {each.view.name!r}; a derived view "
+                    "has the keys of its inputs"
+                )
+        if self.inputs and self.events is not None:
+            raise InvalidDefinition(
+                f"feature view {self.name!r} is derived from views, so it takes no events"
+            )
+
+    def _check_events(self, events: BatchSource | StreamSource, needed: Sequence[Field]) -> None:
         given = {f.name: f for f in events.schema}
+        kind = "stream" if isinstance(events, StreamSource) else "batch"
         for f in needed:
-            if given.get(f.name) != f:
+            if f.name not in given or given[f.name].dtype != f.dtype:
                 has = f"{given[f.name].dtype}" if f.name in given else "no such column"
                 raise InvalidDefinition(
-                    f"feature view {self.name!r}: column {f.name!r} ({f.dtype}) comes from batch source {events.name!r}, which has {has}; "
+                    f"feature view {self.name!r}: column {f.name!r} ({f.dtype}) comes from {kind} source {events.name!r}, which has {has}; "
                     "declare it there, with `columns` if it is called otherwise"
                 )
+        if isinstance(events, StreamSource):
+            self._check_stream(events)
+
+    def _check_stream(self, events: StreamSource) -> None:
+        where = f"feature view {self.name!r}"
+        apart = sorted(set(events.partitioned_by) - {key.name for key in self.join_keys})
+        if self.source is not None and apart:
+            raise InvalidDefinition(
+                f"{where}: stream source {events.name!r} is partitioned by {apart[0]!r}, which is no join key of the view, so events of "
+                "one key come in several partitions; let the producers partition by the view's keys"
+            )
+        described = {} if self.source is None else self.source.describe()
+        for what, name in (("event_time", EVENT_TIMESTAMP), ("known_at", KNOWN_AT)):
+            if described.get(what, name) != name:
+                raise InvalidDefinition(
+                    f"{where}: {what}={described[what]!r}; events of a stream have their times in {name!r}, leave {what} out"
+                )
+        if self.expectations:
+            raise InvalidDefinition(
+                f"{where}: events of a stream are judged one by one; declare its expectations on {events.name!r}"
+            )
 
     @property
     def join_keys(self) -> tuple[Field, ...]:
@@ -99,9 +170,18 @@ class FeatureView:
         return tuple(key for entity in self.entities for key in entity.keys)
 
     @property
+    def inputs(self) -> "tuple[Projection, ...]":
+        """Other views that the view's rows are computed from."""
+        return self.source.projections if isinstance(self.source, FromViews) else ()
+
+    @property
     def features(self) -> tuple[str, ...]:
         """Names of the view's features."""
         return tuple(f.name for f in self.schema)
+
+    def reads_from(self, source: BatchSource | StreamSource) -> bool:
+        """Whether the view takes its rows or events from this source."""
+        return type(self.events) is type(source) and self.events.name == source.name
 
     def __getitem__(self, features: Sequence[str]) -> "Projection":
         """Select some features: `view[["a", "b"]]`."""
@@ -132,10 +212,15 @@ class FeatureView:
     def describe(self) -> dict[str, Any]:
         """Describe the whole definition as JSON."""
         people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
-        return self.semantics() | people | {"expectations": [e.describe() for e in self.expectations]}
+        given = {} if self.deprecated is None else {"deprecated": self.deprecated.describe()}
+        indexes = {"indexes": [index.describe() for index in self.indexes]} if self.indexes else {}
+        expectations = {"expectations": [e.describe() for e in self.expectations]}
+        return self.semantics() | people | expectations | given | indexes
 
 
-Transform = Callable[[Mapping[str, np.ndarray[Any, Any]]], Mapping[str, Any]]
+Transform = Callable[[Mapping[str, np.ndarray[Any, Any]]], Mapping[str, Any]] | Callable[[Any], Any]
+Form = Literal["numpy", "polars"]
+FORMS: tuple[Form, ...] = ("numpy", "polars")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +228,11 @@ class OnDemandFeatureView:
     """Features computed on request by the same vectorised code in training and in serving.
 
     sources: views, projections and request sources whose columns the function gets.
-    transform: columns in, columns out, all of one length. Numbers and booleans come as float64 with NaN for
-        null, strings as object arrays with None, times as datetime64[us] with NaT; a NaN it returns is null.
-        Its exceptions become InvalidRows.
+    transform: columns in, columns out, all of one length, and each row by itself: a training set is refused if a row comes out
+        otherwise among others than alone.
+    form: of the columns. "polars": a frame in, with exactly the declared types, and a frame out. "numpy": arrays by name. Numbers and booleans come as float64 with NaN for
+        null, times as datetime64[us] with NaT, vectors as float32 of (rows, length) with rows of NaN, all others as
+        object arrays with None; a NaN, or a vector of NaN, that it returns is null. Its exceptions become InvalidRows.
     code, reference: digest of the function's text and where to import it from; derived from it by default.
     Raises: InvalidDefinition.
     """
@@ -159,9 +246,14 @@ class OnDemandFeatureView:
     tags: Mapping[str, str] = field(default_factory=dict, hash=False)
     owner: str = ""
     description: str = ""
+    form: Form = "numpy"
 
     def __post_init__(self) -> None:
         check_name("on-demand feature view", self.name)
+        if self.form not in FORMS:
+            raise InvalidDefinition(
+                f"on-demand feature view {self.name!r}: form={self.form!r} is none of {FORMS}"
+            )
         sources = tuple(projection(s) if isinstance(s, FeatureView) else s for s in self.sources)
         object.__setattr__(self, "sources", sources)
         object.__setattr__(self, "schema", tuple(self.schema))
@@ -190,7 +282,7 @@ class OnDemandFeatureView:
         return tuple(f for s in self.sources if isinstance(s, RequestSource) for f in s.schema)
 
     @property
-    def inputs(self) -> dict[str, DType]:
+    def inputs(self) -> dict[str, FeatureType]:
         """Input columns of the function with their types."""
         stored = {name: f.dtype for p in self.projections for name, f in p.columns.items()}
         return stored | {f.name: f.dtype for f in self.request_fields}
@@ -207,6 +299,7 @@ class OnDemandFeatureView:
             "sources": [s.describe() for s in self.sources if not isinstance(s, FeatureView)],
             "schema": [f.describe() for f in self.schema],
             "code": self.code,
+            **({} if self.form == "numpy" else {"form": self.form}),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -328,7 +421,7 @@ class FeatureService:
         return self.semantics() | people
 
 
-Definition = Entity | BatchSource | FeatureView | OnDemandFeatureView | FeatureService
+Definition = Entity | BatchSource | StreamSource | FeatureView | OnDemandFeatureView | FeatureService
 
 
 def digest(semantics: Mapping[str, Any]) -> str:

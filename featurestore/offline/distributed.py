@@ -20,12 +20,12 @@ from ray.data.context import ShuffleStrategy
 
 from featurestore.applied.definitions import ViewOrName
 from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.encoding import microseconds
 from featurestore.definitions.expectations import Freshness
 from featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
-from featurestore.definitions.views import FeatureView, Projection
+from featurestore.definitions.views import FeatureView, FromEvents, Projection
 from featurestore.errors import InvalidRows, UnknownDefinition
-from featurestore.offline.partitioning import ENTITIES, PART, ROWS, Hashes, key_hashes, pack, unpack
+from featurestore.offline.candidates import ROWS_PER_STEP, candidates_of, entity_hashes, prefilter_of
+from featurestore.offline.partitioning import ENTITIES, PART, ROWS, key_hashes, pack, unpack
 from featurestore.offline.pinned_retrieval import (
     PinnedRetrieval,
     Times,
@@ -33,7 +33,6 @@ from featurestore.offline.pinned_retrieval import (
     check_entities,
     finish,
     stored_view,
-    typed_keys,
     within_ttl,
 )
 from featurestore.offline.prefilter import Prefilter
@@ -50,7 +49,6 @@ ROW = "toque_row"  # number of an entity row, to give rows back in order
 _MIN_PARTITIONS = 8
 _ROWS_PER_PARTITION = 500_000
 _ROWS_PER_BLOCK = 250_000
-_ROWS_PER_STEP = 100_000  # of a task that keeps few of the rows it reads
 # A shuffle cuts each task's rows into as many pieces as there are tasks, and pieces below 100 kB Ray keeps in the driver's own
 # memory: few tasks of many rows each, so that pieces stay larger than that.
 _TASKS, _MOST_ROWS_PER_TASK, _MOST_FILTERED = 32, 1_000_000, 1_250_000
@@ -91,7 +89,8 @@ def historical(job: PinnedRetrieval, *, partitions: int | None = None) -> Datase
     size = _rows_per_task(2 * numbered.num_rows)  # narrow rows, so half as many blocks
     starts = range(0, max(numbered.num_rows, 1), size)
     dataset = ray.data.from_arrow([numbered.slice(at, size) for at in starts])
-    return _joined(dataset, job, job.entities.column_names, partitions=partitions)
+    count = _partitions(partitions, job, numbered.num_rows)
+    return _joined(dataset, job, job.entities.column_names, partitions=count)
 
 
 def get_historical_features(
@@ -124,12 +123,16 @@ def join_dataset(
     row_number: str,
     partitions: int | None = None,
     between: Times = (None, None),
+    rows: int = 0,
 ) -> Dataset:
-    """Retrieve as `get_historical_features` does, at the versions that `job` has fixed for no rows of the entity table."""
+    """Retrieve as `get_historical_features` does, at the versions that `job` has fixed for no rows of the entity table.
+
+    rows: of the entity table, as far as known: a partition holds half a million of them.
+    """
     columns = job.entities.column_names
     columns = columns if row_number in columns else [*columns, row_number]
     checked = _mapped(entities, partial(_checked, retrieval=job.retrieval, row_number=row_number))
-    return _joined(checked, job, columns, partitions=partitions, between=between)
+    return _joined(checked, job, columns, partitions=_partitions(partitions, job, rows), between=between)
 
 
 def _empty(dataset: Dataset) -> pa.Table:
@@ -146,14 +149,13 @@ def _joined(
     job: PinnedRetrieval,
     columns: Sequence[str],
     *,
-    partitions: int | None,
+    partitions: int,
     between: Times = (None, None),
 ) -> Dataset:
-    count = _partitions(partitions, rows=_most_stored(job))
     for lookup in job.retrieval.lookups:
-        left = _mapped(entities, partial(_pack_entities, lookup=lookup, partitions=count))
+        left = _mapped(entities, partial(_pack_entities, lookup=lookup, partitions=partitions))
         keys = [key.name for key in stored_view(lookup).join_keys]
-        packed = partial(_pack_rows, keys=keys, partitions=count)
+        packed = partial(_pack_rows, keys=keys, partitions=partitions)
         right = _mapped(_stored_rows(job, lookup, between), packed)
         join = partial(_join_partition, lookup=lookup, as_known=job.as_known)
         entities = _by_partition(left.union(right), join)
@@ -163,20 +165,11 @@ def _joined(
     return in_order
 
 
-def _partitions(given: int | None, *, rows: int = 0) -> int:
+def _partitions(given: int | None, job: PinnedRetrieval | None = None, rows: int = 0) -> int:
+    """Number of partitions of the keys: for each CPU one at least, and none of many more rows than another."""
     cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]  # Ray leaves it so
-    return given or max(_MIN_PARTITIONS, int(cpus), rows // _ROWS_PER_PARTITION)
-
-
-def _most_stored(job: PinnedRetrieval) -> int:
-    """Count the rows of the largest table that is read."""
-    views = {stored_view(lookup).name: stored_view(lookup) for lookup in job.retrieval.lookups}
-    opened = [
-        job.offline.version(view, snapshot.version)
-        for name, view in views.items()
-        if (snapshot := job.versions[name]) is not None
-    ]
-    return max((sum(file.rows for file in version.files) for version in opened if version), default=0)
+    most = rows + (0 if job is None else job.most_stored_rows())
+    return given or max(_MIN_PARTITIONS, int(cpus), most // _ROWS_PER_PARTITION)
 
 
 def _stored_rows(job: PinnedRetrieval, lookup: Projection, between: Times) -> Dataset:
@@ -285,14 +278,8 @@ def _read_answers(
 ) -> pa.Table:
     """Read rows of the files that can be an entity row's answer, in steps, since few of them are."""
     version, files = _files(tasks, offline=offline, view=view, number=number)
-    entity_rows, keys = ray.get(prefilter), [key.name for key in view.join_keys]
-    found = [offline_schema(view).empty_table()]
-    for rows, _ in offline.batches(view, version, files, start=None, end=None, rows=_ROWS_PER_STEP):
-        candidates = entity_rows.candidates(
-            rows, key_hashes(rows, keys), keys=keys, ttl=view.ttl, as_known=as_known
-        )
-        found.append(rows.take(pa.array(candidates)))
-    return pa.concat_tables(found)
+    read = offline.batches(view, version, files, start=None, end=None, rows=ROWS_PER_STEP)
+    return candidates_of((rows for rows, _ in read), ray.get(prefilter), view, as_known=as_known)
 
 
 def _mapped(dataset: Dataset, compute: Callable[[pa.Table], pa.Table]) -> Dataset:
@@ -300,12 +287,7 @@ def _mapped(dataset: Dataset, compute: Callable[[pa.Table], pa.Table]) -> Datase
 
 
 def _pack_entities(table: pa.Table, *, lookup: Projection, partitions: int) -> pa.Table:
-    return pack(table, _entity_hashes(table, lookup), side=ENTITIES, partitions=partitions)
-
-
-def _entity_hashes(entities: pa.Table, lookup: Projection) -> Hashes:
-    """Hash keys in the view's types, so that they hash as in the view's rows."""
-    return key_hashes(typed_keys(entities, lookup), lookup.key_columns)
+    return pack(table, entity_hashes(table, lookup), side=ENTITIES, partitions=partitions)
 
 
 def _pack_rows(table: pa.Table, *, keys: Sequence[str], partitions: int) -> pa.Table:
@@ -314,13 +296,8 @@ def _pack_rows(table: pa.Table, *, keys: Sequence[str], partitions: int) -> pa.T
 
 def _prefilter(job: PinnedRetrieval, lookup: Projection) -> "ray.ObjectRef[Prefilter] | None":
     """Put the prefilter in Ray's store, once for all nodes; None where the entity table is a lazy dataset."""
-    count = job.entities.num_rows
-    if not count:
-        return None
-    slices = (job.entities.slice(at, _ROWS_PER_BLOCK) for at in range(0, count, _ROWS_PER_BLOCK))
-    pieces = ((_entity_hashes(rows, lookup), microseconds(rows.column(EVENT_TIMESTAMP))) for rows in slices)
-    times = pc.min_max(job.entities.column(EVENT_TIMESTAMP).cast(pa.int64())).as_py()
-    return ray.put(Prefilter.of(pieces, rows=count, first_us=times["min"], last_us=times["max"]))
+    prefilter = prefilter_of(job, lookup)
+    return None if prefilter is None else ray.put(prefilter)
 
 
 def _join_partition(group: pa.Table, *, lookup: Projection, as_known: bool) -> pa.Table:
@@ -345,9 +322,9 @@ def compute_offline(
     Raises: InvalidRows, UnknownDefinition (also if the view has no source).
     """
     found = store.get_feature_view(view if isinstance(view, str) else view.name)
-    if found.source is None:
+    if not isinstance(found.source, FromEvents):
         raise UnknownDefinition(
-            f"feature view {found.name!r} has no source; write its rows with write_offline"
+            f"feature view {found.name!r} has no source that computes from events; write its rows with write_offline"
         )
     keys = [key.name for key in found.join_keys]
     start = None if since is None else as_utc(since, name="since")

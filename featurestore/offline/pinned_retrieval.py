@@ -8,18 +8,21 @@ from typing import TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurestore.definitions.casting import cast_column
 from featurestore.definitions.encoding import RowLayout
 from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
-from featurestore.definitions.on_demand import arrow_column_of, to_arrow
+from featurestore.definitions.on_demand import to_arrow
+from featurestore.definitions.on_demand_inputs import TableInputs
 from featurestore.definitions.views import FeatureView, Projection
 from featurestore.errors import InvalidDefinition, InvalidRows
 from featurestore.offline import point_in_time
 from featurestore.offline.tables import OfflineStore
 from featurestore.retrieval import Retrieval
-from featurestore.rows import cast_column, offline_schema, time_column
+from featurestore.rows import offline_schema, time_column
 from registry.store import TableSnapshot
 
 _ENTITY_TABLE = "entity table"  # named in messages
+_CHECKED_ROWS = 7  # that are computed once more; odd, so that they fill no register of a processor
 Times: TypeAlias = tuple[datetime | None, datetime | None]
 """First and last time, both inclusive; None where unbounded."""
 
@@ -54,15 +57,23 @@ class PinnedRetrieval:
 
     def stored_bytes(self, between: Times) -> int:
         """Estimate the memory that the stored rows take which entity rows of these times could see, by the tables' logs."""
-        total = 0
-        for lookup in self.retrieval.lookups:
-            view, snapshot = stored_view(lookup), self.versions[stored_view(lookup).name]
+        rows = self._stored_rows(between)
+        views = [stored_view(lookup) for lookup in self.retrieval.lookups]
+        return sum(rows[view.name] * row_bytes(offline_schema(view)) for view in views)
+
+    def most_stored_rows(self, between: Times = (None, None)) -> int:
+        """Count the rows of the largest table that entity rows of these times could see, by the tables' logs."""
+        return max(self._stored_rows(between).values(), default=0)
+
+    def _stored_rows(self, between: Times) -> dict[str, int]:
+        rows: dict[str, int] = {}
+        for view in (stored_view(lookup) for lookup in self.retrieval.lookups):
+            snapshot = self.versions[view.name]
             version = None if snapshot is None else self.offline.version(view, snapshot.version)
-            if version is not None:
-                bounds = within_ttl(between, view)
-                rows = sum(file.rows for file in version.files if file.may_hold(*bounds))
-                total += rows * row_bytes(offline_schema(view))
-        return total
+            files = () if version is None else version.files
+            bounds = within_ttl(between, view)
+            rows[view.name] = sum(file.rows for file in files if file.may_hold(*bounds))
+        return rows
 
 
 def within_ttl(between: Times, view: FeatureView) -> Times:
@@ -72,11 +83,13 @@ def within_ttl(between: Times, view: FeatureView) -> Times:
 
 
 def row_bytes(schema: pa.Schema) -> int:
-    """Estimate the bytes of a row in memory; a text counts 32, and a list 64."""
+    """Estimate the bytes of a row in memory; a text counts 32, and a list of any length 64."""
     return sum(_bytes_of(field.type) for field in schema)
 
 
 def _bytes_of(dtype: pa.DataType) -> int:
+    if pa.types.is_fixed_size_list(dtype):
+        return int(dtype.list_size) * _bytes_of(dtype.value_type)
     try:
         return max(int(dtype.bit_width) // 8, 1)
     except ValueError:  # no fixed width
@@ -158,7 +171,27 @@ def finish(table: pa.Table, entity_columns: Sequence[str], retrieval: Retrieval)
     if retrieval.computed:
         dtypes = {name: f.dtype for lookup in retrieval.lookups for name, f in lookup.columns.items()}
         dtypes |= {f.name: f.dtype for f in retrieval.request}
-        inputs = {name: arrow_column_of(dtype, table.column(name)) for name, dtype in dtypes.items()}
-        for column, (f, values) in retrieval.compute(inputs, rows=table.num_rows).items():
-            table = table.append_column(column, to_arrow(f, values))
+        inputs = TableInputs(table, dtypes)
+        for column, values in _computed(inputs, retrieval).items():
+            table = table.append_column(column, values)
     return table.select([*entity_columns, *retrieval.columns])
+
+
+def _computed(inputs: TableInputs, retrieval: Retrieval) -> dict[str, pa.Array]:
+    """Compute on-demand columns, and some rows once more without the others.
+
+    Raises: InvalidRows if these come out otherwise: so it would be for a request, which has few rows.
+    """
+    rows = inputs.table.num_rows
+    whole = {name: to_arrow(f, made) for name, (f, made) in retrieval.compute(inputs, rows=rows).items()}
+    some = range(0, rows, max(1, rows // _CHECKED_ROWS))[:_CHECKED_ROWS]
+    again = retrieval.compute(inputs.take(some), rows=len(some)) if rows > len(some) else {}
+    for name, (f, made) in again.items():
+        alone, among = to_arrow(f, made), whole[name].take(pa.array(some))
+        if not alone.equals(among):
+            row = next(n for n in range(len(some)) if not alone[n].equals(among[n]))
+            raise InvalidRows(
+                f"on-demand feature {name!r}: row {some[row]} is {among[row].as_py()!r} among {rows} rows and {alone[row].as_py()!r} "
+                f"among {len(some)}; compute each row from itself alone, without random numbers or the time"
+            )
+    return whole

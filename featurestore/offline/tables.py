@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from featurestore.definitions.dtypes import TIMESTAMP
@@ -21,7 +21,7 @@ from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_DAY, EVENT_
 from featurestore.definitions.views import FeatureView
 from featurestore.rows import offline_schema
 from registry.store import ObjectStore, Table, TableSnapshot
-from registry.store.tables import dataset_of
+from registry.store.tables import commit_properties, dataset_of, with_stored_times
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it
@@ -85,12 +85,17 @@ class OfflineStore:
         return Table(self._store, f"features/{self._project}/{view.name}")
 
     def write(
-        self, view: FeatureView, rows: pa.Table, *, loads: Mapping[str, int] | None = None
+        self,
+        view: FeatureView,
+        rows: pa.Table,
+        *,
+        loads: Mapping[str, int] | None = None,
+        after: Mapping[str, int] | None = None,
     ) -> TableSnapshot:
         """Append rows to a view's table, atomically.
 
         rows: in the view's offline schema, as `rows.conform` makes them. loads: batch source -> number of its load up to
-        which they are, exactly once.
+        which they are, exactly once. after: what was `consumed` when the rows were made; if it is not now, nothing is added.
         Returns: the table's version that has them.
         """
         return self.table(view).append(
@@ -98,11 +103,37 @@ class OfflineStore:
             partition_by=(EVENT_DAY,),
             merge_schema=True,
             transactions={_consumer(source): number for source, number in (loads or {}).items()},
+            expected={_consumer(source): number or None for source, number in (after or {}).items()},
         )
 
-    def consumed(self, view: FeatureView, source: str) -> int:
-        """Number of the load of a batch source up to which the view has its rows; 0 before the first."""
-        return self.table(view).transaction(_consumer(source)) or 0
+    def replace(self, view: FeatureView, rows: pa.Table, *, loads: Mapping[str, int]) -> TableSnapshot:
+        """Put rows in place of all that a view has, atomically; older versions of its table keep what they had.
+
+        loads: as in `write`; the view counts as refreshed up to there, also where it was further.
+        """
+        stored = with_stored_times(storable(rows, grouped=view.ttl is None), self.table(view).name)
+        transactions = {_consumer(source): number for source, number in loads.items()}
+
+        def write(opened: DeltaTable | None) -> DeltaTable:
+            table = self.table(view)
+            opened = table.create(stored.schema, (EVENT_DAY,)) if opened is None else opened
+            write_deltalake(
+                opened,
+                stored,
+                mode="overwrite",
+                schema_mode="merge",
+                commit_properties=commit_properties(transactions, None),
+            )
+            return opened
+
+        return self.table(view).commit(write)
+
+    def consumed(self, view: FeatureView, source: str, *, version: int | None = None) -> int:
+        """Number of the load of a batch source up to which the view's table has its rows; 0 before the first.
+
+        version: of the table, by default the newest.
+        """
+        return self.table(view).transaction(_consumer(source), version=version) or 0
 
     def create(self, view: FeatureView) -> Table:
         """Open the view's table, created empty if it does not exist."""
@@ -171,6 +202,22 @@ class OfflineStore:
             known |= {path for path in after - before if _folder(path) not in mixed}
         return known
 
+    def added_since(
+        self, view: FeatureView, known: frozenset[str], number: int, version: Version
+    ) -> list[File] | None:
+        """Files of a version with rows that came after an earlier one; None if rows have gone since, by expiry or erasure.
+
+        known: paths of the earlier version's files, as they were when it was read.
+        """
+        if known <= {file.path for file in version.files}:
+            return [file for file in version.files if file.path not in known]
+        table = self._delta(view, version.number)
+        commits = table.history(version.number - number) if table is not None else []
+        if not all(_only_adds(commit) for commit in commits):
+            return None
+        known = self.known_since(view, number, version.number)
+        return [file for file in version.files if file.path not in known]
+
     def _compactions(self, view: FeatureView, number: int, newest: int) -> list[int]:
         table = self._delta(view, newest)
         commits = table.history(newest - number) if table is not None and newest > number else []
@@ -218,6 +265,13 @@ class OfflineStore:
                 waiting = []
         if waiting:
             yield scan(version, waiting, schema, start=start, end=end), tuple(waiting)
+
+
+def _only_adds(commit: Mapping[str, Any]) -> bool:
+    """Whether a commit of the log leaves every row of the version before in the table."""
+    operation, parameters = commit.get("operation"), commit.get("operationParameters") or {}
+    appends = operation == "WRITE" and parameters.get("mode") == "Append"
+    return appends or operation in {"OPTIMIZE", "VACUUM START", "VACUUM END", "CREATE TABLE"}
 
 
 def _consumer(source: str) -> str:

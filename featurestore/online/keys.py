@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurestore.definitions.dtypes import DType
+from featurestore.definitions.dtypes import DType, FeatureType
 from featurestore.definitions.views import FeatureView
 from featurestore.errors import InvalidRows
 
@@ -33,7 +33,7 @@ def row_keys(project: str, view: FeatureView, rows: pa.Table) -> list[bytes]:
     return [(start + "|".join(texts)).encode() for texts in zip(*columns, strict=True)]
 
 
-def _texts(dtype: DType, values: list[Any]) -> list[str]:
+def _texts(dtype: FeatureType, values: list[Any]) -> list[str]:
     if dtype is DType.STRING:
         return [_escape(value) for value in values]
     return [str(int(value)) for value in values]
@@ -75,7 +75,7 @@ class RequestKeys:
             parts.append(self._text(number, column, dtype, value))
         return (self._prefix + "|".join(parts)).encode()
 
-    def _text(self, number: int, column: str, dtype: DType, value: Any) -> str:
+    def _text(self, number: int, column: str, dtype: FeatureType, value: Any) -> str:
         if dtype is DType.STRING:
             if isinstance(value, str):
                 return _escape(value)

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.definitions.encoding import from_microseconds, to_microseconds
+from featurestore.definitions.times import from_microseconds, to_microseconds
 from featurestore.definitions.views import FeatureView
 from featurestore.errors import InvalidRows, UnknownDefinition
 from featurestore.offline.tables import File, OfflineStore, Version

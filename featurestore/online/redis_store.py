@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import polars as pl
 import pyarrow as pa
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from clusters.redis_clients import RedisAddress, open_redis, open_redis_async
 from featurestore.definitions.encoding import RowLayout, precedence
@@ -23,14 +23,14 @@ from featurestore.definitions.views import FeatureView
 from featurestore.errors import OnlineStoreUnavailable
 from featurestore.online.coalesced_reads import CoalescedReads
 from featurestore.online.connections import ConnectionCache
-from featurestore.online.keys import row_keys
+from featurestore.online.keys import prefix, row_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # The script's argument lists stay far below Lua's limit, and a call below two milliseconds.
 KEYS_PER_CALL = 500
-CALLS_PER_TRIP = 8
+CALLS_PER_TRIP = 16
 FEW = 500  # up to so many rows a dictionary finds the newest faster than a query
 READ_PATIENCE_S = 2.0  # while serving: then the request is answered without the features
 _UNREACHABLE = (RedisError, OSError)
@@ -100,13 +100,42 @@ class OnlineStore:
         Returns: how many rows were new or newer than the stored ones.
         Raises: OnlineStoreUnavailable; rows written before it stay, and a rerun completes the rest.
         """
-        newest = newest_rows(view, rows) if rows.num_rows > FEW else rows  # of few, the loop is faster
+        return self.write_newest(view, newest_rows(view, rows) if rows.num_rows > FEW else rows)
+
+    def write_newest(self, view: FeatureView, newest: pa.Table) -> int:
+        """Write rows of which nearly all are the newest of their key here; returns and raises as `write`."""
         values = RowLayout(view.schema).encode(newest)
         pairs: dict[bytes, bytes] = {}
         for key, value in zip(row_keys(self.project, view, newest), values, strict=True):
             if key not in pairs or precedence(value) > precedence(pairs[key]):
                 pairs[key] = value
         return self._put(pairs.items())
+
+    def replace(self, view: FeatureView, rows: pa.Table) -> tuple[int, int]:
+        """Put the newest of these rows in place of whatever a view has online, and delete the rows of other keys.
+
+        rows: in the view's offline schema. For rows that were computed anew: `write` would keep the old one of two with the
+        same times. Rows that others write meanwhile may be overwritten: have them written again.
+        Returns: how many were put, and how many were deleted.
+        Raises: OnlineStoreUnavailable; a rerun completes the rest.
+        """
+        newest = newest_rows(view, rows)
+        values = RowLayout(view.schema).encode(newest)
+        pairs = dict(zip(row_keys(self.project, view, newest), values, strict=True))
+        remaining = iter(pairs.items())
+        with self.reachable():
+            while batch := list(islice(remaining, KEYS_PER_CALL * CALLS_PER_TRIP)):
+                pipe = self.client.pipeline() if self._clustered else self.client.pipeline(transaction=False)
+                for key, value in batch:
+                    pipe.set(key, value)
+                pipe.execute()
+            gone = [key for key in self._keys_of(view) if key not in pairs]
+            return len(pairs), sum(int(self.client.delete(key)) for key in gone)
+
+    def _keys_of(self, view: FeatureView) -> "Iterator[bytes]":
+        start = prefix(self.project, view.name)
+        pattern = "".join(f"\\{each}" if each in "*?[]\\" else each for each in start)
+        yield from self.client.scan_iter(match=f"{pattern}*", count=1_000)
 
     def _put(self, pairs: Iterable[tuple[bytes, bytes]]) -> int:
         won = 0
@@ -117,13 +146,17 @@ class OnlineStore:
         return won
 
     def _write_batch(self, pairs: Sequence[tuple[bytes, bytes]]) -> int:
-        if len(pairs) <= KEYS_PER_CALL:  # a pipeline would first check that the script is loaded
+        if len(pairs) <= KEYS_PER_CALL:
             return int(self._script(keys=[k for k, _ in pairs], args=[v for _, v in pairs]))
         pipe = self.client.pipeline(transaction=False)
         for at in range(0, len(pairs), KEYS_PER_CALL):
             part = pairs[at : at + KEYS_PER_CALL]
-            self._script(keys=[k for k, _ in part], args=[v for _, v in part], client=pipe)
-        return sum(pipe.execute())
+            pipe.evalsha(self._script.sha, len(part), *(k for k, _ in part), *(v for _, v in part))
+        try:
+            return sum(pipe.execute())
+        except NoScriptError:  # asked for first only now: most times the server knows it
+            self._script.sha = self.client.script_load(NEWEST_WINS)
+            return self._write_batch(pairs)
 
     def _write_batch_to_cluster(self, pairs: Sequence[tuple[bytes, bytes]]) -> int:
         """Write with one script call a row, since a script's keys must be in one slot; one round trip a node."""

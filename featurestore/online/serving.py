@@ -7,16 +7,20 @@ from enum import StrEnum
 from numbers import Integral, Real
 from typing import Any
 
+import pyarrow as pa
+
+from featurestore.definitions.casting import cast_column
+from featurestore.definitions.composites import column_of_values
 from featurestore.definitions.dtypes import DType
 from featurestore.definitions.encoding import (
     ENCODING_VERSION,
     Decoded,
     RowLayout,
-    from_microseconds,
-    to_microseconds,
 )
 from featurestore.definitions.fields import Field
-from featurestore.definitions.on_demand import column_of, to_python
+from featurestore.definitions.on_demand import to_python
+from featurestore.definitions.on_demand_inputs import ValueInputs
+from featurestore.definitions.times import from_microseconds, to_microseconds
 from featurestore.definitions.views import FeatureView, Projection
 from featurestore.errors import InvalidRows, UnreadableRow
 from featurestore.offline.pinned_retrieval import stored_view
@@ -148,14 +152,18 @@ class Lookup:
         """Decode one row to event time, values in the order of the current schema, and status."""
         if value is None:
             return None, self._nulls, Status.NOT_FOUND
-        event, _, row = self._decode(value)
+        event, _, row = self.unpack(value)
         if event > now_us:  # later than the time of the read: not visible yet
             return None, self._nulls, Status.NOT_FOUND
         if self._ttl_us is not None and now_us - event > self._ttl_us:
             return event, self._nulls, Status.OUTSIDE_MAX_AGE
         return event, row, Status.PRESENT
 
-    def _decode(self, value: bytes) -> Decoded:
+    def unpack(self, value: bytes) -> Decoded:
+        """Unpack a row of any version to event time, created time and the values of the current schema.
+
+        Raises: UnreadableRow.
+        """
         fingerprint = int.from_bytes(value[1:5], "little")
         layout = self._layouts.get(fingerprint)
         if value[0] != ENCODING_VERSION or layout is None:
@@ -199,17 +207,12 @@ class Request:
         return OnlineFeatures(entity_rows, self.retrieval.columns, results, computed)
 
     def _computed(self, entity_rows: EntityRows, results: Sequence[_LookupResult]) -> dict[str, list[Any]]:
-        fields = {name: f for lookup in self.retrieval.lookups for name, f in lookup.columns.items()}
-        inputs = {
-            name: column_of(fields[name].dtype, values)
-            for part in results
-            for name, values in part.values(part.columns).items()
-        }
+        dtypes = {name: f.dtype for lookup in self.retrieval.lookups for name, f in lookup.columns.items()}
+        values = {name: column for part in results for name, column in part.values(part.columns).items()}
         for f in self.retrieval.request:
-            inputs[f.name] = column_of(
-                f.dtype, [_request_value(f, number, row) for number, row in enumerate(entity_rows)]
-            )
-        made = self.retrieval.compute(inputs, rows=len(entity_rows))
+            dtypes[f.name] = f.dtype
+            values[f.name] = [_request_value(f, number, row) for number, row in enumerate(entity_rows)]
+        made = self.retrieval.compute(ValueInputs(values, dtypes), rows=len(entity_rows))
         return {name: to_python(f, values) for name, (f, values) in made.items()}
 
 
@@ -218,6 +221,8 @@ def _request_value(field: Field, number: int, row: Mapping[str, Any]) -> Any:
     if field.name not in row:
         raise InvalidRows(f"entity row {number}: request value {field.name!r} is missing; got {sorted(row)}")
     value = row[field.name]
+    if not isinstance(field.dtype, DType):
+        return _composite_value(field, number, value)
     if field.dtype is DType.UNIX_TIMESTAMP and isinstance(value, str):
         value = _time(value)
     fits = value is None or isinstance(value, _REQUEST_TYPES[field.dtype])
@@ -225,6 +230,17 @@ def _request_value(field: Field, number: int, row: Mapping[str, Any]) -> Any:
         msg = f"entity row {number}: request value {field.name!r} must be {field.dtype}, got {row[field.name]!r}"
         raise InvalidRows(msg)
     return value
+
+
+def _composite_value(field: Field, number: int, value: Any) -> Any:
+    where = f"entity row {number}"
+    try:
+        given = pa.chunked_array([column_of_values([value])])
+    except (pa.ArrowException, OverflowError) as error:
+        raise InvalidRows(
+            f"{where}: request value {field.name!r} must be {field.dtype}, got {value!r:.80}: {error}"
+        ) from error
+    return cast_column(where, field, given)[0].as_py(maps_as_pydicts="strict")
 
 
 def _time(text: str) -> datetime | str:

@@ -5,15 +5,28 @@ from typing import Any
 
 from featurestore.definitions.batch_source import BatchSource, Reader
 from featurestore.sources.files import CsvFiles, ParquetFiles
+from featurestore.sources.iceberg import IcebergRows
 from featurestore.sources.lake import DeltaRows
-from featurestore.sources.loading import SourceLoad, SourceTable
+from featurestore.sources.load_log import SourceLineage, SourceLoad
+from featurestore.sources.loading import SourceTable
 from featurestore.sources.sql import SqlTable
 
-__all__ = ["BatchSource", "CsvFiles", "DeltaRows", "ParquetFiles", "SourceLoad", "SourceTable", "SqlTable"]
+__all__ = [
+    "BatchSource",
+    "CsvFiles",
+    "DeltaRows",
+    "IcebergRows",
+    "ParquetFiles",
+    "SourceLineage",
+    "SourceLoad",
+    "SourceTable",
+    "SqlTable",
+]
 
 READERS: Mapping[str, Callable[..., Reader | Any]] = {
     "csv": CsvFiles,
     "delta": DeltaRows,
+    "iceberg": IcebergRows,
     "parquet": ParquetFiles,
     "sql": SqlTable,
 }

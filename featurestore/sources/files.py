@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv, fs
 
-from featurestore.definitions.batch_source import Piece, Position, Secrets
+from featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
 from featurestore.errors import InvalidDefinition, UnreadableSource
 
 BATCH_ROWS = 131_072
@@ -49,7 +49,9 @@ class ParquetFiles:
             "region": self.region,
         }
 
-    def pieces(self, after: Position, columns: Sequence[str], secrets: Secrets) -> Iterator[Piece]:
+    def pieces(
+        self, after: Position, columns: Sequence[str], secrets: Secrets, within: TimeRange | None = None
+    ) -> Iterator[Piece]:
         """Find the files that were not read yet, by name. Raises: UnreadableSource for one that changed since."""
         del secrets  # files have none
         system, found = _listed(self)
@@ -57,7 +59,8 @@ class ParquetFiles:
             known = after.get(each.path)
             if known is None:
                 position = {each.path: _stamp(each)}
-                yield Piece(each.path, position, partial(_parquet, system, each.path, list(columns)), [])
+                read = partial(_parquet, system, each.path, list(columns), within)
+                yield Piece(each.path, position, read, [])
             elif known[:2] != _stamp(each):
                 raise UnreadableSource(_changed(each, known))
 
@@ -95,9 +98,11 @@ class CsvFiles:
             "region": self.region,
         }
 
-    def pieces(self, after: Position, columns: Sequence[str], secrets: Secrets) -> Iterator[Piece]:
+    def pieces(
+        self, after: Position, columns: Sequence[str], secrets: Secrets, within: TimeRange | None = None
+    ) -> Iterator[Piece]:
         """Find files and ends of files that were not read yet. Raises: UnreadableSource for one that changed otherwise."""
-        del secrets  # as above
+        del secrets, within  # as above; a text says nothing of its rows' times
         system, found = _listed(self)
         for each in found:
             known = after.get(each.path)
@@ -229,13 +234,22 @@ def _changed(file: _Listed, known: Sequence[Any]) -> str:
     )
 
 
-def _parquet(system: fs.FileSystem, path: str, columns: list[str]) -> Iterator[pa.Table]:
+def _parquet(
+    system: fs.FileSystem, path: str, columns: list[str], within: TimeRange | None
+) -> Iterator[pa.Table]:
     import pyarrow.parquet as pq  # late: it brings the dataset machinery, which declarations do not need
+    from pyarrow.dataset import ParquetFileFormat
 
     try:
         with system.open_input_file(path) as opened:
             file = pq.ParquetFile(opened)
             _require(path, columns, file.schema_arrow.names)
+            condition = None if within is None else within.condition(file.schema_arrow)
+            if condition is not None:  # leaves out row groups of other times
+                fragment = ParquetFileFormat().make_fragment(path, filesystem=system)
+                for batch in fragment.to_batches(columns=columns, filter=condition):
+                    yield pa.Table.from_batches([batch])
+                return
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowException, OSError) as error:

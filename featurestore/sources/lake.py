@@ -11,7 +11,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from featurestore.definitions.batch_source import Piece, Position, Secrets
+from featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
 from featurestore.errors import UnreadableSource
 
 _CHANGE = "_change_type"
@@ -30,7 +30,9 @@ class DeltaRows:
         """Describe the reader as JSON."""
         return {"type": "delta", "uri": self.uri}
 
-    def pieces(self, after: Position, columns: Sequence[str], secrets: Secrets) -> Iterator[Piece]:
+    def pieces(
+        self, after: Position, columns: Sequence[str], secrets: Secrets, within: TimeRange | None = None
+    ) -> Iterator[Piece]:
         """Find what was added since the version read before. Raises: UnreadableSource."""
         del secrets  # a table has none
         try:
@@ -46,7 +48,7 @@ class DeltaRows:
         if newest == known:
             return
         read = (
-            partial(_snapshot, table, list(columns))
+            partial(_snapshot, table, list(columns), within)
             if known is None
             else partial(_added, table, known + 1, list(columns))
         )
@@ -54,9 +56,11 @@ class DeltaRows:
         yield Piece(name, {"version": newest}, read)
 
 
-def _snapshot(table: DeltaTable, columns: list[str]) -> Iterator[pa.Table]:
+def _snapshot(table: DeltaTable, columns: list[str], within: TimeRange | None) -> Iterator[pa.Table]:
     try:
-        for batch in table.to_pyarrow_dataset().to_batches(columns=columns):
+        dataset = table.to_pyarrow_dataset()
+        condition = None if within is None else within.condition(dataset.schema)
+        for batch in dataset.to_batches(columns=columns, filter=condition):
             yield pa.Table.from_batches([batch])
     except (pa.ArrowException, DeltaError, OSError) as error:
         raise UnreadableSource(f"Delta table cannot be read: {error}") from error

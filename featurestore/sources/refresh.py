@@ -15,8 +15,10 @@ from featurestore.definitions.batch_source import KNOWN_AT
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from featurestore.errors import UnknownDefinition
-from featurestore.sources.loading import LOAD, SourceTable
+from featurestore.sources.loading import SourceTable
+from featurestore.sources.running_load import LOAD
 from featurestore.windows.aggregations import Windows
+from featurestore.windows.windowing import REPLACED_AT
 
 if TYPE_CHECKING:
     from featurestore.definitions.views import FeatureView
@@ -25,13 +27,16 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class Refreshed(BaseModel):
-    """Result of a view's refresh from its batch source. load: up to which it has the source's rows; rows: written."""
+    """Result of a view's refresh. source: its batch or stream source, or the views that it is derived from.
+
+    load: of the batch source, up to which the view has its rows, of a stream the sum of its positions. rows: written.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     view: str
     source: str
-    load: int
+    load: int = 0
     rows: int
 
 
@@ -46,8 +51,9 @@ class NewRows:
 def new_rows(view: FeatureView, events: SourceTable, after: int) -> NewRows:
     """Make the rows of a view that follow from the loads after `after`.
 
-    Without a transformation they are the source's own. Windows are computed again for the keys of new events, from the moment
-    on at which the first of those became known: of rows with one event time the one that was made later counts.
+    Without a transformation they are the source's own. Windows are computed again for the keys of new events and of those that
+    they replace, from the moment on at which the first of these became known: of rows with one event time the one that was made
+    later counts.
     """
     until = events.state().number
     new = events.rows(after=after, until=until) if until > after else None
@@ -63,25 +69,62 @@ def new_rows(view: FeatureView, events: SourceTable, after: int) -> NewRows:
         raise UnknownDefinition(
             f"feature view {view.name!r}: only Windows are computed from a batch source, not {view.source}"
         )
-    rows = _computed(view.source, events, new, until, keys)
+    replaced = _replaced_by(events, new, after)
+    rows = _computed(view.source, events, pa.concat_tables([new, replaced]), until, keys)
     return NewRows(rows if rows is not None and rows.num_rows else None, until)
 
 
+def _replaced_by(events: SourceTable, new: pa.Table, after: int) -> pa.Table:
+    """Find the rows of the loads up to `after` that counted until new ones came in their place."""
+    if not events.source.unique or not after:
+        return new.slice(0, 0)
+    first, last = pc.min_max(new.column(EVENT_TIMESTAMP)).as_py().values()
+    before = pl.DataFrame(events.rows(until=after, start=first, end=last))
+    names = pl.DataFrame(new.select([*events.source.unique, EVENT_TIMESTAMP]))
+    return before.join(names, on=names.columns, how="semi").to_arrow().cast(new.schema)
+
+
 def _computed(
-    source: Windows, events: SourceTable, new: pa.Table, until: int, keys: list[str]
+    source: Windows, events: SourceTable, changed: pa.Table, until: int, keys: list[str]
 ) -> pa.Table | None:
-    """Compute the windows of the keys of new events, from the first moment that those change."""
-    first = pc.min(new.column(source.known_at)).as_py()
+    """Compute the windows of the keys of changed events, from the first moment that those change.
+
+    changed: new events, and those in whose place they came.
+    """
+    first = pc.min(changed.column(source.known_at)).as_py()
     if first is None:  # nothing of it is known yet
         return None
-    late = source.watermark or timedelta(0)
-    since = first - _MICROSECOND + late
-    reached = events.rows(until=until, by=source.event_time, start=since - source.reach)
+    since = first - _MICROSECOND + (source.watermark or timedelta(0))
+    # An event that became known late has a row of its own, in whose windows it may not be.
+    bounds = {
+        source.known_at: first,
+        source.event_time: since - source.reach,
+    }  # the latter, if they are one column
+    counting, replaced = (
+        _of_keys(each, changed, keys) for each in events.versions(until=until, since=bounds)
+    )
+    if replaced.num_rows:
+        rows = source.compute(replaced, keys=keys, since=since)
+        counting = pa.concat_tables([counting, _moments(source, rows, keys)], promote_options="default")
+    return source.compute(counting, keys=keys, since=since)
+
+
+def _of_keys(events: pa.Table, changed: pa.Table, keys: list[str]) -> pa.Table:
+    """Select the events of the keys of changed ones."""
+    schema, frame = events.schema, pl.DataFrame(events)
     if keys:
-        frame = pl.DataFrame(reached)
-        touched = pl.DataFrame(new.select(keys)).unique()
-        reached = frame.join(touched, on=keys, how="semi").to_arrow().cast(reached.schema)
-    return source.compute(reached.drop_columns([LOAD]), keys=keys, since=since)
+        frame = frame.join(pl.DataFrame(changed.select(keys)).unique(), on=keys, how="semi")
+    return frame.to_arrow().cast(schema).drop_columns([LOAD])
+
+
+def _moments(source: Windows, rows: pa.Table, keys: list[str]) -> pa.Table:
+    """Make events that have a row at the moments of these rows and are in no window.
+
+    Rows that replaced events once had are written already, and must be written anew, without those events.
+    """
+    at = rows.column(EVENT_TIMESTAMP)
+    named = {source.event_time: at, source.known_at: at, REPLACED_AT: at}
+    return pa.table({key: rows.column(key) for key in keys} | named)
 
 
 def _created(events: SourceTable, new: pa.Table, after: int) -> pa.ChunkedArray:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Protocol
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from featurestore.definitions.batch_source import KNOWN_AT, BatchSource
-from featurestore.definitions.dtypes import TIMESTAMP, DType
-from featurestore.definitions.expectations import InRange
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.errors import UnreadableSource
+from featurestore.definitions.batch_source import KNOWN_AT, BatchSource, TimeRange
+from featurestore.definitions.casting import cast_column
+from featurestore.definitions.dtypes import TIMESTAMP, DType, FeatureType
+from featurestore.definitions.expectations import Expectation, InRange
+from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
+from featurestore.errors import InvalidRows, UnreadableSource
 
+_SPREAD = 2_654_435_761  # Knuth's multiplier, by which neighbours get times far apart
 REASON, ROW = "reason", "row"
 REJECTED = pa.schema([pa.field(REASON, pa.string()), pa.field(ROW, pa.string())])
 _POLARS = {
@@ -27,7 +32,36 @@ _POLARS = {
 }
 _TRUE, _FALSE = ("true", "t", "yes", "1"), ("false", "f", "no", "0")
 _ZONE = r"(?:[zZ]|[+-]\d\d:?\d\d)$"
+_PLAIN = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)$"
 _FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
+
+
+class Declared(Protocol):
+    """Source whose declaration says what its columns mean; a batch source and a stream source are."""
+
+    @property
+    def name(self) -> str:
+        """Name under which it is applied."""
+
+    @property
+    def schema(self) -> Sequence[Field]:
+        """Columns of its rows that are kept."""
+
+    @property
+    def read_columns(self) -> dict[str, str]:
+        """Names at the source by the names here."""
+
+    @property
+    def timezone(self) -> str:
+        """Zone of times that name none."""
+
+    @property
+    def unique(self) -> Sequence[str]:
+        """Columns that name a row, with its time."""
+
+    @property
+    def expectations(self) -> Sequence[Expectation]:
+        """Conditions that its rows must meet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +72,70 @@ class Checked:
     rejected: pa.Table
 
 
-def row_schema(source: BatchSource) -> pa.Schema:
+def row_schema(source: Declared) -> pa.Schema:
     """Schema of a source's stored rows: when they happened, when they became known, and its columns."""
     fields = [pa.field(each.name, each.dtype.arrow) for each in source.schema]
     return pa.schema([pa.field(EVENT_TIMESTAMP, TIMESTAMP), pa.field(KNOWN_AT, TIMESTAMP), *fields])
 
 
-def check(source: BatchSource, given: pa.Table, *, loaded_at: datetime) -> Checked:
+def check(
+    source: BatchSource,
+    given: pa.Table,
+    *,
+    loaded_at: datetime,
+    within: TimeRange | None = None,
+    first: int = 0,
+) -> Checked:
     """Type the rows of a batch and tell apart those that do not fit.
 
-    given: with the names of the source. loaded_at: when a row became known, where the source has no column that says so.
+    given: with the names of the source. first: number of the first row, where the source numbers them. loaded_at: when a row became known, where the source has no column that says so.
+    within: of event times; others are left out, those that cannot be read among them.
     Raises: UnreadableSource for times without a zone where the source declares none.
     """
+    named = source.read_columns
+    raw, typed = _read(source, given)
+    typed = _with_made_columns(source, typed, first=first, rows=given.num_rows, loaded_at=loaded_at)
+    if within is not None:
+        times = typed[EVENT_TIMESTAMP]
+        inside = ((times >= within.start) & (times < within.end)).fill_null(value=False)
+        raw, typed = raw.filter(inside), typed.filter(inside)
+    reasons = _reasons(source, raw, typed)
+    if KNOWN_AT not in typed.columns:
+        typed = typed.with_columns(pl.lit(loaded_at, pl.Datetime("us", "UTC")).alias(KNOWN_AT))
+    schema = row_schema(source)
+    rows = typed.filter(reasons.is_null()).select(schema.names).to_arrow().cast(schema)
+    there_once = {
+        there: here for here, there in named.items()
+    }  # one column may be read as two, such as both times
+    bad = raw.filter(reasons.is_not_null()).select(
+        pl.col(here).alias(there) for there, here in there_once.items()
+    )
+    texts = [json.dumps(row, default=str, ensure_ascii=False) for row in bad.iter_rows(named=True)]
+    return Checked(rows, pa.table([reasons.drop_nulls().to_list(), texts], schema=REJECTED))
+
+
+def _with_made_columns(
+    source: BatchSource, typed: pl.DataFrame, *, first: int, rows: int, loaded_at: datetime
+) -> pl.DataFrame:
+    """Add what the source does not hold: the numbers of its rows, and their times in the second before the load."""
+    number = pl.int_range(first, first + rows, dtype=pl.Int64, eager=True)
+    made = [number.alias(source.row_number)] if source.row_number else []
+    if not source.timestamp:
+        ago = pl.DataFrame({"ago": number * _SPREAD % 1_000_000}).select(pl.duration(microseconds="ago"))
+        made.append((loaded_at - ago.to_series()).cast(pl.Datetime("us", "UTC")).alias(EVENT_TIMESTAMP))
+    return typed.with_columns(made)
+
+
+def judge(source: Declared, given: pa.Table) -> tuple[pl.DataFrame, pl.DataFrame, pl.Series]:
+    """Read a batch by the names here: its rows as given, typed, and the reason of each to be kept aside (null: it fits).
+
+    Raises: UnreadableSource as `check`.
+    """
+    raw, typed = _read(source, given)
+    return raw, typed, _reasons(source, raw, typed)
+
+
+def _read(source: Declared, given: pa.Table) -> tuple[pl.DataFrame, pl.DataFrame]:
     named = source.read_columns
     raw = pl.DataFrame({here: pl.Series(here, given.column(there)) for here, there in named.items()})
     dtypes = {each.name: each.dtype for each in source.schema}
@@ -59,25 +145,19 @@ def check(source: BatchSource, given: pa.Table, *, loaded_at: datetime) -> Check
             for here in named
         }
     )
-    reasons = _reasons(source, raw, typed)
-    if KNOWN_AT not in typed.columns:
-        typed = typed.with_columns(pl.lit(loaded_at, pl.Datetime("us", "UTC")).alias(KNOWN_AT))
-    schema = row_schema(source)
-    rows = typed.filter(reasons.is_null()).select(schema.names).to_arrow().cast(schema)
-    bad = raw.filter(reasons.is_not_null()).rename(named)
-    texts = [json.dumps(row, default=str, ensure_ascii=False) for row in bad.iter_rows(named=True)]
-    return Checked(rows, pa.table([reasons.drop_nulls().to_list(), texts], schema=REJECTED))
+    return raw, typed
 
 
-def _reasons(source: BatchSource, raw: pl.DataFrame, typed: pl.DataFrame) -> pl.Series:
+def _reasons(source: Declared, raw: pl.DataFrame, typed: pl.DataFrame) -> pl.Series:
     """First reason of each row to be kept aside, null for a row that fits."""
     named = source.read_columns
     needed = {EVENT_TIMESTAMP, *source.unique}
     conditions: list[tuple[pl.Series, str]] = []
     for here, there in named.items():
-        unread = typed[here].is_null() & raw[here].is_not_null()
-        conditions.append((unread, f"column {there!r} is not {_wanted(source, here)}"))
-        if here in needed:
+        if typed[here].null_count() > raw[here].null_count():  # else every value was read
+            unread = typed[here].is_null() & raw[here].is_not_null()
+            conditions.append((unread, f"column {there!r} is not {_wanted(source, here)}"))
+        if here in needed and raw[here].null_count():
             conditions.append((raw[here].is_null(), f"column {there!r} has no value"))
     for each in source.expectations:
         if isinstance(each, InRange):
@@ -98,15 +178,17 @@ def _reasons(source: BatchSource, raw: pl.DataFrame, typed: pl.DataFrame) -> pl.
     return found
 
 
-def _wanted(source: BatchSource, here: str) -> str:
+def _wanted(source: Declared, here: str) -> str:
     dtype = next((each.dtype for each in source.schema if each.name == here), DType.UNIX_TIMESTAMP)
     return "a time" if dtype is DType.UNIX_TIMESTAMP else str(dtype)
 
 
-def _typed(source: BatchSource, there: str, dtype: DType, raw: pl.Series) -> pl.Series:
+def _typed(source: Declared, there: str, dtype: FeatureType, raw: pl.Series) -> pl.Series:
     """Cast a column to its declared type; a value that does not fit becomes null."""
     if dtype is DType.UNIX_TIMESTAMP:
         return _times(source, there, raw)
+    if not isinstance(dtype, DType):
+        return _composites(dtype, raw)
     if dtype is DType.STRING:
         is_text = raw.dtype in (pl.String, pl.Categorical, pl.Enum)
         return raw.cast(pl.String) if is_text else pl.Series(raw.name, [None] * len(raw), pl.String)
@@ -117,11 +199,29 @@ def _typed(source: BatchSource, there: str, dtype: DType, raw: pl.Series) -> pl.
         return pl.Series(raw.name, [None] * len(raw), target)
     if raw.dtype == pl.String:
         raw = raw.str.strip_chars()
-    found = raw.cast(target, strict=False)
+    found = raw if raw.dtype == target else raw.cast(target, strict=False)
     if target.is_integer() and raw.dtype.is_float():
         whole = found.cast(pl.Float64) == raw.cast(pl.Float64)
         found = pl.select(pl.when(whole).then(found)).to_series()
     return found
+
+
+def _composites(dtype: FeatureType, raw: pl.Series) -> pl.Series:
+    """Cast vectors, lists, maps or decimals, at once if all fit and else one by one."""
+    where, field, given = "batch source", Field("value", dtype), raw.to_arrow()
+    try:
+        cast = cast_column(where, field, pa.chunked_array([given]))
+    except InvalidRows:
+        values: list[Any] = []
+        for at in range(len(given)):
+            try:
+                one = cast_column(where, field, pa.chunked_array([given.slice(at, 1)]))
+            except InvalidRows:
+                values.append(None)
+            else:
+                values.append(one[0].as_py())
+        cast = pa.chunked_array([pa.array(values, dtype.arrow)])
+    return pl.Series(raw.name, cast)
 
 
 def _truths(raw: pl.Series) -> pl.Series:
@@ -133,7 +233,7 @@ def _truths(raw: pl.Series) -> pl.Series:
     ).to_series()
 
 
-def _times(source: BatchSource, there: str, raw: pl.Series) -> pl.Series:
+def _times(source: Declared, there: str, raw: pl.Series) -> pl.Series:
     """Read times of any unit or ISO 8601 texts as microseconds in UTC. Raises: UnreadableSource."""
     if isinstance(raw.dtype, pl.Datetime):
         times = raw.cast(pl.Datetime("us", raw.dtype.time_zone))
@@ -150,7 +250,24 @@ def _times(source: BatchSource, there: str, raw: pl.Series) -> pl.Series:
     )
 
 
-def _times_of_texts(source: BatchSource, there: str, raw: pl.Series) -> pl.Series:
+def _times_of_texts(source: Declared, there: str, raw: pl.Series) -> pl.Series:
+    plain = _plain_times(raw)
+    return _times_of_any_texts(source, there, raw) if plain is None else plain
+
+
+def _plain_times(raw: pl.Series) -> pl.Series | None:
+    """Read texts that all are like 2024-05-01T10:00:00.123456+00:00 at once; None if one is not."""
+    texts = raw.to_arrow().cast(pa.string())
+    if not pc.all(pc.match_substring_regex(texts, _PLAIN)).as_py():
+        return None
+    try:
+        times = texts.cast(TIMESTAMP)
+    except pa.ArrowInvalid:  # such as the 30th of February
+        return None
+    return pl.Series(raw.name, times)
+
+
+def _times_of_any_texts(source: Declared, there: str, raw: pl.Series) -> pl.Series:
     texts = raw.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T")
     has_zone = texts.str.contains(_ZONE)
     zones = texts.str.replace(r"[zZ]$", "+00:00")
@@ -164,7 +281,7 @@ def _times_of_texts(source: BatchSource, there: str, raw: pl.Series) -> pl.Serie
     return pl.select(pl.when(has_zone).then(pl.coalesce(zoned)).otherwise(local)).to_series().alias(raw.name)
 
 
-def _zoned(source: BatchSource, there: str, times: pl.Series) -> pl.Series:
+def _zoned(source: Declared, there: str, times: pl.Series) -> pl.Series:
     """Read times that name no zone as local to the source's; one that its clocks skipped becomes null."""
     if not source.timezone:
         first = times.drop_nulls()

@@ -1,6 +1,6 @@
 """Reader of a database by ADBC: the rows of a query beyond the greatest value of a column that was read before.
 
-Drivers are packages of their own: `adbc-driver-sqlite`, `adbc-driver-postgresql`.
+Drivers are packages of their own: `adbc-driver-sqlite`, `adbc-driver-postgresql`, and `duckdb`, which brings its own.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurestore.definitions.batch_source import Piece, Position, Secrets
+from featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
 from featurestore.errors import InvalidDefinition, UnreadableSource
 
 _DRIVERS = {
-    "sqlite": "adbc_driver_sqlite.dbapi",
-    "postgresql": "adbc_driver_postgresql.dbapi",
-    "postgres": "adbc_driver_postgresql.dbapi",
+    "sqlite": ("adbc_driver_sqlite.dbapi", "adbc-driver-sqlite"),
+    "duckdb": ("adbc_driver_duckdb", "duckdb adbc-driver-manager"),
+    "postgresql": ("adbc_driver_postgresql.dbapi", "adbc-driver-postgresql"),
+    "postgres": ("adbc_driver_postgresql.dbapi", "adbc-driver-postgresql"),
 }
+"""Module and packages of the driver, by the scheme of a uri."""
 _PARAMETER = {"postgresql": "${}", "postgres": "${}"}
 
 
@@ -32,7 +34,7 @@ _PARAMETER = {"postgresql": "${}", "postgres": "${}"}
 class SqlTable:
     """Rows of a table or a query, read on by a column whose values only grow.
 
-    uri: `sqlite:///file`, `postgresql://…`, or `$NAME`, a secret with such a uri in it.
+    uri: `sqlite:///file`, `duckdb:///file`, `postgresql://…`, or `$NAME`, a secret with such a uri in it.
     table: name of a table, or a query in parentheses. watermark: its column; a row counts as new if it is beyond the greatest
     value that was read before, so rows must not come in with a smaller one later.
     Raises: InvalidDefinition.
@@ -54,13 +56,20 @@ class SqlTable:
                 f"SqlTable: table {self.table!r} is no name; put a query into parentheses"
             )
 
+    @property
+    def secret_names(self) -> list[str]:
+        """Names of the secrets that the uri takes: itself, or none."""
+        return [self.uri[1:]] if self.uri.startswith("$") else []
+
     def describe(self) -> dict[str, Any]:
         """Describe the reader as JSON."""
         return {"type": "sql", "uri": self.uri, "table": self.table, "watermark": self.watermark}
 
-    def pieces(self, after: Position, columns: Sequence[str], secrets: Secrets) -> Iterator[Piece]:
+    def pieces(
+        self, after: Position, columns: Sequence[str], secrets: Secrets, within: TimeRange | None = None
+    ) -> Iterator[Piece]:
         """Find the rows beyond the watermark, up to its greatest value now. Raises: UnreadableSource."""
-        uri = secrets(self.uri[1:]) if self.uri.startswith("$") else self.uri
+        uri = secrets(self.uri[1:]) if self.secret_names else self.uri
         known = after.get("watermark")
         (newest,) = self._one(uri, f'SELECT max("{self.watermark}") FROM {self._rows}')  # noqa: S608  # declared by its owner
         if newest is None or newest == _value(known):
@@ -76,24 +85,31 @@ class SqlTable:
             )
         position = {"watermark": _json(newest)}
         name = f"{self.watermark} up to {newest}" + (f" after {known['value']}" if known else "")
-        yield Piece(name, position, partial(self._read, uri, list(columns), _value(known), newest))
+        limits = [("<=", self.watermark, newest)]
+        limits += [] if known is None else [(">", self.watermark, _value(known))]
+        yield Piece(name, position, partial(self._read, uri, list(columns), limits, within))
 
     @property
     def _rows(self) -> str:
         return f"{self.table} AS source" if self.table.startswith("(") else self.table
 
-    def _read(self, uri: str, columns: list[str], after: Any, until: Any) -> Iterator[pa.Table]:
+    def _read(
+        self, uri: str, columns: list[str], limits: list[_Limit], within: TimeRange | None
+    ) -> Iterator[pa.Table]:
+        """Read rows within limits by the watermark, so that of corrected rows the last comes last."""
         mark = _PARAMETER.get(_scheme(uri), "?")
         names = ", ".join(f'"{each}"' for each in columns)
-        where = f'"{self.watermark}" <= {mark.format(1)}'
-        given = [until]
-        if after is not None:
-            where += f' AND "{self.watermark}" > {mark.format(2)}'
-            given.append(after)
-        query = f"SELECT {names} FROM {self._rows} WHERE {where}"  # noqa: S608  # as above
         try:
             with closing(_connected(uri)) as connection, closing(connection.cursor()) as cursor:
-                cursor.execute(query, parameters=given)
+                if within is not None:
+                    cursor.execute(f'SELECT "{within.column}" FROM {self._rows} WHERE 1 = 0')  # noqa: S608  # as above
+                    limits = [*limits, *_of_times(within, cursor.fetch_record_batch().schema.field(0).type)]
+                where = " AND ".join(
+                    f'"{column}" {sign} {mark.format(number)}'
+                    for number, (sign, column, _) in enumerate(limits, start=1)
+                )
+                query = f'SELECT {names} FROM {self._rows} WHERE {where} ORDER BY "{self.watermark}"'  # noqa: S608
+                cursor.execute(query, parameters=[value for _, _, value in limits])
                 for batch in cursor.fetch_record_batch():
                     yield pa.Table.from_batches([batch])
         except UnreadableSource:
@@ -112,6 +128,18 @@ class SqlTable:
             raise UnreadableSource(f"{self.table} cannot be read: {error}") from error
 
 
+_Limit = tuple[str, str, Any]
+"""Comparison in a query: its sign, the column, and the value."""
+
+
+def _of_times(within: TimeRange, dtype: pa.DataType) -> list[_Limit]:
+    """Limit a query to times where their type lets a database compare them."""
+    if not pa.types.is_timestamp(dtype):
+        return []
+    low, high = within.bounds(has_zone=dtype.tz is not None)
+    return [(">=", within.column, low), ("<=", within.column, high)]
+
+
 def _scheme(uri: str) -> str:
     scheme = uri.partition(":")[0]
     if scheme not in _DRIVERS:
@@ -124,12 +152,17 @@ def _scheme(uri: str) -> str:
 def _connected(uri: str) -> Any:
     """Connect by the driver of a uri's scheme. Raises: UnreadableSource if it is not installed."""
     scheme = _scheme(uri)
+    module, package = _DRIVERS[scheme]
     try:
-        driver: Any = import_module(_DRIVERS[scheme])
+        driver: Any = import_module(module)
     except ImportError as error:
-        package = _DRIVERS[scheme].partition(".")[0].replace("_", "-")
         raise UnreadableSource(f"a {scheme} source needs a driver: pip install {package}") from error
-    return driver.connect(uri.partition("://")[2].removeprefix("/") if scheme == "sqlite" else uri)
+    path = uri.partition("://")[2].removeprefix("/")
+    if scheme == "duckdb":  # read only, or it would make a file that is not there
+        manager: Any = import_module("adbc_driver_manager.dbapi")
+        options = {"path": path, "access_mode": "read_only"}
+        return manager.connect(driver=driver.driver_path(), entrypoint="duckdb_adbc_init", db_kwargs=options)
+    return driver.connect(path if scheme == "sqlite" else uri)
 
 
 def _json(value: Any) -> dict[str, Any]:

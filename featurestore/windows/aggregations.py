@@ -20,11 +20,12 @@ import pyarrow.compute as pc
 
 from featurestore.definitions.dtypes import TIMESTAMP, DType
 from featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name
+from featurestore.definitions.times import to_microseconds
 from featurestore.errors import InvalidDefinition
 from featurestore.windows.distinct import DistinctColumn
 from featurestore.windows.latest import Latest
 from featurestore.windows.running import Numbers, Window
-from featurestore.windows.windowing import Alignment, Events, Floats, Ints, order_events
+from featurestore.windows.windowing import Alignment, Events, Floats, Ints, Rows, order_events
 
 KNOWN_AT = "known_at"
 
@@ -205,6 +206,28 @@ class Windows:
         settled = pa.scalar(since - (self.watermark or timedelta(0)), TIMESTAMP)
         return rows.filter(pc.greater(rows.column(EVENT_TIMESTAMP), settled))
 
+    def newest(self, events: pa.Table, *, keys: Sequence[str], by: datetime) -> tuple[pa.Table, pa.Table]:
+        """Compute the last row of each key up to a time, as `compute` does, at the cost of one row a key.
+
+        Returns: the rows; and keys with the `event_timestamp` of their next row, as far as the events decide it.
+        Raises: InvalidRows as `compute`.
+        """
+        ordered = order_events(
+            events,
+            keys=keys,
+            event_time=self.event_time,
+            known_at=self.known_at,
+            numbers=_columns(self.aggregations, distinct=False),
+            distinct_columns=_columns(self.aggregations, distinct=True),
+            watermark=None if self.watermark is None else self.watermark // _MICROSECOND,
+        )
+        step = None if self.every is None else self.every // _MICROSECOND
+        at = to_microseconds(by)
+        found = [
+            _newest(each, aggregations=self.aggregations, every=step, by=at) for each in ordered.pieces()
+        ]
+        return pa.concat_tables(rows for rows, _ in found), pa.concat_tables(due for _, due in found)
+
 
 def aggregate_windows(
     events: pa.Table,
@@ -229,10 +252,8 @@ def aggregate_windows(
         keys=keys,
         event_time=event_time,
         known_at=known_at,
-        numbers={a.column for a in aggregations if a.column and a.function is not Function.APPROX_DISTINCT},
-        distinct_columns={
-            a.column for a in aggregations if a.column and a.function is Function.APPROX_DISTINCT
-        },
+        numbers=_columns(aggregations, distinct=False),
+        distinct_columns=_columns(aggregations, distinct=True),
         watermark=late,
     )
     step = None if every is None else every // _MICROSECOND
@@ -241,10 +262,30 @@ def aggregate_windows(
         return pa.concat_tables(pool.map(compute, ordered.pieces()))
 
 
+def _columns(aggregations: Sequence[Aggregation], *, distinct: bool) -> set[str]:
+    """Columns whose distinct values are counted, or all others that are aggregated."""
+    return {
+        a.column for a in aggregations if a.column and (a.function is Function.APPROX_DISTINCT) == distinct
+    }
+
+
 def _aggregated(events: Events, *, aggregations: Sequence[Aggregation], every: int | None) -> pa.Table:
     """Compute the rows of some keys; every: of the grid, in microseconds."""
-    lengths = sorted({_length(a) for a in aggregations})
-    rows = events.rows(lengths, every)
+    return _aggregated_at(events, events.rows(_lengths(aggregations), every), aggregations)
+
+
+def _newest(
+    events: Events, *, aggregations: Sequence[Aggregation], every: int | None, by: int
+) -> tuple[pa.Table, pa.Table]:
+    """Compute the last row of each key up to a time, and say when each has its next."""
+    rows, key, due = events.rows(_lengths(aggregations), every).newest(by)
+    columns = {name: events.keys.column(name).take(pa.array(key)) for name in events.keys.column_names}
+    coming = pa.table(columns | {EVENT_TIMESTAMP: pa.array(due, pa.int64()).cast(TIMESTAMP)})
+    return _aggregated_at(events, rows, aggregations), coming
+
+
+def _aggregated_at(events: Events, rows: Rows, aggregations: Sequence[Aggregation]) -> pa.Table:
+    lengths = _lengths(aggregations)
     computed = _Computation(Alignment.of(events, rows))
     results: dict[str, pa.Array] = {}
     for length in lengths:
@@ -252,6 +293,10 @@ def _aggregated(events: Events, *, aggregations: Sequence[Aggregation], every: i
     columns = {name: events.keys.column(name).take(pa.array(rows.key)) for name in events.keys.column_names}
     columns |= {a.name: results[a.name] for a in aggregations}
     return pa.table(columns | {EVENT_TIMESTAMP: pa.array(rows.at).cast(TIMESTAMP)})
+
+
+def _lengths(aggregations: Sequence[Aggregation]) -> list[int]:
+    return sorted({_length(a) for a in aggregations})
 
 
 def _length(aggregation: Aggregation) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurestore.definitions.composites import texts_of
 from featurestore.windows.windowing import Alignment, Floats, Ints
 from kernels.hashing import hash_strings
 
@@ -71,7 +72,7 @@ def value_hashes(values: pa.Array | pa.ChunkedArray) -> Hashes:
         return _mixed(whole.cast(pa.int64()).to_numpy().view(np.uint64))
     if pa.types.is_floating(whole.type):
         return _mixed((whole.cast(pa.float64()).to_numpy() + 0.0).view(np.uint64))  # -0.0 is 0.0
-    texts: Hashes = hash_strings(whole.cast(pa.string()).dictionary_encode()).view(np.uint64)
+    texts: Hashes = hash_strings(texts_of(whole).dictionary_encode()).view(np.uint64)
     return texts
 
 

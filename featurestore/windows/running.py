@@ -1,7 +1,9 @@
 """Counts, sums, means, deviations and extremes of trailing windows, row by row.
 
 A window's count or sum is that of values entered less that of values left. The difference is exact: values are split into
-two fixed-point halves whose sums cannot round, so a value that was added and subtracted leaves no residue.
+fixed-point parts, mostly one or two, whose sums cannot round, so a value that was added and subtracted leaves no residue. The
+parts' sums are added and rounded once. So the bits of a result depend on the values in its window and on nothing else: not on
+what was there before, on other keys, or on how many events are computed at a time.
 """
 
 from functools import cached_property
@@ -11,7 +13,10 @@ import numpy as np
 from featurestore.windows.windowing import Alignment, Floats, Ints, blocks, is_rising
 
 _TINY = 1e-200  # below this the halves would underflow
-_ROUNDING = 8 * np.finfo(np.float64).eps
+_LEAST_GRID = np.ldexp(1.0, -1074)
+_ROUNDING = 2.0**-96  # of the squares, below which a spread is that of equal values
+_ADDED_AT_ONCE = 2  # so many rounded sums are rounded once
+_SPLITTER = 2.0**27 + 1
 
 
 class Numbers:
@@ -43,19 +48,16 @@ class Numbers:
         return running_count(self.begin, self.size)
 
     @cached_property
-    def centre(self) -> float:
-        """Rounded mean of the values, subtracted before squaring."""
-        return float(np.round(self.values.mean())) if len(self.values) else 0.0
-
-    @cached_property
     def sums(self) -> "RunningSum":
         """Running sums of the values."""
-        return RunningSum(self, self.values)
+        return RunningSum(self, fixed_point_parts(self.values))
 
     @cached_property
     def squares(self) -> "RunningSum":
-        """Running sums of squared distances from the centre."""
-        return RunningSum(self, (self.values - self.centre) ** 2)
+        """Running sums of the squares, exactly: of what a float holds of each, and of the rest."""
+        square, rest = _product(self.values, self.values)
+        parts = fixed_point_parts(square)
+        return RunningSum(self, [*parts, *fixed_point_parts(rest)] if rest.any() else parts)
 
 
 def running_count(at: Ints, size: int) -> Ints:
@@ -64,48 +66,90 @@ def running_count(at: Ints, size: int) -> Ints:
 
 
 class RunningSum:
-    """Sums of values entered by each row, in exact halves, from which a window subtracts values that left."""
+    """Sums of values entered by each row, in exact parts, from which a window subtracts values that left."""
 
-    def __init__(self, numbers: Numbers, values: Floats) -> None:
+    def __init__(self, numbers: Numbers, parts: list[Floats]) -> None:
         self._numbers = numbers
-        self._halves = fixed_point_halves(values)
-        self._totals = [np.concatenate([[0.0], np.cumsum(half)]) for half in self._halves]
+        self._parts = parts
+        self._totals = [np.concatenate([[0.0], np.cumsum(part)]) for part in parts]
         self._entered = [total.take(numbers.entered) for total in self._totals]
 
     def within(self, window: "Window") -> Floats:
-        """Sum the values that have entered and not left."""
+        """Sum the values that have entered and not left, rounded once."""
+        return rounded_sum(self.parts_within(window))
+
+    def parts_within(self, window: "Window") -> list[Floats]:
+        """Sum each part of the values that have entered and not left, exactly."""
         if not window.leaves_in_order:
-            pairs = zip(self._entered, self._halves, strict=True)
-            return sum((e - _running_sum(window.end, half, len(e)) for e, half in pairs), np.zeros(1))
-        within = np.zeros(self._numbers.size)
-        for part in blocks(len(within)):
-            left = window.left[part]
-            for total, entered in zip(self._totals, self._entered, strict=True):
-                within[part] += entered[part] - total.take(left)
-        return within
+            pairs = zip(self._entered, self._parts, strict=True)
+            return [entered - _running_sum(window.end, part, len(entered)) for entered, part in pairs]
+        found = []
+        for total, entered in zip(self._totals, self._entered, strict=True):
+            within = np.empty(self._numbers.size)
+            for part in blocks(len(within)):
+                within[part] = entered[part] - total.take(window.left[part])
+            found.append(within)
+        return found
 
 
 def _running_sum(at: Ints, weights: Floats, size: int) -> Floats:
     return np.cumsum(np.bincount(at, weights, size + 1)[:size])
 
 
-def fixed_point_halves(values: Floats) -> list[Floats]:
-    """Split values into two arrays that add up to them, within each of which any sum is exact in float64.
+def fixed_point_parts(values: Floats) -> list[Floats]:
+    """Split values into arrays that add up to them exactly, within each of which any sum is exact in float64.
 
     Each holds multiples of one power of two that are few enough bits wide.
     """
-    largest = float(np.abs(values).max(initial=0.0))
-    if largest < _TINY:
-        return [values]
-    exponent = int(np.frexp(largest)[1])
     bits = 52 - int(np.ceil(np.log2(len(values) + 1)))
-    grid = np.ldexp(1.0, exponent - bits)
-    high = np.round(values / grid) * grid
-    rest = values - high
-    if not rest.any():
-        return [high]
-    fine = np.ldexp(grid, -bits)
-    return [high, np.round(rest / fine) * fine]
+    parts: list[Floats] = []
+    rest = values
+    while True:
+        largest = float(np.abs(rest).max(initial=0.0))
+        if largest < _TINY or not np.isfinite(largest):  # nothing is left, or what no grid can hold
+            return [*parts, rest] if largest != 0.0 or not parts else parts
+        grid = max(np.ldexp(1.0, int(np.frexp(largest)[1]) - bits), _LEAST_GRID)
+        parts.append(np.round(rest / grid) * grid)
+        rest = rest - parts[-1]
+
+
+def rounded_sum(parts: list[Floats]) -> Floats:
+    """Add some arrays, each element rounded once, to the nearest.
+
+    Source: Shewchuk, Adaptive precision floating-point arithmetic, 1997; the last step is that of Python's `math.fsum`.
+    """
+    if len(parts) <= _ADDED_AT_ONCE:
+        return sum(parts[1:], start=parts[0] + 0.0)
+    expansion: list[Floats] = []  # of each element, from its least to its greatest, some of them zero
+    for part in parts:
+        total, grown = part, []
+        for each in expansion:
+            total, error = _two_sum(total, each)
+            grown.append(error)
+        expansion = [*grown, total]
+    high, low, tail = expansion[-1], np.zeros_like(parts[0]), np.zeros_like(parts[0])
+    for each in reversed(expansion[:-1]):
+        tail = np.where((low != 0) & (tail == 0), each, tail)
+        total, error = _two_sum(high, each)
+        high, low = np.where(low == 0, total, high), np.where(low == 0, error, low)
+    doubled = 2.0 * low  # exactly half a unit, and the rest goes the same way: not to even
+    moved = high + doubled
+    return np.where((low * tail > 0) & (moved - high == doubled), moved, high)
+
+
+def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Add two arrays; returns the rounded sums and what rounding took."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _product(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Multiply two arrays; returns the rounded products and what rounding took. Source: Dekker, 1971."""
+    product = a * b
+    high_a, high_b = (_SPLITTER * each - (_SPLITTER * each - each) for each in (a, b))
+    low_a, low_b = a - high_a, b - high_b
+    return product, ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b
 
 
 class Window:
@@ -138,8 +182,12 @@ class Window:
         return np.maximum(self.count, 1).astype(np.float64)
 
     @cached_property
+    def _sums(self) -> list[Floats]:
+        return self._numbers.sums.parts_within(self)
+
+    @cached_property
     def _total(self) -> Floats:
-        return self._numbers.sums.within(self)
+        return rounded_sum(self._sums)
 
     def sum(self) -> Floats:
         """Sum of the values, 0 in an empty window."""
@@ -151,15 +199,14 @@ class Window:
 
     def std(self) -> Floats:
         """Standard deviation of a sample, undefined below two values."""
-        squares, centre = self._numbers.squares.within(self), self._numbers.centre
-        for part in blocks(len(squares)):
-            n, total = self._divisor[part], self._total[part]
-            off_centre = total - centre * n
-            spread = squares[part] - off_centre * off_centre / n
-            rounding = _ROUNDING * (squares[part] + np.abs(off_centre * total) / n)
-            spread[spread <= rounding] = 0.0
-            squares[part] = np.sqrt(spread / np.maximum(n - 1, 1))
-        return squares
+        n = self._divisor
+        squares = self._numbers.squares.parts_within(self)
+        result = np.empty(len(n))
+        for part in blocks(len(n)):
+            result[part] = _std(
+                n[part], [each[part] for each in self._sums], [each[part] for each in squares]
+            )
+        return result
 
     def minimum(self) -> Floats:
         """Least value, infinite in an empty window."""
@@ -199,6 +246,24 @@ class Window:
                 half = 1 << (k - 1)
                 np.minimum(best[half:], best[:-half].copy(), out=best[half:])
         return best
+
+
+def _std(n: Floats, sums: list[Floats], squares: list[Floats]) -> Floats:
+    """Standard deviations of `n` values from their exact sums and sums of squares: n Σx² - (Σx)², to twice a float's bits."""
+    total, rest = _doubled(sums)
+    square, rest_of_square = _doubled(squares)
+    scaled, error = _product(n, square)
+    of_total, error_of_total = _product(total, total)
+    spread, lost = _two_sum(scaled, -of_total)
+    spread = spread + (lost + ((error - error_of_total) + (n * rest_of_square - 2.0 * total * rest)))
+    spread[spread <= _ROUNDING * scaled] = 0.0
+    return np.sqrt(spread / (n * np.maximum(n - 1, 1)))
+
+
+def _doubled(parts: list[Floats]) -> tuple[Floats, Floats]:
+    """Add some arrays to twice a float's bits: the rounded sum, and the rounded rest."""
+    total = rounded_sum(parts)
+    return total, rounded_sum([*parts, -total])
 
 
 def _level(length: Ints) -> np.ndarray[tuple[int], np.dtype[np.int16]]:

@@ -21,6 +21,9 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 WHERE = "windowed aggregation"
+REPLACED_AT = "stream_replaced_at"
+"""Column of an event table, where it has one: from when another event stands for this one; null: none does."""
+NEVER = np.iinfo(np.int64).max
 
 PIECE_EVENTS = 2**18  # small enough for the processor's cache
 
@@ -35,7 +38,8 @@ class Events:
 
     keys: table of the distinct keys, in order; key: (events,) row in it; event_times, entry_times: (events,) microseconds, the
     latter the later of event time and known time; numbers: columns as (events,) float64, NaN where there is no value;
-    distinct_columns: columns of any type.
+    distinct_columns: columns of any type; replaced: (events,) microseconds from which an event no longer counts, `NEVER` for most;
+    None: all count.
     """
 
     keys: pa.Table
@@ -44,6 +48,7 @@ class Events:
     entry_times: Ints
     numbers: Mapping[str, Floats]
     distinct_columns: Mapping[str, pa.Array]
+    replaced: Ints | None = None
 
     def pieces(self) -> Iterator["Events"]:
         """Split the events into pieces of about `PIECE_EVENTS`, each with all events of its keys; at least one."""
@@ -65,7 +70,13 @@ class Events:
             self.entry_times[part],
             {name: values[part] for name, values in self.numbers.items()},
             {name: values[part] for name, values in self.distinct_columns.items()},
+            None if self.replaced is None else self.replaced[part],
         )
+
+    def leaves(self, length: int) -> Ints:
+        """Time, (events,), from which each is in no window of `length` microseconds."""
+        too_old = self.event_times + length
+        return too_old if self.replaced is None else np.minimum(too_old, self.replaced)
 
     def rows(self, lengths: Sequence[int], every: int | None) -> "Rows":
         """Find the (key, time) pairs that get a row: each entry, or each grid boundary next after an entry or exit.
@@ -76,7 +87,7 @@ class Events:
             return place_rows(self.key, self.entry_times)
         boundaries = [_boundaries(self.key, self.entry_times, every)]
         for length in lengths:
-            leaves = self.event_times + length
+            leaves = self.leaves(length)
             visible = leaves > self.entry_times
             boundaries.append(_boundaries(self.key[visible], leaves[visible], every))
         return place_rows(*(np.concatenate(parts) for parts in zip(*boundaries, strict=True)))
@@ -137,7 +148,15 @@ def order_events(
         entry_times[order],
         {name: _numbers(known, name)[order] for name in numbers},
         {name: known.column(name).combine_chunks().take(pa.array(order)) for name in distinct_columns},
+        _replaced(known, order),
     )
+
+
+def _replaced(events: pa.Table, order: Ints) -> Ints | None:
+    if REPLACED_AT not in events.column_names or events.column(REPLACED_AT).null_count == events.num_rows:
+        return None
+    at: Ints = events.column(REPLACED_AT).cast(pa.int64()).fill_null(NEVER).to_numpy()
+    return at[order]
 
 
 def _numbers(events: pa.Table, name: str) -> Floats:
@@ -198,6 +217,14 @@ class Rows:
     ticks: Ints
     span: int
     composite: Ints
+
+    def newest(self, by: int) -> tuple["Rows", Ints, Ints]:
+        """Select the last row of each key up to a time; returns them, and key and time of the first row after it."""
+        past = self.at <= by
+        other = self.key[1:] != self.key[:-1]
+        last = past & np.append(other | ~past[1:], True)[: len(past)]
+        due = ~past & np.append(True, other | past[:-1])[: len(past)]
+        return place_rows(self.key[last], self.at[last]), self.key[due], self.at[due]
 
     def position(self, key: Ints, at: Ints) -> Ints:
         """Find the first row of each key at or after a time; the row after the key's last if none is."""
@@ -273,5 +300,5 @@ class Alignment:
 
     def ends(self, length: int) -> Ints:
         """Find (events,) the row in which each event has left a window of `length` microseconds, or its begin if never in it."""
-        left = self.rows.position(self.events.key, self.events.event_times + length)
+        left = self.rows.position(self.events.key, self.events.leaves(length))
         return np.maximum(self.begin, left, out=left)

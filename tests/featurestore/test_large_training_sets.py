@@ -15,7 +15,7 @@ from featurestore.offline import distributed
 from featurestore.offline.distributed import spread_files
 from featurestore.online import materialize
 from functions import Context, use_context
-from functions.features import large_training_sets
+from functions.features import joins_on_ray
 from functions.features.jobs import build_training_set, training_set_lineage
 from registry import Table, open_store
 from tests.memory import own_memory
@@ -83,8 +83,9 @@ def built(context: Context, table: Table, name: str, *, share: float) -> Table:
     return result
 
 
+@pytest.mark.long
 def test_over_the_cluster_are_the_rows_of_the_small_way_in_their_order(context, cluster, monkeypatch):
-    monkeypatch.setattr(large_training_sets, "_ROWS_PER_TASK", 4_000)
+    monkeypatch.setattr(joins_on_ray, "_ROWS_PER_TASK", 4_000)
     table = entities(context, "entities", 20_000)
     small = built(context, table, "small", share=1.0)
     large = built(context, table, "large", share=1e-9)
@@ -130,6 +131,7 @@ def test_a_large_view_is_written_online_by_tasks_as_by_the_caller(
     spread.online.close()
 
 
+@pytest.mark.long
 def test_what_the_caller_holds_does_not_grow_with_the_rows(context, cluster):
     grown = []
     for rows in (20_000, 400_000):

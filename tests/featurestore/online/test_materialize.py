@@ -20,6 +20,7 @@ from featurestore import (
     FeatureView,
     Field,
     Float64,
+    Int64,
     InvalidRows,
     OnlineStoreUnavailable,
 )
@@ -282,3 +283,27 @@ def test_a_row_takes_less_than_300_bytes(fs: FeatureStore) -> None:
         to="online",
     )
     assert fs.online.client.memory_usage("toque:default:wide:N000001") < 300
+
+
+def test_a_large_write_does_not_need_a_server_that_knows_the_script(make_store: Any, redis_url: str) -> None:
+    fs: FeatureStore = make_store(redis_url)
+    one = FeatureView("one", [Entity("number", dtype=Int64)], [Field("value", Float64)])
+    fs.apply([one])
+
+    def rows(at: datetime, value: float) -> pa.Table:
+        count = 1_200
+        return pa.table(
+            {
+                "number": range(count),
+                "value": [value] * count,
+                "event_timestamp": pa.array([at] * count, TIMESTAMP),
+                "created_timestamp": pa.array([at] * count, TIMESTAMP),
+            }
+        )
+
+    for value in (1.0, 2.0):
+        fs.online.client.script_flush()
+        assert fs.online.write(one, rows(START + value * MINUTE, value)) == 1_200
+    assert fs.online.write(one, rows(START, 0.0)) == 0
+    found = fs.get_online_features(one, [{"number": n} for n in (0, 1_199)], now=START + 3 * MINUTE).columns()
+    assert found["value"] == [2.0, 2.0]

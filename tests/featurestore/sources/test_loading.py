@@ -10,10 +10,26 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from featurestore import Field, Float64, InRange, Int64, NullShare, String, UnexpectedRows, UnreadableSource
+from featurestore import (
+    Decimal,
+    Field,
+    Float64,
+    InRange,
+    Int64,
+    InvalidDefinition,
+    List,
+    Map,
+    NullShare,
+    String,
+    UnexpectedRows,
+    UnreadableSource,
+    Vector,
+)
+from featurestore.applied.deserialize import batch_source
 from featurestore.sources import BatchSource, CsvFiles, DeltaRows, ParquetFiles, SourceTable, SqlTable
 from featurestore.sources import loading as loads
 from registry import ObjectStore, open_store
@@ -307,3 +323,123 @@ def test_many_small_loads_leave_few_files_and_a_new_column_is_null_before(
     (tmp_path / "9.csv").write_text("tail,at,delay,seats\nN1,2013-02-01T00:00Z,9,150\n")
     table_of(wider, store).load(no_secrets)
     assert table_of(wider, store).rows()["seats"].to_pylist().count(None) == 9
+
+
+def test_vectors_lists_maps_and_decimals_are_loaded_and_bad_ones_kept_aside(
+    tmp_path: Path, store: ObjectStore
+) -> None:
+    shares = pa.array([[("b", 1.0), ("a", 0.5)], None, []], pa.map_(pa.string(), pa.float64()))
+    given = pa.table(
+        {
+            "at": [NOW - timedelta(hours=i) for i in range(3)],
+            "v": [[1.0, 2.0], [3.0], None],
+            "words": [["x"], [], None],
+            "shares": shares,
+            "price": ["1.50", "2", "3"],
+        }
+    )
+    pq.write_table(given, tmp_path / "a.parquet")
+    schema = [
+        Field("v", Vector(2)),
+        Field("words", List(String)),
+        Field("shares", Map(Float64)),
+        Field("price", Decimal(9, 2)),
+    ]
+    table = table_of(
+        BatchSource("typed", ParquetFiles(f"{tmp_path}/*.parquet"), schema, "at", bad_share=1), store
+    )
+    loaded = table.load(no_secrets)
+    assert loaded is not None
+    assert (loaded.rows, loaded.rejected) == (2, 1)
+    rows = table.rows().sort_by("event_timestamp").select(["v", "words", "shares"]).to_pylist()
+    assert rows == [
+        {"v": None, "words": None, "shares": []},
+        {"v": [1.0, 2.0], "words": ["x"], "shares": [("a", 0.5), ("b", 1.0)]},
+    ]
+
+
+def undated(file: Path) -> BatchSource:
+    schema = [Field("row", Int64), Field("delay", Float64)]
+    return BatchSource("rows", CsvFiles(str(file)), schema, row_number="row", unique=["row"], bad_share=0.5)
+
+
+def test_rows_without_time_and_key_are_numbered_and_happen_when_they_are_loaded(
+    tmp_path: Path, store: ObjectStore
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("delay\n5\nmuch\n7\n8\n")
+    table = table_of(undated(file), store)
+    assert table.load(no_secrets).rows == 3  # type: ignore[union-attr]
+    assert table.load(no_secrets) is None
+    rows = table.rows()
+    assert dict(zip(rows["row"].to_pylist(), rows["delay"].to_pylist(), strict=True)) == {
+        0: 5.0,
+        2: 7.0,
+        3: 8.0,
+    }
+    times = rows["event_timestamp"].to_pylist()
+    assert all(NOW - timedelta(seconds=1) < at <= NOW for at in times)
+    assert len(set(times)) == 3
+    assert times != sorted(times)  # not the order of the file
+    with file.open("a") as opened:
+        opened.write("9\n")
+    later = SourceTable(table.source, store, "default", actor="tests", clock=lambda: NOW + timedelta(hours=1))
+    assert later.load(no_secrets).rows == 1  # type: ignore[union-attr]
+    last = later.rows(after=1, columns=["delay"]).to_pylist()
+    assert [(row["row"], row["delay"]) for row in last] == [(4, 9.0)]
+    assert last[0]["event_timestamp"] > max(times)
+    with pytest.raises(InvalidDefinition, match="gives its rows their times when it loads them"):
+        later.backfill(no_secrets, start=NOW, end=NOW + timedelta(days=1))
+
+
+def test_a_load_that_was_killed_numbers_the_same_rows_again(
+    tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("delay\n5\n6\n")
+    table = table_of(undated(file), store)
+    with monkeypatch.context() as patched:
+        patched.setattr(loads, "append_with_parts", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            table.load(no_secrets)
+    assert table_of(table.source, store).load(no_secrets).rows == 2  # type: ignore[union-attr]
+    with monkeypatch.context() as patched, file.open("a") as opened:
+        opened.write("7\n")
+        opened.flush()
+        patched.setattr(SourceTable, "_record_committed", _killed)  # after the commit, before the journal
+        with pytest.raises(KeyboardInterrupt):
+            table_of(table.source, store).load(no_secrets)
+    with file.open("a") as opened:
+        opened.write("8\n")
+    table_of(table.source, store).load(no_secrets)
+    rows = table_of(table.source, store).rows()
+    assert sorted(zip(rows["row"].to_pylist(), rows["delay"].to_pylist(), strict=True)) == [
+        (0, 5.0), (1, 6.0), (2, 7.0), (3, 8.0)
+    ]  # fmt: skip
+
+
+def _killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_number_of_rows_is_an_integer_of_the_schema_and_survives_its_description() -> None:
+    source = undated(Path("a.csv"))
+    assert batch_source(json.loads(json.dumps(source.describe()))) == source
+    assert (
+        "row_number" not in declared(CsvFiles("a.csv")).semantics()
+    )  # definitions of before keep their digest
+    with pytest.raises(InvalidDefinition, match="row_number='delay' must be an Int64 field"):
+        BatchSource("rows", CsvFiles("a.csv"), [Field("delay", Float64)], row_number="delay")
+
+
+def test_one_column_may_say_when_rows_happened_and_when_they_became_known(
+    tmp_path: Path, store: ObjectStore
+) -> None:
+    (tmp_path / "a.csv").write_text(HEADER + "N1,2013-01-01T10:00:00Z,1\nN2,yesterday,2\n")
+    table = table_of(declared(CsvFiles(f"{tmp_path}/*.csv"), known_at="at", bad_share=0.5), store)
+    load = table.load(no_secrets)
+    assert load is not None
+    assert (load.rows, load.reasons) == (1, {"column 'at' is not a time": 1})
+    rows = table.rows()
+    assert rows["known_at"].equals(rows["event_timestamp"])
+    assert json.loads(table.rejected.read()["row"][0].as_py())["at"] == "yesterday"

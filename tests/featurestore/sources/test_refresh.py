@@ -118,6 +118,73 @@ def test_windows_refreshed_load_by_load_are_those_of_all_events_at_once(tmp_path
     assert found[0]["delay_mean_6h"].null_count < 80
 
 
+def changed(row: dict[str, object], number: int, chance: random.Random) -> dict[str, object]:
+    """Correct a flight: its delay, and the plane that flew it or when it landed."""
+    landed = START + timedelta(minutes=chance.randrange(6 * 24 * 60))
+    others: list[dict[str, object]] = [{}, {"plane": f"N{chance.randrange(3)}"}, {"landed": landed}]
+    return row | chance.choice(others) | {"delay": 1000 + number}
+
+
+@pytest.mark.parametrize("every", [None, HOUR])
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_late_and_of_corrected_events_are_those_of_all_events_at_once(
+    tmp_path: Path, seed: int, every: timedelta | None
+) -> None:
+    chance = random.Random(seed)
+    rows = history(chance)
+    rows += [changed(each, number, chance) for number, each in enumerate(chance.sample(rows, 20))]
+    questions, found = asked(chance), []
+    for loads in (1, 6):
+        folder = tmp_path / str(loads)
+        folder.mkdir()
+        aggregations = [Aggregation("mean", 6 * HOUR, "delay"), Aggregation("count", 12 * HOUR)]
+        view = FeatureView(
+            "recent", [plane], source=Windows(aggregations, every=every), events=source(folder)
+        )
+        store = features(folder)
+        store.apply([view])
+        cuts = [len(rows) * n // loads for n in range(loads + 1)]
+        for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
+            write(folder / f"{number}.csv", rows[begin:end])
+            store.source_table("flights").load(no_secrets)
+            store.refresh_view(view)
+        found.append(store.get_historical_features(questions, features=view).to_arrow())
+    assert found[1].to_pylist() == found[0].to_pylist()
+
+
+def test_an_event_that_became_known_after_its_windows_has_a_row(tmp_path: Path) -> None:
+    store = features(tmp_path)
+    view = FeatureView(
+        "recent", [plane], source=Windows([Aggregation("count", 2 * HOUR)]), events=source(tmp_path)
+    )
+    store.apply([view])
+    one = {"plane": "N1", "delay": 1}
+    first = one | {"flight": "F1", "departed": START, "landed": START + HOUR}
+    late = one | {"flight": "F2", "departed": START, "landed": START + 5 * HOUR}
+    for number, row in enumerate([first, late]):
+        write(tmp_path / f"{number}.csv", [row])
+        store.source_table("flights").load(no_secrets)
+        store.refresh_view(view)
+    questions = pa.table({"plane": ["N1", "N1"], "event_timestamp": [START + 2 * HOUR, START + 6 * HOUR]})
+    assert store.get_historical_features(questions, features=view).to_arrow()["count_2h"].to_pylist() == [
+        1,
+        0,
+    ]
+
+
+def test_a_corrected_key_takes_its_event_from_the_rows_of_the_other(tmp_path: Path) -> None:
+    store, view = features(tmp_path), windows_view(tmp_path)
+    store.apply([view])
+    wrong = {"flight": "F1", "plane": "N1", "departed": START, "landed": START + HOUR, "delay": 1}
+    for number, row in enumerate([wrong, wrong | {"plane": "N2"}]):
+        write(tmp_path / f"{number}.csv", [row])
+        store.source_table("flights").load(no_secrets)
+        store.refresh_view(view)
+    questions = pa.table({"plane": ["N1", "N2"], "event_timestamp": [START + 2 * HOUR] * 2})
+    found = store.get_historical_features(questions, features=view).to_arrow()
+    assert found["count_1d"].to_pylist() == [0, 1]
+
+
 def test_a_view_without_a_transformation_has_the_rows_of_its_source(tmp_path: Path) -> None:
     store = features(tmp_path)
     view = FeatureView("flown", [plane], [Field("delay", Float64)], events=source(tmp_path))

@@ -1,0 +1,236 @@
+"""Casts of input columns to vectors, lists, maps and decimals, without loss; every error names the value and a remedy."""
+
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal as DecimalNumber
+from decimal import InvalidOperation
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.definitions.dtypes import Decimal, DType, List, Map, Vector
+from featurestore.definitions.fields import Field
+from featurestore.errors import InvalidRows
+
+CastItems: TypeAlias = Callable[[str, Field, pa.ChunkedArray], pa.ChunkedArray]
+"""Casts a column of scalars, as `rows.cast_column` does."""
+_WIDEST = 76  # digits of a decimal that Arrow has
+_SHOWN = 80  # characters of a value in a message
+
+
+def column_of_values(values: Sequence[Any]) -> pa.Array:
+    """Convert Python values to an Arrow column of the type they show; mappings become a map.
+
+    Raises: pa.ArrowException if they are of several types.
+    """
+    if not any(isinstance(value, Mapping) for value in values):
+        return pa.array(values)
+    mappings = [value if value is None or isinstance(value, Mapping) else {} for value in values]
+    if any(value is not None and not isinstance(value, Mapping) for value in values):
+        raise pa.ArrowInvalid("some values are mappings and others are not")
+    flat = [item for value in mappings if value is not None for item in value.items()]
+    item_type = pa.array([item for _, item in flat]).type
+    key_type = pa.array([key for key, _ in flat], pa.string() if not flat else None).type
+    entries = [None if value is None else list(value.items()) for value in mappings]
+    return pa.array(entries, pa.map_(key_type, item_type))
+
+
+def texts_of(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Write values of any type as texts, equal ones alike; null where null."""
+    if not pa.types.is_nested(column.type):
+        texts = column.cast(pa.string())
+        return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    values = column.to_pylist(maps_as_pydicts="strict")
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def cast_composite(
+    where: str, field: Field, column: pa.ChunkedArray, *, cast_items: CastItems
+) -> pa.ChunkedArray:
+    """Cast a column to a composite type.
+
+    cast_items: casts the items of a list or the values of a map.
+    Raises: InvalidRows.
+    """
+    if pa.types.is_null(column.type):
+        return column.cast(field.dtype.arrow)
+    if isinstance(field.dtype, Decimal):
+        return _decimals(where, field, field.dtype, column)
+    flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(flat, pa.ChunkedArray):  # of no chunk, or too large for one
+        flat = pa.concat_arrays(flat.chunks) if flat.num_chunks else pa.array([], flat.type)
+    if isinstance(field.dtype, Map):
+        return pa.chunked_array([_maps(where, field, field.dtype, flat, cast_items)])
+    rows = _list_rows(where, field, flat)
+    if isinstance(field.dtype, Vector):
+        return pa.chunked_array([_vectors(where, field, field.dtype, rows, cast_items)])
+    if isinstance(field.dtype, List):
+        return pa.chunked_array([_lists(where, field, field.dtype, rows, cast_items)])
+    raise InvalidRows(f"{where}: column {field.name!r} cannot be {field.dtype}; use a type of its own")
+
+
+def _refused(where: str, field: Field, row: int, value: Any, why: str, remedy: str) -> InvalidRows:
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "…"
+    return InvalidRows(
+        f"{where}: column {field.name!r} ({field.dtype}) {why} in row {row}: {shown}; {remedy}"
+    )
+
+
+def _list_rows(where: str, field: Field, column: Any) -> pa.ListArray:
+    """Rows of any kind of list as one with 32-bit offsets. Raises: InvalidRows for another type."""
+    t, given = pa.types, column.type
+    if not (t.is_list(given) or t.is_large_list(given) or t.is_fixed_size_list(given)):
+        sample = column.drop_null()
+        msg = (
+            f"{where}: column {field.name!r} must be {field.dtype} ({field.dtype.arrow}), got {given} such as "
+            f"{repr(sample[0].as_py())[:_SHOWN] if len(sample) else 'null'}; give a list a row"
+        )
+        raise InvalidRows(msg)
+    return column if t.is_list(given) else column.cast(pa.list_(given.value_type))
+
+
+def _items(rows: pa.ListArray) -> tuple[pa.Array, np.ndarray[Any, Any]]:
+    """Items of rows one after the other, without those under a null, and how many each row has."""
+    lengths = pc.list_value_length(rows).fill_null(0).to_numpy(zero_copy_only=False)
+    return rows.flatten(), lengths
+
+
+def _cast(where: str, field: Field, items: pa.Array, target: DType, cast_items: CastItems) -> pa.Array:
+    scalar = Field(field.name, target)
+    done = cast_items(f"{where}, items", scalar, pa.chunked_array([items])).combine_chunks()
+    return done if isinstance(done, pa.Array) else pa.array([], target.arrow)
+
+
+def _row_of(lengths: np.ndarray[Any, Any], item: int) -> int:
+    """Row that has an item."""
+    return int(np.searchsorted(np.cumsum(lengths), item, side="right"))
+
+
+def _vectors(
+    where: str, field: Field, dtype: Vector, rows: pa.ListArray, cast_items: CastItems
+) -> pa.FixedSizeListArray:
+    items, lengths = _items(rows)
+    present = rows.is_valid().to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero(present & (lengths != dtype.length))
+    if len(wrong):
+        row = int(wrong[0])
+        why, remedy = f"has {lengths[row]} numbers, not {dtype.length}", "give all, or declare another Vector"
+        raise _refused(where, field, row, rows[row].as_py(), why, remedy)
+    _refuse_null_item(where, field, rows, items, lengths, "give a number, or null for the whole vector")
+    numbers = _cast(where, field, items, DType.FLOAT32, cast_items)
+    if dtype.finite:
+        bad = np.flatnonzero(~np.isfinite(numbers.to_numpy()))
+        if len(bad):
+            row = int(np.flatnonzero(present)[int(bad[0]) // dtype.length])
+            why, remedy = "has a number that is not finite in float32", "give null, or declare finite=False"
+            raise _refused(where, field, row, rows[row].as_py(), why, remedy)
+    if present.all():
+        return pa.FixedSizeListArray.from_arrays(numbers, type=dtype.arrow)
+    spread = np.zeros((len(rows), dtype.length), np.float32)
+    spread[present] = numbers.to_numpy().reshape(-1, dtype.length)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(spread.reshape(-1)), type=dtype.arrow, mask=pa.array(~present)
+    )
+
+
+def _lists(where: str, field: Field, dtype: List, rows: pa.ListArray, cast_items: CastItems) -> pa.ListArray:
+    items, lengths = _items(rows)
+    if not dtype.null_items:
+        _refuse_null_item(where, field, rows, items, lengths, "leave it out or declare null_items=True")
+    done = _cast(where, field, items, dtype.item, cast_items)
+    return pa.ListArray.from_arrays(_offsets(lengths), done, type=dtype.arrow, mask=rows.is_null())
+
+
+def _refuse_null_item(
+    where: str, field: Field, rows: Any, items: pa.Array, lengths: np.ndarray[Any, Any], remedy: str
+) -> None:
+    if items.null_count:
+        row = _row_of(lengths, pc.index(items.is_null(), True).as_py())
+        raise _refused(where, field, row, rows[row].as_py(), "has an item that is null", remedy)
+
+
+def _offsets(lengths: np.ndarray[Any, Any]) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+
+
+def _maps(where: str, field: Field, dtype: Map, column: Any, cast_items: CastItems) -> pa.MapArray:
+    """Maps with the entries of each in the order of their keys' bytes."""
+    rows = _entries(where, field, dtype, column)
+    entries, lengths = _items(rows)
+    keys, values = entries.field(0), entries.field(1)
+    for what, part in (("key", keys), ("value", values)):
+        if part.null_count:
+            row = _row_of(lengths, pc.index(part.is_null(), True).as_py())
+            raise _refused(where, field, row, rows[row].as_py(), f"has a {what} that is null", "leave it out")
+    keys = _cast(where, field, keys, DType.STRING, cast_items)
+    numbers = _cast(where, field, values, dtype.item, cast_items)
+    at = np.repeat(np.arange(len(rows)), lengths)
+    texts = np.array(keys.cast(pa.binary()).to_pylist(), dtype=object)
+    order = sorted(range(len(texts)), key=lambda i: (at[i], texts[i]))
+    double = next((a for a, b in pairwise(order) if (at[a], texts[a]) == (at[b], texts[b])), None)
+    if double is not None:
+        row = int(at[double])
+        raise _refused(
+            where, field, row, rows[row].as_py(), f"has the key {keys[double].as_py()!r} twice", "keep one"
+        )
+    taken = pa.array(order, pa.int64())
+    return pa.MapArray.from_arrays(
+        _offsets(lengths), keys.take(taken), numbers.take(taken), type=dtype.arrow, mask=rows.is_null()
+    )
+
+
+def _entries(where: str, field: Field, dtype: Map, column: Any) -> pa.ListArray:
+    """Rows of a map as lists of entries. Raises: InvalidRows for another type."""
+    given = column.type
+    pairs = 2
+    if pa.types.is_map(given):
+        return column.cast(pa.list_(pa.struct([("key", given.key_type), ("value", given.item_type)])))
+    is_list = pa.types.is_list(given) or pa.types.is_large_list(given)
+    if is_list and pa.types.is_struct(given.value_type) and given.value_type.num_fields == pairs:
+        return _list_rows(where, field, column)
+    msg = (
+        f"{where}: column {field.name!r} must be {dtype} ({dtype.arrow}), got {given}; give an Arrow map, or rows with a "
+        "dictionary of texts to numbers"
+    )
+    raise InvalidRows(msg)
+
+
+def _decimals(where: str, field: Field, dtype: Decimal, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    t, given = pa.types, column.type
+    if t.is_integer(given) or t.is_decimal(given):
+        try:
+            wide = column.cast(pa.decimal256(_WIDEST, dtype.scale)) if t.is_integer(given) else column
+            return wide.cast(dtype.arrow)
+        except pa.ArrowInvalid as error:
+            msg = f"{where}: column {field.name!r} does not fit {dtype}: {error}; round it, or declare more digits"
+            raise InvalidRows(msg) from error
+    if not (
+        t.is_floating(given) or t.is_string(given) or t.is_large_string(given) or t.is_string_view(given)
+    ):
+        raise InvalidRows(
+            f"{where}: column {field.name!r} must be {dtype}, got {given}; give decimals, whole numbers or texts like '12.50'"
+        )
+    made = [
+        None if value is None else _decimal(where, field, dtype, row, value)
+        for row, value in enumerate(column.to_pylist())
+    ]
+    return pa.chunked_array([pa.array(made, dtype.arrow)])
+
+
+def _decimal(where: str, field: Field, dtype: Decimal, row: int, value: float | str) -> DecimalNumber:
+    """Read a number of its shortest text. Raises: InvalidRows if it has more digits than the type."""
+    try:
+        made = DecimalNumber(str(value).strip())
+    except InvalidOperation as error:
+        raise _refused(where, field, row, value, "is no decimal number", "write it like '12.50'") from error
+    if not made.is_finite():
+        raise _refused(where, field, row, value, "is not finite", "give null")
+    _, digits, exponent = made.normalize().as_tuple()
+    places = -int(exponent)
+    whole = len(digits) - places
+    if made and (places > dtype.scale or whole > dtype.precision - dtype.scale):
+        raise _refused(where, field, row, value, "has too many digits", "round it, or declare more")
+    return made

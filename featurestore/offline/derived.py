@@ -1,0 +1,241 @@
+"""Rows of derived views: a row for each moment at which an input changed, also for what became known of it later.
+
+Rows of a key are taken in the order in which they became known. Each changes what the inputs were from its event time on, up to
+the next row of the same input; for every moment of the key in between, and for its own, there is a new row. Only rows with a
+part that was not consumed before are written, so a refresh costs what changed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import groupby
+
+import polars as pl
+import pyarrow as pa
+
+from featurestore.definitions.derived import Compute, Derived
+from featurestore.definitions.dtypes import TIMESTAMP
+from featurestore.definitions.encoding import HEADER_BYTES, RowLayout
+from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from featurestore.definitions.on_demand import to_arrow
+from featurestore.definitions.views import FeatureView, Projection
+from featurestore.errors import InvalidRows
+from featurestore.offline.pinned_retrieval import stored_view
+from featurestore.rows import offline_schema
+
+_EVENT, _CREATED, _KEY, _AT, _NEW = "__event", "__created", "__key", "__at", "__new"
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class InputRows:
+    """Rows of one input, all that moments from the first new one on may see; fresh: which of them were not consumed."""
+
+    projection: Projection
+    rows: pa.Table
+    fresh: Sequence[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What the inputs of a key were at a moment, as known at a time: a row of each, or None."""
+
+    key: int
+    event_us: int
+    created_us: int
+    rows: tuple[int | None, ...]
+
+
+@dataclass(slots=True)
+class _Input:
+    """Rows of one input for one key that are known so far: their event times in order, and the row of each."""
+
+    ttl_us: int | None
+    times: list[int] = field(default_factory=list)
+    rows: dict[int, int] = field(default_factory=dict)
+
+    def put(self, event_us: int, row: int) -> None:
+        """Take a row in; of one event time the one that became known later counts."""
+        if event_us not in self.rows:
+            insort(self.times, event_us)
+        self.rows[event_us] = row
+
+    def at(self, moment_us: int) -> int | None:
+        """Find the row at a moment, if there is one within its ttl."""
+        place = bisect_right(self.times, moment_us)
+        if not place or (self.ttl_us is not None and moment_us - self.times[place - 1] > self.ttl_us):
+            return None
+        return self.rows[self.times[place - 1]]
+
+    def next_after(self, event_us: int) -> int | None:
+        """Find the event time of the next row, None after the last."""
+        place = bisect_right(self.times, event_us)
+        return self.times[place] if place < len(self.times) else None
+
+
+def derive(
+    view: FeatureView, inputs: Sequence[InputRows], stored: pa.Table, *, transform: Compute, now: datetime
+) -> pa.Table:
+    """Compute the rows of a derived view that follow from rows which were not consumed yet.
+
+    stored: rows of the view from the first moment that changes on. now: when a row became known that contradicts a stored one
+    which became known no earlier.
+    Returns: rows in the view's offline schema. Raises: InvalidRows if the transform fails or returns something else.
+    """
+    keyed, keys = _keyed(view, inputs)
+    moments = [
+        each
+        for _, rows in _by_key(keyed)
+        for each in _moments(rows, [_ttl_us(given.projection) for given in inputs])
+    ]
+    if not moments:
+        return offline_schema(view).empty_table()
+    columns = [_taken(given, [each.rows[number] for each in moments]) for number, given in enumerate(inputs)]
+    made = _transformed(view, transform, pl.concat(columns, how="horizontal"))
+    named = keys.to_arrow().take(pa.array([each.key for each in moments]))
+    times = {
+        EVENT_TIMESTAMP: pa.array([each.event_us for each in moments], pa.int64()).cast(TIMESTAMP),
+        CREATED_TIMESTAMP: pa.array([each.created_us for each in moments], pa.int64()).cast(TIMESTAMP),
+    }
+    table = pa.table({name: named.column(name) for name in named.column_names} | made | times)
+    return _standing(view, table.cast(offline_schema(view)), stored, now)
+
+
+def _ttl_us(of: Projection) -> int | None:
+    ttl = stored_view(of).ttl
+    return None if ttl is None else ttl // _MICROSECOND
+
+
+def _taken(given: InputRows, rows: Sequence[int | None]) -> pl.DataFrame:
+    """Columns of an input at some rows; null where there is none."""
+    at = pa.array(rows, pa.int64())
+    columns = given.projection.columns.items()
+    return pl.DataFrame(pa.table({name: given.rows.column(f.name).take(at) for name, f in columns}))
+
+
+def _keyed(view: FeatureView, inputs: Sequence[InputRows]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Number the keys of all rows; of rows alike in key and both times one is left, by content.
+
+    Returns: rows as (key, input, row, event, created, new), and the keys by their numbers.
+    """
+    names = [key.name for key in view.join_keys]
+    parts = []
+    for number, given in enumerate(inputs):
+        frame = pl.DataFrame(given.rows.select([*names, EVENT_TIMESTAMP, CREATED_TIMESTAMP])).with_columns(
+            pl.col(EVENT_TIMESTAMP).to_physical().alias(_EVENT),
+            pl.col(CREATED_TIMESTAMP).to_physical().alias(_CREATED),
+            pl.Series(_NEW, list(given.fresh), pl.Boolean),
+            pl.lit(number).alias("input"),
+        )
+        parts.append(_one_of_each(given, frame.with_row_index(_AT), [*names, _EVENT, _CREATED]))
+    rows = pl.concat(parts)
+    keys = rows.select(names).unique(maintain_order=True) if names else pl.DataFrame({_KEY: [0]})
+    if names:
+        rows = rows.join(keys.with_row_index(_KEY), on=names, nulls_equal=True)
+    else:
+        rows, keys = rows.with_columns(pl.lit(0).alias(_KEY)), keys.select([])
+    return rows.select(_KEY, "input", _AT, _EVENT, _CREATED, _NEW).sort(_KEY, _CREATED), keys
+
+
+def _one_of_each(given: InputRows, rows: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    """Leave of rows alike in names and times the one that a read takes: with the greatest bytes."""
+    double = rows.select(names).is_duplicated()
+    if not double.any():
+        return rows
+    some = rows.filter(double)
+    layout = RowLayout(stored_view(given.projection).schema)
+    packed = layout.encode(given.rows.take(some.get_column(_AT).to_list()))
+    content = pl.Series("content", [bytes(each[HEADER_BYTES:]) for each in packed])
+    best = some.with_columns(content).sort("content").unique(names, keep="last").drop("content")
+    return pl.concat([rows.filter(~double), best])
+
+
+def _by_key(rows: pl.DataFrame) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
+    for key, found in groupby(rows.iter_rows(), key=lambda row: row[0]):
+        yield key, list(found)
+
+
+def _moments(rows: list[tuple[int, ...]], ttls: list[int | None]) -> list[_Moment]:
+    """Moments of one key that rest on a new row. rows: (key, input, row, event, created, new), in order of created."""
+    inputs = [_Input(ttl) for ttl in ttls]
+    times: list[int] = []
+    new: set[tuple[int, int]] = {(number, at) for _, number, at, _, _, fresh in rows if fresh}
+    found: list[_Moment] = []
+    for created, together in groupby(rows, key=lambda row: row[4]):
+        changed: dict[int, list[int]] = defaultdict(list)
+        for _, number, at, event, _, _ in together:
+            inputs[number].put(event, at)
+            changed[number].append(event)
+            place = bisect_right(times, event)
+            if not place or times[place - 1] != event:
+                times.insert(place, event)
+        for moment in sorted(_affected(inputs, times, changed)):
+            used = tuple(each.at(moment) for each in inputs)
+            if any((number, at) in new for number, at in enumerate(used) if at is not None):
+                found.append(_Moment(rows[0][0], moment, created, used))
+    return found
+
+
+def _affected(inputs: list[_Input], times: list[int], changed: dict[int, list[int]]) -> set[int]:
+    """Moments of a key at which one of the changed rows is what its input was."""
+    found: set[int] = set()
+    for number, events in changed.items():
+        of = inputs[number]
+        for event in events:
+            following = of.next_after(event)
+            place = bisect_right(times, event) - 1
+            while place < len(times) and (following is None or times[place] < following):
+                if of.ttl_us is not None and times[place] - event > of.ttl_us:
+                    break
+                found.add(times[place])
+                place += 1
+    return found
+
+
+def _transformed(view: FeatureView, transform: Compute, rows: pl.DataFrame) -> dict[str, pa.Array]:
+    where = f"feature view {view.name!r}"
+    try:
+        made = transform(rows)
+    except Exception as error:  # a user's function may raise anything
+        raise InvalidRows(f"{where} fails on its inputs: {type(error).__name__}: {error}") from error
+    if not isinstance(made, pl.DataFrame) or made.height != rows.height:
+        raise InvalidRows(f"{where}: its transform must return a polars.DataFrame of {rows.height} rows")
+    missing = [name for name in view.features if name not in made.columns]
+    if missing:
+        raise InvalidRows(f"{where}: its transform did not return {missing[0]!r}; it returned {made.columns}")
+    return {f.name: to_arrow(f, made.get_column(f.name)) for f in view.schema}
+
+
+def _standing(view: FeatureView, made: pa.Table, stored: pa.Table, now: datetime) -> pa.Table:
+    """Leave out rows that are stored, and make those win that a stored row of the same time contradicts.
+
+    So it is for rows that came in after others which became known later.
+    """
+    if not stored.num_rows:
+        return made
+    names = [key.name for key in view.join_keys]
+    moment = [*names, EVENT_TIMESTAMP]
+    given = pl.DataFrame(made).with_row_index(_AT)
+    there = pl.DataFrame(stored.select(made.column_names))
+    given = given.join(there, on=made.column_names, how="anti", nulls_equal=True, maintain_order="left")
+    newest = there.group_by(moment).agg(pl.col(CREATED_TIMESTAMP).max().alias(_CREATED))
+    last = (
+        given.sort(CREATED_TIMESTAMP).unique(moment, keep="last").select(_AT, pl.lit(value=True).alias(_NEW))
+    )
+    given = given.join(newest, on=moment, how="left", nulls_equal=True, maintain_order="left")
+    given = given.join(last, on=_AT, how="left", maintain_order="left")
+    beaten = pl.col(_NEW).fill_null(value=False) & (pl.col(_CREATED) >= pl.col(CREATED_TIMESTAMP))
+    created = pl.when(beaten).then(pl.lit(now, pl.Datetime("us", "UTC"))).otherwise(CREATED_TIMESTAMP)
+    given = given.with_columns(created.alias(CREATED_TIMESTAMP))
+    return given.select(made.column_names).to_arrow().cast(made.schema)
+
+
+def reach(source: Derived) -> timedelta | None:
+    """How far back a moment of a derived view sees; None without bound."""
+    ttls = [stored_view(each).ttl for each in source.projections]
+    bounded = [ttl for ttl in ttls if ttl is not None]
+    return max(bounded) if len(bounded) == len(ttls) else None

@@ -1,0 +1,168 @@
+"""Load of a batch source while it goes on: rows that fit go to files, others aside, and pieces that cannot be read are noted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.definitions.batch_source import KNOWN_AT, BatchSource, Piece, TimeRange
+from featurestore.definitions.dtypes import TIMESTAMP
+from featurestore.definitions.expectations import Freshness, InRange
+from featurestore.definitions.fields import EVENT_TIMESTAMP
+from featurestore.errors import UnexpectedRows, UnreadableSource
+from featurestore.sources.load_log import ROWS_READ, SHOWN, Loaded, SourceLoad
+from featurestore.sources.rows import REJECTED, check
+from registry.store import Table, write_part
+from registry.store.table_parts import Part
+
+LOAD = "load"
+PART_ROWS = 1 << 20
+
+
+class RunningLoad:
+    """One load: takes pieces or rows, writes files beside the table, and reports.
+
+    table: that the files belong to. not_stored: leaves out rows that are stored as they are. before: sum of all earlier loads.
+    first_row: number of the first row that is read, which a source may keep. within: of a backfill, the times that are read.
+    """
+
+    def __init__(
+        self,
+        source: BatchSource,
+        table: Table,
+        not_stored: Callable[[pa.Table], pa.Table],
+        *,
+        number: int,
+        at: datetime,
+        before: Loaded | None,
+        first_row: int = 0,
+        within: TimeRange | None = None,
+    ) -> None:
+        self.number, self.at, self._source, self._table = number, at, source, table
+        self._not_stored, self._before, self._within = not_stored, before, within
+        self._next_row = first_row
+        self.position: dict[str, Any] = {}
+        self.rejected: list[pa.Table] = []
+        self.unreadable: dict[str, str] = {}
+        self.read: list[str] = []
+        self._written: list[_Written] = []
+        self._waiting: list[pa.Table] = []
+
+    def take(self, piece: Piece) -> None:
+        """Read a piece whole, or leave it out whole."""
+        rows: list[pa.Table] = []
+        rejected: list[pa.Table] = []
+        written: list[_Written] = []
+        next_row = self._next_row
+        try:
+            for batch in piece.batches():
+                checked = check(self._source, batch, loaded_at=self.at, first=next_row)
+                next_row += batch.num_rows
+                rows.append(checked.rows)
+                rejected.append(checked.rejected)
+                if sum(each.num_rows for each in rows) >= PART_ROWS:
+                    written.append(self._write(rows))
+                    rows = []
+        except UnreadableSource as error:
+            self.unreadable[piece.name] = str(error)
+            return
+        if piece.torn:
+            reasons = ["the line has more or fewer values than there are columns"] * len(piece.torn)
+            rejected.append(pa.table([reasons, piece.torn], schema=REJECTED))
+        self.position |= piece.position
+        self._next_row = next_row
+        if self._source.row_number:
+            self.position[ROWS_READ] = next_row
+        self.read.append(piece.name)
+        self._written += written
+        self.rejected += [each for each in rejected if each.num_rows]
+        self._waiting += rows
+        if sum(each.num_rows for each in self._waiting) >= PART_ROWS:
+            self.flush()
+
+    def add(self, rows: pa.Table) -> None:
+        """Write rows that were checked already, in files of bounded size."""
+        for start in range(0, rows.num_rows, PART_ROWS):
+            self._written.append(self._write([rows.slice(start, PART_ROWS)]))
+
+    def flush(self) -> None:
+        """Write the rows of pieces that were too small for a file of their own."""
+        if any(each.num_rows for each in self._waiting):
+            self._written.append(self._write(self._waiting))
+        self._waiting = []
+
+    @property
+    def parts(self) -> list[Part]:
+        """Files of the load's rows."""
+        return [each.part for each in self._written if each.part is not None]
+
+    def require_fit(self) -> None:
+        """Check that few rows were kept aside, and that the newest is fresh. Raises: UnexpectedRows."""
+        report, where = self.report(), f"batch source {self._source.name!r}"
+        given = report.rows + report.known + report.rejected
+        if report.rejected > self._source.bad_share * given:
+            reasons = "; ".join(f"{reason} ({count} rows)" for reason, count in report.reasons.items())
+            sample = self.rejected[0].column("row")[0].as_py()
+            raise UnexpectedRows(
+                f"{where}: {report.rejected} of {given} rows do not fit, more than bad_share={self._source.bad_share:g}: {reasons}; "
+                f"the first is {sample}. Correct the source or its declaration; nothing was loaded"
+            )
+        for each in self._source.expectations if self._within is None else ():  # old rows are not fresh
+            if isinstance(each, Freshness):
+                last = pa.table({EVENT_TIMESTAMP: pa.array([report.last], TIMESTAMP)})
+                each.check(where, last, newest=None, now=self.at)
+
+    def report(self) -> SourceLoad:
+        """Report the load as it stands."""
+        reasons = Counter[str]()
+        for each in self.rejected:
+            reasons.update(each.column("reason").to_pylist())
+        ranges = [each.between for each in self._written if each.between is not None]
+        load = SourceLoad(
+            source=self._source.name,
+            number=self.number,
+            at=self.at,
+            read=self.read[:SHOWN],
+            rows=sum(each.rows for each in self._written),
+            known=sum(each.known for each in self._written),
+            rejected=sum(reasons.values()),
+            reasons=dict(reasons.most_common(SHOWN)),
+            unreadable=dict(list(self.unreadable.items())[:SHOWN]),
+            first=min((first for first, _ in ranges), default=None),
+            last=max((last for _, last in ranges), default=None),
+            backfill=None if self._within is None else (self._within.start, self._within.end),
+        )
+        total = None if self._before is None else self._before + load.loaded
+        return load.model_copy(update={"total": total})
+
+    def _write(self, rows: list[pa.Table]) -> _Written:
+        """Write rows that are not stored yet to a file of the table. Raises: UnexpectedRows."""
+        given = pa.concat_tables(rows)
+        for each in self._source.expectations:
+            if not isinstance(each, Freshness | InRange):  # a row out of its range was kept aside
+                each.check(f"batch source {self._source.name!r}", given)
+        new = self._not_stored(given)
+        if not new.num_rows:
+            return _Written(None, known=given.num_rows)
+        new = new.append_column(LOAD, pa.array([self.number] * new.num_rows, pa.int64()))
+        first, last = pc.min_max(new.column(EVENT_TIMESTAMP)).as_py().values()
+        if not self.parts:
+            self._table.create(new.schema)
+        part = write_part(self._table, new, bounds=(EVENT_TIMESTAMP, KNOWN_AT, LOAD))
+        return _Written(part, new.num_rows, given.num_rows - new.num_rows, (first, last))
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """File of new rows, which is None if all were known; between: the first and last event time."""
+
+    part: Part | None
+    rows: int = 0
+    known: int = 0
+    between: tuple[datetime, datetime] | None = None

@@ -1,0 +1,427 @@
+"""Consumer of a stream source: events to the views' online rows at once, and to the source's table every few seconds.
+
+A consumer keeps nothing that cannot be made again. Its place in each partition stands in the table beside the events, and what
+it holds in memory follows from the table and the log. Killed at any line, or told that another consumer has its partitions, it
+begins anew from there: what it wrote online before is written again, with the same bits.
+
+Events are committed only once their rows are online, so a place in the table is one in both stores.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.definitions.dtypes import TIMESTAMP
+from featurestore.definitions.fields import EVENT_TIMESTAMP
+from featurestore.definitions.stream_source import CLOCK_TOLERANCE, Connection
+from featurestore.definitions.times import from_microseconds
+from featurestore.definitions.views import FeatureView
+from featurestore.errors import (
+    ConsumerFenced,
+    OnlineStoreUnavailable,
+    StreamRewritten,
+    UnreadableSource,
+)
+from featurestore.online.redis_store import OnlineStore, newest_rows
+from featurestore.streams.decode import Decoded, Place, decode
+from featurestore.streams.held_events import HeldEvents, Key
+from featurestore.streams.refresh import events_of, own_rows
+from featurestore.streams.rewrites import rewrites_of
+from featurestore.streams.table import Move, StreamTable
+from registry import Unavailable
+from registry.times import Clock
+
+if TYPE_CHECKING:
+    from featurestore.definitions.batch_source import Secrets
+    from featurestore.store import FeatureStore
+
+POLL_ROWS = 20_000
+BUFFERED_ROWS = 200_000
+"""Events that wait for their commit; with more the consumer stops reading, and the log keeps the rest."""
+POLL_S = 0.05
+MEASURE_EVERY_S = 2.0
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class ConsumerCounts:
+    """What a consumer has done, and how far behind it is.
+
+    lag: messages by partition; watermark_delay_s: from the greatest event time to now, by partition.
+    """
+
+    rows: int = 0
+    rejected: int = 0
+    late: int = 0
+    commits: int = 0
+    commit_s: float = 0.0
+    fenced: int = 0
+    held: int = 0
+    lag: dict[int, int] = field(default_factory=dict)
+    watermark_delay_s: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """Events that are online and not yet committed."""
+
+    events: list[pa.Table] = field(default_factory=list)
+    rejected: list[pa.Table] = field(default_factory=list)
+    moves: dict[int, Move] = field(default_factory=dict)
+    rows: int = 0
+
+    def add(self, decoded: Decoded, before: dict[int, Place | None]) -> None:
+        self.events.append(decoded.events)
+        self.rejected.append(decoded.rejected)
+        self.rows += decoded.events.num_rows + decoded.rejected.num_rows
+        for each, after in decoded.places.items():
+            begun = self.moves.get(each)
+            self.moves[each] = Move(before.get(each) if begun is None else begun.before, after)
+
+
+class StreamConsumer:
+    """Follows the partitions of one source that are its own, for some of the views over it.
+
+    owned: partitions that are this consumer's now; it may be wrong for a while, which costs doubled work and nothing else.
+    online: None to store events only. rewrites: of the stream's events, as they were before the views were read.
+    The consumer belongs to one thread.
+    """
+
+    def __init__(
+        self,
+        table: StreamTable,
+        views: Collection[FeatureView],
+        connection: Connection,
+        *,
+        online: OnlineStore | None,
+        owned: Callable[[], Collection[int]],
+        clock: Clock,
+        poll_rows: int = POLL_ROWS,
+        buffered_rows: int = BUFFERED_ROWS,
+        rewrites: int = 0,
+    ) -> None:
+        self._table, self._connection, self._online = table, connection, online
+        self._views, self._owned, self._clock = list(views), owned, clock
+        self._poll_rows, self._buffered_rows = poll_rows, buffered_rows
+        self._rewrites = rewrites
+        self._commit_every_s = table.source.commit_every.total_seconds()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="stream-commit")
+        self._places: dict[int, Place | None] = {}
+        self._buffer, self._sent = _Buffer(), _Buffer()
+        self._committing: Future[float] | None = None
+        self._committed_at = self._measured_at = time.monotonic()
+        self._held: list[HeldEvents] = []
+        self._unsent: dict[str, list[pa.Table]] = {}
+        self._coming: dict[str, list[pa.Table]] = {}
+        self.counts = ConsumerCounts()
+
+    def run(self, stop: threading.Event) -> None:
+        """Consume until it is told to stop, and commit what was read; errors of the log and the stores are outlived.
+
+        Raises: StreamRewritten; a new consumer is to begin, by the definitions that are in force then.
+        """
+        pause_s = 0.1
+        while not stop.is_set():
+            try:
+                self.step()
+            except (UnreadableSource, Unavailable, OSError) as error:
+                _logger.warning(
+                    "stream source %r: %s; it is tried again in %.1f s",
+                    self._table.source.name,
+                    error,
+                    pause_s,
+                )
+                stop.wait(pause_s)
+                pause_s = min(5.0, 2 * pause_s)
+                self._begin_anew()
+            except StreamRewritten:
+                self._begin_anew()
+                self.close()
+                raise
+            else:
+                pause_s = 0.1
+        self.close()
+
+    def close(self) -> None:
+        """Commit what was read, if the stores answer, and end the connection."""
+        try:
+            self.flush()
+        except (ConsumerFenced, StreamRewritten, Unavailable, OSError) as error:
+            _logger.warning(
+                "stream source %r: the next consumer reads again: %s", self._table.source.name, error
+            )
+        self._writer.shutdown()
+        self._connection.close()
+
+    def step(self, *, timeout_s: float = POLL_S) -> int:
+        """Read once, bring online what follows, and commit if it is time; returns the number of messages.
+
+        Raises: UnreadableSource, Unavailable.
+        """
+        self._follow_owned()
+        read = 0
+        if self._has_room():
+            messages = self._connection.poll(timeout_s=timeout_s, limit=self._poll_rows)
+            read = len(messages)
+            decoded = decode(self._table.source, messages, self._places, now=self._clock()) if read else None
+        else:
+            decoded = None
+            time.sleep(timeout_s)
+        self._bring_online(decoded)
+        self._commit_if_due()
+        self._measure()
+        return read
+
+    def flush(self) -> None:
+        """Commit what was read and is online. Raises: ConsumerFenced, Unavailable."""
+        self._send()
+        if self._committing is not None:
+            self._finish_commit()
+        if self._buffer.moves and not self._unsent:
+            self._begin_commit()
+            self._finish_commit()
+
+    def _has_room(self) -> bool:
+        return not self._unsent and self._buffer.rows + self._sent.rows < self._buffered_rows
+
+    def _follow_owned(self) -> None:
+        owned = set(self._owned())
+        if owned == self._places.keys():
+            return
+        try:
+            self.flush()
+        except ConsumerFenced:
+            self.counts.fenced += 1
+        self._begin(owned)
+
+    def _begin_anew(self) -> None:
+        """Forget everything, so that the next step begins from the table."""
+        self._places = {}
+        self._held, self._unsent, self._coming = [], {}, {}
+        self._buffer, self._sent = _Buffer(), _Buffer()
+
+    def _begin(self, owned: Iterable[int]) -> None:
+        """Take up partitions where the table says, with the events that windows still need."""
+        self._begin_anew()
+        places = self._table.places(owned)
+        known = {each: place.known_us for each, place in places.items() if place is not None}
+        ends = {each: (0, place.position) for each, place in places.items() if place is not None}
+        for view in self._views if self._online is not None else ():
+            if view.source is None:
+                continue
+            held = HeldEvents(view, self._table.source.unique)
+            for each in places:
+                held.begin(each, known.get(each, 0))
+            if known:
+                least = min(known.values())
+                events = self._table.events(
+                    partitions=ends,
+                    since=from_microseconds(held.horizon_us(least)),
+                    known_since=from_microseconds(least) - CLOCK_TOLERANCE,
+                )
+                held.add(events.sort_by("known_at"))
+            self._held.append(held)
+        if known:
+            self._await_coming(ends, from_microseconds(min(known.values())))
+        self._connection.assign({each: place.position if place else None for each, place in places.items()})
+        self._places = places
+        self._emit([held.all_keys() for held in self._held])
+        self._send()
+
+    def _await_coming(self, ends: Mapping[int, tuple[int, int]], known: datetime) -> None:
+        """Take up events whose own time had not come when they became known."""
+        events = self._table.events(partitions=ends, since=known - CLOCK_TOLERANCE)
+        for view in self._plain_views():
+            self._coming[view.name] = [own_rows(view, events_of(view, events))]
+
+    def _plain_views(self) -> list[FeatureView]:
+        return [view for view in self._views if view.source is None and self._online is not None]
+
+    def _bring_online(self, decoded: Decoded | None) -> None:
+        """Hold new events, and write the rows that follow from them and from the time that has passed."""
+        if decoded is not None:
+            before = dict(self._places)
+            self._places |= decoded.places
+            self._buffer.add(decoded, before)
+            self.counts.rows += decoded.events.num_rows
+            self.counts.rejected += decoded.rejected.num_rows
+            self.counts.late += decoded.late
+        events = None if decoded is None or not decoded.events.num_rows else decoded.events
+        now = self._clock()
+        touched = [(held.add(events) if events is not None else set()) | held.due(now) for held in self._held]
+        self._emit(touched)
+        for view in self._plain_views() if events is not None else ():
+            self._coming.setdefault(view.name, []).append(own_rows(view, events_of(view, events)))
+        known = self._known_us()
+        for held in self._held:
+            held.forget(known)
+        self._send()
+
+    def _known_us(self) -> dict[int, int]:
+        return {each: place.known_us for each, place in self._places.items() if place is not None}
+
+    def _emit(self, touched: list[set[Key]]) -> None:
+        """Compute the newest rows of the keys to which something happened."""
+        now, known = self._clock(), self._known_us()
+        for held, keys in zip(self._held, touched, strict=True):
+            if keys:
+                rows = held.newest(keys, by=now, known_us=known)
+                if rows.num_rows:
+                    self._unsent.setdefault(held.view.name, []).append(rows)
+
+    def _send(self) -> None:
+        """Write rows online whose moment has come. If Redis is away, they wait, and nothing more is read meanwhile.
+
+        Raises: StreamRewritten.
+        """
+        if self._online is None:
+            return
+        self._take_what_came()
+        if not self._unsent:
+            return
+        try:
+            self._check_not_rewritten(self._online)
+            for view in self._views:
+                if view.name in self._unsent:
+                    rows = _newest_of(view, self._unsent[view.name])
+                    self._unsent[view.name] = [rows]
+                    self._online.write_newest(view, rows)
+                    del self._unsent[view.name]
+        except OnlineStoreUnavailable as error:
+            _logger.warning("stream source %r waits: %s", self._table.source.name, error)
+
+    def _take_what_came(self) -> None:
+        """Take the events whose own time has come by now, to be written as rows."""
+        now = pa.scalar(self._clock(), TIMESTAMP)
+        coming, self._coming = self._coming, {}
+        for name, waiting in coming.items():
+            for rows in waiting:
+                come = pc.less_equal(rows.column(EVENT_TIMESTAMP), now)
+                for to, part in (
+                    (self._unsent, rows.filter(come)),
+                    (self._coming, rows.filter(pc.invert(come))),
+                ):
+                    if part.num_rows:
+                        to.setdefault(name, []).append(part)
+
+    def _check_not_rewritten(self, online: OnlineStore) -> None:
+        """Check that the rows to write follow from the events that are stored now. Raises: StreamRewritten, OnlineStoreUnavailable."""
+        name = self._table.source.name
+        if rewrites_of(online, name) != self._rewrites:
+            raise StreamRewritten(
+                f"stream source {name!r}: its stored events were rewritten; its consumers begin anew from them"
+            )
+
+    def _commit_if_due(self) -> None:
+        if self._committing is not None:
+            if not self._committing.done():
+                return
+            try:
+                self._finish_commit()
+            except ConsumerFenced as error:
+                _logger.info("%s", error)
+                self.counts.fenced += 1
+                self._begin_anew()
+                return
+        waited = time.monotonic() - self._committed_at
+        full = self._buffer.rows >= self._buffered_rows // 2
+        if self._buffer.moves and not self._unsent and (full or waited >= self._commit_every_s):
+            self._begin_commit()
+
+    def _begin_commit(self) -> None:
+        """Commit what is buffered in the other thread, while this one goes on."""
+        self._sent, self._buffer = self._buffer, _Buffer()
+        self._committed_at = time.monotonic()
+        self._committing = self._writer.submit(self._commit, self._sent)
+
+    def _commit(self, buffer: _Buffer) -> float:
+        begun = time.monotonic()
+        self._table.commit(pa.concat_tables(buffer.events), pa.concat_tables(buffer.rejected), buffer.moves)
+        took = time.monotonic() - begun
+        self._table.compact()
+        return took
+
+    def _finish_commit(self) -> None:
+        """Wait for the commit under way. Raises: ConsumerFenced; Unavailable, then what was sent is lost with this consumer's places."""
+        committing, self._committing = self._committing, None
+        if committing is None:
+            return
+        self.counts.commit_s += committing.result()
+        self.counts.commits += 1
+        self._sent = _Buffer()
+
+    def _measure(self) -> None:
+        now = time.monotonic()
+        if now - self._measured_at < MEASURE_EVERY_S:
+            return
+        self._measured_at = now
+        places = dict(self._places)
+        lag = self._connection.lag(
+            {each: place.position if place else None for each, place in places.items()}
+        )
+        marks = {each: place.watermark_us for each, place in places.items() if place and place.watermark_us}
+        at = self._clock()
+        delays = {each: (at - from_microseconds(mark)) / timedelta(seconds=1) for each, mark in marks.items()}
+        held = sum(len(each) for each in self._held)
+        self.counts = replace(self.counts, lag=lag, watermark_delay_s=delays, held=held)
+
+
+def _newest_of(view: FeatureView, parts: list[pa.Table]) -> pa.Table:
+    """Put rows of a view together, of each key the newest; computed rows have each key once."""
+    whole = view.source is not None and len(parts) == 1
+    return parts[0] if whole else newest_rows(view, pa.concat_tables(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStream:
+    """Stream source whose log was connected to, with the views over it."""
+
+    table: StreamTable
+    views: list[FeatureView]
+    connection: Connection
+    partitions: tuple[int, ...]
+    online: OnlineStore | None
+    clock: Clock
+    rewrites: int
+
+    def consumer(self, owned: Callable[[], Collection[int]] | None = None) -> StreamConsumer:
+        """Make a consumer of the partitions that are its own, by default of all."""
+        return StreamConsumer(
+            self.table,
+            self.views,
+            self.connection,
+            online=self.online,
+            owned=owned or (lambda: self.partitions),
+            clock=self.clock,
+            rewrites=self.rewrites,
+        )
+
+
+def open_stream(features: FeatureStore, source: str, *, secrets: Secrets) -> OpenStream:
+    """Open a source in force, for all views over it.
+
+    Raises: UnknownDefinition; UnreadableSource if the log does not answer, or is not what the source declares;
+    OnlineStoreUnavailable.
+    """
+    online = features.online if features.has_online else None
+    rewrites = rewrites_of(online, source) if online is not None else 0  # before the definitions are read
+    table = features.stream_table(source)
+    connection = table.source.reads.connect(secrets)
+    partitions = tuple(connection.partitions())
+    if len(partitions) > 1 and not table.source.partitioned_by:
+        connection.close()
+        raise UnreadableSource(
+            f"stream source {source!r} has {len(partitions)} partitions; say by which fields the producers choose one: partitioned_by=[…]"
+        )
+    views = [view for view in features.list_feature_views() if view.reads_from(table.source)]
+    return OpenStream(table, views, connection, partitions, online, features.now, rewrites)

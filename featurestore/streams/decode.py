@@ -1,0 +1,301 @@
+"""Messages of a stream to typed events; those that do not fit are told apart with the reason, each by itself.
+
+What becomes of a message depends on it and on those before it in its partition, never on the batch in which it was read. So
+whoever reads it again comes to the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import compress
+from typing import Any, TypeAlias
+
+import numpy as np
+import orjson
+import polars as pl
+import pyarrow as pa
+
+from featurestore.definitions.batch_source import KNOWN_AT
+from featurestore.definitions.dtypes import TIMESTAMP, DType, FeatureType
+from featurestore.definitions.encoding import microseconds
+from featurestore.definitions.fields import EVENT_TIMESTAMP
+from featurestore.definitions.stream_source import (
+    CLOCK_TOLERANCE,
+    PARTITION,
+    POSITION,
+    Messages,
+    StreamSource,
+)
+from featurestore.definitions.times import from_microseconds, to_microseconds
+from featurestore.sources.rows import REASON, REJECTED, ROW, judge, row_schema
+
+_TOLERANCE_US = int(CLOCK_TOLERANCE.total_seconds() * 1e6)
+_KEPT_BYTES = 65_536  # of a message that is kept aside
+_FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999
+_KINDS: dict[FeatureType, frozenset[type]] = {
+    DType.FLOAT64: frozenset({float, int}),
+    DType.FLOAT32: frozenset({float, int}),
+    DType.INT64: frozenset({int}),
+    DType.INT32: frozenset({int}),
+    DType.BOOL: frozenset({bool}),
+    DType.STRING: frozenset({str}),
+}
+_WHOLE = frozenset({DType.INT64, DType.INT32})
+Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a partition was read: the position of the next message, when the last became known, and the watermark.
+
+    known_us, watermark_us: microseconds since 1970, 0 before the first event.
+    """
+
+    position: int
+    known_us: int = 0
+    watermark_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Events that fit, those that are kept aside, and the places after them. late: of the rejected, those beyond lateness."""
+
+    events: pa.Table
+    rejected: pa.Table
+    places: dict[int, Place]
+    late: int = 0
+
+
+def event_schema(source: StreamSource) -> pa.Schema:
+    """Schema of a stream's stored events: as of a batch source's rows, and where each stands in the log."""
+    own = [pa.field(PARTITION, pa.int32()), pa.field(POSITION, pa.int64())]
+    return pa.schema([*row_schema(source), *own])
+
+
+def rejected_schema() -> pa.Schema:
+    """Schema of messages that were kept aside: the reason, the message as text, and where and when."""
+    own = [
+        pa.field(KNOWN_AT, TIMESTAMP),
+        pa.field(PARTITION, pa.int32()),
+        pa.field(POSITION, pa.int64()),
+    ]
+    return pa.schema([*REJECTED, *own])
+
+
+def decode(
+    source: StreamSource, messages: Messages, places: Mapping[int, Place | None], *, now: datetime
+) -> Decoded:
+    """Decode messages that follow `places`, in which None stands for a partition that was never read.
+
+    now: messages that claim to be from long after it are kept aside.
+    """
+    partitions = np.array(messages.partitions, dtype=np.int32)
+    taken = np.array(messages.taken_us, dtype=np.int64)
+    ahead = taken > to_microseconds(now) + _TOLERANCE_US
+    known, after = _known(messages, partitions, np.where(ahead, 0, taken), places)
+    columns, reasons = _columns(source, messages.values)
+    times = pa.array(known, pa.int64()).cast(TIMESTAMP)
+    _, typed, judged = judge(source, pa.table(columns | {KNOWN_AT: times}))
+    found = [mine or other for mine, other in zip(reasons, judged.to_list(), strict=True)]
+    events_us = typed[EVENT_TIMESTAMP].to_physical().fill_null(0).to_numpy()
+    _reject(found, ahead, "the log took it at a time that is yet to come: the clocks disagree")
+    early = events_us > known + _TOLERANCE_US
+    _reject(found, early, f"column {source.timestamp!r} is after the time at which the log took it")
+    late = _late(source, partitions, events_us, found, after, places)
+    where = {
+        PARTITION: pa.array(partitions, pa.int32()),
+        POSITION: pa.array(messages.positions, pa.int64()),
+    }
+    fits = [each is None for each in found]
+    schema = event_schema(source)
+    rows = typed.to_arrow()
+    events = pa.table({name: where[name] if name in where else rows.column(name) for name in schema.names})
+    fitting = events if all(fits) else events.filter(pa.array(fits))
+    return Decoded(fitting.cast(schema), _aside(messages, found, fits, times, where), after, late)
+
+
+def _known(
+    messages: Messages, partitions: np.ndarray[Any, Any], taken: Ints, places: Mapping[int, Place | None]
+) -> tuple[Ints, dict[int, Place]]:
+    """When each message became known: when the log took it, and a microsecond after the one before at the least.
+
+    So no two events of a partition became known at one time, in whatever batches they are read.
+    """
+    known = np.zeros(len(taken), dtype=np.int64)
+    after: dict[int, Place] = {}
+    for each in np.unique(partitions):
+        at = np.flatnonzero(partitions == each)
+        before = places.get(int(each)) or Place(0)
+        steps = np.arange(len(at))
+        least = np.maximum.accumulate(np.maximum(taken[at], before.known_us + 1) - steps) + steps
+        known[at] = least
+        after[int(each)] = replace(before, position=messages.positions[at[-1]] + 1, known_us=int(least[-1]))
+    return known, after
+
+
+def _reject(reasons: list[str | None], where: np.ndarray[Any, Any], reason: str) -> None:
+    for at in np.flatnonzero(where):
+        reasons[at] = reasons[at] or reason
+
+
+def _late(
+    source: StreamSource,
+    partitions: np.ndarray[Any, Any],
+    events_us: Ints,
+    reasons: list[str | None],
+    after: dict[int, Place],
+    places: Mapping[int, Place | None],
+) -> int:
+    """Move the watermarks on, and reject what lies behind them by more than is allowed; returns how many."""
+    allowed, late = source.allowed_lateness, 0
+    fits = np.array([each is None for each in reasons])
+    for each, place in after.items():
+        at = np.flatnonzero((partitions == each) & fits)
+        before = places.get(each) or Place(0)
+        marks = np.maximum.accumulate(np.concatenate([[before.watermark_us], events_us[at]]))
+        after[each] = replace(place, watermark_us=int(marks[-1]))
+        if allowed is None:
+            continue
+        behind = at[events_us[at] < marks[:-1] - int(allowed.total_seconds() * 1e6)]
+        for row in behind:
+            reasons[row] = f"column {source.timestamp!r} is more than {allowed} behind the watermark"
+        late += len(behind)
+    return late
+
+
+def _aside(
+    messages: Messages,
+    reasons: Sequence[str | None],
+    fits: Sequence[bool],
+    times: pa.Array,
+    where: Mapping[str, pa.Array],
+) -> pa.Table:
+    """Keep the messages that do not fit as text, each with its reason."""
+    bad = [not each for each in fits]
+    if not any(bad):
+        return rejected_schema().empty_table()
+    texts = [
+        (value or b"")[:_KEPT_BYTES].decode(errors="replace") for value in compress(messages.values, bad)
+    ]
+    columns = {REASON: pa.array(list(compress(reasons, bad))), ROW: pa.array(texts)}
+    chosen = {name: values.filter(pa.array(bad)) for name, values in where.items()}
+    return pa.table(columns | {KNOWN_AT: times.filter(pa.array(bad))} | chosen, schema=rejected_schema())
+
+
+def _columns(
+    source: StreamSource, values: Sequence[bytes | None]
+) -> tuple[dict[str, pa.Array], list[str | None]]:
+    """Parse messages to columns by their names there, null where a value does not fit, and the first reason of each."""
+    reasons: list[str | None] = [None] * len(values)
+    dtypes = {source.columns.get(each.name, each.name): each.dtype for each in source.schema}
+    wanted = dtypes | {source.timestamp: DType.UNIX_TIMESTAMP}
+    parsed = _parsed(values, list(wanted), reasons)
+    columns: dict[str, pa.Array] = {}
+    for (name, dtype), given in zip(wanted.items(), parsed, strict=True):
+        columns[name], bad = (
+            _times(given, source.unit_us) if dtype is DType.UNIX_TIMESTAMP else _typed(dtype, given)
+        )
+        kind = "a time" if dtype is DType.UNIX_TIMESTAMP else str(dtype)
+        for row in bad:
+            reasons[row] = reasons[row] or f"column {name!r} is not {kind}"
+    return columns, reasons
+
+
+def _parsed(
+    values: Sequence[bytes | None], names: Sequence[str], reasons: list[str | None]
+) -> list[list[Any]]:
+    """Parse messages to lists of the values of some names; one that is no JSON object has none.
+
+    No message's dictionary outlives the next: thousands at a time would be gone through by the garbage collector.
+    """
+    columns: list[list[Any]] = [[None] * len(values) for _ in names]
+    named, load = list(zip(names, columns, strict=True)), orjson.loads
+    for row, value in enumerate(values):
+        try:
+            found = load(value or b"")
+        except orjson.JSONDecodeError:
+            found = None
+        if type(found) is not dict:
+            reasons[row] = "the message is not a JSON object"
+            continue
+        for name, column in named:
+            column[row] = found.get(name)
+    return columns
+
+
+def _typed(dtype: FeatureType, values: list[Any]) -> tuple[pa.Array, list[int]]:
+    """Type a column, with nulls for values that do not fit, and their rows."""
+    kinds = _KINDS.get(dtype)
+    if kinds is None or set(map(type, values)) <= kinds | {type(None)}:
+        try:
+            found = pa.array(values, type=dtype.arrow)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            pass
+        else:
+            if dtype is not DType.FLOAT32 or not np.isinf(found.to_numpy(zero_copy_only=False)).any():
+                return found, []
+    return _one_by_one(values, dtype.arrow, lambda value: _one(dtype, value))
+
+
+def _one(dtype: FeatureType, value: Any) -> Any:
+    """Convert one value to its declared type. Raises: ValueError if it does not fit."""
+    kinds = _KINDS.get(dtype)
+    if dtype in _WHOLE and type(value) is float and value.is_integer():
+        value = int(value)
+    if kinds is not None and type(value) not in kinds:
+        raise ValueError(value)
+    found = pa.scalar(value, type=dtype.arrow).as_py()
+    if isinstance(found, float) and abs(found) == float("inf"):
+        raise ValueError(value)
+    return found
+
+
+def _one_by_one(
+    values: Sequence[Any], kind: pa.DataType, convert: Callable[[Any], Any]
+) -> tuple[pa.Array, list[int]]:
+    found: list[Any] = []
+    bad: list[int] = []
+    for row, value in enumerate(values):
+        try:
+            found.append(None if value is None else convert(value))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, OverflowError):
+            found.append(None)
+            bad.append(row)
+    return pa.array(found, type=kind), bad
+
+
+def _times(values: list[Any], unit_us: int) -> tuple[pa.Array, list[int]]:
+    """Read times: numbers at once, texts as they are, for `judge` to read; nulls for what is neither."""
+    kinds = set(map(type, values)) - {type(None)}
+    if kinds == {str}:
+        return pa.array(values, pa.string()), []
+    numbers, bad = _one_by_one(values, TIMESTAMP, lambda value: _time(value, unit_us))
+    if str not in kinds:
+        return numbers, bad
+    texts = [
+        value if isinstance(value, str) else time.isoformat() if time is not None else None
+        for value, time in zip(values, numbers.to_pylist(), strict=True)
+    ]
+    return pa.array(texts, pa.string()), [row for row in bad if not isinstance(values[row], str)]
+
+
+def _time(value: Any, unit_us: int) -> datetime:
+    """Read a number as a time. Raises: ValueError, OverflowError if it is none."""
+    if type(value) not in {int, float}:
+        raise ValueError(value)
+    at = value * unit_us if isinstance(value, int) else round(value * unit_us)
+    if not _FIRST_US <= at <= _LAST_US:
+        raise ValueError(value)
+    return from_microseconds(at)
+
+
+def known_us(events: pa.Table) -> Ints:
+    """Microseconds at which events became known."""
+    return microseconds(events.column(KNOWN_AT))
+
+
+def frame_of(events: pa.Table) -> pl.DataFrame:
+    """Convert events to a polars frame."""
+    return pl.DataFrame(events)

@@ -1,0 +1,13 @@
+"""Readers of streams by the type that their description names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from featurestore.definitions.stream_source import StreamReader
+from featurestore.streams.kafka import KafkaTopic
+from featurestore.streams.redis_stream import RedisStream
+
+STREAM_READERS: Mapping[str, Callable[..., StreamReader | Any]] = {
+    "kafka": KafkaTopic,
+    "redis_stream": RedisStream,
+}

@@ -1,0 +1,218 @@
+"""Reader of Redis streams: one a partition, each entry a JSON object in one of its fields.
+
+An entry's id is its position: the milliseconds at which Redis took it and a number, packed into one integer.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from clusters.redis_clients import RedisAddress, open_redis
+from featurestore.definitions.batch_source import Secrets
+from featurestore.definitions.stream_source import Connection, Messages
+from featurestore.definitions.times import to_microseconds
+from featurestore.errors import InvalidDefinition, UnreadableSource
+
+LAG_SHOWN = 10_000
+"""Lag is counted up to so many entries."""
+_READ_ROWS = 5_000
+"""Entries at a time: answers with more are gone through by the garbage collector, which takes longer than to read them."""
+_NUMBER_BITS = 20
+_NUMBERS = 1 << _NUMBER_BITS
+_PAUSE_S = 0.01  # of a poll that finds nothing
+
+
+@dataclass(frozen=True, slots=True)
+class RedisStream:
+    """Stream of a Redis, or `partitions` of them, named `key:0`, `key:1`, …
+
+    url: as of the online store (`redis://…`), or `$NAME`, a secret that holds it, as one with a password must be.
+    field: of an entry, that holds the event as JSON.
+    Raises: InvalidDefinition.
+    """
+
+    url: str
+    key: str
+    partitions: int = 1
+    field: str = "event"
+
+    def __post_init__(self) -> None:
+        if self.partitions < 1:
+            raise InvalidDefinition(
+                f"RedisStream {self.key!r}: partitions must be at least 1, got {self.partitions}"
+            )
+        if not self.url.startswith("$"):
+            if re.search(r"://[^/@]*:[^/@]+@", self.url):
+                raise InvalidDefinition(
+                    "RedisStream: url holds a password; name a secret that holds the url, as url='$EVENTS_REDIS'"
+                )
+            RedisAddress.of(self.url)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the reader as JSON."""
+        return {
+            "type": "redis_stream",
+            "url": self.url,
+            "key": self.key,
+            "partitions": self.partitions,
+            "field": self.field,
+        }
+
+    @property
+    def secret_names(self) -> tuple[str, ...]:
+        """Names of the secrets that a connection needs."""
+        return (self.url[1:],) if self.url.startswith("$") else ()
+
+    def key_of(self, partition: int) -> str:
+        """Name of the stream that is a partition."""
+        return self.key if self.partitions == 1 else f"{self.key}:{partition}"
+
+    def connect(self, secrets: Secrets) -> Connection:
+        """Connect to Redis at the first read."""
+        return _RedisConnection(self, secrets(self.url[1:]) if self.url.startswith("$") else self.url)
+
+
+class _RedisConnection:
+    """Connection to the streams of one source."""
+
+    def __init__(self, reads: RedisStream, url: str) -> None:
+        self._reads = reads
+        self._client: Any = open_redis(url)
+        self._client.set_response_callback("XRANGE", _as_given)
+        self._next: dict[int, int] = {}
+
+    def partitions(self) -> list[int]:
+        """List the partitions that are declared."""
+        return list(range(self._reads.partitions))
+
+    def assign(self, positions: Mapping[int, int | None]) -> None:
+        """Read on from a position in each partition. Raises: UnreadableSource if Redis no longer has what follows it."""
+        for each, at in positions.items():
+            self._require_there(each, at)
+        self._next = {each: at or 0 for each, at in positions.items()}
+
+    def _require_there(self, partition: int, at: int | None) -> None:
+        """Check that no entry after a position was cut off, where Redis (from 7 on) remembers what it cut off."""
+        if at is None:
+            return
+        key = self._reads.key_of(partition)
+        with self._readable():
+            try:
+                found = self._client.xinfo_stream(key)
+            except ResponseError:  # there is no such stream
+                return
+        gone = found.get("max-deleted-entry-id", b"0-0")
+        if _position(gone) >= at:
+            raise UnreadableSource(
+                f"Redis stream {key!r} no longer has all entries after {_id(at - 1)}: they were cut off up to "
+                f"{_text(gone)}; keep more of it (MAXLEN, MINID), and replay from a position that it has"
+            )
+
+    def poll(self, *, timeout_s: float, limit: int) -> Messages:
+        """Read entries of all partitions in one round trip, again until there are some."""
+        deadline = time.monotonic() + timeout_s
+        found = Messages()
+        while self._next:
+            count = max(1, min(_READ_ROWS, limit) // len(self._next))
+            while len(found) < limit and self._read(found, count):
+                pass
+            if len(found) or time.monotonic() >= deadline:
+                return found
+            time.sleep(_PAUSE_S)
+        time.sleep(timeout_s)
+        return found
+
+    def _read(self, found: Messages, count: int) -> bool:
+        """Read up to `count` entries of each partition; returns whether there may be more."""
+        with self._readable():
+            pipe = self._client.pipeline(transaction=False)
+            for partition, at in self._next.items():
+                pipe.xrange(self._reads.key_of(partition), min=_id(at), count=count)
+            answers = pipe.execute()
+        name = self._reads.field.encode()
+        for partition, entries in zip(tuple(self._next), answers, strict=True):
+            if not entries:
+                continue
+            positions = [_position(given) for given, _ in entries]
+            found.partitions += [partition] * len(entries)
+            found.positions += positions
+            found.taken_us += [(each >> _NUMBER_BITS) * 1000 for each in positions]
+            found.values += [_value(fields, name) for _, fields in entries]
+            self._next[partition] = positions[-1] + 1
+        return any(len(entries) == count for entries in answers)
+
+    def lag(self, positions: Mapping[int, int | None]) -> dict[int, int]:
+        """Count the entries from each position on, up to `LAG_SHOWN`."""
+        with self._readable():
+            return {partition: self._count(partition, at or 0) for partition, at in positions.items()}
+
+    def _count(self, partition: int, at: int) -> int:
+        counted, more = 0, True
+        while more and counted < LAG_SHOWN:
+            entries = self._client.xrange(self._reads.key_of(partition), min=_id(at), count=_READ_ROWS)
+            counted, more = counted + len(entries), len(entries) == _READ_ROWS
+            at = _position(entries[-1][0]) + 1 if entries else at
+        return counted
+
+    def position_at(self, partition: int, at: datetime) -> int:
+        """Find the position of a time, whether or not there is an entry."""
+        del partition  # ids of all are times
+        return -(-to_microseconds(at) // 1000) << _NUMBER_BITS
+
+    def close(self) -> None:
+        """End the connection to Redis."""
+        self._client.close()
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            raise UnreadableSource(f"Redis stream {self._reads.key!r} cannot be read: {error}") from error
+
+
+def _id(position: int) -> str:
+    at = max(0, position)
+    return f"{at >> _NUMBER_BITS}-{at & (_NUMBERS - 1)}"
+
+
+def _as_given(answer: Any, **options: Any) -> Any:
+    """Leave an answer as it came: dictionaries of every entry would take longer than reading them."""
+    del options
+    return answer
+
+
+def _value(fields: Mapping[bytes, bytes] | Sequence[bytes] | None, name: bytes) -> bytes | None:
+    """Find the value of one field of an entry: names and values by turns, a mapping from the client of a cluster."""
+    if fields is None:
+        return None
+    if isinstance(fields, Mapping):
+        return fields.get(name)
+    if fields[0] == name:
+        return fields[1]
+    return next(
+        (value for field, value in zip(fields[::2], fields[1::2], strict=True) if field == name), None
+    )
+
+
+def _text(given: bytes | str) -> str:
+    return given.decode() if isinstance(given, bytes) else given
+
+
+def _position(given: bytes | str) -> int:
+    """Pack an entry's id into one integer. Raises: UnreadableSource for one that Redis would not have made."""
+    text = given.encode() if isinstance(given, str) else given
+    milliseconds, number = map(int, text.split(b"-"))
+    if number >= _NUMBERS or milliseconds >= 1 << 43:
+        raise UnreadableSource(
+            f"Redis stream: entry {_text(given)} has an id that is not Redis's own; let XADD make it, with '*'"
+        )
+    return (milliseconds << _NUMBER_BITS) | number

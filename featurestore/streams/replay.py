@@ -1,0 +1,178 @@
+"""Replay of a stream: its log is read again by the definition in force, and views over it are filled anew.
+
+Messages become events again in place of those that were stored, chunk by chunk, with the times at which they became known the first
+time. Then each view's offline rows are replaced in one commit by those that follow from all stored events, and its online rows by
+the newest of them. Consumers that hold what was stored before begin anew. Killed at any line, a replay is made good by the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from featurestore.definitions.dtypes import TIMESTAMP
+from featurestore.definitions.fields import EVENT_TIMESTAMP
+from featurestore.definitions.stream_source import Connection, Messages
+from featurestore.errors import UnreadableSource
+from featurestore.rows import conform, offline_schema
+from featurestore.streams.decode import Place, decode
+from featurestore.streams.refresh import new_rows
+from featurestore.streams.rewrites import announce_rewrite
+from registry.times import Clock
+
+if TYPE_CHECKING:
+    from featurestore.definitions.views import FeatureView
+    from featurestore.store import FeatureStore
+    from featurestore.streams.table import StreamTable
+
+CHUNK_ROWS = 100_000
+_PATIENCE_S = 10.0
+
+
+class ReplayedPartition(BaseModel):
+    """Partition whose messages from position `first` up to before `end` were read again, into so many events and rejected messages."""
+
+    model_config = ConfigDict(frozen=True)
+
+    partition: int
+    first: int
+    end: int
+    events: int = 0
+    rejected: int = 0
+
+
+class FilledView(BaseModel):
+    """View that was filled anew. rows: offline; online: rows that were put there, removed: keys that have none any more."""
+
+    model_config = ConfigDict(frozen=True)
+
+    view: str
+    rows: int
+    online: int = 0
+    removed: int = 0
+
+
+def read_again(
+    table: StreamTable,
+    connection: Connection,
+    *,
+    start: datetime | None,
+    clock: Clock,
+    chunk_rows: int = CHUNK_ROWS,
+) -> list[ReplayedPartition]:
+    """Read each partition of a stream again, up to where its consumer is.
+
+    start: from messages on that the log took then, by default all that it has. chunk_rows: read and stored at once.
+    Raises: UnreadableSource if the log does not have what was read.
+    """
+    found = []
+    for each in table.known_partitions():
+        first = None if start is None else connection.position_at(each, start)
+        reading = _Reading(table, connection, each, clock, chunk_rows)
+        connection.assign({each: first})
+        found.append(reading.run(first or 0))
+    return found
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Replay of one partition of a stream. place: behind what was read and stored again, None before the first chunk."""
+
+    table: StreamTable
+    connection: Connection
+    partition: int
+    clock: Clock
+    chunk_rows: int
+    place: Place | None = None
+    events: int = 0
+    rejected: int = 0
+
+    def run(self, first: int) -> ReplayedPartition:
+        """Read chunk by chunk from a position on, until the consumer's is reached."""
+        begun = end = first
+        while (stored := self.table.places([self.partition])[self.partition]) and end < stored.position:
+            messages = self._read(end, before=stored.position)
+            if self.place is None:
+                begun = end = messages.positions[0]  # the log may no longer have what came before
+                self.place = self.table.place_at(self.partition, begun)
+            source, now = self.table.source, self.clock()
+            decoded = decode(source, messages, {self.partition: self.place}, now=now)
+            after = decoded.places[self.partition]
+            last = stored if after.position >= stored.position else None
+            if self.table.rewrite(self.partition, end, decoded, last=last):
+                self.place, end = after, after.position
+                self.events += decoded.events.num_rows
+                self.rejected += decoded.rejected.num_rows
+            else:  # the consumer has gone on meanwhile
+                self.connection.assign({self.partition: end})
+        return ReplayedPartition(
+            partition=self.partition, first=begun, end=end, events=self.events, rejected=self.rejected
+        )
+
+    def _read(self, at: int, *, before: int) -> Messages:
+        """Read the next messages, at least one, before a position."""
+        found = Messages()
+        while at < before and len(found) < self.chunk_rows:
+            some = self.connection.poll(timeout_s=_PATIENCE_S, limit=self.chunk_rows - len(found))
+            for each in zip(some.partitions, some.positions, some.taken_us, some.values, strict=True):
+                if each[1] < before:
+                    found.add(*each)
+                at = each[1] + 1
+            if not len(some):
+                break
+        if not len(found):
+            raise UnreadableSource(
+                f"stream source {self.table.source.name!r}: partition {self.partition} has no message from position {at} to "
+                f"{before}, up to where it was read before; fill its views from what is stored instead (--stored)"
+            )
+        return found
+
+
+def fill_views(features: FeatureStore, table: StreamTable) -> list[FilledView]:
+    """Fill every view over a source anew from its stored events, offline and online; its consumers begin anew.
+
+    What consumers write online in between may be overwritten by what was stored before it. So they begin anew a second time, and
+    rows of the events that they have committed meanwhile are written after that.
+    """
+    views = [each for each in features.list_feature_views() if each.reads_from(table.source)]
+    _begin_anew(features, table)
+    filled = [_fill(features, table, each) for each in views]
+    if features.has_online:
+        _begin_anew(features, table)
+        for view, (_, until) in zip(views, filled, strict=True):
+            since = new_rows(view, table, until)
+            if since is not None:
+                features.online.write(view, _come(features, conform(view, since.rows, clock=features.now)))
+    return [each for each, _ in filled]
+
+
+def _begin_anew(features: FeatureStore, table: StreamTable) -> None:
+    """Have consumers begin anew by the definitions in force: commits of what they hold now are refused from here on."""
+    table.fence()
+    if features.has_online:
+        announce_rewrite(features.online, table.source.name)
+
+
+def _fill(features: FeatureStore, table: StreamTable, view: FeatureView) -> tuple[FilledView, dict[int, int]]:
+    """Fill one view; returns, too, the positions up to which it has the stream's events."""
+    new = new_rows(view, table, {})
+    if new is None:
+        rows, until = offline_schema(view).empty_table(), table.positions()
+    else:
+        rows, until = conform(view, new.rows, clock=features.now), new.until
+    loads = {f"{table.source.name}:{each}": position for each, position in until.items()}
+    features.offline.replace(view, rows, loads=loads)
+    if not features.has_online:
+        return FilledView(view=view.name, rows=rows.num_rows), until
+    put, removed = features.online.replace(view, _come(features, rows))
+    return FilledView(view=view.name, rows=rows.num_rows, online=put, removed=removed), until
+
+
+def _come(features: FeatureStore, rows: pa.Table) -> pa.Table:
+    """Select the rows whose moment has come."""
+    return rows.filter(pc.less_equal(rows.column(EVENT_TIMESTAMP), pa.scalar(features.now(), TIMESTAMP)))

@@ -1,0 +1,279 @@
+"""Table of a stream's events, with how far each partition was read in the same commits as the events.
+
+A commit carries, for each of its partitions, the place after its events as transactions of the table, and is made only if the
+table still is where the events begin. So of two consumers of one partition the table takes each event from one; the other is
+told by `ConsumerFenced`, and reads on from where the table is. Nothing else decides who may write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
+
+from featurestore.definitions.batch_source import KNOWN_AT
+from featurestore.definitions.dtypes import TIMESTAMP
+from featurestore.definitions.fields import EVENT_TIMESTAMP
+from featurestore.definitions.stream_source import PARTITION, POSITION, StreamSource
+from featurestore.errors import ConsumerFenced, FeatureStoreError
+from featurestore.streams.decode import Decoded, Place, event_schema, rejected_schema
+from registry.store import ObjectStore, Table, add_parts, write_part
+from registry.store.tables import commit_properties
+
+SMALL_FILES, SMALL_BYTES = 32, 32 << 20
+"""A table with so many files below that size is compacted."""
+_COUNT = "stream-partitions"
+_REWRITTEN = "stream-rewritten"
+_ASIDE_BOUNDS = (KNOWN_AT, PARTITION, POSITION)
+_BOUNDS = (EVENT_TIMESTAMP, *_ASIDE_BOUNDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Move of a partition's place by one commit; before: None if the partition was never read."""
+
+    before: Place | None
+    after: Place
+
+
+class StreamTable:
+    """Tables of a project's stream source: its events, and the messages that were kept aside."""
+
+    def __init__(self, source: StreamSource, store: ObjectStore, project: str) -> None:
+        self.source = source
+        self.table = Table(store, f"features/{project}/streams/{source.name}")
+        self.rejected = Table(store, f"features/{project}/rejected/{source.name}")
+        self._made = False
+        self._rewritten: int | None = None
+
+    def places(self, partitions: Iterable[int]) -> dict[int, Place | None]:
+        """Read how far each partition was read; None: never."""
+        if not self.table.exists():
+            return dict.fromkeys(partitions)
+        opened = self.table.open()
+        self._rewritten = opened.transaction_version(_REWRITTEN)
+        return {each: _place(opened, each) for each in partitions}
+
+    def known_partitions(self) -> list[int]:
+        """List the partitions of which something was committed."""
+        if not self.table.exists():
+            return []
+        opened = self.table.open()
+        count = opened.transaction_version(_COUNT) or 0
+        return [each for each in range(count) if _place(opened, each) is not None]
+
+    def positions(self) -> dict[int, int]:
+        """Read up to which position each partition was read."""
+        found = self.places(self.known_partitions())
+        return {each: place.position for each, place in found.items() if place is not None}
+
+    def commit(self, events: pa.Table, rejected: pa.Table, moves: Mapping[int, Move]) -> None:
+        """Store events and the places after them at once, unless they were stored before.
+
+        They follow what `places` gave last: if the table was rewritten since, others may follow from the messages now.
+        Raises: ConsumerFenced if the table is not where they begin; Unavailable if the store does not answer.
+        """
+        schema = event_schema(self.source)
+        if not self._made:
+            self.table.create(schema, bounds=_BOUNDS)
+            self._made = True
+        if rejected.num_rows:
+            self._keep_aside(rejected, moves)
+        ordered = events.sort_by([(PARTITION, "ascending"), (POSITION, "ascending")])
+        parts = [write_part(self.table, ordered, bounds=_BOUNDS)] if events.num_rows else []
+        places = {
+            name: value for each, move in moves.items() for name, value in _ids(each, move.after).items()
+        }
+        count = max(moves) + 1
+
+        def write(opened: DeltaTable | None) -> DeltaTable:
+            if opened is None:
+                raise FeatureStoreError(
+                    f"table {self.table.name} was removed while a stream was written to it"
+                )
+            if opened.transaction_version(_REWRITTEN) != self._rewritten:
+                raise ConsumerFenced(f"stream source {self.source.name!r}: its stored events were rewritten")
+            for each, move in moves.items():
+                if _place(opened, each) != move.before:
+                    raise ConsumerFenced(
+                        f"stream source {self.source.name!r}: partition {each} is at {_place(opened, each)}, not at {move.before}; "
+                        "another consumer has committed"
+                    )
+            more = {_COUNT: count} if count > (opened.transaction_version(_COUNT) or 0) else {}
+            add_parts(opened, parts, schema, self.table.name, commit_properties(places | more, None))
+            return opened
+
+        self.table.commit(write)
+
+    def _keep_aside(self, rejected: pa.Table, moves: Mapping[int, Move]) -> None:
+        """Store messages that were kept aside, each once, before the commit that moves the places past them."""
+        ends = {each: move.after.position for each, move in moves.items()}
+
+        def write(opened: DeltaTable | None) -> DeltaTable:
+            if opened is None:
+                opened = self.rejected.create(rejected_schema(), bounds=_ASIDE_BOUNDS)
+            kept = {each: opened.transaction_version(f"stream:{each}") or 0 for each in ends}
+            new = [
+                pc.and_(
+                    pc.equal(rejected.column(PARTITION), each),
+                    pc.greater_equal(rejected.column(POSITION), kept[each]),
+                )
+                for each in moves
+            ]
+            rows = rejected.filter(reduce(pc.or_, new))
+            if rows.num_rows:
+                part = write_part(self.rejected, rows, bounds=_ASIDE_BOUNDS)
+                # Another may have kept aside what lies further on, and have been killed before its commit of the events.
+                passed = {f"stream:{each}": max(kept[each], end) for each, end in ends.items()}
+                commit = commit_properties(passed, None)
+                add_parts(opened, [part], rejected_schema(), self.rejected.name, commit)
+            return opened
+
+        self.rejected.commit(write)
+
+    def place_at(self, partition: int, position: int) -> Place:
+        """Find the place of a partition as it was before a position: from what is stored before it."""
+        before = (pc.field(PARTITION) == partition) & (pc.field(POSITION) < position)
+        known, marks = [0], [0]
+        for table, names in ((self.table, (KNOWN_AT, EVENT_TIMESTAMP)), (self.rejected, (KNOWN_AT,))):
+            if table.exists():
+                rows = table.read(columns=names, where=before)
+                latest = [pc.max(rows.column(name)).value for name in names] if rows.num_rows else []
+                known += latest[:1]
+                marks += latest[1:]
+        return Place(position, max(known), max(marks))
+
+    def fence(self) -> None:
+        """Refuse commits of what follows from places that were read before now."""
+
+        def write(opened: DeltaTable | None) -> DeltaTable:
+            opened = (
+                self.table.create(event_schema(self.source), bounds=_BOUNDS) if opened is None else opened
+            )
+            commit = commit_properties(_next_rewrite(opened), None)
+            add_parts(opened, [], event_schema(self.source), self.table.name, commit)
+            return opened
+
+        self.table.commit(write)
+
+    def rewrite(self, partition: int, first: int, decoded: Decoded, *, last: Place | None) -> bool:
+        """Put events and messages kept aside in place of those stored of a partition, from a position to that after them.
+
+        last: the table's place in the partition, if they reach it; returns whether it still is there, else nothing is changed.
+        A kill in between leaves messages kept aside that are events, too, until the call is repeated.
+        """
+        after = decoded.places[partition]
+        what = f"{PARTITION} = {partition} AND {POSITION} >= {first} AND {POSITION} < {after.position}"
+        stands = True
+
+        def replaced(table: Table, rows: pa.Table) -> Callable[[DeltaTable | None], DeltaTable]:
+            def write(opened: DeltaTable | None) -> DeltaTable:
+                nonlocal stands
+                opened = table.open() if opened is None else opened
+                ids: dict[str, int] = {}
+                if last is not None and table is self.table:
+                    stands = _place(opened, partition) == last
+                    ids = _ids(partition, after) | _next_rewrite(opened)
+                if stands:
+                    write_deltalake(
+                        opened,
+                        rows,
+                        mode="overwrite",
+                        schema_mode="merge",
+                        predicate=what,
+                        commit_properties=commit_properties(ids, None),
+                    )
+                return opened
+
+            return write
+
+        if decoded.rejected.num_rows and not self.rejected.exists():
+            self.rejected.create(rejected_schema(), bounds=_ASIDE_BOUNDS)
+        if self.rejected.exists():
+            self.rejected.commit(replaced(self.rejected, decoded.rejected))
+        self.table.commit(replaced(self.table, decoded.events))
+        return stands
+
+    def events(
+        self,
+        *,
+        partitions: Mapping[int, tuple[int, int]] | None = None,
+        since: datetime | None = None,
+        known_since: datetime | None = None,
+        columns: Iterable[str] | None = None,
+    ) -> pa.Table:
+        """Read stored events, in order of partition and position.
+
+        partitions: of these, the events from one position up to before another; since: those that happened after it, and
+        those that became known after `known_since`.
+        """
+        schema = event_schema(self.source)
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        if not self.table.exists() or partitions == {}:
+            return schema.empty_table()
+        conditions: list[Any] = []
+        if partitions is not None:
+            between = [
+                (pc.field(PARTITION) == each) & (pc.field(POSITION) >= first) & (pc.field(POSITION) < end)
+                for each, (first, end) in partitions.items()
+            ]
+            conditions.append(reduce(or_, between))
+        if since is not None:
+            recent = pc.field(EVENT_TIMESTAMP) > pa.scalar(since, TIMESTAMP)
+            if known_since is not None:
+                recent |= pc.field(KNOWN_AT) > pa.scalar(known_since, TIMESTAMP)
+            conditions.append(recent)
+        dataset = self.table.dataset()
+        where = None if not conditions else reduce(lambda a, b: a & b, conditions)
+        names = [name for name in schema.names if name in dataset.schema.names]
+        order = [name for name in (PARTITION, POSITION) if name not in names]
+        found = dataset.to_table(columns=[*names, *order], filter=where)
+        found = found.sort_by([(PARTITION, "ascending"), (POSITION, "ascending")])
+        return pa.table(
+            [
+                found.column(each.name).cast(each.type)
+                if each.name in names
+                else pa.nulls(found.num_rows, each.type)
+                for each in schema
+            ],
+            schema=schema,
+        )
+
+    def compact(self) -> None:
+        """Merge small files, if there are many."""
+        for table in (self.table, self.rejected):
+            if not table.exists():
+                continue
+            opened = table.open()
+            sizes = pa.table(opened.get_add_actions(flatten=True)).column("size_bytes").to_pylist()
+            if sum(size < SMALL_BYTES for size in sizes) >= SMALL_FILES:
+                with suppress(CommitFailedError):  # another consumer compacts
+                    opened.optimize.compact()
+
+
+def _next_rewrite(opened: DeltaTable) -> dict[str, int]:
+    return {_REWRITTEN: (opened.transaction_version(_REWRITTEN) or 0) + 1}
+
+
+def _ids(partition: int, place: Place) -> dict[str, int]:
+    """Transactions of the table that say a place."""
+    return {
+        f"stream:{partition}": place.position,
+        f"stream-known:{partition}": place.known_us,
+        f"stream-watermark:{partition}": place.watermark_us,
+    }
+
+
+def _place(opened: DeltaTable, partition: int) -> Place | None:
+    found = [opened.transaction_version(name) for name in _ids(partition, Place(0))]
+    return None if found[0] is None else Place(int(found[0]), int(found[1] or 0), int(found[2] or 0))

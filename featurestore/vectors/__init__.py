@@ -1,0 +1,29 @@
+"""Nearest neighbours over the vectors of feature views: exact, by an index, and as of any time.
+
+Must not know where a query comes from; a text is embedded by what the caller passes.
+"""
+
+from featurestore.vectors.builds import IndexBuild, IndexBuilds, indexed_fields
+from featurestore.vectors.following import FOLLOWERS
+from featurestore.vectors.opened import Options, of_vectors, refresh, search
+from featurestore.vectors.query import MOST, Ask, Embed, Neighbour, Neighbours
+from featurestore.vectors.refreshing import RecallTooLow
+from featurestore.vectors.where import Where
+
+__all__ = [
+    "FOLLOWERS",
+    "MOST",
+    "Ask",
+    "Embed",
+    "IndexBuild",
+    "IndexBuilds",
+    "Neighbour",
+    "Neighbours",
+    "Options",
+    "RecallTooLow",
+    "Where",
+    "indexed_fields",
+    "of_vectors",
+    "refresh",
+    "search",
+]

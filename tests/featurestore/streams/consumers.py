@@ -1,0 +1,117 @@
+"""Consumers of a log that are killed at random lines, and among whom its partitions move."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+from featurestore import FeatureStore
+from featurestore.streams.consumer import StreamConsumer
+from featurestore.streams.table import StreamTable
+from tests.featurestore.streams.history import MemoryLog
+
+
+class Killed(BaseException):
+    """Ends a consumer where it stands, as SIGKILL would."""
+
+
+class Consumers:
+    """Some consumers among whom the partitions are dealt anew now and then, and of whom one is killed now and then."""
+
+    def __init__(self, features: FeatureStore, log: MemoryLog, chance: random.Random) -> None:
+        self._features, self._log, self._chance = features, log, chance
+        self._owned: list[set[int]] = [set(range(log.partitions)), set()]
+        self._running = [self._start(0), self._start(1)]
+
+    def _start(self, number: int) -> StreamConsumer:
+        table = self._features.stream_table("clicks")
+        commit = table.commit
+
+        def sometimes_killed(*given: Any) -> None:
+            if self._chance.random() < 0.1:
+                raise Killed
+            commit(*given)
+            if self._chance.random() < 0.1:
+                raise Killed
+
+        table.commit = sometimes_killed  # type: ignore[method-assign]
+        return StreamConsumer(
+            table,
+            self._features.list_feature_views(),
+            self._log.connect(),
+            online=self._features.online,
+            owned=lambda: self._owned[number],
+            clock=self._features.now,
+            poll_rows=self._chance.choice([1, 3, 100]),
+        )
+
+    def step(self) -> None:
+        chance = self._chance
+        if chance.random() < 0.1:
+            dealt = [chance.randrange(2) for _ in range(self._log.partitions)]
+            both = chance.random() < 0.3  # for a while two believe to own it
+            self._owned = [
+                {each for each, to in enumerate(dealt) if to == number or (both and each == 0)}
+                for number in (0, 1)
+            ]
+        for number in (0, 1):
+            lines = chance.randrange(1, 800) if chance.random() < 0.2 else None
+            try:
+                with killed_after(lines):
+                    self._running[number].step(timeout_s=self._log.patience_s)
+            except Killed:
+                self._replace(number)
+
+    def settle(self) -> None:
+        """Read all that the log has, undisturbed, by the first."""
+        self._owned = [set(range(self._log.partitions)), set()]
+        last = self._replace(0)
+        last._table = self._features.stream_table("clicks")
+        last._poll_rows = 1000
+        while self._places(last._table) != {each: len(sent) for each, sent in enumerate(self._log.messages)}:
+            last.step(timeout_s=self._log.patience_s)
+
+    def _replace(self, number: int) -> StreamConsumer:
+        self._end(self._running[number])
+        self._running[number] = self._start(number)
+        return self._running[number]
+
+    def close(self) -> None:
+        """Let go of the threads and connections of all."""
+        for each in self._running:
+            self._end(each)
+
+    def _end(self, consumer: StreamConsumer) -> None:
+        consumer._writer.shutdown(wait=False)
+        consumer._connection.close()
+
+    def _places(self, table: StreamTable) -> dict[int, int]:
+        return {
+            each: place.position if place else 0
+            for each, place in table.places(range(self._log.partitions)).items()
+        }
+
+
+class killed_after:  # noqa: N801  # reads as a verb
+    """Kills what runs within the block at a line of the streams' code, counted from its beginning; None: not at all."""
+
+    def __init__(self, lines: int | None) -> None:
+        self._left = lines
+
+    def __enter__(self) -> None:
+        if self._left is not None:
+            sys.settrace(self._trace)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: Any, what: str, arg: object) -> Any:
+        del arg
+        if "featurestore/streams/" not in frame.f_code.co_filename:
+            return None
+        if what == "line" and self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                raise Killed
+        return self._trace

@@ -1,0 +1,86 @@
+"""Consumers of a stream against brute force: killed anywhere, with partitions that move, online and offline are the same bits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore import FeatureStore
+from registry import open_store
+from tests.featurestore.conftest import SettableClock
+from tests.featurestore.streams.checks import check_offline, check_online, check_stored_once, views
+from tests.featurestore.streams.consumers import Consumers
+from tests.featurestore.streams.history import BEGIN, MemoryLog, send_some
+from tests.featurestore.streams.kafka import Broker, KafkaLog
+
+
+@pytest.fixture
+def made(tmp_path: Path, redis_url: str) -> Iterator[Callable[[SettableClock], FeatureStore]]:
+    stores: list[FeatureStore] = []
+
+    def make(clock: SettableClock) -> FeatureStore:
+        number = len(stores)
+        url = f"file://{tmp_path}/{number}"
+        stores.append(FeatureStore(open_store(url), redis_url, project=f"p{number}", clock=clock))
+        return stores[-1]
+
+    yield make
+    for each in stores:
+        each.online.close()
+
+
+def run_history(
+    seed: int, make: Callable[[SettableClock], FeatureStore], log: MemoryLog | None = None
+) -> None:
+    log = MemoryLog(3) if log is None else log
+    chance = random.Random(seed)
+    every = chance.choice([None, None, timedelta(minutes=7)])
+    lateness = chance.choice([None, timedelta(minutes=20)])
+    clock = SettableClock(BEGIN)
+    features = make(clock)
+    features.apply(views(every, lateness))
+    sent = list[dict[str, Any]]()
+    consumers = Consumers(features, log, chance)
+    asked = []
+    for number in range(1, 19):
+        clock.now += timedelta(seconds=chance.choice([0.001, 1, 30, 500, 1500]))
+        send_some(chance, log, sent, clock.now)
+        log.disturb(chance)
+        consumers.step()
+        if number % 6 == 0:
+            consumers.settle()
+            check_online(features, log, clock, every, lateness)
+            asked.append(clock.now)
+            if chance.random() < 0.5:
+                features.refresh_view("spent")
+    consumers.close()
+    check_stored_once(features, log)
+    check_offline(features, log, clock, every, lateness, asked)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_online_is_offline_is_brute_force_whatever_happens(
+    seed: int, made: Callable[[SettableClock], FeatureStore]
+) -> None:
+    run_history(seed, made)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_online_is_offline_is_brute_force_of_a_kafka_topic(
+    seed: int, made: Callable[[SettableClock], FeatureStore]
+) -> None:
+    run_history(seed, made, KafkaLog(Broker(), "clicks"))
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(7200)
+def test_online_is_offline_is_brute_force_in_500_histories(
+    made: Callable[[SettableClock], FeatureStore],
+) -> None:
+    for seed in range(100, 600):
+        run_history(seed, made)

@@ -1,0 +1,182 @@
+"""Readers of Kafka topics and Redis streams: every message once and in order, from the position asked for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import redis
+
+from featurestore import InvalidDefinition, KafkaTopic, RedisStream, UnreadableSource
+from featurestore.definitions.stream_source import Connection, Messages, StreamReader
+from featurestore.streams import redis_stream
+from tests.featurestore.streams.kafka import Broker
+
+Send = Callable[[int, list[int]], None]
+
+
+def no_secrets(name: str) -> str:
+    raise AssertionError(name)
+
+
+@pytest.fixture(scope="module")
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture(params=["kafka", "redis"])
+def log(request: pytest.FixtureRequest) -> tuple[StreamReader, Send]:
+    """A log of several partitions, and a function that sends numbers to one of them."""
+    topic = f"t{time.monotonic_ns()}"
+    if request.param == "kafka":
+        broker: Broker = request.getfixturevalue("broker")
+
+        def send(partition: int, numbers: list[int]) -> None:
+            broker.send(topic, [{"n": n} for n in numbers], partition=partition)
+
+        return KafkaTopic(topic, broker.servers), send
+    url: str = request.getfixturevalue("redis_url")
+    client: Any = redis.Redis.from_url(url)
+
+    def add(partition: int, numbers: list[int]) -> None:
+        for n in numbers:
+            client.xadd(f"{topic}:{partition}", {"event": json.dumps({"n": n})})
+
+    return RedisStream("$EVENTS", topic, partitions=4), add
+
+
+@pytest.fixture
+def connect(redis_url: str) -> Iterator[Callable[[StreamReader], Connection]]:
+    opened: list[Connection] = []
+
+    def one(reader: StreamReader) -> Connection:
+        opened.append(reader.connect({"EVENTS": redis_url}.__getitem__))
+        return opened[-1]
+
+    yield one
+    for each in opened:
+        each.close()
+
+
+def read(connection: Connection, count: int) -> Messages:
+    found, deadline = Messages(), time.monotonic() + 20
+    while len(found) < count:
+        assert time.monotonic() < deadline, f"{len(found)} of {count} messages came"
+        more = connection.poll(timeout_s=0.2, limit=100)
+        for each in zip(more.partitions, more.positions, more.taken_us, more.values, strict=True):
+            found.add(*each)
+    return found
+
+
+def numbers(messages: Messages, partition: int) -> list[int]:
+    pairs = zip(messages.partitions, messages.values, strict=True)
+    return [json.loads(value or b"")["n"] for each, value in pairs if each == partition]
+
+
+def test_every_message_comes_once_and_in_order(
+    log: tuple[StreamReader, Send], connect: Callable[[StreamReader], Connection]
+) -> None:
+    reader, send = log
+    send(0, list(range(30)))
+    send(2, list(range(100, 150)))
+    connection = connect(reader)
+    assert connection.partitions() == [0, 1, 2, 3]
+    connection.assign(dict.fromkeys(range(4)))
+    found = read(connection, 80)
+    assert numbers(found, 0) == list(range(30))
+    assert numbers(found, 2) == list(range(100, 150))
+    now = time.time() * 1e6
+    assert all(abs(at - now) < 60e6 for at in found.taken_us)
+    assert connection.lag({0: None, 2: None, 1: None}) == {0: 30, 2: 50, 1: 0}
+
+
+def test_it_is_read_on_from_a_position(
+    log: tuple[StreamReader, Send], connect: Callable[[StreamReader], Connection]
+) -> None:
+    reader, send = log
+    send(1, list(range(20)))
+    first = connect(reader)
+    first.assign({1: None})
+    found = read(first, 20)
+    after = found.positions[11] + 1
+    second = connect(reader)
+    second.assign({1: after})
+    assert numbers(read(second, 8), 1) == list(range(12, 20))
+    assert second.lag({1: after}) == {1: 8}
+    send(1, [99])
+    assert numbers(read(second, 1), 1) == [99]
+
+
+def test_a_redis_stream_is_read_in_pages(
+    redis_url: str, connect: Callable[[StreamReader], Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_stream, "_READ_ROWS", 8)
+    client: Any = redis.Redis.from_url(redis_url)
+    for partition, count in ((0, 30), (1, 3)):
+        for n in range(count):
+            client.xadd(f"paged:{partition}", {"other": b"{}", "event": json.dumps({"n": n})})
+    connection = connect(RedisStream("$EVENTS", "paged", partitions=2))
+    connection.assign({0: None, 1: None})
+    assert connection.lag({0: None, 1: None}) == {0: 30, 1: 3}
+    first = connection.poll(timeout_s=1, limit=10)
+    assert 10 <= len(first) < 20
+    second = connection.poll(timeout_s=1, limit=100)
+    assert numbers(first, 0) + numbers(second, 0) == list(range(30))
+    assert numbers(first, 1) + numbers(second, 1) == list(range(3))
+
+
+def test_a_redis_stream_finds_the_position_of_a_time(
+    redis_url: str, connect: Callable[[StreamReader], Connection]
+) -> None:
+    client: Any = redis.Redis.from_url(redis_url)
+    at = datetime(2024, 5, 1, tzinfo=UTC)
+    for minute in range(5):
+        entry = f"{int((at + timedelta(minutes=minute)).timestamp() * 1000)}-7"
+        client.xadd("clicks", {"event": json.dumps({"n": minute})}, id=entry)
+    connection = connect(RedisStream("$EVENTS", "clicks"))
+    connection.assign({0: connection.position_at(0, at + timedelta(minutes=3))})
+    assert numbers(read(connection, 2), 0) == [3, 4]
+
+
+def test_what_the_broker_no_longer_has_is_not_passed_over(broker: Broker) -> None:
+    broker.send("short", [{"n": 1}])
+    connection = KafkaTopic("short", broker.servers).connect(no_secrets)
+    connection.assign({0: 500})
+    with pytest.raises(
+        UnreadableSource, match=r"'short' partition 0 cannot be read on.*replay from a position"
+    ):
+        read(connection, 1)
+    connection.close()
+
+
+def test_an_id_that_redis_did_not_make_is_refused(
+    redis_url: str, connect: Callable[[StreamReader], Connection]
+) -> None:
+    client: Any = redis.Redis.from_url(redis_url)
+    client.xadd("odd", {"event": b"{}"}, id="5-99999999")
+    connection = connect(RedisStream("$EVENTS", "odd"))
+    connection.assign({0: None})
+    with pytest.raises(UnreadableSource, match="5-99999999 has an id that is not Redis's own"):
+        connection.poll(timeout_s=1, limit=10)
+
+
+def test_secrets_stand_in_no_declaration() -> None:
+    with pytest.raises(InvalidDefinition, match=r"'sasl.password' holds a secret; name it"):
+        KafkaTopic("t", "localhost:9092", {"sasl.password": "hunter2"})
+    with pytest.raises(InvalidDefinition, match=r"'enable.auto.commit' is the platform's own"):
+        KafkaTopic("t", "localhost:9092", {"enable.auto.commit": "true"})
+    with pytest.raises(InvalidDefinition, match="url holds a password"):
+        RedisStream("redis://:hunter2@localhost:6379/0", "t")
+    reader = KafkaTopic("t", "$SERVERS", {"sasl.password": "$PASSWORD"})
+    assert reader.secret_names == ("SERVERS", "PASSWORD")
+
+
+def test_a_redis_that_is_away_is_named() -> None:
+    connection = RedisStream("redis://127.0.0.1:1/0?patience=0.1", "t").connect(no_secrets)
+    connection.assign({0: None})
+    with pytest.raises(UnreadableSource, match="Redis stream 't' cannot be read"):
+        connection.poll(timeout_s=0.1, limit=1)
