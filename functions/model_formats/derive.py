@@ -173,11 +173,12 @@ def _sklearn(
 
 
 def _output(objective: str, classes: int) -> TensorSpec:
-    """Answer of an objective: a probability, one for each class, or a value."""
+    """Answer of an objective: a probability, one for each class, a rate of counts, a score of items, or a value."""
     if classes > 1:
         names = [str(index) for index in range(classes)]
         return TensorSpec(name="probability", datatype="FP32", shape=[-1, classes], columns=names)
-    name = "probability" if "binary" in objective else "value"
+    by_word = {"binary": "probability", "poisson": "rate", "rank": "item_score"}  # lambdarank, rank:ndcg
+    name = next((name for word, name in by_word.items() if word in objective), "value")
     return TensorSpec(name=name, datatype="FP32", shape=[-1, 1])
 
 

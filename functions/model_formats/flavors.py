@@ -133,8 +133,14 @@ def _sklearn(path: Path, signature: Signature, trusted_types: Collection[str]) -
         )
     model = load(path, trusted=[*trusted_types, *_HARMLESS_TYPES])
     (output,) = _only(signature.outputs)
-    predict = model.predict_proba if hasattr(model, "predict_proba") else model.predict
-    return lambda inputs: {output: predict(sklearn_rows(signature, inputs))}
+    classified = hasattr(model, "predict_proba") and signature.outputs[0].datatype != "BYTES"
+    predict = model.predict_proba if classified else model.predict
+    return lambda inputs: {output: _side_by_side(predict(sklearn_rows(signature, inputs)))}
+
+
+def _side_by_side(answer: Any) -> Any:
+    """Join what an estimator of several labels answers as a list, (rows, 2) a label, into (rows, labels) of "yes"."""
+    return np.column_stack([each[:, 1] for each in answer]) if isinstance(answer, list) else answer
 
 
 def _xgboost(path: Path, signature: Signature) -> Answer:

@@ -144,6 +144,49 @@ def class_labels(table: pa.Table, label: str) -> tuple[tuple[str, ...], npt.NDAr
     return tuple(str(name) for name in names), indices.astype(np.int64)
 
 
+def label_names(table: pa.Table, label: str) -> tuple[str, ...]:
+    """List all names in a label column of lists, sorted. Raises: TrainingDataError if it holds no lists of texts or integers."""
+    names = np.unique(_listed_names(table, label).to_numpy(zero_copy_only=False).astype(str))
+    if not _FEWEST_CLASSES <= len(names) <= _MOST_CLASSES:
+        raise TrainingDataError(
+            f"label column {label!r} lists {len(names)} names in {table.num_rows} rows, want {_FEWEST_CLASSES} to "
+            f"{_MOST_CLASSES}: check the label"
+        )
+    return tuple(names.tolist())
+
+
+def label_flags(table: pa.Table, label: str, names: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Convert a label column of lists of names to (rows, names) of 0 and 1.
+
+    Raises: TrainingDataError as `label_names`, and if a name is not among `names`.
+    """
+    listed = _listed_names(table, label)
+    place = pc.index_in(listed, pa.array(names, pa.string()))
+    if place.null_count:
+        unknown = pc.unique(listed.filter(pc.is_null(place))).to_pylist()
+        raise TrainingDataError(
+            f"label column {label!r} lists {unknown[:5]}, the version knows {list(names)[:20]}: leave those out or train on them"
+        )
+    flags = np.zeros((table.num_rows, len(names)))
+    rows = pc.list_parent_indices(named_column(table, label).combine_chunks())
+    flags[rows.to_numpy(zero_copy_only=False), place.to_numpy(zero_copy_only=False)] = 1.0
+    return flags
+
+
+def _listed_names(table: pa.Table, label: str) -> pa.Array:
+    column = _without_nulls(table, label).combine_chunks()
+    if not is_tensor(column.type) or not (
+        pa.types.is_integer(column.type.value_type)
+        or pa.types.is_string(column.type.value_type)
+        or pa.types.is_large_string(column.type.value_type)
+        or pa.types.is_null(column.type.value_type)
+    ):
+        raise TrainingDataError(
+            f"label column {label!r} has type {column.type}: want a list of class names for each row, perhaps an empty one"
+        )
+    return pc.list_flatten(column).cast(pa.string())
+
+
 def number_labels(table: pa.Table, label: str) -> npt.NDArray[np.float64]:
     """Convert the label column to (rows,) float64. Raises: TrainingDataError if it is absent or not finite everywhere."""
     column = _without_nulls(table, label)
@@ -157,6 +200,50 @@ def number_labels(table: pa.Table, label: str) -> npt.NDArray[np.float64]:
             "rows out"
         )
     return values
+
+
+def count_labels(table: pa.Table, label: str) -> npt.NDArray[np.float64]:
+    """Convert the label column to (rows,) float64 of integers from 0 on. Raises: TrainingDataError if it holds others."""
+    values = number_labels(table, label)
+    strange = (values < 0) | (values != np.floor(values))
+    if strange.any():
+        raise TrainingDataError(
+            f"label column {label!r} holds {np.unique(values[strange])[:5].tolist()} in {int(strange.sum())} of "
+            f"{table.num_rows} rows, which are no counts: leave those rows out, or declare outcome='number'"
+        )
+    return values
+
+
+def relevance_labels(table: pa.Table, label: str, most: int) -> npt.NDArray[np.float64]:
+    """Convert the label column to (rows,) float64 of integers from 0 to `most`. Raises: TrainingDataError if it holds others."""
+    values = count_labels(table, label)
+    if values.max(initial=0.0) > most:
+        raise TrainingDataError(
+            f"label column {label!r} holds relevances up to {values.max():g}, want 0 to {most}: use fewer grades"
+        )
+    return values
+
+
+def vector_labels(table: pa.Table, label: str) -> npt.NDArray[np.float64]:
+    """Convert the label column of lists of numbers to (rows, size) float64.
+
+    Raises: TrainingDataError as `tensor_array`, for lists of lists, and for values that are not finite.
+    """
+    values = tensor_array(table, label).astype(np.float64)
+    if len(values.shape[1:]) != 1 or not np.isfinite(values).all():
+        raise TrainingDataError(
+            f"label column {label!r} has rows of shape {list(values.shape[1:])} or values that are no finite number: want one list "
+            "of finite numbers a row"
+        )
+    return values
+
+
+def text_labels(table: pa.Table, label: str) -> npt.NDArray[np.object_]:
+    """Convert the label column to texts (rows,). Raises: TrainingDataError for another type, or nulls."""
+    column = _without_nulls(table, label)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise TrainingDataError(f"label column {label!r} has type {column.type}: want a text for each row")
+    return np.array([*column.to_pylist(), None], dtype=object)[:-1]
 
 
 def named_column(table: pa.Table, name: str) -> pa.ChunkedArray:

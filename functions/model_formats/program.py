@@ -30,7 +30,7 @@ _MEMBERS = re.compile(
     r"data/weights/(weight_\d+|model_weights_config\.json)|"
     r"data/constants/(tensor_\d+|model_constants_config\.json)"
 )
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*|")
+_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*|")  # `0.weight` is a layer of nn.Sequential
 _OPERATOR = re.compile(
     r"torch\.ops\.aten\.[a-z_][a-z0-9_]*\.[A-Za-z0-9_]+|_operator\.(add|sub|mul|floordiv|getitem)"
 )
@@ -73,6 +73,38 @@ def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
     torch.export.save(program, buffer)
     inspect_program(buffer.getvalue())
     path.write_bytes(buffer.getvalue())
+
+
+def without_samples(data: bytes) -> bytes:
+    """Rewrite an archive of `torch.export.save` as `save_program` writes it, without reading any pickle.
+
+    Sample inputs, guards, and what nodes remember of their source are left out. Raises: ArtifactRefused if more is needed
+    than a tensor program.
+    """
+    buffer = io.BytesIO()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(buffer, "w") as written:
+            for info in archive.infolist():
+                content = archive.read(info)
+                if info.filename.endswith("/data/sample_inputs/model.pt"):
+                    content = b""
+                elif info.filename.endswith("/models/model.json"):
+                    content = json.dumps(_bare(json.loads(content))).encode()
+                written.writestr(info.filename, content)
+    except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, RuntimeError) as error:
+        raise ArtifactRefused(f"not an exported program: {error}") from error
+    inspect_program(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def _bare(value: Any) -> Any:
+    """Empty what a JSON value says beside the program: the metadata of nodes, and guards."""
+    if isinstance(value, list):
+        return [_bare(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    empty: dict[str, Any] = {"metadata": {}, "guards_code": []}
+    return {name: empty.get(name, _bare(child)) for name, child in value.items()}
 
 
 def load_program(data: bytes, *, device: str = "cpu") -> nn.Module:

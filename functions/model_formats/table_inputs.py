@@ -78,3 +78,17 @@ def first_output(outputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64
             f"output {name!r} has shape {values.shape}: one probability a row is needed here"
         )
     return values.reshape(-1).astype(np.float64)
+
+
+def first_text(outputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.object_]:
+    """Convert the first output to texts (rows,); bytes that are no UTF-8 are replaced.
+
+    Raises: TrainingDataError if it has several texts a row, or none.
+    """
+    name, values = next(iter(outputs.items()))
+    if values.size != len(values) or not all(isinstance(each, str | bytes) for each in values.ravel()):
+        raise TrainingDataError(
+            f"output {name!r} has shape {values.shape} of {values.dtype}: one text a row is needed here"
+        )
+    texts = [each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in values.ravel()]
+    return np.array([*texts, None], dtype=object)[:-1]

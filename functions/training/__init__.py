@@ -4,9 +4,11 @@ The package knows tables, the registry and Ray Train. It must not know how a mod
 and Ray Train are imported when something is trained or scored, not before: most processes only know which functions exist.
 """
 
+from functions.evaluation.meanings import Outcome
 from functions.model_formats.load import ScoringModel, example_arrays, load
 from functions.training.errors import ArtifactRefused, TrainingDataError, TrainingDiverged, TrainingError
 from functions.training.libraries import LightGBM, Sklearn, XGBoost
+from functions.training.llm import FineTune, Lora, Preference, fine_tune, serve_fine_tune
 from functions.training.model import train_model
 from functions.training.params import RecipeParams, TabularParams
 from functions.training.recipe.recipe import Recipe
@@ -15,13 +17,16 @@ from functions.training.recipe.trainer import RecipeTrainer
 from functions.training.request import TrainingRequest, TrialStopped
 from functions.training.tabular.train import train_tabular
 from functions.training.trained import Trained
-from functions.training.trainer import FunctionTrainer, Outcome, Trainer
+from functions.training.trainer import FunctionTrainer, Trainer
 
 __all__ = [
     "ArtifactRefused",
+    "FineTune",
     "FunctionTrainer",
     "LightGBM",
+    "Lora",
     "Outcome",
+    "Preference",
     "Recipe",
     "RecipeParams",
     "RecipeTrainer",
@@ -37,7 +42,9 @@ __all__ = [
     "TrialStopped",
     "XGBoost",
     "example_arrays",
+    "fine_tune",
     "load",
+    "serve_fine_tune",
     "train_model",
     "train_recipe",
     "train_tabular",

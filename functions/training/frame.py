@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from functions.evaluation.outcome_kinds import kind_of
+from functions.evaluation.meanings import MEANINGS, Outcome
+from functions.evaluation.outcome_kinds import GROUP_TAG, kind_of
 from functions.model_formats.load import check_example, load
+from functions.model_formats.mlflow_files import name_as_served
+from functions.runtime.context import context
 from functions.runtime.receipt import Prices
 from functions.training.errors import TrainingDataError, TrainingError
 from functions.training.loop.cost import CostMeter, metered
 from functions.training.params import run_params
 from functions.training.request import LOSS, TrainingRequest, TrialStopped, Watch
 from functions.training.trained import Trained
-from functions.training.trainer import Outcome, Trainer
+from functions.training.trainer import Trainer
 from functions.training.workers import Workers
 from registry import Lineage, ModelPolicy, ModelVersion, NotFound, Registry, Run, TableSnapshot
 from registry.models import Signature
-
-MAIN_LOSS: dict[Outcome, str] = {"binary": "log_loss", "multiclass": "log_loss", "number": "rmse"}
-"""Metric by which versions of a model are compared, by outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class TrainingJob:
     categorical: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
     outcome: Outcome = "binary"
+    group: str = ""
     training_set: TableSnapshot | None = None
     workers: Workers = field(default_factory=Workers)
     features: dict[str, str] = field(default_factory=dict)
@@ -82,6 +83,7 @@ class TrainingJob:
             categorical=self.categorical,
             tensors=self.tensors,
             outcome=self.outcome,
+            group=self.group,
             training_set=self.training_set,
             parameters=self.trainer.parameters,
             split=self.trainer.split,
@@ -95,6 +97,12 @@ class TrainingJob:
             watch=self.watch,
             **hooks,
         )
+
+
+def _made_by() -> dict[str, str]:
+    """Tag that names the durable invocation of a training, whose log is the run's; none of one that was called directly."""
+    invocation = context().invocation
+    return {} if invocation is None else {"invocation": invocation}
 
 
 def run_training(registry: Registry, job: TrainingJob, prices: Prices | None) -> Trained:
@@ -111,6 +119,7 @@ def run_training(registry: Registry, job: TrainingJob, prices: Prices | None) ->
             "kind": "training",
             "model": job.model,
             "trainer": job.trainer.kind,
+            **_made_by(),
             **job.tags,
             **job.run_tags,
         },
@@ -156,6 +165,7 @@ def _checked(job: TrainingJob, request: TrainingRequest, trained: Trained) -> Tr
         raise TrainingError(
             f"trainer {job.trainer.kind!r} of {job.model!r} returned {type(trained).__name__}: return a Trained()"
         )
+    name_as_served(request.folder)  # of a trainer that saves as MLflow does
     run, signature = request.run, trained.signature or request.signature
     found = trained.model_copy(update={"signature": signature})
     if not trained.metrics:
@@ -188,16 +198,20 @@ def _measured(
     """Metrics on the rows held out, of the files as they will be served; the main loss is "valid_loss" too."""
     model = load(request.folder, signature=signature, trusted_types=trusted_types)
     check_example(model)
-    kind, rows = kind_of(signature), request.valid_rows
-    answers, labels = kind.answers(model.predict_table(rows)), kind.label(rows, request.label)
+    kind, rows = kind_of(signature, request.group), request.valid_rows
+    answers = kind.by_unit(rows, kind.answers(model.predict_table(rows)))
+    labels = kind.by_unit(rows, kind.label(rows, request.label))
     metrics = {name: metric(labels, answers) for name, metric in kind.metrics.items()}
-    return {"metrics": {**metrics, LOSS: metrics[MAIN_LOSS[request.outcome]]}, "rows": request.rows.num_rows}
+    return {
+        "metrics": {**metrics, LOSS: metrics[MEANINGS[request.outcome].main_metric]},
+        "rows": request.rows.num_rows,
+    }
 
 
 def _register(
     registry: Registry, run: Run, job: TrainingJob, folder: Path, trained: Trained, parent: int | None
 ) -> ModelVersion:
-    described = {"label": job.label} if job.label else {}
+    described = {name: value for name, value in (("label", job.label), (GROUP_TAG, job.group)) if value}
     registry.create_model(job.model, exist_ok=True, policy=job.policy)
     used = [] if job.training_set is None else [job.training_set]
     version = registry.create_version(

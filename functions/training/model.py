@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any, Protocol
 
+from functions.evaluation.meanings import Outcome
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.definitions import model_definition
 from functions.runtime.function import function
 from functions.training.frame import TrainingJob, run_training
 from functions.training.trained import Trained
-from functions.training.trainer import Outcome, Trainer
+from functions.training.trainer import Trainer
 from functions.training.workers import Sharding, Workers
 from registry import ModelPolicy, TableSnapshot
 
@@ -37,6 +38,8 @@ class TrainableModel(Protocol):
     def tensors(self) -> tuple[str, ...]: ...
     @property
     def outcome(self) -> Outcome: ...
+    @property
+    def group(self) -> str: ...
     @property
     def learner(self) -> Trainer: ...
     @property
@@ -138,6 +141,7 @@ def job_of(
         categorical=definition.categorical,
         tensors=definition.tensors,
         outcome=definition.outcome,
+        group=definition.group,
         training_set=training_set,
         policy=definition.governance,
         params={"label": definition.label},

@@ -9,18 +9,30 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from functions.evaluation.meanings import Outcome
+from functions.training.named import ADAMW, Named
 from functions.training.trained import Trained
-from functions.training.trainer import Outcome, Trainer
+from functions.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from functions.training.request import TrainingRequest
 
 Task = Literal["binary", "multiclass", "regression"]
+_TASKS: dict[Outcome, Task] = {"binary": "binary", "multiclass": "multiclass", "number": "regression"}
 Precision = Literal["fp32", "bf16"]
-RowsIn = Literal["memory", "disk"]
+RowsIn = Literal["memory", "disk", "shards"]
 _EPOCHS, _PATIENCE = 6, 3
+CHECKPOINT_S = 600.0  # between checkpoints within an epoch
 # settings of how a step is computed, which do not change its result
-_EXECUTION = {"accumulate", "compiled", "keep_last", "keep_best"}
+_EXECUTION = {
+    "accumulate",
+    "compiled",
+    "keep_last",
+    "keep_best",
+    "recompute",
+    "checkpoint_steps",
+    "checkpoint_s",
+}
 _MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
 
 
@@ -39,13 +51,19 @@ class TabularParams(Trainer):
     accumulate: micro-batches into which a worker cuts its rows of a step, so that a step needs the memory of one only;
     compiled: whether steps go through torch.compile, which takes a minute to begin with;
     keep_last, keep_best: how many checkpoints are kept: of the last epochs, and of the best, these also after the end;
-    rows_in: where a worker keeps the rows: in memory, or in a file on its machine if they do not fit.
+    rows_in: where the rows are: in a worker's memory, in a file on its machine if they do not fit, or in shards in the store,
+    which it reads through a cache of bounded size, if they do not fit there either.
     """
 
     kind: ClassVar[str] = "tabular"
     data_settings: ClassVar[frozenset[str]] = Trainer.data_settings | {
         "task", "bins", "min_category_rows", "max_categories", "rows_in"
     }  # fmt: skip
+    optimizer: ClassVar[Named] = ADAMW
+    schedule: ClassVar[Named | None] = None
+    recompute: ClassVar[bool] = False
+    checkpoint_steps: ClassVar[int | None] = None
+    checkpoint_s: ClassVar[float | None] = CHECKPOINT_S
 
     task: Task = "binary"
     hidden: tuple[int, ...] = (128, 64)
@@ -74,8 +92,12 @@ class TabularParams(Trainer):
 
         return train_network(self, request)
 
-    def check(self, outcome: Outcome, columns: Mapping[str, tuple[str, ...]]) -> None:  # noqa: ARG002 - it learns any
-        """Check that there are no tensors, which the network cannot read. Raises: ValueError."""
+    def check(self, outcome: Outcome, columns: Mapping[str, tuple[str, ...]]) -> None:
+        """Check that the network can learn the outcome, and that there are no tensors, which it cannot read. Raises: ValueError."""
+        if outcome not in _TASKS:
+            raise ValueError(
+                f"the tabular network learns {', '.join(_TASKS)}, not {outcome!r}; declare another trainer, such as XGBoost()"
+            )
         if columns.get("tensors"):
             raise ValueError(
                 f"the tabular network reads no tensors such as {columns['tensors'][0]!r}; declare another trainer"
@@ -84,11 +106,11 @@ class TabularParams(Trainer):
     @property
     def outcome(self) -> Outcome:
         """Outcome that the task answers for."""
-        return "number" if self.task == "regression" else self.task
+        return next(outcome for outcome, task in _TASKS.items() if task == self.task)
 
     def for_outcome(self, outcome: Outcome) -> TabularParams:
         """Settings with the task that learns `outcome`."""
-        return self.model_copy(update={"task": "regression" if outcome == "number" else outcome})
+        return self.model_copy(update={"task": _TASKS[outcome]})
 
     def batch_rows(self, rows: int, *, workers: int = 1) -> int:
         """Rows of a step over `rows` training rows: an epoch has 32 steps at least, each worker equally many rows."""
@@ -115,7 +137,9 @@ class RecipeParams(BaseModel):
 
     lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers; epochs: the length of the
     schedule; patience: epochs without a better validation loss before stopping (None: never); clip, precision, accumulate,
-    compiled, keep_last, keep_best: as in `TabularParams`.
+    compiled, keep_last, keep_best: as in `TabularParams`; optimizer, schedule: of torch by name, with arguments (schedule None:
+    one cycle); recompute: blocks of a `ModuleList` keep no activations and are computed again for their gradients;
+    checkpoint_steps, checkpoint_s: steps and seconds between checkpoints within an epoch (None: only after each epoch).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -129,6 +153,11 @@ class RecipeParams(BaseModel):
     precision: Precision = "fp32"
     accumulate: int = Field(default=1, ge=1)
     compiled: bool = False
+    optimizer: Named = ADAMW
+    schedule: Named | None = None
+    recompute: bool = False
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    checkpoint_s: float | None = Field(default=CHECKPOINT_S, gt=0.0)
     keep_last: int = Field(default=2, ge=1)
     keep_best: int = Field(default=0, ge=0)
     seed: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.model_formats.matrices import (
-    binary_labels,
-    class_labels,
-    named_column,
-    number_labels,
-    tensor_shape,
-)
+from functions.evaluation.meanings import Outcome
+from functions.evaluation.outcome_kinds import OutcomeKind, kind_for
+from functions.model_formats.matrices import class_labels, label_names, named_column, tensor_shape
 from functions.model_formats.table_inputs import text_inputs
 from functions.training.errors import TrainingDataError, TrainingError
 from functions.training.splits import TIME_COLUMN, Split, held_out_rows
-from functions.training.trainer import Outcome
 from functions.training.workers import Workers
 from registry import Registry, Run, Table, TableSnapshot
 from registry.models import Signature, TensorSpec
@@ -32,6 +27,7 @@ if TYPE_CHECKING:
 
 LOSS = "valid_loss"
 _EXAMPLE_ROWS = 2
+_FEWEST_VALUES = 2
 Watch = Callable[[int, Mapping[str, float]], None]
 """Called with the number of an epoch or round and its metrics; may raise `TrialStopped`."""
 
@@ -45,7 +41,7 @@ class TrainingRequest:
     """Request to learn `label` from the columns of a training set, and to write the model into `folder`.
 
     numeric, categorical, tensors: feature columns: numbers; texts, integers or booleans; lists of numbers, such as the pixels
-    of an image. training_set: None for a trainer that brings its own rows. parameters: of the trainer, as runs record them.
+    of an image. group: of a ranking, the column that names each row's request; its rows come one after the other. training_set: None for a trainer that brings its own rows. parameters: of the trainer, as runs record them.
     split, valid_fraction, seed: which rows are held out (see `Trainer`). workers: what it may use. start_from: the version to
     begin with, if it is a warm start. run, registry: where it is tracked, and what it may read. watch: see `report`.
     count_use: told what other processes used; when_registered: told what to do once the training has ended well.
@@ -66,6 +62,7 @@ class TrainingRequest:
     workers: Workers
     registry: Registry
     run: Run
+    group: str = ""
     start_from: int | None = None
     watch: Watch | None = None
     count_use: Callable[[ResourceUse], None] = field(default=lambda _: None)
@@ -80,17 +77,21 @@ class TrainingRequest:
     def rows(self) -> pa.Table:
         """All rows of the training set: the features, the label, and the time. Raises: TrainingDataError if there are none."""
         table = self.table.read(version=self._snapshot.version)
-        for name in (*self.features, self.label):
+        grouped = (self.group,) if self.group else ()
+        for name in (*self.features, self.label, *grouped):
             named_column(table, name)
         if table.num_rows == 0:
             raise TrainingDataError(f"{self.training_set} has no rows: there is nothing to learn from")
-        wanted = {*self.features, self.label, TIME_COLUMN}
-        return table.select([name for name in table.column_names if name in wanted])
+        wanted = {*self.features, self.label, TIME_COLUMN, *grouped}
+        rows = table.select([name for name in table.column_names if name in wanted])
+        return rows.sort_by(self.group) if self.group else rows
 
     @cached_property
     def held_out(self) -> npt.NDArray[np.bool_]:
         """Marks of the rows (rows,) that are held out."""
-        return held_out_rows(self.rows, valid_fraction=self.valid_fraction, by=self.split, seed=self.seed)
+        return held_out_rows(
+            self.rows, valid_fraction=self.valid_fraction, by=self.split, seed=self.seed, group=self.group
+        )
 
     @cached_property
     def train_rows(self) -> pa.Table:
@@ -109,18 +110,43 @@ class TrainingRequest:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their indices; empty unless there are several."""
+        """Names of the classes, in the order of the answer; empty unless there are several."""
+        if self.outcome == "multilabel":
+            return label_names(self.rows, self.label)
         return class_labels(self.rows, self.label)[0] if self.outcome == "multiclass" else ()
 
+    @cached_property
+    def kind(self) -> OutcomeKind:
+        """Kind of the outcome: how it is labelled, answered and measured."""
+        size = (
+            tensor_shape(named_column(self.rows, self.label), self.label)[0]
+            if self.outcome == "vector"
+            else 1
+        )
+        return kind_for(self.outcome, self.classes, self.group, size)
+
     def labels(self, rows: pa.Table) -> npt.NDArray[Any]:
-        """Labels (rows,): 0 and 1; indices into `classes`; or numbers. Raises: TrainingDataError."""
-        if self.outcome == "binary":
-            return binary_labels(rows, self.label).astype(np.int64)
-        if self.outcome == "number":
-            return number_labels(rows, self.label)
-        names = named_column(rows, self.label).cast(pa.string()).to_pylist()
-        index = {name: place for place, name in enumerate(self.classes)}
-        return np.array([index[name] for name in names], dtype=np.int64)
+        """Labels of rows: (rows,) of 0 and 1, indices into `classes`, numbers or counts; of several labels (rows, classes) of 0 and 1.
+
+        Raises: TrainingDataError.
+        """
+        return self.kind.label(rows, self.label)
+
+    def train_labels(self) -> npt.NDArray[Any]:
+        """Labels of the rows to learn from. Raises: TrainingDataError if they do not differ, or a class is not among them."""
+        found = self.labels(self.train_rows)
+        if self.outcome == "multilabel":
+            missing = [
+                name for name, own in zip(self.classes, found.T, strict=True) if not 0 < own.sum() < len(own)
+            ]
+        else:
+            missing = [] if len(np.unique(found)) >= max(_FEWEST_VALUES, len(self.classes)) else ["a class"]
+        if missing:
+            raise TrainingDataError(
+                f"label {self.label!r} lacks rows with and without {missing[:5]} in the {len(found)} rows to learn from, first "
+                f"{found[:5].tolist()}: give more rows, or split by 'random'"
+            )
+        return found
 
     @cached_property
     def signature(self) -> Signature:
@@ -136,12 +162,17 @@ class TrainingRequest:
         for name in self.tensors:
             shape = [-1, *tensor_shape(named_column(self.rows, name), name)]
             inputs.append(TensorSpec(name=name, datatype="FP32", shape=shape))
-        found = Signature(inputs=inputs, outputs=[answer_spec(self.outcome, self.classes)])
+        found = Signature(inputs=inputs, outputs=[self.kind.answer_spec])
         return found.model_copy(update={"example": _example(self.rows.slice(0, _EXAMPLE_ROWS), found)})
 
     def inputs(self, rows: pa.Table) -> dict[str, npt.NDArray[Any]]:
         """Inputs of the signature for the rows of a table, as the served model gets them; texts are texts."""
         return text_inputs(rows, self.signature)
+
+    def group_sizes(self, rows: pa.Table) -> npt.NDArray[np.int64]:
+        """Number of rows of each request of a ranking, in the order of `rows`, which are sorted by it."""
+        names = named_column(rows, self.group).combine_chunks().dictionary_encode()
+        return np.bincount(names.indices.to_numpy()).astype(np.int64)
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of an epoch or round in the run; "valid_loss" is what sweeps compare.
@@ -157,15 +188,6 @@ class TrainingRequest:
         if self.training_set is None:
             raise TrainingDataError(f"model {self.model!r} is trained without a training set: pass one")
         return self.training_set
-
-
-def answer_spec(outcome: Outcome, classes: Sequence[str]) -> TensorSpec:
-    """Tensor of an outcome's answer: a probability, one for each class, or a value."""
-    if outcome == "number":
-        return TensorSpec(name="value", datatype="FP32", shape=[-1, 1])
-    if outcome == "binary":
-        return TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])
-    return TensorSpec(name="probability", datatype="FP32", shape=[-1, len(classes)], columns=list(classes))
 
 
 def _example(rows: pa.Table, signature: Signature) -> dict[str, Any]:

@@ -13,19 +13,24 @@ from functions.training.errors import TrainingDataError
 
 Split = Literal["days", "time", "random"]
 TIME_COLUMN = "event_timestamp"
-_DAY_US = 86_400_000_000
+DAY_US = 86_400_000_000
 _Mask = npt.NDArray[np.bool_]
 
 
-def held_out_rows(table: pa.Table, *, valid_fraction: float, by: Split, seed: int) -> _Mask:
+def held_out_rows(table: pa.Table, *, valid_fraction: float, by: Split, seed: int, group: str = "") -> _Mask:
     """Mark the rows (rows,) that are held out for validation.
 
     by: "days" holds out whole days (UTC), drawn with the seed over the whole time range, so that the newest rows are
     learnt from too and no day has rows on both sides; "time" holds out the last part of the time range; "random" holds
-    out single rows.
+    out single rows. group: a column whose values are held out whole: all rows of one go where its first row does.
     Raises: TrainingDataError if either part would be empty, or there is no time to split by.
     """
-    held_out = _SPLITS[by](table, valid_fraction, np.random.default_rng(seed))
+    if group:
+        codes = named_column(table, group).combine_chunks().dictionary_encode().indices.to_numpy()
+        _, first, place = np.unique(codes, return_index=True, return_inverse=True)
+        held_out = _SPLITS[by](table.take(first), valid_fraction, np.random.default_rng(seed))[place]
+    else:
+        held_out = _SPLITS[by](table, valid_fraction, np.random.default_rng(seed))
     valid = int(held_out.sum())
     if valid in {0, table.num_rows}:
         raise TrainingDataError(
@@ -37,13 +42,13 @@ def held_out_rows(table: pa.Table, *, valid_fraction: float, by: Split, seed: in
 
 
 def _last_part(table: pa.Table, fraction: float, _: np.random.Generator) -> _Mask:
-    times = _times(table)
+    times = times_us(table)
     late: _Mask = times > np.quantile(times, 1.0 - fraction, method="lower")
     return late
 
 
 def _whole_days(table: pa.Table, fraction: float, generator: np.random.Generator) -> _Mask:
-    days, day_of_row = np.unique(_times(table) // _DAY_US, return_inverse=True)
+    days, day_of_row = np.unique(times_us(table) // DAY_US, return_inverse=True)
     chosen: _Mask = generator.permutation(len(days)) < max(1, round(len(days) * fraction))
     return chosen[day_of_row]
 
@@ -56,7 +61,8 @@ def _some_rows(table: pa.Table, fraction: float, generator: np.random.Generator)
 _SPLITS = {"time": _last_part, "days": _whole_days, "random": _some_rows}
 
 
-def _times(table: pa.Table) -> npt.NDArray[np.int64]:
+def times_us(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Times (rows,) of the rows, in microseconds since 1970. Raises: TrainingDataError if there are none."""
     times = named_column(table, TIME_COLUMN).cast(pa.timestamp("us", "UTC"))
     micros: npt.NDArray[np.int64] = times.cast(pa.int64()).to_numpy()
     return micros

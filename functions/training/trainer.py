@@ -11,10 +11,11 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
+from functions.evaluation.meanings import Outcome
 from functions.runtime.digest import digest_of
 from functions.runtime.reference import reference
 from functions.training.errors import TrainingDataError
@@ -23,9 +24,6 @@ from functions.training.trained import Trained
 
 if TYPE_CHECKING:
     from functions.training.request import TrainingRequest
-
-Outcome = Literal["binary", "multiclass", "number"]
-"""What a model answers for: a label of 0 and 1, one of several classes, or a number."""
 
 Train = Callable[["TrainingRequest"], Trained]
 

@@ -9,6 +9,22 @@ Sharding = Literal["replicate", "shard"]
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows of a split tensor that one of `size` workers holds, as `torch.chunk` deals them."""
+
+    rank: int = 0
+    size: int = 1
+
+    def rows(self, count: int) -> range:
+        """Range of this worker's rows of `count`; empty for the last workers if there are too few."""
+        each = -(-count // self.size)
+        return range(min(count, self.rank * each), min(count, (self.rank + 1) * each))
+
+
+WHOLE = Shard()
+
+
+@dataclass(frozen=True, slots=True)
 class Workers:
     """Number of workers, CPUs and GPUs of each, and whether each holds the whole model ("replicate") or a shard.
 

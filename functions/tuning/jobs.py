@@ -101,6 +101,7 @@ def tune_tabular(
     gpus_per_trial: float = 0.0,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
     copy_every: int | None = None,
+    stack: int = 1,
 ) -> Sweep:
     """Try settings of the tabular network on Ray Tune and return the best; nothing is registered.
 
@@ -111,7 +112,8 @@ def tune_tabular(
     `copy_every` epochs (default: a fifth) the worst continue with weights of the best, under settings near theirs;
     limits: hours, CPU- and GPU-hours and money, at the first of which the sweep ends with what it has; max_epochs: epochs of
     the longest trial (default: those of params); concurrency: trials at a time, each with `cpus_per_trial` and
-    `gpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
+    `gpus_per_trial`; stack: trials that each of these trains together in one process, for networks so small that a step costs
+    more than its arithmetic; experiment: where sweep and trials are tracked (default: "{model}-sweep").
     priority: of a submitted call in the queue of experiments, the higher first.
     An interrupted sweep repeats no epoch when it is called again with the same arguments.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
@@ -122,11 +124,12 @@ def tune_tabular(
     from functions.tuning.trials import TrialResources
 
     _check(params, limits, search, copy_every)
+    _check_stack(stack, params, space or {}, search)
     base = params if max_epochs is None else params.model_copy(update={"epochs": max_epochs})
     tried = population_space(space) if search == "pbt" else DEFAULT_SPACE if space is None else space
     points = _points(search, tried, base, num_samples, seed)
     columns = Columns(numeric, categorical, label)
-    spec = SweepSpec(training_set, columns, base, points, SearchSpec(search, tried, seed, copy_every))
+    spec = SweepSpec(training_set, columns, base, points, SearchSpec(search, tried, seed, copy_every, stack))
     registry, code = context().registry(), tune_tabular.digest
     began = time.perf_counter()
     with (
@@ -168,10 +171,21 @@ def _check(params: TabularParams, limits: Limits, search: Search, copy_every: in
         )
     if params.rows_in != "memory":
         raise TrainingDataError(
-            "params.rows_in='disk': a sweep's trials share rows in memory; sweep on a part of the rows"
+            f"params.rows_in={params.rows_in!r}: a sweep's trials share rows in memory; sweep on a part of the rows"
         )
     if limits.money is not None and context().prices is None:
         raise TrainingError(f"limits.money={limits.money:g} needs prices: set TOQUE_PRICES, or leave it out")
+
+
+def _check_stack(stack: int, params: TabularParams, space: Space, search: Search) -> None:
+    """Check that trials can be stacked. Raises: TrainingDataError, naming the setting that does not let them."""
+    others = {"precision": "fp32", "accumulate": 1, "compiled": False}
+    wrong = [name for name, value in others.items() if name in space or getattr(params, name) != value]
+    if stack < 1 or (stack > 1 and (search == "pbt" or wrong)):
+        raise TrainingDataError(
+            f"stack={stack} with search={search!r} and {wrong or 'no setting'} changed: it is 1 at least, of trials under ASHA, whose "
+            f"{list(others)} are the defaults"
+        )
 
 
 def _best(run: Run, tracker: TrialTracker, seconds: float, *, population: bool) -> Sweep:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from functions.training.checkpoints import Checkpoints, Retention, Snapshot
 from functions.training.errors import TrainingError
 from functions.training.params import TabularParams
 from functions.tuning.space import Exploit
+from functions.tuning.trial_files import Snapshot, TrialFiles
 from registry import ObjectStore
 
 _DECISION = re.compile(r"decision-(\d{6})\.json")
@@ -86,11 +86,11 @@ class PbtState:
     def _key(self, epoch: int) -> str:
         return f"{self.folder}decision-{epoch:06d}.json"
 
-    def _weights(self, number: int) -> Checkpoints:
-        return Checkpoints(self.store, f"{self.folder}{number:04d}/", Retention(last=2 * self.interval))
+    def _weights(self, number: int) -> TrialFiles:
+        return TrialFiles(self.store, f"{self.folder}{number:04d}/", 2 * self.interval)
 
 
-def saved_state(saved: Checkpoints, number: int, epochs: int) -> Snapshot:
+def saved_state(saved: TrialFiles, number: int, epochs: int) -> Snapshot:
     """Load what a trial saved after so many epochs. Raises: TrainingError if it is absent or damaged."""
     found = saved.at(epochs - 1)
     if found is None:

@@ -11,13 +11,13 @@ from typing import Any
 
 from ray import tune
 
-from functions.training.checkpoints import Checkpoints, Snapshot
 from functions.training.loop.training_loop import Epoch
 from functions.training.params import TabularParams
 from functions.tuning.asha import AshaScheduler
 from functions.tuning.epoch_metrics import FINISHED, METRIC, metrics_of
 from functions.tuning.pbt_state import Member, saved_state
 from functions.tuning.tpe import TpeSampler
+from functions.tuning.trial_files import Snapshot, TrialFiles
 from registry import ObjectStore
 
 SINCE, UNTIL = "since", "until"
@@ -51,8 +51,8 @@ class TrialStates:
                 found[number] = Member(settings=settings, weights=number, metrics=metrics, exploits=[])
         return found
 
-    def _of(self, number: int) -> Checkpoints:
-        return Checkpoints(self.store, f"{self.folder}{number:04d}/")
+    def _of(self, number: int) -> TrialFiles:
+        return TrialFiles(self.store, f"{self.folder}{number:04d}/")
 
 
 class AshaSearcher(tune.search.Searcher):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from functions.runtime.receipt import Prices
-from functions.training.checkpoints import Checkpoints
 from functions.training.errors import TrainingDataError
 from functions.training.params import TabularParams, digest_of
 from functions.training.tabular.columns import Columns
@@ -16,8 +15,10 @@ from functions.tuning.pbt_state import Member
 from functions.tuning.ray_tune_asha import AshaSearcher, TrialStates
 from functions.tuning.ray_tune_pbt import resume_population
 from functions.tuning.space import Limits, Search, Space, Trial
+from functions.tuning.stacked import StackStates, run_stacked
 from functions.tuning.tpe import TpeSampler
 from functions.tuning.tracking import TrialTracker, finished_trials, losses_of
+from functions.tuning.trial_files import TrialFiles
 from functions.tuning.trials import TrialResources, run_asha, run_pbt
 from registry import Registry, Run, Table, TableSnapshot
 
@@ -26,12 +27,13 @@ _DECISIONS = 4  # of a population, unless copy_every is given
 
 @dataclass(frozen=True, slots=True)
 class SearchSpec:
-    """Search algorithm with its space, seed and interval."""
+    """Search algorithm with its space, seed and interval. stack: trials that train together in a process."""
 
     algorithm: Search
     space: Space
     seed: int
     copy_every: int | None
+    stack: int = 1
 
     def interval(self, epochs: int) -> int:
         """Epochs between a population's decisions. Raises: TrainingDataError if so many epochs leave no decision."""
@@ -46,7 +48,8 @@ class SearchSpec:
     def as_json(self) -> list[Any]:
         """Specification of the search as JSON, for the sweep's key."""
         space = {name: source.model_dump() for name, source in self.space.items()}
-        return [self.algorithm, space, self.seed, self.copy_every]
+        stacked = [self.stack] if self.stack > 1 else []  # whose states are not those of trials one by one
+        return [self.algorithm, space, self.seed, self.copy_every, *stacked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +93,9 @@ class SweepRun:
     prices: Prices | None
 
     @property
-    def saved(self) -> Checkpoints:
+    def saved(self) -> TrialFiles:
         """State that its trials save, from which an interrupted sweep resumes."""
-        return Checkpoints(self.registry.store, f"checkpoints/{self.spec.key(self.code)}/")
+        return TrialFiles(self.registry.store, f"checkpoints/{self.spec.key(self.code)}/")
 
     def train(self, resources: TrialResources) -> TrialTracker:
         """Prepare the data and run the trials that have not ended; returns the tracker of all trials."""
@@ -109,7 +112,7 @@ class SweepRun:
     ) -> TrialTracker:
         search, points = self.spec.search, dict(enumerate(self.spec.points))
         count, sampler = len(points), None
-        states = TrialStates(self.registry.store, self.saved.folder)
+        states = (StackStates if search.stack > 1 else TrialStates)(self.registry.store, self.saved.folder)
         members = {number: member for number, member in states.members().items() if number not in done}
         if search.algorithm == "optuna":
             sampler = TpeSampler(search.space, self.spec.base, count=count, seed=search.seed)
@@ -124,7 +127,10 @@ class SweepRun:
             done=losses_of(self.registry, done),
             close_trial=tracker.close_trial,
         )
-        run_asha(prepared, searcher, states, tracker, resources)
+        if isinstance(states, StackStates):
+            run_stacked(prepared, searcher, states, tracker, resources, size=search.stack)
+        else:
+            run_asha(prepared, searcher, states, tracker, resources)
         return tracker
 
     def _run_pbt(

@@ -105,8 +105,12 @@ class TrialTracker(tune.Callback):
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
         """Start the run of a trial, once, and with the first one the sweep's clock."""
+        self.begin_trial(trial.config["point"])
+
+    def begin_trial(self, number: int) -> None:
+        """Start the run of a trial, once, and with the first one the sweep's clock."""
         self._began = time.monotonic() if self._began is None else self._began
-        self._of(trial.config["point"])
+        self._of(number)
 
     def record_exploit(self, number: int, exploit: Exploit) -> None:
         """Record on a member's run whose weights it took over, and its settings from then on as a series."""
@@ -128,13 +132,20 @@ class TrialTracker(tune.Callback):
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
         """Remember the run of a trial that failed; its error is recorded when the sweep ends."""
-        number = trial.config["point"]
+        self.fail_trial(trial.config["point"])
+
+    def fail_trial(self, number: int) -> None:
+        """Remember the run of a trial that failed; its error is recorded when the sweep ends."""
         if number in self._tracked:
             self._failed[number] = self._tracked[number].run.id
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]  # the same
         """Log an epoch to the trial's run."""
-        tracked = self._tracked[trial.config["point"]]
+        self.log_epoch(trial.config["point"], result)
+
+    def log_epoch(self, number: int, result: Mapping[str, Any]) -> None:
+        """Log an epoch to the trial's run."""
+        tracked = self._tracked[number]
         self._log(tracked, {name: float(result[name]) for name in _METRICS})
         tracked.used += ResourceUse(result["cpu_s"], result["gpu_s"], result["energy_j"])
 

@@ -25,6 +25,7 @@ from functions.tuning.pbt_state import PbtState
 from functions.tuning.ray_tune_asha import SINCE, UNTIL, AshaSearcher, TrialStates
 from functions.tuning.ray_tune_pbt import PbtScheduler, trial_and_epochs, tune_checkpoint
 from functions.tuning.tracking import TrialTracker
+from functions.tuning.trial_files import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +188,14 @@ class AshaTrial(TabularTrial):
         """Train one epoch, and save the state after it."""
         result = super().step()
         if not result[FINISHED]:
-            self._states.save(self.config["point"], self.config["settings"], self._trainer.snapshot())
+            self._states.save(self.config["point"], self.config["settings"], Snapshot(*self._trainer.state()))
         return result | {"done": result[FINISHED] or result[EPOCHS] >= self.config[UNTIL]}
 
     def _begin(self, config: dict[str, Any]) -> Trainer:
         trainer = super()._begin(config)
         if config[SINCE]:
-            trainer.resume(self._states.load(config["point"], config[SINCE]))
+            saved = self._states.load(config["point"], config[SINCE])
+            trainer.resume(saved.tensors, saved.facts)
         return trainer
 
 
@@ -210,12 +212,13 @@ class PbtTrial(TabularTrial):
     def save(self, checkpoint_dir: str | None = None) -> Any:  # noqa: ARG002 - as Tune calls it
         """Save the state of training in the store, which all nodes reach."""
         number, epochs = self.config["point"], len(self._trainer.epochs)
-        self._pbt_state.save(number, epochs, self._trainer.snapshot())
+        self._pbt_state.save(number, epochs, Snapshot(*self._trainer.state()))
         return tune_checkpoint(number, epochs, dict(self._last_result or {}))
 
     def restore(self, checkpoint_path: Any) -> None:
         """Resume from a state that this member or another saved, under the settings of this one."""
-        self._trainer.resume(self._pbt_state.load(*trial_and_epochs(checkpoint_path)))
+        saved = self._pbt_state.load(*trial_and_epochs(checkpoint_path))
+        self._trainer.resume(saved.tensors, saved.facts)
 
 
 def _last_line(error: BaseException) -> str:

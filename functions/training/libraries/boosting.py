@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from functions.evaluation.meanings import Outcome
+from functions.evaluation.metrics.ranking import TOP
 from functions.model_formats.categories import Categories
 from functions.model_formats.flavors import number_rows
-from functions.training.errors import TrainingDataError, TrainingError
+from functions.training.errors import TrainingError
 from functions.training.request import LOSS
 from functions.training.trained import Trained
 from functions.training.trainer import Trainer
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from functions.training.request import TrainingRequest
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+")
-_FEWEST_CLASSES = 2
 
 
 class BoostedTrees(Trainer):
@@ -49,6 +50,14 @@ class BoostedTrees(Trainer):
     max_categories: int = Field(default=1_000, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
 
+    def check(self, outcome: Outcome, columns: Mapping[str, tuple[str, ...]]) -> None:  # noqa: ARG002 - it reads any
+        """Check that the library has an objective for the outcome. Raises: ValueError."""
+        if outcome not in OBJECTIVES[self.kind]:
+            known = ", ".join(OBJECTIVES[self.kind])
+            raise ValueError(
+                f"{type(self).__name__} learns {known}, not {outcome!r}; declare another trainer, such as Sklearn(make=…)"
+            )
+
 
 class XGBoost(BoostedTrees):
     """Trainer of boosted trees by XGBoost, saved as `model.ubj`. max_depth: of a tree."""
@@ -65,7 +74,7 @@ class XGBoost(BoostedTrees):
         kinds = ["c" if column in rows.categorical else "q" for column in range(rows.train.shape[1])]
         names = list(rows.names or ()) or None
 
-        def matrix(values: Array, labels: Array) -> Any:
+        def matrix(values: Array, labels: Array, sizes: Array | None) -> Any:
             return xgboost.DMatrix(
                 values,
                 labels,
@@ -73,6 +82,7 @@ class XGBoost(BoostedTrees):
                 feature_names=names,
                 enable_categorical=True,
                 nthread=request.workers.threads,
+                group=sizes,
             )
 
         class _Reports(xgboost.callback.TrainingCallback):
@@ -80,9 +90,10 @@ class XGBoost(BoostedTrees):
                 request.report(epoch, _losses(evals_log))
                 return False
 
-        train, valid = matrix(rows.train, rows.train_labels), matrix(rows.valid, rows.valid_labels)
+        train = matrix(rows.train, rows.train_labels, rows.train_sizes)
+        valid = matrix(rows.valid, rows.valid_labels, rows.valid_sizes)
         booster = xgboost.train(
-            {**_xgboost_task(request), **self._library_options(request.workers.threads), **self.options},
+            {**_task(request, self.kind), **self._library_options(request.workers.threads), **self.options},
             train,
             num_boost_round=self.rounds,
             evals=[(train, "train"), (valid, "valid")],
@@ -121,7 +132,7 @@ class LightGBM(BoostedTrees):
         rows = BoostingRows.of(request, self)
         names: Any = list(rows.names) if rows.names else "auto"
         options = {
-            **_lightgbm_task(request),
+            **_task(request, self.kind),
             **self._library_options(request.workers.threads),
             **self.options,
         }
@@ -132,8 +143,11 @@ class LightGBM(BoostedTrees):
             categorical_feature=list(rows.categorical),
             params=options,
             free_raw_data=False,
+            group=rows.train_sizes,
         )
-        valid = lightgbm.Dataset(rows.valid, rows.valid_labels, reference=train, params=options)
+        valid = lightgbm.Dataset(
+            rows.valid, rows.valid_labels, reference=train, params=options, group=rows.valid_sizes
+        )
 
         def report(state: Any) -> None:
             losses: dict[str, dict[str, list[float]]] = {}
@@ -174,7 +188,10 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class BoostingRows:
-    """Rows as a boosting library takes them: numbers (rows, columns), of which those numbered `categorical` are codes."""
+    """Rows as a boosting library takes them: numbers (rows, columns), of which those numbered `categorical` are codes.
+
+    train_sizes, valid_sizes: rows of each request of a ranking, which lie one after the other.
+    """
 
     train: Array
     train_labels: Array
@@ -182,6 +199,8 @@ class BoostingRows:
     valid_labels: Array
     categorical: tuple[int, ...]
     names: tuple[str, ...] | None
+    train_sizes: Array | None = None
+    valid_sizes: Array | None = None
 
     @classmethod
     def of(cls, request: TrainingRequest, trainer: BoostedTrees) -> BoostingRows:
@@ -190,15 +209,15 @@ class BoostingRows:
         categories = _categories(request, train, trainer)
         numbers = len(request.numeric)
         names = None if request.tensors else (*request.numeric, *request.categorical)
-        labels = request.labels(train)
-        _require_spread(request, labels)
         return cls(
             number_rows(request.signature, request.inputs(train), categories),
-            labels,
+            request.train_labels(),
             number_rows(request.signature, request.inputs(valid), categories),
             request.labels(valid),
             tuple(range(numbers, numbers + len(request.categorical))),
             names if names and all(_PLAIN_NAME.fullmatch(name) for name in names) else None,
+            request.group_sizes(train) if request.group else None,
+            request.group_sizes(valid) if request.group else None,
         )
 
 
@@ -216,38 +235,39 @@ def _categories(request: TrainingRequest, rows: pa.Table, trainer: BoostedTrees)
     return categories
 
 
-def _require_spread(request: TrainingRequest, labels: Array) -> None:
-    found = np.unique(labels)
-    if len(found) < max(_FEWEST_CLASSES, len(request.classes)):
-        raise TrainingDataError(
-            f"label {request.label!r} has {len(found)} different values in the {len(labels)} rows to learn from, first "
-            f"{found[:5].tolist()}: give more rows, or split by 'random'"
-        )
+OBJECTIVES: dict[str, dict[Outcome, dict[str, str]]] = {
+    "xgboost": {
+        "binary": {"objective": "binary:logistic", "eval_metric": "logloss"},
+        "multiclass": {"objective": "multi:softprob", "eval_metric": "mlogloss"},
+        "multilabel": {"objective": "binary:logistic", "eval_metric": "logloss"},
+        "number": {"objective": "reg:squarederror", "eval_metric": "rmse"},
+        "vector": {"objective": "reg:squarederror", "eval_metric": "rmse"},
+        "count": {"objective": "count:poisson", "eval_metric": "poisson-nloglik"},
+        "ranking": {"objective": "rank:ndcg", "eval_metric": f"ndcg@{TOP}"},
+    },
+    "lightgbm": {
+        "binary": {"objective": "binary", "metric": "binary_logloss"},
+        "multiclass": {"objective": "multiclass", "metric": "multi_logloss"},
+        "number": {"objective": "regression", "metric": "rmse"},
+        "count": {"objective": "poisson", "metric": "poisson"},
+        "ranking": {"objective": "lambdarank", "metric": "ndcg", "eval_at": str(TOP)},
+    },
+}
+"""Objective and loss of each outcome that a library learns, by its own names."""
 
 
-def _xgboost_task(request: TrainingRequest) -> dict[str, Any]:
-    if request.outcome == "number":
-        return {"objective": "reg:squarederror", "eval_metric": "rmse"}
-    if request.outcome == "binary":
-        return {"objective": "binary:logistic", "eval_metric": "logloss"}
-    return {"objective": "multi:softprob", "eval_metric": "mlogloss", "num_class": len(request.classes)}
-
-
-def _lightgbm_task(request: TrainingRequest) -> dict[str, Any]:
-    if request.outcome == "number":
-        return {"objective": "regression", "metric": "rmse"}
-    if request.outcome == "binary":
-        return {"objective": "binary", "metric": "binary_logloss"}
-    return {"objective": "multiclass", "metric": "multi_logloss", "num_class": len(request.classes)}
+def _task(request: TrainingRequest, library: str) -> dict[str, Any]:
+    """Options of a library that say the outcome."""
+    several = {"num_class": len(request.classes)} if request.outcome == "multiclass" else {}
+    return {**OBJECTIVES[library][request.outcome], **several}
 
 
 def _losses(log: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
     """Latest losses of a library's evaluation log. Raises: TrainingError if one stopped being a number."""
-    losses = {
-        name: float(next(iter(metrics.values()))[-1])
-        for name, metrics in log.items()
-        if name in {"train", "valid"}
-    }
+    losses = {}
+    for name in ("train", "valid"):
+        metric, values = next(iter(log[name].items()))
+        losses[name] = 1.0 - float(values[-1]) if metric.startswith("ndcg") else float(values[-1])
     if not all(np.isfinite(value) for value in losses.values()):
         raise TrainingError(f"the loss is {losses}: check the labels, or lower lr")
     return {"train_loss": losses["train"], LOSS: losses["valid"]}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Sklearn(Trainer):
-    """Trainer of the estimator that `make(**values)` returns, which has fit and predict_proba (of a number: predict).
+    """Trainer of the estimator that `make(**values)` returns, which has fit and predict_proba (of a number or a count: predict).
 
     It is fitted on a table with the feature columns by name (numbers float32 with NaN, texts with None), as it will be asked; on
     plain numbers where a feature is a tensor. values: arguments of `make`, which sweeps may vary.
@@ -45,20 +45,15 @@ class Sklearn(Trainer):
         from skops.io import dump  # late: an extra
 
         estimator = self.make(**self.values)
-        answers = "predict" if request.outcome == "number" else "predict_proba"
+        classified = bool(request.kind.classes) or request.outcome == "binary"
+        answers = "predict_proba" if classified else "predict"
         if not hasattr(estimator, "fit") or not hasattr(estimator, answers):
             raise TrainingError(
                 f"{reference(self.make)} makes a {type(estimator).__name__}, which lacks fit or {answers}: an outcome of "
                 f"{request.outcome!r} needs both"
             )
         rows = request.train_rows
-        labels = request.labels(rows)
-        if request.outcome != "number" and len(set(labels.tolist())) < max(2, len(request.classes)):
-            raise TrainingDataError(
-                f"label {request.label!r} lacks a class in the {len(labels)} rows to learn from: give more rows, or split by "
-                "'random'"
-            )
-        estimator.fit(sklearn_rows(request.signature, request.inputs(rows)), labels)
+        estimator.fit(sklearn_rows(request.signature, request.inputs(rows)), request.train_labels())
         dump(estimator, request.folder / SKOPS_FILE)
         return Trained()
 

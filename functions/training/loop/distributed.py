@@ -6,6 +6,7 @@ rounding. On CPUs they communicate through gloo, on GPUs through nccl.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ from functions.runtime.spans import current_position, run_span
 from functions.training.errors import TrainingError
 from functions.training.loop.cost import ResourceMeter, ResourceUse
 from functions.training.loop.interrupts import interruptible
+from functions.training.loop.keeping import Resting
 from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup, SingleProcess
+from functions.training.loop.pulse import Notice
 from functions.training.loop.series import show_epoch
 from functions.training.loop.training_loop import Epoch, OnEpoch
 from functions.training.request import Watch
@@ -38,6 +41,7 @@ from registry import Run
 __all__ = ["Sharding", "WorkerLoop", "Workers", "WorkersResult", "log_epoch", "run_on_cluster", "run_workers"]
 
 _MAX_LOST_GROUPS = 2  # how often the group may be started again after a worker died
+_logger = logging.getLogger(__name__)
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
@@ -53,7 +57,7 @@ class WorkerLoop(Protocol[T_co]):
     def watch(self) -> Watch | None:
         """Called with each epoch's number and losses, if a sweep follows them."""
 
-    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None) -> T_co:
+    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None, notice: Notice) -> T_co:
         """Train as one worker of `group`. Raises: TrainingError."""
 
 
@@ -80,15 +84,29 @@ def run_workers(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
         raise TrainingError(f"worker_gpus={workers.gpus_each}: torch finds no GPU here; leave it at 0")
     with torch_threads(workers.threads):
         return WorkersResult(
-            loop.train(SingleProcess(workers.device), log_epoch(loop.run, loop.watch)), ResourceUse()
+            loop.train(SingleProcess(workers.device), log_epoch(loop.run, loop.watch), lambda: False),
+            ResourceUse(),
         )
 
 
 def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
-    """Train on several workers of the cluster; a training that a lost worker interrupted resumes after its last epoch.
+    """Train on several workers of the cluster; a training that a lost worker interrupted resumes at its last checkpoint.
+
+    When a machine will be taken, the workers save and end, and others go on where there is room.
 
     Raises: TrainingError as the loop does, if Ray is not running, or if no node that could ever be there has the CPUs or GPUs.
     """
+    while isinstance(result := _fit(loop, workers), Resting):  # until there is room on machines that stay
+        _logger.info("%s", result)
+    if isinstance(result, TrainingError):
+        raise result
+    if not isinstance(result, WorkersResult):
+        raise TrainingError(f"the workers of run {loop.run.id} returned {type(result).__name__}, not a model")
+    return result
+
+
+def _fit(loop: WorkerLoop[T], workers: Workers) -> Any:
+    """Wait for room, and train with one group of workers after another until one returns something."""
     _wait_for_room(workers)
     with tempfile.TemporaryDirectory(prefix="toque-train-") as folder:
         trainer = ray.train.torch.TorchTrainer(
@@ -112,12 +130,7 @@ def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
             ),
         )
         with interruptible():
-            result = trainer.fit().return_value  # type: ignore[attr-defined]  # the stub is of the old API
-    if isinstance(result, TrainingError):
-        raise result
-    if not isinstance(result, WorkersResult):
-        raise TrainingError(f"the workers of run {loop.run.id} returned {type(result).__name__}, not a model")
-    return result
+            return trainer.fit().return_value  # type: ignore[attr-defined]  # the stub is of the old API
 
 
 def log_epoch(run: Run, watch: Watch | None = None) -> OnEpoch:
@@ -155,7 +168,7 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     in_trace = run_span("train", config["trace"], **facts) if first and config["trace"] else nullcontext()
     try:
         with use_context(config["context"]), torch_threads(workers.threads), in_trace:
-            result = loop.train(group, log_epoch(loop.run, loop.watch) if first else None)
+            result = loop.train(group, log_epoch(loop.run, loop.watch) if first else None, _taken_soon)
     except TrainingError as error:
         return error
     finally:
@@ -163,6 +176,11 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     if first:
         loop.run.flush()
     return WorkersResult(result, meter.read().over(group))
+
+
+def _taken_soon() -> bool:
+    """Whether the machine of any worker is about to be taken; Ray lets all workers ask at once."""
+    return ray.train.get_preemption_info() is not None
 
 
 def _resources(workers: Workers) -> dict[str, float]:

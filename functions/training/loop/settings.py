@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from functions.training.named import Named
 from functions.training.params import Precision
 
 
@@ -33,6 +34,26 @@ class Settings(Protocol):
     @property
     def compiled(self) -> bool:
         """Whether steps go through torch.compile."""
+
+    @property
+    def optimizer(self) -> Named:
+        """Optimizer of torch, by its name."""
+
+    @property
+    def schedule(self) -> Named | None:
+        """Schedule of torch for the learning rate; None for one cycle."""
+
+    @property
+    def recompute(self) -> bool:
+        """Whether blocks compute their activations again for the gradients, instead of keeping them."""
+
+    @property
+    def checkpoint_steps(self) -> int | None:
+        """Steps between checkpoints within an epoch; None for any number."""
+
+    @property
+    def checkpoint_s(self) -> float | None:
+        """Seconds between checkpoints within an epoch; None for any time."""
 
     @property
     def seed(self) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 Batch = tuple[Tensor, ...]
+_SEED_STRIDE = 1_000
 
 
 class LearningTask(Protocol):
@@ -40,3 +42,28 @@ class PrefetchingTask(Protocol):
 
     def prefetch(self, rows: Tensor) -> None:
         """Begin to fetch the training rows `rows` (n,); must not wait, nor draw random numbers."""
+
+
+class Order(Protocol):
+    """Order of the training rows of an epoch, of which any stretch can be asked for."""
+
+    def __getitem__(self, part: slice, /) -> Tensor:
+        """Numbers of the rows at the places of `part`, as many as there are."""
+
+
+@runtime_checkable
+class OrderedTask(Protocol):
+    """Learning task that says in what order its training rows are learnt from, as one that reads shards does."""
+
+    def order(self, seed: int, epoch: int) -> Order:
+        """Order of the training rows in an epoch, the same in every worker."""
+
+
+def uniform_order(rows: int, seed: int) -> Order:
+    """Order of rows drawn uniformly; equal seeds give equal orders."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Seed of an epoch's random numbers, so that no two epochs or seeds share a stream."""
+    return seed * _SEED_STRIDE + epoch

@@ -8,24 +8,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from functions.runtime.spans import span
-from functions.training.checkpoints import WHOLE, Checkpoints, Snapshot
 from functions.training.errors import TrainingDiverged
 from functions.training.loop.compiling import Compiled
+from functions.training.loop.first_weights import FirstWeights
+from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup, SingleProcess
+from functions.training.loop.recompute import recompute_blocks
 from functions.training.loop.settings import Settings
-from functions.training.loop.task import Batch, LearningTask, PrefetchingTask
+from functions.training.loop.task import (
+    Batch,
+    LearningTask,
+    Order,
+    OrderedTask,
+    PrefetchingTask,
+    epoch_seed,
+    uniform_order,
+)
+from functions.training.loop.updates import Updates
 
-_SEED_STRIDE, _RANK_STRIDE = 1_000, 1_000_003  # so that no two epochs, seeds or workers share a random stream
-_RISE = 0.25
+_RANK_STRIDE = 1_000_003  # so that no two workers share a random stream
+_STEP_STRIDE, _SEEDS = 10_000_019, 1 << 63
 _SCORED_STEPS = 8  # batches scored at once: of the default size, few enough rows for the cache of a core
 
 
@@ -48,6 +59,18 @@ class Epoch:
 OnEpoch = Callable[[Epoch], None]
 
 
+OnStep = Callable[[], None]
+
+
+@dataclass(slots=True)
+class _Part:
+    """Steps of an epoch so far. before: sum of the losses of those that a process before this one took; total: of the others."""
+
+    steps: int = 0
+    before: float = 0.0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
 @dataclass(slots=True)
 class _Best:
     loss: float = math.inf
@@ -59,20 +82,26 @@ class Trainer:
     """Trains one network epoch by epoch; read `finished` before each, and call `restore_best` at the end."""
 
     def __init__(
-        self, net: nn.Module, task: LearningTask, settings: Settings, group: ProcessGroup | None = None
+        self,
+        net: nn.Module,
+        task: LearningTask,
+        settings: Settings,
+        group: ProcessGroup | None = None,
+        weights: FirstWeights | None = None,
     ) -> None:
         self.net, self.task = net, task
         self.epochs: list[Epoch] = []
         self._settings = settings
         self._group: ProcessGroup = group or SingleProcess()
-        self._module = self._group.wrap(net.to(self._group.device))
+        if settings.recompute:
+            recompute_blocks(net)
+        self._module = self._group.place(net, weights, half=settings.precision == "bf16")
         self._stepped = Compiled(self._module) if settings.compiled else self._module
         self._epochs, self._patience = settings.epochs_and_patience
         self._batch = settings.batch_rows(task.train_rows, workers=self._group.size)
         self._steps = max(1, task.train_rows // self._batch)
-        self._optimizer = torch.optim.AdamW(_groups(net, settings.weight_decay), lr=settings.lr, fused=True)
-        self._schedule = LambdaLR(self._optimizer, self._rate)
-        self._best = _Best()
+        self._updates = Updates(net, settings, steps=self._steps * self._epochs)
+        self._best, self._part = _Best(), _Part()
         self._waited_s = 0.0
 
     @property
@@ -91,106 +120,124 @@ class Trainer:
         """Validation loss of the best epoch so far."""
         return self._best.loss
 
-    def run_epoch(self) -> Epoch:
-        """Train one epoch, validate, remember the best weights.
+    def run_epoch(self, on_step: OnStep | None = None) -> Epoch:
+        """Train one epoch, or what is left of it, validate, remember the best weights.
 
-        Raises: TrainingDiverged if a loss is not a finite number.
+        on_step: called after each step but the last. Raises: TrainingDiverged if a loss is not a finite number.
         """
-        begin, self._waited_s = time.perf_counter(), 0.0
+        begin, self._waited_s, first = time.perf_counter(), 0.0, self._part.steps
         with torch.random.fork_rng(devices=_gpus(self._group.device)):
-            train_loss = self._pass_over_training_rows()
+            train_loss = self._pass_over_training_rows(on_step)
         busy = 1.0 - self._waited_s / (time.perf_counter() - begin)
         valid_loss = self._validate()
         seconds = time.perf_counter() - begin
-        rate = self.task.train_rows / seconds
+        rate = self.task.train_rows * (1 - first / self._steps) / seconds
         units = {name: count * rate for name, count in self.task.units.items()}
         epoch = Epoch(len(self.epochs), train_loss, valid_loss, seconds, rate, units, busy)
-        self._check(epoch)
+        if reason := diverged(epoch, self._settings.lr):
+            raise TrainingDiverged(reason)
         self.epochs.append(epoch)
+        self._part = _Part()
         if valid_loss < self._best.loss:
-            state = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
-            self._best = _Best(valid_loss, epoch.number, state)
+            self._best = _Best(valid_loss, epoch.number, self._copy_of_weights())
         return epoch
+
+    def learnt(self) -> dict[str, Tensor]:
+        """Weights that are learnt, and buffers, by name; what is frozen stays as it was at the beginning."""
+        frozen = {name for name, each in self.net.named_parameters() if not each.requires_grad}
+        return {name: value for name, value in self.net.state_dict().items() if name not in frozen}
+
+    def _copy_of_weights(self) -> dict[str, Tensor]:
+        """Copy this worker's part of the weights to its host memory, where a device needs no room for the best ones."""
+        state = {name: self._group.local_part(value) for name, value in self.learnt().items()}
+        return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
 
     def restore_best(self) -> None:
         """Put the weights of the best epoch back into the network."""
-        self.net.load_state_dict(self._best.state)
+        with torch.no_grad():
+            for name, value in self.learnt().items():
+                self._group.local_part(value).copy_(self._best.state[name])
 
-    def snapshot(self) -> Snapshot:
-        """State that the next epochs depend on; their random numbers follow from seed and number."""
-        state = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        state |= {f"best.{name}": value for name, value in self._best.state.items()}
-        for number, moments in self._optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+    @property
+    def step(self) -> int:
+        """Number of steps that were taken since the training began."""
+        return len(self.epochs) * self._steps + self._part.steps
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors, and facts that are JSON, that the next steps depend on; their random numbers follow from seed and step.
+
+        Every worker has to call it, since the loss of a part of an epoch is summed over all.
+        """
+        net = self.learnt()
+        state = {f"net.{name}": value for name, value in net.items()}
+        for name, value in self._best.state.items():
+            whole = self._group.local_part(net[name]) is net[name]
+            state[f"best.{name}"] = value if whole else self._group.from_local(value, net[name])
+        state |= {f"optimizer.{name}": value for name, value in self._updates.moments().items()}
         facts = {
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "best": [self._best.loss, self._best.epoch],
+            "part": [self._part.steps * self._batch, self._loss_so_far()],
+            **self._updates.facts(),
         }
-        tensors, rows = {}, {}
-        for name, value in state.items():
-            tensors[name] = self._group.local_part(value)
-            if tensors[name] is not value:
-                rows[name] = value.shape[0]
-        return Snapshot(tensors, facts, rows)
+        return state, facts
 
-    def resume(self, snapshot: Snapshot) -> None:
+    def room_for(self, shapes: dict[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Tensor]:
+        """Tensors into which a state is read: the weights themselves, and moments split as their weights are."""
+        net, weights = self.learnt(), self._updates.weights
+        room = {}
+        for full, (size, dtype) in shapes.items():
+            part, _, name = full.partition(".")
+            like = net[name] if part != "optimizer" else weights[int(name.partition(".")[0])].detach()
+            if part == "net":
+                room[full] = like
+            elif like.shape == size:
+                room[full] = torch.empty_like(like, dtype=dtype)
+            else:
+                room[full] = torch.empty(size, dtype=dtype)
+        return room
+
+    def resume(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Continue from the state of a trainer of the same data and network.
 
         That trainer's settings may differ: weights, moments and epochs are taken over, and the schedule continues after as
-        many epochs under the settings of this trainer.
+        many steps under the settings of this trainer.
         """
         parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "optimizer": {}}
-        likes = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        likes |= {name.replace("net.", "best.", 1): value for name, value in likes.items()}
-        weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
-        for full, value in snapshot.tensors.items():
-            part, _, name = full.partition(".")
-            if full in snapshot.rows:
-                like = likes[full] if full in likes else weights[int(name.partition(".")[0])]
-                parts[part][name] = self._group.from_local(value.to(self._group.device), like)
-            else:
-                parts[part][name] = value
-        self.net.load_state_dict(parts["net"])
-        loss, epoch = snapshot.facts["best"]
-        self._best = _Best(loss, epoch, parts["best"])
-        self.epochs[:] = [Epoch(**saved) for saved in snapshot.facts["epochs"]]
-        self._resume_optimizer(parts["optimizer"])
-
-    def _resume_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        """Put moments back into the optimiser, and the schedule after the epochs that were trained."""
-        moments = self._optimizer.state_dict()
         for full, value in tensors.items():
-            number, _, name = full.partition(".")
-            moments["state"].setdefault(int(number), {})[name] = value
-        step = len(self.epochs) * self._steps
-        rates = [self._settings.lr * self._rate(step) for _ in moments["param_groups"]]
-        position = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
-        self._schedule.load_state_dict(self._schedule.state_dict() | position)
-        for group, rate in zip(moments["param_groups"], rates, strict=True):
-            group["lr"] = rate
-        self._optimizer.load_state_dict(moments)
+            part, _, name = full.partition(".")
+            parts[part][name] = value
+        whole = parts["net"].keys() == self.net.state_dict().keys()
+        self.net.load_state_dict(parts["net"], strict=whole)
+        loss, epoch = facts["best"]
+        best = {name: self._group.local_part(value).cpu() for name, value in parts["best"].items()}
+        self._best = _Best(loss, epoch, best)
+        self.epochs[:] = [Epoch(**saved) for saved in facts["epochs"]]
+        rows, loss = facts["part"]
+        self._part = _Part(min(rows // self._batch, self._steps), loss)
+        self._updates.resume(self.step, parts["optimizer"], facts)
 
-    def _rate(self, step: int) -> float:
-        """Learning rate at a step, as a share of the peak."""
-        return one_cycle(step, self._steps * self._epochs)
-
-    def _pass_over_training_rows(self) -> float:
+    def _pass_over_training_rows(self, on_step: OnStep | None = None) -> float:
         self._module.train()
-        seed = self._settings.seed * _SEED_STRIDE + len(self.epochs)
-        order = torch.randperm(self.task.train_rows, generator=torch.Generator().manual_seed(seed))
-        torch.manual_seed(seed + _RANK_STRIDE * (1 + self._group.rank))  # dropout and hidden categories
-        total = torch.zeros((), device=self._group.device)
-        for step in range(self._steps):
+        seed, part = epoch_seed(self._settings.seed, len(self.epochs)), self._part
+        order = self._order(seed)
+        part.total = torch.zeros((), device=self._group.device)
+        for step in range(part.steps, self._steps):
             own = self._own_rows(order, step)
             if isinstance(self.task, PrefetchingTask):
                 self.task.prefetch(self._own_rows(order, step + 1))
-            self._optimizer.zero_grad(set_to_none=True)
-            total += self._gradients(own)
-            if self._settings.clip is not None:
-                nn.utils.clip_grad_norm_(self.net.parameters(), self._settings.clip)
-            self._optimizer.step()
-            self._schedule.step()
-        return float(self._group.all_reduce_sum(total)) / (self._steps * self._group.size)
+            torch.manual_seed(stream_of(seed, step, self._group.rank))  # dropout and hidden categories
+            part.total += self._gradients(own)
+            self._updates.apply()
+            part.steps += 1
+            if on_step is not None and step + 1 < self._steps:
+                on_step()
+        return self._loss_so_far() / self._steps
+
+    def _loss_so_far(self) -> float:
+        """Sum over the steps of this epoch of their mean losses; every worker has to call it."""
+        own = self._part.total.to(self._group.device)
+        return self._part.before + float(self._group.all_reduce_sum(own.clone())) / self._group.size
 
     def _gradients(self, rows: Tensor) -> Tensor:
         """Add up the gradients of the mean loss of `rows` over micro-batches; returns that loss."""
@@ -204,7 +251,12 @@ class Trainer:
             total += loss.detach()
         return total
 
-    def _own_rows(self, order: Tensor, step: int) -> Tensor:
+    def _order(self, seed: int) -> Order:
+        if isinstance(self.task, OrderedTask):
+            return self.task.order(self._settings.seed, len(self.epochs))
+        return uniform_order(self.task.train_rows, seed)
+
+    def _own_rows(self, order: Order, step: int) -> Tensor:
         """Numbers of the rows of a step that this worker takes."""
         return order[step * self._batch : (step + 1) * self._batch][self._group.rank :: self._group.size]
 
@@ -232,68 +284,48 @@ class Trainer:
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
             return self.task.loss(module, batch, reduction=reduction)
 
-    def _check(self, epoch: Epoch) -> None:
-        for name, loss in (("training", epoch.train_loss), ("validation", epoch.valid_loss)):
-            if not math.isfinite(loss):
-                raise TrainingDiverged(
-                    f"the {name} loss of epoch {epoch.number} is {loss}: training stopped and registered nothing; "
-                    f"lower lr (now {self._settings.lr}) or look for extreme values in the features"
-                )
-
 
 def train(
     trainer: Trainer,
     group: ProcessGroup,
     *,
     on_epoch: OnEpoch | None = None,
-    checkpoints: Checkpoints | None = None,
+    keeper: Keeper | None = None,
 ) -> None:
     """Train until the schedule or patience ends, and put the best epoch back.
 
     on_epoch: called with each epoch, also with those trained before an interruption.
-    checkpoints: where an interrupted training resumes; each epoch is saved, by the first worker or in shards by all.
-    Raises: TrainingDiverged if a loss stops being a number; RuntimeError if the workers do not begin with the same epoch.
+    keeper: writes checkpoints, from which an interrupted training resumes.
+    Raises: TrainingDiverged if a loss stops being a number; Resting if a machine will be taken; what a checkpoint raised.
     """
-    saved = checkpoints.latest(group.shard) if checkpoints else None
-    if saved is not None:
-        trainer.resume(saved)
-    _require_same_epoch(len(trainer.epochs), group)
+    keeper = keeper or Keeper(group, None)
+    keeper.resume(trainer)
     report = on_epoch or (lambda _: None)
     for epoch in trainer.epochs:
         report(epoch)
     while not trainer.finished:
         with span("epoch", **{"toque.epoch": len(trainer.epochs)}) if group.rank == 0 else nullcontext():
-            epoch = trainer.run_epoch()
+            epoch = trainer.run_epoch(lambda: keeper.after_step(trainer))
         report(epoch)
-        if checkpoints is not None and (group.rank == 0 or group.shard != WHOLE):
-            checkpoints.save(epoch.number, trainer.snapshot(), group.shard)
+        keeper.save(trainer, loss=epoch.valid_loss)
+    keeper.wait()
     trainer.restore_best()
 
 
-def _require_same_epoch(number: int, group: ProcessGroup) -> None:
-    """Check that all workers resume from one epoch: one thought dead may have saved while the others were reading."""
-    total = int(group.all_reduce_sum(torch.tensor(number, device=group.device)))
-    if total != number * group.size:
-        raise RuntimeError(
-            f"worker {group.rank} of {group.size} resumes at epoch {number}, others at another: start them again"
-        )
+def stream_of(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of the random numbers that a worker draws in a step of the epoch with this seed."""
+    return ((seed + _RANK_STRIDE * (1 + rank)) * _STEP_STRIDE + step) % _SEEDS
 
 
-def one_cycle(step: int, total: int) -> float:
-    """Learning rate at a step, as a share of the peak: a linear rise over the first quarter, then half a cosine down."""
-    rise = max(1, round(_RISE * total))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
-
-
-def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups of the optimiser: weights decay, biases do not."""
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def diverged(epoch: Epoch, lr: float) -> str:
+    """Say which loss of an epoch is no finite number, and what to do; empty if both are."""
+    for name, loss in (("training", epoch.train_loss), ("validation", epoch.valid_loss)):
+        if not math.isfinite(loss):
+            return (
+                f"the {name} loss of epoch {epoch.number} is {loss}: training stopped and registered nothing; "
+                f"lower lr (now {lr}) or look for extreme values in the features"
+            )
+    return ""
 
 
 def _gpus(device: str) -> list[torch.device]:

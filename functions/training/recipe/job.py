@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 from functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, example_arrays, load
 from functions.model_formats.program import export_program, save_program
 from functions.runtime.digest import digest_of
-from functions.training.checkpoints import Checkpoints, retention_of
+from functions.training.checkpoints.saved import Checkpoints, retention_of
 from functions.training.errors import TrainingError
 from functions.training.loop.distributed import run_workers
+from functions.training.loop.first_weights import FirstWeights, without_weights
+from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup
+from functions.training.loop.pulse import Notice, cadence_of
 from functions.training.loop.training_loop import OnEpoch, Trainer
 from functions.training.loop.training_loop import train as train_epochs
 from functions.training.params import RecipeParams, weights_depend_on
@@ -74,26 +78,27 @@ class RecipeWorkerLoop:
     checkpoints: Checkpoints
     watch: Watch | None = None
 
-    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None) -> TrainedNetwork:
+    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None, notice: Notice) -> TrainedNetwork:
         """Train as one worker of `group`. Raises: TrainingDiverged."""
         task = self.recipe.task()
-        trainer = Trainer(new_network(self.recipe, self.params.seed), task, self.params, group)
-        train_epochs(trainer, group, on_epoch=on_epoch, checkpoints=self.checkpoints)
-        weights = {}
+        net, weights = new_network(self.recipe, self.params.seed)
+        trainer = Trainer(net, task, self.params, group, weights)
+        keeper = Keeper(group, self.checkpoints, cadence_of(self.params), notice=notice)
+        train_epochs(trainer, group, on_epoch=on_epoch, keeper=keeper)
+        found = {}
         for name, value in trainer.net.state_dict().items():
             whole = group.full_tensor(value)
             if group.rank == 0:
-                weights[name] = whole.cpu()
-        return TrainedNetwork(
-            weights, trainer.best_epoch, trainer.best_loss, task.train_rows + task.valid_rows
-        )
+                found[name] = whole.cpu()
+        return TrainedNetwork(found, trainer.best_epoch, trainer.best_loss, task.train_rows + task.valid_rows)
 
 
-def new_network(recipe: Recipe, seed: int) -> nn.Module:
-    """Make the recipe's network with new weights; equal seeds give equal weights."""
-    with torch.random.fork_rng(devices=[]):
+def new_network(recipe: Recipe, seed: int) -> tuple[nn.Module, FirstWeights | None]:
+    """Make the recipe's network, with new weights or without any and their source; equal seeds give equal weights."""
+    source = recipe.weights(seed)
+    with torch.random.fork_rng(devices=[]), without_weights() if source else nullcontext():
         torch.manual_seed(seed)
-        return recipe.network()
+        return recipe.network(), source
 
 
 def train_network(job: RecipeJob, request: TrainingRequest) -> Trained:
@@ -122,8 +127,8 @@ def write_network(folder: Path, job: RecipeJob, trained: TrainedNetwork) -> None
     Raises: TrainingError if what was read back answers otherwise; ArtifactRefused.
     """
     signature = job.recipe.signature()
-    net = new_network(job.recipe, job.params.seed).eval()
-    net.load_state_dict(trained.weights)
+    net = new_network(job.recipe, job.params.seed)[0].eval()
+    net.load_state_dict(trained.weights, assign=True)
     arrays = example_arrays(signature)
     inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
     save_program(export_program(net, inputs), folder / PROGRAM_FILE)

@@ -21,6 +21,7 @@ from registry.models import Signature
 if TYPE_CHECKING:
     from torch import nn
 
+    from functions.training.loop.first_weights import FirstWeights
     from functions.training.loop.task import LearningTask
 
 
@@ -41,6 +42,13 @@ class Recipe(BaseModel, ABC):
 
         Its arguments are the inputs of the signature. Blocks in a `ModuleList` are split among workers one by one.
         """
+
+    def weights(self, seed: int) -> FirstWeights | None:  # noqa: ARG002 - of those that have a source
+        """Source of the first weights, for a network larger than a worker: it is then built without memory and filled in shards.
+
+        None: `network()` sets them itself, in the memory of each worker.
+        """
+        return None
 
     @abstractmethod
     def task(self) -> LearningTask:

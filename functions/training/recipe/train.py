@@ -43,7 +43,7 @@ def train_recipe(
     with `worker_cpus` and `worker_gpus` each; sharding: every worker holds the whole model ("replicate", DDP) or a shard
     of weights, optimiser and checkpoints ("shard", FSDP2); experiment: where the run is tracked (default: the model's name).
     priority: of a submitted call in the queue of experiments, the higher first.
-    An interrupted training resumes after its last epoch when it is called again, also with fewer or more workers.
+    An interrupted training resumes at its last checkpoint when it is called again, also with fewer or more workers.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """
     trainer = RecipeTrainer(recipe=recipe, options=options or {}, params=params)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from functions.training.checkpoints import Checkpoints
+from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup, SingleProcess
 from functions.training.loop.training_loop import Epoch, OnEpoch, Trainer, train
 from functions.training.params import TabularParams
@@ -23,7 +23,7 @@ from functions.training.tabular.network import TabularNet
 from functions.training.tabular.preprocessing import Preprocessing, fit_preprocessing
 from functions.training.tabular.scorer import TabularScorer
 from functions.training.tabular.target import Regression, Target, target_of
-from functions.training.tabular.task import LabelledRows, RowSource, TabularTask
+from functions.training.tabular.task import Examples, LabelledRows, RowSource, TabularTask
 from functions.training.tabular.warm_start import WarmStart
 
 _SCORING_ROWS = 16_384  # rows scored at once: few enough for the cache of a core
@@ -39,8 +39,8 @@ class Prepared:
 
     preprocessing: Preprocessing
     target: Target
-    train: LabelledRows
-    valid: LabelledRows
+    train: Examples
+    valid: Examples
     label: Tensor
     sample: TabularData
     warm_start: WarmStart | None = None
@@ -117,17 +117,17 @@ def fit(
     *,
     group: ProcessGroup | None = None,
     on_epoch: OnEpoch | None = None,
-    checkpoints: Checkpoints | None = None,
+    keeper: Keeper | None = None,
 ) -> Fitted:
     """Train until the schedule or patience ends, keep the best epoch, calibrate and measure it.
 
     on_epoch: called with each epoch, also with those trained before an interruption.
-    checkpoints: where an interrupted training resumes; the first worker saves each epoch.
+    keeper: writes checkpoints, from which an interrupted training resumes.
     Raises: TrainingDiverged if a loss stops being a number.
     """
     group = group or SingleProcess()
     trainer = new_trainer(prepared, params, group)
-    train(trainer, group, on_epoch=on_epoch, checkpoints=checkpoints)
+    train(trainer, group, on_epoch=on_epoch, keeper=keeper)
     net = cast("TabularNet", trainer.net)
     logits, target = score_logits(net, prepared.valid.rows), prepared.target
     factor = target.calibrate(logits, prepared.valid.label)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from functions.training.checkpoints import Checkpoints, retention_of
+from functions.runtime.context import context
+from functions.training.checkpoints.saved import Checkpoints, retention_of
 from functions.training.errors import TrainingDataError
 from functions.training.loop.distributed import run_workers
+from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup
+from functions.training.loop.pulse import Notice, cadence_of
 from functions.training.loop.training_loop import OnEpoch
 from functions.training.params import TabularParams, weights_depend_on
 from functions.training.request import TrainingRequest, Watch
@@ -16,8 +19,10 @@ from functions.training.tabular.artifact import EXAMPLE_ROWS, tabular_signature,
 from functions.training.tabular.columns import Columns
 from functions.training.tabular.fitting import Fitted, fit, prepare
 from functions.training.tabular.out_of_core import prepare_on_disk
+from functions.training.tabular.sharded import ShardedSets, prepare_in_shards
 from functions.training.tabular.warm_start import WarmStart, load_warm_start
 from functions.training.trained import Trained
+from functions.training_data import ShardCache
 from registry import Registry, Run, Table, TableSnapshot
 
 
@@ -52,16 +57,24 @@ class TabularWorkerLoop:
     checkpoints: Checkpoints
     warm_start: WarmStart | None = None
     watch: Watch | None = None
+    sets: ShardedSets | None = None
 
-    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None) -> Fitted:
+    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None, notice: Notice) -> Fitted:
         """Prepare and fit as one worker of `group`. Raises: TrainingError as `prepare` and `fit` do."""
         job = self.job
-        if job.params.rows_in == "disk":
+        if self.sets is not None:
+            prepared = self.sets.opened(
+                seed=job.params.seed,
+                warm_start=self.warm_start,
+                cache=ShardCache(most_bytes=context().shard_cache_bytes),
+            )
+        elif job.params.rows_in == "disk":
             prepared = prepare_on_disk(self.table, job.training_set, job.columns, job.params, self.warm_start)
         else:
             rows = job.columns.read(self.table, job.training_set)
             prepared = prepare(rows, job.columns, job.params, self.warm_start)
-        return fit(prepared, job.params, group=group, on_epoch=on_epoch, checkpoints=self.checkpoints)
+        keeper = Keeper(group, self.checkpoints, cadence_of(job.params), notice=notice)
+        return fit(prepared, job.params, group=group, on_epoch=on_epoch, keeper=keeper)
 
 
 def train_network(params: TabularParams, request: TrainingRequest) -> Trained:
@@ -76,9 +89,10 @@ def train_network(params: TabularParams, request: TrainingRequest) -> Trained:
     job = TabularJob(request.model, request.training_set, columns, params, request.start_from)
     store = request.registry.store
     checkpoints = Checkpoints.of(store, job.checkpoint_key(), retention_of(params))
-    loop = TabularWorkerLoop(
-        request.run, job, request.table, checkpoints, _warm_start(request.registry, job), request.watch
-    )
+    start, sets = _warm_start(request.registry, job), None
+    if params.rows_in == "shards":
+        sets = prepare_in_shards(request.table, job.training_set, columns, params, start)
+    loop = TabularWorkerLoop(request.run, job, request.table, checkpoints, start, request.watch, sets)
     request.when_registered(checkpoints.drop)
     done = run_workers(loop, request.workers)
     fitted = done.result

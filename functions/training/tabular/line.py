@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from functions.training.tabular.preprocessing import EncodedRows
-from functions.training.tabular.task import LabelledRows
+from functions.training.tabular.task import Examples
 
 _ROWS = 100_000  # more rows do not move a line noticeably
 _ALPHA = 1.0
@@ -40,7 +40,7 @@ class Line(nn.Module):
         levels = nn.functional.embedding(category, self.level).squeeze(2).sum(dim=1, keepdim=True)
         return (numbers * self.slope).sum(dim=1, keepdim=True) + levels + self.offset
 
-    def fit(self, train: LabelledRows, valid: LabelledRows) -> None:
+    def fit(self, train: Examples, valid: Examples) -> None:
         """Solve for the line of the training rows; stays at zero, the mean, if that is nearer to the validation rows."""
         from sklearn.linear_model import Ridge  # late, as in the gate's baselines
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from functions.training.loop.task import Batch
+from functions.training.loop.task import Batch, Order, epoch_seed, uniform_order
 from functions.training.tabular.preprocessing import EncodedRows
 from functions.training.tabular.target import Target
 
@@ -39,6 +39,37 @@ class LabelledRows:
         """Read the given rows and their labels."""
         return self.rows.take(rows), self.label[rows]
 
+    def prefetch(self, rows: Tensor) -> None:
+        """Begin to fetch the given rows, which will be read soon."""
+        self.rows.prefetch(rows)
+
+    def order(self, seed: int, epoch: int) -> Order:
+        """Order of the rows in an epoch: drawn uniformly."""
+        return uniform_order(len(self), epoch_seed(seed, epoch))
+
+
+class Examples(Protocol):
+    """Rows to learn from with their labels, in memory, in a file or in shards."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def rows(self) -> RowSource:
+        """Encoded rows without their labels."""
+
+    @property
+    def label(self) -> Tensor:
+        """Labels (rows,), coded by the target."""
+
+    def batch(self, rows: Tensor) -> tuple[EncodedRows, Tensor]:
+        """Read the given rows and their labels."""
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Begin to fetch the given rows, which will be read soon."""
+
+    def order(self, seed: int, epoch: int) -> Order:
+        """Order in which the rows are learnt from in an epoch."""
+
 
 @dataclass(frozen=True, slots=True)
 class TabularTask:
@@ -47,8 +78,8 @@ class TabularTask:
     offset: (columns,) code of each column's unknown category; unknown_rate: share of categories hidden in a step.
     """
 
-    train: LabelledRows
-    valid: LabelledRows
+    train: Examples
+    valid: Examples
     target: Target
     offset: Tensor
     unknown_rate: float
@@ -75,7 +106,11 @@ class TabularTask:
 
     def prefetch(self, rows: Tensor) -> None:
         """Begin to fetch the training rows of a step to come."""
-        self.train.rows.prefetch(rows)
+        self.train.prefetch(rows)
+
+    def order(self, seed: int, epoch: int) -> Order:
+        """Order of the training rows in an epoch."""
+        return self.train.order(seed, epoch)
 
     def valid_batch(self, rows: Tensor) -> Batch:
         """Batch of numbers, missing flags, categories and labels."""

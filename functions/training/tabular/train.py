@@ -52,7 +52,7 @@ def train_tabular(
     start_from: a version of `model` whose weights, preprocessing and target training begins with (a warm start; a lower
     params.lr suits it); the new version names it as its parent.
     priority: of a submitted call in the queue of experiments, the higher first.
-    An interrupted training resumes after its last epoch when it is called again with the same arguments.
+    An interrupted training resumes at its last checkpoint when it is called again with the same arguments.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """
     Columns.of(numeric, categorical, label)

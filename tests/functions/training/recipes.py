@@ -95,3 +95,22 @@ def trainer(params: RecipeParams = FAST, group: ProcessGroup | None = None) -> T
     recipe = SumRecipe()
     torch.manual_seed(0)
     return Trainer(recipe.network(), recipe.task(), params, group)
+
+
+class TiedStack(nn.Module):
+    """A network whose last weight is its first one."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.widen = nn.Linear(3, width)
+        self.first, self.last = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.last.weight = self.first.weight
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.register_buffer("shift", torch.tensor(0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.widen(x))
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        answer: torch.Tensor = self.last(x).sum(1, keepdim=True) + self.shift
+        return answer

@@ -6,11 +6,14 @@ import sys
 import torch
 import torch.distributed
 
-from functions.training.checkpoints import Checkpoints
+from functions.training.checkpoints.saved import Checkpoints
+from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup
 from functions.training.loop.training_loop import Epoch, train
 from registry import open_store
 from tests.functions.training.recipes import FAST, trainer
+
+QUICK = FAST.model_copy(update={"batch_size": 200})  # two steps an epoch, since each takes many messages
 
 
 class Interrupted(Exception):  # noqa: N818 - what happens to a training
@@ -23,8 +26,8 @@ def cut(epoch: Epoch) -> None:
 
 
 def in_pieces(group: ProcessGroup) -> list[float]:
-    """The losses of steps in three pieces of nine and eight rows."""
-    pieces = trainer(FAST.model_copy(update={"accumulate": 3}), group)
+    """The losses of steps in three pieces of rows."""
+    pieces = trainer(QUICK.model_copy(update={"accumulate": 3}), group)
     train(pieces, group)
     return [epoch.valid_loss for epoch in pieces.epochs]
 
@@ -36,14 +39,16 @@ if __name__ == "__main__":
         "gloo", init_method=f"file://{folder}/group", rank=int(rank), world_size=2
     )
     group = ShardedGroup()
-    undisturbed, broken, resumed = (trainer(FAST, group) for _ in range(3))
+    undisturbed, broken, resumed = (trainer(QUICK, group) for _ in range(3))
     train(undisturbed, group)
     checkpoints = Checkpoints(open_store(url), "checkpoints/cut/")
+    keeper = Keeper(group, checkpoints)
     try:
-        train(broken, group, on_epoch=cut, checkpoints=checkpoints)
+        train(broken, group, on_epoch=cut, keeper=keeper)
     except Interrupted:
-        train(resumed, group, checkpoints=checkpoints)
-    state = resumed.snapshot().tensors
+        keeper.wait()
+        train(resumed, group, keeper=Keeper(group, checkpoints))
+    state = {name: group.local_part(value) for name, value in resumed.state()[0].items()}
     results = {
         "undisturbed": [epoch.valid_loss for epoch in undisturbed.epochs],
         "resumed": [epoch.valid_loss for epoch in resumed.epochs],

@@ -11,7 +11,7 @@ from examples.gpt.data import Windows, notes
 from examples.gpt.recipe import GptRecipe
 from functions import use_context
 from functions.training import RecipeParams, load, train_recipe
-from functions.training.checkpoints import Checkpoints
+from functions.training.checkpoints.saved import Checkpoints
 from tests.functions.training.tabular_setup import KillsItsWorker
 
 TINY = {"context": 32, "width": 16, "heads": 2, "layers": 1}
@@ -68,6 +68,7 @@ def test_the_model_learns_the_notes_and_its_registered_version_writes_text(proje
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_workers_with_half_the_model_each_learn_what_one_does_though_killed(
     project, cluster, monkeypatch, tmp_path

@@ -4,20 +4,32 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import ray
 
+from examples.flights_xgboost.data import take_offs
+from functions import use_context
 from functions.training import train_tabular
-from functions.training.checkpoints import Checkpoints
+from functions.training.checkpoints.saved import Checkpoints
+from functions.training.tabular.fitting import new_trainer, prepare
+from functions.tuning import tune_model
 from functions.tuning.jobs import Choice, Exploit, Limits, Range, tune_tabular
 from functions.tuning.pbt_state import Decision
 from functions.tuning.ray_tune_asha import TrialStates
-from tests.functions.training.tabular_setup import FAST, NAMES, POPULATION, KillsItsWorker
+from functions.tuning.stacked.pool import RayPool
+from functions.tuning.stacked.states import Stack, StackStates
+from functions.tuning.stacked.sweep import WorkerLost
+from functions.tuning.trials import TrialResources
+from registry import Table
+from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, POPULATION, KillsItsWorker, examples
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 
+@pytest.mark.long
 def test_two_workers_learn_what_one_learns_though_one_is_killed(context, training_set, monkeypatch, tmp_path):
     noiseless = FAST.model_copy(update={"dropout": 0.0, "unknown_rate": 0.0})
     one = train_tabular("late", training_set, **NAMES, params=noiseless)
@@ -94,6 +106,42 @@ def test_a_sweep_that_was_killed_half_way_repeats_no_finished_trial_and_no_epoch
     assert list(context.store.list("checkpoints/")) == []
 
 
+def test_a_stacked_sweep_ends_as_one_by_one_and_refuses_what_cannot_be_stacked(context, training_set):
+    space = {"lr": Range(low=1e-3, high=1e-1, log=True)}
+    given = {**NAMES, "params": FAST, "space": space, "num_samples": 4}
+    stacked = tune_tabular("late", training_set, **given, stack=2)
+    assert stacked.best_loss == pytest.approx(tune_tabular("late", training_set, **given).best_loss, rel=1e-4)
+    assert max(trial.epochs for trial in stacked.trials) == 4
+    record = context.registry().get_run(stacked.run_id).record()
+    assert record.metrics["cpu_hours"] > 0
+    assert list(context.store.list("checkpoints/")) == []
+    with pytest.raises(Exception, match=r"stack=2 with search='random' and \['compiled'\] changed"):
+        tune_tabular(
+            "late", training_set, **NAMES, params=FAST.model_copy(update={"compiled": True}), stack=2
+        )
+    with pytest.raises(Exception, match="stack=2 with search='pbt'"):
+        tune_tabular("late", training_set, **NAMES, **POPULATION, stack=2)
+
+
+def test_a_stack_goes_on_in_another_process_when_its_worker_is_killed(context):
+    prepared, states = prepare(examples(500), COLUMNS, FAST), StackStates(context.store, "stacks/")
+    pool = RayPool(prepared, states, TrialResources(1, 1.0))
+    stack = Stack("ab", {0: FAST, 1: FAST.model_copy(update={"lr": 1e-3})}, since=0, until=4)
+    pool.start(stack)
+    _, first = pool.wait()
+    pool.start(replace(stack, since=1, sources=("ab",)))
+    ray.kill(pool._busy[0].actor)
+    lost, error = pool.wait()
+    assert isinstance(error, WorkerLost)
+    assert pool.wait() is None  # the new worker has begun
+    pool.start(lost)
+    _, second = pool.wait()
+    pool.close()
+    trainer = new_trainer(prepared, FAST)
+    alone = [trainer.run_epoch().valid_loss for _ in range(2)]
+    assert [first[0]["valid_loss"], second[0]["valid_loss"]] == pytest.approx(alone, rel=1e-5)
+
+
 def first_decision(store):
     """That of a population after its first epoch, once it is there with all weights that it names."""
     keys, name = set(store.list("checkpoints/")), "decision-000001.json"
@@ -105,6 +153,7 @@ def first_decision(store):
     return None
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # each member's turn may start a process
 def test_a_population_that_was_killed_goes_on_from_its_last_decision(context, training_set):
     address = ray.get_runtime_context().gcs_address
@@ -191,3 +240,17 @@ def test_a_sweep_over_a_grid_ends_at_its_limit_with_what_it_has(context, trainin
     assert [(trial.failed, trial.epochs) for trial in sweep.trials] == [(False, 1)]
     record = context.registry().get_run(sweep.run_id).record()
     assert (record.status, record.tags["stopped"]) == ("FINISHED", sweep.stopped)
+
+
+def test_trials_of_any_trainer_run_in_processes_of_the_cluster_and_none_is_repeated(context):
+    """The model is one of the examples, which workers import by its name, as a user's project."""
+    rows = pa.concat_tables([take_offs(day) for day in range(4)])
+    training = Table(context.store, "training").append(rows)
+    space = {"max_depth": Choice(choices=[1, 3])}
+    with use_context(replace(context, project="examples.flights_xgboost")):
+        sweep = tune_model("flights-xgboost", training, space, search="grid", concurrency=2)
+        again = tune_model("flights-xgboost", training, space, search="grid", concurrency=2)
+    assert [each.error for each in sweep.trials] == ["", ""]
+    assert sweep.best_loss == min(each.loss for each in sweep.trials)
+    assert sweep.best_loss < 0.5  # half of what the share of late flights costs
+    assert [each.run_id for each in again.trials] == [each.run_id for each in sweep.trials]

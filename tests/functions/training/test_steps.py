@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from functions.training import TrainingError
-from functions.training.checkpoints import Checkpoints
+from functions.training.checkpoints.saved import Checkpoints
+from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer, train
 from functions.training.tabular.fitting import new_trainer, prepare
@@ -64,14 +65,17 @@ def quick(monkeypatch) -> None:
 def test_a_compiled_training_resumes_uncompiled_with_the_same_result(context) -> None:
     fast = FAST.model_copy(update={"compiled": True, "accumulate": 2})
     checkpoints = Checkpoints.of(context.store, {})
+    keeper = Keeper(SingleProcess(), checkpoints)
     first, undisturbed = trainer(fast), trainer(FAST.model_copy(update={"accumulate": 2}))
     assert type(first._stepped).__name__ == "Compiled"
     for _ in range(2):
-        checkpoints.save(first.run_epoch().number, first.snapshot())
+        first.run_epoch()
+        keeper.save(first)
+    keeper.wait()
     train(undisturbed, SingleProcess())
-    assert set(first.snapshot().tensors) == set(undisturbed.snapshot().tensors)
+    assert set(first.state()[0]) == set(undisturbed.state()[0])
     resumed = trainer()
-    train(resumed, SingleProcess(), checkpoints=checkpoints)
+    train(resumed, SingleProcess(), keeper=Keeper(SingleProcess(), checkpoints))
     close(resumed, undisturbed)
 
 

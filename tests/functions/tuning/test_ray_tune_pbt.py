@@ -5,9 +5,8 @@ import pytest
 import torch
 from ray.train._internal.session import _FutureTrainingResult
 
-from functions.training.checkpoints import Checkpoints
 from functions.training.errors import TrainingDataError, TrainingError
-from functions.training.loop.training_loop import one_cycle
+from functions.training.loop.updates import one_cycle
 from functions.training.params import TabularParams
 from functions.training.tabular.fitting import new_trainer, prepare
 from functions.tuning.pbt_lineage import Stretch, lineage
@@ -22,6 +21,7 @@ from functions.tuning.space import (
     population_points,
     population_space,
 )
+from functions.tuning.trial_files import Snapshot, TrialFiles
 from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 
 SPACE = {"lr": Range(low=1e-3, high=1e-2, log=True), "batch_size": Choice(choices=[128, 256, 512])}
@@ -46,22 +46,25 @@ def test_a_trainer_resumes_under_new_settings_with_weights_and_moments_kept(prep
         "unknown_rate": 0.0,
     }
     after = new_trainer(prepared, FAST.model_copy(update=settings))
-    after.resume(before.snapshot())
+    after.resume(*before.state())
     for one, other in zip(before.net.parameters(), after.net.parameters(), strict=True):
         assert torch.equal(one, other)
-    kept, taken = before._optimizer.state_dict()["state"], after._optimizer.state_dict()["state"]
+    kept, taken = (
+        before._updates._optimizer.state_dict()["state"],
+        after._updates._optimizer.state_dict()["state"],
+    )
     assert kept.keys() == taken.keys()
     for number, moments in kept.items():
         assert all(torch.equal(moments[name], taken[number][name]) for name in moments)
     steps = after._steps
     assert steps > before._steps
-    weights, biases = after._optimizer.param_groups
+    weights, biases = after._updates._optimizer.param_groups
     assert weights["lr"] == pytest.approx(3e-3 * one_cycle(2 * steps, 4 * steps))
     assert (weights["weight_decay"], biases["weight_decay"]) == (0.5, 0.0)
     assert [layer.p for layer in after.net.modules() if isinstance(layer, torch.nn.Dropout)] == [0.4]
     assert after.task.unknown_rate == 0.0
     assert after.run_epoch().number == 2
-    assert after._schedule.last_epoch == 3 * steps
+    assert after._updates._schedule.last_epoch == 3 * steps
 
 
 def test_a_setting_that_needs_another_network_is_refused_by_name():
@@ -141,7 +144,7 @@ def test_the_winners_weights_are_followed_back_to_their_first_epoch():
 def test_an_interrupted_population_resumes_from_the_last_complete_decision(context, prepared):
     pbt_state = PbtState(context.store, "p/", 2)
     points = [BASE, BASE.model_copy(update={"lr": 5e-3})]
-    snapshot = new_trainer(prepared, FAST).snapshot()
+    snapshot = Snapshot(*new_trainer(prepared, FAST).state())
     for epochs in (2, 4, 6):
         for number in range(2):
             pbt_state.save(number, epochs, snapshot)
@@ -162,7 +165,7 @@ def test_an_interrupted_population_resumes_from_the_last_complete_decision(conte
         resume_population(context.store, "p/", 2, three, {}).failed[2].error
         == "it had failed before the sweep was interrupted"
     )
-    Checkpoints(pbt_state.store, pbt_state.folder).drop()
+    TrialFiles(pbt_state.store, pbt_state.folder).drop()
     assert list(context.store.list("p/")) == []
 
 

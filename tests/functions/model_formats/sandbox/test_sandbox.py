@@ -129,7 +129,7 @@ def test_a_missing_limit_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureF
     for _ in range(2):
         made.tell((RESOURCES, FILES))
     (record,) = caplog.records
-    assert f"this kernel does not limit {SYSTEM_CALLS}; it limits {RESOURCES}; {FILES}" in record.message
+    assert f"this kernel does not limit {SYSTEM_CALLS}; it limits {RESOURCES}; {FILES}" in record.getMessage()
 
 
 @pytest.fixture

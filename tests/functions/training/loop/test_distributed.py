@@ -7,7 +7,7 @@ import ray.train.torch
 import torch.distributed
 
 from functions.training import TrainingDiverged, TrainingError
-from functions.training.checkpoints import Checkpoints
+from functions.training.checkpoints.saved import Checkpoints
 from functions.training.loop import distributed
 from functions.training.loop.distributed import Workers, run_on_cluster
 from functions.training.tabular.fitting import fit, prepare
@@ -19,6 +19,7 @@ from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 @pytest.fixture
 def group(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "lower_priority", lambda: None)
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)  # which asks Ray Train's controller
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from functions.training import TrainingDataError, train_tabular
-from functions.training.checkpoints import Checkpoints
+from functions.training.checkpoints.saved import Checkpoints
 from functions.training.loop import mmap_rows
+from functions.training.loop.keeping import Keeper
 from functions.training.loop.mmap_rows import MmapRows
+from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.training_loop import Epoch, Trainer
 from functions.training.tabular.fitting import Prepared, fit, prepare
 from functions.training.tabular.out_of_core import prepare_on_disk
@@ -130,8 +132,8 @@ def test_training_from_disk_equals_training_from_memory_though_interrupted(conte
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(disk, SHORT, on_epoch=cut, checkpoints=checkpoints)
-    found = fit(disk, SHORT, checkpoints=checkpoints)
+        fit(disk, SHORT, on_epoch=cut, keeper=Keeper(SingleProcess(), checkpoints))
+    found = fit(disk, SHORT, keeper=Keeper(SingleProcess(), checkpoints))
     state = wanted.scorer.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in found.scorer.state_dict().items())
     assert found.metrics == wanted.metrics

@@ -11,8 +11,9 @@ from pydantic import AnyUrl
 from functions import use_context
 from functions.runtime.receipt import Prices
 from functions.training import Recipe, TrainingDataError, TrainingDiverged, TrainingError, load, train_recipe
-from functions.training.checkpoints import Checkpoints
+from functions.training.checkpoints.saved import Checkpoints
 from functions.training.loop import mmap_rows
+from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.training_loop import train
 from functions.training.recipe.recipe import recipe_of
@@ -49,14 +50,13 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(project):
     undisturbed = trainer()
     train(undisturbed, SingleProcess())
     for cut in (0, 2):  # goes on once and again
-        part = trainer()
-        saved = checkpoints.latest()
-        if saved:
-            part.resume(saved)
+        part, keeper = trainer(), Keeper(SingleProcess(), checkpoints)
+        keeper.resume(part)
         while len(part.epochs) <= cut:
-            checkpoints.save(part.run_epoch().number, part.snapshot())
+            keeper.save(part, loss=part.run_epoch().valid_loss)
+        keeper.wait()
     resumed = trainer()
-    train(resumed, SingleProcess(), checkpoints=checkpoints)
+    train(resumed, SingleProcess(), keeper=Keeper(SingleProcess(), checkpoints))
     assert [epoch.valid_loss for epoch in resumed.epochs] == [
         epoch.valid_loss for epoch in undisturbed.epochs
     ]

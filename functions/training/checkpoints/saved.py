@@ -1,0 +1,152 @@
+"""Checkpoints of one training: named by what determines its weights, committed by a journal, kept by policy.
+
+The name is a digest of data, settings and code. So a training needs no record of having been begun: whatever starts the same one
+again, the worker group, the durable function or a person, goes on after its last checkpoint. The number of workers is not part
+of the name: a training may resume with fewer, or more.
+
+The last entry of the journal names the checkpoints that count, the newest last. A worker that was thought dead cannot commit:
+another one has taken the number of its entry. What a kill leaves is objects that no entry names, which the next start deletes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.training.checkpoints.index import Index
+from functions.training.params import RecipeParams, TabularParams, digest_of
+from registry import Journal, ObjectStore
+
+_ACTOR = "training"
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many checkpoints are kept: the `last` ones, and the `best` by validation loss after an epoch, also after the end.
+
+    last: two by default, since the newest may be found damaged.
+    """
+
+    last: int = 2
+    best: int = 0
+
+    def kept(self, saved: Sequence[Saved]) -> list[Saved]:
+        """Select those to keep, in their order; of equal losses the earlier one."""
+        best = self.best_of(saved)
+        return [each for each in saved if each in saved[-self.last :] or each in best]
+
+    def best_of(self, saved: Sequence[Saved]) -> list[Saved]:
+        """Select those with the lowest losses."""
+        scored = [each for each in saved if each.loss is not None]
+        return sorted(scored, key=lambda each: (each.loss, each.step))[: self.best]
+
+
+class Saved(BaseModel):
+    """Checkpoint that counts: after how many steps, its validation loss if it is of an epoch's end, its index and all its objects."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    loss: float | None
+    index: str
+    digest: str
+    files: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Checkpoints:
+    """Checkpoints of one training below `folder` in `store`; used by its first worker."""
+
+    store: ObjectStore
+    folder: str
+    retention: Retention = field(default_factory=Retention)
+    _journal: Journal | None = None
+    _next: int = 0
+    _kept: list[Saved] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, store: ObjectStore, key: Mapping[str, Any], retention: Retention = Retention()) -> Self:
+        """Checkpoints of the training that `key`, a JSON object, determines."""
+        return cls(store, f"checkpoints/{digest_of(key)}/", retention)
+
+    @property
+    def parts(self) -> str:
+        """Folder of the objects of all checkpoints."""
+        return f"{self.folder}parts/"
+
+    def open(self) -> list[Saved]:
+        """Read which checkpoints count, the newest first, and delete objects that a killed training left beside them."""
+        self._journal = Journal(self.store, f"{self.folder}journal", actor=_ACTOR)
+        last = self._journal.find_last(0)
+        self._next = 0 if last is None else last + 1
+        body = {} if last is None else self._journal.entry(last).body
+        self._kept = [Saved.model_validate(each) for each in body.get("kept", [])]
+        named = {file for each in self._kept for file in (each.index, *each.files)}
+        for key in list(self.store.list(self.parts)):
+            if key not in named:
+                self.store.delete(key)
+        return self._kept[::-1]
+
+    def find_index(self, saved: Saved) -> Index | None:
+        """Read the index of a checkpoint; None if it is absent or damaged."""
+        data = self.store.find(saved.index)
+        if data is None or hashlib.sha256(data).hexdigest() != saved.digest:
+            return None
+        return Index.parse(data)
+
+    def commit(self, step: int, loss: float | None, index: Index) -> None:
+        """Let a checkpoint count whose objects are all stored, and delete those that are not kept any longer.
+
+        Raises: Conflict if another process trains this.
+        """
+        if self._journal is None:
+            self.open()
+        data = index.to_bytes()
+        files = tuple(sorted({piece.file for piece in index.pieces.values()}))
+        digest = hashlib.sha256(data).hexdigest()
+        saved = Saved(
+            step=step,
+            loss=loss,
+            index=f"{self.parts}{step:010d}-{digest[:12]}.json",
+            digest=digest,
+            files=files,
+        )
+        self.store.put(saved.index, data)
+        before = [
+            each for each in self._kept if each.step < step
+        ]  # a training that began again at an earlier one
+        kept = self.retention.kept([*before, saved])
+        assert self._journal is not None  # noqa: S101 - opened above
+        self._journal.append({"kept": [each.model_dump(mode="json") for each in kept]}, at=self._next)
+        dropped = [each for each in self._kept if each not in kept]
+        self._next, self._kept = self._next + 1, kept
+        for each in dropped:
+            for file in (each.index, *each.files):
+                self.store.delete(file)
+
+    def drop(self) -> None:
+        """Delete the checkpoints of a training that has ended well, except the best that are to be kept."""
+        best = self.retention.best_of(self.open()[::-1]) if self.retention.best else []
+        if not best:
+            for key in list(self.store.list(self.folder)):
+                self.store.delete(key)
+            return
+        assert self._journal is not None  # noqa: S101 - opened above
+        self._journal.append({"kept": [each.model_dump(mode="json") for each in best]}, at=self._next)
+        self.open()
+
+    def find_latest(self) -> Iterator[tuple[Saved, Index]]:
+        """Iterate over the checkpoints that count and whose index is whole, the newest first."""
+        for saved in self.open():
+            index = self.find_index(saved)
+            if index is not None:
+                yield saved, index
+
+
+def retention_of(params: TabularParams | RecipeParams) -> Retention:
+    """How many checkpoints the settings of a training keep."""
+    return Retention(params.keep_last, params.keep_best)

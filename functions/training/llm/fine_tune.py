@@ -1,0 +1,145 @@
+"""The function that fine-tunes a language model, all weights or adapters, and its trainer; known without torch."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from functions.runtime.context import context
+from functions.runtime.declaration import Demand, Resources
+from functions.runtime.function import function
+from functions.training.errors import TrainingDataError
+from functions.training.frame import TrainingJob, run_training
+from functions.training.params import RecipeParams
+from functions.training.splits import Split
+from functions.training.trained import Trained
+from functions.training.trainer import Trainer
+from functions.training.workers import Workers
+from registry import TableSnapshot
+
+if TYPE_CHECKING:
+    from functions.training.request import TrainingRequest
+
+_BASE = re.compile(r"(.+)@(\d+)")
+
+
+class Lora(BaseModel):
+    """Size and strength of low-rank adapters. rank, alpha: size, and strength (alpha / rank); targets: names of layers, or "all-linear".
+
+    Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+class Preference(BaseModel):
+    """Objective of preferring the chosen of two answers (DPO). beta: how dear it is to leave the base.
+
+    Source: Rafailov et al., Direct Preference Optimization, 2023.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    beta: float = Field(default=0.1, gt=0.0)
+
+
+class FineTune(Trainer):
+    """Trainer of a causal language model from one that is a version, as "name@3", of a Hugging Face folder.
+
+    column: of the training set: "messages" are conversations in JSON, of which the answers are learnt; "text" is learnt whole.
+    length: tokens of a row; texts are packed into rows end to end, longer ones are cut. lora: None trains all weights.
+    preference: learn to prefer the text in the column "chosen" to that in "rejected" as the answer to the messages.
+    """
+
+    kind: ClassVar[str] = "fine_tune"
+    data_settings: ClassVar[frozenset[str]] = Trainer.data_settings | {"column", "length", "base"}
+
+    base: str
+    column: Literal["messages", "text"] = "messages"
+    length: int = Field(default=1_024, ge=8)
+    lora: Lora | None = Lora()
+    preference: Preference | None = None
+    params: RecipeParams = RecipeParams(lr=1e-4, epochs=3, batch_size=8)
+    split: Split = "random"
+
+    @field_validator("base")
+    @classmethod
+    def _names_a_version(cls, base: str) -> str:
+        if not _BASE.fullmatch(base):
+            raise ValueError(f"base={base!r}: name a version of a model, as in 'smollm2@1'")
+        return base
+
+    @model_validator(mode="after")
+    def _prefers_answers(self) -> Self:
+        if self.preference is not None and self.column != "messages":
+            raise ValueError(f"preference with column={self.column!r}: it compares answers to messages")
+        return self
+
+    @property
+    def base_version(self) -> tuple[str, int]:
+        """Name and number of the version to begin with."""
+        name, number = self.base.rsplit("@", 1)
+        return name, int(number)
+
+    def __call__(self, request: TrainingRequest) -> Trained:
+        """Fine-tune the model and write it as a Hugging Face folder."""
+        from functions.training.llm.job import train_model  # late: torch, transformers and Ray Train
+
+        if request.training_set is None:
+            raise TrainingDataError(
+                f"model {request.model!r} needs a training set with a column {self.column!r}"
+            )
+        return train_model(self, request)
+
+
+def _demand(num_workers: int, worker_cpus: float, worker_gpus: float, priority: int, **_: Any) -> Demand:
+    return Demand(max(1.0, num_workers * worker_cpus), num_workers * worker_gpus, priority)
+
+
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=86_400, demand=_demand)
+def fine_tune(
+    model: str,
+    base: str,
+    training_set: TableSnapshot,
+    *,
+    column: Literal["messages", "text"] = "messages",
+    length: int = 1_024,
+    lora: Lora | None = Lora(),  # noqa: B008 - frozen
+    preference: Preference | None = None,
+    params: RecipeParams = RecipeParams(lr=1e-4, epochs=3, batch_size=8),  # noqa: B008 - frozen
+    num_workers: int = 1,
+    worker_cpus: float = 1.0,
+    worker_gpus: float = 0.0,
+    sharding: Literal["replicate", "shard"] = "replicate",
+    experiment: str | None = None,
+    register: bool = True,
+    priority: int = 0,  # noqa: ARG001 - its demand reads it
+) -> Trained:
+    """Fine-tune the causal language model `base`, as "name@3", and register the result as the next version of `model`.
+
+    column, length, lora, preference: see `FineTune`; the other arguments are those of `train_recipe`. The version is a Hugging Face folder:
+    adapters are merged into its weights. An interrupted training resumes at its last checkpoint when it is called again.
+    Raises: TrainingDataError, TrainingDiverged; the run is then FAILED and nothing is registered.
+    """
+    trainer = FineTune(
+        base=base, column=column, length=length, lora=lora, preference=preference, params=params
+    )
+    job = TrainingJob(
+        model=model,
+        trainer=trainer,
+        code=trainer.code,
+        training_set=training_set,
+        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding),
+        experiment=experiment,
+        params={"num_workers": num_workers, "sharding": sharding},
+        tags={"base": base},
+        register=register,
+    )
+    return run_training(context().registry(), job, context().prices)

@@ -1,0 +1,206 @@
+"""Fine-tuning of a language model: trained here or on the cluster, merged, and written as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from functions.model_formats.matrices import named_column
+from functions.runtime.context import context
+from functions.training.checkpoints.saved import Checkpoints, retention_of
+from functions.training.errors import TrainingError
+from functions.training.llm.fine_tune import FineTune
+from functions.training.llm.gguf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from functions.training.llm.network import Pretrained, adapted, new_network
+from functions.training.llm.preferences import Pairs, PreferenceTask, pair_of
+from functions.training.llm.texts import TextTask, packed, tokens_of_chat, tokens_of_text
+from functions.training.loop.distributed import run_workers
+from functions.training.loop.keeping import Keeper
+from functions.training.loop.process_group import ProcessGroup
+from functions.training.loop.pulse import Notice, cadence_of
+from functions.training.loop.training_loop import OnEpoch, Trainer, train
+from functions.training.params import weights_depend_on
+from functions.training.request import LOSS, TrainingRequest, Watch
+from functions.training.splits import held_out_rows
+from functions.training.trained import Trained
+from registry import Registry, Run, Signature, Table, TableSnapshot, TensorSpec
+
+_PARITY_ATOL = 1e-3
+_TEXT = {"datatype": "BYTES", "shape": [-1, 1]}
+SIGNATURE = Signature(
+    inputs=[TensorSpec.model_validate({"name": "prompt", **_TEXT})],
+    outputs=[TensorSpec.model_validate({"name": "text", **_TEXT})],
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """Weights that were learnt, by name, in the host memory of the first worker; other workers return none."""
+
+    weights: dict[str, Tensor]
+    best_epoch: int
+    best_loss: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuneLoop:
+    """Fine-tuning as every worker runs it."""
+
+    run: Run
+    spec: FineTune
+    training_set: TableSnapshot
+    checkpoints: Checkpoints
+    watch: Watch | None = None
+
+    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None, notice: Notice) -> Tuned:
+        """Train as one worker of `group`. Raises: TrainingError."""
+        spec, params = self.spec, self.spec.params
+        registry = context().registry()
+        with base_folder(registry, spec) as folder:
+            rows = Table(registry.store, self.training_set.name).read(version=self.training_set.version)
+            task = preference_task(spec, folder, rows) if spec.preference else text_task(spec, folder, rows)
+            source = Pretrained(folder, params.seed)
+            trainer = Trainer(new_network(folder, spec.lora), task, params, group, source)
+            if isinstance(
+                task, PreferenceTask
+            ):  # before a checkpoint is read: the weights are still the base's
+                task.refer_to(
+                    trainer.net,
+                    group,
+                    rows=params.batch_rows(task.train_rows, workers=group.size),
+                    half=params.precision == "bf16",
+                )
+            keeper = Keeper(group, self.checkpoints, cadence_of(params), notice=notice)
+            train(trainer, group, on_epoch=on_epoch, keeper=keeper)
+        weights = {}
+        for name, value in trainer.learnt().items():
+            whole = group.full_tensor(value)
+            if group.rank == 0:
+                weights[name] = whole.cpu()
+        return Tuned(weights, trainer.best_epoch, trainer.best_loss, rows.num_rows)
+
+
+def train_model(spec: FineTune, request: TrainingRequest) -> Trained:
+    """Fine-tune what a request asks for, and write its files. Raises: TrainingError."""
+    if request.training_set is None:
+        raise TrainingError("a fine-tune needs a training set")
+    key = {
+        "base": spec.base,
+        "data": [
+            request.training_set.model_dump(),
+            spec.column,
+            spec.length,
+            spec.split,
+            spec.valid_fraction,
+        ],
+        "lora": spec.lora.model_dump(mode="json") if spec.lora else None,
+        "preference": spec.preference.model_dump(mode="json") if spec.preference else None,
+        "params": weights_depend_on(spec.params),
+        "code": spec.code,
+    }
+    checkpoints = Checkpoints.of(request.registry.store, key, retention_of(spec.params))
+    loop = FineTuneLoop(request.run, spec, request.training_set, checkpoints, request.watch)
+    request.when_registered(checkpoints.drop)
+    done = run_workers(loop, request.workers)
+    request.count_use(done.other_processes)
+    with base_folder(request.registry, spec) as folder:
+        write_folder(folder, request.folder, spec, done.result.weights)
+    return Trained(
+        metrics={LOSS: done.result.best_loss},
+        best_epoch=done.result.best_epoch,
+        rows=done.result.rows,
+        signature=SIGNATURE,
+    )
+
+
+def text_task(spec: FineTune, folder: Path, rows: pa.Table) -> TextTask:
+    """Tokenize the rows of a training set, split and pack them. Raises: TrainingDataError."""
+    from transformers import AutoTokenizer  # late: the extra `llm`
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokens_of = tokens_of_chat if spec.column == "messages" else tokens_of_text
+    texts = [tokens_of(tokenizer, text) for text in named_column(rows, spec.column).to_pylist()]
+    held = held_out_rows(rows, valid_fraction=spec.valid_fraction, by=spec.split, seed=spec.seed)
+    return TextTask(
+        packed((text for text, out in zip(texts, held, strict=True) if not out), spec.length),
+        packed((text for text, out in zip(texts, held, strict=True) if out), spec.length),
+    )
+
+
+def preference_task(spec: FineTune, folder: Path, rows: pa.Table) -> PreferenceTask:
+    """Tokenize the pairs of answers of a training set, and split them. Raises: TrainingDataError."""
+    from transformers import AutoTokenizer  # late: the extra `llm`
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    columns = [named_column(rows, name).to_pylist() for name in ("messages", "chosen", "rejected")]
+    pairs = [pair_of(tokenizer, *each) for each in zip(*columns, strict=True)]
+    held = held_out_rows(rows, valid_fraction=spec.valid_fraction, by=spec.split, seed=spec.seed)
+    assert spec.preference is not None  # noqa: S101 - who calls has looked
+    return PreferenceTask(
+        Pairs.of((pair for pair, out in zip(pairs, held, strict=True) if not out), spec.length),
+        Pairs.of((pair for pair, out in zip(pairs, held, strict=True) if out), spec.length),
+        spec.preference.beta,
+    )
+
+
+def write_folder(base: Path, folder: Path, spec: FineTune, weights: dict[str, Tensor]) -> None:
+    """Write base and learnt weights as one Hugging Face folder, adapters merged and also beside it, as `peft` has them.
+
+    Raises: TrainingError if a learnt weight has no place, or the merged model answers otherwise.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # late: the extra `llm`
+
+    net: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    net.eval()
+    whole: Any = net if spec.lora is None else adapted(net, spec.lora).eval()
+    unknown = whole.load_state_dict(weights, strict=False).unexpected_keys
+    if unknown:
+        raise TrainingError(f"{spec.base} has no place for learnt weights such as {unknown[0]!r}")
+    tokens = torch.arange(1, 9)[None] % net.config.vocab_size
+    if spec.lora is not None:
+        _write_adapter(folder, whole, spec, weights)
+    with torch.inference_mode():
+        wanted = whole(input_ids=tokens).logits
+        if spec.lora is not None:
+            whole = whole.merge_and_unload()
+        gap = float((whole(input_ids=tokens).logits - wanted).abs().max())
+    if not gap <= _PARITY_ATOL * max(1.0, float(wanted.abs().max())):
+        raise TrainingError(
+            f"the merged model's answers differ by {gap:.3g} from the trained ones: not registered"
+        )
+    whole.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
+def _write_adapter(folder: Path, net: Any, spec: FineTune, weights: dict[str, Tensor]) -> None:
+    """Write the adapters alone, for engines that serve many beside one base."""
+    (folder / ADAPTER_CONFIG).parent.mkdir(parents=True, exist_ok=True)
+    config = net.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = spec.base, True
+    config.save_pretrained((folder / ADAPTER_CONFIG).parent)
+    named = {  # a head that is tied to the embeddings comes along with what was learnt
+        name.replace(".default.", "."): value.contiguous()
+        for name, value in weights.items()
+        if ".lora_" in name
+    }
+    save_file(named, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+@contextmanager
+def base_folder(registry: Registry, spec: FineTune) -> Iterator[Path]:
+    """Fetch the base version's files within a folder of their own."""
+    name, version = spec.base_version
+    with tempfile.TemporaryDirectory(prefix="toque-base-") as place:
+        folder = Path(place) / "base"
+        registry.download(name, version, to=folder)
+        yield folder

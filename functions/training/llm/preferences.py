@@ -1,0 +1,131 @@
+"""Pairs of answers of which one is preferred, and the loss that makes the model prefer it too (DPO).
+
+Source: Rafailov et al., Direct Preference Optimization, 2023.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, logsigmoid
+
+from functions.training.errors import TrainingDataError
+from functions.training.llm.texts import IGNORED, Tokenizer, Tokens, tokens_of_chat
+from functions.training.loop.process_group import ProcessGroup
+
+Pair = tuple[Tokens, Tokens]
+
+
+def pair_of(tokenizer: Tokenizer, conversation: str, chosen: str, rejected: str) -> Pair:
+    """Tokens of a conversation, JSON, with the chosen answer at its end, and with the rejected one. Raises: TrainingDataError."""
+    try:
+        messages = json.loads(conversation)
+    except json.JSONDecodeError as error:
+        raise TrainingDataError(f"messages={conversation[:80]!r} is not JSON: {error}") from error
+    if not isinstance(messages, list):
+        raise TrainingDataError(f'messages={conversation[:80]!r}: want a list of {{"role": …, "content": …}}')
+    one, other = (
+        tokens_of_chat(tokenizer, json.dumps([*messages, {"role": "assistant", "content": answer}]))
+        for answer in (chosen, rejected)
+    )
+    return one, other
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pairs as tensors: ids and labels (pairs, 2, length), the chosen first; reference: (pairs, 2) of the base, nats, once it is known."""
+
+    ids: Tensor
+    labels: Tensor
+    reference: Tensor
+
+    @classmethod
+    def of(cls, pairs: Iterable[Pair], length: int) -> Pairs:
+        """Fill pairs up to `length` tokens; those of which an answer does not fit are left out. Raises: TrainingDataError if none is left."""
+        fit = [each for each in pairs if all(len(text.ids) <= length for text in each)]
+        if not fit:
+            raise TrainingDataError(f"no pair of answers fits length={length}: raise it, or give more rows")
+        ids = torch.zeros(len(fit), 2, length, dtype=torch.int64)
+        labels = torch.full_like(ids, IGNORED)
+        for number, pair in enumerate(fit):
+            for place, text in enumerate(pair):
+                ids[number, place, : len(text.ids)] = torch.tensor(text.ids)
+                labels[number, place, : len(text.ids)] = torch.tensor(text.labels)
+        return cls(ids, labels, torch.zeros(len(fit), 2))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Select pairs by their numbers."""
+        return self.ids[rows], self.labels[rows], self.reference[rows]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceTask:
+    """Learning task of preferring the chosen answer. beta: how dear it is to leave the base."""
+
+    train: Pairs
+    valid: Pairs
+    beta: float
+
+    @property
+    def train_rows(self) -> int:
+        """Number of pairs that are learnt from."""
+        return len(self.train)
+
+    @property
+    def valid_rows(self) -> int:
+        """Number of pairs that are held out for validation."""
+        return len(self.valid)
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Number of tokens in a pair."""
+        return {"tokens": 2 * self.train.ids.shape[2]}
+
+    def train_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Training pairs as tokens, labels and what the base made of them."""
+        return self.train.take(rows)
+
+    def valid_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Validation pairs as tokens, labels and what the base made of them."""
+        return self.valid.take(rows)
+
+    def loss(self, module: nn.Module, batch: tuple[Tensor, ...], *, reduction: str = "mean") -> Tensor:
+        """Loss of each pair in nats: .69 where the model prefers neither more than the base does."""
+        ids, labels, reference = batch
+        gain = log_likelihoods(module, ids, labels) - reference
+        each = -logsigmoid(self.beta * (gain[:, 0] - gain[:, 1]))
+        return each.sum() if reduction == "sum" else each.mean()
+
+    def refer_to(self, base: nn.Module, group: ProcessGroup, *, rows: int, half: bool) -> None:
+        """Ask the base, before it learns, for the likelihoods of all answers; every worker has to call it.
+
+        rows: pairs at a time over all workers; half: in bfloat16, as the steps.
+        """
+        base.eval()
+        kind = torch.device(group.device).type
+        for part in (self.train, self.valid):
+            found = torch.zeros(len(part), 2, device=group.device)
+            for start in range(0, len(part), rows):
+                own = torch.arange(start, min(start + rows, len(part)))[group.rank :: group.size]
+                ids, labels, _ = (each.to(group.device) for each in part.take(own))
+                with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=half):
+                    found[own.to(group.device)] = log_likelihoods(base, ids, labels)
+            part.reference.copy_(group.all_reduce_sum(found).cpu())
+
+
+def log_likelihoods(module: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
+    """Log likelihood in nats of what is learnt of each text: (pairs, 2) of ids and labels (pairs, 2, length)."""
+    flat, wanted = ids.flatten(0, 1), labels.flatten(0, 1)[:, 1:]
+    positions = torch.arange(ids.shape[2], device=ids.device).expand_as(flat)
+    logits = module(input_ids=flat, position_ids=positions, use_cache=False).logits
+    each = cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return -each.view(wanted.shape).sum(1).view(len(ids), 2)

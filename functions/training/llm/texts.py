@@ -1,0 +1,184 @@
+"""Texts and conversations as rows of tokens, packed end to end, with the tokens that are learnt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from functions.training.errors import TrainingDataError
+
+IGNORED = -100  # label of a token that is read but not learnt, as torch and transformers have it
+
+
+class Tokenizer(Protocol):
+    """What is used of a tokenizer of `transformers`."""
+
+    eos_token_id: int | None
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """Tokens of a text, as numbers."""
+
+    def apply_chat_template(self, messages: Sequence[Any], **options: Any) -> Any:
+        """Tokens of a conversation, as the model was taught to read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of one text, and their labels: the token itself, or `IGNORED`."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+def tokens_of_text(tokenizer: Tokenizer, text: str) -> Tokens:
+    """Tokens of a text and of its end, all of which are learnt."""
+    ids = [*tokenizer(text)["input_ids"]]
+    if tokenizer.eos_token_id is not None and (not ids or ids[-1] != tokenizer.eos_token_id):
+        ids.append(tokenizer.eos_token_id)
+    return Tokens(ids, [*ids])
+
+
+def tokens_of_chat(tokenizer: Tokenizer, conversation: str) -> Tokens:
+    """Tokens of a conversation by the model's chat template; the assistant's messages are learnt, and what ends each.
+
+    conversation: JSON, a list of {"role": …, "content": …}. Raises: TrainingDataError if it is none, has no answer, or the
+    template changes what came before when a message is added.
+    """
+    messages = _messages(conversation)
+    ids: list[int] = _template(tokenizer, messages)
+    labels = [IGNORED] * len(ids)
+    for place, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _template(tokenizer, messages[:place], add_generation_prompt=True)
+        after = _template(tokenizer, messages[: place + 1])
+        if ids[: len(after)] != after or after[: len(before)] != before:
+            raise TrainingDataError(
+                f"the chat template writes the first {place + 1} messages otherwise when more follow: answers cannot be told "
+                "apart; give the model a template that only adds"
+            )
+        labels[len(before) : len(after)] = after[len(before) :]
+    if all(label == IGNORED for label in labels):
+        raise TrainingDataError(
+            f"a conversation without an answer: {conversation[:80]!r}; there is nothing to learn"
+        )
+    return Tokens(ids, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Packed rows (rows, length) int64. positions: of each token in its own text, by which a text sees no other."""
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Select rows by their numbers."""
+        return self.ids[rows], self.labels[rows], self.positions[rows]
+
+
+def packed(texts: Iterable[Tokens], length: int) -> Rows:
+    """Pack texts end to end into rows, in their order; one that does not fit begins a row, and one that is too long is cut.
+
+    Raises: TrainingDataError if there are none, or a row has nothing to learn.
+    """
+    rows: list[list[Tokens]] = []
+    room = 0
+    for text in texts:
+        cut = Tokens(text.ids[:length], text.labels[:length])
+        if all(label == IGNORED for label in cut.labels[1:]):
+            continue  # its answer lies beyond the cut
+        if len(cut.ids) > room:
+            rows.append([])
+            room = length
+        rows[-1].append(cut)
+        room -= len(cut.ids)
+    if not rows:
+        raise TrainingDataError(
+            f"no text has a token to learn within length={length}: raise it, or give more rows"
+        )
+    filled = torch.zeros((3, len(rows), length), dtype=torch.int64)
+    filled[1] = IGNORED
+    for number, row in enumerate(rows):
+        _fill(filled[:, number], row, length)
+    return Rows(*filled)
+
+
+def _fill(row: Tensor, texts: list[Tokens], length: int) -> None:
+    at = 0
+    for text in texts:
+        end = at + len(text.ids)
+        row[0, at:end] = torch.tensor(text.ids)
+        row[1, at:end] = torch.tensor(text.labels)
+        row[1, at] = IGNORED  # no text predicts the first token of the next
+        row[2, at:end] = torch.arange(len(text.ids))
+        at = end
+    row[2, at:] = torch.arange(length - at)  # what is left is a text of its own, of which nothing is learnt
+
+
+@dataclass(frozen=True, slots=True)
+class TextTask:
+    """Learning task of predicting the next token, where it is to be learnt."""
+
+    train: Rows
+    valid: Rows
+
+    @property
+    def train_rows(self) -> int:
+        """Number of rows that are learnt from."""
+        return len(self.train)
+
+    @property
+    def valid_rows(self) -> int:
+        """Number of rows that are held out for validation."""
+        return len(self.valid)
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Number of tokens in a row."""
+        return {"tokens": self.train.ids.shape[1]}
+
+    def train_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Training rows as tokens, labels and positions."""
+        return self.train.take(rows)
+
+    def valid_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Validation rows as tokens, labels and positions."""
+        return self.valid.take(rows)
+
+    def loss(self, module: nn.Module, batch: tuple[Tensor, ...], *, reduction: str = "mean") -> Tensor:
+        """Log loss in nats a learnt token, of a row the mean over its tokens."""
+        ids, labels, positions = batch
+        logits = module(input_ids=ids, position_ids=positions, use_cache=False).logits
+        wanted = labels[:, 1:]
+        each = cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        rows = each.view(wanted.shape).sum(1) / (wanted != IGNORED).sum(1).clamp(min=1)
+        return rows.sum() if reduction == "sum" else rows.mean()
+
+
+def _messages(conversation: str) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(conversation)
+    except json.JSONDecodeError as error:
+        raise TrainingDataError(f"messages={conversation[:80]!r} is not JSON: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(each, dict) and "role" in each for each in found):
+        raise TrainingDataError(f'messages={conversation[:80]!r}: want a list of {{"role": …, "content": …}}')
+    return found
+
+
+def _template(tokenizer: Tokenizer, messages: Sequence[Any], **options: Any) -> list[int]:
+    if not messages:
+        return []
+    return [*tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]]

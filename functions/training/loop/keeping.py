@@ -1,0 +1,136 @@
+"""Keeping of a training's state: checkpoints beside the steps, and resumption from the newest whole one on all workers."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from functions.training.checkpoints.index import Index
+from functions.training.checkpoints.saved import Checkpoints
+from functions.training.checkpoints.storage import CheckpointDamaged, StoreReader, StoreWriter
+from functions.training.errors import TrainingError
+from functions.training.loop.process_group import ProcessGroup
+from functions.training.loop.pulse import Cadence, Notice, Pulse
+
+_logger = logging.getLogger(__name__)
+warnings.filterwarnings(
+    "ignore", "torch.distributed is disabled", UserWarning
+)  # one process is what was asked for
+
+
+class Resting(TrainingError):  # noqa: N818 - says what happens
+    """The machine of a worker will be taken: the state is saved, and the training rests until it is started again."""
+
+
+class Kept(Protocol):
+    """Trainer whose state is kept: its tensors, split or whole, and facts that are JSON."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and facts, that the next steps depend on."""
+
+    def room_for(self, shapes: dict[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Tensor]:
+        """Tensors into which a state of these sizes is read, split among the workers as they are now."""
+
+    def resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Continue from a state that was read."""
+
+    @property
+    def step(self) -> int:
+        """Number of steps that were taken since the training began."""
+
+
+class Keeper:
+    """Writes checkpoints of a trainer while it goes on, one at a time, and reads the newest one back.
+
+    checkpoints: None to keep nothing. notice: see `Pulse`.
+    """
+
+    def __init__(
+        self,
+        group: ProcessGroup,
+        checkpoints: Checkpoints | None,
+        cadence: Cadence = Cadence(),  # noqa: B008 - frozen
+        *,
+        notice: Notice = lambda: False,
+    ) -> None:
+        self._group, self._checkpoints = group, checkpoints
+        self._pulse = Pulse(group, cadence, notice=notice)
+        self._pending: Future[Any] | None = None
+
+    def after_step(self, trainer: Kept) -> None:
+        """Save if it is time to. Raises: Resting after a notice, once the state is saved."""
+        if self._checkpoints is None:
+            return
+        told = self._pulse.beat()
+        if told != "go on":
+            self.save(trainer)
+        if told == "rest":
+            self.wait()
+            raise Resting(
+                f"a machine will be taken: saved after step {trainer.step}; start the training again"
+            )
+
+    def save(self, trainer: Kept, *, loss: float | None = None) -> None:
+        """Copy the state to host memory and write it beside the next steps; the checkpoint before must be there first.
+
+        loss: of the rows held out, after an epoch. Raises: what the checkpoint before raised.
+        """
+        if self._checkpoints is None:
+            return
+        self.wait()
+        tensors, facts = trainer.state()
+        step, checkpoints = trainer.step, self._checkpoints
+
+        def commit(index: Index) -> None:
+            checkpoints.commit(step, loss, index)
+
+        writer = StoreWriter(checkpoints.store, checkpoints.parts, facts, commit)
+        self._pending = async_save(
+            tensors,
+            storage_writer=writer,
+            process_group=self._group.host_group,
+            no_dist=self._group.size == 1,
+        )  # type: ignore[assignment]  # a future, as the checkpointer's type says
+        self._pulse.saved()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is under way counts. Raises: what it raised."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            try:
+                pending.result()
+            except CheckpointException as error:
+                raise next(iter(error.failures.values()))[0] from error
+
+    def resume(self, trainer: Kept) -> None:
+        """Put the newest whole checkpoint into the trainer, the same in all workers; do nothing if there is none."""
+        if self._checkpoints is None:
+            return
+        found = self._checkpoints.find_latest() if self._group.rank == 0 else iter(())
+        while (index := self._group.broadcast(next(found, (None, None))[1])) is not None:
+            if self._read(trainer, index):
+                return
+
+    def _read(self, trainer: Kept, index: Index) -> bool:
+        assert self._checkpoints is not None  # noqa: S101 - `resume` has returned else
+        tensors = trainer.room_for(index.shapes)
+        try:
+            load(
+                tensors,
+                storage_reader=StoreReader(self._checkpoints.store, index),
+                process_group=self._group.host_group,
+                no_dist=self._group.size == 1,
+            )
+        except (CheckpointException, CheckpointDamaged) as error:
+            _logger.warning("a checkpoint is damaged; the one before it is used: %s", error)
+            return False
+        trainer.resume(tensors, index.facts)
+        return True

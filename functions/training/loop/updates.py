@@ -1,0 +1,115 @@
+"""Updates of a network's weights: clipped gradients, the optimizer and the schedule of its learning rate, resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from functions.training.loop.choices import new_optimizer, new_schedule
+from functions.training.loop.settings import Settings
+
+_RISE = 0.25
+
+
+class Updates:
+    """Applies gradients to a network's weights, step by step of `steps`, as its settings say."""
+
+    def __init__(self, net: nn.Module, settings: Settings, *, steps: int) -> None:
+        self._net, self._settings, self._steps = net, settings, steps
+        groups = _groups(net, settings.weight_decay)
+        self._optimizer = new_optimizer(
+            settings.optimizer, groups, lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        self._schedule = self._new_schedule()
+
+    def apply(self) -> None:
+        """Take a step by the gradients that are there, clipped by their norm over all shards, and clear them."""
+        if self._settings.clip is not None:
+            nn.utils.clip_grad_norm_(self._net.parameters(), self._settings.clip)
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """Weights in the optimizer's order, by whose numbers `moments` are named."""
+        return [weight for group in self._optimizer.param_groups for weight in group["params"]]
+
+    def moments(self) -> dict[str, Tensor]:
+        """State of the optimizer: tensors named by the number of a weight and their own name."""
+        state = self._optimizer.state_dict()["state"]
+        return {
+            f"{number}.{name}": value
+            for number, own in state.items()
+            for name, value in own.items()
+            if isinstance(value, Tensor)
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """State of a schedule chosen by name, as JSON; one cycle follows from the settings and the step."""
+        if self._settings.schedule is None:
+            return {}
+        groups = [{n: v for n, v in group.items() if n != "params"} for group in self._optimizer.param_groups]
+        return {"schedule": _plain(self._schedule.state_dict()), "groups": [_plain(each) for each in groups]}
+
+    def resume(self, step: int, moments: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Continue after `step` steps from what `moments` and `facts` gave; one cycle goes on under these settings."""
+        state = self._optimizer.state_dict()
+        for full, value in moments.items():
+            number, _, name = full.partition(".")
+            state["state"].setdefault(int(number), {})[name] = value
+        if "schedule" in facts and self._settings.schedule is not None:
+            self._schedule.load_state_dict(self._schedule.state_dict() | facts["schedule"])
+            for group, saved in zip(state["param_groups"], facts["groups"], strict=True):
+                group.update(saved)
+        else:
+            rate = self._settings.lr * self._rate(step)
+            rates = [rate for _ in state["param_groups"]]
+            position = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+            self._schedule.load_state_dict(self._schedule.state_dict() | position)
+            for group in state["param_groups"]:
+                group["lr"] = rate
+        self._optimizer.load_state_dict(state)
+
+    def _new_schedule(self) -> LRScheduler:
+        chosen = self._settings.schedule
+        if chosen is None:
+            return LambdaLR(self._optimizer, self._rate)
+        return new_schedule(chosen, self._optimizer, steps=self._steps)
+
+    def _rate(self, step: int) -> float:
+        """Learning rate at a step, as a share of the peak."""
+        return one_cycle(step, self._steps)
+
+
+def one_cycle(step: int, total: int) -> float:
+    """Learning rate at a step, as a share of the peak: a linear rise over the first quarter, then half a cosine down."""
+    rise = max(1, round(_RISE * total))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
+
+
+def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of the optimizer: weights decay, biases do not."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Part of a state that is JSON; the rest is made anew."""
+    found = {}
+    for name, value in state.items():
+        try:
+            found[name] = json.loads(json.dumps(value))
+        except TypeError:
+            continue
+    return found

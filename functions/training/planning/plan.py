@@ -1,0 +1,182 @@
+"""Plan of one training: what a card holds at its fullest, what a step takes, and what the whole costs; refused if it cannot fit.
+
+Memory is counted, tensor by tensor. Time follows from operations at a share of the card's peak, which a short run measures; without
+one it is a share that published runs reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from functions.training.planning.cards import Card
+from functions.training.planning.decoder import Decoder
+
+REACHED = 0.35  # of a card's peak; published runs of dense decoders reach .27 to .42
+USABLE = 0.92  # of a card's memory: the rest is the driver's, the libraries' and lost between blocks
+NETWORK_BYTES_S = 50e9  # of a card between machines: 400 Gb/s
+_FLOAT, _HALF = 4, 2
+_MOMENTS = 2  # of AdamW
+_STATE_PASSES = 7  # reads and writes of a weight's state in a step
+_DAY_S, _HOUR_S = 86_400.0, 3_600.0
+Sharding = Literal["replicate", "shard"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How a model is trained. cards: workers, one each; batch: rows of `length` tokens in a step over all; lora: rank of adapters.
+
+    accumulate, recompute, sharding: as `RecipeParams` and `train_recipe` take them; half: computes in bfloat16.
+    """
+
+    cards: int
+    batch: int
+    length: int
+    sharding: Sharding = "shard"
+    accumulate: int = 1
+    recompute: bool = False
+    half: bool = True
+    lora: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a card computes at once."""
+        return -(-self.batch // (self.cards * self.accumulate)) * self.length
+
+    @property
+    def words(self) -> str:
+        """The setup as arguments of a training."""
+        given = [f"num_workers={self.cards}", f'sharding="{self.sharding}"', f"batch_size={self.batch}"]
+        given += [f"accumulate={self.accumulate}"] if self.accumulate > 1 else []
+        given += ["recompute=True"] if self.recompute else []
+        return ", ".join([*given, f'precision="{"bf16" if self.half else "fp32"}"'])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Figures of a setup on a card: bytes a card by part, at its fullest, and seconds of a step by part."""
+
+    setup: Setup
+    memory: dict[str, float]
+    step: dict[str, float]
+    usable_bytes: float
+
+    @property
+    def memory_bytes(self) -> float:
+        """Bytes that a card holds at its fullest."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether a card holds it."""
+        return self.memory_bytes <= self.usable_bytes
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one step of the optimizer."""
+        return sum(self.step.values())
+
+    @property
+    def tokens_s(self) -> float:
+        """Tokens a second over all cards."""
+        return self.setup.batch * self.setup.length / self.step_s
+
+    def days(self, tokens: float) -> float:
+        """Days that a training on so many tokens takes."""
+        return tokens / self.tokens_s / _DAY_S
+
+    def card_hours(self, tokens: float) -> float:
+        """Hours of all cards together that a training on so many tokens takes."""
+        return tokens / self.tokens_s / _HOUR_S * self.setup.cards
+
+
+def plan(model: Decoder, setup: Setup, card: Card, *, reached: float = REACHED) -> Plan:
+    """Compute memory and time of a training. reached: share of the card's peak that its arithmetic reaches.
+
+    Raises: ValueError if the step has fewer rows than there are pieces to compute.
+    """
+    if setup.batch < setup.cards * setup.accumulate:
+        raise ValueError(
+            f"batch={setup.batch} rows for {setup.cards} cards with accumulate={setup.accumulate}: each piece needs a row at least"
+        )
+    return Plan(setup, memory(model, setup), _step(model, setup, card, reached), card.memory_bytes * USABLE)
+
+
+def memory(model: Decoder, setup: Setup) -> dict[str, float]:
+    """Bytes that a card holds at the fullest moment of a step, by part.
+
+    That is where the loss is there and all activations are kept, or at the end, where all gradients are there.
+    """
+    share = setup.cards if setup.sharding == "shard" else 1
+    low = _HALF if setup.half else _FLOAT
+    learnt = model.adapters(setup.lora) if setup.lora else model.parameters
+    state = (model.parameters + (learnt if setup.lora else 0) + _MOMENTS * learnt) * _FLOAT / share
+    gathered = 0.0
+    if (
+        setup.sharding == "shard" and setup.cards > 1
+    ):  # the outer layers stay, one block works, the next is on its way
+        gathered = (model.outer_parameters + 2 * model.block_parameters) * low
+    gradients = learnt * _FLOAT / share
+    kept = float(setup.tokens * model.block_activations * low)
+    layers = (
+        setup.tokens * model.width * low * model.layers + kept if setup.recompute else kept * model.layers
+    )
+    loss = setup.tokens * (
+        3 * model.width * low + model.vocabulary * (2 * _FLOAT + (low + _FLOAT if setup.half else _FLOAT))
+    )
+    early, late = layers + loss, gradients + kept
+    if setup.accumulate > 1:
+        early += gradients
+    found = {"weights and moments": state, "gathered weights": gathered}
+    if early >= late:
+        return found | {"activations": layers, "logits": loss, "gradients": early - layers - loss}
+    return found | {"activations": kept, "logits": 0.0, "gradients": gradients}
+
+
+def _step(model: Decoder, setup: Setup, card: Card, reached: float) -> dict[str, float]:
+    """Seconds of a step, by part; communication counts where the arithmetic does not hide it."""
+    share = setup.cards if setup.sharding == "shard" else 1
+    passes = (2.0 if setup.lora else 3.0) + (
+        1.0 if setup.recompute else 0.0
+    )  # a frozen weight has no gradient to compute
+    flops = setup.tokens * setup.accumulate * model.token_flops(setup.length) * passes
+    compute = flops / ((card.flops_s if setup.half else card.flops32_s) * reached)
+    learnt = model.adapters(setup.lora) if setup.lora else model.parameters
+    update = learnt / share * _FLOAT * _STATE_PASSES / card.bytes_s
+    link = card.node_bytes_s if setup.cards <= card.cards else NETWORK_BYTES_S
+    low = _HALF if setup.half else _FLOAT
+    if setup.sharding == "shard":  # gathered for both passes and reduced, in each micro-batch
+        sent = setup.accumulate * (2 * model.parameters * low + learnt * _FLOAT)
+    else:
+        sent = 2 * learnt * _FLOAT
+    wire = sent * (setup.cards - 1) / setup.cards / link
+    hidden = compute if setup.sharding == "shard" else compute * (1 - 1 / passes)
+    return {"arithmetic": compute, "update": update, "communication": max(0.0, wire - hidden)}
+
+
+def proposed(
+    model: Decoder, setup: Setup, card: Card, *, reached: float = REACHED, most_cards: int = 4_096
+) -> Plan | None:
+    """Find the setup with the fewest card-hours that fits, of those with as many cards as asked, or else the next power of two.
+
+    Returns: None if none fits, up to `most_cards`.
+    """
+    cards = setup.cards
+    while cards <= min(most_cards, setup.batch):
+        found = [each for each in _plans(model, replace(setup, cards=cards), card, reached) if each.fits]
+        if found:
+            return min(found, key=lambda each: each.step_s)
+        cards = 1 << cards.bit_length()
+    return None
+
+
+def _plans(model: Decoder, setup: Setup, card: Card, reached: float) -> Iterator[Plan]:
+    """Plans of all ways to compute the same step on so many cards."""
+    for sharding in ("replicate", "shard") if setup.cards > 1 else ("replicate",):
+        for recompute in (False, True):
+            accumulate = 1
+            while accumulate * setup.cards <= setup.batch:
+                way = replace(setup, sharding=sharding, recompute=recompute, accumulate=accumulate)
+                yield plan(model, way, card, reached=reached)
+                accumulate *= 2

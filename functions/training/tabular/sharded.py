@@ -1,0 +1,266 @@
+"""Preparation of a training set of any size: read in batches, encoded once into sharded sets of samples in the store.
+
+No process holds a row longer than a batch: what is held out, the target and the preprocessing follow from a few passes over the
+table, and the training reads the shards through its machine's cache in the order of their shuffle. The sets are named by all that
+they depend on, so a training that was interrupted finds them, and so does the next one with other weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from functions.model_formats.matrices import category_matrix, numeric_matrix
+from functions.training.errors import TrainingDataError
+from functions.training.loop.sample_rows import SampleReader
+from functions.training.loop.task import Batch, Order
+from functions.training.params import TabularParams
+from functions.training.splits import TIME_COLUMN
+from functions.training.streamed_splits import HeldOut, streamed_split
+from functions.training.tabular.columns import Columns
+from functions.training.tabular.dataset import TabularData
+from functions.training.tabular.fitting import Prepared
+from functions.training.tabular.label_summary import LabelSummary
+from functions.training.tabular.preprocessing import EncodedRows, Preprocessing, fit_preprocessing
+from functions.training.tabular.target import Target
+from functions.training.tabular.warm_start import WarmStart
+from functions.training_data import OpenSet, SetRef, ShardCache, Shuffle, versions, write_samples
+from functions.training_data.formats import Values
+from registry import ObjectStore, Table, TableSnapshot
+
+SAMPLE_ROWS = 200_000  # from which medians, bins and vocabularies are learnt
+VALID_ROWS = 250_000  # of those held out, at most, by which training stops, is calibrated and measured
+_EXAMPLE_ROWS = 64
+_SHARD_BYTES = 32 << 20
+_BATCH_ROWS = 65_536
+_LAYOUT = "1"  # of the samples; another number makes other sets
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedSets:
+    """Encoded rows of a training set in two sample sets of `store`, with what was learnt from them before the first epoch."""
+
+    store: ObjectStore
+    train: SetRef
+    valid: SetRef
+    preprocessing: Preprocessing
+    target: Target
+    sample: TabularData
+
+    def opened(self, *, seed: int, warm_start: WarmStart | None, cache: ShardCache) -> Prepared:
+        """Open the sets for training. seed: of the order."""
+        train = OpenSet.of(self.store, self.train, shuffle=Shuffle(seed))
+        valid = OpenSet.of(self.store, self.valid, shuffle=None)
+        held_out = ShardedExamples(valid, self.target, cache)
+        return Prepared(
+            self.preprocessing,
+            self.target,
+            ShardedExamples(train, self.target, cache),
+            held_out,
+            held_out.raw_label,
+            self.sample,
+            warm_start,
+        )
+
+
+class ShardedExamples:
+    """Encoded rows with their labels, read from a set of samples; its labels are read whole, so only those of a small set."""
+
+    def __init__(self, opened: OpenSet, target: Target, cache: ShardCache) -> None:
+        self._target = target
+        self._reader = SampleReader(opened, self._tensors, cache=cache)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    @property
+    def rows(self) -> ShardedExamples:
+        """Encoded rows without their labels."""
+        return self
+
+    @property
+    def raw_label(self) -> Tensor:
+        """Labels (rows,) of all rows, as in the table."""
+        every = (torch.arange(at, min(at + VALID_ROWS, len(self))) for at in range(0, len(self), VALID_ROWS))
+        return torch.cat([self._reader.batch(rows)[3] for rows in every])
+
+    @property
+    def label(self) -> Tensor:
+        """Labels (rows,) of all rows, coded by the target."""
+        return self._target.code(self.raw_label)
+
+    def take(self, rows: Tensor) -> EncodedRows:
+        """Read the given rows, in the given order."""
+        return self.batch(rows)[0]
+
+    def batch(self, rows: Tensor) -> tuple[EncodedRows, Tensor]:
+        """Read the given rows and their labels, coded by the target."""
+        numeric, missing, category, label = self._reader.batch(rows)
+        return EncodedRows(numeric, missing, category), self._target.code(label)
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Begin to read the given rows, which will be asked for soon."""
+        self._reader.prefetch(rows)
+
+    def order(self, seed: int, epoch: int) -> Order:
+        """Order in which the rows are learnt from in an epoch: the set's shuffle."""
+        return self._reader.order(seed, epoch)
+
+    @staticmethod
+    def _tensors(columns: dict[str, Values]) -> Batch:
+        numeric, missing, category, label = (
+            torch.from_numpy(np.ascontiguousarray(columns[name]))
+            for name in ("numeric", "missing", "category", "label")
+        )
+        return numeric, missing.float(), category.long(), label
+
+
+def prepare_in_shards(
+    table: Table,
+    snapshot: TableSnapshot,
+    columns: Columns,
+    params: TabularParams,
+    warm_start: WarmStart | None = None,
+) -> ShardedSets:
+    """Write a training set's encoded rows as sample sets, unless they are there already.
+
+    Raises: TrainingDataError if the table cannot be learnt from; OSError if the disk is full.
+    """
+    if not columns.numeric and not columns.categorical:
+        raise TrainingDataError("no feature columns were named: name some as numeric or categorical")
+    raw = _Streamed(table, snapshot, columns)
+    held_out = streamed_split(
+        raw.labels, valid_fraction=params.valid_fraction, by=params.split, seed=params.seed
+    )
+    labels = LabelSummary.of(raw.labels(), held_out, label=columns.label, task=params.task)
+    target = labels.target()
+    if warm_start is not None:
+        target, preprocessing = warm_start.target_for(target), warm_start.preprocessing()
+    else:
+        preprocessing = _learnt(raw, held_out, params, every=-(-labels.rows_train // SAMPLE_ROWS))
+    name = f"training/{_digest(raw, preprocessing, params)}"
+    encoded = _Encoded(raw, held_out, preprocessing, labels)
+    return ShardedSets(
+        store=table.store,
+        train=encoded.written(f"{name}/train", valid=False, every=1),
+        valid=encoded.written(f"{name}/valid", valid=True, every=-(-labels.rows_valid // VALID_ROWS)),
+        preprocessing=preprocessing,
+        target=target,
+        sample=raw.first(_EXAMPLE_ROWS),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Streamed:
+    """Rows of a snapshot, read in batches as often as asked."""
+
+    table: Table
+    snapshot: TableSnapshot
+    columns: Columns
+
+    def labels(self) -> Iterator[pa.Table]:
+        """Read times and labels of all rows."""
+        return self._batches([TIME_COLUMN, self.columns.label])
+
+    def all(self) -> Iterator[pa.Table]:
+        """Read times, labels and features."""
+        columns = self.columns
+        return self._batches([TIME_COLUMN, columns.label, *columns.numeric, *columns.categorical])
+
+    def first(self, count: int) -> TabularData:
+        """Read the features of the first rows."""
+        return self.features(self.table.head(count, version=self.snapshot.version))
+
+    def features(self, rows: pa.Table) -> TabularData:
+        """Convert the features of some rows, without labels."""
+        numeric = torch.from_numpy(numeric_matrix(rows, self.columns.numeric))
+        categorical = torch.from_numpy(category_matrix(rows, self.columns.categorical))
+        return TabularData(numeric, categorical, torch.zeros(rows.num_rows))
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.Table]:
+        dataset = self.table.dataset(self.snapshot.version)
+        names = [name for name in dataset.schema.names if name in columns]
+        for batch in dataset.to_batches(
+            columns=names, batch_size=_BATCH_ROWS, batch_readahead=1, fragment_readahead=1
+        ):
+            if batch.num_rows:
+                yield pa.Table.from_batches([batch])
+
+
+def _chosen(parts: Iterator[pa.Table], held_out: HeldOut, *, valid: bool, every: int) -> Iterator[pa.Table]:
+    """Select every `every`-th of the rows that are held out, or of the others."""
+    first = count = 0
+    for rows in parts:
+        mask = held_out(rows, first) == valid
+        first += rows.num_rows
+        numbers = count + np.cumsum(mask) - 1
+        count += int(mask.sum())
+        yield rows.filter(pa.array(mask & (numbers % every == 0)))
+
+
+def _learnt(raw: _Streamed, held_out: HeldOut, params: TabularParams, *, every: int) -> Preprocessing:
+    """Learn the preprocessing from a sample of the training rows."""
+    found = [raw.features(rows) for rows in _chosen(raw.all(), held_out, valid=False, every=every)]
+    sample = TabularData(
+        torch.cat([part.numeric for part in found]),
+        torch.cat([part.categorical for part in found]),
+        torch.cat([part.label for part in found]),
+    )
+    return fit_preprocessing(
+        sample,
+        bins=params.bins,
+        min_category_rows=params.min_category_rows,
+        max_categories=params.max_categories,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Encoding of the rows of a snapshot."""
+
+    raw: _Streamed
+    held_out: HeldOut
+    preprocessing: Preprocessing
+    labels: LabelSummary
+
+    def written(self, name: str, *, valid: bool, every: int) -> SetRef:
+        """Find the set of that name, or write it."""
+        store = self.raw.table.store
+        found = versions(store, name)
+        if found:
+            return SetRef(name=name, version=found[-1])
+        origin = {"table": str(self.raw.snapshot)}
+        chosen = _chosen(self.raw.all(), self.held_out, valid=valid, every=every)
+        samples = (self._samples(rows) for rows in chosen)
+        return write_samples(store, name, samples, shard_bytes=_SHARD_BYTES, origin=origin)
+
+    def _samples(self, rows: pa.Table) -> pa.Table:
+        encoded = self.preprocessing.encode(self.raw.features(rows))
+        return pa.table(
+            {
+                "numeric": _matrix(encoded.numeric.numpy()),
+                "missing": _matrix(encoded.missing.to(torch.uint8).numpy()),
+                "category": _matrix(encoded.category.to(torch.int32).numpy()),
+                "label": self.labels.values(rows),
+            }
+        )
+
+
+def _matrix(values: npt.NDArray[np.generic]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])
+
+
+def _digest(raw: _Streamed, preprocessing: Preprocessing, params: TabularParams) -> str:
+    """Digest of everything that the encoded rows depend on."""
+    learnt = [value.numpy().tobytes().hex() for value in preprocessing.state_dict().values()]
+    columns = [*raw.columns.numeric, "|", *raw.columns.categorical, "|", raw.columns.label]
+    split = [params.split, str(params.valid_fraction), str(params.seed), params.task]
+    texts = [_LAYOUT, str(raw.snapshot), *columns, *split, *learnt]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:32]

@@ -1,0 +1,7 @@
+"""Errors of sharded sets of samples."""
+
+from registry import RegistryError
+
+
+class SampleSetError(RegistryError, ValueError):
+    """A sample set that cannot be written or read as asked."""

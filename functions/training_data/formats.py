@@ -1,0 +1,213 @@
+"""Files of samples in three formats, each opened with random access to its samples.
+
+A sample's fields are numbers, lists of numbers of one length, or bytes and texts. Numbers are read in place from a mapped
+file. WebDataset tars hold a file `{key}.{field}` for each field, all bytes, and are read at the offsets of their headers.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from functions.training_data.errors import SampleSetError
+from functions.training_data.index import ShardFormat
+
+KEY = "__key__"
+_BLOCK = 512  # of a tar
+_REGULAR = (b"0", b"\0")
+
+Values = npt.NDArray[Any]
+"""Values of a field by sample: numbers (rows, …), or objects, each bytes, text or an array."""
+Columns = Mapping[str, Values]
+
+
+class OpenShard(Protocol):
+    """Opened shard, whose samples are numbered from 0."""
+
+    rows: int
+
+    def take(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
+        """Read the samples with these numbers, in this order, by field."""
+
+
+def write_shard(form: ShardFormat, path: Path, rows: pa.Table) -> None:
+    """Write samples to a file. Raises: SampleSetError for a tar's field that is no bytes or text."""
+    if form == "arrow":
+        _write_arrow(path, rows)
+    elif form == "parquet":
+        pq.write_table(rows, path)
+    else:
+        _write_tar(path, rows)
+
+
+def open_bytes(form: ShardFormat, path: Path) -> int:
+    """Size in bytes of a written shard on a reader's disk: Parquet is kept there as Arrow, which can be mapped."""
+    if form != "parquet":
+        return path.stat().st_size
+    counted = pa.MockOutputStream()
+    _write_arrow(counted, pq.read_table(path))
+    return int(counted.size())
+
+
+def unpack_shard(form: ShardFormat, stored: Path, path: Path) -> None:
+    """Bring a stored shard into the form in which `open_shard` maps it, at `path`."""
+    if form != "parquet":
+        stored.replace(path)
+        return
+    _write_arrow(path, pq.read_table(stored))
+
+
+def open_shard(form: ShardFormat, path: Path) -> OpenShard:
+    """Open an unpacked shard; its file may be unlinked while it is open."""
+    return TarShard(path) if form == "webdataset" else ArrowShard(path)
+
+
+def _write_arrow(target: Any, rows: pa.Table) -> None:
+    """Write one record batch, so that each field is one stretch of the mapped file."""
+    whole = rows.combine_chunks()
+    with pa.ipc.new_file(str(target) if isinstance(target, Path) else target, whole.schema) as writer:
+        for batch in whole.to_batches():
+            writer.write_batch(batch)
+
+
+class ArrowShard:
+    """Shard in the Arrow format, mapped into memory."""
+
+    def __init__(self, path: Path) -> None:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        self.rows: int = table.num_rows
+        self._columns = {name: _readable(table.column(name)) for name in table.column_names}
+
+    def take(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
+        """Read the samples with these numbers, in this order, by field."""
+        return {
+            name: values[rows] if isinstance(values, np.ndarray) else _objects(values.take(pa.array(rows)))
+            for name, values in self._columns.items()
+        }
+
+
+def _readable(column: pa.ChunkedArray) -> Values | pa.Array:
+    """View a field of numbers as an array in place; other fields stay Arrow's."""
+    array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+    width, kind = None, array.type
+    if pa.types.is_fixed_size_list(kind):
+        width, kind = kind.list_size, kind.value_type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)) or array.null_count:
+        return array
+    numbers = array if width is None else array.flatten()
+    if numbers.null_count:
+        return array
+    values: Values = numbers.to_numpy(zero_copy_only=True)
+    return values if width is None else values.reshape(-1, width)
+
+
+def _objects(array: pa.Array) -> Values:
+    if pa.types.is_boolean(array.type) or pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
+        return np.asarray(array.to_numpy(zero_copy_only=False))
+    found = np.empty(len(array), dtype=object)
+    nested = pa.types.is_nested(array.type)
+    for place, value in enumerate(array):
+        found[place] = np.asarray(value.values) if nested and value.is_valid else value.as_py()
+    return found
+
+
+class TarShard:
+    """Shard in the WebDataset format: a tar whose members are found once, and read at their offsets."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        samples: dict[str, dict[str, tuple[int, int]]] = {}
+        for name, start, size in _members(self._map):
+            key, field = split_member(name)
+            samples.setdefault(key, {})[field] = (start, size)
+        self._keys = list(samples)
+        self._places = list(samples.values())
+        self._fields = list(dict.fromkeys(field for sample in self._places for field in sample))
+        self.rows = len(self._keys)
+
+    @property
+    def columns(self) -> list[str]:
+        """Fields of all samples, and the key."""
+        return [KEY, *self._fields]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
+        """Read the samples with these numbers, in this order, by field; None where a sample lacks one."""
+        numbers = rows.tolist()
+        found = {KEY: _of_objects([self._keys[number] for number in numbers])}
+        for field in self._fields:
+            places = (self._places[number].get(field) for number in numbers)
+            found[field] = _of_objects([None if at is None else self._map[at[0] : sum(at)] for at in places])
+        return found
+
+
+def _of_objects(values: list[Any]) -> Values:
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found
+
+
+def split_member(name: str) -> tuple[str, str]:
+    """Split a tar member's name into the sample's key and the field: the name's first dot after its folder is between them."""
+    folder, slash, file = name.rpartition("/")
+    stem, dot, field = file.partition(".")
+    if not dot or not stem or not field:
+        raise SampleSetError(f"tar member {name!r} has no field: name it like '{stem or 'key'}.jpg'")
+    return f"{folder}{slash}{stem}", field.lower()
+
+
+def _members(data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
+    """Yield name, offset and size of the regular files of a tar; long names by Python's own reader."""
+    place, end = 0, len(data)
+    while place + _BLOCK <= end:
+        header = data[place : place + _BLOCK]
+        if header[0] == 0:  # the end has empty blocks
+            return
+        kind = header[156:157]
+        if kind in {b"L", b"x", b"g", b"K"} or header[124] & 0x80:
+            yield from _members_of_tarfile(data, place)
+            return
+        size = int(header[124:136].rstrip(b"\0 ") or b"0", 8)
+        if kind in _REGULAR:
+            prefix, name = _text(header[345:500]) if header[257:262] == b"ustar" else "", _text(header[:100])
+            yield (f"{prefix}/{name}" if prefix else name), place + _BLOCK, size
+        place += _BLOCK + -(-size // _BLOCK) * _BLOCK
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode()
+
+
+def _members_of_tarfile(data: mmap.mmap, start: int) -> Iterator[tuple[str, int, int]]:
+    with tarfile.open(fileobj=io.BytesIO(data[start:])) as archive:
+        for member in archive:
+            if member.isfile():
+                yield member.name, start + member.offset_data, member.size
+
+
+def _write_tar(path: Path, rows: pa.Table) -> None:
+    fields = [name for name in rows.column_names if name != KEY]
+    keys = rows.column(KEY).to_pylist() if KEY in rows.column_names else None
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for number, sample in enumerate(rows.select(fields).to_pylist()):
+            key = f"{number:08d}" if keys is None else keys[number]
+            for field, value in sample.items():
+                data = value.encode() if isinstance(value, str) else value
+                if not isinstance(data, bytes):
+                    raise SampleSetError(
+                        f"field {field!r} of sample {key!r} is {type(value).__name__}: a WebDataset tar holds bytes and texts; "
+                        "write format='arrow' or 'parquet'"
+                    )
+                member = tarfile.TarInfo(f"{key}.{field}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))

@@ -1,0 +1,93 @@
+"""Plans of trainings, beside what others have published of theirs and what hand calculations give."""
+
+import json
+
+import pytest
+
+from functions.training.planning import CARDS, Decoder, Setup, plan, proposed
+
+LLAMA_8B = Decoder(32, 4096, 32, 8, 128, 14_336, 128_256)
+LLAMA2_7B = Decoder(32, 4096, 32, 32, 128, 11_008, 32_000)
+GPT2 = Decoder(12, 768, 12, 12, 64, 3_072, 50_257, gated=False, tied=True, positions=1_024)
+SMOLLM2 = {
+    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_hidden_layers": 30,
+    "num_key_value_heads": 3, "tie_word_embeddings": True, "vocab_size": 49_152,
+}  # fmt: skip
+GIB = 2**30
+
+
+def test_sizes_are_read_and_weights_are_counted_as_published():
+    assert LLAMA_8B.parameters == pytest.approx(8.03e9, rel=1e-3)
+    assert LLAMA2_7B.parameters == pytest.approx(6.74e9, rel=1e-3)
+    assert GPT2.parameters == pytest.approx(124.4e6, rel=1e-3)
+    assert Decoder.of(SMOLLM2).parameters == pytest.approx(134.5e6, rel=1e-3)
+
+
+def test_a_published_run_with_full_recomputation_holds_as_much_as_was_published():
+    # Source: torchtitan, benchmarks/llama3_h100_202412_torchtitan.md, table 2: FSDP 8, 32,768 tokens, one row, 83.9 GiB
+    found = plan(LLAMA_8B, Setup(8, 8, 32_768, recompute=True), CARDS["h100"])
+    assert found.memory_bytes / GIB == pytest.approx(83.9, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "setup", "card", "tokens", "hours"),
+    [
+        # Source: torchtitan, the same page, table 1: 5,762 tokens/s a card; selective recomputation lies between none and all
+        (LLAMA_8B, Setup(8, 16, 8_192, recompute=True), "h100", 5_762 * 3_600.0, 1.0),
+        # Source: Touvron et al., Llama 2, 2023, table 2: 184,320 A100 hours for two trillion tokens
+        (LLAMA2_7B, Setup(512, 1_024, 4_096), "a100", 2e12, 184_320.0),
+        # Source: nanoGPT's README and config/train_gpt2.py: 600,000 steps of 480 rows, about 4 days on eight A100 of 40 GB
+        (GPT2, Setup(8, 480, 1_024, "replicate", accumulate=5), "a100-40", 6e5 * 480 * 1_024, 8 * 96.0),
+    ],
+)  # fmt: skip
+def test_published_runs_took_what_a_plan_says_within_a_quarter(model, setup, card, tokens, hours):
+    assert plan(model, setup, CARDS[card]).card_hours(tokens) == pytest.approx(hours, rel=0.25)
+
+
+def test_state_is_sixteen_bytes_a_weight_and_is_shared_by_shards():
+    small = Decoder(2, 64, 4, 4, 16, 256, 1_000)
+    one = plan(small, Setup(1, 4, 8, "replicate", accumulate=2), CARDS["h100"]).memory
+    assert one["weights and moments"] == 12 * small.parameters
+    assert one["gradients"] == 4 * small.parameters
+    four = plan(small, Setup(4, 8, 8, accumulate=2), CARDS["h100"]).memory
+    assert four["weights and moments"] == 3 * small.parameters
+    assert four["gathered weights"] > 0 == one["gathered weights"]
+
+
+def test_adapters_hold_moments_for_themselves_only_and_save_a_third_of_the_arithmetic():
+    whole, adapted = (
+        plan(LLAMA_8B, Setup(1, 1, 512, "replicate", lora=rank), CARDS["h100"]) for rank in (0, 16)
+    )
+    assert adapted.memory["weights and moments"] < 0.36 * whole.memory["weights and moments"]
+    assert adapted.step["arithmetic"] == pytest.approx(whole.step["arithmetic"] * 2 / 3)
+
+
+def test_the_proposal_fits_and_takes_more_cards_only_where_none_fits():
+    found = proposed(LLAMA_8B, Setup(1, 64, 8_192), CARDS["h100"])
+    assert found is not None
+    assert found.fits
+    assert found.setup.cards == 4
+    fits_one = proposed(GPT2, Setup(1, 64, 1_024), CARDS["l4"])
+    assert fits_one is not None
+    assert (fits_one.setup.cards, fits_one.setup.recompute) == (1, False)
+    assert proposed(LLAMA_8B, Setup(1, 2, 8_192), CARDS["t4"]) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (SMOLLM2 | {"hidden_size": "576"}, "hidden_size or n_embd is '576'; want a whole number"),
+        (SMOLLM2 | {"num_local_experts": 8}, "has experts: only dense decoders"),
+    ],
+)
+def test_what_is_no_dense_decoder_is_refused_by_field(config, says):
+    with pytest.raises(ValueError, match=says):
+        Decoder.of(config)
+
+
+def test_a_step_needs_a_row_for_each_piece(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2))
+    with pytest.raises(ValueError, match="batch=4 rows for 2 cards with accumulate=4"):
+        plan(Decoder.read(tmp_path), Setup(2, 4, 8, accumulate=4), CARDS["l4"])
+    with pytest.raises(ValueError, match=r"no such file; give a Hugging Face folder"):
+        Decoder.read(tmp_path / "none")
