@@ -3,7 +3,7 @@
 The snapshot's rows are numbered and cut into shards. A shard's predictions are appended under a Delta transaction that
 names version, snapshot and shard, so a killed run resumes where it stopped, and a second run adds nothing. On a cluster a
 pool of actors on all nodes reads, scores and writes runs of shards: the caller handles their numbers and no rows. Without a
-cluster this process does the same, shard by shard.
+cluster, or for a single shard, this process does the same. Whoever scores holds a piece of a shard, bounded in bytes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.data
 from pydantic import BaseModel, ConfigDict
 
+from featurestore.offline.pinned_retrieval import row_bytes
 from functions.model_formats.errors import TrainingDataError
 from functions.model_formats.load import ScoringModel
 from functions.model_formats.table_inputs import input_columns
@@ -40,6 +40,7 @@ _ROWS_PER_RUN = (
     1_000_000  # of one call of an actor: as many as a Parquet row group usually has, which is read as a whole
 )
 _RUNS_PER_WORKER = 4  # at least, so that all have work until the end
+_PIECE_BYTES = 64 << 20  # of a shard's rows that are scored at once
 _ADDED = ("source", "model_version")
 
 
@@ -109,9 +110,9 @@ def predict_batch(
     rows = PinnedRows(Table(registry.store, dataset.name), dataset.version)
     _check(job, rows.schema)
     work = ShardWork(registry, job, target, rows.count)
-    where: Literal["ray", "here"] = "ray" if ray.is_initialized() else "here"
+    where: Literal["ray", "here"] = "ray" if ray.is_initialized() and rows.count > shard_rows else "here"
     scored = 0
-    for more in _on_ray(work, max_actors) if ray.is_initialized() else _here(work, rows):
+    for more in _on_ray(work, max_actors) if where == "ray" else _here(work, rows):
         scored += more
         report_progress(scored, rows.count, "rows scored")
     seconds = time.perf_counter() - began
@@ -156,10 +157,32 @@ class ShardWork:
         each, inputs = self.job.shard_rows, input_columns(scorer.model.signature)
         columns = list(dict.fromkeys([*inputs, *self.job.keep]))
         first, stop = run.start * each, min(run.stop * each, self.count)
-        for number, table in zip(run, rows.slices(first, stop, rows=each, columns=columns), strict=True):
-            scored = scorer(_shard(table, inputs, self.job.keep, first=number * each))
-            self.target.append(_finished(scored, self.job), transactions={self.job.app_id(number): 0})
-            yield scored.num_rows
+        pieces = rows.slices(first, stop, rows=_piece_rows(rows, columns, most=each), columns=columns)
+        scored: list[pa.Table] = []
+        for begin, piece in _within_shards(pieces, first, each):
+            scored.append(scorer(_shard(piece, inputs, self.job.keep, first=begin)))
+            end = begin + piece.num_rows
+            if end % each == 0 or end == stop:
+                shard, scored = pa.concat_tables(scored), []
+                app_id = self.job.app_id((end - 1) // each)
+                self.target.append(_finished(shard, self.job), transactions={app_id: 0})
+                yield shard.num_rows
+
+
+def _piece_rows(rows: PinnedRows, columns: Sequence[str], *, most: int) -> int:
+    """Number of rows of so many bytes as are scored at once, by the types of the columns, or by the files if they say more."""
+    typed = row_bytes(pa.schema([rows.schema.field(name) for name in columns]))
+    stored = rows.size_bytes // max(rows.count, 1)
+    return max(1, min(most, _PIECE_BYTES // max(typed, stored, 1)))
+
+
+def _within_shards(pieces: Iterator[pa.Table], first: int, each: int) -> Iterator[tuple[int, pa.Table]]:
+    """Cut pieces of rows where shards of `each` rows end; yields the number of the first row with each cut."""
+    for piece in pieces:
+        while piece.num_rows:
+            part = piece.slice(0, each - first % each)
+            yield first, part
+            first, piece = first + part.num_rows, piece.slice(part.num_rows)  # noqa: PLW2901 - what is left of it
 
 
 class ShardScorer:
@@ -227,6 +250,8 @@ def _here(work: ShardWork, rows: PinnedRows) -> Iterator[int]:
 
 def _on_ray(work: ShardWork, max_actors: int) -> Iterator[int]:
     """Score what is pending in a pool of actors; yields the rows of each run. An actor that is lost repeats its run."""
+    from ray import data  # late: pandas comes with it, into every process that knows this function
+
     runs = work.pending(workers=max_actors)
     if not runs:
         return
@@ -234,12 +259,12 @@ def _on_ray(work: ShardWork, max_actors: int) -> Iterator[int]:
         1, {"CPU": 1.0}, what="a scorer of predict_batch", remedy="start a node that does not serve"
     )
     items = [{_FIRST: run.start, _STOP: run.stop} for run in runs]
-    scored = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    scored = data.from_items(items, override_num_blocks=len(items)).map_batches(
         PoolScorer,
         fn_constructor_args=(work,),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max_actors),
+        compute=data.ActorPoolStrategy(min_size=1, max_size=max_actors),
         num_cpus=1,
         label_selector=AWAY_FROM_SERVING,
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.gate import Gate
+from functions.evaluation.language.answer_gate import AnswerGate
 from registry import GateData, GateDemand, ModelPolicy, ModelVersion, NotFound, Registry, Table, TableSnapshot
+
+AnyGate = TypeVar("AnyGate", Gate, AnswerGate)
 
 
 class RowsOrigin(BaseModel):
@@ -24,30 +27,37 @@ class RowsOrigin(BaseModel):
 
 
 def check_policy_gates(policy: ModelPolicy) -> None:
-    """Check that the limits of each gate in a policy are those of a `Gate`. Raises: EvaluationError."""
+    """Check that the limits of each gate in a policy are those of a `Gate`, or of an `AnswerGate` if they name scorers.
+
+    Raises: EvaluationError.
+    """
     for name in policy.gate_names:
-        gate_in_force(policy, Gate(name=name))
+        demand = policy.demand(name)
+        if demand is not None and "scorers" in demand.limits:
+            gate_in_force(policy, AnswerGate(name=name))
+        else:
+            gate_in_force(policy, Gate(name=name))
 
 
-def gate_in_force(policy: ModelPolicy, asked: Gate | None) -> tuple[Gate, GateDemand]:
+def gate_in_force(policy: ModelPolicy, given: AnyGate) -> tuple[AnyGate, GateDemand]:
     """Choose the gate to judge by, with the demand whose digest its result carries.
 
-    asked: the caller's gate; None, or a name alone: that of the policy if it sets limits for this name.
-    Raises: EvaluationError if the caller asks for other limits than the policy's, or those do not fit a gate.
+    given: the caller's gate; with a name alone it is that of the policy if this sets limits for the name.
+    Raises: EvaluationError if the caller asks for other limits than the policy's, or those do not fit a gate of this kind.
     """
-    given = Gate() if asked is None else asked
+    kind = type(given)
     demand = policy.demand(given.name)
     if demand is None:
         return given, given.demand()
     try:
-        gate = Gate.model_validate({**demand.limits, "name": demand.name})
+        gate = kind.model_validate({**demand.limits, "name": demand.name})
     except ValidationError as error:
         raise EvaluationError(
             f"gate {demand.name!r} of the model's policy: {error}; have an admin mend its limits"
         ) from error
     if given.model_fields_set <= {"name"} or given == gate:
         return gate, demand
-    other = sorted(field for field in Gate.model_fields if getattr(given, field) != getattr(gate, field))
+    other = sorted(field for field in kind.model_fields if getattr(given, field) != getattr(gate, field))
     raise EvaluationError(
         f"gate {demand.name!r}: the model's policy sets its limits, and {other} differ; leave them out, "
         "or have an admin change the policy"
@@ -84,6 +94,14 @@ def require_demanded_data(
         raise EvaluationError(f"{where}: label={label!r}, but the policy demands {data.label!r}; pass that")
     if data.entities is not None or data.min_days is not None:
         _require_origin(registry, version, data, dataset, where)
+
+
+def refuse_training_data(version: ModelVersion, dataset: TableSnapshot) -> None:
+    """Refuse to judge a version on the very rows that it learnt from. Raises: EvaluationError."""
+    if dataset in version.lineage.datasets:
+        raise EvaluationError(
+            f"{version.model}@{version.version} learnt from {dataset}: judge it on rows that it has not seen"
+        )
 
 
 def _require_origin(

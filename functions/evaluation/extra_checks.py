@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from functions.evaluation.checks.behaviour import Direction, Invariance, judge_behaviour
 from functions.evaluation.checks.check import Check, at_most
-from functions.evaluation.checks.fairness import FairnessRule, judge_fairness
+from functions.evaluation.checks.fairness import FairnessRule, Judged, judge_fairness
 from functions.evaluation.checks.robustness import Predict, judge_robustness
 from functions.evaluation.checks.slices import judge_slices
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.gate import Gate
-from functions.evaluation.metrics.probabilities import row_log_loss
+from functions.evaluation.outcome_kinds import OutcomeKind
 from functions.model_formats.table_inputs import input_columns
 from registry import ModelVersion
 
@@ -29,12 +29,16 @@ _BEHAVIOUR_ROWS = 2_000
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedVersion:
-    """Version with its answers on the evaluation rows. references: (rows,) answers of "champion" and of the baselines."""
+    """Version with its answers on the evaluation rows. references: answers of "champion" and of the baselines.
+
+    label, answers, references, entity: of the units that are judged, as `OutcomeKind.by_unit` arranges them.
+    """
 
     version: ModelVersion
+    kind: OutcomeKind
     table: pa.Table
     label: Floats
-    probability: Floats
+    answers: Floats
     predict: Predict
     references: Mapping[str, Floats]
     entity: npt.NDArray[np.generic] | None
@@ -62,18 +66,25 @@ def _sliced(gate: Gate, found: EvaluatedVersion) -> list[Check]:
     rule = gate.slices
     if rule is None:
         return []
-    reference = found.references.get(rule.against)
+    against = found.kind.linear if rule.against == "logistic" else rule.against
+    reference = found.references.get(against)
     if reference is None and rule.against == "champion":
         return []  # the first version of a model has no champion to be worse than
     if reference is None:
         text = f"gate has no {rule.against} in max_log_loss_ratio to compare slices with; add it"
         return [at_most(f"slices against {rule.against}", float("nan"), rule.alpha, text)]
-    excess = row_log_loss(found.label, found.probability) - row_log_loss(found.label, reference)
-    return _made("slices", lambda: [judge_slices(rule, found.table, excess, found.entity)[0]])
+    row_loss = found.kind.row_loss
+    excess = row_loss(found.label, found.answers) - row_loss(found.label, reference)
+    return _made(
+        "slices", lambda: [judge_slices(rule, found.kind.unit_rows(found.table), excess, found.entity)[0]]
+    )
 
 
 def _fair(rule: FairnessRule, found: EvaluatedVersion) -> list[Check]:
-    return [judge_fairness(rule, found.table, found.label, found.probability)]
+    kind, needs_loss = found.kind, rule.measure == "loss"
+    loss = kind.row_loss(found.label, found.answers) if needs_loss else None
+    rows = Judged(kind.unit_rows(found.table), found.label, found.answers, loss, found.entity)
+    return judge_fairness(rule, rows)
 
 
 def _behaved(rule: Invariance | Direction, found: EvaluatedVersion) -> list[Check]:
@@ -85,7 +96,13 @@ def _robust(gate: Gate, found: EvaluatedVersion) -> list[Check]:
     if gate.robustness is None or signature is None:
         raise EvaluationError(f"{found.version.model}@{found.version.version} has no signature to disturb")
     return judge_robustness(
-        gate.robustness, found.table, found.label, found.predict, input_columns(signature)
+        gate.robustness,
+        found.table,
+        found.label,
+        found.predict,
+        input_columns(signature),
+        found.kind.mean_loss,
+        found.kind.take,
     )
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from functions.evaluation.baselines import Baseline
 from functions.evaluation.checks.behaviour import Behaviour
@@ -18,24 +18,29 @@ from functions.evaluation.checks.check import Check, at_least, at_most
 from functions.evaluation.checks.fairness import FairnessRule
 from functions.evaluation.checks.robustness import RobustnessRule
 from functions.evaluation.checks.slices import SliceRule
+from functions.evaluation.meanings import MEANINGS, Outcome
 from registry import GateData, GateDemand
 
-LINEAR_NAMES = ("linear", "ridge")
+LINEAR_NAMES = ("linear", "ridge", "poisson", "nearest")
 """Names of the linear baseline beside the stored one, which is that of two classes."""
+
+
+POPULARITY: Baseline = "popularity"
 
 
 class Gate(BaseModel):
     """Limits that a version must keep to pass.
 
-    max_log_loss_ratio: baseline -> the model's log loss (of a number: its squared error) over the baseline's, at most; "constant" is
-    the mean or the share of each class, "linear" (also "logistic", "ridge") a linear model; max_champion_ratio: the same
+    max_log_loss_ratio: baseline -> the model's loss, as its outcome has it, over the baseline's, at most; "constant" is the mean or
+    the share of each class, "linear" (also "logistic", "ridge", "poisson") a linear model, of texts ("nearest") the answer of the nearest row; max_champion_ratio: the same
     over the champion's (None: not compared; no champion yet: passes); max_ece: expected calibration error, at most; the default
-    is left out for a number, which has none;
+    is left out for an outcome that has none;
     min_auc: at least; min_rows: fewer rows of evaluation fail. max_ece_high: the upper end of the calibration error's 95 %
     interval, at most: calibration that is proven, not only estimated.
     entity: the column that names a row's entity; intervals and slices take rows of one entity as one observation.
     slices: parts of the data on which it must not be worse than a reference. fairness: gaps between groups. robustness:
     missing and shifted inputs. behaviours: changes of an input that must not, or must, move the answer.
+    item: the column that names the item of a ranking's row, for the baseline "popularity".
     max_latency_ms: median time of one row in this process; max_size_bytes: of all files of the version.
     """
 
@@ -53,6 +58,7 @@ class Gate(BaseModel):
     fairness: tuple[FairnessRule, ...] = ()
     robustness: RobustnessRule | None = None
     behaviours: tuple[Behaviour, ...] = ()
+    item: str | None = None
     max_latency_ms: float | None = Field(default=None, gt=0.0)
     max_size_bytes: int | None = Field(default=None, gt=0)
 
@@ -63,14 +69,24 @@ class Gate(BaseModel):
             return given
         return {"logistic" if name in LINEAR_NAMES else name: limit for name, limit in given.items()}
 
-    def unmeasurable(self, outcome: Literal["binary", "multiclass", "number"]) -> list[str]:
-        """Name the limits that answers of this outcome cannot show."""
-        if outcome == "binary":
-            return []
-        names = ["min_auc", "slices", "fairness", "robustness", "behaviours"]
-        if outcome == "number":
-            names += ["max_ece_high", *(["max_ece"] if self.max_ece != type(self)().max_ece else [])]
-        return sorted(name for name in names if getattr(self, name))
+    @model_validator(mode="after")
+    def _names_the_item(self) -> Self:
+        if POPULARITY in self.max_log_loss_ratio and self.item is None:
+            raise ValueError(f"the baseline {POPULARITY!r} needs the column of the item: name it, item=…")
+        return self
+
+    def unmeasurable(self, outcome: Outcome) -> dict[str, str]:
+        """Name the limits that answers of this outcome cannot show, each with the remedy; the default `max_ece` is no demand."""
+        named = {aspect.removeprefix("gate."): text for aspect, text in MEANINGS[outcome].refused.items()}
+        demanded = {name for name in named if getattr(self, name, None)}
+        if self.max_ece == type(self)().max_ece:
+            demanded.discard("max_ece")
+        if all(rule.measure == "loss" for rule in self.fairness):  # which every outcome has
+            demanded.discard("fairness")
+        if POPULARITY in self.max_log_loss_ratio and outcome != "ranking":
+            named["max_log_loss_ratio"] = f"{POPULARITY!r} is a baseline of rankings: leave it out"
+            demanded.add("max_log_loss_ratio")
+        return {name: named[name] for name in sorted(demanded)}
 
     def demand(self, data: GateData | None = None) -> GateDemand:
         """Make the demand by which a model's policy sets these limits, and the data to judge on if given."""

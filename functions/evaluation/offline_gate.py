@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,14 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.checks.check import Check
 from functions.evaluation.checks.robustness import Predict
-from functions.evaluation.demanded_gate import gate_in_force, require_demanded_data
+from functions.evaluation.demanded_gate import (
+    gate_in_force,
+    refuse_training_data,
+    require_demanded_data,
+)
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
-from functions.evaluation.gate import Gate, judge
+from functions.evaluation.gate import POPULARITY, Gate, judge
 from functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
 from functions.evaluation.metrics.probabilities import Interval, bootstrap
 from functions.evaluation.outcome_kinds import BINARY, OutcomeKind, outcome_kind
@@ -35,8 +38,7 @@ _CHAMPION = "champion"
 class GateResult(BaseModel):
     """Result of a version's evaluation by a gate.
 
-    metrics: of the version; ratios: its log loss, of a number its squared error, over those of the baselines and the
-    champion; intervals: 95 % bootstrap intervals of the main metrics, and of the loss difference to the champion
+    rows: that were judged, of a ranking its requests; metrics: of the version; ratios: its loss, as the outcome has it, over those of the baselines and the champion; intervals: 95 % bootstrap intervals of the main metrics, and of the loss difference to the champion
     (negative: better than it), by entity where the gate names its column; reliability: points of a calibration plot;
     reason: why nothing could be measured, else empty.
     """
@@ -62,6 +64,7 @@ class Measured:
     """Measurements of a version, before any limit is applied."""
 
     kind: OutcomeKind
+    units: int
     metrics: dict[str, float]
     ratios: dict[str, float]
     intervals: dict[str, Interval]
@@ -80,7 +83,7 @@ def evaluate_gate(
 ) -> GateResult:
     """Measure a version on `dataset`, judge it by `gate`, and record the outcome with the version.
 
-    label: the column of 0 and 1, of classes or of numbers, as the version answers; gate: where the model's policy sets the
+    label: its column, as docs/outcomes.md says for what the version answers; gate: where the model's policy sets the
     limits of the gate of that name, those, and no others may be given; baseline_set: what the baselines learn from (default:
     the version's training set).
     An outcome without rows, with NaN predictions or with one class is recorded as not passed.
@@ -91,12 +94,12 @@ def evaluate_gate(
     registry = context().registry()
     judged = registry.get_version(model, version)
     policy = registry.get_model(model).policy
-    gate, demand = gate_in_force(policy, gate)
+    gate, demand = gate_in_force(policy, gate or Gate())
     if demand in policy.gates:
         require_demanded_data(
             registry, judged, demand, dataset=dataset, label=label, baseline_set=baseline_set
         )
-    _refuse_training_data(judged, dataset)
+    refuse_training_data(judged, dataset)
     champion = registry.find_version(model, _CHAMPION) if gate.max_champion_ratio is not None else None
     table = Table(registry.store, dataset.name).read(version=dataset.version)
     try:
@@ -104,7 +107,7 @@ def evaluate_gate(
     except EvaluationError as error:
         result = _unmeasured(judged, gate, table.num_rows, str(error))
     else:
-        result = _judged(judged, champion, gate, table.num_rows, measured)
+        result = _judged(judged, champion, gate, measured)
     details = {**result.model_dump(mode="json"), "dataset": str(dataset)}
     registry.record_gate(
         model, version, gate.name, passed=result.passed, details=details, demand=demand.digest
@@ -123,7 +126,7 @@ def predict_table(registry: Registry, version: ModelVersion, table: pa.Table) ->
 def _opened(registry: Registry, version: ModelVersion, kind: OutcomeKind) -> Predict:
     """Load a version once, to score any number of tables."""
     scoring = load_version(registry, version)
-    return lambda table: kind.answers(scoring.predict_table(table))
+    return lambda table: kind.by_unit(table, kind.answers(scoring.predict_table(table)))
 
 
 def _measure(
@@ -139,31 +142,43 @@ def _measure(
         raise EvaluationError("the evaluation data has no rows")
     kind = outcome_kind(version)
     _require_measurable(gate, kind)
-    y = kind.label(table, label)
-    entity = _entities(table, gate.entity)
-    references = _baselines(registry, version, table, label, list(gate.max_log_loss_ratio), baseline_set)
+    y = kind.by_unit(table, kind.label(table, label))
+    entity = _entities(kind.unit_rows(table), gate.entity)
+    references = _baselines(registry, version, kind, table, label, gate, baseline_set)
     if champion is not None:
         references[_CHAMPION] = _champions_answers(registry, champion, kind, table)
     predict = _opened(registry, version, kind)
     answers = predict(table)
     metrics = {name: metric(y, answers) for name, metric in kind.metrics.items()}
-    found = EvaluatedVersion(version, table, y, answers, predict, references, entity)
+    found = EvaluatedVersion(version, kind, table, y, answers, predict, references, entity)
     extra = extra_checks(gate, found)
     intervals = {
         name: bootstrap(kind.metrics[name], y, answers, entity=entity) for name in kind.with_interval
     }
     losses = {name: kind.row_loss(y, others) for name, others in references.items()}
     own, named = kind.row_loss(y, answers), kind.loss.replace(" ", "_")
+    if not kind.with_interval:  # a metric too slow to compute anew for each resample
+        intervals[named] = _mean(own, y, entity)
     if champion is not None:
         intervals[f"{named} - champion"] = _mean(own - losses[_CHAMPION], y, entity)
     return Measured(
         kind=kind,
-        metrics=metrics | {f"{name}_{named}": float(loss.mean()) for name, loss in losses.items()},
-        ratios={name: float(own.mean() / loss.mean()) for name, loss in losses.items()},
+        units=len(y),
+        metrics=metrics
+        | kind.details(y, answers)
+        | {f"{name}_{named}": float(loss.mean()) for name, loss in losses.items()},
+        ratios={name: _ratio(float(own.mean()), float(loss.mean())) for name, loss in losses.items()},
         intervals=intervals,
         reliability=reliability(y, answers) if kind is BINARY else [],
         extra=extra,
     )
+
+
+def _ratio(loss: float, other: float) -> float:
+    """A loss over another one, which is 0 where every answer was right: then only another 0 is as good."""
+    if other == 0.0:
+        return 1.0 if loss == 0.0 else math.inf
+    return loss / other
 
 
 def _champions_answers(
@@ -176,15 +191,15 @@ def _champions_answers(
             f"champion {champion.version} answers for {others.name} {list(others.classes)}, the version for {kind.name} "
             f"{list(kind.classes)}: they cannot be compared; set max_champion_ratio=None"
         )
-    return _opened(registry, champion, others)(table)
+    return _opened(registry, champion, kind)(table)
 
 
 def _require_measurable(gate: Gate, kind: OutcomeKind) -> None:
     """Check that answers of this kind can show all that the gate demands. Raises: EvaluationError if not."""
-    unmeasurable = gate.unmeasurable("number" if kind.name == "regression" else kind.name)
+    unmeasurable = gate.unmeasurable(kind.name)
     if unmeasurable:
         raise EvaluationError(
-            f"the gate demands {unmeasurable}, which answers for {kind.name} cannot show: leave them out, or set them to None"
+            f"the gate demands {list(unmeasurable)}, which answers for {kind.name} cannot show: leave them out, or set them to None"
         )
 
 
@@ -199,12 +214,14 @@ def _entities(table: pa.Table, column: str | None) -> npt.NDArray[Any] | None:
 def _baselines(
     registry: Registry,
     version: ModelVersion,
+    kind: OutcomeKind,
     table: pa.Table,
     label: str,
-    names: Sequence[Any],
+    gate: Gate,
     baseline_set: TableSnapshot | None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Compute answers (rows,) of each baseline."""
+    """Compute the answers of each baseline that the gate names."""
+    names = list(gate.max_log_loss_ratio)
     if not names:
         return {}
     snapshot = baseline_set or next(iter(version.lineage.datasets), None)
@@ -217,14 +234,15 @@ def _baselines(
         _columns_of(version.signature, texts=False),
         _columns_of(version.signature, texts=True),
     )
-    read = [*input_columns(version.signature), label]
+    item = [gate.item] if gate.item is not None else []
+    read = list(dict.fromkeys([*input_columns(version.signature), label, *item]))
     train = Table(registry.store, snapshot.name).read(version=snapshot.version, columns=read)
-    kind = outcome_kind(version)
-    learn = kind.baselines
-    return {
-        kind.linear if name == "logistic" else name: learn[name](train, table, numeric, categorical, label)
-        for name in names
-    }
+    found = {}
+    for name in names:
+        columns = ([], item) if name == POPULARITY else (numeric, categorical)
+        answers = kind.baselines[name](train, table, *columns, label)
+        found[kind.linear if name == "logistic" else name] = kind.by_unit(table, answers)
+    return found
 
 
 def _columns_of(signature: Signature, *, texts: bool) -> list[str]:
@@ -240,11 +258,11 @@ def _mean(gaps: npt.NDArray[Any], y: npt.NDArray[Any], entity: npt.NDArray[Any] 
 
 
 def _judged(
-    version: ModelVersion, champion: ModelVersion | None, gate: Gate, rows: int, measured: Measured
+    version: ModelVersion, champion: ModelVersion | None, gate: Gate, measured: Measured
 ) -> GateResult:
     checks = judge(
         gate,
-        rows=rows,
+        rows=measured.units,
         metrics=measured.metrics,
         ratios=measured.ratios,
         has_champion=champion is not None,
@@ -259,7 +277,7 @@ def _judged(
         version=version.version,
         gate=gate.name,
         passed=all(check.passed for check in checks),
-        rows=rows,
+        rows=measured.units,
         metrics=measured.metrics,
         ratios=measured.ratios,
         intervals=measured.intervals,
@@ -273,10 +291,3 @@ def _unmeasured(version: ModelVersion, gate: Gate, rows: int, reason: str) -> Ga
     return GateResult(
         model=version.model, version=version.version, gate=gate.name, passed=False, rows=rows, reason=reason
     )
-
-
-def _refuse_training_data(version: ModelVersion, dataset: TableSnapshot) -> None:
-    if dataset in version.lineage.datasets:
-        raise EvaluationError(
-            f"{version.model}@{version.version} learnt from {dataset}: judge it on rows that it has not seen"
-        )

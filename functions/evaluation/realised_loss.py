@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, Self
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +12,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from functions.evaluation.errors import EvaluationError
+from functions.evaluation.logged_losses import (
+    LIST_LOSSES,
+    NUMBER_LOSSES,
+    OF_A_MEAN,
+    TEXT_LOSSES,
+    ListLabels,
+    NumberLabels,
+    TextLabels,
+    entropy,
+)
+from functions.evaluation.meanings import Loss
+from functions.evaluation.metrics.ranking import MOST_RELEVANT, ndcg_loss, padded
 from functions.model_formats.errors import TrainingDataError
 from functions.model_formats.selected_inputs import select_inputs
+from functions.model_formats.table_inputs import first_text
 from registry.models import Signature
 from registry.models.traffic import OUTSIDE
 
-Loss = Literal["log_loss", "squared_error"]
 Floats = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
 
 
 class Scorer(Protocol):
@@ -41,7 +54,8 @@ class Scored:
     at: microseconds since the epoch. unit: the request's unit, or its id without a unit (one for all its rows).
     answered: whether the outputs are present and finite. label: NaN until it arrives, or if it does not fit the output.
     output: the first output. loss: NaN unless answered and labelled. expected: the loss to expect if a probability is
-    right, its entropy; NaN for other outputs. outside: whether the unit was outside the experiment's part of its layer,
+    right, its entropy; NaN for other outputs. bias: a probability or a rate less the label, 0 on average where it is calibrated;
+    NaN for other outputs, and where the loss is. outside: whether the unit was outside the experiment's part of its layer,
     where the champion answers beside the arms.
     """
 
@@ -56,6 +70,7 @@ class Scored:
     output: Floats
     loss: Floats
     expected: Floats
+    bias: Floats
     outside: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -74,32 +89,48 @@ class Scored:
 def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: float = 1e6) -> Scored:
     """Compute losses of `rows` of the prediction log joined with labels.
 
-    clip: probabilities are held in [clip, 1 - clip]; cap: the largest squared error a row may add.
-    Log loss takes one output as the probability of label 1, several as the probabilities of classes 0, 1, ….
+    clip: probabilities are held in [clip, 1 - clip]; cap: the most that the squared error, deviance or distance of a row counts.
+    Log loss takes one output as the probability of label 1, several as the probabilities of classes 0, 1, …; or as those of
+    several labels, where the column `truth` lists a 0 or 1 for each. A distance is of the answer from the vector in `truth`, or of
+    two texts, `answer_text` and `label_text`, whose lengths are then `output` and `label`.
+    The loss of a ranking is of a request, so that one element is a request, judged once all its items have a label: `label` is
+    their sum, `output` the highest score.
     """
+    if loss == "ndcg_loss":
+        return _by_request(score(rows, loss="squared_error"))
     rows = rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
     ids = rows["prediction_id"].to_numpy(zero_copy_only=False)
     unit = rows["unit"].to_numpy(zero_copy_only=False)
     flat, start, width = _outputs(rows["outputs"])
     finite = np.isfinite(flat)
     answered = (width > 0) & (_per_row(finite, start, width) == width)
-    label = _floats(rows["label"])
+    label = _floats(rows["label"]).copy()
     output = np.full(len(ids), np.nan)
     output[answered] = flat[start[answered]]
     realised = np.full(len(ids), np.nan)
     judged = np.flatnonzero(answered & np.isfinite(label))
-    parts = flat, start[judged], width[judged], label[judged]
-    realised[judged] = _log_loss(*parts, clip) if loss == "log_loss" else _squared_error(*parts, cap)
-    expected = (
-        _entropy(np.where(width == 1, output, np.nan), clip)
-        if loss == "log_loss"
-        else np.full(len(ids), np.nan)
-    )
+    if loss in NUMBER_LOSSES:
+        realised[judged] = NUMBER_LOSSES[loss](
+            NumberLabels(flat, start[judged], width[judged], label[judged], clip, cap)
+        )
+    single = np.where(width == 1, output, np.nan)
+    mean = single if loss in OF_A_MEAN else np.full(len(ids), np.nan)
+    if "label_text" in rows.column_names and loss in TEXT_LOSSES:
+        texts = _texts(rows, answered)
+        realised[texts.places] = TEXT_LOSSES[loss](texts)
+        label[texts.places] = [len(each) for each in texts.truth]
+    if "truth" in rows.column_names and loss in LIST_LOSSES:
+        for several in _truths(rows["truth"], flat, start, np.where(answered, width, 0)):
+            found, where = LIST_LOSSES[loss](several, clip, cap), several.places
+            realised[where], label[where] = found, several.truth.mean(axis=1)
+            if loss in OF_A_MEAN:
+                mean[where] = several.answers.mean(axis=1)
+    expected = entropy(single, clip) if loss == "log_loss" else np.full(len(ids), np.nan)
     return Scored(
         id=ids,
         version=rows["version"].to_numpy(),
         shadow=rows["shadow"].to_numpy(zero_copy_only=False).astype(bool),
-        unit=np.array([own or _request(name) for own, name in zip(unit, ids, strict=True)], dtype=object),
+        unit=np.array([own or request_of(name) for own, name in zip(unit, ids, strict=True)], dtype=object),
         at=rows["predicted_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(),
         latency_ms=_floats(rows["latency_ms"]),
         answered=answered,
@@ -107,18 +138,56 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
         output=output,
         loss=realised,
         expected=expected,
+        bias=np.where(np.isnan(realised), np.nan, mean - label),
         outside=_outside(rows),
     )
 
 
-def rescore(rows: pa.Table, scorer: Scorer, logged: Mapping[int, Signature]) -> Floats:
+def _by_request(items: Scored) -> Scored:
+    """Join the items that one version scored for one request; a row that a client sent again under its id counts once."""
+    _, first = np.unique(_keys(items.id, items), return_index=True)
+    items = items.where(np.sort(first))
+    request = np.array([request_of(name) for name in items.id], dtype=object)
+    _, first, code = np.unique(_keys(request, items), return_index=True, return_inverse=True)
+    begin = np.sort(first)
+    found = items.where(begin)
+    relevance, output = padded(items.label, code), padded(items.output, code)
+    item = padded(np.ones(len(code)), code) == 1.0
+    answered = (np.isfinite(output) | ~item).all(axis=1)
+    grades = (relevance >= 0) & (relevance <= MOST_RELEVANT) & (relevance == np.floor(relevance))
+    judged = answered & (grades | ~item).all(axis=1)
+    realised = np.full(len(begin), np.nan)
+    if judged.any():
+        realised[judged] = ndcg_loss(relevance[judged], output[judged])
+    return replace(
+        found,
+        id=request[begin],
+        unit=np.where(found.unit == found.id, request[begin], found.unit),
+        answered=answered,
+        label=np.where(judged, np.nansum(relevance, axis=1), np.nan),
+        output=np.where(answered, np.max(np.where(item, output, -np.inf), axis=1, initial=-np.inf), np.nan),
+        loss=realised,
+        expected=np.full(len(begin), np.nan),
+        bias=np.full(len(begin), np.nan),
+    )
+
+
+def _keys(names: npt.NDArray[np.object_], rows: Scored) -> npt.NDArray[np.str_]:
+    """Text for each row (rows,) that is the same for rows of one name, version and way of answering."""
+    parts = zip(names, rows.version, rows.shadow, strict=True)
+    return np.array([f"{version}/{shadow:d}/{name}" for name, version, shadow in parts], dtype=np.str_)
+
+
+def rescore(rows: pa.Table, scorer: Scorer, logged: Mapping[int, Signature]) -> npt.NDArray[Any]:
     """Score logged rows with another version, from the vectors that were logged; returns its first output, (rows, values).
 
     scorer: a version that reads some or all of the logged columns. logged: signature of each version whose vectors these are.
-    Raises: EvaluationError if a version's vectors lack a column that the scorer reads.
+    The values are float64, or texts. Raises: EvaluationError if a version's vectors lack a column that the scorer reads.
     """
-    width = scorer.signature.outputs[0].shape[-1] if len(scorer.signature.outputs[0].shape) > 1 else 1
-    found = np.empty((rows.num_rows, width))
+    output = scorer.signature.outputs[0]
+    is_text = output.datatype == "BYTES"
+    width = output.shape[-1] if len(output.shape) > 1 and not is_text else 1
+    found = np.empty((rows.num_rows, width), dtype=object if is_text else np.float64)
     version = rows["version"].to_numpy()
     for number in np.unique(version):
         mine = np.flatnonzero(version == number)
@@ -126,19 +195,22 @@ def rescore(rows: pa.Table, scorer: Scorer, logged: Mapping[int, Signature]) -> 
         if given is None:
             raise EvaluationError(f"version {number} has no signature, so its logged vectors have no names")
         try:
-            inputs = select_inputs(_vectors(rows.take(mine)), given, scorer.signature)
+            outputs = scorer.predict(select_inputs(_vectors(rows.take(mine)), given, scorer.signature))
+            values = first_text(outputs) if is_text else np.asarray(next(iter(outputs.values())), np.float64)
         except TrainingDataError as error:
             raise EvaluationError(f"the vectors that version {number} logged: {error}") from error
-        outputs = scorer.predict(inputs)
-        found[mine] = np.asarray(next(iter(outputs.values())), dtype=np.float64).reshape(len(mine), -1)
+        found[mine] = values.reshape(len(mine), -1)
     return found
 
 
 def _vectors(rows: pa.Table) -> dict[str, npt.NDArray[Any]]:
-    """Logged vectors of rows by input, (rows, columns) each."""
-    numeric = np.stack(rows["numeric"].to_numpy(zero_copy_only=False)).astype(np.float32)
-    categorical = np.array(rows["categorical"].to_pylist(), dtype=object).reshape(rows.num_rows, -1)
-    return {"numeric": numeric, "categorical": categorical}
+    """Logged vectors of rows by input, (rows, columns) each; without columns for a side that was not logged."""
+    numeric = np.array([[] if each is None else each for each in rows["numeric"].to_pylist()], np.float32)
+    categorical = np.array([each or [] for each in rows["categorical"].to_pylist()], dtype=object)
+    return {
+        "numeric": numeric.reshape(rows.num_rows, -1),
+        "categorical": categorical.reshape(rows.num_rows, -1),
+    }
 
 
 def _outside(rows: pa.Table) -> npt.NDArray[np.bool_]:
@@ -148,7 +220,7 @@ def _outside(rows: pa.Table) -> npt.NDArray[np.bool_]:
     return outside.astype(bool)
 
 
-def _request(row_id: str) -> str:
+def request_of(row_id: str) -> str:
     """Id of a row's request; rows of a request with several have the ids `{id}:{row}`."""
     request, _, row = row_id.rpartition(":")
     return request if request and row.isdecimal() else row_id
@@ -174,29 +246,19 @@ def _floats(column: pa.ChunkedArray | pa.Array) -> Floats:
     return values
 
 
-def _log_loss(
-    flat: Floats, start: npt.NDArray[np.int64], width: npt.NDArray[np.int64], label: Floats, clip: float
-) -> Floats:
-    """Cross entropy of each row, in nats; NaN where the label is neither a probability nor a class."""
-    many = width > 1
-    is_class = many & (label == np.floor(label)) & (label >= 0) & (label < width)
-    is_probability = ~many & (label >= 0) & (label <= 1)
-    index = start + np.where(is_class, label, 0).astype(np.int64)
-    p = np.clip(flat[index], clip, 1 - clip)
-    binary = -(label * np.log(p) + (1 - label) * np.log1p(-p))
-    result: Floats = np.where(is_class, -np.log(p), np.where(is_probability, binary, np.nan))
-    return result
+def _texts(rows: pa.Table, answered: npt.NDArray[np.bool_]) -> TextLabels:
+    """Take the answered rows whose label and answer are texts."""
+    both = pc.and_(pc.is_valid(rows["label_text"]), pc.is_valid(rows["answer_text"])).to_numpy()
+    places = np.flatnonzero(answered & both)
+    chosen = rows.select(["answer_text", "label_text"]).take(pa.array(places))
+    return TextLabels(places, *(chosen[name].to_pylist() for name in ("answer_text", "label_text")))
 
 
-def _entropy(probability: Floats, clip: float) -> Floats:
-    """Entropy of a binary outcome, in nats."""
-    p = np.clip(probability, clip, 1 - clip)
-    result: Floats = -(p * np.log(p) + (1 - p) * np.log1p(-p))
-    return result
-
-
-def _squared_error(
-    flat: Floats, start: npt.NDArray[np.int64], width: npt.NDArray[np.int64], label: Floats, cap: float
-) -> Floats:
-    result: Floats = np.where(width == 1, np.minimum((flat[start] - label) ** 2, cap), np.nan)
-    return result
+def _truths(column: pa.ChunkedArray, flat: Floats, start: Places, width: Places) -> Iterator[ListLabels]:
+    """Take the rows whose truth is as long as their answer, by that length."""
+    true_flat, true_start, true_width = _outputs(column)
+    for size in np.unique(true_width[true_width > 0]).tolist():
+        places = np.flatnonzero((true_width == size) & (width == size))
+        within = np.arange(size)
+        answers = flat[start[places][:, None] + within]
+        yield ListLabels(places, answers, true_flat[true_start[places][:, None] + within])

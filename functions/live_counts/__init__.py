@@ -6,6 +6,7 @@ anybody decides by them.
 """
 
 from functions.live_counts.counts import ArmTally, SplitArm, WindowCounts
+from functions.live_counts.figures import LiveFigures, figures, read_figures
 from functions.live_counts.latency_bins import BINS, bin_of, lower_edge_ms, quantile_ms, slower
 from functions.live_counts.publisher import LivePublisher, live_publisher
 from functions.live_counts.reader import LiveReader, live_reader, total
@@ -18,6 +19,7 @@ __all__ = [
     "WINDOW_S",
     "ArmTally",
     "End",
+    "LiveFigures",
     "LivePublisher",
     "LiveReader",
     "SplitArm",
@@ -25,11 +27,13 @@ __all__ = [
     "WindowCounts",
     "bin_of",
     "end_of",
+    "figures",
     "is_usable",
     "live_publisher",
     "live_reader",
     "lower_edge_ms",
     "quantile_ms",
+    "read_figures",
     "slower",
     "total",
     "window_at",

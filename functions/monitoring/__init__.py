@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING
 
 from functions.monitoring.alarms import TOPIC, Alarm, Alarms
 from functions.monitoring.diagnosis.slices_and_features import ChangeFindings, SliceFindings, SliceOptions
+from functions.monitoring.drift.answers import AnswerMonitor
 from functions.monitoring.drift.dataset_sketches import reference_of_dataset, sketch_dataset
 from functions.monitoring.drift.monitor import DriftMonitor
-from functions.monitoring.estimates.classes import EstimateMonitor
+from functions.monitoring.estimates.monitor import EstimateMonitor
+from functions.monitoring.history import (
+    AlarmEntry,
+    Finding,
+    PerformanceEstimate,
+    alarm_history,
+    monitor_findings,
+    open_alarms,
+    performance_estimates,
+)
 from functions.monitoring.jobs import (
     alarms,
     estimate_performance,
@@ -17,6 +27,7 @@ from functions.monitoring.jobs import (
     running_figures,
     standing_alarms,
     unknown_labels,
+    watch_answers,
     watch_drift,
     watch_embeddings,
     watch_operations,
@@ -38,13 +49,17 @@ from functions.renamed import old_names
 __all__ = [
     "TOPIC",
     "Alarm",
+    "AlarmEntry",
     "Alarms",
+    "AnswerMonitor",
     "ChangeFindings",
     "DriftMonitor",
     "EstimateMonitor",
+    "Finding",
     "MonitorResult",
     "MonitorStatus",
     "OperationsMonitor",
+    "PerformanceEstimate",
     "PerformanceMonitor",
     "QualityMonitor",
     "RunningFigures",
@@ -52,15 +67,20 @@ __all__ = [
     "SliceFindings",
     "SliceOptions",
     "VectorMonitor",
+    "alarm_history",
     "alarms",
     "estimate_performance",
+    "monitor_findings",
     "monitor_status",
+    "open_alarms",
+    "performance_estimates",
     "reference_of_dataset",
     "results_table",
     "running_figures",
     "sketch_dataset",
     "standing_alarms",
     "unknown_labels",
+    "watch_answers",
     "watch_drift",
     "watch_embeddings",
     "watch_operations",

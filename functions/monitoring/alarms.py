@@ -18,6 +18,7 @@ TOPIC = "alarm"
 Monitor = Literal[
     "performance",
     "drift",
+    "answers",
     "quality",
     "operations",
     "age",

@@ -16,10 +16,12 @@ from functions.monitoring.diagnosis.slices_and_features import (
     find_changes,
     find_slices,
 )
+from functions.monitoring.drift.answers import AnswerMonitor, watch_version
 from functions.monitoring.drift.dataset_sketches import DatasetRows
 from functions.monitoring.drift.monitor import DriftMonitor
 from functions.monitoring.drift.watch import watch_features
-from functions.monitoring.estimates.classes import EstimateMonitor, watch_estimates
+from functions.monitoring.estimates.classes import watch_estimates
+from functions.monitoring.estimates.monitor import EstimateMonitor, check_estimable
 from functions.monitoring.estimates.numbers import watch_number_estimates
 from functions.monitoring.labels import UnknownLabels, find_unknown
 from functions.monitoring.operations import OperationsMonitor, watch_service
@@ -142,6 +144,21 @@ def watch_embeddings(model: str, monitor: VectorMonitor) -> MonitorResult:
 
 
 @function(http=True, timeout_s=300)
+def watch_answers(model: str, monitor: AnswerMonitor = AnswerMonitor()) -> MonitorResult:  # noqa: B008 — frozen
+    """Compare the champion's answers with those of its own first days, window by window, and raise alarms of drift."""
+    champion = _champion(model)
+    if champion is None:
+        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
+    store = context().store
+    return watch_version(
+        _run(model),
+        champion,
+        monitor,
+        lambda start, end: predictions(store, model, start, end, columns=_ANSWERED),
+    )
+
+
+@function(http=True, timeout_s=300)
 def watch_skew(model: str, monitor: SkewMonitor = SkewMonitor()) -> MonitorResult:  # noqa: B008 — frozen
     """Compare a version's first hours with its training set, and a sample of logged rows with the offline store.
 
@@ -166,13 +183,14 @@ def watch_skew(model: str, monitor: SkewMonitor = SkewMonitor()) -> MonitorResul
 def estimate_performance(model: str, monitor: EstimateMonitor = EstimateMonitor()) -> MonitorResult:  # noqa: B008 — frozen
     """Estimate the performance of each cohort before its labels arrive, and compare with the labels once they do.
 
-    For one probability of label 1, or a number (`loss="squared_error"`). An estimate raises no alarm, ends no alarm, and is
-    no proof of health.
+    Of probabilities of label 1 or of classes, with the shares of the classes; of a number (`loss="squared_error"`) or a count
+    (`loss="poisson_deviance"`). It raises and ends no alarm and is no proof of health. Raises: ValueError for another outcome.
     """
     champion = _champion(model)
     if champion is None:
         return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
-    store, numbers = context().store, monitor.loss == "squared_error"
+    check_estimable(champion, monitor.loss)
+    store, numbers = context().store, monitor.loss != "log_loss"
     columns = (*_SCORED, "numeric", "categorical") if numbers else _SCORED
     return (watch_number_estimates if numbers else watch_estimates)(
         _run(model),

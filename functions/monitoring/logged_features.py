@@ -2,43 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from functions.model_formats.matrices import tensor_array
+from functions.monitoring.drift.tensor_summaries import summaries, summary_names
 from registry import ModelVersion
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureColumns:
-    """Names of the features of a version, in the order in which they are logged."""
+    """Names of the features of a version, in the order in which they are logged.
+
+    tensors: place and size of each in the logged numbers, which hold the tensors' values beside the columns' (numeric_places, in the
+    order of `numeric`; empty: one after the other). model: whose tensors they are.
+    """
 
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
+    tensors: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    numeric_places: tuple[int, ...] = ()
+    model: str = ""
+
+    @property
+    def width(self) -> int:
+        """Number of values that are logged as numbers."""
+        return len(self.numeric) + sum(size for _, size in self.tensors.values())
+
+    @property
+    def summaries(self) -> tuple[str, ...]:
+        """Names of the figures by which the tensors are watched."""
+        return tuple(name for tensor in self.tensors for name in summary_names(tensor))
 
     @classmethod
     def of(cls, version: ModelVersion) -> FeatureColumns:
         """Read the columns from a version's signature. Raises: ValueError if that names no columns."""
         specs = version.signature.inputs if version.signature is not None else []
-        numeric = [name for spec in specs if spec.datatype != "BYTES" for name in spec.columns or []]
         categorical = [name for spec in specs if spec.datatype == "BYTES" for name in spec.columns or []]
-        if not numeric and not categorical:
+        numeric: list[str] = []
+        places: list[int] = []
+        tensors: dict[str, tuple[int, int]] = {}
+        place = 0
+        for spec in specs:
+            if spec.datatype == "BYTES":
+                continue
+            size = len(spec.columns) if spec.columns else math.prod(spec.shape[1:])
+            if spec.columns:
+                numeric += spec.columns
+                places += range(place, place + size)
+            elif size > 0 and len(spec.shape) > 1:
+                tensors[spec.name] = (place, size)
+            place += max(size, 0)  # of an open size: nothing is known of its place
+        if not numeric and not categorical and not tensors:
             raise ValueError(
                 f"{version.model}@{version.version} names no columns in its signature; drift needs them: "
-                "register a version whose input tensors list their columns"
+                "register a version whose input tensors list their columns, or have a size"
             )
-        return cls(tuple(numeric), tuple(categorical))
+        return cls(tuple(numeric), tuple(categorical), tensors, tuple(places), version.model)
 
     def select(self, wanted: Sequence[str]) -> FeatureColumns:
         """Keep the columns of `wanted`, or all if that is empty.
 
         Raises: ValueError for a name that is not among them.
         """
-        unknown = sorted(set(wanted) - set(self.numeric) - set(self.categorical))
+        unknown = sorted(set(wanted) - set(self.numeric) - set(self.categorical) - set(self.tensors))
         if unknown:
             raise ValueError(f"DriftMonitor.columns names {unknown}, which the model does not read")
         if not wanted:
@@ -46,6 +79,8 @@ class FeatureColumns:
         return FeatureColumns(
             tuple(name for name in self.numeric if name in wanted),
             tuple(name for name in self.categorical if name in wanted),
+            {name: place for name, place in self.tensors.items() if name in wanted},
+            model=self.model,
         )
 
 
@@ -58,27 +93,50 @@ def sample_rows(rows: pa.Table, most: int) -> pa.Table:
 
 
 def feature_table(rows: pa.Table, columns: FeatureColumns) -> pa.Table:
-    """Turn logged vectors into one column per feature, in order of prediction time, without the shadows' rows.
+    """Turn logged vectors into one column per feature, and per figure of a tensor, in order of prediction time, without shadows.
 
     A row whose vector has another length belongs to a version with other features, and is left out too.
     """
     seen = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
     seen = seen.filter(has_vector_length(seen, columns))
     found: dict[str, Any] = {"predicted_at": seen["predicted_at"]}
-    for source, names, kind in (
-        ("numeric", columns.numeric, pa.float32()),
-        ("categorical", columns.categorical, pa.string()),
+    numbers = columns.numeric_places or tuple(range(len(columns.numeric)))
+    for source, names, places, width, kind in (
+        ("numeric", columns.numeric, numbers, columns.width, pa.float32()),
+        (
+            "categorical",
+            columns.categorical,
+            range(len(columns.categorical)),
+            len(columns.categorical),
+            pa.string(),
+        ),
     ):
         flat = pc.list_flatten(seen[source]).combine_chunks().cast(kind)
-        for place, name in enumerate(names):
-            found[name] = flat.take(pa.array(np.arange(place, len(flat), len(names))))
+        for name, place in zip(names, places, strict=True):
+            found[name] = flat.take(pa.array(np.arange(place, len(flat), width)))
+        if source == "numeric" and columns.tensors:
+            matrix = flat.to_numpy(zero_copy_only=False).reshape(seen.num_rows, width)
+            for name, (start, size) in columns.tensors.items():
+                found |= summaries(columns.model, name, matrix[:, start : start + size])
     return pa.table(found)
+
+
+def with_summaries(rows: pa.Table, columns: FeatureColumns) -> pa.Table:
+    """Add the figures of the tensors to rows of a training set, which hold each tensor as a column of lists."""
+    for name in columns.tensors:
+        if name not in rows.column_names:
+            raise ValueError(
+                f"the training set has no column {name!r}; drift of that tensor is held against it"
+            )
+        for figure, values in summaries(columns.model, name, tensor_array(rows, name)).items():
+            rows = rows.append_column(figure, pa.array(values))
+    return rows
 
 
 def has_vector_length(rows: pa.Table, columns: FeatureColumns) -> Any:
     """Mark the rows (rows,) whose vectors have as many values as the version has features."""
     return pc.and_(
-        _has_length(rows["numeric"], len(columns.numeric)),
+        _has_length(rows["numeric"], columns.width),
         _has_length(rows["categorical"], len(columns.categorical)),
     )
 

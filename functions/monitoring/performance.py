@@ -4,7 +4,7 @@ Of each cohort of predictions, once its labels had time to arrive, the monitor a
 - loss: is the mean loss above the one recorded at validation?
 - surprise: is it above the loss that the model's own probabilities lead to expect (their entropy)? A day that is hard and
   was called hard surprises nobody; a model that no longer fits is surprised however easy the days are.
-- overstated, understated: do its probabilities lie above, or below, what came true? Such a model may lose little by it and
+- overstated, understated: do its probabilities, or its rates of counts, lie above, or below, what came true? Such a model may lose little by it and
   still be worth retraining.
 
 One bad day is weather; a run of them is a model that no longer fits. Each mean is set against its baseline in units of
@@ -21,7 +21,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from functions.evaluation.realised_loss import Loss, Scored
+from functions.evaluation.meanings import Loss
+from functions.evaluation.realised_loss import Scored
 from functions.monitoring.cohorts import CohortState
 from functions.rollout.evidence.sums import ClusterSums
 from functions.stats import Cusum, PageHinkley
@@ -63,7 +64,16 @@ class PerformanceMonitor(BaseModel):
     min_labels: int = Field(default=30, ge=2)
     min_label_share: float = Field(default=0.3, gt=0, lt=1)
     measures: tuple[Measure, ...] = MEASURES
-    baseline: tuple[str, ...] = ("valid_log_loss", "val_log_loss", "log_loss", "mse")
+    baseline: tuple[str, ...] = (
+        "valid_log_loss",
+        "val_log_loss",
+        "log_loss",
+        "mse",
+        "deviance",
+        "ndcg_loss",
+        "cosine_distance",
+        "edit_distance",
+    )
     baseline_cohorts: int = Field(default=7, ge=2)
     min_rise: float = Field(default=0.0, ge=0)
     detector: Literal["cusum", "page_hinkley"] = "cusum"
@@ -99,10 +109,13 @@ class Cohort(BaseModel):
         sums: dict[Measure, ClusterSums] = {"loss": ClusterSums.of(labelled.loss, units)}
         foreseen = np.isfinite(labelled.expected)
         if foreseen.any():  # one probability a row
-            seen, units = labelled.where(foreseen), units[foreseen]
-            sums["surprise"] = ClusterSums.of(seen.loss - seen.expected, units)
-            sums["overstated"] = ClusterSums.of(seen.output - seen.label, units)
-            sums["understated"] = ClusterSums.of(seen.label - seen.output, units)
+            seen = labelled.where(foreseen)
+            sums["surprise"] = ClusterSums.of(seen.loss - seen.expected, units[foreseen])
+        calibrated = np.isfinite(labelled.bias)
+        if calibrated.any():  # a probability, or the rate of a count
+            bias = labelled.bias[calibrated]
+            sums["overstated"] = ClusterSums.of(bias, units[calibrated])
+            sums["understated"] = ClusterSums.of(-bias, units[calibrated])
         return cls(index=index, requests=int(rows.answered.sum()), sums=sums)
 
 

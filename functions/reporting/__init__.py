@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING
 from functions.renamed import old_names
 from functions.reporting.evidently_page import EvidentlyReport, evidently_report
 from functions.reporting.jobs import AlarmReport, Report, alarm_report, model_report, rollout_report
+from functions.reporting.logged_requests import (
+    LoggedPrediction,
+    PredictionInputs,
+    list_predictions,
+    prediction_inputs,
+)
+from functions.reporting.rollout_record import RolloutRecord, rollout_record
 from functions.reporting.timeline import TimelineEvent, timeline
 from functions.reporting.trace import PredictionTrace, trace_prediction
 from functions.reporting.trace_by_id import RequestFound, find_request
@@ -16,15 +23,21 @@ from functions.reporting.weekly import Week, weeks
 __all__ = [
     "AlarmReport",
     "EvidentlyReport",
+    "LoggedPrediction",
+    "PredictionInputs",
     "PredictionTrace",
     "Report",
     "RequestFound",
+    "RolloutRecord",
     "TimelineEvent",
     "Week",
     "alarm_report",
     "evidently_report",
     "find_request",
+    "list_predictions",
     "model_report",
+    "prediction_inputs",
+    "rollout_record",
     "rollout_report",
     "timeline",
     "trace_prediction",

@@ -34,6 +34,14 @@ def document(title: str, summary: Sequence[str], sections: Sequence[tuple[str, s
     )
 
 
+def linked(page: str, address: str | None) -> str:
+    """Put a link to the console's page of the same under the title of a document; without an address it stays as it is."""
+    if address is None:
+        return page
+    link = f'<p><a href="{html.escape(address)}">In the console</a></p>'
+    return page.replace("</h1>", f"</h1>{link}", 1)
+
+
 def figure_html(figure: go.Figure, axis: str) -> str:
     """Render a figure as HTML. axis: what its vertical axis shows, with units."""
     figure.update_layout(

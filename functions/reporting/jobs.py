@@ -12,15 +12,17 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from featurestore import FeatureStore
+from functions.evaluation.meanings import MEANINGS
 from functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
 from functions.model_formats.versions import load_version
-from functions.monitoring import Alarm, alarms
+from functions.monitoring import Alarm, PerformanceEstimate, alarms, performance_estimates
 from functions.monitoring.alarms import alarms_in
 from functions.monitoring.diagnosis.what_changed import Causes, Changes, find_causes
 from functions.monitoring.quality.watch import Views
 from functions.monitoring.watch import MonitorRun
 from functions.prediction_log import outcomes, predictions
 from functions.reporting.alarm_page import render_alarm
+from functions.reporting.html import linked
 from functions.reporting.page import Latency, ReportContent, render
 from functions.reporting.rollout_page import read_rollout, render_rollout
 from functions.reporting.timeline import (
@@ -32,7 +34,7 @@ from functions.reporting.timeline import (
     timeline,
 )
 from functions.reporting.trace import trace_prediction
-from functions.reporting.weekly import answers, auc_of, labels, mean_loss, rescore, served, weeks
+from functions.reporting.weekly import answers, auc_of, by_request, labels, mean_loss, rescore, served, weeks
 from functions.runtime.context import context
 from functions.runtime.function import function
 from registry import Journal, Registry
@@ -81,9 +83,9 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
         raise ValueError(
             f"nothing that {model!r} served from {start} to {end} has a label yet; drain the log first"
         )
-    kind = outcome_kind(registry.get_version(model, reference))
+    rows, kind = by_request(rows, outcome_kind(registry.get_version(model, reference)))
     scored = _reference_scores(registry, model, reference, rows)
-    frozen = scored if kind.name == "multiclass" else scored[:, 0]
+    frozen = scored if kind.classes or kind.size > 1 else kind.by_unit(rows, scored[:, 0])
     events = timeline(
         from_model(registry.history(model)),
         _rollouts(registry, model),
@@ -106,8 +108,9 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
         ),
         versions=versions,
         trace=trace_prediction(registry, model, rows["prediction_id"][-1].as_py()),
+        estimates=_estimates(model, start, end),
     )
-    used.store.put(report.key, render(findings).encode())
+    used.store.put(report.key, linked(render(findings), used.page("models", model)).encode())
     return report
 
 
@@ -118,11 +121,12 @@ def rollout_report(model: str, rollout: int | None = None) -> str:
     rollout: number of the journal entry that began it, as `rollout_status` tells; the newest one unless given.
     Raises: RolloutError if no rollout began there.
     """
-    store = context().store
-    entries = list(Journal(store, f"rollouts/{model}", actor=context().actor).entries())
+    used = context()
+    entries = list(Journal(used.store, f"rollouts/{model}", actor=used.actor).entries())
     state, _, _ = read_rollout(entries, rollout)
     key = f"reports/{model}-rollout-{state.rollout}.html"
-    store.put(key, render_rollout(model, entries, state.rollout).encode())
+    page = render_rollout(model, entries, state.rollout)
+    used.store.put(key, linked(page, used.page("rollouts", model, rollout=str(state.rollout))).encode())
     return key
 
 
@@ -152,7 +156,7 @@ def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) ->
         Views.of(FeatureStore(used.store, clock=used.clock, actor=used.actor), champion),
         lambda start, end: outcomes(used.store, model, start, end),
         before=timedelta(days=days_before),
-        loss="squared_error" if outcome_kind(champion).name == "regression" else "log_loss",
+        loss=MEANINGS[outcome_kind(champion).name].losses[0],
     )
     events = timeline(
         from_model(registry.history(model)),
@@ -161,8 +165,15 @@ def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) ->
         from_alarms(entries),
     )
     key = f"reports/{model}-alarm-{sha256(found.key.encode()).hexdigest()[:12]}.html"
-    used.store.put(key, render_alarm(causes, events).encode())
+    page = used.page("monitors", model, monitor=found.monitor, subject=found.subject)
+    used.store.put(key, linked(render_alarm(causes, events), page).encode())
     return AlarmReport(key=key, causes=causes)
+
+
+def _estimates(model: str, start: datetime, end: datetime) -> list[PerformanceEstimate]:
+    """Estimates without labels of the cohorts that began in [start, end)."""
+    days = max((context().clock() - start).days + 1, 1)
+    return [each for each in performance_estimates(model, days=days) if start <= each.start < end]
 
 
 def _changes(registry: Registry, model: str, raised: Sequence[Alarm]) -> Changes:
@@ -225,7 +236,9 @@ def _figures(
         return whole.model_copy(
             update={"summary": [*summary, "No challenger replaced it; the reasons are below."]}
         )
-    after = pc.greater_equal(rows["predicted_at"], pa.scalar(since, pa.timestamp("us", "UTC"))).to_numpy()
+    after = pc.greater_equal(
+        kind.unit_rows(rows)["predicted_at"], pa.scalar(since, pa.timestamp("us", "UTC"))
+    ).to_numpy()
     if not after.any():
         return whole.model_copy(update={"summary": summary})
     figures = {

@@ -9,6 +9,7 @@ from datetime import datetime
 
 import plotly.graph_objects as go
 
+from functions.monitoring import PerformanceEstimate
 from functions.reporting.html import document, figure_html, table
 from functions.reporting.timeline import TimelineEvent
 from functions.reporting.trace import PredictionTrace
@@ -35,7 +36,8 @@ class Latency:
 class ReportContent:
     """Content of a model's page.
 
-    summary: sentences at the top; reference: the version that losses are compared with; loss: name of the loss.
+    summary: sentences at the top; reference: the version that losses are compared with; loss: name of the loss; estimates: what
+    was estimated before labels came.
     """
 
     model: str
@@ -49,6 +51,7 @@ class ReportContent:
     versions: Sequence[ModelVersion]
     trace: PredictionTrace | None
     loss: str = "log loss"
+    estimates: Sequence[PerformanceEstimate] = ()
 
 
 def render(found: ReportContent) -> str:
@@ -58,6 +61,7 @@ def render(found: ReportContent) -> str:
     sections = [
         (f"{found.loss.capitalize()} by week", _by_week(found, "loss")),
         *(ranked if not found.weeks or any(math.isfinite(week.served_auc) for week in found.weeks) else []),
+        *([("Estimates before labels", _estimate_table(found.estimates))] if found.estimates else []),
         ("What happened", _event_table(found.events)),
         ("Latency in the replica", _latency_table(found.latencies)),
         ("Versions", _version_table(found.versions)),
@@ -103,6 +107,23 @@ def _mark(figure: go.Figure, event: TimelineEvent) -> None:
 def _event_table(events: Sequence[TimelineEvent]) -> str:
     rows = [[f"{one.at:%Y-%m-%d %H:%M}", one.kind, one.text, one.actor] for one in events]
     return table(["when (UTC)", "what", "", "by"], rows)
+
+
+def _estimate_table(estimates: Sequence[PerformanceEstimate]) -> str:
+    rows = [
+        [
+            f"{one.start:%Y-%m-%d}",
+            one.measure,
+            f"if {one.assumes}",
+            one.rows,
+            f"{one.estimate:.4g}",
+            "" if one.low is None else f"{one.low:.4g} to {one.high:.4g}",
+            "" if one.realised is None else f"{one.realised:.4g}{'' if one.agreed else ', contradicted'}",
+        ]
+        for one in estimates
+    ]
+    head = ["cohort from", "measure", "right", "rows", "estimate", "95 % interval", "realised"]
+    return table(head, rows, numbers_from=3)
 
 
 def _latency_table(latencies: Sequence[Latency]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from functions.evaluation.metrics.probabilities import auc
 from functions.evaluation.outcome_kinds import BINARY, OutcomeKind
-from functions.evaluation.realised_loss import rescore
+from functions.evaluation.realised_loss import request_of, rescore
 
-__all__ = ["Week", "answers", "auc_of", "labels", "mean_loss", "rescore", "served", "weeks"]
+__all__ = ["Week", "answers", "auc_of", "by_request", "labels", "mean_loss", "rescore", "served", "weeks"]
 
 Floats = npt.NDArray[np.float64]
 FEW = 20  # labelled predictions below which a week gets no point: its loss would be noise
@@ -46,18 +46,31 @@ def served(outcomes: pa.Table) -> pa.Table:
     return outcomes.filter(pc.and_(seen, pc.is_valid(outcomes["label"])))
 
 
-def answers(rows: pa.Table, kind: OutcomeKind) -> Floats:
-    """Extract what was answered, as the kind's losses take it: the first value of each row, or (rows, classes).
+def by_request(rows: pa.Table, kind: OutcomeKind) -> tuple[pa.Table, OutcomeKind]:
+    """Prepare served rows of a ranking, and its kind, to be judged by their requests; others are returned as they are."""
+    if not kind.group:
+        return rows, kind
+    ids = [request_of(name) for name in rows["prediction_id"].to_pylist()]
+    return rows.append_column(_REQUEST, pa.array(ids)), replace(kind, group=_REQUEST)
+
+
+_REQUEST = "request"
+
+
+def answers(rows: pa.Table, kind: OutcomeKind) -> Any:
+    """Extract what was answered, as the kind's losses take it: the first value of each row or unit, (rows, classes), or texts.
 
     Raises: ValueError if rows of one kind have answers of several sizes, as after a change of the classes.
     """
-    if kind.name != "multiclass":
+    if kind.datatype == "BYTES":
+        return _texts(rows, "answer_text")
+    if not kind.classes and kind.size == 1:
         values: Floats = pc.list_element(rows["outputs"], 0).to_numpy().astype(np.float64)
-        return values
+        return kind.by_unit(rows, values)
     sizes = pc.unique(pc.list_value_length(rows["outputs"])).to_pylist()
-    if sizes != [len(kind.classes)]:
+    if sizes != [len(kind.classes) or kind.size]:
         raise ValueError(
-            f"answers hold {sizes} probabilities a row, the version knows {len(kind.classes)} classes"
+            f"answers hold {sizes} values a row, the version gives {len(kind.classes) or kind.size}"
         )
     return np.array(rows["outputs"].to_pylist(), dtype=np.float64)
 
@@ -67,7 +80,12 @@ def labels(rows: pa.Table, kind: OutcomeKind) -> Any:
 
     Raises: ValueError if a label is not one of such an outcome.
     """
-    found = rows["label"].to_numpy()
+    if kind.datatype == "BYTES":
+        return _texts(rows, "label_text")
+    found = kind.by_unit(rows, rows["label"].to_numpy())
+    if kind.name in {"multilabel", "vector"}:
+        missing = [np.nan] * (len(kind.classes) or kind.size)
+        return np.array([each or missing for each in rows["truth"].to_pylist()])
     known = {"binary": [0.0, 1.0], "multiclass": range(len(kind.classes))}.get(kind.name)
     if known is not None and not np.isin(found, list(known)).all():
         strange = found[~np.isin(found, list(known))]
@@ -77,18 +95,32 @@ def labels(rows: pa.Table, kind: OutcomeKind) -> Any:
     return found.astype(np.int64) if kind.name == "multiclass" else found
 
 
-def mean_loss(kind: OutcomeKind, label: Any, own: Floats) -> float:
+def _texts(rows: pa.Table, name: str) -> npt.NDArray[np.object_]:
+    """Texts of a column that `outcomes` adds (rows,). Raises: ValueError if some are missing."""
+    found = rows[name].to_pylist() if name in rows.column_names else [None] * rows.num_rows
+    missing = sum(each is None for each in found)
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(found)} labelled rows have no {name}: send labels that are texts"
+        )
+    return np.array([*found, None], dtype=object)[:-1]
+
+
+def mean_loss(kind: OutcomeKind, label: Any, own: Any) -> float:
     """Mean loss of answers, by the kind's loss."""
     return float(np.mean(kind.row_loss(label, own)))
 
 
-def weeks(rows: pa.Table, reference: Floats, kind: OutcomeKind = BINARY) -> list[Week]:
+def weeks(rows: pa.Table, reference: Any, kind: OutcomeKind = BINARY) -> list[Week]:
     """Compute the losses of weeks (from Monday, UTC) of served rows, oldest first; weeks with fewer than 20 labels are left out.
 
     rows: of `served`; reference: answers of the reference version; kind: of outcome. Raises: ValueError as `labels`.
     """
     label, own = labels(rows, kind), answers(rows, kind)
-    days = rows["predicted_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() // 86_400_000_000
+    days = (
+        kind.unit_rows(rows)["predicted_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+        // 86_400_000_000
+    )
     monday = (days + 3) // 7 * 7 - 3  # 1970-01-01 was a Thursday
     found = []
     for start in np.unique(monday):
@@ -108,7 +140,7 @@ def weeks(rows: pa.Table, reference: Floats, kind: OutcomeKind = BINARY) -> list
     return found
 
 
-def auc_of(kind: OutcomeKind, label: Any, probability: Floats) -> float:
+def auc_of(kind: OutcomeKind, label: Any, probability: Any) -> float:
     """Area under the curve of probabilities of two classes; NaN for another outcome, or labels of one class."""
     measurable = kind is BINARY and 0 < label.sum() < len(label)
     return auc(label, probability) if measurable else float("nan")

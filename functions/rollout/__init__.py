@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from functions.renamed import old_names
 from functions.rollout.budget import Budget
-from functions.rollout.controller import Rollouts, TickResult
+from functions.rollout.controller import Rollouts
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.evidence.metrics import MetricValue
 from functions.rollout.evidence.sums import (
@@ -22,6 +22,7 @@ from functions.rollout.explain import Explanation, explain
 from functions.rollout.jobs import (
     end_rollout,
     explain_rollout,
+    list_rollouts,
     look_at_rollout,
     pause_rollout,
     record_metric,
@@ -32,17 +33,20 @@ from functions.rollout.jobs import (
     tick_rollout,
 )
 from functions.rollout.judge.decide import Decision, Finding, decide
+from functions.rollout.objectives import ErrorBudget, error_budgets
 from functions.rollout.planning.jobs import plan_rollout
 from functions.rollout.planning.plan import RolloutPlan, plan
 from functions.rollout.policy import Guardrail, RolloutPolicy, Slo
 from functions.rollout.state import History, Outcome, RolloutState
 from functions.rollout.status import RolloutStatus
+from functions.rollout.tick_result import TickResult
 
 __all__ = [
     "ArmCounts",
     "Budget",
     "ClusterSums",
     "Decision",
+    "ErrorBudget",
     "Evidence",
     "Explanation",
     "Finding",
@@ -65,8 +69,10 @@ __all__ = [
     "UnitCounts",
     "decide",
     "end_rollout",
+    "error_budgets",
     "explain",
     "explain_rollout",
+    "list_rollouts",
     "look_at_rollout",
     "pause_rollout",
     "plan",

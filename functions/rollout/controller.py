@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict
 
 from functions.rollout.budget import Budget, budget, within_budget
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
@@ -18,25 +15,24 @@ from functions.rollout.evidence.sums import Evidence
 from functions.rollout.evidence_reader import EvidenceReader
 from functions.rollout.explain import Explanation, explain
 from functions.rollout.judge.decide import LIVE_RULES, Action, Decision, Finding, decide
-from functions.rollout.judge.interval import improvement
 from functions.rollout.judge.slo import slo_sums, spent_budget
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import History, RolloutState, Stage, step
 from functions.rollout.status import RolloutStatus, ended_status, open_status
+from functions.rollout.tick_result import TickResult, tick_result
 from functions.rollout.traffic import (
     CurrentTraffic,
     TrafficControl,
-    apply,
     champion_of,
     check_promotion,
     enforce,
     is_applied,
-    missing_shadows,
     release_layer,
     reserve_units,
     unusable_reason,
 )
-from registry import Entry, Fold, Journal, ObjectStore, Refused, Stale
+from functions.rollout.traffic_repair import apply_decided, put_in_place, settle_promotion
+from registry import Entry, Fold, Journal, ObjectStore
 
 _NEXT_STAGE: dict[Action, Stage] = {
     "advance": "canary",
@@ -49,31 +45,8 @@ _LOG_EVERY = timedelta(
     minutes=1
 )  # between readings of the log for a challenger that the live counts would let through
 _ATTEMPTS = 8  # to end a rollout by hand while ticks write, too
-_logger = logging.getLogger(__name__)
 
 _Judge = Callable[[RolloutState, CurrentTraffic, datetime, dict[int, str]], tuple[Evidence, Decision]]
-
-
-class TickResult(BaseModel):
-    """Result of one tick: what it found and did.
-
-    entry: number of the journal entry it wrote; None: it wrote nothing.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    rollout: int | None = None
-    challenger: int | None = None
-    stage: str = "none"
-    action: str = "hold"
-    rule: str = "no_rollout"
-    text: str = "no rollout is open"
-    labels: int = 0
-    estimate: float | None = None
-    lower: float | None = None
-    upper: float | None = None
-    entry: int | None = None
 
 
 def rollout_journal(
@@ -175,7 +148,7 @@ class Rollouts:
             release_layer(self._registry, self.model, policy)
             raise
         state = self._current()
-        self._apply(state)
+        apply_decided(self._registry, self.model, state)
         return state
 
     def _refuse_another(self, history: History, versions: tuple[int, ...]) -> None:
@@ -215,7 +188,9 @@ class Rollouts:
         if not state.is_open:
             return self._settle(state)
         traffic = self._registry.traffic(self.model)
-        problems = {} if is_applied(traffic, state) else self._put_in_place(state, traffic)
+        problems = (
+            {} if is_applied(traffic, state) else put_in_place(self._registry, self.model, state, traffic)
+        )
         now = self._clock()
         traffic = self._registry.traffic(self.model)
         evidence, decision = judge(state, traffic, now, problems)
@@ -291,24 +266,6 @@ class Rollouts:
         if champion == challenger:
             raise RolloutError(f"{self.model}: version {challenger} is the champion already")
 
-    def _put_in_place(self, state: RolloutState, traffic: CurrentTraffic) -> dict[int, str]:
-        """Make the traffic change that a killed tick decided on; return, by version, why a change is not made."""
-        if champion_of(traffic) != state.champion:
-            return {}  # a promotion by hand takes challengers out of the traffic, too; rule champion_changed reports it
-        if traffic.entry != state.traffic_entry:
-            missing = missing_shadows(traffic, state) or (
-                () if is_applied(traffic, state.only(state.challenger)) else (state.challenger,)
-            )
-            return {version: f"version {version} was taken out of the traffic by hand" for version in missing}
-        try:
-            apply(self._registry, self.model, state, state.traffic_entry)
-        except Refused as error:
-            why = f"the registry refuses version {state.challenger} in {state.stage}: {error}"
-            return {state.challenger: why}
-        except Stale:
-            return {}  # it is being changed right now: the next tick sees how
-        return {}
-
     def _observe(
         self, state: RolloutState, traffic: CurrentTraffic, now: datetime, problems: dict[int, str]
     ) -> Evidence:
@@ -345,24 +302,14 @@ class Rollouts:
         # A concurrent tick may have decided on the same rows first; then there is nothing left to record.
         entry = self._fold.transact(lambda history: body if news and history.current == state else None)
         if entry is not None and moved:
-            self._apply(self._current())
-        return _tick_result(self.model, state, stage, evidence, decision, entry)
-
-    def _apply(self, state: RolloutState) -> None:
-        """Change the traffic right after the decision; the next tick repairs a change that fails here."""
-        try:
-            if state.stage == "promoted":
-                apply(self._registry, self.model, state, state.traffic_entry)
-            else:
-                enforce(self._registry, self.model, state)
-        except (Stale, Refused) as error:
-            _logger.warning("%s: rollout %d %s: %s", self.model, state.rollout, state.stage, error)
+            apply_decided(self._registry, self.model, self._current())
+        return tick_result(self.model, state, stage, evidence, decision, entry)
 
     def _settle(self, state: RolloutState) -> TickResult:
         """Make sure that the last traffic change of an ended rollout was made, and record that."""
         stage, note = state.stage, ""
         if stage == "promoted":
-            stage, note = self._settle_promotion(state)
+            stage, note = settle_promotion(self._registry, self.model, state)
         if stage != "promoted" and not enforce(
             self._registry, self.model, state.model_copy(update={"stage": stage})
         ):
@@ -383,26 +330,6 @@ class Rollouts:
             labels=state.judged_labels,
             entry=None if entry is None else entry.number,
         )
-
-    def _settle_promotion(self, state: RolloutState) -> tuple[Stage, str]:
-        traffic = self._registry.traffic(self.model)
-        if champion_of(traffic) == state.challenger:
-            return "promoted", ""
-        if traffic.entry != state.traffic_entry:
-            return (
-                "inconclusive",
-                f"champion is {champion_of(traffic)}: it was changed by hand at the promotion",
-            )
-        try:
-            apply(self._registry, self.model, state, state.traffic_entry)
-        except Stale:
-            return (
-                "inconclusive",
-                f"champion is {champion_of(traffic)}: it was changed by hand at the promotion",
-            )
-        except Refused as error:
-            return "inconclusive", f"the registry refused the promotion: {error}"
-        return "promoted", ""
 
     def _by_hand(self, event: str, reason: str) -> RolloutState:
         self._open()
@@ -427,23 +354,3 @@ class Rollouts:
         if not state.is_open:
             raise NoRollout(f"{self.model}: rollout {state.rollout} ended as {state.stage}; start another")
         return state
-
-
-def _tick_result(
-    model: str, state: RolloutState, stage: Stage, evidence: Evidence, decision: Decision, entry: Entry | None
-) -> TickResult:
-    gain = improvement(evidence.loss, state.policy)
-    return TickResult(
-        model=model,
-        rollout=state.rollout,
-        challenger=state.challenger,
-        stage=stage,
-        action=decision.action,
-        rule=decision.rule,
-        text=decision.text,
-        labels=evidence.loss.labels,
-        estimate=None if gain is None else gain.estimate,
-        lower=None if gain is None else gain.lower,
-        upper=None if gain is None else gain.upper,
-        entry=None if entry is None else entry.number,
-    )

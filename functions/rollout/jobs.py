@@ -3,24 +3,62 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Literal, Protocol
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from functions.live_counts import live_reader
 from functions.prediction_log import outcomes
 from functions.rollout.budget import Budget
-from functions.rollout.controller import Rollouts, TickResult
+from functions.rollout.controller import Rollouts
 from functions.rollout.evidence.live import ReadLive
 from functions.rollout.evidence.metrics import MetricValue, read_metric, write_metric
 from functions.rollout.explain import Explanation
 from functions.rollout.policy import MetricName, RolloutPolicy
 from functions.rollout.state import History, RolloutState
 from functions.rollout.status import RolloutStatus
+from functions.rollout.tick_result import TickResult
 from functions.runtime.clock import system_clock
 from functions.runtime.context import Context, context
 from functions.runtime.definitions import declarations
 from functions.runtime.function import function
+from registry import ObjectStore
 
 _COLUMNS = ("prediction_id", "version", "arm", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
+
+
+class RolloutSummary(BaseModel):
+    """Summary of a model's newest rollout. since: when its stage began, or it ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    rollout: int
+    champion: int
+    challenger: int
+    stage: str
+    is_open: bool
+    paused: bool
+    started_at: AwareDatetime
+    since: AwareDatetime
+    reason: str
+
+    @classmethod
+    def of(cls, model: str, state: RolloutState) -> RolloutSummary:
+        """Summarise the state of a rollout of `model`."""
+        return cls(
+            model=model,
+            rollout=state.rollout,
+            champion=state.champion,
+            challenger=state.challenger,
+            stage=state.stage,
+            is_open=state.is_open,
+            paused=state.paused,
+            started_at=state.started_at,
+            since=state.stage_since,
+            reason=state.reason,
+        )
 
 
 class HasRollout(Protocol):
@@ -89,6 +127,17 @@ def start_rollout(
 
 
 @function(http=True, role="viewer", timeout_s=60)
+def list_rollouts() -> list[RolloutSummary]:
+    """List the newest rollout of each model of the workspace, those under way first, then the newest."""
+    found = [
+        RolloutSummary.of(model, state)
+        for model in _models_with_rollouts(context().store)
+        if (state := rollouts(model).history().current) is not None
+    ]
+    return sorted(found, key=lambda each: (each.is_open, each.since), reverse=True)
+
+
+@function(http=True, role="viewer", timeout_s=60)
 def rollout_budget(model: str, policy: RolloutPolicy | None = None) -> Budget:
     """Report how many wrong promotions the past year's rollouts may have made, and what is left of the budget.
 
@@ -148,3 +197,12 @@ def look_at_rollout(model: str) -> RolloutStatus:
 def explain_rollout(model: str, entry: int) -> Explanation:
     """Replay the decision of a journal entry from the journal alone. Raises: RolloutError."""
     return rollouts(model).explain(entry)
+
+
+def _models_with_rollouts(store: ObjectStore) -> Iterator[str]:
+    """Iterate over the models that have a journal of rollouts, by one listing for each."""
+    prefix, after = "rollouts/", ""
+    while key := next(iter(store.list(prefix, after=after)), None):
+        name = key.removeprefix(prefix).partition("/")[0]
+        yield name
+        after = f"{prefix}{name}0"  # the code point after "/": past all keys of this journal

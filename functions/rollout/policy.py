@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from functions.evaluation.meanings import Loss
 from registry.models.traffic import Holdout, LayerShare
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -77,7 +78,8 @@ class RolloutPolicy(BaseModel):
         model trained anew on more rows: one proven to lose no more than that is promoted, one proven worse at all is not.
     planned_labels: number of paired labels at which the confidence sequence is tightest.
     burn_in: paired labels below which the loss is not judged at all (the sequence is asymptotic).
-    clip: probabilities are held within [clip, 1 - clip] before their logarithm, which bounds one label's loss.
+    clip: probabilities are held within [clip, 1 - clip] before their logarithm, which bounds one label's loss. loss_cap: the most
+        that one label's squared error, deviance or distance counts: the sequence needs differences with more than two moments.
     cohort: length of the windows of prediction time in which labels are collected.
     label_delay: how long after its end a cohort waits for its labels; only waited-out cohorts are scored, so
         that outcomes which are reported late weigh as much as early ones.
@@ -115,7 +117,7 @@ class RolloutPolicy(BaseModel):
     min_effect: float = Field(default=0.0, allow_inf_nan=False)
     planned_labels: int = Field(default=2_000, ge=10)
     burn_in: int = Field(default=100, ge=10)
-    loss: Literal["log_loss", "squared_error"] = "log_loss"
+    loss: Loss = "log_loss"
     clip: float = Field(default=0.01, gt=0.0, lt=0.5)
     loss_cap: float = Field(default=1e6, gt=0.0)
     cohort: timedelta = timedelta(days=1)

@@ -5,6 +5,7 @@ Pure functions and frozen values over numbers; nothing here knows of models, sto
 
 from functions.stats import drift
 from functions.stats.change import Adwin, Cusum, PageHinkley
+from functions.stats.class_estimate import ClassSketch, estimate_class_losses, estimate_shares
 from functions.stats.comparison.bandit import Allocation, epsilon_greedy, thompson
 from functions.stats.comparison.betting import BettingCS, betting_cs
 from functions.stats.comparison.counts import SequentialCounts, sequential_counts
@@ -43,6 +44,7 @@ __all__ = [
     "Allocation",
     "AsymptoticCS",
     "BettingCS",
+    "ClassSketch",
     "CoMoments",
     "CupedEffect",
     "Cusum",
@@ -67,7 +69,9 @@ __all__ = [
     "drift",
     "epsilon_greedy",
     "estimate_auc",
+    "estimate_class_losses",
     "estimate_losses",
+    "estimate_shares",
     "excess_p",
     "find_season",
     "group_sequential_bounds",

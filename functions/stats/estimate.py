@@ -39,6 +39,10 @@ class Estimate:
             else math.copysign(math.inf, realised - self.mean)
         )
 
+    def learnt_from(self, labelled: int) -> "Estimate":
+        """Add the error of a calibration that was learnt from so many labels of rows with the like scores."""
+        return Estimate(self.n, self.mean, self.error * math.sqrt(1 + self.n / labelled))
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreSketch:
@@ -57,7 +61,7 @@ class ScoreSketch:
         p, y = _probabilities(probability), np.asarray(label, dtype=np.float64)
         if y.shape != p.shape or not np.isin(y, (0.0, 1.0)).all():
             raise ValueError(f"labels are 0 or 1, one a probability; got shapes {y.shape} and {p.shape}")
-        cell = np.minimum((p * BINS).astype(np.int64), BINS - 1)
+        cell = _cell(p)
         rows, positives, scores = (np.bincount(cell, w, BINS) for w in (np.ones_like(p), y, p))
         return cls(tuple(rows.astype(int).tolist()), tuple(positives.tolist()), tuple(scores.tolist()))
 
@@ -72,6 +76,23 @@ class ScoreSketch:
     def n(self) -> int:
         """Number of labelled rows counted."""
         return sum(self.rows)
+
+    def confusion(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Count labelled rows by label, then by whether they are called 1, as `called` does."""
+        edge, ones = self._edge, sum(self.positives)
+        hits, rows = sum(self.positives[edge:]), sum(self.rows[edge:])
+        false = rows - hits
+        return (int(self.n - ones - false), int(false)), (int(ones - hits), int(hits))
+
+    def called(self, probability: npt.ArrayLike) -> tuple[int, int]:
+        """Count rows (n,) without labels that are called 0 and 1: by the share of label 1, where calls tell labels apart best."""
+        ones = int((_cell(_probabilities(probability)) >= self._edge).sum())
+        return np.size(probability) - ones, ones
+
+    @property
+    def _edge(self) -> int:
+        """First cell whose rows are called 1."""
+        return min(max(math.ceil(sum(self.positives) / max(self.n, 1) * BINS), 1), BINS - 1)
 
     def calibration(self) -> "Calibration":
         """Fit the isotonic regression of the label on the score. Raises: ValueError without a row.
@@ -152,6 +173,10 @@ def estimate_auc(probability: npt.ArrayLike, calibrated: npt.ArrayLike) -> float
     if pairs <= 0:
         raise ValueError("AUC needs both classes to be possible; every row is certain to be of one")
     return concordant / pairs
+
+
+def _cell(p: Floats) -> npt.NDArray[np.int64]:
+    return np.minimum((p * BINS).astype(np.int64), BINS - 1)
 
 
 def _losses(p: Floats, clip: float, threshold: float) -> dict[str, tuple[Floats, Floats]]:

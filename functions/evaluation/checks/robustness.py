@@ -12,14 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from functions.evaluation.checks.check import Check, at_most
 from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics.probabilities import log_loss
 
 Floats = npt.NDArray[np.float64]
 Predict = Callable[[pa.Table], Floats]
+MeanLoss = Callable[[Floats, Floats], float]
+Take = Callable[[pa.Table, npt.NDArray[np.int64]], pa.Table]
 
 
 class RobustnessRule(BaseModel):
-    """Rule on the log loss with one disturbed input, over the undisturbed loss, at most.
+    """Rule on the loss with one disturbed input, over the undisturbed loss, at most.
 
     max_missing_ratio: with a column null in every row. max_shift_ratio: with a numeric column shifted by `shift` times its
     interquartile range, up and down. None: not tried. columns: to disturb, all inputs unless given.
@@ -36,27 +37,34 @@ class RobustnessRule(BaseModel):
 
 
 def judge_robustness(
-    rule: RobustnessRule, table: pa.Table, label: Floats, predict: Predict, inputs: Sequence[str]
+    rule: RobustnessRule,
+    table: pa.Table,
+    label: Floats,
+    predict: Predict,
+    inputs: Sequence[str],
+    loss: MeanLoss,
+    take: Take = lambda table, rows: table.take(rows),
 ) -> list[Check]:
-    """Check each kind of disturbance on its worst column; answers that are not probabilities fail.
+    """Check each kind of disturbance on its worst column; answers that have no loss fail.
 
-    inputs: the columns that the model reads. Raises: KeyError if the table lacks a column.
+    inputs: the columns that the model reads. loss: mean loss of labels and answers.
+    take: selects the rows of some labels, by their numbers. Raises: KeyError if the table lacks a column.
     """
-    keep = np.unique(np.linspace(0, table.num_rows - 1, min(rule.max_rows, table.num_rows)).astype(np.int64))
-    table, label = table.take(keep), label[keep]
-    clean = log_loss(label, predict(table))
+    keep = np.unique(np.linspace(0, len(label) - 1, min(rule.max_rows, len(label))).astype(np.int64))
+    table, label = take(table, keep), label[keep]
+    clean = loss(label, predict(table))
     columns = rule.columns or tuple(inputs)
+
+    def disturbed(other: pa.Table) -> float:
+        return loss(label, predict(other))
+
     checks = []
     if rule.max_missing_ratio is not None:
         missing = {name: [without(table, name)] for name in columns}
-        checks.append(
-            _worst("log loss with an input missing", rule.max_missing_ratio, missing, label, predict, clean)
-        )
+        checks.append(_worst("loss with an input missing", rule.max_missing_ratio, missing, disturbed, clean))
     if rule.max_shift_ratio is not None:
         shifted = {name: _shifts(table, name, rule.shift) for name in columns if _is_number(table, name)}
-        checks.append(
-            _worst("log loss with an input shifted", rule.max_shift_ratio, shifted, label, predict, clean)
-        )
+        checks.append(_worst("loss with an input shifted", rule.max_shift_ratio, shifted, disturbed, clean))
     return checks
 
 
@@ -89,13 +97,17 @@ def _is_number(table: pa.Table, column: str) -> bool:
 
 
 def _worst(
-    name: str, limit: float, disturbed: dict[str, list[pa.Table]], label: Floats, predict: Predict, clean: float
-) -> Check:  # fmt: skip
+    name: str,
+    limit: float,
+    tables_of: dict[str, list[pa.Table]],
+    loss: Callable[[pa.Table], float],
+    clean: float,
+) -> Check:
     ratios: dict[str, float] = {}
-    for column, tables in disturbed.items():
+    for column, tables in tables_of.items():
         for table in tables:
             try:
-                ratio = log_loss(label, predict(table)) / clean
+                ratio = loss(table) / clean
             except EvaluationError as error:
                 return at_most(name, float("nan"), limit, f"{column}: {error}")
             ratios[column] = max(ratio, ratios.get(column, 0.0))

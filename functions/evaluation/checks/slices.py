@@ -23,7 +23,7 @@ class SliceRule(BaseModel):
 
     columns: texts, each value a slice, and numbers, each quarter of their range; missing values are a slice of their own.
     depth: 2 checks all pairs of columns too. against: the reference, on the same rows.
-    max_excess: of the mean log loss, that is tolerated. alpha: chance that a model that is nowhere worse fails (Holm's
+    max_excess: of the mean loss, that is tolerated. alpha: chance that a model that is nowhere worse fails (Holm's
     correction over all slices). min_rows: smaller slices are not judged; without any other slice the check fails.
     """
 

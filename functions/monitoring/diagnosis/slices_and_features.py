@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.evaluation.realised_loss import Loss, score
+from functions.evaluation.meanings import BY_REQUEST, Loss
+from functions.evaluation.realised_loss import score
 from functions.monitoring.drift.dataset_sketches import DatasetRows
 from functions.monitoring.logged_features import (
     FeatureColumns,
@@ -104,6 +105,10 @@ def find_slices(
 
     read: predictions with labels, with their vectors, predicted in [start, end).
     """
+    if options.loss in BY_REQUEST:
+        raise ValueError(
+            f"slices are of single rows, and loss={options.loss!r} is of a request: look at the gate's slices"
+        )
     logged = FeatureColumns.of(champion)
     rows = read(run.now - timedelta(days=options.days), run.now)
     rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), pc.equal(rows["version"], champion.version)))

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.evaluation.realised_loss import Loss, Scored, score
+from functions.evaluation.meanings import BY_REQUEST, Loss
+from functions.evaluation.realised_loss import Scored, score
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.logged_features import (
     FeatureColumns,
@@ -95,6 +96,10 @@ def find_causes(
 
     read: predictions with labels and vectors, predicted in [start, end).
     """
+    if loss in BY_REQUEST:
+        raise ValueError(
+            f"causes are sought by row, and loss={loss!r} is of a request: see `toque drift` and the gate's slices"
+        )
     logged, began = FeatureColumns.of(champion), alarm.start - before
     rows = read(began, alarm.end)
     rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), has_vector_length(rows, logged)))

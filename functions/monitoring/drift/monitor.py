@@ -28,7 +28,7 @@ _LENGTHS: dict[str, timedelta] = {"day": timedelta(days=1), "week": timedelta(da
 class DriftMonitor(BaseModel):
     """Settings of the drift monitor.
 
-    columns: features that are watched; empty for all of the version's signature.
+    columns: features that are watched; empty for all of the version's signature. A tensor is watched by figures of it.
     cohort, window: sketches are kept for each cohort, and the last `window` cohorts are compared.
     bins: quantile bins of a numeric column. reference_rows: rows sampled of a larger training set.
     alpha: false-discovery level over columns. min_effect: differences of shares below are never drift.

@@ -6,22 +6,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from functions.monitoring.alarms import Alarm
 from functions.monitoring.cohorts import Cohorts, epoch_us
 from functions.monitoring.drift.dataset_sketches import LARGE_ROWS, DatasetRows, sketch_rows
-from functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict, judge
+from functions.monitoring.drift.monitor import DriftMonitor, DriftState, judge
 from functions.monitoring.drift.reference import Cycle, Months, NumberedSketch, Reference, Season, season_of
-from functions.monitoring.logged_features import FeatureColumns, feature_table
+from functions.monitoring.drift.verdicts import alarms_of, findings_of
+from functions.monitoring.logged_features import FeatureColumns, feature_table, with_summaries
 from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from functions.stats.sketch import TableSketch
 from registry import ModelVersion, ObjectStore, Table
 
-_SUBJECT, _EXPLAINED = "features", "features spoiled by an incident"
+_SUBJECT = "features"
 TIMES = ("event_timestamp", "prediction_time")
 """Columns of a training set that may hold its rows' time."""
 _REFERENCE_COHORTS = 120  # cohorts of the training set from which the likeness of rows is taken
@@ -59,8 +58,10 @@ def watch_features(
     for index, sketch in sketches:
         causes = spoiled(grid.start(index - monitor.window - monitor.n + 2), grid.start(index + 1))
         state, verdict = judge(state, reference, sketch, index, monitor, spoiled=causes)
-        findings += _findings(run, champion, grid, verdict, monitor)
-        alarms += _alarms(run, champion, grid, verdict, monitor, state, causes)
+        findings += findings_of(run, champion, grid, verdict, monitor, kind=monitor.kind)
+        alarms += alarms_of(
+            run, champion, grid, verdict, monitor, state, kind=monitor.kind, subject=_SUBJECT, causes=causes
+        )
         text = f"{verdict.rows} rows; drifted in k of n windows: {', '.join(verdict.confirmed) or 'nothing'}"
     return run.conclude(
         monitor, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
@@ -96,7 +97,7 @@ def reference_of(run: MonitorRun, version: ModelVersion, monitor: DriftMonitor) 
     Raises: ValueError if the version has no training set on record; NotFound if that is gone and no sketch was kept.
     """
     columns = FeatureColumns.of(version).select(monitor.columns)
-    names = [*columns.numeric, *columns.categorical]
+    names = [*columns.numeric, *columns.categorical, *columns.summaries]
     made = {
         "columns": names,
         "bins": monitor.bins,
@@ -127,12 +128,13 @@ def _build(
     table = Table(store, snapshot.name)
     there = set(table.schema().names)
     time = next((name for name in TIMES if name in there), None)
-    wanted = [*columns.numeric, *columns.categorical, *([time] if time else [])]
+    wanted = [*columns.numeric, *columns.categorical, *columns.tensors, *([time] if time else [])]
     present = tuple(name for name in wanted if name in there)
-    rows = DatasetRows(table, snapshot.version, present).sample(monitor.reference_rows)
-    sketch = TableSketch.reference(
-        rows, numeric=columns.numeric, categorical=columns.categorical, bins=monitor.bins
+    rows = with_summaries(
+        DatasetRows(table, snapshot.version, present).sample(monitor.reference_rows), columns
     )
+    numeric = (*columns.numeric, *columns.summaries)
+    sketch = TableSketch.reference(rows, numeric=numeric, categorical=columns.categorical, bins=monitor.bins)
     cohorts = _cohort_sketches(rows, sketch, time, monitor) if time else []
     season = _season(cohorts, monitor)
     if season is not None and cohorts:
@@ -179,87 +181,3 @@ def _state(run: MonitorRun, champion: ModelVersion, monitor: DriftMonitor, grid:
     return DriftState(
         version=champion.version, next_cohort=grid.index(run.now - monitor.delay - monitor.lookback)
     )
-
-
-def _findings(
-    run: MonitorRun, champion: ModelVersion, grid: Cohorts, verdict: DriftVerdict, monitor: DriftMonitor
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "monitor": monitor.kind,
-            "subject": column.column,
-            "version": champion.version,
-            "start": grid.start(verdict.cohort - monitor.window + 1),
-            "end": grid.start(verdict.cohort + 1),
-            "rows": column.rows_window,
-            "verdict": column.status,
-            "value": column.effect,
-            "reference": monitor.min_effect,
-            "statistic": column.q,
-            "threshold": monitor.alpha,
-            "text": column.reason,
-            "judged_at": run.now,
-        }
-        for column in verdict.columns
-    ]
-
-
-def _alarms(
-    run: MonitorRun,
-    champion: ModelVersion,
-    grid: Cohorts,
-    verdict: DriftVerdict,
-    monitor: DriftMonitor,
-    state: DriftState,
-    causes: Mapping[str, str],
-) -> list[Alarm]:
-    """Make at most one alarm for new drift, naming all columns, and one when every column is well again.
-
-    Drift that an incident explains is a subject of its own.
-    """
-    subjects = (
-        (_SUBJECT, verdict.news, False),
-        (_EXPLAINED, verdict.excused, False),
-        (_SUBJECT, verdict.recovered if not state.alarmed else (), True),
-        (_EXPLAINED, verdict.forgiven if not state.excused else (), True),
-    )
-    return [
-        _alarm(run, champion, grid, verdict, monitor, subject, names, causes, recovered=recovered)
-        for subject, names, recovered in subjects
-        if names
-    ]
-
-
-def _alarm(
-    run: MonitorRun,
-    champion: ModelVersion,
-    grid: Cohorts,
-    verdict: DriftVerdict,
-    monitor: DriftMonitor,
-    subject: str,
-    names: Sequence[str],
-    causes: Mapping[str, str],
-    *,
-    recovered: bool,
-) -> Alarm:
-    reasons = {column.column: column.reason for column in verdict.columns}
-    what = "" if subject == _SUBJECT else "/explained"
-    explained = subject == _EXPLAINED and not recovered
-    return Alarm(
-        key=f"{run.model}/{monitor.kind}/{champion.version}/{verdict.cohort}{what}{'/recovered' if recovered else ''}",
-        model=run.model,
-        monitor=monitor.kind,
-        subject=subject,
-        version=champion.version,
-        raised_at=run.now,
-        start=_window_start(grid, verdict.cohort, monitor),
-        end=grid.start(verdict.cohort + 1),
-        text="; ".join(f"{name}: {reasons[name]}" for name in names),
-        recovered=recovered,
-        columns=tuple(names),
-        explained_by=tuple(sorted({causes[name] for name in names})) if explained else (),
-    )
-
-
-def _window_start(grid: Cohorts, index: int, monitor: DriftMonitor) -> datetime:
-    return grid.start(index - monitor.window + 1)

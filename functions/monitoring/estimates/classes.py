@@ -1,23 +1,42 @@
-"""Estimates of classification performance before labels arrive, compared with the labels once they do.
+"""Estimates of classification performance, and of the shares of the classes, before labels arrive.
 
-An estimate raises and ends no alarm and is no proof of health: its verdicts are "estimate", later "agreed" or "contradicted".
-Each cohort is estimated with what was known when it ended, however late the monitor runs.
+Losses come from calibrated confidence (confidence-based performance estimation), shares from black-box shift estimation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Literal, Self
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from functions.evaluation.realised_loss import Loss, Scored, score
-from functions.monitoring.cohorts import Cohorts, CohortState
-from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows, by_cohort
+from functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
+from functions.monitoring.cohorts import Cohorts, epoch_us
+from functions.monitoring.estimates.monitor import (
+    BLIND,
+    SHARE_OF,
+    SHARES,
+    EstimateMonitor,
+    EstimateResult,
+    EstimateState,
+    compared_with_labels,
+    foreseen,
+    insufficient,
+    load_estimate_state,
+    result_row,
+)
+from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from functions.stats.class_estimate import (
+    MOST_CLASSES,
+    ClassSketch,
+    estimate_class_losses,
+    estimate_shares,
+    realise_classes,
+)
 from functions.stats.estimate import (
     Calibration,
     Estimate,
@@ -26,158 +45,195 @@ from functions.stats.estimate import (
     estimate_losses,
     realise,
 )
+from functions.stats.moments import Floats
 from registry import ModelVersion
 
-BLIND = "an estimate, not health: it cannot see a changed relation between features and labels"
-
-
-class EstimateMonitor(BaseModel):
-    """Settings of the monitor that estimates performance.
-
-    loss: of one probability of label 1, from the model's own confidence; or the squared error of a number, learnt from rows of
-        the last `lookback` that have labels.
-    cohort: as of the performance monitor. label_delay: after it a cohort's labels are there and the estimate is settled.
-    min_rows: cohorts with fewer answers are not estimated. min_labels: below it probabilities are taken as served, and
-        squared errors not estimated.
-    clip: as of the performance monitor. agree: standard errors within which labels agree with an estimate.
-    lookback: how far back a monitor without a state begins.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["estimate"] = "estimate"
-    loss: Loss = "log_loss"
-    cohort: timedelta = timedelta(days=1)
-    label_delay: timedelta = timedelta(days=1)
-    min_rows: int = Field(default=30, ge=1)
-    min_labels: int = Field(default=1_000, ge=1)
-    clip: float = Field(default=0.01, gt=0, lt=0.5)
-    agree: float = Field(default=4.0, gt=0)
-    lookback: timedelta = timedelta(days=28)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.cohort <= timedelta(0) or self.label_delay < timedelta(0):
-            raise ValueError(
-                f"cohort must be longer than zero and label_delay not below it, got {self.cohort}, {self.label_delay}"
-            )
-        return self
-
-
-class EstimateState(CohortState):
-    """State of the monitor of estimates. next_cohort, next_label: the first cohort not estimated, and the first not settled.
-
-    labelled: scores and labels of settled cohorts, from which probabilities are calibrated. pending: estimates to settle.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    version: int
-    next_label: int
-    labelled: ScoreSketch = ScoreSketch()
-    pending: dict[int, dict[str, Estimate]] = Field(default={})
-
-    def on_grid(self, moved: Callable[[int], int]) -> Self:
-        """Keep the scores and labels, which are of rows; estimates that were not settled are given up."""
-        return type(self)(
-            version=self.version,
-            next_cohort=moved(self.next_cohort),
-            next_label=moved(self.next_label),
-            labelled=self.labelled,
-        )
+_SUM_ATOL = 1e-3  # float32 softmax over a thousand classes
 
 
 @dataclass(frozen=True, slots=True)
-class EstimateResult:
-    """Estimate of one measure for one cohort. realised: None until labels are there."""
+class ClassRows:
+    """Rows that the champion answered by probabilities, in order of time.
 
-    cohort: int
-    measure: str
-    verdict: Literal["estimate", "agreed", "contradicted"]
-    rows: int
-    estimate: float
-    realised: float | None
-    z: float | None
-    text: str
+    at: microseconds (n,); probability: (n, 1) of label 1, or (n, classes); label: (n,), NaN where there is none that fits.
+    """
+
+    at: npt.NDArray[np.int64]
+    probability: Floats
+    label: Floats
+
+    @classmethod
+    def of(cls, table: pa.Table, version: int, width: int) -> ClassRows:
+        """Select the champion's rows of the prediction log, with labels. width: number of values in an answer."""
+        own = pc.and_(pc.equal(table["version"], version), pc.invert(table["shadow"]))
+        whole = pc.equal(pc.fill_null(pc.list_value_length(table["outputs"]), 0), width)
+        rows = table.filter(pc.and_(own, whole))
+        rows = rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
+        p = _floats(pc.list_flatten(rows["outputs"])).reshape(-1, width)
+        label = _floats(rows["label"])
+        fits = np.isin(label, np.arange(max(width, 2)))
+        at = rows["predicted_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+        keep = ((p >= 0) & (p <= 1)).all(axis=1)
+        if width > 1:
+            keep &= np.abs(p.sum(axis=1) - 1) <= _SUM_ATOL
+        return cls(at[keep], p[keep], np.where(fits, label, np.nan)[keep])
+
+    def cohort(self, grid: Cohorts, index: int) -> ClassRows:
+        """Select the rows of one cohort."""
+        bounds = [epoch_us(grid.start(each)) for each in (index, index + 1)]
+        return self._part(slice(*np.searchsorted(self.at, bounds)))
+
+    def labelled(self) -> ClassRows:
+        """Select the rows that have a label."""
+        return self._part(np.isfinite(self.label))
+
+    def _part(self, which: Any) -> ClassRows:
+        return ClassRows(self.at[which], self.probability[which], self.label[which])
+
+
+class Measures(Protocol):
+    """What is estimated of the answers of one kind of classifier, and learnt from their labels."""
+
+    def learnt(self, state: EstimateState) -> int:
+        """Count the labels that calibrate."""
+        ...
+
+    def estimate(self, state: EstimateState, rows: ClassRows, *, calibrated: bool) -> dict[str, Estimate]:
+        """Estimate each measure of rows without labels; the AUC has no error, which is NaN."""
+        ...
+
+    def shares(self, state: EstimateState, rows: ClassRows) -> dict[str, Estimate]:
+        """Estimate the shares of the classes, empty for too many. Raises: ValueError as `estimate_shares`."""
+        ...
+
+    def realise(self, rows: ClassRows) -> dict[str, float]:
+        """Compute each measure and share from the labels."""
+        ...
+
+    def learn(self, state: EstimateState, rows: ClassRows) -> EstimateState:
+        """Add labelled rows to what calibrates."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """Measures of one probability of label 1."""
+
+    clip: float
+
+    def learnt(self, state: EstimateState) -> int:
+        """Count the labels that calibrate."""
+        return state.labelled.n
+
+    def estimate(self, state: EstimateState, rows: ClassRows, *, calibrated: bool) -> dict[str, Estimate]:
+        """Estimate the losses and the AUC of the rows."""
+        p = rows.probability[:, 0]
+        c = (state.labelled.calibration() if calibrated else Calibration())(p)
+        found = estimate_losses(p, c, clip=self.clip)
+        if 0 < c.mean() < 1:
+            found["auc"] = Estimate(len(p), estimate_auc(p, c), float("nan"))
+        return found
+
+    def shares(self, state: EstimateState, rows: ClassRows) -> dict[str, Estimate]:
+        """Estimate the share of label 1, with calls by the share that was seen so far."""
+        called = state.labelled.called(rows.probability[:, 0])
+        return _of_classes(("0", "1"), estimate_shares(state.labelled.confusion(), called))
+
+    def realise(self, rows: ClassRows) -> dict[str, float]:
+        """Compute the losses and shares from the labels."""
+        p, y = rows.probability[:, 0], rows.label
+        return realise(p, y, clip=self.clip) | _realised_shares(("0", "1"), y)
+
+    def learn(self, state: EstimateState, rows: ClassRows) -> EstimateState:
+        """Add labelled rows to the scores that calibrate."""
+        labelled = state.labelled + ScoreSketch.of(rows.probability[:, 0], rows.label)
+        return state.model_copy(update={"labelled": labelled})
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Measures of one probability for each class. classes: their names."""
+
+    clip: float
+    classes: tuple[str, ...]
+
+    def learnt(self, state: EstimateState) -> int:
+        """Count the labels that calibrate."""
+        if state.classes is None:
+            return 0
+        return state.classes.by_class[0].n // (len(self.classes) if not state.classes.confusion else 1)
+
+    def estimate(self, state: EstimateState, rows: ClassRows, *, calibrated: bool) -> dict[str, Estimate]:
+        """Estimate the losses of calibrated class probabilities."""
+        p, learnt = rows.probability, state.classes
+        c = learnt.calibrate(p) if calibrated and learnt is not None else p
+        return estimate_class_losses(p, c, clip=self.clip)
+
+    def shares(self, state: EstimateState, rows: ClassRows) -> dict[str, Estimate]:
+        """Estimate the shares of up to 20 classes."""
+        if state.classes is None or not state.classes.confusion:
+            return {}
+        called = np.bincount(rows.probability.argmax(axis=1), minlength=len(self.classes))
+        return _of_classes(self.classes, estimate_shares(state.classes.confusion, called))
+
+    def realise(self, rows: ClassRows) -> dict[str, float]:
+        """Compute the losses and shares from the labels."""
+        return realise_classes(rows.probability, rows.label, clip=self.clip) | _realised_shares(
+            self.classes if len(self.classes) <= MOST_CLASSES else (), rows.label
+        )
+
+    def learn(self, state: EstimateState, rows: ClassRows) -> EstimateState:
+        """Add labelled rows to the probabilities that calibrate."""
+        more = ClassSketch.of(rows.probability, rows.label)
+        return state.model_copy(update={"classes": more if state.classes is None else state.classes + more})
 
 
 def estimate(
-    state: EstimateState, index: int, rows: Scored, monitor: EstimateMonitor
+    state: EstimateState, index: int, rows: ClassRows, monitor: EstimateMonitor, measures: Measures
 ) -> tuple[EstimateState, list[EstimateResult]]:
     """Estimate cohort `index` from its answers alone: return the state after it and the estimates."""
     after = state.model_copy(update={"next_cohort": index + 1})
-    p = rows.output[_one_probability(rows)]
-    if len(p) < monitor.min_rows:
+    if len(rows.at) < monitor.min_rows:
         return after, []
-    calibrated = state.labelled.n >= monitor.min_labels
-    c = (state.labelled.calibration() if calibrated else Calibration())(p)
-    how = f"calibrated on {state.labelled.n} labels" if calibrated else "uncalibrated, too few labels"
-    found = estimate_losses(p, c, clip=monitor.clip)
-    estimates = [
-        EstimateResult(
-            index,
-            name,
-            "estimate",
-            len(p),
-            one.mean,
-            None,
-            None,
-            f"{name} about {one.mean:.4f} ± {one.error:.4f} ({how}): {BLIND}",
-        )
-        for name, one in found.items()
-    ]
-    if 0 < c.mean() < 1:
-        auc = estimate_auc(p, c)
-        estimates.append(
-            EstimateResult(
-                index, "auc", "estimate", len(p), auc, None, None, f"auc about {auc:.4f} ({how}): {BLIND}"
-            )
-        )
+    learnt = measures.learnt(state)
+    calibrated = learnt >= monitor.min_labels
+    how = f"calibrated on {learnt} labels" if calibrated else "uncalibrated, too few labels"
+    found = measures.estimate(state, rows, calibrated=calibrated)
+    auc = found.pop("auc", None)
+    if calibrated:
+        found = {name: one.learnt_from(learnt) for name, one in found.items()}
+    estimates = [foreseen(index, name, one, how) for name, one in found.items()]
+    if auc is not None:
+        text = f"auc about {auc.mean:.4f} ({how}): {BLIND}"
+        estimates.append(EstimateResult(index, "auc", "estimate", auc.n, auc.mean, None, None, text))
+    if calibrated:
+        try:
+            shares = measures.shares(state, rows)
+        except ValueError as error:
+            estimates.append(insufficient(index, SHARES, len(rows.at), str(error)))
+        else:
+            estimates += [
+                foreseen(index, name, one, f"by {learnt} labelled answers") for name, one in shares.items()
+            ]
+            found |= shares
     return after.model_copy(update={"pending": state.pending | {index: found}}), estimates
 
 
 def settle(
-    state: EstimateState, index: int, rows: Scored, monitor: EstimateMonitor
+    state: EstimateState, index: int, rows: ClassRows, monitor: EstimateMonitor, measures: Measures
 ) -> tuple[EstimateState, list[EstimateResult]]:
     """Compare the labels of cohort `index` with its estimates: return the state after it and the results."""
-    known = np.isin(rows.label, (0.0, 1.0)) & _one_probability(rows)
-    p, y = rows.output[known], rows.label[known]
+    labelled = rows.labelled()
     pending = {cohort: found for cohort, found in state.pending.items() if cohort > index}
-    after = state.model_copy(
-        update={
-            "next_label": index + 1,
-            "labelled": state.labelled + ScoreSketch.of(p, y),
-            "pending": pending,
-        }
-    )
-    if not len(p):
+    after = state.model_copy(update={"next_label": index + 1, "pending": pending})
+    if not len(labelled.at):
         return after, []
     found = state.pending.get(index, {})
-    return after, [
-        compared_with_labels(index, name, found[name], value, len(p), monitor)
-        for name, value in realise(p, y, clip=monitor.clip).items()
+    return measures.learn(after, labelled), [
+        compared_with_labels(index, name, found[name], value, len(labelled.at), monitor)
+        for name, value in measures.realise(labelled).items()
         if name in found
     ]
-
-
-def _one_probability(rows: Scored) -> npt.NDArray[np.bool_]:
-    """Mark the rows (rows,) that were answered by the probability of label 1 alone."""
-    return rows.answered & np.isfinite(rows.expected) & (rows.output >= 0) & (rows.output <= 1)
-
-
-def compared_with_labels(
-    index: int, name: str, expected: Estimate, realised: float, rows: int, monitor: EstimateMonitor
-) -> EstimateResult:
-    """Compare an estimate with what was realised on so many labelled rows."""
-    # If only some of the labels came, their mean varies more than that of all would.
-    z = expected.z(realised) * float(np.sqrt(min(rows / expected.n, 1.0)))
-    agreed = abs(z) <= monitor.agree
-    text = (
-        f"{name} was {realised:.4f} on {rows} labels, estimated {expected.mean:.4f}: {z:+.1f} standard errors"
-    )
-    return EstimateResult(
-        index, name, "agreed" if agreed else "contradicted", rows, expected.mean, realised, z, text
-    )
 
 
 def watch_estimates(
@@ -192,57 +248,44 @@ def watch_estimates(
     state = load_estimate_state(run, champion, monitor, grid)
     if state.next_cohort >= due:
         return run.nothing_due(monitor, champion, state.next_cohort)
+    kind = outcome_kind(champion)
+    measures = _measures(kind, monitor)
     first, begun = min(state.next_label, state.next_cohort), state.next_cohort
-    rows = score(read(grid.start(first), grid.start(due)), loss="log_loss", clip=monitor.clip)
-    rows = rows.where((rows.version == champion.version) & ~rows.shadow)
-    cohorts = dict(by_cohort(rows, grid, first, due))
+    table = read(grid.start(first), grid.start(due))
+    rows = ClassRows.of(table, champion.version, len(kind.classes) or 1)
     estimates: list[EstimateResult] = []
     for index in range(begun, due):
         while state.next_label < grid.index(grid.start(index + 1) - monitor.label_delay):
-            state, more = settle(state, state.next_label, cohorts[state.next_label], monitor)
+            cohort = rows.cohort(grid, state.next_label)
+            state, more = settle(state, state.next_label, cohort, monitor, measures)
             estimates += more
-        state, more = estimate(state, index, cohorts[index], monitor)
+        state, more = estimate(state, index, rows.cohort(grid, index), monitor, measures)
         estimates += more
+    last = [one.text for one in estimates if one.measure == monitor.loss]
     return run.conclude(
         monitor,
         champion,
         state,
         range(begun, due),
-        text=estimates[-1].text if estimates else "too few answers to estimate",
+        text=last[-1] if last else "too few answers to estimate",
         findings=[result_row(run, champion, grid, one, monitor) for one in estimates],
     )
 
 
-def load_estimate_state(
-    run: MonitorRun, champion: ModelVersion, monitor: EstimateMonitor, grid: Cohorts
-) -> EstimateState:
-    """Load the state for this champion, or make the one to begin with."""
-    state = run.load_state(monitor, EstimateState)
-    if state is not None:
-        if state.version == champion.version:
-            return state
-        begin = state.next_cohort
-    else:
-        begin = grid.index(run.now - monitor.lookback)
-    return EstimateState(version=champion.version, next_cohort=begin, next_label=begin)
+def _measures(kind: OutcomeKind, monitor: EstimateMonitor) -> Measures:
+    return Several(monitor.clip, kind.classes) if kind.name == "multiclass" else Binary(monitor.clip)
 
 
-def result_row(
-    run: MonitorRun, champion: ModelVersion, grid: Cohorts, one: EstimateResult, monitor: EstimateMonitor
-) -> dict[str, Any]:
-    """Convert an estimate to a row of the results table."""
-    return {
-        "monitor": monitor.kind,
-        "subject": one.measure,
-        "version": champion.version,
-        "start": grid.start(one.cohort),
-        "end": grid.start(one.cohort + 1),
-        "rows": one.rows,
-        "verdict": one.verdict,
-        "value": one.realised,
-        "reference": one.estimate,
-        "statistic": one.z,
-        "threshold": monitor.agree,
-        "text": one.text,
-        "judged_at": run.now,
-    }
+def _realised_shares(classes: Sequence[str], label: Floats) -> dict[str, float]:
+    return _of_classes(classes, [float((label == place).mean()) for place in range(len(classes))])
+
+
+def _of_classes(classes: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Name the shares of the classes; of two, that of the second says all."""
+    named = {f"{SHARE_OF}{name}": value for name, value in zip(classes, values, strict=True)}
+    return dict(list(named.items())[1:]) if len(classes) == 2 else named  # noqa: PLR2004
+
+
+def _floats(column: pa.ChunkedArray | pa.Array) -> Floats:
+    values: Floats = pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
+    return values

@@ -1,4 +1,4 @@
-"""Estimates of the squared error before labels arrive, learnt from the cohorts whose labels are there."""
+"""Estimates of the loss of numbers and counts before labels arrive, learnt from the cohorts whose labels are there."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.evaluation.realised_loss import Loss, score
+from functions.evaluation.meanings import Loss
+from functions.evaluation.realised_loss import score
 from functions.monitoring.cohorts import Cohorts, epoch_us
-from functions.monitoring.estimates.classes import (
-    BLIND,
+from functions.monitoring.estimates.monitor import (
     EstimateMonitor,
     EstimateResult,
     EstimateState,
     compared_with_labels,
+    foreseen,
     load_estimate_state,
     result_row,
 )
@@ -25,8 +26,6 @@ from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from functions.stats.direct_loss import LossModel
 from functions.stats.moments import Floats
 from registry import ModelVersion
-
-MEASURE: Loss = "squared_error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +40,10 @@ class AnsweredRows:
     loss: Floats
 
     @classmethod
-    def of(cls, table: pa.Table, version: int) -> AnsweredRows:
+    def of(cls, table: pa.Table, version: int, loss: Loss) -> AnsweredRows:
         """Select the champion's rows of the prediction log, with `numeric` and `categorical`, beside their labels."""
         table = table.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
-        rows = score(table, loss=MEASURE)
+        rows = score(table, loss=loss)
         keep = (rows.version == version) & ~rows.shadow & rows.answered
         features = np.column_stack([rows.output, *_numbers(table), *_codes(table)])
         return cls(rows.at[keep], features[keep], rows.loss[keep])
@@ -77,7 +76,7 @@ def _codes(table: pa.Table) -> Iterator[Floats]:
 def watch_number_estimates(
     run: MonitorRun, champion: ModelVersion, monitor: EstimateMonitor, read: ReadRows
 ) -> MonitorResult:
-    """Estimate the squared error of every cohort that has ended, and settle those whose labels are due.
+    """Estimate the loss of every cohort that has ended, and settle those whose labels are due.
 
     read: as in `watch_estimates`, with `numeric` and `categorical`. A cohort is estimated from those of `lookback` before it whose labels were
     due when it ended.
@@ -88,7 +87,7 @@ def watch_number_estimates(
     if state.next_cohort >= due:
         return run.nothing_due(monitor, champion, state.next_cohort)
     first, begun = min(state.next_label, state.next_cohort), state.next_cohort
-    rows = AnsweredRows.of(read(grid.start(first - memory), grid.start(due)), champion.version)
+    rows = AnsweredRows.of(read(grid.start(first - memory), grid.start(due)), champion.version, monitor.loss)
     estimates: list[EstimateResult] = []
     for index in range(begun, due):
         while state.next_label < grid.index(grid.start(index + 1) - monitor.label_delay):
@@ -101,11 +100,9 @@ def watch_number_estimates(
             found = LossModel.fit(labelled_rows.features, labelled_rows.loss).estimate(
                 unlabelled_rows.features
             )
-            text = f"{MEASURE} about {found.mean:.4g} ± {found.error:.2g} (learnt from {len(labelled_rows.at)} labels): "
-            estimates.append(
-                EstimateResult(index, MEASURE, "estimate", found.n, found.mean, None, None, text + BLIND)
-            )
-            state = state.model_copy(update={"pending": state.pending | {index: {MEASURE: found}}})
+            how = f"learnt from {len(labelled_rows.at)} labels"
+            estimates.append(foreseen(index, monitor.loss, found, how))
+            state = state.model_copy(update={"pending": state.pending | {index: {monitor.loss: found}}})
     return run.conclude(
         monitor,
         champion,
@@ -128,7 +125,9 @@ def _settle(
     loss = _span(rows, grid, index, index + 1, labelled=True).loss
     pending = {cohort: found for cohort, found in state.pending.items() if cohort > index}
     after = state.model_copy(update={"next_label": index + 1, "pending": pending})
-    expected = state.pending.get(index, {}).get(MEASURE)
+    expected = state.pending.get(index, {}).get(monitor.loss)
     if expected is None or not len(loss):
         return after, []
-    return after, [compared_with_labels(index, MEASURE, expected, float(loss.mean()), len(loss), monitor)]
+    return after, [
+        compared_with_labels(index, monitor.loss, expected, float(loss.mean()), len(loss), monitor)
+    ]

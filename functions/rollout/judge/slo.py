@@ -37,7 +37,7 @@ def budget_burns(inputs: RuleInput) -> Finding:
     """Check for an error budget that burns down within days while a canary is live, whichever version is to blame."""
     if inputs.state.stage != "canary" or not inputs.policy.slos:
         return Finding(rule="budget_burns", fired=False, text="no error budget is watched here")
-    found = [_burning(slo, inputs.evidence.slos.get(slo.name, SloSums())) for slo in inputs.policy.slos]
+    found = [burning(slo, inputs.evidence.slos.get(slo.name, SloSums())) for slo in inputs.policy.slos]
     return next((one for one in found if one.fired), found[0])
 
 
@@ -64,7 +64,7 @@ def spent_budget(policy: RolloutPolicy, sums: dict[str, SloSums]) -> str | None:
     return None
 
 
-def _burning(slo: Slo, sums: SloSums) -> Finding:
+def burning(slo: Slo, sums: SloSums) -> Finding:
     """Check the burn rates of one objective.
 
     Source: Beyer and others, The Site Reliability Workbook, 2018, chapter 5 (multiwindow, multi-burn-rate alerts).

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from functions.evaluation.realised_loss import Scorer, rescore
+from functions.prediction_log.records import ANSWER_TEXT
 from functions.rollout.evidence.cohort_sums import ReadOutcomes, sum_cohorts
 from functions.rollout.evidence.sums import PairedLoss
 from functions.rollout.policy import RolloutPolicy
@@ -57,17 +58,30 @@ def replayed_loss(
     def with_shadow(since: datetime, until: datetime) -> pa.Table:
         rows = read(since, until)
         mine = pc.and_(pc.equal(rows["version"], champion), pc.invert(rows["shadow"]))
-        complete = pc.and_(pc.is_valid(rows["numeric"]), pc.is_valid(rows["categorical"]))
-        rows = rows.filter(pc.and_(mine, complete))
+        for name in _logged_sides(logged):  # null where a row was too large to be logged
+            mine = pc.and_(mine, pc.is_valid(rows[name]))
+        rows = rows.filter(mine)
         return pa.concat_tables([rows, _shadow_of(rows, scorer, {champion: logged}, replay)])
 
     return sum_cohorts(_DiscardingStore(), "replay", state, with_shadow, now).loss
 
 
+def _logged_sides(signature: Signature) -> list[str]:
+    """Columns of the log that hold the inputs of a version: numbers, texts or both."""
+    texts = {spec.datatype == "BYTES" for spec in signature.inputs}
+    return [name for name, text in (("numeric", False), ("categorical", True)) if text in texts]
+
+
 def _shadow_of(rows: pa.Table, scorer: Scorer, logged: Mapping[int, Signature], version: int) -> pa.Table:
-    outputs = rescore(rows, scorer, logged).astype(np.float32)
-    answers = pa.array(outputs.tolist(), type=rows.schema.field("outputs").type)
-    changed = {
+    outputs = rescore(rows, scorer, logged)
+    changed = {}
+    if outputs.dtype == object:
+        texts = outputs[:, 0].tolist()
+        outputs = np.array([[len(each)] for each in texts])
+        if ANSWER_TEXT.name in rows.column_names:
+            changed[ANSWER_TEXT.name] = pa.array(texts, ANSWER_TEXT.type)
+    answers = pa.array(outputs.astype(np.float32).tolist(), type=rows.schema.field("outputs").type)
+    changed |= {
         "version": pa.array(np.full(rows.num_rows, version, dtype=np.int64)),
         "shadow": pa.array(np.ones(rows.num_rows, dtype=bool)),
         "outputs": answers,

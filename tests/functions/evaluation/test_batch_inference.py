@@ -44,6 +44,25 @@ def test_every_row_is_scored_once_and_carries_where_it_came_from(scored):
     )
 
 
+def test_a_scorer_is_given_few_bytes_at_once_whatever_a_shard_has(scored, monkeypatch):
+    context, snapshot = scored
+    whole = predict_batch("late", snapshot, keep=["carrier"], output="out-whole")
+    score, given = batch.ShardScorer.__call__, []
+    monkeypatch.setattr(batch, "_PIECE_BYTES", 20_000)
+    monkeypatch.setattr(
+        batch.ShardScorer, "__call__", lambda self, rows: given.append(rows.num_rows) or score(self, rows)
+    )
+    pieces = predict_batch("late", snapshot, keep=["carrier"], shard_rows=999, output="out-pieces")
+    assert max(given) < 500
+    assert sum(given) == 4_000
+    names = ("out-whole", "out-pieces")
+    first, second = (Table(context.store, name).read().sort_by("row") for name in names)
+    assert second.drop_columns("probability").equals(first.drop_columns("probability"))
+    np.testing.assert_allclose(second["probability"], first["probability"], atol=1e-6)
+    assert pieces.rows_scored == whole.rows_scored
+    assert len(Table(context.store, "out-pieces").dataset().files) == 5
+
+
 def test_a_second_run_adds_nothing(scored):
     context, snapshot = scored
     first = predict_batch("late", snapshot, shard_rows=1_500, output="out-b")

@@ -71,6 +71,7 @@ def rows_of(store, name: str) -> pa.Table:
     return Table(store, name).read().sort_by("row")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_the_pool_gives_the_rows_of_the_small_way_though_an_actor_is_killed(trained, here):
     snapshot, expected = here
@@ -88,6 +89,13 @@ def test_the_pool_gives_the_rows_of_the_small_way_though_an_actor_is_killed(trai
     assert rows_of(trained.store, "ray").equals(expected)
 
 
+@pytest.mark.usefixtures("cluster")
+def test_a_single_shard_is_scored_without_a_pool(store, here):
+    snapshot, _ = here
+    done = predict_batch("late", snapshot, version=1, shard_rows=10_000, output="single")
+    assert (done.where, done.rows_scored) == ("here", 10_000)
+
+
 def kill_a_scorer(once) -> None:
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
@@ -99,6 +107,7 @@ def kill_a_scorer(once) -> None:
     raise AssertionError("no actor scored anything")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_what_the_caller_holds_does_not_grow_with_the_rows(store):
     grown = []

@@ -23,10 +23,11 @@ from functions.evaluation import (
     reliability,
 )  # fmt: skip
 from functions.evaluation.checks.behaviour import judge_behaviour
-from functions.evaluation.checks.fairness import judge_fairness
+from functions.evaluation.checks.fairness import Judged, fairness_gap, judge_fairness
 from functions.evaluation.checks.robustness import judge_robustness
 from functions.evaluation.checks.slices import judge_slices
 from functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
+from functions.evaluation.outcome_kinds import BINARY
 
 N = 4_000
 
@@ -99,8 +100,8 @@ def test_gaps_between_groups_by_hand() -> None:
     answer = np.array([0.9, 0.4, 0.6, 0.1, 0.9, 0.8, 0.2, 0.1, 0.5])
     gaps = {
         measure: judge_fairness(
-            FairnessRule(column="sex", measure=measure, max_gap=0.2, min_rows=2), rows, label, answer
-        )
+            FairnessRule(column="sex", measure=measure, max_gap=0.2, min_rows=2), Judged(rows, label, answer)
+        )[0]
         for measure in ("selection_rate", "true_positive_rate", "false_positive_rate", "calibration")
     }
     assert {name: check.value for name, check in gaps.items()} == pytest.approx(
@@ -113,12 +114,39 @@ def test_gaps_between_groups_by_hand() -> None:
 
 def test_one_group_alone_does_not_pass() -> None:
     rule = FairnessRule(column="carrier", max_gap=1.0, min_rows=1_500)
-    assert not judge_fairness(rule, ROWS, LABEL, ANSWER).passed
+    assert not judge_fairness(rule, Judged(ROWS, LABEL, ANSWER))[0].passed
+
+
+def test_a_gap_of_losses_and_its_upper_end_are_judged() -> None:
+    rng = np.random.default_rng(0)
+    group = rng.choice(["a", "b"], 2_000)
+    loss = rng.normal(1.0, 0.5, 2_000) + 0.2 * (group == "b")
+    rows = Judged(pa.table({"group": group}), LABEL[:2_000], ANSWER[:2_000], loss)
+    rule = FairnessRule(column="group", measure="loss", max_gap=0.3, max_gap_high=0.2)
+    gap, high = judge_fairness(rule, rows)
+    # by hand: the difference of two means of about 1,000 values of deviation one half
+    assert (gap.passed, gap.value) == (True, pytest.approx(0.2, abs=4 * 0.5 * np.sqrt(2 / 1_000)))
+    assert high.value - gap.value == pytest.approx(1.96 * 0.5 * np.sqrt(2 / 1_000), rel=0.1)
+    assert not high.passed
+    assert "95 % interval of the gap" in gap.note
+
+
+def test_the_interval_of_a_gap_covers_it_with_rows_of_entities_alike() -> None:
+    # 300 samples of 40 entities a group, 5 rows each: covered >= .95 - 4 s.e. = .90
+    rng, rule = np.random.default_rng(3), FairnessRule(column="group", measure="loss", max_gap=1.0)
+    entity = np.repeat(np.arange(80), 5)
+    group = np.where(entity < 40, "a", "b")
+    covered = 0
+    for _ in range(300):
+        loss = rng.normal(size=80)[entity] + rng.normal(size=400) + 1.0 * (group == "b")
+        found = fairness_gap(rule, Judged(pa.table({"group": group}), loss, loss, loss, entity))
+        covered += found.low <= 1.0 <= found.high
+    assert covered / 300 >= 0.95 - 4 * np.sqrt(0.05 * 0.95 / 300)
 
 
 def test_missing_and_shifted_inputs_are_measured() -> None:
     rule = RobustnessRule(max_missing_ratio=1.5, max_shift_ratio=1.1)
-    missing, shifted = judge_robustness(rule, ROWS, LABEL, predict, ["wind", "carrier"])
+    missing, shifted = judge_robustness(rule, ROWS, LABEL, predict, ["wind", "carrier"], log_loss)
     assert missing.passed
     assert 1.05 < missing.value == pytest.approx(np.log(2) / log_loss(LABEL, ANSWER), rel=0.05)
     assert missing.note.startswith("wind")
@@ -127,11 +155,12 @@ def test_missing_and_shifted_inputs_are_measured() -> None:
 
 def test_answers_that_a_missing_input_turns_to_nan_do_not_pass() -> None:
     check = judge_robustness(
-        RobustnessRule(), ROWS, LABEL, lambda rows: rows["wind"].to_numpy(zero_copy_only=False) * 0 + 0.5, ["wind"]
+        RobustnessRule(), ROWS, LABEL, lambda rows: rows["wind"].to_numpy(zero_copy_only=False) * 0 + 0.5,
+        ["wind"], log_loss,
     )[0]  # fmt: skip
     assert not check.passed
     assert "no numbers" in check.note
-    assert not judge_robustness(RobustnessRule(), ROWS, LABEL, predict, [])[0].passed
+    assert not judge_robustness(RobustnessRule(), ROWS, LABEL, predict, [], log_loss)[0].passed
 
 
 def test_invariance_and_direction_are_checked() -> None:
@@ -158,7 +187,7 @@ def evaluated(**changes: Any) -> EvaluatedVersion:
         signature=SimpleNamespace(inputs=[SimpleNamespace(columns=["wind", "carrier"])]),
     )  # fmt: skip
     fields: dict[str, Any] = {
-        "version": version, "table": ROWS, "label": LABEL, "probability": ANSWER, "predict": predict,
+        "version": version, "kind": BINARY, "table": ROWS, "label": LABEL, "answers": ANSWER, "predict": predict,
         "references": {"constant": np.full(N, LABEL.mean())}, "entity": None,
     }  # fmt: skip
     return EvaluatedVersion(**(fields | changes))

@@ -10,6 +10,7 @@ from functions.evaluation import (
     RobustnessRule,
     SliceRule,
     evaluate_gate,
+    offline_gate,
 )
 from functions.evaluation.baselines import constant, logistic
 from functions.evaluation.metrics.probabilities import log_loss
@@ -151,3 +152,10 @@ def test_baselines_compute_what_their_names_say():
     assert np.unique(base).tolist() == [pytest.approx(train["late"].to_numpy().mean())]
     learnt = logistic(train, test, NUMERIC, CATEGORICAL, "late")
     assert log_loss(label, learnt) < 0.93 * log_loss(label, base)
+
+
+@pytest.mark.parametrize(
+    ("loss", "other", "ratio"), [(0.2, 0.4, 0.5), (0.0, 0.0, 1.0), (0.1, 0.0, float("inf"))]
+)
+def test_two_without_any_error_are_equal_and_one_with_errors_is_worse_than_that(loss, other, ratio):
+    assert offline_gate._ratio(loss, other) == ratio

@@ -3,7 +3,7 @@
 import pytest
 
 from functions import Context, use_context
-from functions.evaluation import Gate, SliceRule, evaluate_gate
+from functions.evaluation import Gate, evaluate_gate
 from functions.training import train_tabular
 from registry import Table, TableSnapshot, open_store
 from tests.functions.training.test_tasks import MULTI, NAMES, NUMBER, prices, seasons
@@ -59,16 +59,14 @@ def test_numbers_are_judged_by_squared_error_against_mean_and_ridge_regression(c
 
 
 def test_limits_that_such_outcomes_cannot_show_are_named(context):
-    result = evaluate_gate(
-        "price", 1, held_out("price"), "y", Gate(max_ece=0.05, min_auc=0.6, slices=SliceRule(columns=("c",)))
-    )
+    result = evaluate_gate("price", 1, held_out("price"), "y", Gate(max_ece=0.05, min_auc=0.6))
     assert not result.passed
-    assert "['max_ece', 'min_auc', 'slices'], which answers for regression cannot show" in result.reason
+    assert "['max_ece', 'min_auc'], which answers for number cannot show" in result.reason
     classes = TableSnapshot(name="training-season", version=1)
     other = train_tabular("price", classes, **NAMES, params=MULTI.model_copy(update={"epochs": 1})).version
     context.registry().set_alias("price", "champion", 1)
     result = evaluate_gate("price", other, held_out("season"), "y", Gate(max_champion_ratio=1.0))
-    assert "champion 1 answers for regression [], the version for multiclass ['autumn'" in result.reason
+    assert "champion 1 answers for number [], the version for multiclass ['autumn'" in result.reason
 
 
 def test_a_class_that_the_version_does_not_know_is_named(context):

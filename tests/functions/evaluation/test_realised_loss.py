@@ -98,3 +98,42 @@ def test_a_retry_under_the_same_id_counts_once() -> None:
 
 def test_scoring_no_rows_gives_no_rows() -> None:
     assert len(score(rows())) == 0
+
+
+def ranked(
+    request: str, scores: list[float], labels: list[float | None], **more: Any
+) -> list[dict[str, Any]]:
+    """Rows of the items of one request."""
+    return [
+        {"prediction_id": f"{request}:{item}", "predicted_at": AT, "outputs": [score], "label": label, **more}
+        for item, (score, label) in enumerate(zip(scores, labels, strict=True))
+    ]
+
+
+def test_a_ranking_is_judged_by_request() -> None:
+    table = rows(
+        *ranked("a", [0.1, 0.9], [1.0, 0.0]),
+        *ranked("b", [0.9, 0.1], [1.0, 0.0], unit="u"),
+        *ranked("b", [0.1, 0.9], [1.0, 0.0], version=2, shadow=True, unit="u"),
+        *ranked("c", [0.1, 0.9], [1.0, None]),
+        *ranked("d", [0.1, math.nan], [1.0, 0.0]),
+        {"prediction_id": "e", "predicted_at": AT, "outputs": [0.5], "label": 1.0},
+    )
+    found = score(table, loss="ndcg_loss")
+    last = 1 - 1 / math.log2(3)  # the only relevant item stands second of two
+    by_request = dict(zip(zip(found.id, found.version, strict=True), found.loss, strict=True))
+    assert by_request[("a", 1)] == pytest.approx(last)
+    assert by_request[("b", 1)] == 0.0
+    assert by_request[("b", 2)] == pytest.approx(last)
+    assert np.isnan(by_request[("c", 1)])  # an item has no label yet
+    assert np.isnan(by_request[("d", 1)])
+    assert by_request[("e", 1)] == 0.0
+    assert found.unit.tolist() == ["a", "u", "u", "c", "d", "e"]
+    assert found.answered.tolist() == [True, True, True, True, False, True]
+
+
+def test_an_item_that_is_sent_again_counts_once() -> None:
+    items = ranked("a", [0.9, 0.1], [0.0, 1.0])
+    once, twice = (score(rows(*each), loss="ndcg_loss") for each in (items, items + items))
+    assert (len(twice), twice.loss[0]) == (1, once.loss[0])
+    assert len(score(rows(), loss="ndcg_loss")) == 0

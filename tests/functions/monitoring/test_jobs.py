@@ -37,10 +37,12 @@ MODEL = "late"
 
 
 def inspect(served: ServedModel, days: int) -> list[Alarm]:
-    """Serve and watch daily; the alarms that were raised."""
+    """Serve, and watch every other day; the alarms that were raised."""
     raised: list[Alarm] = []
-    for _ in range(days):
+    for left in reversed(range(days)):
         served.serve()
+        if left % 2:
+            continue
         raised += watch_performance(MODEL).alarms
         raised += watch_drift(MODEL).alarms
     return raised

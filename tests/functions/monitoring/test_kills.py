@@ -92,6 +92,7 @@ def story(served: ServedModel) -> tuple[Any, Any]:
     return told, sorted(rows, key=str)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_fifty_kills_change_no_alarm_and_no_finding(
     served: ServedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

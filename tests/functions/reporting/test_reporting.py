@@ -12,7 +12,7 @@ import pytest
 
 from functions.evaluation import EvaluationError
 from functions.evaluation.outcome_kinds import BINARY, NUMBER
-from functions.monitoring import Alarm
+from functions.monitoring import Alarm, PerformanceEstimate
 from functions.prediction_log.records import PREDICTIONS
 from functions.reporting import TimelineEvent, timeline, trace_prediction, weeks
 from functions.reporting.html import document, figure_html, json_for_script
@@ -195,6 +195,26 @@ def test_the_page_stands_alone_and_escapes_what_it_shows():
     without_library = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"""(src|href)=["']?(http|//)""", without_library)
     assert "<script src" not in page
+
+
+def test_estimates_stand_beside_what_labels_said():
+    one = PerformanceEstimate(
+        measure="share of 1", version=1, start=MONDAY, end=MONDAY + timedelta(days=1), rows=90, estimate=0.25, low=0.2,
+        high=0.3, realised=0.5, agreed=False, assumes="only the shares changed",
+    )  # fmt: skip
+    content = ReportContent("m", MONDAY, MONDAY, 1, [], [], [], [], [], None, estimates=[one])
+    page = render(content)
+    for text in (
+        "Estimates before labels",
+        "share of 1",
+        "0.2 to 0.3",
+        "0.5, contradicted",
+        "if only the shares",
+    ):
+        assert text in page
+    assert "Estimates before labels" not in render(
+        ReportContent("m", MONDAY, MONDAY, 1, [], [], [], [], [], None)
+    )
 
 
 def test_headings_and_figures_stay_text_whatever_they_hold():

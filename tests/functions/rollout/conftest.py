@@ -35,7 +35,6 @@ class TrafficRegistry:
         self.before_change: Any = None
 
     def traffic(self, model: str) -> Traffic:
-        assert model == MODEL
         return self.now
 
     def find_version(self, model: str, version: int) -> Any:
@@ -109,6 +108,7 @@ class RolloutPlatform:
     """
 
     store: ObjectStore
+    model: str = MODEL
     registry: TrafficRegistry = field(default_factory=TrafficRegistry)
     quality: dict[int, float] = field(default_factory=lambda: {1: 0.5, 2: 0.9})
     failing: dict[int, float] = field(default_factory=dict)
@@ -126,10 +126,10 @@ class RolloutPlatform:
 
     def rollouts(self, registry: Any = None) -> Rollouts:
         return Rollouts(
-            MODEL,
+            self.model,
             store=self.store,
             registry=registry or self.registry,
-            read=lambda start, end: outcomes(self.store, MODEL, start, end, labelled_only=False),
+            read=lambda start, end: outcomes(self.store, self.model, start, end, labelled_only=False),
             clock=self.clock,
             actor="test",
         )
@@ -150,7 +150,7 @@ class RolloutPlatform:
                     self._row(name, v, "shadow", at[i], signal[i], shadow=True)
                     for v in self.registry.now.shadows
                 ]
-        Table(self.store, predictions_table(MODEL)).append(
+        Table(self.store, predictions_table(self.model)).append(
             pa.Table.from_pylist(rows, schema=PREDICTIONS), partition_by=["day"]
         )
         self._label(ids, truth, at)
@@ -160,7 +160,7 @@ class RolloutPlatform:
         """Somebody asks for a version by number, or comes to it by rule."""
         at = self.now - timedelta(minutes=1)
         rows = [self._row(f"{arm}-{i}", version, arm, at, 0.0, shadow=False) for i in range(requests)]
-        Table(self.store, predictions_table(MODEL)).append(
+        Table(self.store, predictions_table(self.model)).append(
             pa.Table.from_pylist(rows, schema=PREDICTIONS), partition_by=["day"]
         )
 
@@ -172,7 +172,7 @@ class RolloutPlatform:
         is_slow = self._rng.random() < self.slow.get(version, 0.0)
         return {
             "prediction_id": name,
-            "model": MODEL,
+            "model": self.model,
             "version": version,
             "arm": arm,
             "shadow": shadow,

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.rollout.controller import Rollouts, TickResult
+from functions.rollout.controller import Rollouts
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.explain import explain
 from functions.rollout.judge.decide import decide
 from functions.rollout.policy import RolloutPolicy
+from functions.rollout.tick_result import TickResult
 from registry import TrafficRule, open_store
 from tests.functions.rollout.conftest import RolloutPlatform
 

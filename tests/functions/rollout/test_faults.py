@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from functions.rollout.controller import TickResult
 from functions.rollout.policy import RolloutPolicy, Slo
+from functions.rollout.tick_result import TickResult
 from registry.models.traffic import Traffic
 from tests.functions.rollout.conftest import RolloutPlatform
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from functions.reporting import rollout_report
+from functions.reporting import rollout_record, rollout_report
 from functions.reporting.rollout_page import read_rollout, render_rollout
-from functions.rollout import Guardrail, RolloutError, RolloutPolicy
+from functions.reporting.rollout_record import thinned
+from functions.rollout import Guardrail, RolloutError, RolloutPolicy, list_rollouts
 from functions.runtime import Context, use_context
 from tests.functions.rollout.conftest import RolloutPlatform
 
@@ -49,3 +52,27 @@ def test_a_whole_rollout_is_on_its_page(platform: RolloutPlatform) -> None:
     assert [row[2] for row in by_hand] == ["started"]
     with pytest.raises(RolloutError, match="entry 999"):
         render_rollout("late", entries, 999)
+
+
+def test_the_record_of_a_rollout_has_every_look_with_its_bounds_and_is_thinned_when_long(
+    platform: RolloutPlatform,
+) -> None:
+    with use_context(Context(platform.store, platform.store.url, clock=platform.clock, actor="ada")):
+        assert list_rollouts() == []
+        platform.rollouts().start(2, RolloutPolicy(shadow_min_labels=200), reason="retrained")
+        for _ in range(4):
+            platform.serve_a_day()
+            platform.rollouts().tick()
+        record = rollout_record("late")
+        (summary,) = list_rollouts()
+    assert (summary.model, summary.challenger, summary.stage, summary.is_open) == ("late", 2, "canary", True)
+    _, decisions, _ = read_rollout(platform.rollouts().entries())
+    assert [look.entry for look in record.looks] == [one.entry for one in decisions]
+    gains = [gain for look in record.looks for gain in look.gains]
+    assert gains
+    assert all(gain.lower is None or gain.lower < gain.estimate < gain.upper for gain in gains)
+    assert [change.event for change in record.changes] == ["started"]
+    many = [replace(one, entry=number) for number, one in enumerate(decisions * 40)]
+    kept = thinned(many, most=30)
+    assert len(kept) <= 30 + sum(one.decision.action != "hold" for one in many)
+    assert kept[-1] is many[-1]

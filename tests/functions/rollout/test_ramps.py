@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from functions.live_counts import BINS, ArmTally, SplitArm, WindowCounts, total, window_at
-from functions.rollout.controller import Rollouts, TickResult
+from functions.rollout.controller import Rollouts
 from functions.rollout.errors import RolloutError
 from functions.rollout.policy import RolloutPolicy
+from functions.rollout.tick_result import TickResult
 from registry.models.traffic import Traffic
 from tests.functions.rollout.conftest import MODEL, RolloutPlatform
 

@@ -46,7 +46,13 @@ def watch(
     return verdicts
 
 
-@pytest.mark.parametrize(("alike", "rows"), [(0.0, 400), (0.1, 50), (0.3, 200)])
+@pytest.mark.parametrize(
+    ("alike", "rows"),
+    [
+        (0.1, 50),
+        *(pytest.param(alike, rows, marks=pytest.mark.long) for alike, rows in ((0.0, 400), (0.3, 200))),
+    ],
+)
 def test_nothing_drifted_and_it_stays_quiet(alike: float, rows: int) -> None:
     # 20 seasons of 30 days over 11 columns each: seasons with any news <= .05 + 4 s.e.
     rng = np.random.default_rng(1)

@@ -70,6 +70,7 @@ def rows(versions: list[int], units: list[str], *, start: int = 0, **columns: An
         output=columns.get("output", none),
         loss=none,
         expected=none,
+        bias=none,
         outside=columns.get("outside", np.zeros(n, dtype=bool)),
     )
 

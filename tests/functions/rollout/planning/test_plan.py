@@ -154,3 +154,46 @@ def test_a_replay_finds_what_a_shadow_would_have(platform: RolloutPlatform) -> N
             q = np.clip(0.5 * row["outputs"][0], 0.01, 0.99)
             by_hand.append(-np.log(q) if row["label"] else -np.log1p(-q))
     assert loss.challenger_loss == pytest.approx(sum(by_hand), rel=1e-6)
+
+
+def test_a_replay_of_texts_judges_what_the_challenger_would_have_said() -> None:
+    """Rows of a model without numbers; the challenger says everything in capitals."""
+    count, said = 40, ["oak st", "elm rd"]
+    at = [START + DAY * place / 20 for place in range(count)]
+    rows = pa.table(
+        {
+            "prediction_id": [str(place) for place in range(count)],
+            "version": [1] * count,
+            "arm": ["champion"] * count,
+            "shadow": [False] * count,
+            "unit": pa.nulls(count, pa.string()),
+            "predicted_at": pa.array(at, pa.timestamp("us", "UTC")),
+            "latency_ms": [1.0] * count,
+            "outputs": pa.array([[6.0]] * count, pa.list_(pa.float32())),
+            "numeric": pa.nulls(count, pa.list_(pa.float32())),
+            "categorical": pa.array([[said[place % 2]] for place in range(count)], pa.list_(pa.string())),
+            "label": [float("nan")] * count,
+            "answer_text": [said[place % 2] for place in range(count)],
+            "label_text": ["Oak St", "elm rd"] * (count // 2),
+        }
+    )
+
+    def read(start: datetime, end: datetime) -> pa.Table:
+        inside = [start <= moment < end for moment in at]
+        return rows.filter(pa.array(inside))
+
+    texts = Signature(
+        inputs=[TensorSpec(name="categorical", datatype="BYTES", shape=[-1, 1], columns=["typed"])],
+        outputs=[TensorSpec(name="text", datatype="BYTES", shape=[-1, 1])],
+    )
+    capitals = SimpleNamespace(
+        predict=lambda inputs: {"text": np.char.title(inputs["categorical"].astype(str)).astype(object)},
+        signature=texts,
+    )
+    policy = FLIGHTS.model_copy(update={"loss": "edit_distance"})
+    now = START + 2 * DAY + policy.label_delay
+    found = replayed_loss(read, capitals, policy, champion=1, logged=texts, start=START, now=now)
+    assert found.labels == count
+    # "oak st" is two letters from "Oak St", as "Elm Rd" is from "elm rd": of six
+    assert found.champion_loss == pytest.approx(20 * 2 / 6)
+    assert found.challenger_loss == pytest.approx(20 * 2 / 6)

@@ -1,0 +1,106 @@
+"""Limits of the gate of language models: the answers to the same rows must not be worse than the champion's.
+
+`judge_answers` is pure: texts in, checks out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from functions.evaluation.checks.check import Check, at_least
+from functions.evaluation.language.scorers import Scorer
+from functions.evaluation.metrics.probabilities import Interval
+from functions.stats.comparison.pairs import paired_cs
+from registry import GateData, GateDemand
+
+__all__ = ["AnswerGate", "Judged", "judge_answers"]
+
+Scores = npt.NDArray[np.float64]
+
+
+class AnswerGate(BaseModel):
+    """Limits that a language model's answers must keep to pass.
+
+    scorers: each is compared by itself. alpha: chance that a version as good as the champion is refused, over all scorers.
+    max_drop: of the mean score, at most, as shown by the lower end of the interval; None: a version passes that is not shown to
+    be worse. min_mean: of each score, at least. min_rows: fewer rows fail. seed: of the rows' order and of the sampling.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "answers"
+    scorers: tuple[Scorer, ...] = Field(default=(Scorer(),), min_length=1)
+    alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
+    max_drop: float | None = Field(default=None, gt=0.0, le=1.0)
+    min_mean: float | None = Field(default=None, gt=0.0, le=1.0)
+    min_rows: int = Field(default=100, ge=1)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+    @model_validator(mode="after")
+    def _scorers_once(self) -> Self:
+        names = [each.label for each in self.scorers]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"scorers: {twice} are named twice; give each a name")
+        return self
+
+    @property
+    def needs_expected(self) -> bool:
+        """Whether the rows must say what is expected."""
+        return any(each.needs_expected for each in self.scorers)
+
+    def demand(self, data: GateData | None = None) -> GateDemand:
+        """Make the demand by which a model's policy sets these limits, and the data to judge on if given."""
+        limits = self.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+        limits["scorers"] = [each.model_dump(mode="json", exclude_defaults=True) for each in self.scorers]
+        return GateDemand(name=self.name, limits=limits, data=data)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Measurements and checks of a version's answers. metrics: mean scores; intervals: of the differences to the champion."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    checks: list[Check]
+
+
+def judge_answers(
+    gate: AnswerGate, answers: Sequence[str], champions: Sequence[str] | None, expected: Sequence[str]
+) -> Judged:
+    """Score answers to the same rows, and check them against the limits of `gate`.
+
+    answers: in a random order of the rows, so that each could have come at any place. champions: the champion's answers; None: there is none, and nothing is compared. expected: of each row, "" where nothing is.
+    """
+    judged = Judged({}, {}, [at_least("rows", len(answers), gate.min_rows)])
+    for scorer in gate.scorers:
+        own = _scores(scorer, answers, expected)
+        judged.metrics[scorer.label] = float(own.mean())
+        if gate.min_mean is not None:
+            judged.checks.append(at_least(scorer.label, float(own.mean()), gate.min_mean))
+        if champions is not None:
+            _compare(judged, gate, scorer, own, _scores(scorer, champions, expected))
+    return judged
+
+
+def _compare(judged: Judged, gate: AnswerGate, scorer: Scorer, own: Scores, others: Scores) -> None:
+    gaps = own - others
+    found = paired_cs(gaps, alpha=gate.alpha / len(gate.scorers))
+    named = f"{scorer.label} - champion"
+    judged.metrics[f"champion_{scorer.label}"] = float(others.mean())
+    judged.intervals[named] = Interval(estimate=found.mean, low=found.lower, high=found.upper)
+    note = f"worse in {int((gaps < 0).sum())} rows, better in {int((gaps > 0).sum())}"
+    judged.checks.append(at_least(f"{named}, upper end", found.upper, 0.0, note))
+    if gate.max_drop is not None:
+        judged.checks.append(at_least(f"{named}, lower end", found.lower, -gate.max_drop))
+
+
+def _scores(scorer: Scorer, answers: Sequence[str], expected: Sequence[str]) -> Scores:
+    pairs = zip(answers, expected, strict=True)
+    return np.array([scorer.score(answer, wanted) for answer, wanted in pairs], np.float64)

@@ -1,0 +1,42 @@
+"""Versions of language models: what one is made of, its prompt, and how it is registered.
+
+The engines that answer for them are in `functions.generative.engines`; it knows nothing of how they are served.
+"""
+
+from functions.generative.errors import GenerativeError
+from functions.generative.prompt import Example, Prompt, PromptMessage, Variable, difference
+from functions.generative.registration import register_generative
+from functions.generative.version_files import (
+    ADAPTER,
+    CHAT,
+    CHAT_TEMPLATE,
+    PROMPT,
+    SETTINGS,
+    WEIGHTS,
+    EngineSettings,
+    engine_files,
+    is_generative,
+    read_prompt,
+    read_settings,
+)
+
+__all__ = [
+    "ADAPTER",
+    "CHAT",
+    "CHAT_TEMPLATE",
+    "PROMPT",
+    "SETTINGS",
+    "WEIGHTS",
+    "EngineSettings",
+    "Example",
+    "GenerativeError",
+    "Prompt",
+    "PromptMessage",
+    "Variable",
+    "difference",
+    "engine_files",
+    "is_generative",
+    "read_prompt",
+    "read_settings",
+    "register_generative",
+]

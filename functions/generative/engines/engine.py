@@ -1,0 +1,168 @@
+"""Engines as command lines: what starts each, what it is asked for, and how its prompts are counted."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import aiohttp
+
+from functions.generative import EngineSettings
+
+__all__ = ["MODEL_NAME", "Engine", "EngineSpec", "LlamaCpp", "Vllm", "engine_of"]
+
+MODEL_NAME: Final = "toque-engine"
+"""Name by which every engine serves its one model; the door puts the registered name in its place."""
+_ADAPTER_NAME: Final = f"{MODEL_NAME}-adapter"
+_SERVER: Final = Path(__file__).with_name("llama_cpp_server.py")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What a process of an engine holds.
+
+    weights, adapter: files or folders; chat_template: file, None: that of the weights. threads: of its computing, None: all
+    cores.
+    """
+
+    weights: Path
+    adapter: Path | None = None
+    chat_template: Path | None = None
+    settings: EngineSettings = field(default_factory=EngineSettings)
+    threads: int | None = None
+
+
+class Engine(Protocol):
+    """A program that serves weights over OpenAI's API."""
+
+    name: str
+    alive_path: str
+    """Path that is answered only while the loop that computes goes on."""
+    key_variable: str
+    """Variable of the engine's environment that has the key it asks of every request: arguments can be read by all users."""
+
+    def command(self, spec: EngineSpec, port: int) -> list[str]:
+        """Build the command line that serves a spec on a port of loopback."""
+        ...
+
+    def model_name(self, spec: EngineSpec) -> str:
+        """Name of the model in requests: of the adapter, if it has one."""
+        ...
+
+    async def count_tokens(self, client: aiohttp.ClientSession, base: str, body: Mapping[str, Any]) -> int:
+        """Count the tokens of a request's prompt as the engine will read it. Raises: aiohttp.ClientError."""
+        ...
+
+    async def takes_tools(self, client: aiohttp.ClientSession, base: str) -> bool:
+        """Whether tools of a request reach the model. Raises: aiohttp.ClientError."""
+        ...
+
+
+class LlamaCpp:
+    """llama.cpp's server, from the wheel `xllamacpp`.
+
+    python: of the environment that has the wheel.
+    """
+
+    name = "llama.cpp"
+    alive_path = "/slots"
+    key_variable = "TOQUE_ENGINE_KEY"
+
+    def __init__(self, python: str = sys.executable) -> None:
+        self._python = python
+
+    def command(self, spec: EngineSpec, port: int) -> list[str]:
+        """Build the command line; see `llama_cpp_server`."""
+        settings = spec.settings
+        line = [
+            self._python, "-I", str(_SERVER), "--weights", str(spec.weights), "--port", str(port),
+            "--name", MODEL_NAME, "--context", str(settings.context_length), "--slots", str(settings.slots),
+        ]  # fmt: skip
+        if spec.adapter is not None:
+            line += ["--adapter", str(spec.adapter), "--adapter-scale", str(settings.adapter_scale)]
+        if spec.chat_template is not None:
+            line += ["--chat-template", str(spec.chat_template)]
+        if spec.threads is not None:
+            line += ["--threads", str(spec.threads)]
+        return line
+
+    def model_name(self, spec: EngineSpec) -> str:
+        """Name of the model in requests."""
+        del spec  # its adapter is part of what the process serves
+        return MODEL_NAME
+
+    async def count_tokens(self, client: aiohttp.ClientSession, base: str, body: Mapping[str, Any]) -> int:
+        """Count the tokens of a prompt, after the model's own chat template if it is a chat."""
+        text = body.get("prompt", "")
+        if "messages" in body:
+            asked = {each: body[each] for each in ("messages", "tools") if each in body}
+            async with client.post(f"{base}/apply-template", json=asked) as response:
+                text = (await response.json()).get("prompt", "")
+        async with client.post(f"{base}/tokenize", json={"content": text, "add_special": True}) as response:
+            return len((await response.json())["tokens"])
+
+    async def takes_tools(self, client: aiohttp.ClientSession, base: str) -> bool:
+        """Whether the chat template has a place for tools, which llama.cpp else drops without a word."""
+        async with client.get(f"{base}/props") as response:
+            found: bool = (await response.json()).get("chat_template_caps", {}).get("supports_tools", False)
+            return found
+
+
+class Vllm:
+    """vLLM, by its own command in an environment or image of its own; not measured here."""
+
+    name = "vllm"
+    alive_path = "/health"
+    key_variable = "VLLM_API_KEY"
+
+    def __init__(self, executable: str) -> None:
+        self._executable = executable
+
+    def command(self, spec: EngineSpec, port: int) -> list[str]:
+        """Build the command line of `vllm serve`."""
+        settings = spec.settings
+        line = [
+            self._executable, "serve", str(spec.weights), "--host", "127.0.0.1", "--port", str(port),
+            "--served-model-name", MODEL_NAME, "--max-model-len", str(settings.context_length),
+            "--max-num-seqs", str(settings.slots), "--enable-prefix-caching",
+        ]  # fmt: skip
+        if spec.adapter is not None:
+            line += ["--enable-lora", "--lora-modules", f"{_ADAPTER_NAME}={spec.adapter}"]
+        if spec.chat_template is not None:
+            line += ["--chat-template", str(spec.chat_template)]
+        return line
+
+    def model_name(self, spec: EngineSpec) -> str:
+        """Name of the model in requests: of the adapter, if it has one."""
+        return MODEL_NAME if spec.adapter is None else _ADAPTER_NAME
+
+    async def count_tokens(self, client: aiohttp.ClientSession, base: str, body: Mapping[str, Any]) -> int:
+        """Count the tokens of a prompt by the engine's own route."""
+        asked = {each: body[each] for each in ("messages", "tools", "prompt") if each in body}
+        async with client.post(f"{base}/tokenize", json={"model": MODEL_NAME, **asked}) as response:
+            found: int = (await response.json())["count"]
+            return found
+
+    async def takes_tools(self, client: aiohttp.ClientSession, base: str) -> bool:
+        """Whether tools reach the model: vLLM refuses what it cannot do itself."""
+        del client, base
+        return True
+
+
+def engine_of(name: str, program: str | None = None) -> Engine:
+    """Make an engine by its name. program: Python of llama.cpp's environment, or the command `vllm`; None: where it is found.
+
+    Raises: ValueError for another name, or if no `vllm` is on the path.
+    """
+    if name == LlamaCpp.name:
+        return LlamaCpp(program or sys.executable)
+    if name != Vllm.name:
+        raise ValueError(f"engine={name!r}: there are {LlamaCpp.name!r} and {Vllm.name!r}")
+    found = program or shutil.which("vllm")
+    if found is None:
+        raise ValueError("engine='vllm': no command `vllm` is on the path; say where it is")
+    return Vllm(found)

@@ -1,0 +1,210 @@
+"""A supervised engine: started, known to be ready by a real answer, watched, and started anew when it dies or hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from functions.generative.engines.engine import Engine, EngineSpec
+
+__all__ = ["EngineDown", "EngineProcess", "Patience"]
+
+_CHILD: Final = str(Path(__file__).with_name("child.py"))
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 30.0
+_LONG_LIVED_S = 60.0
+"""An engine that lived longer than this starts anew at once when it dies."""
+_TAIL_BYTES: Final = 4_096
+_OK: Final = 200
+_log = logging.getLogger("ray.serve")
+
+
+class EngineDown(Exception):  # noqa: N818  # an answer to the caller, who may try again
+    """The engine does not answer now; its supervisor starts it anew."""
+
+
+class Patience:
+    """How long an engine may take: to start, and to say that it lives; `check_s` is between two such questions."""
+
+    def __init__(self, *, start_s: float = 300.0, hung_s: float = 30.0, check_s: float = 2.0) -> None:
+        self.start_s, self.hung_s, self.check_s = start_s, hung_s, check_s
+
+
+class EngineProcess:
+    """Process of an engine for one spec, and the task that keeps it alive; of one event loop.
+
+    log: file that gets what the engine prints. client: a session that has the engine's key, which is new for each supervisor,
+    since others on this machine reach the port too. takes_tools: whether tools of a request reach the model. environment: of the
+    process, whole, but for the key; None: that of this process. restarts: how often it was started again.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        spec: EngineSpec,
+        log: Path,
+        *,
+        environment: dict[str, str] | None = None,
+        patience: Patience | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.engine, self.spec = engine, spec
+        self._log, self._patience, self._clock = log, patience or Patience(), clock
+        key = secrets.token_urlsafe(32)
+        self._environment = {**(os.environ if environment is None else environment), engine.key_variable: key}
+        self.base = ""
+        self.pid: int | None = None
+        self.takes_tools = False
+        self.restarts = -1
+        self.starts_s: list[float] = []
+        self._ready = asyncio.Event()
+        self._fault = f"{engine.name} has not started yet"
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self.client = aiohttp.ClientSession(
+            # llama.cpp may close a kept connection just as the next request is sent, which is no engine's failure.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            timeout=aiohttp.ClientTimeout(None),
+            headers={"authorization": f"Bearer {key}"},
+        )
+
+    def start(self) -> None:
+        """Start the engine and keep it alive from now on; returns before it is ready."""
+        self._keeping = asyncio.get_running_loop().create_task(self._keep())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has answered since it was last started."""
+        return self._ready.is_set()
+
+    async def ready(self, within_s: float) -> None:
+        """Wait until the engine answers. Raises: EngineDown, with the reason, if it does not in time."""
+        if self._ready.is_set():
+            return
+        try:
+            await asyncio.wait_for(self._ready.wait(), within_s)
+        except TimeoutError:
+            raise EngineDown(self._fault) from None
+
+    async def close(self) -> None:
+        """End the engine and its supervisor."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        await self._end()
+        await self.client.close()
+
+    async def _keep(self) -> None:
+        """Start the engine whenever it is not there; a fault is told to those who wait, and tried again later."""
+        backoff_s = 0.0
+        while True:
+            self.restarts += 1
+            begin = self._clock()
+            try:
+                await self._start()
+                self.starts_s.append(self._clock() - begin)
+                await self._watch()
+            except Exception as error:  # noqa: BLE001  # whatever it is, requests need an engine
+                self._fault = f"{self.engine.name} is being started anew: {error}"
+            self._ready.clear()
+            _log.warning("engine of %s: %s", self.spec.weights, self._fault)
+            await self._end()
+            lived_long = self._clock() - begin > _LONG_LIVED_S
+            backoff_s = 0.0 if lived_long else min(_LONGEST_BACKOFF_S, max(_FIRST_BACKOFF_S, 2 * backoff_s))
+            await asyncio.sleep(backoff_s)
+
+    async def _start(self) -> None:
+        port = _free_port()
+        self.base = f"http://127.0.0.1:{port}"
+        line = self.engine.command(self.spec, port)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", _CHILD, str(os.getpid()), *line, stdin=asyncio.subprocess.DEVNULL,
+                stdout=output, stderr=output, env=self._environment, start_new_session=True,
+            )  # fmt: skip
+        self.pid = self._process.pid
+        until = self._clock() + self._patience.start_s
+        while not await self._answers():
+            if self._process.returncode is not None:
+                raise EngineDown(f"it ended with status {self._process.returncode}: {self._tail()}")
+            if self._clock() > until:
+                raise EngineDown(
+                    f"it did not answer within start_s={self._patience.start_s:g}: {self._tail()}"
+                )
+            await asyncio.sleep(0.05)
+        self.takes_tools = await self.engine.takes_tools(self.client, self.base)
+        self._ready.set()
+
+    async def _answers(self) -> bool:
+        """Whether the engine makes a token, which needs everything that a request needs."""
+        asked: dict[str, Any] = {
+            "model": self.engine.model_name(self.spec),
+            "prompt": "1",
+            "max_tokens": 1,
+            "temperature": 0,
+        }
+        with suppress(aiohttp.ClientError, OSError, TimeoutError):
+            timeout = aiohttp.ClientTimeout(total=self._patience.hung_s)
+            async with self.client.post(f"{self.base}/v1/completions", json=asked, timeout=timeout) as answer:
+                return answer.status == _OK and bool((await answer.json()).get("choices"))
+        return False
+
+    async def _watch(self) -> None:
+        """Return never while the engine lives. Raises: EngineDown once it has ended, or does not say that it lives."""
+        process = self._process
+        assert process is not None  # noqa: S101  # it was started above
+        ended = asyncio.get_running_loop().create_task(process.wait())
+        try:
+            while True:
+                await asyncio.wait({ended}, timeout=self._patience.check_s)
+                if ended.done():
+                    raise EngineDown(f"it ended with status {ended.result()}: {self._tail()}")
+                await self._check_alive()
+        finally:
+            ended.cancel()
+
+    async def _check_alive(self) -> None:
+        """Ask the loop that computes. Raises: EngineDown if it does not answer in time."""
+        timeout = aiohttp.ClientTimeout(total=self._patience.hung_s)
+        try:
+            async with self.client.get(f"{self.base}{self.engine.alive_path}", timeout=timeout) as answer:
+                await answer.read()
+        except TimeoutError:
+            raise EngineDown(f"it hangs: no sign of life for hung_s={self._patience.hung_s:g}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineDown(f"it takes no requests: {error}") from error
+
+    async def _end(self) -> None:
+        process, self._process, self.pid = self._process, None, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # it leads a group, and keeps nothing that could be lost
+        await process.wait()
+
+    def _tail(self) -> str:
+        """Read the last line that the engine printed."""
+        with suppress(OSError), self._log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+            return lines[-1][:300] if lines else ""
+        return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port

@@ -1,0 +1,183 @@
+"""A prompt as a value: template with typed variables, example turns, tools and sampling parameters.
+
+A template is text with `{{ name }}` in it and no logic: values are put in once, and what they hold is never read as a template.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from functions.generative.errors import GenerativeError
+
+__all__ = ["Example", "Prompt", "PromptMessage", "Variable", "difference"]
+
+_PLACE: Final = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
+_PARAMETERS: Final = frozenset(
+    {
+        "temperature", "top_p", "top_k", "min_p", "max_tokens", "stop", "seed", "presence_penalty",
+        "frequency_penalty", "repeat_penalty", "logit_bias", "logprobs", "top_logprobs",
+    }
+)  # fmt: skip
+Value = str | int | float | bool
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+}
+
+
+class Variable(BaseModel):
+    """A place in a prompt's templates that each request fills.
+
+    default: what stands there without a value; None: a request must give one. choices: the only values there are.
+    max_length: of a string, in characters.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["string", "integer", "number", "boolean"] = "string"
+    default: Value | None = None
+    choices: tuple[Value, ...] = ()
+    max_length: int = Field(default=4_096, ge=1)
+
+    def text(self, name: str, value: Any) -> str:
+        """Check a value and write it as text. Raises: GenerativeError."""
+        fits = isinstance(value, _TYPES[self.type]) and (self.type == "boolean") == isinstance(value, bool)
+        if not fits:
+            raise GenerativeError(f"variables.{name}: expected {self.type}, got {value!r:.80}")
+        if self.choices and value not in self.choices:
+            raise GenerativeError(f"variables.{name}: {value!r:.80} is not one of {list(self.choices)}")
+        if isinstance(value, str) and len(value) > self.max_length:
+            raise GenerativeError(
+                f"variables.{name}: {len(value)} characters, at most {self.max_length} are taken"
+            )
+        return value if isinstance(value, str) else json.dumps(value)
+
+
+class PromptMessage(BaseModel):
+    """A message of the prompt. content: a template."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Example(BaseModel):
+    """A turn that shows the model how to answer, before the request's own messages; both are taken as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user: str
+    assistant: str
+
+
+class Prompt(BaseModel):
+    """Messages that stand before a request's own, and what is asked of the engine with them.
+
+    variables: by name, those of the templates in `messages`. tools, response_format: as the OpenAI API has them.
+    parameters: sampling, such as `temperature`. A request that says its own tools, format or parameter has its way.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    messages: tuple[PromptMessage, ...] = ()
+    variables: dict[str, Variable] = Field(default_factory=dict)
+    examples: tuple[Example, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    response_format: dict[str, Any] | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        named = {name for message in self.messages for name in _PLACE.findall(message.content)}
+        if unknown := sorted(named - self.variables.keys()):
+            raise ValueError(
+                f"messages: {unknown} are not in variables {sorted(self.variables)}; declare them"
+            )
+        if unused := sorted(self.variables.keys() - named):
+            raise ValueError(f"variables: {unused} stand in no message; write {{{{ {unused[0]} }}}} in one")
+        for name, variable in self.variables.items():
+            if variable.default is not None:
+                variable.text(name, variable.default)
+        if strange := sorted(self.parameters.keys() - _PARAMETERS):
+            raise ValueError(f"parameters: {strange} are not of {sorted(_PARAMETERS)}")
+        return self
+
+    def request(self, body: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the request for the engine from a caller's chat request.
+
+        given: values of the variables. Raises: GenerativeError, naming the variable.
+        """
+        values = self._values(given)
+        before = [
+            {"role": message.role, "content": _PLACE.sub(lambda found: values[found[1]], message.content)}
+            for message in self.messages
+        ]
+        for example in self.examples:
+            before += [
+                {"role": "user", "content": example.user},
+                {"role": "assistant", "content": example.assistant},
+            ]
+        ours: dict[str, Any] = dict(self.parameters)
+        if self.tools:
+            ours["tools"] = list(self.tools)
+        if self.response_format is not None:
+            ours["response_format"] = self.response_format
+        if "max_completion_tokens" in body:
+            ours.pop("max_tokens", None)
+        return {**ours, **body, "messages": [*_placed(before, body.get("messages", ()))]}
+
+    def _values(self, given: Mapping[str, Any]) -> dict[str, str]:
+        if unknown := sorted(set(given) - self.variables.keys()):
+            raise GenerativeError(
+                f"variables.{unknown[0]:.80}: the prompt has none of that name; it has {sorted(self.variables)}"
+            )
+        found = {}
+        for name, variable in self.variables.items():
+            value = given.get(name, variable.default)
+            if value is None:
+                raise GenerativeError(f"variables.{name}: missing; the prompt needs a {variable.type}")
+            found[name] = variable.text(name, value)
+        return found
+
+
+def difference(one: Prompt, other: Prompt, *, names: Sequence[str] = ("before", "after")) -> str:
+    """Compare two prompts as a unified diff of their text, field by field; empty if they are equal."""
+    before, after = (_lines(each) for each in (one, other))
+    return "\n".join(difflib.unified_diff(before, after, names[0], names[1], n=1, lineterm=""))
+
+
+def _lines(prompt: Prompt) -> list[str]:
+    """Lay a prompt out so that each line of a text is a line, and the rest is JSON."""
+    lines = []
+    for message in prompt.messages:
+        lines += [f"[{message.role}]", *message.content.splitlines()]
+    for example in prompt.examples:
+        lines += ["[example]", f"user: {example.user}", f"assistant: {example.assistant}"]
+    rest = prompt.model_dump(mode="json", exclude={"messages", "examples"}, exclude_defaults=True)
+    for field, value in sorted(rest.items()):
+        lines += [f"[{field}]", *json.dumps(value, indent=1, sort_keys=True).splitlines()]
+    return lines
+
+
+def _placed(before: list[dict[str, Any]], own: Sequence[Any]) -> list[Any]:
+    """Put the prompt's messages before the request's; two system messages become one, since templates take one."""
+    first = own[0] if own else None
+    if (
+        before
+        and before[0]["role"] == "system"
+        and isinstance(first, dict)
+        and first.get("role") == "system"
+        and isinstance(first.get("content"), str)
+    ):
+        joined = {"role": "system", "content": f"{before[0]['content']}\n\n{first['content']}"}
+        return [joined, *before[1:], *own[1:]]
+    return [*before, *own]

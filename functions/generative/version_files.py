@@ -1,0 +1,95 @@
+"""Files of a generative version: weights, adapter, prompt and the engine's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from functions.generative.prompt import Prompt
+from registry.models import ModelVersion, Signature, TensorSpec
+from registry.store import Blob
+
+__all__ = [
+    "ADAPTER",
+    "CHAT",
+    "CHAT_TEMPLATE",
+    "PROMPT",
+    "SETTINGS",
+    "WEIGHTS",
+    "EngineSettings",
+    "engine_files",
+    "is_generative",
+    "read_prompt",
+    "read_settings",
+]
+
+WEIGHTS: Final = "weights.gguf"
+ADAPTER: Final = "adapter.gguf"
+"""A LoRA of the weights beside it."""
+CHAT_TEMPLATE: Final = "chat_template.jinja"
+"""How messages and tools become the text that the model reads, in place of the template in the weights."""
+PROMPT: Final = "prompt.json"
+SETTINGS: Final = "engine.json"
+
+
+def _spec(name: str, datatype: str, *shape: int) -> TensorSpec:
+    return TensorSpec.model_validate({"name": name, "datatype": datatype, "shape": [-1, *shape]})
+
+
+CHAT: Final = Signature(
+    kind="chat",
+    inputs=[_spec("messages", "BYTES", 1), _spec("parameters", "BYTES", 1)],
+    outputs=[
+        _spec("message", "BYTES", 1),
+        _spec("finish_reason", "BYTES", 1),
+        _spec("tokens", "INT64", 3),
+        _spec("timings_ms", "FP64", 2),
+    ],
+)
+"""Signature of every generative version: what the prediction log keeps of a request.
+
+messages, parameters, message: JSON, as the caller sent them and was answered. tokens: of the prompt, of those that were cached,
+and of the answer. timings_ms: until the first token, and between two.
+"""
+
+
+class EngineSettings(BaseModel):
+    """How much an engine holds for a version: it is what its memory is made of, beside the weights.
+
+    context_length: tokens of one request, prompt and answer together. slots: requests at once; others wait for one.
+    max_tokens: of an answer, where neither request nor prompt says. adapter_scale: strength of the adapter.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    context_length: int = Field(default=2_048, ge=64, le=1 << 20)
+    slots: int = Field(default=8, ge=1, le=256)
+    max_tokens: int = Field(default=512, ge=1)
+    adapter_scale: float = Field(default=1.0, ge=0, le=10)
+
+
+def is_generative(version: ModelVersion | Mapping[str, Any]) -> bool:
+    """Whether a version, or the JSON of one, is a language model's."""
+    if isinstance(version, ModelVersion):
+        return version.signature is not None and version.signature.kind == "chat"
+    return (version.get("signature") or {}).get("kind") == "chat"
+
+
+def engine_files(version: ModelVersion) -> dict[str, Blob]:
+    """Files of a version that its engine reads, by name."""
+    return {name: version.files[name] for name in (WEIGHTS, ADAPTER, CHAT_TEMPLATE) if name in version.files}
+
+
+def read_prompt(folder: Path) -> Prompt:
+    """Read the prompt of a version from the folder of its files; empty if it has none. Raises: pydantic.ValidationError."""
+    file = folder / PROMPT
+    return Prompt.model_validate_json(file.read_bytes()) if file.is_file() else Prompt()
+
+
+def read_settings(folder: Path) -> EngineSettings:
+    """Read the engine's settings of a version from the folder of its files. Raises: pydantic.ValidationError."""
+    file = folder / SETTINGS
+    return EngineSettings.model_validate_json(file.read_bytes()) if file.is_file() else EngineSettings()

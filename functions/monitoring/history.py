@@ -1,0 +1,156 @@
+"""Functions that look back: alarms of every model that stand, those of one model in time, what monitors found and estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pyarrow.compute as pc
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from functions.monitoring.alarms import Alarm, alarm_journal, alarms_in
+from functions.monitoring.estimates.monitor import COVARIATE_SHIFT, LABEL_SHIFT, SHARE_OF, interval
+from functions.monitoring.results import results_table
+from functions.runtime.context import context
+from functions.runtime.function import function
+from registry import Entry, ObjectStore, Table
+
+_MOST = 1_000
+_SHOWN = ("monitor", "subject", "version", "start", "end", "rows", "verdict", "value", "reference", "statistic", "threshold", "text")  # fmt: skip
+
+
+class Finding(BaseModel):
+    """Finding of a monitor on one subject, a measure or a column, in one cohort; see `RESULTS`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    monitor: str
+    subject: str
+    version: int
+    start: AwareDatetime
+    end: AwareDatetime
+    rows: int
+    verdict: str
+    value: float | None = None
+    reference: float | None = None
+    statistic: float | None = None
+    threshold: float | None = None
+    text: str | None = None
+
+
+class PerformanceEstimate(BaseModel):
+    """Estimate of a measure for one cohort before its labels, and what the labels said.
+
+    low, high: 95 % interval, None for the AUC; realised, agreed: None until labels are there; assumes: when the estimate is right.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    measure: str
+    version: int
+    start: AwareDatetime
+    end: AwareDatetime
+    rows: int
+    estimate: float
+    low: float | None = None
+    high: float | None = None
+    realised: float | None = None
+    agreed: bool | None = None
+    assumes: str
+
+
+class AlarmEntry(BaseModel):
+    """Alarm or recovery with its number in the journal of its model's alarms."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    alarm: Alarm
+
+
+@function(http=True, role="viewer", timeout_s=60)
+def open_alarms() -> list[Alarm]:
+    """List the alarms of all models that were raised and have not recovered, newest first."""
+    used = context()
+    folds = (
+        alarm_journal(model, store=used.store, clock=used.clock, actor=used.actor)
+        for model in _models(used.store)
+    )
+    found = [alarm for fold in folds for alarm in fold.refresh().standing.values()]
+    return sorted(found, key=lambda alarm: alarm.raised_at, reverse=True)
+
+
+@function(http=True, role="viewer", timeout_s=60)
+def alarm_history(model: str, before: int | None = None, limit: int = 50) -> list[AlarmEntry]:
+    """List alarms and recoveries of a model, newest first, from the journal's entry before number `before`.
+
+    Raises: ValueError for a limit out of range.
+    """
+    used = context()
+    fold = alarm_journal(model, store=used.store, clock=used.clock, actor=used.actor)
+    fold.refresh()
+    last = fold.next if before is None else min(before, fold.next)
+    numbers = range(last - 1, max(-1, last - 1 - _checked(limit)), -1)
+    entries: list[Entry] = [fold.journal.entry(number) for number in numbers]
+    alarms = alarms_in(entries)
+    return [AlarmEntry(number=each.number, alarm=alarm) for each, alarm in zip(entries, alarms, strict=True)]
+
+
+@function(http=True, role="viewer", timeout_s=60)
+def monitor_findings(model: str, monitor: str, subject: str | None = None, days: int = 60) -> list[Finding]:
+    """List what a monitor found in the cohorts of the last days, oldest first, on one subject if it is given."""
+    used = context()
+    table = Table(used.store, results_table(model))
+    if not table.exists():
+        return []
+    where = (pc.field("monitor") == monitor) & (pc.field("end") >= used.clock() - timedelta(days=days))
+    if subject is not None:
+        where = where & (pc.field("subject") == subject)
+    rows = table.read(columns=list(_SHOWN), where=where).sort_by(
+        [("end", "ascending"), ("subject", "ascending")]
+    )
+    return [Finding.model_validate(row) for row in rows.to_pylist()]
+
+
+@function(http=True, role="viewer", timeout_s=60)
+def performance_estimates(model: str, days: int = 60) -> list[PerformanceEstimate]:
+    """List what was estimated of the cohorts of the last days without labels, oldest first, beside what their labels said."""
+    found = monitor_findings(model, "estimate", days=days)
+    settled = {(each.version, each.start, each.subject): each for each in found if each.value is not None}
+    estimates = []
+    for each in found:
+        if each.verdict != "estimate" or each.reference is None:
+            continue
+        low, high = interval(each.reference, each.statistic) if each.statistic is not None else (None, None)
+        labelled = settled.get((each.version, each.start, each.subject))
+        estimates.append(
+            PerformanceEstimate(
+                measure=each.subject,
+                version=each.version,
+                start=each.start,
+                end=each.end,
+                rows=each.rows,
+                estimate=each.reference,
+                low=low,
+                high=high,
+                realised=labelled.value if labelled else None,
+                agreed=labelled.verdict == "agreed" if labelled else None,
+                assumes=LABEL_SHIFT if each.subject.startswith(SHARE_OF) else COVARIATE_SHIFT,
+            )
+        )
+    return estimates
+
+
+def _models(store: ObjectStore) -> Iterator[str]:
+    """Names of the models that ever had an alarm, one listing for each."""
+    after = ""
+    while (key := next(store.list("alarms/", after=after), None)) is not None:
+        model = key.split("/")[1]
+        yield model
+        after = f"alarms/{model}/\U0010ffff"
+
+
+def _checked(limit: int) -> int:
+    if not 1 <= limit <= _MOST:
+        raise ValueError(f"limit={limit} must lie between 1 and {_MOST}; page by `before`")
+    return limit

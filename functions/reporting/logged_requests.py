@@ -1,0 +1,179 @@
+"""Functions that find logged predictions by time and entity, and read what one of them was made of."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from functions.prediction_log import find_labels, outcomes
+from functions.prediction_log.reading.outcomes import read_columns
+from functions.runtime.context import context
+from functions.runtime.function import function
+from registry import ModelVersion, NotFound
+
+_MOST, _MOST_HOURS = 1_000, 24 * 31
+_LISTED = ("prediction_id", "version", "arm", "shadow", "predicted_at", "latency_ms", "outputs")
+_INSIDE = ("prediction_id", "version", "shadow", "predicted_at", "unit", "entities", "numeric", "categorical", "missing")  # fmt: skip
+
+
+class LoggedPrediction(BaseModel):
+    """Row of the prediction log without its inputs, unit and entities.
+
+    label: in force, None before one came. error: how far the answer was from it, where the worst are listed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    prediction_id: str
+    version: int
+    arm: str
+    shadow: bool
+    predicted_at: AwareDatetime
+    latency_ms: float | None
+    outputs: list[float] | None
+    label: float | None = None
+    error: float | None = None
+
+
+class PredictionInputs(BaseModel):
+    """Inputs of a logged prediction: values by column, unit, entities, and the features that were missing."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prediction_id: str
+    version: int
+    unit: str | None
+    entities: dict[str, Any]
+    values: dict[str, float | str | None]
+    missing: list[str]
+
+
+@function(http=True, role="viewer", timeout_s=120)
+def list_predictions(
+    model: str,
+    before: datetime | None = None,
+    hours: float = 24.0,
+    entity: str | None = None,
+    limit: int = 50,
+    order: Literal["newest", "worst"] = "newest",
+) -> list[LoggedPrediction]:
+    """List the predictions of a model in some hours before a time, by default now, newest first.
+
+    entity: unit, or value of an entity's key, that the request had. order: "worst" lists those with a label, the answer that was
+    furthest from it first: by the difference, or by what the probability of the label's class lacks to 1.
+    Raises: ValueError for hours or a limit out of range.
+    """
+    if not 0 < hours <= _MOST_HOURS:
+        raise ValueError(f"hours={hours} must lie between 0 and {_MOST_HOURS}; page by `before`")
+    if not 1 <= limit <= _MOST:
+        raise ValueError(f"limit={limit} must lie between 1 and {_MOST}; page by `before`")
+    used = context()
+    end = before or used.clock() + timedelta(minutes=1)
+    columns = _LISTED if entity is None else (*_LISTED, "unit", "entities")
+    start = end - timedelta(hours=hours)
+    if order == "worst":
+        return _worst(outcomes(used.store, model, start, end, columns=columns), entity, limit)
+    rows = read_columns(used.store, model, start, end, columns)
+    if entity is not None:
+        rows = rows.filter(_is_of(rows, entity))
+    newest = pc.select_k_unstable(rows, limit, [("predicted_at", "descending")])
+    found = rows.take(newest).select(list(_LISTED)).to_pylist()
+    ids = [row["prediction_id"] for row in found]
+    labels = _labels(ids, min((row["predicted_at"] for row in found), default=end))
+    return [LoggedPrediction(**row, label=labels.get(row["prediction_id"])) for row in found]
+
+
+def _worst(rows: pa.Table, entity: str | None, limit: int) -> list[LoggedPrediction]:
+    """Take the labelled rows whose answers were furthest from their labels."""
+    if entity is not None:
+        rows = rows.filter(_is_of(rows, entity))
+    found = zip(rows["outputs"].to_pylist(), rows["label"].to_pylist(), strict=True)
+    errors = [_error(outputs or [], label) for outputs, label in found]
+    judged = [at for at, error in enumerate(errors) if error is not None]
+    worst = sorted(judged, key=lambda at: errors[at] or 0.0, reverse=True)[:limit]
+    taken = rows.take(worst).select([*_LISTED, "label"]).to_pylist()
+    return [LoggedPrediction(**row, error=errors[at]) for row, at in zip(taken, worst, strict=True)]
+
+
+def _error(outputs: Sequence[float], label: float | None) -> float | None:
+    """Compute how far an answer was from its label; None where the label is no number, or no class of the answer."""
+    if not outputs or label is None or not math.isfinite(label):
+        return None
+    if len(outputs) == 1:
+        error = abs(label - outputs[0])
+    elif label.is_integer() and 0 <= label < len(outputs):
+        error = 1.0 - outputs[int(label)]
+    else:
+        return None
+    return error if math.isfinite(error) else None
+
+
+@function(http=True, timeout_s=120)
+def prediction_inputs(model: str, prediction_id: str, predicted_at: datetime) -> PredictionInputs:
+    """Read the inputs of a prediction from the log. predicted_at: of it, as listings have it. Raises: NotFound."""
+    used = context()
+    moment = timedelta(milliseconds=1)
+    rows = read_columns(used.store, model, predicted_at - moment, predicted_at + moment, _INSIDE)
+    found = rows.filter(pc.field("prediction_id") == prediction_id).to_pylist()
+    row = min(found, key=lambda each: each["shadow"], default=None)
+    if row is None:
+        raise NotFound(
+            f"model {model!r} has no prediction {prediction_id!r} at {predicted_at.isoformat()} in its log"
+        )
+    version = used.registry().get_version(model, row["version"])
+    return PredictionInputs(
+        prediction_id=prediction_id,
+        version=row["version"],
+        unit=row["unit"],
+        entities=json.loads(row["entities"]) if row["entities"] else {},
+        values=_named(version, row["numeric"] or [], row["categorical"] or []),
+        missing=row["missing"] or [],
+    )
+
+
+def _is_of(rows: pa.Table, entity: str) -> pa.Array:
+    """Mark the rows whose unit, or a value of whose entities, is `entity`."""
+    units = pc.fill_null(pc.equal(rows["unit"].cast(pa.string()), entity), False)
+    likely = pc.fill_null(
+        pc.match_substring(rows["entities"].cast(pa.string()), json.dumps(entity)[1:-1]), False
+    )
+    texts = rows["entities"].to_pylist()
+    exact = [
+        maybe and any(str(value) == entity for value in json.loads(text).values())
+        for maybe, text in zip(likely.to_pylist(), texts, strict=True)
+    ]
+    return pc.or_(units, pa.chunked_array([pa.array(exact, pa.bool_())]))
+
+
+def _labels(ids: list[str], since: datetime) -> dict[str, float | None]:
+    if not ids:
+        return {}
+    rows = find_labels(context().store, ids, since=since).to_pylist()
+    return {
+        row["prediction_id"]: None if row["label"] != row["label"] else row["label"] for row in rows
+    }  # NaN
+
+
+def _named(
+    version: ModelVersion, numeric: list[float], categorical: list[str]
+) -> dict[str, float | str | None]:
+    """Name the values of a row by the columns of its version, or by number if they do not fit."""
+    inputs = version.signature.inputs if version.signature else []
+    texts = [name for each in inputs if each.datatype == "BYTES" for name in each.columns or []]
+    numbers = [name for each in inputs if each.datatype != "BYTES" for name in each.columns or []]
+    return _shown("number", numbers, [None if math.isnan(each) else each for each in numeric]) | _shown(
+        "text", texts, categorical
+    )
+
+
+def _shown(kind: str, names: list[str], found: Sequence[float | str | None]) -> dict[str, float | str | None]:
+    if len(names) != len(found):
+        names = [f"{kind} {at}" for at in range(1, len(found) + 1)]
+    return dict(zip(names, found, strict=True))
