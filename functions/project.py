@@ -13,7 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 from functions.alerting import AlertPolicy
 from functions.evaluation import Gate
+from functions.evaluation.meanings import Outcome
 from functions.monitoring import (
+    AnswerMonitor,
     DriftMonitor,
     EstimateMonitor,
     OperationsMonitor,
@@ -28,7 +30,7 @@ from functions.retraining.policy import RetrainingPolicy
 from functions.rollout import RolloutPolicy
 from functions.runtime.definitions import ProjectError, declarations, pick
 from functions.training import TabularParams
-from functions.training.trainer import Outcome, Trainer, as_trainer
+from functions.training.trainer import Trainer, as_trainer
 from registry import ModelPolicy
 
 __all__ = ["ModelDefinition", "Monitor", "Project", "ProjectError", "load_project"]
@@ -42,7 +44,8 @@ Monitor = Annotated[
     | EstimateMonitor
     | OperationsMonitor
     | SkewMonitor
-    | VectorMonitor,
+    | VectorMonitor
+    | AnswerMonitor,
     Field(discriminator="kind"),
 ]
 
@@ -53,7 +56,8 @@ class ModelDefinition(BaseModel):
     service: the feature service it reads; None: all features are columns of the entities. entities: the table of entities that
     predictions are about (join keys, `event_timestamp`, the label, `label_known_at`). label: a column of that table.
     numeric, categorical: the features, in the order of its tensors; tensors: columns of lists of numbers, such as the pixels of an
-    image, each an input of its own. outcome: what the label is: 0 or 1 (binary), one of several classes, or a number.
+    image, each an input of its own. outcome: what the label is: 0 or 1 (binary), one of several classes, or another (docs/outcomes.md).
+    group: of a ranking, the column that names the request in which a row is an item.
     trainer: how versions are made: a `Trainer`, such as `XGBoost(max_depth=4)`, or a function of a `TrainingRequest`; None: the
     tabular network with the parameters `training`. gate: what a version must prove before users meet it.
     monitors: at most one of each kind; empty: not watched. alerts: where alarms are sent; None: nowhere.
@@ -73,6 +77,7 @@ class ModelDefinition(BaseModel):
     categorical: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
     outcome: Outcome = "binary"
+    group: str = ""
     training: TabularParams = TabularParams()
     trainer: Annotated[SerializeAsAny[Trainer], BeforeValidator(as_trainer)] | None = None
     gate: Gate = Gate()
@@ -114,6 +119,16 @@ class ModelDefinition(BaseModel):
         if wrong:
             raise ValueError(
                 f"model {self.name!r}: its outcome is {self.outcome!r}, for which these have no meaning: {'; '.join(wrong)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _judged_by_request(self) -> Self:
+        """Check that a ranking names its column of requests, and that nothing else does."""
+        if (self.outcome == "ranking") != bool(self.group):
+            remedy = "leave group out" if self.group else "name the column of requests, group=…"
+            raise ValueError(
+                f"model {self.name!r}: outcome={self.outcome!r} and group={self.group!r}; {remedy}"
             )
         return self
 
@@ -196,6 +211,11 @@ class ModelDefinition(BaseModel):
     def vectors(self) -> VectorMonitor | None:
         """The monitor of embeddings and texts, if declared."""
         return self._monitor(VectorMonitor)
+
+    @property
+    def answers(self) -> AnswerMonitor | None:
+        """The monitor of drift of answers, if declared."""
+        return self._monitor(AnswerMonitor)
 
     @property
     def operations(self) -> OperationsMonitor | None:

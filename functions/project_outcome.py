@@ -6,37 +6,48 @@ from collections.abc import Sequence
 from typing import Any
 
 from functions.evaluation.gate import Gate
-from functions.monitoring import EstimateMonitor
+from functions.evaluation.meanings import MEANINGS, Loss, Outcome
 from functions.rollout import RolloutPolicy
-from functions.training.trainer import Outcome
 
 
 def with_loss_of(outcome: Outcome, rollout: RolloutPolicy, monitors: Sequence[Any]) -> dict[str, Any]:
     """Set the loss of an outcome wherever none was named; returns the fields of a definition that change."""
-    if outcome != "number":
-        return {}
-    changed = tuple(_with_loss(each) for each in monitors)
-    return {"rollout": _with_loss(rollout), "monitors": changed}
+    loss = MEANINGS[outcome].losses[0]
+    changed = tuple(_with_loss(each, loss) for each in monitors)
+    return {"rollout": _with_loss(rollout, loss), "monitors": changed}
 
 
 def meaningless(outcome: Outcome, gate: Gate, rollout: RolloutPolicy, monitors: Sequence[Any]) -> list[str]:
     """Name the settings that have no meaning for an outcome, each with what to do about it."""
-    found = [f"gate.{name}: leave it out" for name in gate.unmeasurable(outcome)]
-    wanted = "squared_error" if outcome == "number" else "log_loss"
+    meaning = MEANINGS[outcome]
+    found = [f"gate.{name}: {remedy}" for name, remedy in gate.unmeasurable(outcome).items()]
     for where, each in [("rollout", rollout), *((f"monitor {each.kind!r}", each) for each in monitors)]:
-        loss = getattr(each, "loss", wanted)
-        if loss != wanted and (outcome != "binary"):
-            found.append(f"{where}: loss={loss!r}, which needs {_NEEDS[loss]}: use {wanted!r}")
-    if outcome == "multiclass" and any(isinstance(each, EstimateMonitor) for each in monitors):
-        found.append(
-            "monitor 'estimate': it knows one probability or a number, not several classes: leave it out"
-        )
+        loss = getattr(each, "loss", meaning.losses[0])
+        if loss not in meaning.losses:
+            found.append(f"{where}: loss={loss!r}, which needs {_NEEDS[loss]}: use {meaning.losses[0]!r}")
+    refused = {aspect.removeprefix("monitor."): text for aspect, text in meaning.refused.items()}
+    found += [f"monitor {each.kind!r}: {refused[each.kind]}" for each in monitors if each.kind in refused]
     return found
 
 
-_NEEDS = {"log_loss": "probabilities", "squared_error": "one number a row"}
+_NEEDS: dict[Loss, str] = {
+    "log_loss": "probabilities",
+    "squared_error": "one number a row",
+    "poisson_deviance": "a rate of counts",
+    "ndcg_loss": "a score for each item of a request",
+    "cosine_distance": "a vector for each row",
+    "euclidean_distance": "a vector for each row",
+    "edit_distance": "a text for each row",
+    "token_distance": "a text for each row",
+    "mismatch": "a text for each row",
+}
 
 
-def _with_loss(settings: Any) -> Any:
-    unnamed = "loss" in type(settings).model_fields and "loss" not in settings.model_fields_set
-    return settings.model_copy(update={"loss": "squared_error"}) if unnamed else settings
+def _with_loss(settings: Any, loss: Loss) -> Any:
+    if (
+        "loss" not in type(settings).model_fields
+        or "loss" in settings.model_fields_set
+        or settings.loss == loss
+    ):
+        return settings
+    return settings.model_copy(update={"loss": loss})

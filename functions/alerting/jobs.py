@@ -111,7 +111,9 @@ def send_alert(alert: Alert, sink: Sink) -> str:
         raise SinkRefusedError(
             f"the project declares no such sink {sink.name!r} for {alert.alarm.model!r}; add it to the alerts of its definition"
         )
-    deliver(alert, sink, context().find_secret, hosts=context().alert_hosts)
+    alarm, used = alert.alarm, context()
+    page = used.page("monitors", alarm.model, monitor=alarm.monitor, subject=alarm.subject)
+    deliver(alert.model_copy(update={"page": page}), sink, used.find_secret, hosts=used.alert_hosts)
     return sink.name
 
 

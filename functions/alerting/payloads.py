@@ -21,7 +21,8 @@ _RECOVERED = "#0b6e4f"
 class Alert(BaseModel):
     """Alert that people get for an alarm.
 
-    key: of this sending; thread: shared by all alerts on a subject, recovery included.
+    key: of this sending; thread: shared by all alerts on a subject, recovery included. page: of the console about the subject,
+    known where the alert is sent.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,6 +34,7 @@ class Alert(BaseModel):
     owner: str
     runbook: str | None = None
     at: AwareDatetime
+    page: str | None = None
 
     @classmethod
     def of(cls, alarm: Alarm, policy: AlertPolicy, *, key: str, at: AwareDatetime) -> Self:
@@ -62,6 +64,7 @@ class Alert(BaseModel):
             "predictions": f"{alarm.start:%Y-%m-%d %H:%M} to {alarm.end:%Y-%m-%d %H:%M} UTC",
             "owner": self.owner,
             "runbook": self.runbook or "",
+            "page": self.page or "",
             "explained by": ", ".join(alarm.explained_by),
         }
         return {name: value for name, value in facts.items() if value}
@@ -94,7 +97,8 @@ def slack(alert: Alert) -> dict[str, Any]:
 
 def pagerduty(alert: Alert, routing_key: str) -> dict[str, Any]:
     """Make an event of PagerDuty's Events API v2."""
-    links = [{"href": alert.runbook, "text": "runbook"}] if alert.runbook else []
+    named = {"runbook": alert.runbook, "page": alert.page}
+    links = [{"href": link, "text": name} for name, link in named.items() if link]
     return {
         "routing_key": routing_key,
         "event_action": "resolve" if alert.alarm.recovered else "trigger",

@@ -1,5 +1,7 @@
 """Features as functions: training sets with lineage, materialization to the online store, and health of views."""
 
+from functions.features.catalog import CatalogEntry, feature_catalog
+from functions.features.declared_rows import load_declared
 from functions.features.jobs import (
     MaterializeResult,
     TrainingSetLineage,
@@ -10,6 +12,7 @@ from functions.features.jobs import (
     training_set_lineage,
 )
 from functions.features.load_rows import LoadedRows, load_rows
+from functions.features.origins import DatasetOrigin, VersionOrigins, version_origins
 from functions.features.sources import (
     FeatureRefresh,
     RefreshError,
@@ -18,21 +21,53 @@ from functions.features.sources import (
     refresh_features,
     source_status,
 )
+from functions.features.streams import (
+    StreamPartition,
+    StreamReplay,
+    StreamStatus,
+    replay_stream,
+    stream_status,
+)
+from functions.features.vectors import (
+    IndexRefreshError,
+    VectorIndexStatus,
+    refresh_vector_indexes,
+    vector_indexes,
+)
+from functions.features.view_figures import HealthPoint, feature_health_history, feature_statistics
 
 __all__ = [
+    "CatalogEntry",
+    "DatasetOrigin",
     "FeatureRefresh",
+    "HealthPoint",
+    "IndexRefreshError",
     "LoadedRows",
     "MaterializeResult",
     "RefreshError",
     "SourceStatus",
+    "StreamPartition",
+    "StreamReplay",
+    "StreamStatus",
     "TrainingSetLineage",
+    "VectorIndexStatus",
+    "VersionOrigins",
     "build_training_set",
+    "feature_catalog",
     "feature_health",
+    "feature_health_history",
+    "feature_statistics",
+    "load_declared",
     "load_rows",
     "load_source",
     "materialize",
     "record_feature_health",
     "refresh_features",
+    "refresh_vector_indexes",
+    "replay_stream",
     "source_status",
+    "stream_status",
     "training_set_lineage",
+    "vector_indexes",
+    "version_origins",
 ]

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import InvalidRows, Materialized, ViewHealth, view_health
-from featurestore.offline.pinned_retrieval import PinnedRetrieval, check_entities
+from featurestore import InvalidDefinition, InvalidRows, Materialized, ViewHealth, view_health
+from featurestore.offline.historical import RetrievalJob
+from featurestore.offline.pinned_retrieval import PinnedRetrieval, check_entities, stored_view
 from featurestore.online.materialize import Spread
+from featurestore.sources import SourceLineage
+from featurestore.sources.lineage import sources_of
+from functions.features.build_record import BuildPlan, BuildRecord
 from functions.features.entity_rows import EntityRows
+from functions.features.large_training_sets import ShardedBuild
 from functions.features.memory import estimated_bytes, memory_bytes
 from functions.runtime.context import context
 from functions.runtime.declaration import Retries
@@ -27,7 +32,6 @@ from registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, 
 from registry.store import check_table_name, overwrite_with_parts
 
 HEALTH_TABLE = "feature_health"
-_logger = logging.getLogger(__name__)
 
 _HEALTH = pa.schema(
     [
@@ -46,7 +50,7 @@ class TrainingSetLineage(BaseModel):
 
     entities: the snapshot of rows and labels; views: digest of each view's definition; tables: the offline snapshot read for
     each view (absent: the view had no rows); start, end: of event times; known_by: labels known later were left out; rows:
-    number of rows in the set.
+    number of rows in the set; sources: batch sources that the views' rows came from, each up to the load that they had.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,6 +64,7 @@ class TrainingSetLineage(BaseModel):
     end: datetime
     known_by: datetime
     rows: int
+    sources: dict[str, SourceLineage] = {}
 
 
 class MaterializeResult(BaseModel):
@@ -97,64 +102,111 @@ def build_training_set(
         rows with `start <= event_timestamp < end`, a label, and `label_known_at <= known_by`.
     known_by: by default now, on the platform's clock.
     name: of the table it is stored in, by default `training/{service}`, or of the entities; every call makes a new version of it.
-    Raises: InvalidRows if no row is left, or a column is missing; InvalidInput for the name of a table that holds anything
+    A set that would take more than `memory_share` of this machine's memory, by the tables' logs, is made shard by shard, on the
+    Ray cluster if there is one; a call that was killed is taken up after its last shard when it is made again within six hours.
+    Raises: InvalidDefinition for a feature whose deprecation is in force; InvalidRows if no row is left, or a column is missing; InvalidInput for the name of a table that holds anything
     but training sets.
     """
     ctx = context()
     table = Table(ctx.store, check_table_name(name or f"training/{service or entities.name}", what="name"))
     _require_training_sets(table)
-    features = ctx.features()
     since, until = as_utc(start, name="start"), as_utc(end, name="end")
     known = ctx.clock() if known_by is None else as_utc(known_by, name="known_by")
     chosen = EntityRows(Table(ctx.store, entities.name), entities, label, since, until, known)
-    digests = {} if service is None else features.definitions_digest(service)
-
-    def metadata(job: PinnedRetrieval | None, rows: int) -> dict[str, str]:
-        lineage = TrainingSetLineage(
-            service=service or "",
-            entities=entities,
-            views=digests,
-            tables={} if job is None else _tables(job),
-            label=label,
-            start=since,
-            end=until,
-            known_by=known,
-            rows=rows,
-        )
-        return {"training_set": lineage.model_dump_json()}
-
-    if service is None:
-        own = chosen.read()
-        if not own.num_rows:
-            raise InvalidRows(chosen.none_left())
-        return table.overwrite(own, metadata=metadata(None, own.num_rows))
     empty = chosen.choose(chosen.pinned().schema.empty_table())
-    plan = features.get_historical_features(empty, features=service)
-    if _is_large(chosen, plan, name=table.name):
-        from functions.features.large_training_sets import write_parts  # late: Ray Data, which few calls need
-
-        schema = plan.to_arrow().schema
-        written = write_parts(plan, chosen, table, schema=schema)
-        return overwrite_with_parts(table, written.parts, schema, metadata=metadata(plan, written.rows))
+    job = None if service is None else ctx.features().get_historical_features(empty, features=service)
+    if job is not None:
+        _refuse_deprecated(job, ctx.clock())
+    digests = {} if service is None else ctx.features().definitions_digest(service)
+    asked = _Asked(service, table, chosen, job, digests, known_given=known_by is not None)
+    if estimated_bytes(chosen, job) > ctx.memory_share * memory_bytes():
+        return _built_in_shards(asked)
     rows = chosen.read()
     if not rows.num_rows:
         raise InvalidRows(chosen.none_left())
-    job = replace(plan, entities=check_entities(rows, plan.retrieval))
-    return table.overwrite(job.to_arrow(), metadata=metadata(job, rows.num_rows))
+    if job is not None:
+        rows = replace(job, entities=check_entities(rows, job.retrieval)).to_arrow()
+    return table.overwrite(rows, metadata=asked.metadata(rows.num_rows))
 
 
-def _is_large(chosen: EntityRows, plan: PinnedRetrieval, *, name: str) -> bool:
-    """Whether to join over the cluster, because this process would need more than its share of the node's memory."""
-    needed, memory, share = estimated_bytes(chosen, plan), memory_bytes(), context().memory_share
-    if needed <= share * memory:
-        return False
-    if not cluster.running():
-        _logger.warning(
-            "training set %s: about %d MiB in this process are more than memory_share=%g (TOQUE_MEMORY_SHARE) of its %d MiB; "
-            "on a Ray cluster they are joined over all nodes",
-            *(name, needed >> 20, share, memory >> 20),
+def _refuse_deprecated(job: PinnedRetrieval, now: datetime) -> None:
+    """Refuse features whose deprecation has come into force. Raises: InvalidDefinition."""
+    for lookup in job.retrieval.lookups:
+        given = stored_view(lookup).deprecated
+        used = [name for name in lookup.features if given is not None and given.concerns(name)]
+        if given is not None and used and given.since <= now:
+            raise InvalidDefinition(
+                f"feature {lookup.view.name}:{used[0]} is deprecated since {given.since.isoformat()}, so no training set is made "
+                f"with it: {given.remedy}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a call of `build_training_set` asked for. job: a retrieval for no rows; digests: of the views' definitions."""
+
+    service: str | None
+    table: Table
+    entities: EntityRows
+    job: RetrievalJob | None
+    digests: dict[str, str]
+    known_given: bool
+
+    def metadata(self, rows: int) -> dict[str, str]:
+        """Metadata of the commit: the lineage."""
+        entities = self.entities
+        lineage = TrainingSetLineage(
+            service=self.service or "",
+            entities=entities.snapshot,
+            views=self.digests,
+            tables={} if self.job is None else _tables(self.job),
+            label=entities.label,
+            start=entities.start,
+            end=entities.end,
+            known_by=entities.known_by,
+            rows=rows,
+            sources={} if self.job is None else sources_of(context().features(), self.job),
         )
-    return cluster.running()
+        return {"training_set": lineage.model_dump_json()}
+
+    def key(self) -> str:
+        """Digest of what was asked, by which a call takes up one that was killed: in a durable run only its own attempts."""
+        entities = self.entities
+        known = entities.known_by.isoformat() if self.known_given else ""
+        texts = [self.service or "", self.table.name, str(entities.snapshot), entities.label, known]
+        texts += [entities.start.isoformat(), entities.end.isoformat(), context().invocation or ""]
+        return sha256(json.dumps([texts, self.digests], sort_keys=True).encode()).hexdigest()
+
+
+def _built_in_shards(asked: _Asked) -> TableSnapshot:
+    """Build a set of which no process holds more than a shard, after the shards that a killed call has left."""
+    ctx, job = context(), asked.job
+    schema = asked.entities.pinned().schema if job is None else job.to_arrow().schema
+    build = ShardedBuild(asked.table, asked.entities, job, schema)
+    versions = {} if job is None else dict(job.versions)
+    record = BuildRecord(ctx.store, asked.key())
+    plan = record.begin(
+        BuildPlan(
+            made_at=ctx.clock(),
+            known_by=asked.entities.known_by,
+            tables=versions,
+            shard_rows=build.shard_rows(ctx.memory_share * memory_bytes()),
+        )
+    )
+    asked = replace(
+        asked,
+        entities=replace(asked.entities, known_by=plan.known_by),
+        job=None if job is None else replace(job, versions=plan.tables),
+    )
+    try:
+        parts = replace(build, entities=asked.entities, job=asked.job).write(record, plan)
+    except InvalidRows:  # another call would meet it again
+        record.end()
+        raise
+    metadata = asked.metadata(sum(part.rows for part in parts))
+    made = overwrite_with_parts(asked.table, parts, schema, metadata=metadata, commit_id=plan.id)
+    record.end()
+    return made
 
 
 def _require_training_sets(table: Table) -> None:

@@ -1,99 +1,96 @@
-"""Training sets that do not fit a share of a node's memory: joined on Ray Data over all nodes, and never whole in one place.
+"""Training sets that do not fit a share of this machine's memory: made shard by shard, and never whole in one place.
 
-Tasks read ranges of the entity table, join them to the features by a hash of their keys, and write files beside the
-training set's table; the caller handles their names and commits them at once. The rows, and their order, are those of the
-small way.
+A shard is a range of the entity table. On a Ray cluster its rows are joined by tasks on all nodes, and this process handles
+names of files; without one this process joins smaller shards, and of the feature tables it holds the rows that can be an
+answer. Files are committed at once, so that a reader sees all rows or none; the rows, and their order, are those of the
+small way. A call that was killed is taken up after its last finished shard by the next one (see `build_record`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
 
 from featurestore import InvalidRows
-from featurestore.offline.distributed import join_dataset
-from featurestore.offline.pinned_retrieval import PinnedRetrieval
+from featurestore.offline.candidates import join_in_steps
+from featurestore.offline.pinned_retrieval import PinnedRetrieval, check_entities
+from functions.features.build_record import BuildPlan, BuildRecord
 from functions.features.entity_rows import EntityRows
+from functions.features.memory import entity_row_bytes
+from functions.runtime.run import cluster
+from functions.runtime.run.capture import report_progress
 from registry import Table
 from registry.store import Part, write_part
 
-_ROWS_PER_TASK = 250_000
-_NUMBER = "toque_entity_row"
-_START, _STOP = "start", "stop"
+_FEWEST_ROWS, _MOST_ROWS = 2_000, 1_000_000  # of a shard that this process joins
+_ROWS_ON_CLUSTER = 8_000_000
+_HELD = 8  # so many times the bytes of its entity rows a join takes: rows, candidates, both again while they are put together
+
+JoinShard = Callable[[range], list[Part]]
+"""Joins and writes the entity rows of a range; returns the files in the order of their rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenParts:
-    """Files of a training set in the order of its rows."""
+class ShardedBuild:
+    """Training set to be made shard by shard in files of `table`, whose rows stay as they are.
 
-    parts: list[Part]
-
-    @property
-    def rows(self) -> int:
-        """Number of rows in all files."""
-        return sum(part.rows for part in self.parts)
-
-
-def write_parts(
-    job: PinnedRetrieval, entities: EntityRows, table: Table, *, schema: pa.Schema
-) -> WrittenParts:
-    """Join features to entity rows on the cluster, and write files for `table`, whose rows stay as they are.
-
-    job: a retrieval of the features for no rows; schema: of its result.
-    Raises: InvalidRows if no row is left.
+    job: a retrieval of the features for no rows, or None if the entity rows have them; schema: of the result.
     """
-    count = entities.pinned().count
-    starts = range(0, count, _ROWS_PER_TASK)
-    tasks = [{_START: at, _STOP: min(at + _ROWS_PER_TASK, count)} for at in starts]
-    if not tasks:
-        raise InvalidRows(entities.none_left())
-    read = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        partial(_read, entities=entities), batch_format="pyarrow", batch_size=1
-    )
-    joined = join_dataset(job, read, row_number=_NUMBER, between=(entities.first, entities.last))
-    if not table.exists():
-        table.create(schema)
-    written = joined.map_batches(
-        partial(_write, table=table, schema=schema), batch_format="pyarrow", batch_size=None
-    )
-    found = sorted(written.take_all(), key=lambda row: int(row["first"]))  # a few numbers for each file
-    if not found:
-        raise InvalidRows(entities.none_left())
-    parts = [Part(str(row["path"]), int(row["size_bytes"]), int(row["rows"])) for row in found]
-    return WrittenParts(parts)
+
+    table: Table
+    entities: EntityRows
+    job: PinnedRetrieval | None
+    schema: pa.Schema
+
+    def shard_rows(self, budget_bytes: float) -> int:
+        """Rows of a shard: what this process joins within the budget, or on a cluster enough to read the features seldom."""
+        if cluster.running():
+            stored = 0 if self.job is None else self.job.most_stored_rows()
+            return max(_ROWS_ON_CLUSTER, stored)
+        fitting = int(budget_bytes / (_HELD * entity_row_bytes(self.entities, self.job)))
+        return min(max(fitting, _FEWEST_ROWS), _MOST_ROWS)
+
+    def write(self, record: BuildRecord, plan: BuildPlan) -> list[Part]:
+        """Write the shards that `record` lacks; returns the files of all, in order.
+
+        Raises: InvalidRows if no row is left.
+        """
+        if not self.table.exists():
+            self.table.create(self.schema)
+        join, count = self._join(), self.entities.pinned().count
+        parts: list[Part] = []
+        for number, shard in enumerate(_shards(count, plan.shard_rows)):
+            found = record.find(plan, number)
+            parts += record.add(plan, number, join(shard)) if found is None else found
+            report_progress(shard.stop, count, f"{shard.stop:,} of {count:,} entity rows")
+        if not parts:
+            raise InvalidRows(self.entities.none_left())
+        return parts
+
+    def _join(self) -> JoinShard:
+        if not cluster.running():
+            return self.join_here
+        from functions.features.joins_on_ray import join_on_ray  # late: Ray Data, which few calls need
+
+        return lambda shard: join_on_ray(self, shard)
+
+    def join_here(self, shard: range) -> list[Part]:
+        """Join the entity rows of a range in this process, and write them to one file, or none if no row is chosen."""
+        pinned = self.entities.pinned()
+        chosen = [
+            self.entities.choose(rows) for rows in pinned.slices(shard.start, shard.stop, rows=len(shard))
+        ]
+        rows = pa.concat_tables(chosen)
+        if not rows.num_rows:
+            return []
+        if self.job is not None:
+            job = self.job
+            rows = join_in_steps(replace(job, entities=check_entities(rows, job.retrieval)))
+        return [write_part(self.table, rows.select(self.schema.names).cast(self.schema))]
 
 
-def _read(task: pa.Table, *, entities: EntityRows) -> pa.Table:
-    """Read the entity rows of a range, numbered as in the table."""
-    start, stop = task.column(_START)[0].as_py(), task.column(_STOP)[0].as_py()
-    pinned = entities.pinned()
-    read = [_numbered(pinned.schema.empty_table(), 0)]
-    for rows in pinned.slices(start, stop, rows=_ROWS_PER_TASK):
-        read.append(entities.choose(_numbered(rows, start)))
-        start += rows.num_rows
-    return pa.concat_tables(read)
-
-
-def _numbered(rows: pa.Table, first: int) -> pa.Table:
-    return rows.append_column(_NUMBER, pa.array(np.arange(first, first + rows.num_rows)))
-
-
-def _write(rows: pa.Table, *, table: Table, schema: pa.Schema) -> pa.Table:
-    """Write a file of joined rows; returns its name and what its rows are."""
-    if not rows.num_rows:
-        return pa.table({})
-    first = rows.column(_NUMBER)[0].as_py()
-    part = write_part(table, rows.select(schema.names).cast(schema))
-    return pa.table(
-        {
-            "first": [first],
-            "path": [part.path],
-            "size_bytes": [part.size_bytes],
-            "rows": [part.rows],
-        }
-    )
+def _shards(count: int, rows: int) -> Iterator[range]:
+    for start in range(0, count, rows):
+        yield range(start, min(start + rows, count))

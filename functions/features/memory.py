@@ -11,15 +11,22 @@ from functions.features.entity_rows import EntityRows
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def estimated_bytes(entities: EntityRows, job: PinnedRetrieval) -> int:
+def estimated_bytes(entities: EntityRows, job: PinnedRetrieval | None) -> int:
     """Estimate the memory of a join in one process, from the tables' logs: all entity rows, and the rows that they may see.
 
-    job: a retrieval of the features for no rows.
+    job: a retrieval of the features for no rows; None if there is nothing to join.
     """
-    rows = entities.pinned()
-    width = row_bytes(rows.schema) + 8 * len(job.retrieval.columns)
+    stored = 0 if job is None else job.stored_bytes((entities.first, entities.last))
     # Joined rows stand beside the rows they were made of.
-    return 2 * rows.count * width + job.stored_bytes((entities.first, entities.last))
+    return 2 * entities.pinned().count * entity_row_bytes(entities, job) + stored
+
+
+def entity_row_bytes(entities: EntityRows, job: PinnedRetrieval | None) -> int:
+    """Estimate the bytes of an entity row in memory with its features: by its types, or by its file if that says more."""
+    pinned = entities.pinned()
+    features = 0 if job is None else 8 * len(job.retrieval.columns)
+    stored = pinned.size_bytes // max(pinned.count, 1)
+    return max(row_bytes(pinned.schema), stored) + features
 
 
 def memory_bytes() -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import FeatureStoreError, FeatureView, Refreshed, SourceLoad
-from featurestore.sources import SqlTable
+from featurestore import BatchSource, FeatureStoreError, FeatureView, Refreshed, SourceLoad
+from featurestore.sources import IcebergRows, SqlTable
 from functions.runtime.context import context
 from functions.runtime.declaration import Retries
 from functions.runtime.function import function
@@ -40,24 +41,33 @@ class RefreshError(FeatureStoreError):
 
 
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
-def load_source(source: str) -> SourceLoad | None:
+def load_source(source: str, start: datetime | None = None, end: datetime | None = None) -> SourceLoad | None:
     """Load what is new at a batch source into its table, once; None if nothing is.
 
+    start: load again what happened from then on, before `end` (default: now), wherever the source was read up to: rows that
+    are not stored as they are there. The source must say what is `unique`.
     Raises: UnknownDefinition; UnreadableSource if it cannot be read as declared, and UnexpectedRows if too many rows do not
     fit: then nothing is stored.
     """
     table = context().features().source_table(source)
     reads = table.source.reads
-    needed = [reads.uri[1:]] if isinstance(reads, SqlTable) and reads.uri.startswith("$") else []
+    needed = reads.secret_names if isinstance(reads, SqlTable | IcebergRows) else []
     with use_secrets(f"batch source {source!r}", needed, context().find_secret):
-        return table.load(secret_value)
+        if start is None:
+            return table.load(secret_value)
+        return table.backfill(secret_value, start=start, end=context().clock() if end is None else end)
 
 
 @function(http=True, timeout_s=7200, retries=Retries(max_attempts=3), max_concurrency=1)
-def refresh_features(views: list[str] | None = None) -> FeatureRefresh:
+def refresh_features(
+    views: list[str] | None = None, start: datetime | None = None, end: datetime | None = None
+) -> FeatureRefresh:
     """Load the batch sources of views, and bring what is new into the views' offline tables, each row once.
 
-    views: by default all that have a source. Safe to repeat, and to kill, at any time; `materialize` brings the rows online.
+    Of streams it brings what their consumers have stored.
+
+    views: by default all that have a source. start, end: load this range of the sources again, as `load_source` does.
+    Safe to repeat, and to kill, at any time; `materialize` brings the rows online.
     Raises: RefreshError, once all others had their turn; UnknownDefinition.
     """
     features = context().features()
@@ -65,9 +75,10 @@ def refresh_features(views: list[str] | None = None) -> FeatureRefresh:
     loads: list[SourceLoad] = []
     refreshed: list[Refreshed] = []
     failed: dict[str, str] = {}
-    for source in sorted({view.events.name for view in chosen if view.events is not None}):
+    batch = {view.events.name for view in chosen if isinstance(view.events, BatchSource)}
+    for source in sorted(batch):
         try:
-            loaded = load_source(source)
+            loaded = load_source(source, start, end)
         except FeatureStoreError as error:
             failed[f"batch source {source!r}"] = str(error)
         else:
@@ -95,13 +106,13 @@ def source_status(sources: list[str] | None = None, loads: int = 5) -> list[Sour
         table = features.source_table(name)
         described = table.source.reads.describe()
         kind = described.pop("type")
-        where = next(str(described[key]) for key in ("pattern", "uri") if key in described)
+        where = next(str(described[key]) for key in ("pattern", "uri", "table") if key in described)
         found.append(
             SourceStatus(
                 source=name,
                 reads=f"{kind} {where}",
                 owner=table.source.owner,
-                views=[each.name for each in views if each.events is not None and each.events.name == name],
+                views=[each.name for each in views if each.reads_from(table.source)],
                 loads=list(table.state().loads[::-1][:loads]),
             )
         )
@@ -109,8 +120,20 @@ def source_status(sources: list[str] | None = None, loads: int = 5) -> list[Sour
 
 
 def _with_sources(known: Sequence[FeatureView], names: Sequence[str] | None) -> list[FeatureView]:
-    """Choose the views that have a batch source; a name that is given must be one of them. Raises: UnknownDefinition."""
-    if names is None:
-        return [view for view in known if view.events is not None]
+    """Choose the views that have a batch source or are derived, each after those that it is derived from.
+
+    names: of views that are wanted, with all that they are derived from. Raises: UnknownDefinition.
+    """
     features = context().features()
-    return [features.get_feature_view(name) for name in names]
+    wanted = known if names is None else [features.get_feature_view(name) for name in names]
+    found: dict[str, FeatureView] = {}
+
+    def add(view: FeatureView, *, named: bool) -> None:
+        for each in view.inputs:
+            add(features.get_feature_view(each.view.name), named=False)
+        if named or view.events is not None or view.inputs:
+            found.setdefault(view.name, view)
+
+    for view in wanted:
+        add(view, named=names is not None)
+    return list(found.values())

@@ -12,11 +12,10 @@ from functions.runtime.declaration import Cron, Retries
 from functions.runtime.function import function
 from registry import Table
 from registry.store import table_names
-from registry.store.table_upkeep import compact_days, compact_table, vacuum_table
+from registry.store.table_naming import is_log, is_stream
+from registry.store.table_upkeep import compact_days, compact_table, trim_log, vacuum_table
 
 _MIB = 2**20
-_LOGGED = ("predictions/", "predictions_large/", "labels", "monitoring/", "feature_health")
-"""Tables that nothing names by version: their files go when they are out of use."""
 _DRAINED = ("predictions/", "predictions_large/", "labels")
 _MANY_FILES = 32
 """Files of one day from which they are merged; a busy model's drain makes 360 an hour."""
@@ -44,15 +43,16 @@ def compact_tables(file_mib: int = 128, grace_days: float = 7.0) -> list[Compact
     """Merge small files of the platform's tables and delete those of the log that are out of use; no row changes.
 
     file_mib: about how large a file may become; grace_days: time that a file of predictions, labels and findings must be
-    out of use, at least 1. Files of features stay for training sets until `erase_features`.
+    out of use, at least 1; of streams it is one day. Files of features stay for training sets until `erase_features`.
     """
     here = context()
     done = []
     for name in table_names(here.store):
-        if name.startswith(_LOGGED):
+        if is_log(name):
             table = Table(here.store, name)
             merged, made = compact_table(table, file_bytes=file_mib * _MIB)
-            deleted = vacuum_table(table, grace=timedelta(days=grace_days))
+            grace = timedelta(days=1 if is_stream(name) else grace_days)
+            deleted = vacuum_table(table, grace=grace)
             done.append(Compaction(table=name, merged=merged, made=made, deleted=deleted))
     features = here.features()
     for view in features.list_feature_views():
@@ -75,6 +75,8 @@ def compact_tables(file_mib: int = 128, grace_days: float = 7.0) -> list[Compact
 def compact_open_days(file_mib: int = 128) -> list[Compaction]:
     """Merge the small files that the log has of yesterday and today, so that readers never open a day's thousands.
 
+    Old entries of the logs of streams' tables go, too: a stream makes 17,000 a day.
+
     file_mib: files as large as this are left alone, so that an hour rewrites at most so much of each day.
     """
     here = context()
@@ -88,4 +90,6 @@ def compact_open_days(file_mib: int = 128) -> list[Compaction]:
             )
             if merged:
                 done.append(Compaction(table=name, merged=merged, made=made))
+        elif is_stream(name):
+            trim_log(Table(here.store, name))
     return done

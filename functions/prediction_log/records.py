@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +19,16 @@ from functions.prediction_log.tensors import LoggedTensor
 from registry.errors import NewerFormat
 
 __all__ = [
+    "ANSWER_TEXT",
+    "CONTENT",
+    "CONTENT_LABELS",
     "LABELS",
+    "LABEL_TEXT",
     "LARGE",
     "LOGGED",
     "OBSERVED_AHEAD",
     "PREDICTIONS",
+    "TRUTH",
     "BatchPlace",
     "Label",
     "decode_prediction",
@@ -128,6 +135,15 @@ LABELS = pa.schema(
 )
 """One row per label received; `day` is the day of `received_at`. A correction is a later row."""
 
+CONTENT = pa.field("content", pa.string())
+"""Column of a label that is a text, or a list of names or numbers, as JSON; then `label` is NaN. A table has it from the first on."""
+
+CONTENT_LABELS = LABELS.append(CONTENT)
+TRUTH = pa.field("truth", pa.list_(pa.float64()))
+"""Column beside `content` where it was read with the predictions: the numbers that it says, in the order of the answer."""
+ANSWER_TEXT, LABEL_TEXT = pa.field("answer_text", pa.string()), pa.field("label_text", pa.string())
+"""Columns beside `truth` where some of the labels are texts: what was answered, the first text of the outputs, and what was true."""
+
 _FIELDS = (
     "id", "model", "version", "arm", "shadow", "unit", "at_us", "latency_ms",
     "rows", "numeric", "categorical", "outputs", "missing", "entities",
@@ -225,10 +241,13 @@ OBSERVED_AHEAD = timedelta(minutes=5)
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """Label: the truth about one prediction, as observed at a time and received at another (both aware)."""
+    """Label: the truth about one prediction, as observed at a time and received at another (both aware).
+
+    label: a number, a text, or a list of names or of numbers.
+    """
 
     prediction_id: str
-    label: float
+    label: float | str | Sequence[str] | Sequence[float]
     observed_at: datetime
     received_at: datetime
 
@@ -238,18 +257,25 @@ def encode_labels(labels: Sequence[Label]) -> bytes:
 
     Raises: ValueError if a time is naive.
     """
-    packed: bytes = msgpack.packb(
-        [(x.prediction_id, x.label, epoch_us(x.observed_at), epoch_us(x.received_at)) for x in labels]
-    )
+    packed: bytes = msgpack.packb([_label_fields(each) for each in labels])
     return packed
 
 
+def _label_fields(label: Label) -> tuple[Any, ...]:
+    """Fields of a label, four as releases without lists write it, or with the text or list as JSON at the end."""
+    times = epoch_us(label.observed_at), epoch_us(label.received_at)
+    if isinstance(label.label, int | float):
+        return (label.prediction_id, label.label, *times)
+    content = label.label if isinstance(label.label, str) else list(label.label)
+    return (label.prediction_id, math.nan, *times, json.dumps(content))
+
+
 def label_rows(payload: bytes) -> list[Any]:
-    """Decode the labels of one record, each as `Label`'s fields with times since 1970. Raises: NewerFormat."""
+    """Decode the labels of one record: id, number, both times since 1970, and the text or list as JSON or None. Raises: NewerFormat."""
     rows = msgpack.unpackb(payload)
     if not isinstance(rows, list):
         raise _newer("label", rows, _LABEL_FIELDS)
     for row in rows:
-        if len(row) != _LABEL_FIELDS:
-            raise _newer("label", row, _LABEL_FIELDS)
-    return rows
+        if len(row) not in {_LABEL_FIELDS, _LABEL_FIELDS + 1}:
+            raise _newer("label", row, _LABEL_FIELDS + 1)
+    return [[*row, None][: _LABEL_FIELDS + 1] for row in rows]

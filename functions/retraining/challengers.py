@@ -13,13 +13,13 @@ import pyarrow as pa
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from functions.evaluation import Gate, GateResult, evaluate_gate, gate_in_force
+from functions.evaluation.meanings import MEANINGS
 from functions.features.jobs import build_training_set
 from functions.retraining.definition import TrainedModel
 from functions.retraining.policy import RetrainingPolicy, Running
 from functions.retraining.windows import TrainingWindow
 from functions.runtime.context import context
 from functions.training import TrainingDataError
-from functions.training.frame import MAIN_LOSS
 from functions.training.model import PARAMETERS_TAG, train_declared
 from registry import ModelPolicy, ModelVersion, Table, TableSnapshot
 from registry.store import check_table_name
@@ -212,7 +212,7 @@ def _challenger(definition: TrainedModel, window: str, version: int, result: Gat
         window=window,
         version=version,
         passed=result.passed,
-        loss=result.metrics.get(MAIN_LOSS[definition.outcome]),
+        loss=result.metrics.get(MEANINGS[definition.outcome].main_metric),
         problem="" if result.passed else _why(result),
     )
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from functions.alerting import AlertPolicy
 from functions.evaluation import Gate
 from functions.monitoring import (
+    AnswerMonitor,
     DriftMonitor,
     EstimateMonitor,
     OperationsMonitor,
@@ -56,6 +57,8 @@ class InspectedModel(TrainedModel, Protocol):
     def operations(self) -> OperationsMonitor | None: ...
     @property
     def vectors(self) -> VectorMonitor | None: ...
+    @property
+    def answers(self) -> AnswerMonitor | None: ...
 
 
 class InspectedProject(Protocol):

@@ -21,6 +21,7 @@ from functions.monitoring import (
     QualityMonitor,
     alarms,
     estimate_performance,
+    watch_answers,
     watch_drift,
     watch_embeddings,
     watch_operations,
@@ -245,6 +246,8 @@ def _run_monitors(definition: InspectedModel) -> tuple[MonitorResult, ...]:
         watched.append(watch_drift(definition.name, definition.drift, explained))
     if definition.vectors is not None:
         watched.append(watch_embeddings(definition.name, definition.vectors))
+    if definition.answers is not None:
+        watched.append(watch_answers(definition.name, definition.answers))
     return tuple(watched)
 
 

@@ -11,6 +11,7 @@ from functions.runtime.run.declared import DeclaredFunction
 
 PLATFORM = (
     "functions.features.jobs",
+    "functions.generative.jobs",
     "functions.maintenance.compaction",
     "functions.maintenance.erasure.jobs",
     "functions.maintenance.features",
@@ -18,8 +19,10 @@ PLATFORM = (
     "functions.maintenance.registry",
     "functions.maintenance.retention",
     "functions.training",
+    "functions.training_data.jobs",
     "functions.tuning.jobs",
     "functions.evaluation.offline_gate",
+    "functions.evaluation.language.jobs",
     "functions.evaluation.batch_inference",
     "functions.evaluation.log_replay",
     "functions.prediction_log.jobs",

@@ -2,7 +2,7 @@
 
 The only module of the runtime that reads the environment (the profile that `TOQUE_PROFILE` names, `TOQUE_STORE`,
 `TOQUE_REDIS_URL` and its password file, `TOQUE_PROJECT`, `TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`,
-`TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, `TOQUE_LOG_MODE`, `TOQUE_WAL`, `TOQUE_MEMORY_SHARE`, the audit keys, and secrets by their
+`TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, `TOQUE_CONSOLE_URL`, `TOQUE_LOG_MODE`, `TOQUE_WAL`, `TOQUE_MEMORY_SHARE`, `TOQUE_SHARD_CACHE_GB`, the audit keys, and secrets by their
 names). A context is sent along with every remote run, so that a worker uses the same store and clock as the caller; the
 keys are not, and each process reads its own.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
 
 from clusters.profile import apply_profile, require_settings
 from clusters.redis_clients import redis_url_of
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STORE = ".toque/store"
 DEFAULT_MEMORY_SHARE = 0.25
+DEFAULT_SHARD_CACHE_BYTES = 16 * 10**9
 DEFAULT_KEY_FILE = ".toque/keys/audit"
 _IN_A_CLUSTER = "RAY_RAYLET_PID"  # Ray gives it to its worker processes
 
@@ -51,8 +53,9 @@ class Context:
     this run by events, oldest first, which shows loops; secrets_dir: a folder with a file for each secret, as
     Kubernetes, Docker and systemd mount them; invocation: the durable invocation
     that a run belongs to; log_mode, log_folder: of the prediction log, empty and None for the defaults; prices: of CPU
-    and GPU hours, for the receipts of trainings, None if unknown; memory_share: of a node's memory that one call may
-    fill, before it spreads over the cluster.
+    and GPU hours, for the receipts of trainings, None if unknown; console_url: at which people reach the gateway, for links;
+    memory_share: of a node's memory that one call may
+    fill, before it spreads over the cluster; shard_cache_bytes: of a node's disk that shards of training data may fill.
     """
 
     store: ObjectStore
@@ -68,9 +71,11 @@ class Context:
     workspace: str = DEFAULT_WORKSPACE
     projects: tuple[tuple[str, str], ...] = ()
     alert_hosts: tuple[str, ...] | None = None
+    console_url: str | None = None
     log_mode: str = ""
     log_folder: str | None = None
     memory_share: float = DEFAULT_MEMORY_SHARE
+    shard_cache_bytes: int = DEFAULT_SHARD_CACHE_BYTES
 
     def in_workspace(self, name: str) -> Context:
         """Return this context in another workspace of the platform. Raises: InvalidInput for a malformed name."""
@@ -87,6 +92,14 @@ class Context:
         return (
             split_workspace_url(self.store_url)[0] if self.workspace != DEFAULT_WORKSPACE else self.store_url
         )
+
+    def page(self, *parts: str, **query: str) -> str | None:
+        """Address of a page of the console in this workspace; None if it is not known where people reach the console."""
+        if self.console_url is None:
+            return None
+        below = "" if self.workspace == DEFAULT_WORKSPACE else f"/workspaces/{self.workspace}"
+        path = "/".join((f"{below}/ui", *(quote(part, safe="") for part in parts)))
+        return f"{self.console_url.rstrip('/')}{path}{f'?{urlencode(query)}' if query else ''}"
 
     def sees(self, reference: str) -> bool:
         """Whether the function `reference` ("module:qualname") may run in this workspace.
@@ -203,9 +216,11 @@ def context_of(environment: Mapping[str, str]) -> Context:
         prices=Prices.model_validate_json(prices) if prices else None,
         projects=tuple(projects.items()),
         alert_hosts=_hosts_of(environment.get("TOQUE_ALERT_HOSTS")),
+        console_url=_web_address(environment.get("TOQUE_CONSOLE_URL")),
         log_mode=environment.get("TOQUE_LOG_MODE") or "",
         log_folder=environment.get("TOQUE_WAL") or None,
         memory_share=_share_of(environment.get("TOQUE_MEMORY_SHARE")),
+        shard_cache_bytes=_cache_bytes_of(environment.get("TOQUE_SHARD_CACHE_GB")),
     )
     return platform.in_workspace(environment.get("TOQUE_WORKSPACE") or DEFAULT_WORKSPACE)
 
@@ -215,12 +230,28 @@ def set_up_worker() -> None:
     set_up("function", os.environ, masks=(redact,))
 
 
+def _web_address(text: str | None) -> str | None:
+    """Check an address that links begin with. Raises: ValueError for one that no browser opens."""
+    if text and not text.startswith(("http://", "https://")):
+        raise ValueError(f"TOQUE_CONSOLE_URL={text}: an address begins with http:// or https://")
+    return text or None
+
+
 def _share_of(text: str | None) -> float:
     """Parse a share of memory. Raises: ValueError unless it is above 0, and 1 at most."""
     share = float(text) if text else DEFAULT_MEMORY_SHARE
     if not 0 < share <= 1:
         raise ValueError(f"TOQUE_MEMORY_SHARE={text}: a share of a node's memory is above 0, and 1 at most")
     return share
+
+
+def _cache_bytes_of(text: str | None) -> int:
+    """Parse a size in GB. Raises: ValueError unless it is above 0."""
+    if not text:
+        return DEFAULT_SHARD_CACHE_BYTES
+    if not float(text) > 0:
+        raise ValueError(f"TOQUE_SHARD_CACHE_GB={text}: the size of a cache is above 0")
+    return int(float(text) * 10**9)
 
 
 def _hosts_of(text: str | None) -> tuple[str, ...] | None:

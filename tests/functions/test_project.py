@@ -12,7 +12,7 @@ from functions.evaluation import Gate
 from functions.monitoring import DriftMonitor, EstimateMonitor, PerformanceMonitor
 from functions.project import ModelDefinition, ProjectError, load_project
 from functions.rollout import RolloutPolicy
-from functions.training import TabularParams
+from functions.training import TabularParams, XGBoost
 
 
 def definition(**changes: Any) -> ModelDefinition:
@@ -99,8 +99,10 @@ def test_a_model_of_numbers_takes_the_losses_of_numbers() -> None:
         ("number", {"gate": Gate(max_ece=0.05)}, "gate.max_ece"),
         ("number", {"rollout": RolloutPolicy(loss="log_loss")}, "rollout: loss='log_loss', which needs prob"),
         ("multiclass", {"monitors": (PerformanceMonitor(loss="squared_error"),)}, "use 'log_loss'"),
-        ("multiclass", {"monitors": (EstimateMonitor(),)}, "not several classes"),
-        ("ranking", {}, "Input should be 'binary', 'multiclass' or 'number'"),
+        ("multiclass", {"monitors": (EstimateMonitor(loss="squared_error"),)}, "use 'log_loss'"),
+        ("count", {"rollout": RolloutPolicy(loss="squared_error")}, "use 'poisson_deviance'"),
+        ("count", {}, "the tabular network learns binary, multiclass, number, not 'count'"),
+        ("count", {"trainer": XGBoost(), "gate": Gate(max_ece=0.05)}, "gate.max_ece: a rate has none"),
     ],
 )
 def test_what_has_no_meaning_for_an_outcome_is_refused_by_name(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functions.maintenance.erasure.affected import affected
+from functions.maintenance.erasure.indexes import drop_indexes
 from functions.maintenance.erasure.lease import only_erasure
 from functions.maintenance.erasure.places import (
     collect_prediction_ids,
@@ -10,7 +11,7 @@ from functions.maintenance.erasure.places import (
     erase_from_tables,
 )
 from functions.maintenance.erasure.record import Certificate, Erasures, PendingErasure, hash_of
-from functions.maintenance.erasure.redis_keys import clear_log, erase_online, rewrite_files
+from functions.maintenance.erasure.redis_keys import clear_log, erase_online, forget_streams, rewrite_files
 from functions.maintenance.erasure.subject import Subject, Traces
 from functions.maintenance.errors import MaintenanceError
 from functions.prediction_log import PSEUDONYM_KEY, default_wal_root
@@ -83,6 +84,9 @@ def _carry_out(here: Context, pending: PendingErasure) -> Certificate:
     erasures.save(pending)
     traces = Traces.of(pending.subject, key=key, ids=pending.prediction_ids)
     left = erase_from_tables(here.store, traces, pending, save=lambda: erasures.save(pending))
+    if here.redis_url is not None:
+        forget_streams(here.features(), pending.tables)  # before online rows go, which they would write again
+    pending.count("vector indexes", drop_indexes(here.features(), pending.tables))
     left += erase_from_objects(here.store, traces, pending, actor=here.actor)
     if here.redis_url is not None:
         pending.count("online features", erase_online(here.features(), traces))

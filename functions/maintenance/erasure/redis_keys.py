@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from clusters.redis_clients import open_redis, primaries
 from featurestore import FeatureStore, FeatureView
 from featurestore.online.keys import prefix
+from featurestore.streams.rewrites import announce_rewrite
 from functions.maintenance.erasure.subject import Traces
 from functions.prediction_log import drain
 from functions.prediction_log.writing.adoption import KINDS
@@ -57,6 +58,14 @@ def erase_online(features: FeatureStore, traces: Traces) -> int:
             for key in _keys_of(client, features.project, view, traces):
                 deleted += int(client.delete(key))
     return deleted
+
+
+def forget_streams(features: FeatureStore, tables: Iterable[str]) -> None:
+    """Have the consumers of streams whose tables lost rows forget the events that they hold. tables: their names."""
+    lost = set(tables)
+    for source in features.list_stream_sources():
+        if features.stream_table(source).table.name in lost:
+            announce_rewrite(features.online, source)
 
 
 def _keys_of(client: Any, project: str, view: FeatureView, traces: Traces) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from featurestore.sources.rows import REASON, ROW
 from functions.prediction_log import pseudonym
 
 UNIT, ENTITIES, PREDICTION_ID, DATA = "unit", "entities", "prediction_id", "data"
@@ -76,6 +78,8 @@ class Traces:
     def columns(self, schema: pa.Schema) -> list[str]:
         """Columns of a table in which the subject may stand."""
         named = {*self.values, UNIT, ENTITIES, PREDICTION_ID}
+        if {REASON, ROW} <= set(schema.names):
+            named |= {REASON, ROW}  # by both, a table of rows that were kept aside is known
         return [
             each.name for each in schema if each.name in named or (self.texts and _may_hold_text(each.type))
         ]
@@ -83,6 +87,8 @@ class Traces:
     def mask(self, rows: pa.Table) -> pa.Array:
         """Tell for each row whether it is about the subject."""
         found = pa.array([False] * rows.num_rows)
+        if {REASON, ROW} <= set(rows.column_names):
+            found = pc.or_(found, self._in_rows_kept_aside(rows.column(ROW)))
         for name in self.columns(rows.schema):
             column = rows.column(name).combine_chunks()
             for each in self._column_masks(name, column):
@@ -102,6 +108,14 @@ class Traces:
             yield pa.array([documents.get(each, False) for each in column.to_pylist()], pa.bool_())
         if self.texts and _may_hold_text(column.type):
             yield from (_contains(column, text) for text in self.texts)
+
+    def _in_rows_kept_aside(self, texts: pa.ChunkedArray) -> pa.Array:
+        """Tell which of a source's rows that were kept aside may be about the subject: those with one of its values.
+
+        Under any name, since the source has names of its own, and such a row is no loss.
+        """
+        accepted = frozenset().union(self.units, *self.values.values())
+        return pa.array([bool(accepted & _values_in(text)) for text in texts.to_pylist()], pa.bool_())
 
     def in_document(self, value: Any) -> bool:
         """Whether a JSON value has the subject under one of its names, at any depth."""
@@ -126,6 +140,14 @@ class Traces:
         if self.mentions(text):
             return True
         return any(self.in_document(each) for each in _documents(text))
+
+
+def _values_in(text: str) -> set[str]:
+    """Values of a row that was kept aside: of its JSON, or the fields of a line or of torn JSON, split at any separator."""
+    found = next(iter(_documents(text)), None)
+    if isinstance(found, dict):
+        return {str(each).strip() for each in found.values()}
+    return {each.strip(" \"'") for each in re.split(r"[,;|\t:{}\[\]]", text)}
 
 
 def _documents(text: str) -> Iterator[Any]:

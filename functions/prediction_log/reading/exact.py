@@ -6,7 +6,6 @@ in `numeric` and `categorical`, or in `outputs`, and the version's signature say
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.prediction_log.errors import PredictionLogError
+from functions.prediction_log.reading.logged_tensors import large_values, tensor_values
 from functions.prediction_log.reading.outcomes import read_columns
-from functions.prediction_log.tables import large_values_table
-from functions.prediction_log.tensors import read_value
 from registry.models import Signature, TensorSpec
-from registry.store import ObjectStore, Table
+from registry.store import ObjectStore
 
 __all__ = ["ExactRow", "exact_rows", "newest_rows", "typed_predictions"]
 
@@ -91,7 +88,7 @@ def exact_rows(store: ObjectStore, model: str, signature: Signature, rows: pa.Ta
     for begin in range(0, len(order), _PIECE_ROWS):
         piece = order[begin : begin + _PIECE_ROWS]
         part = rows.take(pa.array(piece))
-        large = _large_values(store, model, part)
+        large = large_values(store, model, part)
         floats = zip(_float_lists(part["numeric"]), _float_lists(part["outputs"]), strict=True)
         others = part.drop_columns(["numeric", "outputs"]).to_pylist()
         for index, row, (numeric, outputs) in zip(piece, others, floats, strict=True):
@@ -110,8 +107,8 @@ def _exact(
     row: Mapping[str, Any], batch: str, signature: Signature, large: Mapping[tuple[str, str], bytes]
 ) -> ExactRow:
     tensors = row["tensors"] or []
-    inputs = _values(tensors, row["prediction_id"], large, output=False)
-    outputs = _values(tensors, row["prediction_id"], large, output=True)
+    inputs = tensor_values(tensors, row["prediction_id"], large, output=False)
+    outputs = tensor_values(tensors, row["prediction_id"], large, output=True)
     return ExactRow(
         prediction_id=row["prediction_id"],
         predicted_at=row["predicted_at"],
@@ -128,21 +125,6 @@ def _exact(
     )
 
 
-def _values(
-    tensors: Sequence[Mapping[str, Any]], name: str, large: Mapping[tuple[str, str], bytes], *, output: bool
-) -> dict[str, Array]:
-    found: dict[str, Array] = {}
-    for each in tensors:
-        if each["output"] == output:
-            data = each["data"] if each["sha256"] is None else large.get((name, each["sha256"]))
-            if data is None:
-                raise PredictionLogError(
-                    f"the value of tensor {each['name']!r} of prediction {name!r} is gone: {each['sha256']} is in no row"
-                )
-            found[each["name"]] = read_value(each["datatype"], each["shape"], data)
-    return found
-
-
 def _float_lists(column: pa.ChunkedArray) -> list[Array | None]:
     """Cut a column of lists into arrays; not by Python's floats, which have other NaNs."""
     found: list[Array | None] = []
@@ -153,29 +135,6 @@ def _float_lists(column: pa.ChunkedArray) -> list[Array | None]:
             values[first:last] if there else None
             for first, last, there in zip(offsets[:-1], offsets[1:], valid, strict=True)
         ]
-    return found
-
-
-def _large_values(store: ObjectStore, model: str, rows: pa.Table) -> dict[tuple[str, str], bytes]:
-    """Read the large values that rows name, by prediction id and digest, each checked. Raises: PredictionLogError."""
-    named = {
-        (row["prediction_id"], each["sha256"])
-        for row in rows.select(["prediction_id", "tensors"]).to_pylist()
-        for each in row["tensors"] or ()
-        if each["sha256"] is not None
-    }
-    if not named:
-        return {}
-    names, digests = (pa.array(sorted(set(each)), pa.string()) for each in zip(*named, strict=True))
-    where = pc.field("day").isin(pc.unique(rows["day"]).to_pylist())
-    where = where & pc.field("prediction_id").isin(names) & pc.field("sha256").isin(digests)
-    found: dict[tuple[str, str], bytes] = {}
-    for row in Table(store, large_values_table(model)).read(where=where).to_pylist():
-        if hashlib.sha256(row["data"]).hexdigest() != row["sha256"]:
-            raise PredictionLogError(
-                f"a value of prediction {row['prediction_id']!r} has other bytes than {row['sha256']}: it was changed"
-            )
-        found[row["prediction_id"], row["sha256"]] = row["data"]
     return found
 
 

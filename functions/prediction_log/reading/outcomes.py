@@ -10,9 +10,20 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from functions.prediction_log.reading.logged_tensors import TEXT_COLUMNS, answered_texts
 from functions.prediction_log.reading.scan_cache import shared_labels, shared_rows
-from functions.prediction_log.records import LABELS, LOGGED, OBSERVED_AHEAD, PREDICTIONS
+from functions.prediction_log.reading.truth import FindSignature, is_text, with_texts, with_truth
+from functions.prediction_log.records import (
+    CONTENT,
+    CONTENT_LABELS,
+    LABELS,
+    LOGGED,
+    OBSERVED_AHEAD,
+    PREDICTIONS,
+)
 from functions.prediction_log.tables import LABELS_TABLE, predictions_table
+from registry import NotFound, Registry
+from registry.models import Signature
 from registry.store import ObjectStore, Table
 
 __all__ = ["find_labels", "latest_labels", "outcomes", "predicted_within", "predictions", "read_columns"]
@@ -98,9 +109,10 @@ def latest_labels(store: ObjectStore, *, received_from: datetime | None = None) 
     """
     table = Table(store, LABELS_TABLE)
     if not table.exists():
-        return LABELS.empty_table()
+        return CONTENT_LABELS.empty_table()
     where: Any = None if received_from is None else pc.field("day") >= _day(received_from)
-    return _in_force(table.read(where=where))
+    rows = table.read(where=where)
+    return _in_force(_with_content(rows))
 
 
 def find_labels(store: ObjectStore, ids: Sequence[str], *, since: datetime) -> pa.Table:
@@ -114,7 +126,7 @@ def find_labels(store: ObjectStore, ids: Sequence[str], *, since: datetime) -> p
         batch.filter(pc.is_in(batch["prediction_id"], value_set=wanted))
         for batch in _labels_since(store, since - _SKEW)
     ]
-    return _in_force(pa.Table.from_batches(parts, LABELS))
+    return _in_force(pa.Table.from_batches(parts, CONTENT_LABELS))
 
 
 def _in_force(labels: pa.Table) -> pa.Table:
@@ -124,7 +136,7 @@ def _in_force(labels: pa.Table) -> pa.Table:
     # False sorts first: a label from the future, which would be the latest for ever, gives way to any other.
     possible = (pl.col("observed_at") <= pl.col("received_at") + OBSERVED_AHEAD).alias("possible")
     ordered = rows.sort(possible, "observed_at", "received_at")
-    return ordered.unique("prediction_id", keep="last", maintain_order=True).to_arrow().cast(LABELS)
+    return ordered.unique("prediction_id", keep="last", maintain_order=True).to_arrow().cast(CONTENT_LABELS)
 
 
 def outcomes(
@@ -138,14 +150,34 @@ def outcomes(
 ) -> pa.Table:
     """Read predictions with start <= predicted_at < end beside their labels, in order of prediction.
 
-    Columns of the predictions (or `columns` of them), then `label`, `observed_at`, `received_at`; shadows are
-    rows of their own with the same prediction_id and label. A label that was received more than an hour before `start`
+    Columns of the predictions (or `columns` of them), then `label`, `observed_at`, `received_at`, `content` and `truth` if
+    a label is a list or text, and `answer_text` and `label_text` if one is a text; shadows are rows of their own with the same prediction_id and label. A label that was received more than an hour before `start`
     cannot belong to such a prediction, and is not read.
     labelled_only: leave out predictions without a label; otherwise their label is null.
     Raises: ValueError if a time is naive.
     """
-    wanted = None if columns is None else list(dict.fromkeys([*columns, "prediction_id"]))
-    rows = predictions(store, model, start, end, columns=wanted)
+    wanted = list(_ALWAYS if columns is None else dict.fromkeys([*columns, "prediction_id"]))
+    rows = _labelled(store, model, start, end, wanted, labelled_only=labelled_only)
+    if pc.any(is_text(rows)).as_py():
+        read = list(dict.fromkeys([*wanted, *TEXT_COLUMNS]))
+        rows = _labelled(store, model, start, end, read, labelled_only=labelled_only)
+        texts = pc.fill_null(is_text(rows), False).to_numpy()
+        rows = with_texts(rows, answered_texts(store, model, rows, texts))
+        rows = rows.drop_columns([name for name in TEXT_COLUMNS if name not in wanted])
+    return with_truth(rows, _signatures(store, model))
+
+
+def _labelled(
+    store: ObjectStore,
+    model: str,
+    start: datetime,
+    end: datetime,
+    columns: Sequence[str],
+    *,
+    labelled_only: bool,
+) -> pa.Table:
+    """Read columns of predictions and their labels in force, with `content`."""
+    rows = predictions(store, model, start, end, columns=columns)
     left = pl.from_arrow(rows)
     right = pl.from_arrow(_in_force(_labels_of(store, rows["prediction_id"], start - _SKEW)))
     assert isinstance(left, pl.DataFrame)  # noqa: S101 - tables are not columns
@@ -156,9 +188,22 @@ def outcomes(
         how="inner" if labelled_only else "left",
         maintain_order="left",
     )
-    fields = [LOGGED.field(name) for name in wanted or _ALWAYS]
+    fields = [LOGGED.field(name) for name in columns]
     fields += [LABELS.field(name).with_nullable(True) for name in ("label", "observed_at", "received_at")]
-    return joined.to_arrow().cast(pa.schema(fields))
+    return joined.to_arrow().cast(pa.schema([*fields, CONTENT]))
+
+
+def _signatures(store: ObjectStore, model: str) -> FindSignature:
+    """Look up signatures of a model's versions; None for a version that is not in the registry."""
+    registry = Registry(store, actor="prediction-log")
+
+    def find(version: int) -> Signature | None:
+        try:
+            return registry.get_version(model, version).signature
+        except NotFound:
+            return None
+
+    return find
 
 
 def _labels_of(store: ObjectStore, ids: pa.ChunkedArray, since: datetime) -> pa.Table:
@@ -175,7 +220,7 @@ def _labels_of(store: ObjectStore, ids: pa.ChunkedArray, since: datetime) -> pa.
         return shared
     wanted = pc.unique(ids)
     parts = [batch.filter(pc.is_in(batch["prediction_id"], value_set=wanted)) for batch in read(since)]
-    return pa.Table.from_batches(parts, LABELS)
+    return pa.Table.from_batches(parts, CONTENT_LABELS)
 
 
 def _labels_since(store: ObjectStore, since: datetime) -> Iterator[pa.RecordBatch]:
@@ -185,8 +230,17 @@ def _labels_since(store: ObjectStore, since: datetime) -> Iterator[pa.RecordBatc
     where = (pc.field("day") >= _day(since)) & (
         pc.field("received_at") >= pa.scalar(since, pa.timestamp("us", tz="UTC"))
     )
-    for batch in table.dataset().to_batches(columns=LABELS.names, filter=where):
-        yield batch.cast(LABELS)
+    dataset = table.dataset()
+    there = [name for name in CONTENT_LABELS.names if name in dataset.schema.names]
+    for batch in dataset.to_batches(columns=there, filter=where):
+        yield _with_content(batch)
+
+
+def _with_content(rows: Any) -> Any:
+    """Add the column of lists, of nulls, to a table or batch of labels that has none."""
+    if CONTENT.name not in rows.schema.names:
+        rows = rows.append_column(CONTENT, pa.nulls(rows.num_rows, CONTENT.type))
+    return rows.select(CONTENT_LABELS.names).cast(CONTENT_LABELS)
 
 
 def _day(at: datetime) -> str:

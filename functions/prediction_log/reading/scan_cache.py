@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from functions.prediction_log.records import LABELS
+from functions.prediction_log.records import CONTENT_LABELS
 from kernels import hash_strings
 
 __all__ = ["shared_labels", "shared_rows", "shared_scans"]
@@ -106,4 +106,4 @@ def _bounded(batches: Batches) -> pa.Table | None:
         count += batch.num_rows
         if count > MAX_LABELS:
             return None
-    return pa.Table.from_batches(kept, LABELS)
+    return pa.Table.from_batches(kept, CONTENT_LABELS)

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from functions.prediction_log.records import (
+    CONTENT,
+    CONTENT_LABELS,
     EPOCH,
     LABELS,
     LARGE,
@@ -184,9 +186,9 @@ def _entities(values: Sequence[Sequence[Any] | None], counts: Sequence[int]) -> 
 
 
 def label_columns(payloads: Iterable[bytes]) -> pa.Table:
-    """Convert label records to a table, a row per label."""
+    """Convert label records to a table, a row per label; with the column of lists if one is a list."""
     rows = [row for payload in payloads for row in label_rows(payload)]
-    ids, values, observed, received = zip(*rows, strict=True) if rows else ((), (), (), ())
+    ids, values, observed, received, contents = zip(*rows, strict=True) if rows else ((),) * 5
     columns = {
         "prediction_id": pa.array(ids, pa.string()),
         "label": pa.array(values, pa.float64()),
@@ -194,4 +196,6 @@ def label_columns(payloads: Iterable[bytes]) -> pa.Table:
         "received_at": pa.array(received, pa.int64()).cast(TIME),
         "day": pa.array([_day(at) for at in received], pa.string()),
     }
+    if any(content is not None for content in contents):
+        return pa.table({**columns, CONTENT.name: pa.array(contents, CONTENT.type)}, schema=CONTENT_LABELS)
     return pa.table(columns, schema=LABELS)

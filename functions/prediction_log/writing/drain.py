@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -40,6 +41,8 @@ from registry.store import ObjectStore, Table
 
 __all__ = ["DrainResult", "Share", "add_records", "drain", "waiting_writers"]
 
+COMMITS_AT_ONCE = 8
+"""Tables to which one drain appends at a time."""
 _PATIENCE_S = 60.0
 _BATCH_BYTES = 64 << 20  # of records that a round holds, however many writers there are
 _WRITER_BYTES = 16 << 20  # of one writer
@@ -101,6 +104,8 @@ def drain(
 ) -> DrainResult:
     """Move every record that is in the streams, and those of dead writers under `wal_root`, into the tables.
 
+    What comes meanwhile may wait for the next drain: under load there is always something, and each round is a commit.
+
     store: of the workspace whose records they are. share: of the writers, where several processes share them.
     Safe to run several at once. Raises: redis.RedisError, PredictionLogError, registry's Unavailable.
     """
@@ -123,10 +128,13 @@ def drain(
 def _move_all(store: ObjectStore, stream: Stream | OldStream, max_rounds: int, share: Share) -> DrainResult:
     total = DrainResult()
     for _ in range(max_rounds):
-        moved = _round(store, stream, share)
-        if moved is None:
+        batch, is_rest = _next_batch(stream, share)
+        if batch:
+            total += add_records(store, stream.kind, batch) + DrainResult(writers=len(batch))
+        for writer, frames in batch.items():
+            stream.mark_drained(writer, frames[-1].number)
+        if is_rest:
             break
-        total += moved
     return total
 
 
@@ -139,35 +147,36 @@ def waiting_writers(redis_url: str, *, workspace: str = DEFAULT_WORKSPACE) -> in
         client.close()
 
 
-def _round(store: ObjectStore, stream: Stream | OldStream, share: Share) -> DrainResult | None:
-    """Move a batch, bounded over all writers together; None when there is nothing to move."""
+def _next_batch(stream: Stream | OldStream, share: Share) -> tuple[dict[str, list[Frame]], bool]:
+    """Read a batch, bounded over all writers together, and whether it is all that the stream had."""
     batch: dict[str, list[Frame]] = {}
     waiting = [writer for writer in stream.writers() if share.has(writer)]
-    left = _BATCH_BYTES
+    left, is_rest = _BATCH_BYTES, True
     for writer in random.sample(waiting, len(waiting)):  # none is always last
         if left <= 0:
-            break
-        if frames := list(stream.read(writer, max_bytes=min(left, _WRITER_BYTES))):
+            return batch, False
+        room = min(left, _WRITER_BYTES)
+        if frames := list(stream.read(writer, max_bytes=room)):
             batch[writer] = frames
-            left -= sum(len(frame.payload) for frame in frames)
-    if not batch:
-        return None
-    moved = add_records(store, stream.kind, batch)
-    for writer, frames in batch.items():
-        stream.mark_drained(writer, frames[-1].number)
-    return moved + DrainResult(writers=len(batch))
+            size = sum(len(frame.payload) for frame in frames)
+            left -= size
+            is_rest = is_rest and size < room / 2  # the stream counts headers, too
+    return batch, is_rest
 
 
 def _move_predictions(store: ObjectStore, batch: Batch) -> DrainResult:
-    rows = 0
-    for model, its_own in _by_model(batch).items():
+    """Append the predictions of each model to its table, of several models at once: a commit mostly waits for the store."""
 
-        def build(payloads: Iterable[bytes], model: str = model) -> pa.Table:
+    def move(model: str, its_own: Batch) -> int:
+        def build(payloads: Iterable[bytes]) -> pa.Table:
             return prediction_columns(payloads).get(model, PREDICTIONS.empty_table())
 
         _move_large(store, model, its_own)  # first, so that no row names what is not there
-        rows += _append_new(Table(store, predictions_table(model)), its_own, build, PREDICTIONS)
-    return DrainResult(predictions=rows)
+        return _append_new(Table(store, predictions_table(model)), its_own, build, PREDICTIONS)
+
+    by_model = _by_model(batch)
+    with ThreadPoolExecutor(COMMITS_AT_ONCE, thread_name_prefix="drain") as pool:
+        return DrainResult(predictions=sum(pool.map(move, by_model.keys(), by_model.values())))
 
 
 def _move_large(store: ObjectStore, model: str, batch: Batch) -> None:

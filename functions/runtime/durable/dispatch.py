@@ -33,9 +33,9 @@ class Dispatch:
     _looked_at: float = field(default=float("-inf"))
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait at most `timeout_s`; whether a worker has ended."""
+        """Wait at most `timeout_s`; whether a worker has ended, be it that another thread has taken the last one already."""
         several = list(self.workers.values())
-        return any(each.wait(0) for each in several[:-1]) or several[-1].wait(timeout_s)
+        return not several or any(each.wait(0) for each in several[:-1]) or several[-1].wait(timeout_s)
 
     def take(self) -> tuple[Outcome, bool]:
         """Remove a worker that has ended; returns its outcome, and whether that decides what becomes of the invocation."""

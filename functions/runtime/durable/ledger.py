@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice, takewhile
 from typing import Any
 
 from functions.runtime.durable.dead_letters import DeadLetters
-from functions.runtime.durable.queue import Note, QueueWriter, newest_first
-from functions.runtime.durable.record import Record, Status, fold_entry, initial_record
+from functions.runtime.durable.listing import list_unfinished, newest_first
+from functions.runtime.durable.queue import Note, QueueWriter
+from functions.runtime.durable.record import ENDED, Record, Status, fold_entry, initial_record
 from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
 from functions.runtime.receipt import Total, totals
@@ -186,24 +188,57 @@ class Ledger:
         """Queue a note that makes executors process an invocation."""
         self._queue.add(Note(invocation))
 
-    def invocations(self, *, status: Status | None = None, limit: int = 100) -> Iterator[Record]:
-        """List at most `limit` invocations, newest first. The dead have an index; other listings read every queue.
+    def invocations(
+        self,
+        *,
+        status: Status | None = None,
+        function: str | None = None,
+        after: str | None = None,
+        scan: int | None = None,
+        limit: int = 100,
+    ) -> Iterator[Record]:
+        """List at most `limit` invocations, newest first, of a status and a function if they are given.
 
-        Among the dead, the newest is the one that died last.
+        after: id of the last one that was listed before; scan: how many are looked at, at most. Of the dead, the newest is the one that died last. The dead and those
+        that have not ended have an index; a listing of others reads from the newest until it has enough.
+        Raises: UnknownInvocation if there is no `after`.
         """
+        records = (self._find(each) for each in islice(self._listed(status, after), scan))
+        matching = (
+            each
+            for each in records
+            if each is not None and status in {None, each.status} and function in {None, each.function}
+        )
+        yield from islice(matching, limit)
+
+    def _listed(self, status: Status | None, after: str | None) -> Iterable[str]:
+        """List ids of invocations that may have a status, newest first, from the one after `after` on."""
         if status == "dead":
-            found = self.dead_letters.all()[::-1]
-        else:
-            found = tuple(newest_first(self.store, actor=self.actor))
-        records = (self._find(each) for each in found)
-        matching = (each for each in records if each is not None and status in {None, each.status})
-        for _, record in zip(range(limit), matching, strict=False):
-            yield record
+            dead = self.dead_letters.all()[::-1]
+            return dead if after is None else dead[dead.index(after) + 1 :] if after in dead else ()
+        before = None if after is None else (self.first_entry(after).at, after)
+        if status is None or status in ENDED:
+            return newest_first(self.store, self._find_first, actor=self.actor, before=before)
+        found = list_unfinished(self.store, actor=self.actor)
+        dated = [(first.at, each) for each in found if (first := self._find_first(each)) is not None]
+        return [each for at, each in sorted(dated, reverse=True) if before is None or (at, each) < before]
+
+    def _find_first(self, invocation: str) -> Entry | None:
+        """Find the first entry of an invocation that a queue names; None if it was deleted."""
+        return self.journal(invocation).find(0)
+
+    def submitted(self, start: datetime, end: datetime) -> Iterator[Record]:
+        """Iterate over the invocations that were submitted in [start, end), newest first."""
+        ids = newest_first(self.store, self._find_first, actor=self.actor, before=(end, ""))
+        return takewhile(lambda record: record.submitted_at >= start, self.find_all(ids))
+
+    def find_all(self, invocations: Iterable[str]) -> Iterator[Record]:
+        """Read the records of invocations in their order; those that were deleted are left out."""
+        return (record for each in invocations if (record := self._find(each)) is not None)
 
     def costs(self) -> list[Total]:
         """Sum the receipts of all ended invocations by function, day and caller; reads every invocation."""
-        ended = self.invocations(limit=sys.maxsize)
-        return totals(record.receipt for record in ended if record.receipt)
+        return totals(record.receipt for record in self.invocations(limit=sys.maxsize) if record.receipt)
 
     def _find(self, invocation: str) -> Record | None:
         """Find the record of an invocation that a queue names; None if it was deleted."""

@@ -181,15 +181,3 @@ def _fold_entry(opened: frozenset[str], entry: Entry) -> frozenset[str]:
     if "opened" in entry.body:
         return opened | {entry.body["opened"]}
     return opened - {entry.body["closed"]}
-
-
-def newest_first(store: ObjectStore, *, actor: str) -> list[str]:
-    """List every invocation, newest first note first; reads all queues: for listings, not for hot paths."""
-    first: dict[str, datetime] = {}
-    for entry in Journal(store, INDEX, actor=actor).entries():
-        if "opened" in entry.body:
-            for note in Journal(store, f"queues/{entry.body['opened']}", actor=actor).entries():
-                invocation = note.body.get("invocation")
-                if invocation is not None:
-                    first[invocation] = min(note.at, first.get(invocation, note.at))
-    return sorted(first, key=lambda each: first[each])[::-1]  # of the same moment, the later note goes first

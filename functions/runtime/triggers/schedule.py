@@ -130,10 +130,13 @@ def run_due(
 
 
 def _count(workspace: str, handled: Fired, at: datetime) -> None:
+    skipped = SKIPPED.labels(
+        workspace, handled.schedule
+    )  # counted from zero, so that the first one is an increase
     if handled.skipped is None:
         LATENESS.labels(workspace, handled.schedule).observe(max(0.0, (at - handled.tick).total_seconds()))
     else:
-        SKIPPED.labels(workspace, handled.schedule).inc()
+        skipped.inc()
 
 
 def status(used: Context, *, schedules: Iterable[Schedule] | None = None) -> list[ScheduleStatus]:

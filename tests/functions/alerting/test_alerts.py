@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from functions import Context, use_context
-from functions.alerting import AlertPolicy, SinkDownError, SinkRefusedError, Webhook
+from functions.alerting import Alert, AlertPolicy, SinkDownError, SinkRefusedError, Webhook
 from functions.alerting.jobs import (
     acknowledge_alert,
     alert_journal,
@@ -22,6 +23,7 @@ from functions.alerting.jobs import (
     tell_people,
 )
 from functions.project import ModelDefinition
+from functions.runtime.context import context, context_of
 from functions.runtime.durable.invocation import executor_of, ledger_of
 from functions.runtime.durable.record import Record
 from registry import Journal, NotFound, open_store
@@ -82,6 +84,29 @@ def test_an_alarm_goes_to_each_sink_once_however_often_it_is_told(used: Context,
 def _as_given(used: Context, invocation: Record) -> dict[str, Any]:
     given = send_alert.signature.load(ledger_of(used).arguments(invocation))
     return dict(given) | {"key": f"alert {given['sink'].name} {given['alert'].key}"}
+
+
+def test_an_alert_names_its_page_where_the_console_has_an_address(used: Context, web: Any) -> None:
+    one = alarm(subject="a/b")
+    sink, late = Webhook(name="all", url=web.url), replace(used, console_url="https://toque.example/")
+    policy = AlertPolicy(owner="ada", sinks=(sink,))
+    with use_context(late):
+        send_alert(Alert.of(one, policy, key="1", at=T0 + HOUR), sink)
+    with use_context(replace(late, workspace="payments")):
+        assert (
+            context().page("features", "x y") == "https://toque.example/workspaces/payments/ui/features/x%20y"
+        )
+    with use_context(used):
+        send_alert(Alert.of(one, policy, key="2", at=T0 + HOUR), sink)
+    page = "https://toque.example/ui/monitors/late?monitor=drift&subject=a%2Fb"
+    assert [post["page"] for post in web.posts] == [page, None]
+
+
+@pytest.mark.parametrize("address", ["toque.example", "javascript:alert(1)"])
+def test_an_address_that_no_browser_opens_is_refused(address: str, tmp_path: Path) -> None:
+    environment = {"TOQUE_STORE": f"file://{tmp_path}", "TOQUE_CONSOLE_URL": address}
+    with pytest.raises(ValueError, match="TOQUE_CONSOLE_URL"):
+        context_of(environment)
 
 
 def test_a_sink_that_the_project_does_not_declare_is_sent_nothing(used: Context, web: Any) -> None:

@@ -28,7 +28,8 @@ from tests.compat.project import DAY, NOW
 from tests.compat.redis_server import running_redis
 from tests.compat.test_store_of_0_1 import IDS, NOTES, unpacked
 from tests.fragile_store import FragileStore, KilledError
-from tests.functions.prediction_log.logbook import record, until
+from tests.functions.prediction_log.logbook import record
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ class RedisServer:
         self.process = subprocess.Popen(
             [redis_binary(), *options], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         client = redis.Redis.from_url(self.url)
         while True:
             try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,13 +27,6 @@ def record(name: str, *, at: datetime = T0, **changes: Any) -> bytes:
 
 def all_rows(store: ObjectStore, model: str = "late") -> pa.Table:
     return predictions(store, model, T0 - timedelta(days=400), T0 + timedelta(days=400))
-
-
-def until(condition: Callable[[], object], *, within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 def write(wal_root: Path, url: str, payloads: list[bytes], *, kind: str = "predictions") -> str:

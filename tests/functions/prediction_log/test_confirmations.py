@@ -40,11 +40,11 @@ async def test_redis_away_ends_waits_and_begins_none_until_it_is_back():
 
 
 async def test_the_first_wait_in_vain_spares_the_later_ones():
-    waits = Confirmations(lambda: None, timeout_s=0.05)
+    waits = Confirmations(lambda: None, timeout_s=0.5)
     assert not await waits.wait(1)
     begun = time.monotonic()
     assert [await waits.wait(number) for number in range(2, 50)] == [False] * 48
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 12  # half of what 48 waits would take
 
 
 async def test_a_caller_that_leaves_is_no_trouble():

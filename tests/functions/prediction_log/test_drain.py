@@ -30,7 +30,8 @@ from functions.prediction_log.writing.drain import Share, waiting_writers
 from functions.prediction_log.writing.stream import Stream
 from registry import Table, open_store
 from registry.store import ObjectStore
-from tests.functions.prediction_log.logbook import T0, all_rows, record, until, write
+from tests.functions.prediction_log.logbook import T0, all_rows, record, write
+from tests.waiting import until
 
 drain_module = sys.modules[
     "functions.prediction_log.writing.drain"
@@ -334,6 +335,23 @@ def test_a_round_holds_a_bounded_batch_however_many_writers_wait(
     assert len(batches) > 1
     assert max(len(batch) for batch in batches) < 6
     assert all_rows(store).num_rows == 30
+
+
+def test_a_drain_under_load_is_one_commit_and_leaves_what_came_meanwhile(
+    store: ObjectStore, wal_root: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch
+):
+    write(wal_root / "0", redis_server.url, [record("p0")])
+    move, moved = drain_module.add_records, Counter[str]()
+
+    def and_more(store: ObjectStore, kind: str, batch: Any) -> DrainResult:
+        moved[kind] += 1
+        write(wal_root / str(sum(moved.values())), redis_server.url, [record(f"p{sum(moved.values())}")])
+        return move(store, kind, batch)
+
+    monkeypatch.setattr(drain_module, "add_records", and_more)
+    assert [drain(store, redis_server.url).predictions for _ in range(3)] == [1, 1, 1]
+    assert moved["predictions"] == 3
+    assert sorted(all_rows(store)["prediction_id"].to_pylist()) == ["p0", "p1", "p2"]
 
 
 def test_drains_that_share_the_writers_move_each_record_once(

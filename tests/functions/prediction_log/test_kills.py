@@ -16,7 +16,8 @@ import pytest
 
 from functions.prediction_log import drain
 from registry import open_store
-from tests.functions.prediction_log.logbook import all_rows, until
+from tests.functions.prediction_log.logbook import all_rows
+from tests.waiting import until
 
 WRITER = """
 import sys, time

@@ -17,8 +17,9 @@ from functions.prediction_log.writing.losses import Loss, decide, report_losses
 from functions.prediction_log.writing.stream import Stream, WriterState
 from functions.runtime.triggers.topic import topic_of
 from registry import open_store
-from tests.functions.prediction_log.logbook import all_rows, record, until
+from tests.functions.prediction_log.logbook import all_rows, record
 from tests.functions.prediction_log.test_kills import Child
+from tests.waiting import until
 
 SILENT = timedelta(seconds=1)
 DYING = """

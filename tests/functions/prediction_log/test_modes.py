@@ -15,8 +15,9 @@ from functions.prediction_log import LogUnconfirmedError, LogWriter, drain
 from functions.prediction_log.writing.stream import Stream
 from registry.store import ObjectStore
 from tests.functions.prediction_log.conftest import RedisServer
-from tests.functions.prediction_log.logbook import all_rows, record, until
+from tests.functions.prediction_log.logbook import all_rows, record
 from tests.functions.prediction_log.test_kills import Child
+from tests.waiting import until
 
 VICTIMS = """
 import os, signal, sys

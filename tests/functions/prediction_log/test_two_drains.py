@@ -15,7 +15,8 @@ import redis
 from functions.prediction_log import drain
 from functions.prediction_log.writing.stream import Stream
 from registry.store import ObjectStore
-from tests.functions.prediction_log.logbook import all_rows, record, until, write
+from tests.functions.prediction_log.logbook import all_rows, record, write
+from tests.waiting import until
 
 MODULE = sys.modules[drain.__module__]  # its name in the package is the function's
 
@@ -53,7 +54,7 @@ def test_a_drain_that_was_cut_off_and_comes_back_doubles_and_loses_nothing(
         patch.setattr(place, step, held_before(gate, getattr(place, step)))
         stalled = threading.Thread(target=drain, args=(store, url))
         stalled.start()
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(60)
         write(wal_root, url, [record(f"b{i}") for i in range(5)])
         drain(store, url, wal_root=wal_root)  # moves all, drops it from the stream, removes the dead writer
         drain(store, url, wal_root=wal_root)

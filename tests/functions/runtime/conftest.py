@@ -1,6 +1,5 @@
 """Fixtures: a store for each test, the two backends of runs, and a file that runs write to."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from functions import Context, use_context
 from functions.runtime.durable.invocation import executor_of
 from registry import open_store
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -44,17 +44,10 @@ class Traces:
         return path.read_text().split() if path.exists() else []
 
     def wait_for(self, count: int) -> list[str]:
-        _eventually(lambda: len(self.read()) >= count)
+        until(lambda: len(self.read()) >= count)
         return self.read()
 
 
-def _eventually(holds: Callable[[], object], *, within_s: float = 120) -> None:
-    deadline = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline, f"not so within {within_s} s"
-        time.sleep(0.01)
-
-
 @pytest.fixture
-def eventually() -> Callable[..., None]:
-    return _eventually
+def eventually() -> Callable[..., float]:
+    return until

@@ -248,7 +248,7 @@ def test_cancel_ends_a_durable_run(used: Context, traces: Any, eventually: Calla
     invocation.cancel()
     eventually(lambda: run_pending(used) == 0)
     with pytest.raises(Cancelled):
-        invocation.result(10)
+        invocation.result(60)
     assert traces.read() == ["started"]
 
 

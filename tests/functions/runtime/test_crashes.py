@@ -44,7 +44,7 @@ def test_a_worker_that_is_killed_is_noticed_at_once(used: Context, samples: Any,
     executor.poll()
     (first,) = traces.wait_for(1)
     os.kill(int(first.partition(":")[2]), signal.SIGKILL)
-    assert invocation.result(30) == 1
+    assert invocation.result(60) == 1
     record = invocation.record()
     assert (record.lost, record.attempts) == (1, 1)
     assert len(traces.read()) == 2

@@ -100,7 +100,7 @@ def test_a_submission_repeated_with_its_key_runs_once(
         first.submit(mark, {"path": traces.path}, key="k")
     assert faulty.store.asked > number  # it did meet the fault
     repeated = first.submit(mark, {"path": traces.path}, key="k")
-    assert Invocation[int](repeated, used).result(30) == 7
+    assert Invocation[int](repeated, used).result(60) == 7
     assert first.submit(mark, {"path": traces.path}, key="k") == repeated
     eventually(lambda: executor_of(used).poll() == 0)
     assert traces.read() == ["x"]

@@ -112,6 +112,7 @@ def submit(job_cluster: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
     return submitted
 
 
+@pytest.mark.long
 def test_a_job_gives_a_script_its_exit_code_and_its_result(
     submit: Any, job_cluster: dict[str, str], tmp_path: Path
 ) -> None:

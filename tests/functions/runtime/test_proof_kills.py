@@ -154,7 +154,7 @@ class PausedWorkflow:
         self.eventually(
             lambda: len(self.invocation.record().steps) == step + 1 and self.pid.exists(), within_s=60
         )
-        self.eventually(self.pid.read_text, within_s=5)
+        self.eventually(self.pid.read_text, within_s=60)
         return int(self.pid.read_text())
 
     def resume(self, step: int, worker: int) -> None:
@@ -259,7 +259,7 @@ def test_three_tickers_of_which_one_is_killed_fire_each_tick_once(
         if minute == ticks // 2:
             tickers[0].kill()  # while ticks are still to fire, and one of them runs
     eventually(lambda: fired() == ticks, within_s=60)
-    eventually(lambda: len(list(ledger.invocations(limit=1000))) == ticks, within_s=10)
+    eventually(lambda: len(list(ledger.invocations(limit=1000))) == ticks, within_s=60)
     found = list(ledger.invocations(limit=1000))
     eventually(lambda: all(ledger.read(each.id).status == "succeeded" for each in found), within_s=60)
     fired_at = [datetime.fromisoformat(ledger.arguments(each)["at"]).isoformat() for each in found]

@@ -112,5 +112,5 @@ def test_a_function_without_a_limit_takes_no_slot(used: Context) -> None:
         return a
 
     assert ConcurrencySlots.of(plain, Ledger(used.store, actor="ada")) is None
-    plain.submit(1).result(30)
+    plain.submit(1).result(60)
     assert list(used.store.list("concurrency/")) == []

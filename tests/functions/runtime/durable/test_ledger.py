@@ -11,7 +11,7 @@ import pytest
 from functions import Context, Retries, function
 from functions.runtime.durable import queue
 from functions.runtime.durable.invocation import Invocation, executor_of, ledger_of, run_pending
-from functions.runtime.durable.queue import Note, QueueReader, QueueWriter, newest_first
+from functions.runtime.durable.queue import Note, QueueReader, QueueWriter
 from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
 from registry import Unavailable, open_store, utc_now
 from registry.store.object_store import ObjectStore
@@ -155,7 +155,7 @@ def test_only_the_dead_and_cancelled_are_redriven(used: Context) -> None:
         ledger_of(used).redrive(invocation.id)
     invocation.cancel()
     assert ledger_of(used).redrive(invocation.id).status == "queued"
-    assert invocation.result(30) == 2
+    assert invocation.result(60) == 2
 
 
 def test_dead_invocations_are_listed_by_their_index(used: Context, eventually: Callable[..., None]) -> None:
@@ -209,7 +209,7 @@ def test_an_executor_without_the_code_leaves_the_invocation_to_others(used: Cont
     ledger.notify("f" * 32)
     assert run_pending(used) == 2
     assert ledger.read("f" * 32).status == "queued"
-    assert invocation.result(30) == 2
+    assert invocation.result(60) == 2
 
 
 def test_a_silent_queue_is_closed_and_its_writer_opens_another(used: Context) -> None:
@@ -223,7 +223,6 @@ def test_a_silent_queue_is_closed_and_its_writer_opens_another(used: Context) ->
     writer.add(Note("two"))
     assert [each.invocation for each in reader.new_notes()] == ["two"]
     assert len(queue.index(used.store, actor="r").refresh()) == 1
-    assert newest_first(used.store, actor="r") == ["two", "one"]
 
 
 def test_a_reader_resumes_from_the_checkpoint(used: Context) -> None:

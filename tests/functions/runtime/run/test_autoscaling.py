@@ -12,7 +12,7 @@ from functions.runtime.run import room
 from functions.runtime.run.room import wait_for_room
 from tests.functions.runtime.run.autoscaled import Autoscaled, answer_once, autoscaled
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 TYPES = {"serve": ({"CPU": 1, "serve": 1000}, 1), "cpu": ({"CPU": 1}, 2), "gpu": ({"CPU": 1, "GPU": 1}, 1)}
 
 

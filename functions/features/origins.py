@@ -1,0 +1,56 @@
+"""Origins of model versions: training sets, feature tables, and the parts of batch sources that they were made from."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.features.jobs import TrainingSetLineage
+from functions.runtime.context import context
+from functions.runtime.function import function
+from registry import Lineage, NotFound, Table, TableSnapshot
+
+
+class DatasetOrigin(BaseModel):
+    """Table that a version was made from. training_set: where it came from, if `build_training_set` made it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    table: TableSnapshot
+    training_set: TrainingSetLineage | None = None
+
+
+class VersionOrigins(BaseModel):
+    """Data that a model version was made from, back to the batch sources."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: int
+    lineage: Lineage
+    datasets: list[DatasetOrigin]
+
+
+@function(http=True, role="viewer", timeout_s=60)
+def version_origins(model: str, version: int) -> VersionOrigins:
+    """Trace a model version back to its training sets, their feature tables and batch sources, with what was read of each.
+
+    Raises: NotFound.
+    """
+    lineage = context().registry().get_version(model, version).lineage
+    datasets = [DatasetOrigin(table=each, training_set=_training_set(each)) for each in lineage.datasets]
+    return VersionOrigins(model=model, version=version, lineage=lineage, datasets=datasets)
+
+
+def _training_set(table: TableSnapshot) -> TrainingSetLineage | None:
+    """Find the lineage of a training set; None for another table, or one that is no longer there."""
+    try:
+        kept = Table(context().store, table.name).metadata(table.version)
+    except NotFound:
+        return None
+    return (
+        TrainingSetLineage.model_validate(json.loads(kept["training_set"]))
+        if "training_set" in kept
+        else None
+    )

@@ -1,0 +1,136 @@
+"""Streams as functions: tell how far each was read and how far its consumers are behind, and replay one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from featurestore import UnreadableSource
+from featurestore.definitions.stream_source import Connection, StreamSource
+from featurestore.definitions.times import from_microseconds
+from featurestore.streams.replay import FilledView, ReplayedPartition, fill_views, read_again
+from functions.runtime.context import context
+from functions.runtime.declaration import Retries
+from functions.runtime.function import function
+from functions.runtime.secret import secret_value, use_secrets
+
+
+class StreamPartition(BaseModel):
+    """Partition of a stream as its table has it.
+
+    position: of the next message to store. lag: messages from there on, None if the log does not answer. known_at: when the
+    last message became known; watermark: greatest event time.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    partition: int
+    position: int
+    lag: int | None = None
+    known_at: datetime | None = None
+    watermark: datetime | None = None
+
+
+class StreamStatus(BaseModel):
+    """State of a stream source. views: over it; unreadable: why its log does not answer, empty if it does."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    reads: str
+    owner: str
+    views: list[str]
+    partitions: list[StreamPartition]
+    unreadable: str = ""
+
+
+@function(http=True, role="viewer", timeout_s=600)
+def stream_status(sources: list[str] | None = None) -> list[StreamStatus]:
+    """Tell of stream sources what they read, how far, how many messages are behind that, and which views use them.
+
+    sources: by default all. Raises: UnknownDefinition.
+    """
+    features = context().features()
+    views = features.list_feature_views()
+    found = []
+    for name in features.list_stream_sources() if sources is None else sources:
+        table = features.stream_table(name)
+        described = table.source.reads.describe()
+        partitions, unreadable = _partitions(name)
+        found.append(
+            StreamStatus(
+                source=name,
+                reads=f"{described['type']} {described.get('topic') or described.get('key')}",
+                owner=table.source.owner,
+                views=[each.name for each in views if each.reads_from(table.source)],
+                partitions=partitions,
+                unreadable=unreadable,
+            )
+        )
+    return found
+
+
+class StreamReplay(BaseModel):
+    """Result of a replay: the partitions that were read again, and the views that were filled anew."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    partitions: list[ReplayedPartition]
+    views: list[FilledView]
+
+
+@function(http=True, timeout_s=24 * 3600, retries=Retries(max_attempts=3), max_concurrency=1)
+def replay_stream(source: str, start: datetime | None = None, *, stored: bool = False) -> StreamReplay:
+    """Read a stream's log again by its definition in force, and fill all views over it anew; each event stays stored once.
+
+    start: from messages on that the log took then, by default all that it has; stored: do not read the log, fill the views
+    from the events that are stored. Consumers go on meanwhile. Repeat it if it was killed.
+    Raises: UnknownDefinition; UnreadableSource if the log does not have the messages.
+    """
+    features = context().features()
+    table = features.stream_table(source)
+    if stored:
+        return StreamReplay(source=source, partitions=[], views=fill_views(features, table))
+    with connected(table.source) as connection:
+        partitions = read_again(table, connection, start=start, clock=features.now)
+    return StreamReplay(source=source, partitions=partitions, views=fill_views(features, table))
+
+
+def _partitions(name: str) -> tuple[list[StreamPartition], str]:
+    """Read the places of a stream's partitions, and how many messages are behind them, if the log answers."""
+    table, lag, unreadable = context().features().stream_table(name), dict[int, int](), ""
+    known = table.known_partitions()
+    try:
+        with connected(table.source) as connection:
+            known = sorted({*known, *connection.partitions()})
+            places = table.places(known)
+            lag = connection.lag({each: place.position if place else None for each, place in places.items()})
+    except UnreadableSource as error:
+        unreadable, places = str(error), table.places(known)
+    partitions = [
+        StreamPartition(
+            partition=each,
+            position=place.position if place else 0,
+            lag=lag.get(each),
+            known_at=from_microseconds(place.known_us) if place else None,
+            watermark=from_microseconds(place.watermark_us) if place and place.watermark_us else None,
+        )
+        for each, place in places.items()
+    ]
+    return partitions, unreadable
+
+
+@contextmanager
+def connected(source: StreamSource) -> Iterator[Connection]:
+    """Connect to the log of a source with its secrets, within the block. Raises: MissingSecret, UnreadableSource."""
+    names = source.reads.secret_names
+    with use_secrets(f"stream source {source.name!r}", names, context().find_secret):
+        connection = source.reads.connect(secret_value)
+        try:
+            yield connection
+        finally:
+            connection.close()

@@ -1,0 +1,44 @@
+"""Figures of one feature view: how its values are distributed, and how fresh and full it was over time."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from featurestore import FeatureStatistics, view_statistics
+from functions.features.jobs import HEALTH_TABLE
+from functions.runtime.context import context
+from functions.runtime.function import function
+from registry import Table
+
+
+class HealthPoint(BaseModel):
+    """Figure of a view at a time: `rows`, `freshness_s`, `recent_rows`, `coverage`, or the `fill` of a feature."""
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str
+    feature: str | None
+    value: float | None
+    measured_at: datetime
+
+
+@function(http=True, role="viewer", timeout_s=300)
+def feature_statistics(view: str, span_hours: float = 24.0) -> list[FeatureStatistics]:
+    """Compute the distribution of each feature over the newest span of a view's rows. Raises: UnknownDefinition."""
+    return view_statistics(context().features(), view, span=timedelta(hours=span_hours))
+
+
+@function(http=True, role="viewer", timeout_s=60)
+def feature_health_history(view: str, days: int = 30) -> list[HealthPoint]:
+    """List the figures of a view that `record_feature_health` measured in the last days, oldest first."""
+    used = context()
+    table = Table(used.store, HEALTH_TABLE)
+    if not table.exists():
+        return []
+    since = pa.scalar(used.clock() - timedelta(days=days), pa.timestamp("us", "UTC"))
+    rows = table.read(where=(pc.field("view") == view) & (pc.field("measured_at") >= since))
+    return [HealthPoint.model_validate(row) for row in rows.sort_by("measured_at").to_pylist()]

@@ -1,0 +1,124 @@
+"""Costs by day: what has succeeded is read once, everything else again, and the sums are those of all receipts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from functions import function
+from functions.runtime.durable.cost_days import CostRow, costs_of, costs_since
+from functions.runtime.durable.ledger import Ledger
+from registry import ObjectStore, open_store
+
+NOW = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
+FIRST = date(2026, 2, 27)
+_USAGE = {
+    "run_s": 2.0,
+    "cpu_s": 1.5,
+    "gpu_s": 0.0,
+    "peak_memory_bytes": 1,
+    "store_reads": 3,
+    "store_writes": 1,
+}
+
+
+@function
+def count_rows(model: str = "", rows: int = 0) -> int:
+    """Count rows."""
+    return rows
+
+
+@dataclass
+class Work:
+    """A ledger whose clock stands where it is put, and how often it read a record."""
+
+    ledger: Ledger
+    now: datetime = NOW
+    read: list[str] = field(default_factory=list)
+
+    def submit(self, key: str, at: datetime, *, ends: str | None = "succeeded", model: str = "late") -> str:
+        self.now, before = at, self.now
+        made = self.ledger.submit(count_rows, {"model": model, "rows": len(key)}, key=key)
+        if ends is not None:
+            self.end(made, ends)
+        self.now = before
+        return made
+
+    def end(self, made: str, kind: str) -> None:
+        followed = self.ledger.follow(made)
+        started = {"kind": "started", "worker": "w", "node": "", "lease_s": 15.0, "digest": "d"}
+        ended = {"kind": kind, "usage": _USAGE} | (
+            {"result": {"json": 1}} if kind == "succeeded" else {"failure": {"type": "E", "message": "m"}}
+        )
+        for body in (started, ended):
+            followed.append(lambda _, body=body: body)
+
+    def costs(self, first: date = FIRST) -> list[CostRow]:
+        self.read.clear()
+        return costs_since(self.ledger, first)
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+    store: ObjectStore = open_store(f"file://{tmp_path / 'store'}")
+    made = Work(Ledger(store, actor="ada", clock=lambda: made.now))
+    follow = made.ledger.follow
+
+    def counted(invocation: str) -> object:
+        made.read.append(invocation)
+        return follow(invocation)
+
+    monkeypatch.setattr(made.ledger, "follow", counted)
+    return made
+
+
+def everything(work: Work) -> list[CostRow]:
+    return costs_of(work.ledger.invocations(limit=1_000))
+
+
+def test_days_add_up_to_all_receipts_by_model_and_what_succeeded_is_read_once(work: Work) -> None:
+    for day in (3, 2, 1, 0):
+        for number in (2, 1, 0):
+            work.submit(f"{day}-{number}", NOW - timedelta(days=day, hours=number), model=f"m{number}")
+    first = work.costs()
+    assert first == everything(work)
+    assert {row.model for row in first} == {"m0", "m1", "m2"}
+    assert sum(row.invocations for row in first) == 12
+    assert work.costs() == first
+    assert len(work.read) == 2  # the one that was submitted this minute, and one at which the search ends
+    work.submit("new", NOW - timedelta(seconds=1))
+    assert sum(row.invocations for row in work.costs()) == 13
+    assert len(work.read) == 3
+    assert sum(row.invocations for row in work.costs(date(2026, 3, 2))) == 4
+
+
+def test_what_may_run_again_is_read_again(work: Work) -> None:
+    dead = work.submit("dead", NOW - timedelta(days=2), ends="dead")
+    waiting = work.submit("waiting", NOW - timedelta(days=2), ends=None)
+    assert [row.invocations for row in work.costs()] == [1]
+    work.end(waiting, "succeeded")
+    work.ledger.redrive(dead)
+    work.end(dead, "succeeded")
+    assert work.costs() == everything(work)
+    assert sum(row.run_s for row in work.costs()) == pytest.approx(6.0)
+    assert len(work.read) == 1  # at which the search of the running day ends
+
+
+def test_what_is_deleted_stays_in_the_sums_of_its_day(work: Work) -> None:
+    gone = work.submit("gone", NOW - timedelta(days=2))
+    before = work.costs()
+    work.ledger.delete(gone)
+    assert work.costs() == before
+    assert everything(work) == []
+
+
+def test_a_day_goes_on_after_it_was_looked_at(work: Work) -> None:
+    for minute in range(40):
+        work.now = NOW + timedelta(minutes=minute)
+        work.submit(f"m{minute}", work.now)
+        assert sum(row.invocations for row in work.costs()) == minute + 1
+    work.now = NOW + timedelta(days=1)
+    assert work.costs() == everything(work)
