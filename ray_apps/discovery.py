@@ -12,14 +12,15 @@ from functions.runtime import catalog
 from functions.runtime.triggers import schedule
 
 
-def discover_at_low_priority(projects: Iterable[tuple[str, str]]) -> None:
-    """Import every function in a thread of low priority, and wait for that thread.
+def discover(projects: Iterable[tuple[str, str]], *, awaited: bool) -> None:
+    """Import every function in a thread, and wait for that thread.
 
-    projects: workspace and module of each. The imports take seconds, and must not slow down what else starts at the
-    same time.
+    projects: workspace and module of each. awaited: whether a release waits for it; else the thread has a low priority, as the
+    imports take seconds and must not slow down what else starts at the same time.
     Raises: ImportError; ProjectError if the project does not declare what it must.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="discover", initializer=_lower_priority) as executor:
+    initializer = None if awaited else _lower_priority
+    with ThreadPoolExecutor(1, thread_name_prefix="discover", initializer=initializer) as executor:
         executor.submit(_discover, tuple(projects)).result()
 
 

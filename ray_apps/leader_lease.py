@@ -48,6 +48,10 @@ class Lease(Protocol):
         """
         ...
 
+    def is_free(self) -> bool:
+        """Whether no other holder leads now; claims nothing. Raises: as `renew`."""
+        ...
+
     def release(self) -> None:
         """Give the lease back, so that another need not wait for its end. Raises: as `renew`."""
         ...
@@ -71,6 +75,10 @@ class RedisLease:
         begun = self.clock()
         held = self.client.eval(_RENEW, 1, self._key, self.holder, int(self.term_s * 1000))
         return begun + self.term_s if held else begun
+
+    def is_free(self) -> bool:
+        """Whether no other holder leads; see `Lease`."""
+        return self.client.get(self._key) in {None, self.holder, self.holder.encode()}
 
     def release(self) -> None:
         """Give the lease back; see `Lease`."""
@@ -102,7 +110,7 @@ class StoreLease:
         if self._number is not None and begun < self._until:
             self.store.put(self._key(self._number), self.holder.encode())
             self._until = begun + self.term_s
-        elif self._is_free() and self._take():
+        elif self.is_free() and self._take():
             self._until = begun + self.term_s
         return self._until
 
@@ -112,7 +120,7 @@ class StoreLease:
             self._until = float("-inf")
             self.store.put(self._key(self._number), b"")
 
-    def _is_free(self) -> bool:
+    def is_free(self) -> bool:
         """Whether the newest number is given back, older than a term, or this holder's own, whose term ended while it stalled."""
         found = None if self._number is None else self.store.find_aged(self._key(self._number))
         if found is None:
@@ -187,6 +195,15 @@ class Leadership:
         if self.clock() >= self._next:
             self._renew()
         return self.is_leader
+
+    def is_free(self) -> bool:
+        """Whether nobody else leads, as far as a lease can be reached; claims nothing."""
+        for each in self._backends:
+            try:
+                return each.lease.is_free()
+            except (RedisError, Unavailable):
+                continue
+        return True
 
     def release(self) -> None:
         """Give the leadership back, where it can be reached."""

@@ -155,14 +155,14 @@ class _Workspace:
             )
 
     def _features(self, families: Families) -> None:
-        rows = latest_feature_health(self._used.store, since=self._used.clock() - LOOK_BACK)
-        for row in rows:
+        now = self._used.clock()
+        for row in latest_feature_health(self._used.store, since=now - LOOK_BACK):
             labels = [self._name, row["view"]] + ([row["feature"]] if row["metric"] == "fill" else [])
-            families.add(
-                "toque_feature_measured_timestamp_seconds", row["measured_at"].timestamp(), *labels[:2]
-            )
+            since_s = (now - row["measured_at"]).total_seconds()
+            families.add("toque_feature_measurement_age_seconds", since_s, *labels[:2])
             if row["metric"] in _FEATURES and row["value"] is not None:
-                families.add(_FEATURES[row["metric"]], row["value"], *labels)
+                older_s = since_s if row["metric"] == "freshness_s" else 0.0
+                families.add(_FEATURES[row["metric"]], row["value"] + older_s, *labels)
 
 
 _FEATURES: Mapping[str, str] = {

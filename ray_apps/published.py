@@ -39,7 +39,9 @@ FAMILIES: dict[str, Family] = {
     "toque_log_waiting_records": Family("Records in Redis that are not in the tables.", _KIND),
     "toque_log_drain_lag_seconds": Family("Since when a record in Redis has waited for a drain.", _KIND),
     "toque_feature_rows": Family("Rows of a view's offline table.", _VIEW),
-    "toque_feature_freshness_seconds": Family("Age of a view's newest row when it was measured.", _VIEW),
+    "toque_feature_freshness_seconds": Family(
+        "Age of a view's newest row that was there when it was measured.", _VIEW
+    ),
     "toque_feature_recent_rows": Family("Rows in the newest span of a view.", _VIEW),
     "toque_feature_coverage_ratio": Family(
         "Share of a view's recent keys that is online within its ttl.", _VIEW
@@ -47,7 +49,7 @@ FAMILIES: dict[str, Family] = {
     "toque_feature_fill_ratio": Family(
         "Share of recent rows that have a value of a feature.", (*_VIEW, "feature")
     ),
-    "toque_feature_measured_timestamp_seconds": Family("When a view was measured.", _VIEW),
+    "toque_feature_measurement_age_seconds": Family("Time since a view was measured.", _VIEW),
 }
 
 

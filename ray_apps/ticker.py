@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ MEASURE_EVERY_S = 30.0
 DRAIN_EVERY_S = 10.0  # each drain is a commit: more often makes the tables slow to read
 REFLEX_EVERY_S = 10.0  # a bad release is pulled back within a minute of its first errors
 SHOWN_S = 60.0  # a ticker that lost its lease to a slow task shows what it measured last for so long: alerts must not clear by it
+PREPARED_WITHIN_S = 60.0
 QUIET_S = 30.0  # a task that keeps failing is logged this often
 _logger = logging.getLogger(__name__)
 
@@ -94,6 +95,11 @@ class Ticker:
             self._thread.join()
 
     @property
+    def prepared(self) -> bool:
+        """Whether the tasks are there, so that they run once this ticker leads."""
+        return self._tasks is not None
+
+    @property
     def alive(self) -> bool:
         """Whether the ticker's thread still runs."""
         return self._thread.is_alive()
@@ -144,8 +150,8 @@ class Ticker:
 class TickerReplica:
     """The platform's tickers on Serve: they run what is due, drain the prediction log, judge the last minutes, and measure.
 
-    Functions are imported in the ticker's thread, so that deploying does not wait for them. The replica is unhealthy,
-    and so replaced, when a thread has ended.
+    Functions are imported in the ticker's thread, so that deploying does not wait for them, unless another ticker leads: its
+    successor in a new release is ready when it could lead. The replica is unhealthy, and so replaced, when a thread has ended.
     """
 
     def __init__(self) -> None:
@@ -162,6 +168,7 @@ class TickerReplica:
         self._in_workspace = cache(used.in_workspace)
         enter_process("ticker", store_url=used.platform_url, environment=os.environ, redis_url=used.redis_url)
         self._leadership = leadership_of(used)
+        self._replaces = not self._leadership.is_free()
         self._led_at = float("-inf")
         self._due = Ticker(self._due_tasks, is_leader=self._leadership.renew)
         self._drain = Ticker(
@@ -175,6 +182,8 @@ class TickerReplica:
         )
         for ticker in self._tickers:
             ticker.start()
+        if self._replaces:
+            wait_prepared(self._tickers, within_s=PREPARED_WITHIN_S)
 
     @property
     def _tickers(self) -> tuple[Ticker, ...]:
@@ -200,9 +209,9 @@ class TickerReplica:
     def _due_tasks(self) -> dict[str, Task]:
         from functions.runtime.durable.invocation import run_pending
         from functions.runtime.triggers import events, schedule  # late: as above
-        from ray_apps.discovery import discover_at_low_priority
+        from ray_apps.discovery import discover
 
-        discover_at_low_priority(self._context.projects)
+        discover(self._context.projects, awaited=self._replaces)
         return {
             "schedules": lambda: self._in_each(schedule.run_due),
             "events": lambda: self._in_each(events.run_events),
@@ -256,6 +265,16 @@ class TickerReplica:
                 failed.append(error)
         if failed:
             raise ExceptionGroup(f"{len(failed)} workspaces", failed)
+
+
+def wait_prepared(tickers: Iterable[Ticker], *, within_s: float) -> bool:
+    """Wait until tickers are prepared; returns whether all are."""
+    deadline, waiting = time.monotonic() + within_s, list(tickers)
+    while waiting and time.monotonic() < deadline:
+        waiting = [ticker for ticker in waiting if not ticker.prepared]
+        if waiting:
+            time.sleep(0.05)
+    return not waiting
 
 
 def leadership_of(used: Context) -> Leadership:

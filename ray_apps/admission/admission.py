@@ -18,6 +18,7 @@ from registry import (
     DEFAULT_WORKSPACE,
     EVERY_WORKSPACE,
     Access,
+    Limits,
     ObjectStore,
     Principal,
     Role,
@@ -32,6 +33,10 @@ _DECISIONS_KEPT = 4_096
 
 
 REFUSALS = Counter("toque_access_refusals", "Requests that a door refused, by HTTP status.", ("status",))
+for _status in ("401", "403", "429"):
+    REFUSALS.labels(
+        _status
+    )  # from zero on: Prometheus sees no increase in a series that begins with its first refusal
 
 
 class NotAdmitted(Exception):  # noqa: N818  # an answer to the caller, not a failure of ours
@@ -210,6 +215,12 @@ class Admission:
         if len(self._decisions) >= _DECISIONS_KEPT:
             self._decisions.clear()
         self._decisions[asked] = _Decision(token, workspace, admitted)
+
+    def limits_of(self, admitted: Admitted) -> tuple[tuple[str, Limits], ...]:
+        """List the bounds that a request is under, its token's and its workspace's, by the name of each."""
+        found = self._workspaces.recall_workspace(admitted.workspace)
+        own = (f"token {admitted.principal.name}", admitted.principal.limits)
+        return (own,) if found is None else (own, (f"workspace {found.name}", found.limits))
 
     async def identify(self, authorization: bytes | None) -> Principal:
         """Find who sent an Authorization header. Raises: NotAdmitted 401, and 503 while that cannot be told."""

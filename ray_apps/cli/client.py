@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ray_apps.cli.errors import Refused, Unreachable
 
@@ -57,6 +58,15 @@ class Client:
         content = {} if body is None else {"json": body}
         with self._reaching():
             return _good(self._http.request(method, path, **content, **options))
+
+    def address(self, path: str) -> str:
+        """Address of a path of the platform, for a browser."""
+        return self._url.rstrip("/") + path
+
+    def page(self, *parts: str) -> str:
+        """Address of a page of the console in the workspace."""
+        below = "" if self._workspace in {None, "default"} else f"/workspaces/{self._workspace}"
+        return self.address("/".join((f"{below}/ui", *(quote(part, safe="") for part in parts))))
 
     def model_path(self, model: str) -> str:
         """The path at which a model of the workspace is served."""

@@ -14,30 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from ray_apps.cli.command import Given, Parser
-from ray_apps.cli.commands import (
+from ray_apps.cli.commands.platform import (
     access,
     calls,
-    capacity,
     cluster,
-    features,
+    console,
     history,
     ledger,
-    load,
     machine,
-    models,
+    privacy,
+    store,
+)
+from ray_apps.cli.commands.platform.cluster import explained
+from ray_apps.cli.commands.serving import (
+    capacity,
+    load,
     monitoring,
     predict,
-    privacy,
-    project,
     replay,
     rollouts,
-    runs,
-    store,
     trace,
     traffic,
-    train,
 )
-from ray_apps.cli.commands.cluster import explained
+from ray_apps.cli.commands.training import features, plans, project, runs, train, vectors
+from ray_apps.cli.commands.versions import models, prompts
 from ray_apps.cli.errors import INTERRUPTED, CommandError, Refused, UsageError
 from ray_apps.cli.names import explain
 from ray_apps.cli.output import complain
@@ -46,12 +46,12 @@ from ray_apps.cli.project_folder import ProjectFolder, enter_project, find_proje
 # The order in which `toque --help` shows the commands.
 GROUPS = {
     "a project": (project, train),
-    "this machine": (machine,),
+    "this machine": (machine, console),
     "a cluster": (cluster,),
-    "models": (models, traffic, rollouts, predict),
+    "models": (models, prompts, traffic, rollouts, predict),
     "monitoring": (monitoring, trace, replay),
-    "load and capacity": (load, capacity),
-    "training": (runs, features),
+    "load and capacity": (load, capacity, plans),
+    "training": (runs, features, vectors),
     "functions": (calls, ledger),
     "access": (access, privacy),
     "history and backup": (history, store),

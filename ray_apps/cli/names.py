@@ -133,6 +133,10 @@ def _sources(given: Given) -> list[str]:
     return _field(call(given.client, "source_status", {"loads": 0}), "source")
 
 
+def _streams(given: Given) -> list[str]:
+    return _field(call(given.client, "stream_status", {}), "source")
+
+
 def _holdouts(given: Given) -> list[str]:
     return _field(given.client.get(f"/models/{given.model}/traffic")["holdouts"], "name")
 
@@ -172,6 +176,7 @@ KINDS = {  # by the name of the argument that takes such a name
     ),
     "views": Kind("feature view", _views, "toque features"),
     "sources": Kind("batch source", _sources, "toque sources"),
+    "streams": Kind("stream source", _streams, "toque streams list"),
     "layer": Kind("layer", lambda given: given.client.get("/layers"), "toque traffic layer"),
     "holdout": Kind("holdout", _holdouts, "toque traffic show {model}", _OF_MODEL),
     "monitor": Kind("monitor", _monitors, "toque monitors {model}"),

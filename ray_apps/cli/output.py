@@ -177,6 +177,13 @@ def note(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
+def see_page(output: Format | None, address: str) -> None:
+    """Name the page of the console that shows more to people, who read tables; programs are told nothing."""
+    how = chosen(output)
+    if how != "json" and not _for_programs(how):
+        note(f"in the console: {address}")
+
+
 def complain(text: str) -> None:
     """Print an error to standard error, as one line."""
     line = " ".join(part.strip() for part in CONTROL.sub("", text).splitlines() if part.strip())

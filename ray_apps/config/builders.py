@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
+_NICENESS = 10
 
 
 class AppArgs(BaseModel):
@@ -52,30 +53,53 @@ Args = AppArgs | dict[str, Any]
 
 def gateway(args: Args) -> Application:
     """Build the gateway; its route prefix must be `/`. Raises: pydantic.ValidationError, naming the field."""
+    found = _prepared(AppArgs, args)
     from ray_apps.gateway import application  # late: this module is imported where Ray is not, too
 
-    return application(_prepared(AppArgs, args).options)
+    return application(found.options)
 
 
 def mlflow(args: Args) -> Application:
     """Build MLflow's protocol; its route prefix must be `/api`. Raises: pydantic.ValidationError, naming the field."""
+    found = _prepared(AppArgs, args)
     from ray_apps.mlflow import application  # late: as above
 
-    return application(_prepared(AppArgs, args).options)
+    return application(found.options)
 
 
 def ticker(args: Args) -> Application:
     """Build the ticker, which has no route. Raises: pydantic.ValidationError, naming the field."""
+    found = _prepared(AppArgs, args)
     from ray_apps.ticker import application  # late: as above
+
+    return application(found.options)
+
+
+def streams(args: Args) -> Application:
+    """Build the consumers of streams, which have no route. Raises: pydantic.ValidationError, naming the field."""
+    from ray_apps.streams import application  # late: as above
 
     return application(_prepared(AppArgs, args).options)
 
 
 def grpc(args: Args) -> Application:
     """Build the gRPC proxy, which has no route; options: ProxyOptions. Raises: pydantic.ValidationError."""
+    found = _prepared(AppArgs, args)
     from ray_apps.predictor.grpc import grpc_application  # late: as above
 
-    return grpc_application(_prepared(AppArgs, args).options)
+    return grpc_application(found.options)
+
+
+def generative(args: Args) -> Application:
+    """Build the door of language models; its route prefix must be `/v1`. options: GenerativeOptions that differ.
+
+    Raises: pydantic.ValidationError, naming the field.
+    """
+    found = _prepared(AppArgs, args)
+    from ray_apps.generative.deployment import application  # late: as above
+    from ray_apps.generative.options import GenerativeOptions
+
+    return application(GenerativeOptions.from_environment(os.environ, **found.options))
 
 
 def predictor(args: Args) -> Application:
@@ -84,9 +108,9 @@ def predictor(args: Args) -> Application:
     In a workspace other than `default` it is `/workspaces/{workspace}/v2/models/{model}`.
     Raises: pydantic.ValidationError, naming the field.
     """
+    found = _prepared(PredictorArgs, args)
     from ray_apps.predictor import PredictorOptions, application  # late: it imports torch
 
-    found = _prepared(PredictorArgs, args)
     options = PredictorOptions.from_environment(os.environ, **_changes(found))
     built: Application = application(found.model, options)
     return built
@@ -98,16 +122,30 @@ def pool(args: Args) -> Application:
     Its route prefix must be `/v2/models`, or `/workspaces/{workspace}/v2/models`.
     Raises: pydantic.ValidationError, naming the field.
     """
+    found = _prepared(PoolArgs, args)
     from ray_apps.predictor import PoolOptions, pool_application  # late: as above
 
-    options = PoolOptions.from_environment(os.environ, **_changes(_prepared(PoolArgs, args)))
+    options = PoolOptions.from_environment(os.environ, **_changes(found))
     built: Application = pool_application(options)
     return built
 
 
 def _prepared(kind: type[_Kind], args: BaseModel | dict[str, Any]) -> _Kind:
+    _step_back()
     apply_profile(os.environ)
     return kind.model_validate(args if isinstance(args, dict) else args.model_dump())
+
+
+def _step_back() -> None:
+    """Lower the priority of a task of Serve, which builds one application and ends.
+
+    Those of all applications import their modules at once, beside replicas that answer: on two cores these got so
+    little of them that every request ran out of time. The task shares a session with them, so that niceness counts.
+    """
+    import ray  # late: this module is imported where Ray is not, too
+
+    if ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+        os.nice(_NICENESS)
 
 
 def _changes(args: PoolArgs) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Lists the Serve applications of a platform: gateway, MLflow's protocol, ticker, gRPC, and predictors as models are placed."""
+"""Lists the Serve applications of a platform: its own, such as gateway and ticker, and predictors as models are placed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ApplicationSpec:
 class Layout:
     """How the applications are laid out over nodes.
 
-    gateway, mlflow, ticker, grpc: options of each, as its builder takes them; None: not deployed. predictors: fields of
+    gateway, mlflow, ticker, streams, grpc, generative: options of each, as its builder takes them; None: not deployed. predictors: fields of
     PredictorOptions for every model; models: for one, by qualified name; pool: those of a pool for every other model of
     the default workspace, None for no such pool.
     """
@@ -56,7 +56,9 @@ class Layout:
     gateway: dict[str, Any] | None = field(default_factory=dict)
     mlflow: dict[str, Any] | None = field(default_factory=dict)
     ticker: dict[str, Any] | None = field(default_factory=dict)
+    streams: dict[str, Any] | None = None
     grpc: dict[str, Any] | None = None
+    generative: dict[str, Any] | None = None
     # By default no CPU is reserved: on a small machine training would find none left.
     predictors: dict[str, Any] = field(default_factory=lambda: {"num_cpus": 0})
     models: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -68,14 +70,17 @@ ONE_MACHINE = Layout()
 
 def applications(models: Mapping[str, Placement], layout: Layout = ONE_MACHINE) -> list[ApplicationSpec]:
     """List the applications of a platform. models: where each is served, by qualified name."""
-    from ray_apps.mlflow import ROUTE_PREFIX  # late: as above
+    from ray_apps.generative import options as generative  # late: as above
+    from ray_apps.mlflow import ROUTE_PREFIX
     from ray_apps.predictor.grpc import GRPC_APP
 
     own = [
         ("gateway", "/", "gateway", layout.gateway),
         ("mlflow", ROUTE_PREFIX, "mlflow", layout.mlflow),
         ("ticker", None, "ticker", layout.ticker),
+        ("streams", None, "streams", layout.streams),
         (GRPC_APP, None, "grpc", layout.grpc),
+        (generative.APP, generative.ROUTE_PREFIX, "generative", layout.generative),
     ]
     platform = [
         ApplicationSpec(name, prefix, builder, {"options": options})
@@ -119,6 +124,21 @@ def _placed(place: Placement | None) -> dict[str, Any]:
     if place.min_replicas == place.max_replicas:
         return {"num_replicas": place.max_replicas}
     return place.model_dump(include={"min_replicas", "max_replicas", "target_latency_ms"})
+
+
+def follows_streams(project: str | None) -> bool:
+    """Whether the users' projects declare stream sources. project: as TOQUE_PROJECT says."""
+    from functions.runtime.context import projects_of  # late: it brings Ray in
+
+    modules = projects_of(project or "")
+    if not modules:
+        return False
+    from featurestore import FeatureView, StreamSource  # late: as below
+    from functions.project import load_project
+
+    declared = [each for module in modules.values() for each in load_project(module).features]
+    sources = [each.events if isinstance(each, FeatureView) else each for each in declared]
+    return any(isinstance(each, StreamSource) for each in sources)
 
 
 def placements_of(project: str | None) -> dict[str, Placement]:

@@ -45,12 +45,17 @@ class Deployed:
 
 
 def deploy(
-    token: TokenPlace, *, restart: bool = False, wait_s: float = READY_S, report: Report = lambda _: None
+    token: TokenPlace,
+    *,
+    new_token: bool = False,
+    restart: bool = False,
+    wait_s: float = READY_S,
+    report: Report = lambda _: None,
 ) -> Deployed:
     """Check the cluster, make what the platform needs once, deploy every application, and wait until each answers.
 
-    This process is connected to the cluster afterwards. token: where the first administrator's token goes. restart:
-    replace every replica, also where nothing changed; the doors answer meanwhile.
+    This process is connected to the cluster afterwards. token: where the first administrator's token goes; new_token:
+    revoke it and make another. restart: replace every replica, also where nothing changed; the doors answer meanwhile.
     Raises: ProfileError; DeploymentError if a check fails, or an application or door is not ready within `wait_s`.
     """
     require_settings(os.environ)
@@ -66,7 +71,7 @@ def deploy(
     failed = [each for each in checks if not each.ok]
     if failed:
         raise DeploymentError("; ".join(f"{each.check}: {each.found}" for each in failed))
-    notes = [ensure_first_token(store, token), *prepare_store(store, profile)]
+    notes = [ensure_first_token(store, token, renew=new_token), *prepare_store(store, profile)]
     notes += restarts_needed(profile, before)
     config = make_config(profile, restart=restart)
     report(f"deploying {len(config['applications'])} applications")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from ray_apps.deployment.errors import DeploymentError
 from ray_apps.local.state_file import write_private
 from registry import EVERY_WORKSPACE, Access, NotFound, Role, utc_now
+from registry.times import to_text
 
 if TYPE_CHECKING:
     from registry import ObjectStore
@@ -42,15 +43,19 @@ class TokenPlace(Protocol):
         ...
 
 
-def ensure_first_token(store: ObjectStore, place: TokenPlace) -> str:
+def ensure_first_token(store: ObjectStore, place: TokenPlace, *, renew: bool = False) -> str:
     """Make the administrator's token unless there is one; returns what came of it, in words.
 
     A platform that has another administrator's token already gets none. Killed before the token is kept, the next call
-    revokes it and makes another, as nobody can know its secret.
+    revokes it and makes another, as nobody can know its secret. One that was used is known to somebody: it stays, though
+    the place lacks it, as that of a head which replaces a lost one does.
+
+    renew: revoke the token and make another all the same, for who lost its secret.
+    Raises: DeploymentError if the place has the token of another platform.
     """
     access = Access(store, actor=ACTOR)
     kept = place.read()
-    if kept and access.verify(kept):
+    if kept and access.verify(kept) and not renew:
         return f"admin token: in {place.where}"
     known = access.list_tokens()
     if kept and all(each.name != NAME for each in known):
@@ -58,9 +63,16 @@ def ensure_first_token(store: ObjectStore, place: TokenPlace) -> str:
             f"{place.where} has a token that this platform does not know; move it away, or name another place"
         )
     now = utc_now()
-    others = [each.name for each in known if each.name != NAME and each.is_live(now) and _is_admin(each)]
-    if others:
+    admins = [each for each in known if each.is_live(now) and _is_admin(each)]
+    others = [each.name for each in admins if each.name != NAME]
+    if others and not renew:
         return f"admin token: none made, as {', '.join(others[:3])} can make tokens"
+    used = [each.last_used_at for each in admins if each.name == NAME and each.last_used_at]
+    if used and not renew:
+        return (
+            f"admin token: made before and last used {to_text(used[0])}, so none was made, and {place.where} has none; "
+            "who lost its secret gets another by `toque deploy --new-token`, which revokes that one"
+        )
     with suppress(NotFound):  # usually there is no such token
         access.revoke(NAME)
     place.write(access.create_token(NAME, "admin", workspace=EVERY_WORKSPACE))

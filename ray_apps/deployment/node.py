@@ -157,7 +157,7 @@ def node_environment(node: NodeStart, inherited: Mapping[str, str]) -> dict[str,
         "RAY_NODE_TYPE_NAME": node.type,
     }
     node_loss = effective_profile(environment).node_loss
-    environment = serve_settings() | cluster_settings(node_loss) | ours | environment
+    environment = serve_settings() | cluster_settings(node_loss, is_head=node.is_head) | ours | environment
     if node.is_head:
         environment = _head_memory(effective_profile(environment)) | environment
     for name, first in (("PYTHONPATH", str(ROOT)), ("PATH", str(Path(sys.executable).parent))):

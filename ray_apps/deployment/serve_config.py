@@ -26,6 +26,8 @@ def layout_of(profile: Profile) -> Layout:
         gateway={"num_replicas": place.gateway} | there,
         mlflow={"num_replicas": place.mlflow} | there if place.mlflow else None,
         ticker={"num_replicas": place.ticker} | there,
+        streams={"num_replicas": place.streams} | there if place.streams else None,
+        generative={"num_replicas": place.generative} | there if place.generative else None,
         grpc={
             "url": f"http://127.0.0.1:{profile.ports.http}",  # each node's own
             "host": profile.bind,

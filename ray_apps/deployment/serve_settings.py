@@ -38,19 +38,28 @@ vanished, so that one that was cut off for half a minute comes back whole. Fast:
 stalls for 5 s lives, and one that is cut off for longer has to be started again."""
 
 
-def cluster_settings(node_loss: str) -> dict[str, str]:
+GONE_PEER_MS = 10_000
+"""How long a node's connection to its head may leave what it sent unacknowledged. The kernel asks a machine that lost its
+power ever more seldom, so that a connection of before finds out up to 50 s after the head is back, and its process hears
+nothing of the head until then. The head itself is patient: a node that was cut off for half a minute comes back whole."""
+
+
+def cluster_settings(node_loss: str, *, is_head: bool) -> dict[str, str]:
     """List the variables of every node of a cluster: when it counts as lost, and how long it waits for its head.
 
     node_loss: a key of `NODE_LOSS`. A node waits an hour for its head: by default all of them end when it is away for a
     minute. HAProxy asks each replica every two seconds; Serve's controller decides four times a second: ten times, its
     default, cost an idle head twice the processor time. A replica that is to end answers until no HAProxy has
-    asked for its health for ten seconds (`deregistration`): Serve's thirty are for balancers outside.
+    asked for its health for ten seconds (`deregistration`): Serve's thirty are for balancers outside. A controller that
+    starts kills replicas that have not answered it for two minutes, by default for half of one, though they answer requests.
     """
     return {
         "RAY_health_check_initial_delay_ms": "5000",
         **{f"RAY_health_check_{name}": value for name, value in NODE_LOSS[node_loss].items()},
         "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
+        **({} if is_head else {"RAY_grpc_client_keepalive_timeout_ms": str(GONE_PEER_MS)}),
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+        "RAY_SERVE_SLOW_STARTUP_WARNING_S": "120",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
         "RAY_START_HOOK": "ray_apps.local.start_hook.without_client_server",

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from ray_apps import console
 from ray_apps.admission import OPEN, BodyLimit, GuardedRoute, NotAdmitted, open_admission
 from ray_apps.gateway import openapi, problems
 from ray_apps.gateway.auth import allowed, identify_bearer, problem_of_refusal
@@ -18,14 +19,21 @@ from ray_apps.gateway.routes import (
     access,
     audit,
     feature_push,
+    feature_read,
+    feature_search,
     feedback,
     functions,
     invocations,
     layers,
     models,
     operations,
+    reports,
     repository,
+    reviews,
+    runs,
+    sign_in_codes,
     traces,
+    traffic,
 )
 from ray_apps.gateway.services import Services, context_of, services_of
 from ray_apps.gateway.wire import Json
@@ -62,11 +70,18 @@ def build_app(services: Services) -> FastAPI:
         layers,
         feedback,
         feature_push,
+        feature_read,
+        feature_search,
         operations,
         access,
         audit,
+        reports,
         repository,
+        reviews,
+        runs,
+        sign_in_codes,
         traces,
+        traffic,
     )
     for module in modules:
         app.include_router(module.router)
@@ -76,6 +91,8 @@ def build_app(services: Services) -> FastAPI:
     app.add_exception_handler(NotAdmitted, _on_refusal)
     app.add_api_route("/openapi.json", get_openapi, methods=["GET"], include_in_schema=False)
     app.add_api_route("/docs", get_playground, methods=["GET"], include_in_schema=False, dependencies=[OPEN])
+    context = services.context
+    console.install(app, context.store, redis_url=context.redis_url, oidc=services.oidc, clock=context.clock)
     app.add_middleware(BodyLimit)
     app.add_middleware(TracedRequests)
     app.add_middleware(RequestMetrics)

@@ -64,7 +64,8 @@ def take_rows(
 
 def rows_schema(kind: type[BaseModel], *, member: str | None = None, others: Members | None = None) -> Any:
     """Describe such a body for OpenAPI. others: schemas of the other members, all of them optional."""
-    rows = {"type": "array", "items": kind.model_json_schema(), "maxItems": MAX_ROWS}
+    row = kind.model_json_schema()
+    rows = {"type": "array", "items": _inlined(row, row.pop("$defs", {})), "maxItems": MAX_ROWS}
     schema: dict[str, Any] = rows
     if member is not None:
         schema = {
@@ -74,6 +75,17 @@ def rows_schema(kind: type[BaseModel], *, member: str | None = None, others: Mem
             "additionalProperties": False,
         }
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inlined(schema: Any, defined: dict[str, Any]) -> Any:
+    """Put the definitions of a schema where it refers to them: within a document its references lead nowhere."""
+    if isinstance(schema, list):
+        return [_inlined(each, defined) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(defined[schema["$ref"].removeprefix("#/$defs/")], defined)
+    return {name: _inlined(each, defined) for name, each in schema.items()}
 
 
 def _text(body: bytes) -> str:

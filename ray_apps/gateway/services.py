@@ -13,6 +13,7 @@ import anyio
 from anyio import to_thread
 
 from clusters.telemetry.metrics import folder_of_process, node_metrics, together
+from featurestore.vectors import Embed
 from functions.runtime.context import Context
 from ray_apps.admission import Admitted, admitted_of
 from ray_apps.gateway.problems import Problem
@@ -51,7 +52,8 @@ class Services:
     context: the platform's own; labels: opens the label log of a workspace, called on first use as it starts a thread;
     access: tokens and workspaces, by default those of the store; discover: imports the functions, called on first use
     as it takes seconds; wait_s: how long a synchronous call of a durable invocation waits before it answers 202; oidc:
-    issuer whose tokens are accepted beside those of the list; metrics: renders the series of all nodes.
+    issuer whose tokens are accepted beside those of the list; metrics: renders the series of all nodes; embed: makes for a
+    workspace what asks its models for the vectors of texts.
     """
 
     context: Context
@@ -60,6 +62,7 @@ class Services:
     discover: Callable[[], object] = lambda: None
     wait_s: float = 60.0
     metrics: Callable[[], bytes] = metrics_of_node
+    embed: Callable[[Context], Embed] | None = None
     oidc: OidcSettings | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _discovering: threading.Lock = field(default_factory=threading.Lock)

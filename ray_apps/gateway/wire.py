@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from typing import Annotated, Any
 
 import orjson
@@ -46,9 +47,17 @@ class Json(Response):
 def dumps(content: Any) -> bytes:
     """Encode a value as compact JSON, integers of any size included."""
     try:
-        return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+        options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+        return orjson.dumps(content, default=_decimal_text, option=options)
     except TypeError:  # an integer of more than 64 bits, which orjson refuses and JSON has
         return json.dumps(content, default=str).encode()
+
+
+def _decimal_text(value: object) -> str:
+    """Write a decimal as text, since a JSON number would be read with fewer digits."""
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 async def json_of(request: Request) -> Any:

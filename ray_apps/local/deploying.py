@@ -1,4 +1,4 @@
-"""Connects to the Ray head, and deploys gateway, MLflow's protocol, ticker and a predictor for each model."""
+"""Connects to the Ray head, and deploys the gateway with MLflow's protocol, ticker and a predictor for each model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from ray_apps.deployment.applications import Layout, applications, placements_of
+from ray_apps.deployment.applications import Layout, applications, follows_streams, placements_of
 from ray_apps.local import ray_head
 from ray_apps.local.errors import LocalError
 from ray_apps.local.state_file import RunningPlatform
@@ -54,7 +54,15 @@ def deploy(running: RunningPlatform) -> None:
         logging_config=LoggingConfig(enable_access_log=False),
     )
     grpc = {"url": running.url, "host": running.settings.host, "port": running.ports.grpc}
-    serve.run_many([each.target() for each in applications(placements(running), Layout(grpc=grpc))])
+    doors = running.settings.generative
+    layout = Layout(
+        gateway={"with_mlflow": True},
+        mlflow=None,
+        grpc=grpc,
+        streams={} if follows_streams(running.settings.project) else None,
+        generative={"num_replicas": doors, "num_cpus": 0} if doors else None,
+    )
+    serve.run_many([each.target() for each in applications(placements(running), layout)])
 
 
 def deploy_models(running: RunningPlatform, added: Collection[str]) -> None:
@@ -65,7 +73,7 @@ def deploy_models(running: RunningPlatform, added: Collection[str]) -> None:
     from ray import serve  # late: as above
 
     new = {name: place for name, place in placements(running).items() if name in added}
-    layout = Layout(mlflow=None)
+    layout = Layout(gateway={"with_mlflow": True}, mlflow=None)
     serve.run_many([each.target() for each in applications(new, layout)])
 
 

@@ -30,6 +30,9 @@ _PASSED_ON = {
     "TOQUE_TRACE_SHARE",
     "TOQUE_TRACE_SLOW_MS",
 }
+_WORKER_HOOK = (
+    "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # of ray_constants: a function that each worker calls first
+)
 _STARTING = 8  # workers started at once; by default as many as CPUs, while an idle platform has twelve
 
 
@@ -69,6 +72,7 @@ def serve_environment(running: RunningPlatform) -> dict[str, str]:
         "RAY_TMPDIR": str(running.ray_folder),
         "RAY_worker_maximum_startup_concurrency": str(_STARTING),
         "RAY_START_HOOK": "ray_apps.local.start_hook.without_client_server",
+        _WORKER_HOOK: "clusters.worker_hook.lighten",
         "DASHBOARD_METRIC_PORT": str(running.ports.door_metrics),
     }
 

@@ -51,7 +51,7 @@ class Settings(BaseModel):
     audit_key_file: by default `keys/audit` in `home`;
     redis_url: None starts an embedded Redis; project: module of the user's definitions; oidc: issuer whose
     tokens are accepted, too; clock: "system", or "replay"
-    for a driver that sets the time; host: address to listen on; num_cpus: CPUs for Ray; object_store_bytes: Ray's
+    for a driver that sets the time; generative: replicas of the door of language models; host: address to listen on; num_cpus: CPUs for Ray; object_store_bytes: Ray's
     shared memory; start_timeout_s: for each part.
     """
 
@@ -64,6 +64,7 @@ class Settings(BaseModel):
     project: str | None = None
     oidc: Annotated[OidcSettings | None, BeforeValidator(_parsed_oidc)] = None
     clock: Literal["system", "replay"] = "system"
+    generative: int = Field(default=0, ge=0)
     host: str = "127.0.0.1"
     ports: Ports = Ports()
     fixed_ports: bool = False
@@ -95,6 +96,7 @@ class Settings(BaseModel):
             "project": "TOQUE_PROJECT",
             "oidc": "TOQUE_OIDC",
             "clock": "TOQUE_CLOCK",
+            "generative": "TOQUE_GENERATIVE_REPLICAS",
         }
         from_file = _cluster_settings(Path(environment.get("TOQUE_CLUSTER") or CLUSTER_FILE))
         from_environment = {

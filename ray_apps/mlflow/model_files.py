@@ -1,37 +1,67 @@
-"""Model files that an MLflow client logged, under the names by which they are served; and types that nobody trusts."""
+"""Makes a version of model files that were logged to the platform: those of a run, of a logged model, of another version."""
 
 from __future__ import annotations
 
-import shutil
+import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from functions.model_formats.flavors import SKOPS_FILE, untrusted_types
-from registry import InvalidInput, NotFound, Registry
+from functions.model_formats.mlflow_files import name_as_served
+from ray_apps.mlflow.files import ArtifactLocation, locate_source, named_code
+from ray_apps.mlflow.signature import signature_in
+from registry import InvalidInput, Lineage, ModelVersion, NotFound, Refused, Registry, RunRecord
 
-_NAMES = {"lightgbm": "model.txt", "xgboost": "model.ubj", "onnx": "model.onnx"}
-_PLACES = {"sklearn": "pickled_model"}  # the key that names the file, else `data`
+
+class NeedsAcceptance(Refused):
+    """Files that can execute code were not named by the one who registers them."""
 
 
-def name_as_served(folder: Path) -> None:
-    """Copy the model file that MLmodel names to the name by which it is served, where MLflow calls it otherwise.
+def register_source(
+    registry: Registry,
+    model: str,
+    source: str,
+    *,
+    run_id: str = "",
+    tags: Mapping[str, str],
+    own_tags: Mapping[str, str] = {},
+    description: str = "",
+) -> ModelVersion:
+    """Create a version of the files at `source`, an address such as `runs:/ID/PATH`, with the metrics of their run.
 
-    The client reads its own name again; both are one blob in the store.
+    tags: given by the caller, `toque.allow_code` among them; own_tags: of the platform, empty ones left out.
+    Raises: NotFound; InvalidInput; NeedsAcceptance for code that the tags do not name; Refused.
     """
-    file = folder / "MLmodel"
-    content = yaml.safe_load(file.read_text()) if file.is_file() else None
-    flavors: dict[str, Any] = content.get("flavors", {}) if isinstance(content, dict) else {}
-    for flavor, name in {**_NAMES, "sklearn": SKOPS_FILE}.items():
-        logged = flavors.get(flavor, {}).get(_PLACES.get(flavor, "data"))
-        if not isinstance(logged, str) or (folder / name).exists():
-            continue
-        source = (folder / logged).resolve()
-        wanted = ".skops" if flavor == "sklearn" else ""
-        if source.is_file() and source.is_relative_to(folder.resolve()) and source.name.endswith(wanted):
-            shutil.copyfile(source, folder / name)
+    found = locate_source(registry, source)
+    with tempfile.TemporaryDirectory(prefix="toque-version-") as folder:
+        lineage, metrics = _origin(registry, found, run_id)
+        found.fetch_all(registry, Path(folder))
+        name_as_served(Path(folder))
+        require_trusted(registry, model, Path(folder))
+        try:
+            return registry.create_version(
+                model,
+                folder,
+                signature=signature_in(Path(folder)),
+                metrics=metrics,
+                tags={**tags, **{name: value for name, value in own_tags.items() if value}},
+                lineage=lineage,
+                description=description,
+                allow_code=named_code(tags),
+            )
+        except Refused as refused:
+            raise NeedsAcceptance(str(refused)) from refused
+
+
+def _origin(registry: Registry, found: ArtifactLocation, run_id: str) -> tuple[Lineage, dict[str, float]]:
+    """Find the lineage of a version of these files, and its metrics: its own over those of the run that made it."""
+    owner = found.owner
+    if not isinstance(owner, RunRecord):
+        return owner.lineage.model_copy(update={"parent": None}), dict(owner.metrics)
+    trained = registry.get_record(run_id or str(owner.facts.get("parent") or owner.id))
+    lineage = Lineage(run=trained.id, datasets=list(trained.datasets), code=trained.facts.get("code"))
+    return lineage, {**trained.metrics, **owner.metrics}
 
 
 def require_trusted(registry: Registry, model: str, folder: Path) -> None:

@@ -6,9 +6,7 @@ of the run do not affect it. A version is READY when the call returns.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -16,14 +14,13 @@ from pydantic import Field
 from ray_apps.admission import GuardedRoute
 from ray_apps.mlflow import wire
 from ray_apps.mlflow.errors import Refusal, unsupported
-from ray_apps.mlflow.files import ALLOW_CODE, ArtifactLocation, locate_source, named_code
-from ray_apps.mlflow.model_files import name_as_served, require_trusted
+from ray_apps.mlflow.files import ALLOW_CODE
+from ray_apps.mlflow.model_files import NeedsAcceptance, register_source
 from ray_apps.mlflow.models import SearchQuery, version_number
 from ray_apps.mlflow.search import page, parse_filter, sort_by
 from ray_apps.mlflow.services import ModelOperator, ModelViewer, OperatorRegistry
-from ray_apps.mlflow.signature import signature_in
 from ray_apps.mlflow.wire import Body, Json, Tag
-from registry import Lineage, ModelVersion, NotFound, Refused, Registry, RunRecord
+from registry import ModelVersion, NotFound, Registry
 
 router = APIRouter(prefix="/2.0/mlflow/model-versions", route_class=GuardedRoute)
 
@@ -63,29 +60,22 @@ class VersionTag(VersionId, Tag):
 @router.post("/create")
 def create(body: CreateVersion, registry: OperatorRegistry) -> Json:
     """Create a version from files of a run, a logged model or another version."""
-    found = locate_source(registry, f"models:/{body.model_id}" if body.model_id else body.source)
-    given_tags = wire.pairs(body.tags)
+    source = f"models:/{body.model_id}" if body.model_id else body.source
     model_id = body.model_id or _model_id(body.source)
     platform_tags = {wire.SOURCE: body.source, wire.MODEL_ID: model_id, wire.RUN_LINK: body.run_link}
-    with tempfile.TemporaryDirectory(prefix="toque-version-") as folder:
-        lineage, metrics = _origin(registry, found, body.run_id)
-        found.fetch_all(registry, Path(folder))
-        name_as_served(Path(folder))
-        require_trusted(registry, body.name, Path(folder))
-        try:
-            made = registry.create_version(
-                body.name,
-                folder,
-                signature=signature_in(Path(folder)),
-                metrics=metrics,
-                tags=given_tags | {name: value for name, value in platform_tags.items() if value},
-                lineage=lineage,
-                description=body.description,
-                allow_code=named_code(given_tags),
-            )
-        except Refused as refused:
-            hint = f"by this protocol: register_model(…, tags={{{ALLOW_CODE!r}: 'path,path'}})"
-            raise Refusal("PERMISSION_DENIED", f"{refused} ({hint})") from refused
+    try:
+        made = register_source(
+            registry,
+            body.name,
+            source,
+            run_id=body.run_id,
+            tags=wire.pairs(body.tags),
+            own_tags=platform_tags,
+            description=body.description,
+        )
+    except NeedsAcceptance as refused:
+        hint = f"by this protocol: register_model(…, tags={{{ALLOW_CODE!r}: 'path,path'}})"
+        raise Refusal("PERMISSION_DENIED", f"{refused} ({hint})") from refused
     return {"model_version": wire.version(registry.get_model(body.name), made)}
 
 
@@ -167,13 +157,3 @@ def _model_id(uri: str) -> str:
     """Parse the id of the logged model that a source names; "" if it names no logged model."""
     path = uri.removeprefix("models:").lstrip("/")
     return path.partition("/")[0] if uri.startswith("models:") and path.startswith("m-") else ""
-
-
-def _origin(registry: Registry, found: ArtifactLocation, run_id: str) -> tuple[Lineage, dict[str, float]]:
-    """Find the lineage of a version of these files, and its metrics: its own over those of the run that made it."""
-    owner = found.owner
-    if not isinstance(owner, RunRecord):
-        return owner.lineage.model_copy(update={"parent": None}), dict(owner.metrics)
-    trained = registry.get_record(run_id or str(owner.facts.get("parent") or owner.id))
-    lineage = Lineage(run=trained.id, datasets=list(trained.datasets), code=trained.facts.get("code"))
-    return lineage, {**trained.metrics, **owner.metrics}

@@ -7,8 +7,9 @@ from ray_apps.new_project.columns import Summaries
 from ray_apps.new_project.draft import Draft, Reading, check_project_name, draft_of
 from ray_apps.new_project.errors import InitError
 from ray_apps.new_project.findings import Finding
+from ray_apps.new_project.outcomes import OUTCOMES
 from ray_apps.new_project.pages import code_lines, pages
-from ray_apps.new_project.roles import OUTCOMES, Guess, Wishes
+from ray_apps.new_project.roles import Guess, Wishes
 from ray_apps.new_project.source import Source
 from ray_apps.new_project.write import check_absent, write_project
 

@@ -10,7 +10,8 @@ import polars as pl
 from ray_apps.new_project.columns import ColumnSummary, Summaries
 from ray_apps.new_project.findings import Finding, share, shown
 from ray_apps.new_project.leaks import leaks, sampled
-from ray_apps.new_project.roles import MIN_CLASS_ROWS, Roles, class_counts, duplicates
+from ray_apps.new_project.outcomes import CLASSIFIED, MIN_CLASS_ROWS
+from ray_apps.new_project.roles import Roles, class_counts, duplicates
 
 MIN_ROWS = 50
 _MANY_CATEGORIES = 10_000  # more get no embedding of their own (`TabularParams.max_categories`)
@@ -56,7 +57,7 @@ def check(
     keep: Collection[str] = (),
 ) -> Checked:
     """Check every column, and choose the features. drop, keep: columns that the user leaves out, or insists on."""
-    choice = _Choice(keep, {roles.label, roles.time or "", *roles.key})
+    choice = _Choice(keep, {roles.label, roles.time or "", *roles.keys})
     choice.left_out |= {column.name for column in found.columns if {column.name, column.original} & set(drop)}
     for column in found.columns:
         choice.findings += _dirt(column, found)
@@ -170,13 +171,13 @@ def _rows(table: pl.LazyFrame, found: Summaries, roles: Roles, missing: Sequence
         problem = f"{share(time.missing, found.rows)} rows have no time"
         yield Finding(time.original, problem, "fill them in, or leave --time out", time.missing, refused=True)
     yield from _key(table, found, roles)
-    if roles.outcome != "number":
-        yield from _rare_classes(table, label, missing)
+    if roles.outcome in CLASSIFIED:
+        yield from _rare_classes(table, label, roles.separator, missing)
 
 
 def _key(table: pl.LazyFrame, found: Summaries, roles: Roles) -> Iterator[Finding]:
-    names = [found[name].original for name in roles.key]
-    for name in roles.key:
+    names = [found[name].original for name in roles.key_columns]
+    for name in roles.key_columns:
         column = found[name]
         if column.missing:
             problem = f"{share(column.missing, found.rows)} rows have no key"
@@ -186,7 +187,7 @@ def _key(table: pl.LazyFrame, found: Summaries, roles: Roles) -> Iterator[Findin
         if column.kind not in {"integer", "text", "flag"}:
             problem = f"a key is an integer or a text, and this is of kind {column.kind}"
             yield Finding(column.original, problem, "name another by --key", column.rows, refused=True)
-    twice, example = duplicates(table, found, roles.key, roles.time) if roles.key else (0, {})
+    twice, example = duplicates(table, found, roles.key_columns, roles.time) if roles.key else (0, {})
     if twice:
         when = f" at one {roles.time}" if roles.time else ""
         remedy = "leave --key out (each row gets a number), add a column to --key, or keep one row of each"
@@ -195,8 +196,11 @@ def _key(table: pl.LazyFrame, found: Summaries, roles: Roles) -> Iterator[Findin
         yield Finding(", ".join(names), problem, remedy, twice, str(example), refused=True)
 
 
-def _rare_classes(table: pl.LazyFrame, label: ColumnSummary, missing: Sequence[str]) -> Iterator[Finding]:
-    rare = [(name, rows) for name, rows in class_counts(table, label, missing) if rows < MIN_CLASS_ROWS]
+def _rare_classes(
+    table: pl.LazyFrame, label: ColumnSummary, separator: str, missing: Sequence[str]
+) -> Iterator[Finding]:
+    counted = class_counts(table, label, missing, separator=separator)
+    rare = [(name, rows) for name, rows in counted if rows < MIN_CLASS_ROWS]
     if rare:
         examples = ", ".join(f"{shown(name)} with {rows}" for name, rows in rare[:3])
         problem = f"{len(rare)} classes have fewer than {MIN_CLASS_ROWS} rows"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ray_apps.new_project.checks import Checked, check
 from ray_apps.new_project.columns import MISSING, ColumnSummary, Summaries, summarize
 from ray_apps.new_project.errors import InitError
 from ray_apps.new_project.findings import Finding
+from ray_apps.new_project.outcomes import BY_NETWORK
 from ray_apps.new_project.roles import Roles, Wishes, column_named, roles_of
 from ray_apps.new_project.source import Source
 
@@ -107,8 +108,17 @@ def draft_of(name: str, source: Source, wishes: Wishes, reading: Reading) -> Dra
                 column_named(found, column, option)
         roles = roles_of(table, found, wishes, reading.words)
         checked = check(table, found, roles, missing=reading.words, drop=reading.drop, keep=reading.keep)
+        checked = replace(checked, findings=(*checked.findings, *_needed(roles)))
         days = _days(table, found[roles.time]) if roles.time else 0
     return Draft(name, source, found, roles, checked, days)
+
+
+def _needed(roles: Roles) -> list[Finding]:
+    """Name the library that must be installed to learn the outcome, if it is not."""
+    if roles.outcome in BY_NETWORK or find_spec("xgboost") is not None:
+        return []
+    problem = f"a {roles.outcome} is learnt by XGBoost, which is not installed"
+    return [Finding("", problem, "pip install 'toque[flavors]' before `toque train`")]
 
 
 def _days(table: pl.LazyFrame, time: ColumnSummary) -> int:

@@ -39,6 +39,8 @@ def sampled(table: pl.LazyFrame, found: Summaries, missing: Sequence[str]) -> pl
 
 def leaks(rows: pl.DataFrame, roles: Roles, features: Sequence[str]) -> Iterator[Finding]:
     """Find the features that give the label away."""
+    if roles.label not in rows.columns:  # lists, which no other column is compared with
+        return
     known = rows.filter(pl.col(roles.label).is_not_null())
     for name in features:
         why = _gives_away(known.select(name, roles.label).drop_nulls(), name, roles)
@@ -55,7 +57,7 @@ def _gives_away(both: pl.DataFrame, name: str, roles: Roles) -> str:
     if both.height < 30:  # noqa: PLR2004  # too few rows to tell
         return ""
     number = both.schema[name].is_numeric()
-    if roles.outcome == "number":
+    if roles.outcome in {"number", "count", "ranking"}:
         same = number and abs(_correlation(both[name].to_numpy(), both[roles.label].to_numpy())) >= _SAME
         return "it is the same number up to a factor" if same else ""
     if _determined(both, name, roles.label):

@@ -42,7 +42,7 @@ def load() -> LoadedRows:
 
 def key_type(draft: Draft, name: str) -> str:
     """Type of a key's column, by its name in `featurestore`."""
-    if name == ROW and not draft.roles.key:
+    if name not in draft.roles.key_columns:
         return "Int64"
     return {"integer": "Int64", "flag": "String" if draft.found.texts else "Bool"}.get(
         draft.found[name].kind, "String"
@@ -98,9 +98,9 @@ def _scan(draft: Draft) -> str:
 def _selection(draft: Draft) -> str:
     """Lines of the columns that are selected, those that are made last."""
     roles = draft.roles
-    keys = [_key(draft, name) for name in roles.key]
+    keys = [_key(draft, name) for name in roles.key_columns]
     made = [] if roles.key else [f"{ROW}=pl.int_range(pl.len(), dtype=pl.Int64),"]
-    label = _label(draft)
+    label = label_expression(draft)
     columns = ["*(pl.col(name).cast(kind) for name, kind in TYPES.items()),", *keys]
     columns += [label, *made] if label.startswith("pl.") else [*made, label]
     return "".join(f"        {line}\n" for line in [*columns, _time(draft)])
@@ -126,11 +126,16 @@ def _time(draft: Draft) -> str:
     return f'event_timestamp=pl.col("{column.name}").cast(pl.Datetime("us")){utc},'
 
 
-def _label(draft: Draft) -> str:
+def label_expression(draft: Draft) -> str:
+    """Expression of the label, of the columns as they are read."""
     label, outcome = draft.found[draft.roles.label], draft.roles.outcome
     column = f'pl.col("{label.name}")'
-    if outcome == "number":
-        return f"{column}.cast(pl.Float64),"
+    listed = {"multilabel": "pl.List(pl.String)", "vector": "pl.List(pl.Float64)"}
+    if draft.roles.separator:
+        names = f"{column}.str.split({quoted(draft.roles.separator)})"
+        return f'{names}.list.eval(pl.element().str.strip_chars().filter(pl.element() != "")),'
+    if outcome in {"number", *listed}:
+        return f"{column}.cast({listed.get(outcome, 'pl.Float64')}),"
     if outcome == "binary" and not draft.roles.coded:
         positive = draft.roles.classes[1]
         return f"{label.name}=({column}.cast(pl.String) == {quoted(positive)}).cast(pl.Int64),"
@@ -143,7 +148,7 @@ def _used(draft: Draft) -> list[ColumnSummary]:
         *draft.checked.categorical,
         draft.roles.label,
         draft.roles.time,
-        *draft.roles.key,
+        *draft.roles.key_columns,
     }
     return [column for column in draft.found.columns if column.name in names]
 

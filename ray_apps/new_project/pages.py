@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ray_apps.new_project.declared_page import (
+    declared_load_page,
+    declared_test_page,
+    is_declared,
+    label_type,
+    reader_name,
+    source_declaration,
+)
 from ray_apps.new_project.draft import Draft
 from ray_apps.new_project.load_page import key_type, load_page, quoted
+from ray_apps.new_project.outcomes import BY_NETWORK, CLASSIFIED, Outcome
 from ray_apps.new_project.readme import readme
 
 _WIDTH = 100
-_TASKS = {"binary": "binary", "multiclass": "multiclass", "number": "regression"}
+_REFERENCES: dict[Outcome, str] = {
+    "binary": "the shares of the classes",
+    "multiclass": "the shares of the classes",
+    "multilabel": "the share of each class",
+    "number": "the mean",
+    "count": "a constant rate",
+    "ranking": "no order",
+    "vector": "the mean vector",
+}
 _MANY_ROWS, _SOME_ROWS = 1_000, 200  # held-out rows that calibration can be judged by, strictly and roughly
 _HELD_OUT = 0.2
 _MANY_DAYS = 20  # so that whole days can be held out
@@ -17,15 +34,15 @@ _MANY_DAYS = 20  # so that whole days can be held out
 
 def pages(draft: Draft) -> dict[str, str]:
     """Text of each file of the project, by its path in the project's folder."""
-    package = draft.package
+    package, declared = draft.package, is_declared(draft)
     return {
         "pyproject.toml": _pyproject(draft),
         "README.md": readme(draft),
         f"{package}/__init__.py": _package(draft),
         f"{package}/features.py": _features(draft),
         f"{package}/model.py": _model(draft),
-        f"{package}/load.py": load_page(draft),
-        f"tests/test_{package}.py": _test(draft),
+        f"{package}/load.py": declared_load_page(draft) if declared else load_page(draft),
+        f"tests/test_{package}.py": declared_test_page(draft) if declared else _test(draft),
         ".gitignore": ".toque/\n__pycache__/\n",
     }
 
@@ -61,81 +78,98 @@ __all__ = ["FEATURES", "MODELS"]
 
 
 def _features(draft: Draft) -> str:
-    roles, checked = draft.roles, draft.checked
+    roles, declared = draft.roles, is_declared(draft)
     keys = ", ".join(f'Field("{name}", {key_type(draft, name)})' for name in roles.keys)
-    types = {"Float64"} if checked.numeric else set()
-    types |= {"String"} if checked.categorical else set()
-    types |= {key_type(draft, name) for name in roles.keys}
-    imported = ", ".join(["Entity", "FeatureService", "FeatureView", "Field", *sorted(types)])
-    schema = ["*(Field(name, Float64) for name in NUMERIC)"] if checked.numeric else []
-    schema += ["*(Field(name, String) for name in CATEGORICAL)"] if checked.categorical else []
+    names, schema = _features_of(draft)
+    names |= {"BatchSource", reader_name(draft), label_type(draft)} if declared else set()
+    source = f"FIELDS = {schema}\n\n{source_declaration(draft)}\n" if declared else "\n"
+    given = "schema=FIELDS, events=source" if declared else f"schema={schema}"
     return f'''\
 """Features of {draft.name}, and what they are features of."""
 
-from featurestore import {imported}
+from featurestore import {", ".join(sorted(names))}
 
-{_names("NUMERIC", checked.numeric)}
-{_names("CATEGORICAL", checked.categorical)}
-
-entity = Entity("{roles.keys[0]}", join_keys=[{keys}])
-view = FeatureView("{draft.package}", entities=[entity], schema=[{", ".join(schema)}])
+{_names("NUMERIC", draft.checked.numeric)}
+{_names("CATEGORICAL", draft.checked.categorical)}
+{source}entity = Entity("{roles.keys[0]}", join_keys=[{keys}])
+view = FeatureView("{draft.package}", entities=[entity], {given})
 service = FeatureService("{draft.package}", [view])
 
 FEATURES = [entity, view, service]
 '''
 
 
+def _features_of(draft: Draft) -> tuple[set[str], str]:
+    """Names that the module of features imports, and its list of fields."""
+    kinds = (
+        ("NUMERIC", "Float64", draft.checked.numeric),
+        ("CATEGORICAL", "String", draft.checked.categorical),
+    )
+    used = [(constant, kind) for constant, kind, columns in kinds if columns]
+    names = {"Entity", "FeatureService", "FeatureView", "Field", *(kind for _, kind in used)}
+    names |= {key_type(draft, name) for name in draft.roles.keys}
+    fields = [f"*(Field(name, {kind}) for name in {constant})" for constant, kind in used]
+    return names, f"[{', '.join(fields)}]"
+
+
 def _model(draft: Draft) -> str:
-    task = _TASKS[draft.roles.outcome]
-    split = "days" if draft.days >= _MANY_DAYS else "random"
-    number = draft.roles.outcome == "number"
-    watched = {
-        "binary": "PerformanceMonitor(), DriftMonitor(), QualityMonitor()",
-        "number": 'PerformanceMonitor(loss="squared_error", baseline=()), DriftMonitor(), QualityMonitor()',
-        "multiclass": "DriftMonitor(), QualityMonitor()",
-    }[draft.roles.outcome]
-    monitors = (
-        "DriftMonitor, QualityMonitor"
-        if draft.roles.outcome == "multiclass"
-        else "DriftMonitor, PerformanceMonitor, QualityMonitor"
-    )
-    rows = round(_HELD_OUT * draft.found[draft.roles.label].rows)
-    calibration = "None" if number or rows < _SOME_ROWS else "0.1" if rows >= _MANY_ROWS else "0.2"
-    against = (
-        f"the {'mean' if number else 'shares of the classes'}, and may not lose clearly to a linear model"
-    )
+    roles = draft.roles
+    network = roles.outcome in BY_NETWORK
+    used = "TabularParams" if network else "XGBoost"
+    says = [] if network else [f'    outcome="{roles.outcome}",']
+    says += [f'    group="{roles.group}",'] if roles.group else []
+    says += ["    numeric=tuple(NUMERIC),", "    categorical=tuple(CATEGORICAL),", f"    {_trainer(draft)},"]
     retraining = (
         ""
-        if draft.roles.time
+        if roles.time
         else "    retraining=None,  # without times no rows are newer: `toque train` retrains by hand\n"
     )
     return f'''\
 """The model of {draft.name}: what it predicts, how it learns, and what it must show before it is served."""
 
 from functions.evaluation import Gate
-from functions.monitoring import {monitors}
+from functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
 from functions.project import ModelDefinition
-from functions.training import TabularParams
+from functions.training import {used}
 from registry import ModelPolicy
 from {draft.package}.features import CATEGORICAL, NUMERIC, service
 
-# It must beat {against} by 5 %, on rows it has not seen; "logistic" would name a linear model.
-gate = Gate(max_log_loss_ratio={{"constant": 0.95}}, max_ece={calibration}, min_rows={min(200, max(10, rows // 2))})
+# It must beat {_REFERENCES[roles.outcome]} by 5 %, on rows it has not seen; "linear" would name a linear model.
+gate = {_gate(draft)}
 model = ModelDefinition(
     name="{draft.name}",
     service=service.name,
     entities="{draft.package}/entities",
-    label="{draft.roles.label}",
-    numeric=tuple(NUMERIC),
-    categorical=tuple(CATEGORICAL),
-    training=TabularParams(task="{task}", split="{split}"),
+    label="{roles.label}",
+{chr(10).join(says)}
     gate=gate,
-    monitors=({watched}),
+    monitors=(PerformanceMonitor(), DriftMonitor(), QualityMonitor()),
 {retraining}    # You alone decide: with colleagues, ask for approvals (docs/governance.md).
     governance=ModelPolicy(guarded=frozenset({{"champion"}}), approvals=0, gates=("offline",)),
 )
 MODELS = [model]
 '''
+
+
+def _trainer(draft: Draft) -> str:
+    """Declare the trainer: the tabular network where it learns the outcome, else XGBoost, which learns all."""
+    split = "days" if draft.days >= _MANY_DAYS else "random"
+    task = BY_NETWORK.get(draft.roles.outcome)
+    return (
+        f'training=TabularParams(task="{task}", split="{split}")'
+        if task
+        else f'trainer=XGBoost(split="{split}")'
+    )
+
+
+def _gate(draft: Draft) -> str:
+    """Declare the gate, with a limit on calibration where the rows held out can show it."""
+    roles = draft.roles
+    judged = draft.found[roles.group].distinct if roles.group else draft.found[roles.label].rows
+    rows = round(_HELD_OUT * judged)
+    strict = "0.1" if rows >= _MANY_ROWS else "0.2"
+    calibration = strict if roles.outcome in CLASSIFIED and rows >= _SOME_ROWS else "None"
+    return f'Gate(max_log_loss_ratio={{"constant": 0.95}}, max_ece={calibration}, min_rows={min(200, max(10, rows // 2))})'
 
 
 def _names(constant: str, names: Sequence[str]) -> str:

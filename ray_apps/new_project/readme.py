@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from ray_apps.new_project.declared_page import is_declared
 from ray_apps.new_project.draft import Draft
+
+_AGAIN = """ The file is a declared source: lines that are added to it are loaded by
+`toque run refresh_features`, or by the next `toque train`, each once; `toque sources` shows the loads."""
 
 
 def readme(draft: Draft) -> str:
@@ -33,7 +37,7 @@ python -m pytest         # checks the rows
 
 Features: {len(checked.numeric)} numbers and {len(checked.categorical)} categories, named in `{draft.package}/features.py`.
 What the model predicts, and what it must show before it is served, stands in `{draft.package}/model.py`; how the rows are read, in
-`{draft.package}/load.py`.
+`{draft.package}/{"features.py" if is_declared(draft) else "load.py"}`.{_AGAIN if is_declared(draft) else ""}
 
 ## What was found in the table
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
 from ray_apps.new_project.columns import ColumnSummary, Summaries, cleaned
 from ray_apps.new_project.errors import InitError
+from ray_apps.new_project.outcomes import Outcome, outcome_of, several_names, shape_of
 
-Outcome = Literal["binary", "multiclass", "number"]
-OUTCOMES: tuple[Outcome, ...] = ("binary", "multiclass", "number")
 ROW = "row"
 """Key of a table without one: the number of the row."""
 
@@ -24,21 +23,19 @@ _LABELS = ("label", "target", "outcome", "y", "class", "response")
 _TIMES = ("event_timestamp", "timestamp", "time", "datetime", "date", "time_hour", "created_at", "created")
 _KEY = re.compile(r"(^|_)(id|key|uuid|code|no|nr|number)$|id$", re.IGNORECASE)
 _POSITIVE = ("1", "yes", "true", "y", "t", "positive", "malignant", "bad", "churned", "fraud", "1.0")
-_FEW_INTEGERS = 15  # distinct integers up to which they are classes
-_FEW_TEXTS = 100
-MIN_CLASS_ROWS = 20
-"""Rows that each class needs, so that it is among the rows to learn from and those to judge by."""
+_GROUP = re.compile(r"^(qid|slate|query|request|search|srch)(_?id)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user has said. key, label, time, outcome, positive: roles; None or empty where it is to be guessed."""
+    """What the user has said. key, label, time, outcome, positive, group: roles; None or empty where it is to be guessed."""
 
     label: str | None = None
     key: tuple[str, ...] = ()
     time: str | None = None
     outcome: Outcome | None = None
     positive: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,8 @@ class Roles:
     """Roles of the columns, by their names as identifiers.
 
     key: empty for the row's number; time: None where the table has none; classes: of the label, the second being the
-    positive one of a binary label; guesses: the same in words.
+    positive one of a binary label; group: of a ranking, the column of the requests, which is part of the key; separator: between
+    the names in the text of several labels; guesses: the same in words.
     """
 
     label: str
@@ -64,12 +62,20 @@ class Roles:
     time: str | None
     outcome: Outcome
     classes: tuple[str, ...] = ()
+    group: str = ""
+    separator: str = ""
     guesses: tuple[Guess, ...] = ()
 
     @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Columns of the table that are in the key, with the request of a ranking."""
+        request = (self.group,) if self.group and self.group not in self.key else ()
+        return (*request, *self.key)
+
+    @property
     def keys(self) -> tuple[str, ...]:
-        """Columns of the key, which is the row's number where the table has none."""
-        return self.key or (ROW,)
+        """Columns of the key, of which the row's number is one where the table names no row."""
+        return self.key_columns if self.key else (*self.key_columns, ROW)
 
     @property
     def coded(self) -> bool:
@@ -80,20 +86,27 @@ class Roles:
 def roles_of(table: pl.LazyFrame, found: Summaries, wishes: Wishes, missing: Sequence[str]) -> Roles:
     """Assign the roles of a table's columns. Raises: InitError if a name is unknown or the label cannot be one."""
     time, why_time = _time(found, wishes)
-    label, why_label = _label(found, wishes, {time, *wishes.key})
-    outcome, why_outcome = _outcome(found[label], wishes)
-    key, why_key = _key(table, found, wishes, {label, time}, time)
-    classes = () if outcome == "number" else _classes(table, found[label], missing)
+    group, why_group = _group(found, wishes)
+    label, why_label = _label(found, wishes, {time, group, *wishes.key})
+    shape = shape_of(table, found[label], missing)
+    outcome, why_outcome = outcome_of(found[label], shape, wishes.outcome, group)
+    group = group if outcome == "ranking" else ""
+    key, why_key = _key(table, found, wishes, {label, time, group}, time)
+    classes: tuple[str, ...] = ()
+    if outcome in {"binary", "multiclass"}:
+        classes = tuple(name for name, _ in class_counts(table, found[label], missing))
     if outcome == "binary":
         classes, why_positive = _positive(table, found[label], classes, wishes, missing)
         why_outcome = f"{why_outcome}; {why_positive}"
     guesses = (
         Guess("label", label, why_label, "--label"),
         Guess("outcome", outcome, why_outcome, "--outcome"),
+        *((Guess("group", group, why_group, "--group"),) if group else ()),
         Guess("key", ", ".join(key) or f"{ROW} (the row's number)", why_key, "--key"),
         Guess("time", time or "none", why_time, "--time"),
     )
-    return Roles(label, key, time, outcome, classes, guesses)
+    separator = shape.separator if outcome == "multilabel" else ""
+    return Roles(label, key, time, outcome, classes, group, separator, guesses)
 
 
 def column_named(found: Summaries, name: str, option: str) -> ColumnSummary:
@@ -139,53 +152,30 @@ def _label(found: Summaries, wishes: Wishes, taken: set[str | None]) -> tuple[st
     return usable[-1].name, "the last column, for none is called label or target"
 
 
-def _outcome(label: ColumnSummary, wishes: Wishes) -> tuple[Outcome, str]:
-    if label.kind in {"time", "other", "empty"} or label.distinct < len({0, 1}):
-        raise InitError(
-            f"the label {label.original} cannot be learnt: it is of kind {label.kind} with {label.distinct} distinct "
-            "values; name another column by --label"
-        )
-    guessed, why = _guessed_outcome(label)
-    if wishes.outcome is None:
-        return guessed, why
-    if wishes.outcome == "number" and not label.numeric:
-        raise InitError(
-            f"--outcome number: {label.original} holds {label.kind} values such as {label.examples[:1]}"
-        )
-    if wishes.outcome == "binary" and label.distinct != len({0, 1}):
-        raise InitError(f"--outcome binary: {label.original} has {label.distinct} distinct values, not two")
-    return wishes.outcome, "as you said"
+def _group(found: Summaries, wishes: Wishes) -> tuple[str, str]:
+    """Find the column that names the request in which a row is an item; empty if there is none."""
+    if wishes.group:
+        return column_named(found, wishes.group, "--group").name, "as you said"
+    for column in found.columns:
+        several = column.distinct * 2 <= column.rows and not column.missing
+        if _GROUP.search(column.name) and several and column.kind in {"integer", "text"}:
+            return column.name, "its name is that of a request, and it has several rows"
+    return "", ""
 
 
-def _guessed_outcome(label: ColumnSummary) -> tuple[Outcome, str]:
-    if label.distinct == len({0, 1}):
-        return "binary", "it has two values"
-    if (
-        label.kind == "integer"
-        and label.distinct <= _FEW_INTEGERS
-        and label.rows >= label.distinct * MIN_CLASS_ROWS
-    ):
-        return "multiclass", f"it has {label.distinct} integers, few enough to be classes"
-    if label.numeric:
-        return "number", f"it has about {label.distinct:,} numbers"
-    if label.distinct <= _FEW_TEXTS:
-        return "multiclass", f"it has {label.distinct} texts"
-    raise InitError(
-        f"the label {label.original} has about {label.distinct:,} distinct texts, more than {_FEW_TEXTS}: name another "
-        "column by --label"
-    )
+def class_counts(
+    table: pl.LazyFrame, label: ColumnSummary, missing: Sequence[str], *, separator: str = ""
+) -> list[tuple[str, int]]:
+    """Count the rows of each class, in the order of their names; integers by value.
 
-
-def _classes(table: pl.LazyFrame, label: ColumnSummary, missing: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name, _ in class_counts(table, label, missing))
-
-
-def class_counts(table: pl.LazyFrame, label: ColumnSummary, missing: Sequence[str]) -> list[tuple[str, int]]:
-    """Count the rows of each class, in the order of their names; integers by value."""
-    texts = label_texts(table, label, missing)
-    counted = (
-        table.select(texts.alias("name")).drop_nulls().group_by("name").len().collect(engine="streaming")
-    )
+    separator: between the names of a text that has several; lists are counted by what they hold.
+    """
+    several = label.kind == "other"
+    names = pl.col(label.original) if several else label_texts(table, label, missing)
+    names = several_names(names, separator) if separator else names
+    named = table.select(names.alias("name"))
+    named = named.explode("name") if several or separator else named
+    counted = named.drop_nulls().group_by("name").len().collect(engine="streaming")
     pairs = [(str(name), int(count)) for name, count in counted.iter_rows()]
     return sorted(pairs, key=lambda pair: (float(pair[0]), "") if label.numeric else (0.0, pair[0]))
 

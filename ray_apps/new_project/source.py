@@ -80,6 +80,19 @@ class Source:
         """Name of the file without its folder."""
         return self.path.name
 
+    @property
+    def one_line_a_row(self) -> bool:
+        """Whether no value holds the end of a line, nor a byte order mark stands first, which readers of lines need."""
+        if self.kind != "csv":
+            return True
+        with self.path.open("rb") as file:
+            marked = file.read(3) == codecs.BOM_UTF8
+        with self.path.open("rb") as file:
+            lines = sum(1 for line in file if line.strip())
+        with self.path.open(encoding=self.encoding, newline="") as file:
+            rows = sum(1 for row in csv.reader(file, delimiter=self.separator) if row)
+        return lines == rows and not marked
+
     def faults(self) -> list[Finding]:
         """Findings in the form of a CSV file, each refused: nothing can be said about its columns yet."""
         if self.kind != "csv":

@@ -28,7 +28,7 @@ _TIMEOUT_S = 5.0
 _MAX_BYTES = 256 * 1024
 _MAX_KEYS = 64
 _MIN_RSA_BITS = 2_048
-_DISCOVERY = "/.well-known/openid-configuration"
+_DISCOVERY: Final = "/.well-known/openid-configuration"
 _KINDS: dict[tuple[str, str | None], str] = {
     ("RSA", None): "RS256",
     ("EC", "P-256"): "ES256",
@@ -105,10 +105,15 @@ class IssuerKeys:
         """Address of the keys, by the issuer's discovery document unless it is configured. Raises: ValueError."""
         if self._settings.jwks_uri is not None:
             return self._settings.jwks_uri
-        found = self._fetch(self._settings.issuer.rstrip("/") + _DISCOVERY)
-        if found.get("issuer") != self._settings.issuer:
-            raise ValueError(f"its discovery document is of issuer {found.get('issuer')!r}")
-        return check_url(str(found.get("jwks_uri")))
+        return discovered_address(self._settings, "jwks_uri", fetch=self._fetch)
+
+
+def discovered_address(settings: OidcSettings, name: str, *, fetch: Callable[[str], Json]) -> str:
+    """Read an address from the issuer's discovery document. Raises: ValueError if it is not this issuer's, or not safe."""
+    found = fetch(settings.issuer.rstrip("/") + _DISCOVERY)
+    if found.get("issuer") != settings.issuer:
+        raise ValueError(f"its discovery document is of issuer {found.get('issuer')!r}")
+    return check_url(str(found.get(name)))
 
 
 def parse_keys(document: Json, settings: OidcSettings) -> dict[str, PyJWK]:

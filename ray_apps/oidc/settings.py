@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from registry import Grant, InvalidInput, Limits
 from registry.access import UNLIMITED
 
-__all__ = ["Algorithm", "ClaimGrant", "OidcSettings", "check_url"]
+__all__ = ["Algorithm", "ClaimGrant", "OidcClient", "OidcSettings", "check_url"]
 
 Algorithm = Literal["RS256", "ES256", "EdDSA"]
 _VARIABLE = "TOQUE_OIDC"
@@ -43,13 +52,28 @@ class ClaimGrant(BaseModel):
         return self.value in found if isinstance(found, list) else found == self.value
 
 
+class OidcClient(BaseModel):
+    """Registration of the console at the issuer, by which people sign in there.
+
+    id: its client ID, which must be one of the audiences. secret: of a confidential client; None: a public one, which PKCE
+    protects. scopes: asked for beside `openid`, such as those that bring the claims of `grants`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(min_length=1)
+    secret: SecretStr | None = None
+    scopes: tuple[str, ...] = ("profile",)
+
+
 class OidcSettings(BaseModel):
     """Settings of one OpenID Connect issuer.
 
     issuer: its URL, exactly as its tokens state it. audience: one that a token must be made for, or several of which
     it must have one. jwks_uri: address of its keys; None: the one in its discovery document. name_claim: becomes the
     principal's name, after `oidc:`. grants: what claims give; a token that none fits may do nothing. leeway_s: by how
-    much the clocks may differ. max_lifetime_s: a token that is valid for longer is refused. limits: of each principal.
+    much the clocks may differ. max_lifetime_s: a token that is valid for longer is refused. limits: of each principal. client: how people sign in
+    to the console at the issuer; None: by a token only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +87,15 @@ class OidcSettings(BaseModel):
     leeway_s: float = Field(default=30, ge=0, le=300)
     max_lifetime_s: float = Field(default=86_400, gt=0)
     limits: Limits = UNLIMITED
+    client: OidcClient | None = None
+
+    @model_validator(mode="after")
+    def _client_is_audience(self) -> Self:
+        if self.client is not None and self.client.id not in self.audiences:
+            raise ValueError(
+                f"client.id={self.client.id!r} is not in audience={list(self.audiences)}: add it, as ID tokens name it there"
+            )
+        return self
 
     @field_validator("issuer", "jwks_uri")
     @classmethod

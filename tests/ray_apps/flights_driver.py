@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,6 +32,7 @@ from ray_apps.local.audit_key import open_platform_store
 from ray_apps.local.state_file import find_platform
 from registry import Registry, Signature, Table, TensorSpec
 from tests.ports import free_port
+from tests.waiting import until
 
 MODEL = "late"
 MAY = datetime(2013, 5, 1, tzinfo=UTC)
@@ -296,11 +297,3 @@ def platform(folder: Path) -> Iterator[Driver]:
         yield Driver(running, registry, clock, folder)
     finally:
         down(folder / "home")
-
-
-def until(condition: Callable[[], object], *, within_s: float = 60) -> None:
-    """Wait until a condition holds. Raises: AssertionError after `within_s`."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)

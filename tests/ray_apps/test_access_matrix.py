@@ -18,6 +18,7 @@ from functions.runtime.context import Context
 from ray_apps import mlflow
 from ray_apps.admission import GuardedRoute
 from ray_apps.admission.guarded_route import rule_of
+from ray_apps.console.api import Api, ApiError
 from ray_apps.gateway.app import build_app
 from ray_apps.gateway.services import Services
 from registry import Access, Grant, Registry, Role, open_store
@@ -72,12 +73,19 @@ def expected(wanted: str, grant: Grant, path: str) -> bool:
     if wanted == "platform":
         return grant.role is Role.admin and grant.workspace == "*"
     where = grant.workspace in {WORKSPACE, "*"}
-    what = grant.model is None or re.search(rf"/models/{grant.model}(/|$)", path) is not None
+    of_model = rf"/(?:models|ui/traffic|ui/rollouts|ui/monitors)/{grant.model}(/|$)"
+    what = grant.model is None or re.search(of_model, path) is not None
     return where and what and any(grant.role.name in INCLUDED[role] for role in wanted.split(" or "))
 
 
 @pytest.fixture
-async def asked(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Asked]:
+async def asked(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Asked]:
+    async def not_asked(*_: object, **__: object) -> Any:
+        raise ApiError(404, "a page that lets somebody in need not be made here")
+
+    monkeypatch.setattr(Api, "_send", not_asked)
     store = open_store(f"file://{tmp_path}/store")
     access = Access(store, actor="root")
     for name in (WORKSPACE, "search"):

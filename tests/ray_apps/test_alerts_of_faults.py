@@ -357,9 +357,9 @@ class Labels:
 @pytest.mark.parametrize(
     ("alert", "fault"),
     [
-        ("RedisAway", redis_stops),
-        ("DeadLetters", invocation_dies),
+        ("DeadLetters", invocation_dies),  # before all causes, which keep symptoms from being told
         ("TokenExpired", token_ends),
+        ("RedisAway", redis_stops),
         ("DiskFills", disk_fills),
         ("FeaturesStale", feed_stops),
         ("ClockSkewed", clock_skews),

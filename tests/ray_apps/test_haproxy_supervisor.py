@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from ray_apps.deployment.serve_settings import HAPROXY, serve_settings
 from ray_apps.haproxy_supervisor import processes_of
 from ray_apps.loopback import loopback_environment
 from tests.ports import free_port
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 
@@ -131,13 +132,6 @@ def doors() -> Iterator[Doors]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def until(condition: Callable[[], object], *, within_s: float = 60) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
-
-
 def answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=10).status_code == 200
@@ -174,7 +168,7 @@ class Load:
             time.sleep(max(0.0, due - time.monotonic()))
 
     def _ask(self, due: float) -> None:
-        connection = http.client.HTTPConnection(*self.address, timeout=30)
+        connection = http.client.HTTPConnection(*self.address, timeout=60)
         try:
             connection.request("GET", self.path, headers={"connection": "close"})
             answer = connection.getresponse()
@@ -239,6 +233,7 @@ def test_the_death_of_the_only_replica_is_a_wait_or_a_503_never_a_404(doors: Doo
     assert int(httpx.get(f"{doors.url}/pid").text) != replica
 
 
+@pytest.mark.long
 def test_a_replica_answers_until_a_haproxy_that_learns_late_knows_its_successor(doors: Doors) -> None:
     before = {path: int(httpx.get(f"{doors.url}{path}").text) for path in ("/pid", "/other/pid")}
     indirect = doors.through_python_proxy()

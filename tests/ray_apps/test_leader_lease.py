@@ -77,6 +77,9 @@ class FakeRedis:
             self._held, self._until = holder, self._clock.at + ttl_ms / 1000
         return int(free)
 
+    def get(self, _: str) -> bytes | None:
+        return self._held.encode() if self._held and self._clock.at < self._until else None
+
 
 @pytest.fixture(params=["store", "redis"])
 def contest(request: pytest.FixtureRequest, tmp_path: Path) -> Contest:
@@ -135,13 +138,23 @@ def test_what_is_given_back_is_free_at_once(contest: Contest) -> None:
     assert not contest.leads(0)
 
 
+def test_who_asks_whether_the_lease_is_free_claims_nothing(contest: Contest) -> None:
+    one, other = contest.leases
+    assert other.is_free()
+    assert contest.leads(0)
+    assert (one.is_free(), other.is_free()) == (True, False)
+    contest.pass_s(8)
+    assert other.is_free()
+    assert contest.leads(0)  # it was not taken meanwhile
+
+
 def test_a_holder_that_stalled_before_it_took_a_free_number_finds_that_it_is_old(tmp_path: Path) -> None:
     server = ManualClock()
     store: Any = TimedStore(open_store(f"file://{tmp_path}"), server)
     stalled = StoreLease(store, "ticker", "stalled", clock=server)
     assert stalled.renew() > server.at
     server.at += 100
-    assert stalled._is_free()  # here it stalls, while others take this number and more, and delete it
+    assert stalled.is_free()  # here it stalls, while others take this number and more, and delete it
     for number in range(3):
         other = StoreLease(store, "ticker", f"other-{number}", clock=server)
         assert other.renew() > server.at

@@ -1,6 +1,7 @@
 """Gauges of the platform's state that the leading ticker publishes: features, log, tokens, quotas, certificates, Redis."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ def measured(context: Context) -> Found:
     }
 
 
+def _an_hour_later() -> datetime:
+    return NOW + timedelta(hours=1)
+
+
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     url = f"file://{tmp_path}/store"
@@ -60,8 +65,11 @@ def test_views_are_gauges_while_their_measurement_is_recent(context: Context) ->
         ("toque_feature_recent_rows", *there): 4.0,
         ("toque_feature_fill_ratio", *there, "temp"): 1.0,
         ("toque_feature_fill_ratio", *there, "rain"): 0.25,
-        ("toque_feature_measured_timestamp_seconds", *there): NOW.timestamp(),
+        ("toque_feature_measurement_age_seconds", *there): 0.0,
     }
+    later = measured(replace(context, clock=_an_hour_later))
+    assert later["toque_feature_freshness_seconds", *there] == 10800.0
+    assert later["toque_feature_measurement_age_seconds", *there] == 3600.0
 
 
 def test_a_part_that_cannot_be_read_is_named_and_the_others_stay(

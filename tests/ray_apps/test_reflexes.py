@@ -8,7 +8,7 @@ import pytest
 
 from load.benchmarks.serving import reflexes
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(600)]
 
 GUARDED_BY = {
     "fails": (

@@ -3,7 +3,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from ray_apps.ticker import Ticker
+from ray_apps.ticker import Ticker, wait_prepared
 
 
 def ticker(tasks: Mapping[str, Callable[[], object]], *, is_leader: bool = True) -> Ticker:
@@ -55,7 +55,25 @@ def test_a_started_ticker_runs_until_stopped() -> None:
     enough = threading.Event()
     made = ticker({"a": lambda: enough.set() if made.ticks >= 3 else None})
     made.start()
-    assert enough.wait(10)
+    assert enough.wait(60)
     assert made.alive
     made.stop()
     assert not made.alive
+
+
+def test_who_waits_for_tickers_goes_on_when_all_are_prepared_or_time_is_over() -> None:
+    go = threading.Event()
+
+    def prepare() -> dict[str, Callable[[], object]]:
+        assert go.wait(60)
+        return {"a": lambda: None}
+
+    fast, slow = ticker({"a": lambda: None}), Ticker(prepare, is_leader=lambda: False, interval_s=0.001)
+    for each in (fast, slow):
+        each.start()
+    assert not wait_prepared([fast, slow], within_s=0.2)
+    assert fast.prepared
+    go.set()
+    assert wait_prepared([fast, slow], within_s=60)
+    for each in (fast, slow):
+        each.stop()

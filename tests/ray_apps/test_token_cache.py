@@ -41,7 +41,7 @@ class Hanging(AccessList):
         self.go_on = threading.Event()
 
     def verify(self, token: str) -> Principal | None:
-        assert self.go_on.wait(20)
+        assert self.go_on.wait(60)
         return super().verify(token)
 
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from featurestore.definitions.composites import column_of_values
 from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.row_bodies import rows_schema, take_rows
@@ -84,7 +85,7 @@ def table_of(rows: list[FeatureRow]) -> pa.Table:
     fields = dict.fromkeys(field for row in plain for field in row)
     columns = {field: [_in_utc(row.get(field)) for row in plain] for field in fields}
     try:
-        return pa.table(columns)
+        return pa.table({field: column_of_values(values) for field, values in columns.items()})
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise _mixed(error) from error
 

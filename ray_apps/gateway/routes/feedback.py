@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from clusters.telemetry.metrics import observe_all
 from functions.prediction_log import OBSERVED_AHEAD, Label, encode_labels
@@ -22,8 +24,50 @@ from registry import Principal, Role
 router = APIRouter(route_class=GuardedRoute, tags=["data"])
 
 
+_MOST = 4_096  # items of a list, and letters of a name
+_MOST_TEXT = 65_536  # letters of a text
+
+
+class TextLabel(BaseModel):
+    """A label that is a text; a string alone is refused, since it may be a number that was sent as one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str = Field(max_length=_MOST_TEXT)
+
+
+_Value = float | str | list[str] | list[float]
+_Sent = float | TextLabel | list[str] | list[float]
+
+
+def _checked_label(value: Any) -> _Value:
+    """Take a finite number, a named text, or a list of names or of such numbers; one validator, so that an error names the field alone."""
+    if _is_number(value):
+        return float(value)
+    if isinstance(value, dict) and value.keys() == {"text"} and _is_text(value["text"]):
+        return str(value["text"])
+    if isinstance(value, list) and len(value) <= _MOST:
+        if all(isinstance(each, str) and len(each) <= _MOST for each in value):
+            return value
+        if all(map(_is_number, value)):
+            return [float(each) for each in value]
+    raise PydanticCustomError(
+        "label_type",
+        f"want a finite number, a list of at most {_MOST:,} names or of finite numbers, or for a model that answers texts "
+        f'{{"text": …}} with at most {_MOST_TEXT:,} letters',
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _MOST_TEXT
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class Feedback(BaseModel):
-    """The label of one prediction.
+    """The label of one prediction: a number, a list of names or of numbers, or `{"text": …}` (docs/outcomes.md).
 
     observed_at: when the label became known, not in the future; the latest one of a prediction counts.
     """
@@ -31,7 +75,7 @@ class Feedback(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prediction_id: str = Field(min_length=1, max_length=512)
-    label: float = Field(strict=True, allow_inf_nan=False)
+    label: Annotated[_Value, PlainValidator(_checked_label, json_schema_input_type=_Sent)]
     observed_at: Time | None = None
 
 

@@ -24,32 +24,42 @@ router = APIRouter(route_class=GuardedRoute, tags=["functions"])
 Key = Annotated[str | None, Header(pattern="^[!-~]{1,255}$", description="1 to 255 visible ASCII characters")]
 
 
-class FunctionDescription(BaseModel):
-    """What a caller may know of a function: the role that calling it takes, schemas, limits, triggers."""
+class FunctionSummary(BaseModel):
+    """What a list shows of a function: the role that calling it takes, its time limit, what it runs by."""
 
     name: str
     reference: str
     doc: str
     role: str
-    digest: str
-    input_schema: dict[str, Any]
-    output_schema: dict[str, Any]
-    resources: dict[str, Any]
     timeout_s: float | None
-    max_attempts: int
-    cache: bool
     schedules: list[str]
     events: list[str]
 
 
-@router.get("/functions", response_model=list[FunctionDescription])
-async def list_functions(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
-    """List every function that can be called by HTTP in the workspace."""
+class FunctionDescription(FunctionSummary):
+    """What a caller may know of a function: its summary, digest, schemas and limits."""
+
+    digest: str
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any]
+    resources: dict[str, Any]
+    max_attempts: int
+    cache: bool
+
+
+@router.get("/functions", response_model=list[FunctionDescription] | list[FunctionSummary])
+async def list_functions(
+    request: Request,
+    _: Annotated[Principal, allowed(Role.viewer)],
+    brief: bool = False,  # noqa: FBT001, FBT002  # a query parameter
+) -> Json:
+    """List every function that can be called by HTTP in the workspace; `brief` leaves digests and schemas out."""
     await services_of(request).ready()
     found = list_http(await context_of(request))
 
     def described() -> list[dict[str, Any]]:
-        return [describe(each).model_dump(mode="json") for each in found]
+        made = (summarise(each) if brief else describe(each) for each in found)
+        return [each.model_dump(mode="json") for each in made]
 
     return Json(await services_of(request).run(described))  # digests take a while
 
@@ -96,23 +106,30 @@ async def call_function(
     return await _awaited(request, services, function, invocation)
 
 
-def describe(function: DeclaredFunction) -> FunctionDescription:
-    """Describe a function to a caller, with its JSON Schemas."""
-    resources = function.resources
-    return FunctionDescription(
+def summarise(function: DeclaredFunction) -> FunctionSummary:
+    """Summarise a function for a list, without its digest, which takes a while."""
+    return FunctionSummary(
         name=function.name,
         reference=function.reference,
         doc=function.doc,
         role=function.role.name,
+        timeout_s=function.timeout_s,
+        schedules=[str(each) for each in function.schedule],
+        events=[str(each) for each in function.on],
+    )
+
+
+def describe(function: DeclaredFunction) -> FunctionDescription:
+    """Describe a function to a caller, with its JSON Schemas."""
+    resources = function.resources
+    return FunctionDescription(
+        **summarise(function).model_dump(),
         digest=function.digest,
         input_schema=function.input_schema,
         output_schema=function.output_schema,
         resources={"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus},
-        timeout_s=function.timeout_s,
         max_attempts=function.retries.max_attempts,
         cache=function.cache,
-        schedules=[str(each) for each in function.schedule],
-        events=[str(each) for each in function.on],
     )
 
 

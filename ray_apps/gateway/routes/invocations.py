@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -13,11 +14,12 @@ from pydantic import BaseModel
 from redis import RedisError
 
 from functions.runtime.context import Context
+from functions.runtime.durable.cost_days import CostRow, costs_of, costs_since
 from functions.runtime.durable.invocation import Invocation, ledger_of
 from functions.runtime.durable.record import Record
 from functions.runtime.durable.values import get_value
 from functions.runtime.errors import FunctionError
-from functions.runtime.receipt import Total
+from functions.runtime.receipt import Prices
 from functions.runtime.request_report import platform_totals
 from functions.runtime.run.log import Progress, Segment, find_progress
 from ray_apps.admission import GuardedRoute, allowed
@@ -46,7 +48,9 @@ class InvocationState(BaseModel):
     due: datetime
     attempts: int
     lost: int
+    parent: str | None
     steps: list[str]
+    signals: list[str]
     waits_for: str | None
     progress: Progress | None
     failure: dict[str, str] | None
@@ -59,13 +63,22 @@ async def list_invocations(
     request: Request,
     _: Annotated[Principal, allowed(Role.viewer)],
     state: InvocationStatus | None = None,
+    function: Annotated[str | None, Query(max_length=128)] = None,
+    after: Annotated[str | None, Query(pattern=r"^[0-9A-Za-z_-]{1,64}$")] = None,
+    scan: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
 ) -> Json:
-    """Invocations, the newest first, at most `limit`; the dead ones quickly: they have an index."""
+    """Invocations, the newest first, at most `limit`; `after` is the id of the last one listed before.
+
+    `scan` is how many are looked at, at most, for those of a function or a state; without it all are.
+    The dead ones and those that have not ended have an index. Other listings read from the newest on until they have enough.
+    """
     services = services_of(request)
 
     def listed(context: Context) -> list[dict[str, Any]]:
-        records = ledger_of(context).invocations(status=state, limit=limit)
+        records = ledger_of(context).invocations(
+            status=state, function=function, after=after, scan=scan, limit=limit
+        )
         return [state_of_record(record, context).model_dump(mode="json") for record in records]
 
     return Json(await services.run(listed, await context_of(request)))
@@ -99,23 +112,40 @@ async def get_logs(
     return Json(await services.run(read))
 
 
-@router.get("/costs", response_model=list[Total])
-async def list_costs(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
-    """Sum the receipts of all invocations by function, day and caller; reads every invocation.
+@router.get("/costs", response_model=list[CostRow])
+async def list_costs(
+    request: Request,
+    _: Annotated[Principal, allowed(Role.viewer)],
+    days: Annotated[int | None, Query(ge=1, le=3_650)] = None,
+) -> Json:
+    """Sum the receipts of invocations by function, day, caller and model, of those submitted in the last `days` (UTC), today included.
 
-    In the default workspace the store requests of the platform's own processes are there too, by process and day, if
+    Days that are over are summed once; without `days` it reads every invocation. In the default workspace the store requests of the platform's own processes are there too, by process and day, if
     Redis has them.
     """
     services = services_of(request)
 
     def summed(context: Context) -> list[dict[str, Any]]:
-        rows = ledger_of(context).costs()
+        ledger = ledger_of(context)
+        if days is None:
+            first, rows = "", costs_of(ledger.invocations(limit=sys.maxsize))
+        else:
+            day = context.clock().astimezone(UTC).date() - timedelta(days=days - 1)
+            first, rows = day.isoformat(), costs_since(ledger, day)
         if context.workspace == DEFAULT_WORKSPACE and context.redis_url is not None:
             with suppress(RedisError):  # what the functions cost is known without it
-                rows += platform_totals(context.redis_url)
+                found = platform_totals(context.redis_url)
+                rows += [CostRow(**each.model_dump()) for each in found if each.day >= first]
         return [each.model_dump(mode="json") for each in rows]
 
     return Json(await services.run(summed, await context_of(request)))
+
+
+@router.get("/prices", response_model=Prices | None)
+async def get_prices(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
+    """Read the prices of CPU, GPU and store requests that the platform was given; null without any."""
+    prices = (await context_of(request)).prices
+    return Json(None if prices is None else prices.model_dump(mode="json"))
 
 
 @router.delete("/invocations/{invocation}", response_model=InvocationState)
@@ -181,12 +211,13 @@ def state_of_record(record: Record, context: Context) -> InvocationState:
     """Describe the state in a ledger record, with its arguments, progress and result."""
     shared = record.model_dump(
         include=set(InvocationState.model_fields)
-        - {"arguments", "steps", "progress", "failure", "receipt", "result"}
+        - {"arguments", "steps", "signals", "progress", "failure", "receipt", "result"}
     )
     return InvocationState(
         **shared,
         arguments=get_value(context.store, record.arguments),
         steps=[each.function for each in record.steps],
+        signals=list(record.signals),
         progress=None if record.ended or record.untouched else find_progress(context.store, record.id),
         failure=record.failure.model_dump() if record.failure else None,
         receipt=record.receipt.model_dump(mode="json") if record.receipt else None,

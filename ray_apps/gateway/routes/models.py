@@ -145,11 +145,14 @@ async def by_registry(request: Request, work: Callable[[Registry], Any]) -> Json
 
 
 @router.get("", response_model=list[ModelSummary])
-async def list_models(request: Request, _: Viewer) -> Json:
-    """List all models with a summary of each."""
+async def list_models(
+    request: Request, _: Viewer, after: Name | None = None, limit: Annotated[int | None, Query(ge=1)] = None
+) -> Json:
+    """List the models by name with a summary of each; with `limit`, `after` is the last name of the page before."""
 
     def listed(registry: Registry) -> list[Any]:
-        return [_summary(registry.get_model(name)).model_dump(mode="json") for name in registry.list_models()]
+        names = registry.list_models(after=after or "", limit=limit)
+        return [_summary(registry.get_model(name)).model_dump(mode="json") for name in names]
 
     return await by_registry(request, listed)
 
@@ -161,11 +164,22 @@ async def get_model(request: Request, model: Name, _: Viewer) -> Json:
 
 
 @router.get("/{model}/versions", response_model=list[ModelVersion])
-async def list_versions(request: Request, model: Name, _: Viewer) -> Json:
-    """List all versions that are not deleted, oldest first."""
+async def list_versions(
+    request: Request,
+    model: Name,
+    _: Viewer,
+    before: Number | None = None,
+    limit: Annotated[int | None, Query(ge=1)] = None,
+) -> Json:
+    """List the versions that are not deleted, oldest first.
+
+    before: only versions with a lower number; limit: the newest of those only, so that pages lead back in time.
+    """
 
     def listed(registry: Registry) -> list[Any]:
-        return [version.model_dump(mode="json") for version in registry.list_versions(model)]
+        every = registry.list_versions(model)
+        earlier = [each for each in every if before is None or each.version < before]
+        return [each.model_dump(mode="json") for each in earlier[-limit if limit else 0 :]]
 
     return await by_registry(request, listed)
 
@@ -227,7 +241,7 @@ async def get_history(
     """List the latest entries of the model's journal, oldest first: who changed what, when and why."""
 
     def listed(registry: Registry) -> list[Any]:
-        return [entry.to_json() for entry in registry.history(model)[-limit:]]
+        return [entry.to_json() for entry in registry.history(model, last=limit)][-limit:]
 
     return await by_registry(request, listed)
 

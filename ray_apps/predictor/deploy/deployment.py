@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 from ray import serve
-from ray.serve._private.common import ReplicaState
 from ray.serve.schema import LoggingConfig
 
 from featurestore import FeatureStore
@@ -37,11 +36,14 @@ from ray_apps.predictor.http.bypass import register_bypass
 from ray_apps.predictor.http.endpoint import Endpoint
 from ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from ray_apps.predictor.inference.confirmation import Confirmation
+from ray_apps.predictor.inference.embedding import embed
 from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.series import ModelSeries
+from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.versions.engine import POLL_S, Engine, VersionLoader
 from ray_apps.predictor.versions.loaded import tried_first
+from ray_apps.siblings import others_answer
 from ray_apps.spread import laid_out
 from registry import Registry, open_store
 from registry.access import workspace_store
@@ -251,14 +253,6 @@ async def _wait_for_champion(endpoint: ModelEndpoint) -> None:
         await asyncio.sleep(POLL_S)
 
 
-def others_answer() -> bool:
-    """Whether other replicas of this one's deployment are running."""
-    here = serve.get_replica_context()
-    application = serve.status().applications.get(here.app_name)
-    deployed = None if application is None else application.deployments.get(here.deployment)
-    return deployed is not None and deployed.replica_states.get(ReplicaState.RUNNING, 0) > 0
-
-
 def build_pool(options: PoolOptions) -> PoolEndpoint:
     """Make the ASGI application of an empty pool, for tests and servers without Serve."""
     resources = _ReplicaResources("pool", options)
@@ -295,6 +289,7 @@ class PredictorReplica:
         self._model, self._options = model, PredictorOptions.model_validate(options)
         configure_process(self._options.sandbox)
         endpoint = await _open_endpoint(model, self._options, release)
+        self._predictor = endpoint.predictor
         self._endpoint = _of_serve(endpoint, endpoint.predictor.series, self._options)
         freeze()
 
@@ -307,6 +302,10 @@ class PredictorReplica:
     async def __del__(self) -> None:
         """Close the endpoint and its log; Serve calls this before it ends the replica."""
         await _close(self._endpoint)
+
+    async def embed(self, texts: list[str]) -> Array:
+        """Vectors of texts, for the gateway's searches by text."""
+        return await embed(self._predictor, texts)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Metrics that Serve scales by; it asks once a second if the deployment is autoscaled."""

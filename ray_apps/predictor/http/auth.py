@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from ray_apps.admission.admission import ANY_MODEL, Admission, Admitted, NotAdmitted, Rule
 from ray_apps.model_paths import models_path
 from ray_apps.predictor.protocol.errors import Denied, NotFound, NotReady, Overloaded, PredictorError
-from registry import DEFAULT_WORKSPACE, EVERY_WORKSPACE, InvalidInput, Principal, Role
+from registry import DEFAULT_WORKSPACE, EVERY_WORKSPACE, InvalidInput, Limits, Principal, Role
 from registry.access import check_workspace
 
 __all__ = ["INFER", "READ", "WORKSPACE", "Authenticator", "NoAuthentication", "TokenAuthenticator"]
@@ -42,6 +42,10 @@ class Authenticator(Protocol):
         """
         ...
 
+    def limits_of(self, admitted: Admitted) -> tuple[tuple[str, Limits], ...]:
+        """List the bounds that a request is under, by the name of whose they are."""
+        ...
+
 
 class NoAuthentication:
     """Admits every request, for platforms whose operator switched authentication off.
@@ -70,6 +74,10 @@ class NoAuthentication:
             return replace(self._admitted, workspace=_named(workspace))
         _check_workspace(workspace, self._workspace, model)
         return self._admitted
+
+    def limits_of(self, admitted: Admitted) -> tuple[tuple[str, Limits], ...]:  # noqa: ARG002
+        """List no bounds: nobody is known."""
+        return ()
 
 
 class TokenAuthenticator:
@@ -113,6 +121,10 @@ class TokenAuthenticator:
                 admitted.release()
                 raise
         return admitted
+
+    def limits_of(self, admitted: Admitted) -> tuple[tuple[str, Limits], ...]:
+        """List the bounds of the request's token and workspace."""
+        return self._admission.limits_of(admitted)
 
     async def _hint(self, authorization: bytes | None) -> str:
         """Where the models are of a caller who has no grant in this workspace."""

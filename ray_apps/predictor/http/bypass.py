@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 
 from ray_apps.deployment.deregistration import answer_until_deregistered, note_request
+from ray_apps.deployment.proxy_class import load_proxy_class_here
 from ray_apps.loopback import bind_to_loopback
 from ray_apps.predictor.http.connections import TimedProtocol
 
@@ -61,10 +62,11 @@ def middlewares() -> list[Middleware]:
     """The middlewares of Serve's HTTP servers, which Serve asks for before it makes them.
 
     Serve leaves the choice of the HTTP protocol to uvicorn, so uvicorn's default is set here too. It asks in each
-    replica that listens, before its other server is made, whose address is set here for the same reason, and so is how
-    the replica ends.
+    replica that listens, before its other server is made, whose address is set here for the same reason, and so are how
+    the replica ends and where it has the class of Serve's proxy from.
     """
     bind_to_loopback(os.environ)
     answer_until_deregistered()
+    load_proxy_class_here()
     HTTP_PROTOCOLS["auto"] = f"{TimedProtocol.__module__}:{TimedProtocol.__qualname__}"
     return [Middleware(BypassMiddleware)]

@@ -48,7 +48,7 @@ class Request:
     path: below where the endpoint is mounted. headers: the last of each name, in lower case. receive: ASGI's, for the
     body. write_batch: with which the response leaves; None if at once. client: address that it comes from. admitted:
     what the endpoint let it in with; None: it has not. held_bytes: of a large body, counted until it is answered. mount:
-    where the endpoint is mounted.
+    where the endpoint is mounted. send: ASGI's, for an answer that leaves in pieces; streamed: whether one has begun.
     """
 
     method: str
@@ -60,6 +60,8 @@ class Request:
     admitted: Admitted | None = None
     held_bytes: int = 0
     mount: str = ""
+    send: Send | None = None
+    streamed: bool = False
 
 
 def echoed_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -88,6 +90,19 @@ class Endpoint(ABC):
     @abstractmethod
     async def answer(self, request: Request) -> Answer:
         """Status, headers and body of the answer to one request. Raises: PredictorError."""
+
+    def refusal(self, refusal: PredictorError) -> Answer:
+        """Make the response that tells a refusal."""
+        headers = [JSON]
+        if isinstance(refusal, Denied) and refusal.status == 401:  # noqa: PLR2004 - HTTP
+            headers.append((b"www-authenticate", b"Bearer"))
+        if isinstance(refusal, Overloaded) or refusal.status == 503:  # noqa: PLR2004 - HTTP
+            headers.append((b"retry-after", b"1"))
+        return (
+            refusal.status,
+            headers,
+            orjson.dumps({"error": str(refusal).encode(errors="replace").decode()}),
+        )
 
     def on_startup(self) -> None:  # noqa: B027  # to be overridden or not
         """Hook that is called once the HTTP server is up, if the server reports it."""
@@ -120,10 +135,13 @@ class Endpoint(ABC):
             _write_batch(scope),
             client[0] if client else "",
             mount=mount,
+            send=send,
         )
         if self.behind_serve and DIRECT not in scope and path.endswith("/infer"):
             self.indirect += 1
         status, headers, body = await self.respond(request)
+        if request.streamed:
+            return
         headers.append((b"content-length", b"%d" % len(body)))
         headers += echoed_headers(scope["headers"])
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -137,11 +155,11 @@ class Endpoint(ABC):
             self._check_capacity(request.headers)
             answer = await self.answer(request)
         except PredictorError as refusal:
-            answer = _refusal(refusal)
+            answer = self.refusal(refusal)
         except Exception:  # noqa: BLE001 - the caller gets a 500 with its incident, the log the rest
             incident = uuid.uuid4().hex
             _log.exception("%s %s failed, incident %s", request.method, request.path, incident)
-            answer = 500, [JSON], orjson.dumps({"error": f"internal error, incident {incident}"})
+            answer = self.refusal(_Fault(f"internal error, incident {incident}"))
         finally:
             self.in_flight -= 1
             if request.admitted is not None:
@@ -182,10 +200,7 @@ def _write_batch(scope: Message) -> WriteBatch | None:
     return batch if batch is not None and batch.is_of_running_loop() else None
 
 
-def _refusal(refusal: PredictorError) -> Answer:
-    headers = [JSON]
-    if isinstance(refusal, Denied) and refusal.status == 401:  # noqa: PLR2004 - HTTP
-        headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(refusal, Overloaded) or refusal.status == 503:  # noqa: PLR2004 - HTTP
-        headers.append((b"retry-after", b"1"))
-    return refusal.status, headers, orjson.dumps({"error": str(refusal).encode(errors="replace").decode()})
+class _Fault(PredictorError):  # noqa: N818  # as the refusals beside it
+    """An unforeseen error of the server: 500."""
+
+    status = 500

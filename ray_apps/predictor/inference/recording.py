@@ -13,30 +13,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from functions.prediction_log import LogFullError, Pseudonyms, encode_prediction
 from functions.prediction_log.records import RowTrace
-from functions.prediction_log.tensors import LoggedTensor
 from ray_apps.predictor.inference.confirmation import Confirmation
+from ray_apps.predictor.inference.held_values import held_values, is_plain, plain
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.versions.batching import place_of
 from ray_apps.predictor.versions.in_view import NOTHING_IN_VIEW, InView
 from ray_apps.predictor.write_coalescing import WriteBatch
 
-__all__ = ["Failure", "Log", "Recorder", "vectors"]
+__all__ = ["Failure", "Log", "Recorder"]
 
-MAX_VALUES = 65_536
-"""Number of values above which a row is logged without them."""
-MAX_REQUEST_VALUES, MAX_REQUEST_TEXTS = 1_048_576, 65_536
-"""Numbers and texts of a request above which its rows are logged without them: writing them would delay others."""
-MAX_REQUEST_BYTES = 4 * MAX_REQUEST_VALUES
-"""Bytes of a request's inputs, or of its outputs, above which they are not kept bit for bit either."""
 MAX_FAILURES = 512
 """Failures that may wait to be written; more are dropped and counted."""
 FLUSH_S = 0.05
-_FLOAT32 = np.dtype(np.float32)
 _log = logging.getLogger("ray.serve")
 
 
@@ -70,17 +60,6 @@ class Failure:
     entities: Sequence[Mapping[str, Any]] | None = None
     trace: RowTrace | None = None
     propensity: float | None = None
-
-
-def _is_logged(tensors: Mapping[str, Array]) -> bool:
-    for array in tensors.values():  # noqa: SIM110  # on every request's path: a generator costs twice as much
-        if array.size > MAX_REQUEST_VALUES:
-            return False
-    return True
-
-
-def _is_float32_matrix(array: Array, rows: int) -> bool:
-    return array.dtype == _FLOAT32 and array.ndim == 2 and len(array) == rows  # noqa: PLR2004
 
 
 class Recorder:
@@ -145,24 +124,13 @@ class Recorder:
             confirmation.check()
         if self._pseudonyms is not None:
             unit, entities = self._pseudonyms.unit(unit), self._pseudonyms.entities(entities)
-        numeric: Array | None
-        categorical: Sequence[Sequence[str | None]] | None = None
-        tensors: list[LoggedTensor] | None = None
-        scores: Array | None = next(iter(outputs.values()), None)
-        if float32_matrix and scores is not None and _is_float32_matrix(scores, rows) and _is_logged(inputs):
-            numeric = next(iter(inputs.values()))
-        else:
-            float32_matrix = False  # a user's class may answer with another shape than it signed
-            (numeric, categorical), (scores, _) = vectors(inputs, rows), vectors(outputs, rows)
-            tensors = [
-                *_kept(inputs, rows, in_view=in_view.inputs, output=False),
-                *_kept(outputs, rows, in_view=in_view.outputs, output=True),
-            ]
+        float32_matrix = float32_matrix and is_plain(inputs, outputs, rows)
+        held = plain(inputs, outputs) if float32_matrix else held_values(inputs, outputs, rows, in_view)
         payload = encode_prediction(
             id=id, model=self._model, version=version, arm=arm, shadow=shadow, unit=unit, at_us=at_us,
-            latency_ms=latency_ms, rows=rows, numeric=numeric, categorical=categorical, outputs=scores,
+            latency_ms=latency_ms, rows=rows, numeric=held.numeric, categorical=held.categorical, outputs=held.scores,
             missing=missing, entities=entities, trace=trace, propensity=propensity, place=place_of(outputs),
-            tensors=tensors or None,
+            tensors=held.tensors,
         )  # fmt: skip
         if confirmation is not None:
             return self._append(self._log, payload)
@@ -254,75 +222,3 @@ class Recorder:
                 self._append(log, payload)
         else:
             self.written += len(payloads)
-
-
-def _kept(
-    tensors: Mapping[str, Array], rows: int, *, in_view: Mapping[str, tuple[int, ...]] | None, output: bool
-) -> list[LoggedTensor]:
-    """Pack the tensors of one side; none if the view holds them as they are, or they are more than is logged."""
-    if in_view is not None and _view_is_exact(tensors, rows, in_view):
-        return []
-    texts = sum(array.size for array in tensors.values() if array.dtype.kind == "O")
-    if texts > MAX_REQUEST_TEXTS or sum(array.nbytes for array in tensors.values()) > MAX_REQUEST_BYTES:
-        return []
-    packed = [LoggedTensor.of(name, array, rows=rows, output=output) for name, array in tensors.items()]
-    if None in packed or sum(each.size_bytes for each in packed if each) > MAX_REQUEST_BYTES:
-        return []
-    return [each for each in packed if each]
-
-
-def _view_is_exact(tensors: Mapping[str, Array], rows: int, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether float32 and UTF-8 texts side by side hold these tensors: they have the signed shapes, and all were logged."""
-    for name, array in tensors.items():
-        is_text = array.dtype.kind == "O"
-        most = min(MAX_VALUES * rows, MAX_REQUEST_TEXTS if is_text else MAX_REQUEST_VALUES)
-        if array.shape != (rows, *shapes[name]) or array.size > most:
-            return False
-        if array.dtype != _FLOAT32 and not (is_text and _is_text(array)):
-            return False
-    return True
-
-
-def _is_text(array: Array) -> bool:
-    try:
-        for item in array.ravel().tolist():
-            if item is not None and not isinstance(item, str):
-                item.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def vectors(
-    tensors: Mapping[str, Array], rows: int
-) -> tuple[npt.NDArray[np.float32] | None, list[list[str | None]] | None]:
-    """Join tensors side by side per row, numbers as float32 (rows, F) and texts as lists of C texts.
-
-    Tensors whose first dimension is not the rows, and those of more values than are logged, are left out (None).
-    """
-    numbers: list[Array] = []
-    texts: list[Array] = []
-    for array in tensors.values():
-        is_text = array.dtype.kind == "O"
-        most = min(MAX_VALUES * rows, MAX_REQUEST_TEXTS if is_text else MAX_REQUEST_VALUES)
-        if array.ndim and array.shape[0] == rows and array.size <= most:
-            (texts if is_text else numbers).append(array)
-    numeric = [_float32(array).reshape(rows, -1) for array in numbers]
-    joined = numeric[0] if len(numeric) == 1 else np.hstack(numeric) if numeric else None
-    return joined, _texts(texts, rows) if texts else None
-
-
-def _float32(array: Array) -> Array:
-    """Convert to float32; values beyond its range become infinite."""
-    if array.dtype == np.float32:
-        return array
-    with np.errstate(over="ignore"):
-        return array.astype(np.float32)
-
-
-def _texts(arrays: Sequence[Array], rows: int) -> list[list[str | None]]:
-    found: list[list[str | None]] = [[] for _ in range(rows)]
-    for array in arrays:
-        for row, values in zip(found, array.reshape(rows, -1).tolist(), strict=True):
-            row += [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
-    return found

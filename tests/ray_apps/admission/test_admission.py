@@ -1,6 +1,8 @@
 """Who passes a door, in which workspace, how often; and what is noted of those who do not."""
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -168,3 +170,14 @@ async def test_a_decision_that_is_kept_ends_with_the_token_and_counts_limits(
     door.admission.tokens.forget()
     door.access.list_tokens()  # read again, as every process does within a second
     assert await door.status(ada) == 401
+
+
+def test_refusals_are_counted_from_zero() -> None:
+    # a series that begins with its first refusal has not increased by it, as Prometheus sees it
+    code = """
+from prometheus_client import REGISTRY
+import ray_apps.admission
+print([REGISTRY.get_sample_value("toque_access_refusals_total", {"status": each}) for each in ("401", "403", "429")])
+"""
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said.strip() == "[0.0, 0.0, 0.0]"

@@ -68,7 +68,7 @@ def platform(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not server.started:
         assert time.monotonic() < deadline, "the server did not start"
         time.sleep(0.01)
@@ -78,7 +78,7 @@ def platform(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("TOQUE_TOKEN", token)
     yield Platform(f"http://127.0.0.1:{port}", token, context, Registry(context.store, actor="trainer"))
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import functions.alerting.jobs
+import functions.features.jobs
 import functions.monitoring
 import functions.reporting
 import functions.rollout  # noqa: F401  # these declare what the commands call

@@ -161,6 +161,12 @@ def test_wide_characters_take_two_cells() -> None:
     assert laid_out(columns, [["東京", 1], ["ab", 22]], width=80) == ["name   n", "東京   1", "ab    22"]
 
 
+def test_people_are_told_the_page_and_programs_are_not(capsys: Any) -> None:
+    for how, told in (("table", "in the console: http://t/ui/x\n"), ("json", ""), ("tsv", ""), (None, "")):
+        show.see_page(how, "http://t/ui/x")
+        assert capsys.readouterr() == ("", told)
+
+
 def test_a_listing_says_that_there_are_more_and_that_there_is_nothing(capsys: Any) -> None:
     rows = [{"n": n} for n in range(4)]
     columns = (Column("n", "n"), Column("twice", lambda row: 2 * row["n"], wide=True))

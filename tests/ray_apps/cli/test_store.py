@@ -1,5 +1,6 @@
 """`toque store copy`, `toque backup` and `toque restore`."""
 
+import argparse
 import json
 import signal
 import subprocess
@@ -9,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from ray_apps.cli import main
+from ray_apps.cli.commands.platform.history import address_of
 from registry import Journal, ObjectStore, open_store
 from tests.compat.redis_server import running_redis
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> ObjectStore:
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    monkeypatch.setenv(
+        "TOQUE_HOME", str(tmp_path / "home")
+    )  # whose checkout has run a platform has audit keys
     store = open_store(f"file://{tmp_path}/source")
     for name in range(40):
         journal = Journal(store, f"events/topic-{name}", actor="ada")
@@ -79,3 +84,22 @@ def test_what_does_not_verify_is_said(
     told = capsys.readouterr()
     assert "events/topic-1 entry 2" in told.out
     assert "do not use" in told.err
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("s3://backups/a", "s3://backups/a?region=lab&endpoint=http://s3:8333"),
+        ("s3://backups/a?region=eu-west-1", "s3://backups/a?region=eu-west-1"),
+        ("file:///backups", "file:///backups"),
+        ("/backups", "file:///backups"),
+    ],
+)
+def test_a_bucket_is_one_at_the_server_of_the_platform(
+    text: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOQUE_STORE", "s3://toque/prod?region=lab&endpoint=http://s3:8333&sse=AES256")
+    given = argparse.Namespace(home=str(tmp_path))
+    assert address_of(given, text) == address
+    monkeypatch.setenv("TOQUE_STORE", f"file://{tmp_path}")
+    assert address_of(given, "s3://backups/a") == "s3://backups/a"

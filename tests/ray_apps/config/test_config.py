@@ -1,8 +1,11 @@
 import inspect
+import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import ray
 from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
@@ -10,7 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from clusters.profile import Profile
 from functions.placement import Placement
-from ray_apps.config.builders import PredictorArgs
+from ray_apps.config.builders import PredictorArgs, ticker
 from ray_apps.deployment.serve_config import serve_config
 
 PLACED = {
@@ -63,3 +66,24 @@ def test_only_a_new_release_changes_the_config(schema: ServeDeploySchema) -> Non
 def test_a_misspelt_argument_is_refused() -> None:
     with pytest.raises(ValidationError, match="modle"):
         PredictorArgs.model_validate({"modle": "late"})
+
+
+@pytest.mark.ray
+def test_a_task_that_builds_an_application_steps_back_for_replicas(
+    shared_ray: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared_ray(2)
+    store = f"file://{tmp_path}/store"
+
+    @ray.remote(num_cpus=0, max_calls=1, runtime_env={"env_vars": {"TOQUE_STORE": store}})
+    def niceness(builds: str) -> int:
+        if builds:
+            ticker({})
+        return os.nice(0)
+
+    usual, of_build = ray.get([niceness.remote(""), niceness.remote("ticker")])
+    assert of_build == min(usual + 10, 19)
+    monkeypatch.setenv("TOQUE_STORE", store)
+    before = os.nice(0)
+    ticker({})
+    assert os.nice(0) == before

@@ -47,6 +47,20 @@ def test_a_token_that_was_lost_before_it_was_kept_is_revoked(store: ObjectStore,
     assert sum(each.revoked_at is None for each in access.list_tokens()) == 1
 
 
+def test_a_token_in_use_outlives_the_machine_that_had_it(store: ObjectStore, tmp_path: Path) -> None:
+    lost, place = TokenFile(tmp_path / "lost" / "token"), TokenFile(tmp_path / "token")
+    ensure_first_token(store, lost)
+    access = Access(store, actor="test")
+    assert access.verify(lost.read())  # somebody uses it
+    assert "--new-token" in ensure_first_token(store, place)
+    assert place.read() == ""
+    assert access.verify(lost.read())
+    assert "made, in" in ensure_first_token(store, place, renew=True)
+    later = Access(store, actor="test")
+    assert later.verify(place.read())
+    assert later.verify(lost.read()) is None
+
+
 def test_who_has_an_administrator_gets_no_second_one(store: ObjectStore, tmp_path: Path) -> None:
     Access(store, actor="test").create_token("chef", "admin", workspace=EVERY_WORKSPACE)
     assert "none made, as chef" in ensure_first_token(store, TokenFile(tmp_path / "token"))

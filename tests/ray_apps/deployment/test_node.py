@@ -102,3 +102,10 @@ def test_what_a_node_is_must_be_said(
 def test_a_node_that_lacks_its_settings_does_not_start() -> None:
     with pytest.raises(ProfileError, match=r"redis\.url \(TOQUE_REDIS_URL\)"):
         node_environment(parsed(head=True), {"TOQUE_STORE": "s3://bucket/toque"})
+
+
+def test_a_worker_gives_up_a_connection_to_a_head_that_vanished_and_the_head_waits_for_workers() -> None:
+    """On a cluster whose head is lost: tests/cluster/test_head_loss.py; whose nodes are cut off: test_partitions.py."""
+    setting = "RAY_grpc_client_keepalive_timeout_ms"
+    assert node_environment(parsed(address="head", kind="serve"), PLATFORM)[setting] == "10000"
+    assert setting not in node_environment(parsed(head=True), PLATFORM)

@@ -19,7 +19,7 @@ from featurestore import Entity, FeatureView, Field, Float64, String
 from functions.prediction_log import LogWriter
 from functions.runtime import catalog
 from functions.runtime.context import Context
-from ray_apps.discovery import discover_at_low_priority
+from ray_apps.discovery import discover
 from ray_apps.gateway.app import build_app
 from ray_apps.gateway.services import Services
 from ray_apps.local.redis_server import binary
@@ -46,7 +46,7 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     client = redis.Redis(port=port)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             client.ping()
@@ -173,7 +173,7 @@ def test_a_hundred_requests_find_no_5xx_and_no_undocumented_response(
 def test_a_thousand_requests_find_no_5xx_and_no_undocumented_response(
     document: Any, sample_functions: None, declare_only: Any, examples: int, phases: list[str], prefix: str
 ) -> None:
-    discover_at_low_priority(())
+    discover((), awaited=False)
     declare_only(lambda reference: reference.startswith((prefix, "gateway_samples:gateway_add")))
     called, found = fuzz(document(examples, phases=phases))
     assert not found, "\n".join(found)

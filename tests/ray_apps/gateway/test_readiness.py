@@ -23,7 +23,7 @@ class Store:
     def find(self, _: str) -> None:
         self.reads += 1
         self.asked.release()
-        self.answers.wait(20)
+        self.answers.wait(60)
         if self.away:
             raise Unavailable("503 Slow Down")
 
@@ -44,7 +44,7 @@ def store() -> Store:
 async def settled(readiness: Readiness) -> None:
     """Wait for the read that is under way."""
     if readiness._check is not None:
-        await asyncio.wait([readiness._check], timeout=20)
+        await asyncio.wait([readiness._check], timeout=60)
 
 
 async def test_probes_read_the_store_at_most_once_a_second(store: Store) -> None:
@@ -83,7 +83,7 @@ async def test_a_store_that_hangs_makes_the_gateway_unready_and_holds_no_probe(s
     store.answers.clear()
     seconds.now += CHECK_EVERY_S
     assert await readiness.is_ready()
-    assert await asyncio.to_thread(lambda: all(store.asked.acquire(timeout=20) for _ in range(2)))
+    assert await asyncio.to_thread(lambda: all(store.asked.acquire(timeout=60) for _ in range(2)))
     seconds.now += STALE_AFTER_S
     assert [await readiness.is_ready() for _ in range(100)] == [False] * 100
     assert store.reads == 2  # the one that hangs is the only one

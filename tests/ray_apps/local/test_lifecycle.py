@@ -5,8 +5,8 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import httpx
 import pytest
 import tritonclient.grpc as triton
 
+from clusters.telemetry.metrics import parse
 from ray_apps.local import RunningPlatform, down, processes, status
 from ray_apps.local.ports import LISTENING, open_sockets
 from ray_apps.local.state_file import find_platform
 from tests.ports import free_port
+from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 PROJECT = '''
 from functions import function
@@ -30,13 +32,6 @@ def sample_add(a: int, b: int = 1) -> int:
     """Add."""
     return a + b
 '''
-
-
-def until(what: Callable[[], bool], *, within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +85,16 @@ def kill(home: Path, running: RunningPlatform, name: str) -> None:
         each for each in processes.of_platform(home, running.sessions.values()) if name in each.command
     ]
     os.kill(victim.pid, signal.SIGKILL)
+
+
+def series(running: RunningPlatform) -> dict[tuple[str, str], float]:
+    """Series at `/metrics`, summed by name and function or role."""
+    login = {"Authorization": f"Bearer {running.token()}"}
+    answer = httpx.get(f"{running.url}/metrics", headers=login, timeout=120).raise_for_status()
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for sample in (sample for metric in parse(answer.content) for sample in metric.samples):
+        found[sample.name, sample.labels.get("function", sample.labels.get("role", ""))] += sample.value
+    return found
 
 
 def answers(running: RunningPlatform, path: str, body: Any = None) -> bool:
@@ -155,10 +160,19 @@ def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
     ):
         assert stat.S_IMODE(path.stat().st_mode) == mode, path
 
+    until(lambda: series(running)["toque_ticker_leader", ""] == 1.0)
+    before = series(running)
+    assert before["toque_function_runs_total", "sample_add"] >= 2.0
+    assert before["toque_function_queue_seconds_count", "sample_add"] >= 1.0
+    assert all(before["toque_processes", role] > 0 for role in ("gateway", "ticker", "grpc"))
     kill(home, running, "redis-server 127")
     kill(home, running, "ServeReplica:gateway")
     until(lambda: status(home).healthy)
     until(lambda: answers(running, "/functions/sample_add", {"a": 3}))
+    after = series(running)
+    assert after["toque_function_runs_total", "sample_add"] >= 3.0
+    counted = [name for name in before if name[0].endswith(("_total", "_count", "_sum", "_bucket"))]
+    assert [name for name in counted if after[name] < before[name]] == []  # none went back
 
     # A killed head is not restarted: `up` starts a new platform, on the same store.
     kill(home, running, "gcs_server")

@@ -3,21 +3,14 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ray_apps.local import processes
 from ray_apps.local.processes import Process, ProcessSession
+from tests.waiting import until
 
 Begin = Callable[..., ProcessSession]
-
-
-def until(what: Callable[[], bool], *, within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:

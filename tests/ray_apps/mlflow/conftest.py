@@ -13,8 +13,8 @@ import httpx
 import pytest
 import uvicorn
 from starlette.applications import Starlette
-from starlette.routing import Mount
 
+from ray_apps.gateway.beside import Beside
 from ray_apps.mlflow import build_app
 from registry import Access, Registry, Role, open_store
 
@@ -23,12 +23,12 @@ DEADLINE_S = 30.0
 
 @dataclass
 class TrackingServer:
-    """The application as it is mounted on a cluster, its registry, and a token for each person."""
+    """The application as it stands beside the gateway's, its registry, and a token for each person."""
 
     folder: Path
     registry: Registry
     tokens: dict[str, str]
-    app: Starlette
+    app: Beside
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def server(tmp_path: Path) -> TrackingServer:
     access = Access(store, actor="root")
     people = {"ada": Role.operator, "bob": Role.approver, "vera": Role.viewer}
     tokens = {name: access.create_token(name, role) for name, role in people.items()}
-    app = Starlette(routes=[Mount("/api", build_app(store))])
+    app = Beside(Starlette(), "/api", build_app(store))
     return TrackingServer(tmp_path, Registry(store, actor="ada"), tokens, app)
 
 

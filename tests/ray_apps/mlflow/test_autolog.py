@@ -7,6 +7,7 @@ from tests.ray_apps.mlflow.conftest import TrackingServer, run_client
 SCRIPT = Path(__file__).with_name("autolog.py")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_libraries_that_log_by_themselves_leave_parameters_curves_data_and_models(
     server: TrackingServer, address: str

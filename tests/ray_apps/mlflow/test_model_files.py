@@ -11,8 +11,11 @@ from mlflow.models import infer_signature
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from functions.model_formats.errors import ArtifactRefused
 from functions.model_formats.load import load
-from ray_apps.mlflow.model_files import name_as_served, require_trusted
+from functions.model_formats.mlflow_files import name_as_served
+from functions.model_formats.program import load_program
+from ray_apps.mlflow.model_files import require_trusted
 from ray_apps.mlflow.signature import signature_in
 from registry import InvalidInput, ModelPolicy, Registry, open_store
 
@@ -54,6 +57,37 @@ def ridge(folder: str) -> Any:
         model, folder, signature=infer_signature(FRAME, found), serialization_format="skops"
     )
     return "value", found
+
+
+def test_a_program_of_torch_is_served_without_what_is_pickled_beside_it(tmp_path):
+    import torch
+
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1), torch.nn.Sigmoid()
+    )
+    rows = FRAME.to_numpy(np.float32)
+    found = net(torch.from_numpy(rows)).detach().numpy()
+    folder = tmp_path / "model"
+    mlflow.pytorch.save_model(
+        net,
+        str(folder),
+        signature=infer_signature(rows, found),
+        input_example=rows[:3],
+        serialization_format="pt2",
+        pip_requirements=["torch"],
+    )
+    with pytest.raises(ArtifactRefused, match="pickled sample inputs"):
+        load_program((folder / "data" / "model.pt2").read_bytes())
+    name_as_served(folder)
+    signature = signature_in(folder)
+    assert signature is not None
+    assert [(each.name, each.shape) for each in signature.inputs] == [("input", [-1, 2])]
+    model = load(folder, signature=signature)
+    for few in (rows, rows[:1]):
+        (answer,) = model.predict({"input": few}).values()
+        np.testing.assert_allclose(answer, found[: len(few)], atol=1e-6)
+    own = mlflow.pytorch.load_model(str(folder))(torch.from_numpy(rows))
+    np.testing.assert_allclose(own.detach().numpy(), found, atol=1e-6)
 
 
 @pytest.mark.parametrize("save", [lightgbm, xgboost, sklearn, ridge])

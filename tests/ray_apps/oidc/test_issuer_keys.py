@@ -94,7 +94,7 @@ def test_a_known_key_does_not_wait_for_a_slow_issuer(issuer: Issuer, clock: Cloc
     def fetch(url: str) -> object:
         if slow[0]:
             started.set()
-            assert go_on.wait(30)
+            assert go_on.wait(60)
         return fetch_json(url)
 
     keys = IssuerKeys(issuer.settings(), fetch=fetch, clock=clock)
@@ -102,10 +102,10 @@ def test_a_known_key_does_not_wait_for_a_slow_issuer(issuer: Issuer, clock: Cloc
     slow[0], clock.now_s = True, clock.now_s + RENEW_S
     reader = threading.Thread(target=keys.find, args=("unknown",))
     reader.start()
-    assert started.wait(30)
+    assert started.wait(60)
     assert keys.find("one") is not None  # would hang
     go_on.set()
-    reader.join(30)
+    reader.join(60)
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ async def test_a_cached_token_is_refused_once_it_has_expired_also_while_the_issu
     token = issuer.token(exp=int(time.time()) + 2)
     assert await cache.principal(token) is not None
     issuer.away = True
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while await cache.principal(token) is not None:
         now[0] += 3
         assert time.monotonic() < deadline

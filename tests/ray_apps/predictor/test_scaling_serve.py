@@ -18,9 +18,10 @@ import pytest
 
 from registry import Registry, Signature, TensorSpec, open_store
 from tests.ports import free_port
-from tests.ray_apps.predictor.test_serve import _replicas, until
+from tests.ray_apps.predictor.test_serve import _replicas
+from tests.waiting import until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(400)]
 
 WITHIN_S = 120
 HELD_S = 18.0

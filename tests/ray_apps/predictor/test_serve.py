@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +32,7 @@ from registry import Access, Registry, Signature, TensorSpec, open_store
 from tests.clusters.telemetry.otlp_receiver import Receiver, Span, receiving
 from tests.ports import free_port
 from tests.ray_apps.served_gateway import gateway_of
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -137,13 +138,6 @@ def serving(folder: Path, redis: Any, collector: Receiver, places: list[str]) ->
         redis.kill()
 
 
-def until(condition: Callable[[], object], *, within_s: float = 60) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
-
-
 @dataclass
 class Callers:
     """Threads that ask all the time, and what they were told."""
@@ -168,7 +162,7 @@ class Callers:
     def _ask(self) -> None:
         url = f"http://127.0.0.1:{self.platform.port}/v2/models/one/infer"
         body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}]}
-        with httpx.Client(headers=self.platform.headers, timeout=30) as client:
+        with httpx.Client(headers=self.platform.headers, timeout=60) as client:
             while not self._stop.is_set():
                 try:
                     response = client.post(url, json=body)
@@ -213,7 +207,7 @@ def test_a_traced_request_is_followed_from_the_door_to_its_label(
     sent = {"traceparent": f"00-{trace_id}-{caller}-01"}
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}]}
     url = f"http://127.0.0.1:{platform.port}/v2/models/one/infer"
-    answer = httpx.post(url, json=body, headers=platform.headers | sent, timeout=30)
+    answer = httpx.post(url, json=body, headers=platform.headers | sent, timeout=60)
     assert answer.headers["traceparent"] == sent["traceparent"]
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{platform.grpc_port}") as client:
         tensor = triton_grpc.InferInput("x", [1, 3], "FP32")
@@ -237,7 +231,7 @@ def test_a_traced_request_is_followed_from_the_door_to_its_label(
     with gateway_of(platform.registry.store.url, platform.redis_url) as gateway:
         label = {"prediction_id": answer.json()["id"], "label": 1}
         login = {"Authorization": f"Bearer {labeller}"}
-        httpx.post(f"{gateway}/feedback", json=[label], headers=login, timeout=30).raise_for_status()
+        httpx.post(f"{gateway}/feedback", json=[label], headers=login, timeout=60).raise_for_status()
         monkeypatch.setenv("TOQUE_URL", gateway)
         monkeypatch.setenv("TOQUE_TOKEN", viewer)
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from load.scenarios.shape import Steady
 from load.scenarios.target import Target
 from registry import Access, Registry, Signature, TensorSpec, open_store
 from tests.ray_apps.predictor.conftest import RedisServer
+from tests.waiting import until
 
 pytestmark = [pytest.mark.proof, pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -86,13 +87,6 @@ def tell(figures: str) -> None:
     """Say what was counted: `pytest -s` shows it."""
     sys.stdout.write(f"{figures}\n")
     sys.stdout.flush()
-
-
-def until(condition: Callable[[], object], *, within_s: float = 120) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager

@@ -66,14 +66,14 @@ async def served(application: Any) -> AsyncIterator[tuple[Server, int]]:
     listening = socket.create_server(("127.0.0.1", 0))
     running = asyncio.create_task(server.serve(sockets=[listening]))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not server.started:  # noqa: ASYNC110 - uvicorn tells it by a flag only
                 await asyncio.sleep(0.005)
         yield server, listening.getsockname()[1]
     finally:
         released.set()
         server.should_exit = True
-        await asyncio.wait_for(running, 30)
+        await asyncio.wait_for(running, 60)
 
 
 Client = Callable[[Server, int], Awaitable[None]]
@@ -207,7 +207,7 @@ def test_a_client_that_hangs_up_does_no_harm(loop: str) -> None:
             writer.write(post(f"{n}"))
             assert await answer(reader) == (200, f"{n}=".encode())
         writer.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while server.server_state.connections or server.server_state.tasks:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
@@ -219,7 +219,7 @@ def test_a_drain_answers_what_has_come_in(loop: str) -> None:
         waiting = [await asyncio.open_connection("127.0.0.1", port) for _ in range(16)]
         for _, writer in waiting:
             writer.write(post("wait"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(server.server_state.tasks) < len(waiting):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         server.should_exit = True

@@ -1,15 +1,41 @@
 """Labels and feature rows."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from featurestore import Entity, FeatureView, Field, Float64, String
+from featurestore import (
+    Decimal,
+    Entity,
+    FeatureView,
+    Field,
+    Float64,
+    List,
+    Map,
+    Metric,
+    String,
+    UnixTimestamp,
+    Vector,
+    VectorIndex,
+)
 from functions.prediction_log.writing.columns import label_columns
+from tests.functions.prediction_log.conftest import RedisServer
 from tests.ray_apps.gateway.conftest import Gateway
 
 OBSERVED = "2026-02-28T23:00:00+00:00"
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield server
+    server.kill()
 
 
 async def post(gateway: Gateway, path: str, body: Any, role: str = "operator") -> Any:
@@ -56,6 +82,8 @@ async def test_no_labels_write_nothing(gateway: Gateway) -> None:
         ({"prediction_id": "p", "label": "late"}, "label"),
         ({"prediction_id": "p", "label": "1"}, "label"),
         ({"prediction_id": "p", "label": True}, "label"),
+        ({"prediction_id": "p", "label": {"text": 1}}, "label"),
+        ({"prediction_id": "p", "label": {"text": "a", "at": 1}}, "label"),
         ({"prediction_id": "", "label": 1}, "prediction_id"),
         ({"label": 1}, "prediction_id"),
         ({"prediction_id": "p", "label": None}, "label"),
@@ -124,3 +152,106 @@ async def test_an_unknown_view_is_404_and_no_redis_is_503(gateway: Gateway, weat
     answer = await post(gateway, "/features/weather/push", {"rows": [row], "to": "online"})
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
+
+
+async def test_vectors_maps_and_times_are_pushed_and_read(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
+) -> None:
+    context = replace(gateway.context, redis_url=redis_server.url)
+    monkeypatch.setattr(gateway.app.state.services, "context_of", lambda _: context)
+    view = FeatureView(
+        "documents",
+        [Entity("doc")],
+        [
+            Field("v", Vector(2)),
+            Field("words", List(String)),
+            Field("shares", Map(Float64)),
+            Field("price", Decimal(9, 2)),
+            Field("seen", UnixTimestamp),
+        ],
+    )
+    context.features().apply([view])
+    row = {"doc": "a", "v": [0.5, 1], "words": ["x"], "shares": {"b": 1, "a": 0.5}, "price": "1.50"}
+    row |= {"seen": "2026-02-28T10:00:00+01:00", "event_timestamp": "2026-02-28T10:00:00Z"}
+    empty = {"doc": "b", "event_timestamp": "2026-02-28T10:00:00Z"}
+    answer = await post(gateway, "/features/documents/push", {"rows": [row, empty]})
+    assert answer.status_code == 200, answer.text
+    body = {"features": [f"documents:{name}" for name in view.features], "rows": [{"doc": "a"}, {"doc": "c"}]}
+    answer = await post(gateway, "/features/read", body, role="viewer")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["columns"] == {
+        "v": [[0.5, 1.0], None],
+        "words": [["x"], None],
+        "shares": [{"a": 0.5, "b": 1.0}, None],
+        "price": ["1.50", None],
+        "seen": ["2026-02-28T09:00:00+00:00", None],
+    }
+    assert answer.json()["statuses"]["v"] == ["PRESENT", "NOT_FOUND"]
+    wrong = await post(gateway, "/features/documents/push", {"rows": [row | {"v": [1.0]}]})
+    assert wrong.status_code == 409
+    assert "'v' (Vector(2)) has 1 numbers, not 2 in row 0" in wrong.json()["detail"]
+
+
+async def test_a_label_may_be_a_list_of_names_or_numbers_or_a_text(gateway: Gateway) -> None:
+    body = [
+        {"prediction_id": "p1", "label": ["rain", "wind"]},
+        {"prediction_id": "p2", "label": [0, 0.5]},
+        {"prediction_id": "p3", "label": []},
+        {"prediction_id": "p4", "label": 1},
+        {"prediction_id": "p5", "label": {"text": "12 Oak Street"}},
+    ]
+    answer = await post(gateway, "/feedback", body, role="labeller")
+    assert answer.json() == {"accepted": 5}
+    rows = label_columns(gateway.labels["default"].payloads).to_pylist()
+    assert [row["content"] for row in rows] == [
+        '["rain", "wind"]', "[0.0, 0.5]", "[]", None, '"12 Oak Street"'
+    ]  # fmt: skip
+    mixed = await post(gateway, "/feedback", [{"prediction_id": "p", "label": ["rain", 1]}], role="labeller")
+    assert (mixed.status_code, "names or of finite numbers" in mixed.text) == (422, True)
+
+
+async def test_neighbours_are_found_by_vector_key_and_text(gateway: Gateway) -> None:
+    features = gateway.context.features()
+    index = VectorIndex("v", Metric.L2, text_model="letters")
+    view = FeatureView(
+        "letters", [Entity("doc")], [Field("v", Vector(2)), Field("lang", String)], indexes=[index]
+    )
+    features.apply([view])
+    hour = gateway.context.clock() - timedelta(hours=1)
+    rows = [
+        {"doc": doc, "v": [x, 0.0], "lang": lang, "event_timestamp": hour}
+        for doc, x, lang in [("a", 0.0, "de"), ("b", 1.0, "en"), ("c", 3.0, "de")]
+    ]
+    features.write_offline(view, rows)
+
+    async def found(body: dict[str, Any]) -> list[tuple[str, float]]:
+        answer = await post(gateway, "/features/letters/search", body, role="viewer")
+        assert answer.status_code == 200, answer.text
+        return [(row["key"]["doc"], row["distance"]) for row in answer.json()["found"]]
+
+    assert await found({"vector": [0.2, 0], "k": 2}) == [("a", pytest.approx(0.2)), ("b", pytest.approx(0.8))]
+    assert await found({"key": {"doc": "a"}, "where": {"lang": "de"}}) == [("c", 3.0)]
+    assert await found({"vector": [0, 0], "at": (hour - timedelta(seconds=1)).isoformat()}) == []
+    text = {"text": "three", "k": 1}
+    refused = await post(gateway, "/features/letters/search", text, role="viewer")
+    assert (refused.status_code, "needs a way to ask model 'letters'" in refused.json()["detail"]) == (
+        409,
+        True,
+    )
+    asked: list[tuple[str, list[str]]] = []
+    gateway.app.state.services.embed = lambda _: (
+        lambda model, texts: asked.append((model, list(texts))) or [[3.0, 0.5]]
+    )
+    assert await found(text) == [("c", 0.5)]
+    assert asked == [("letters", ["three"])]
+    for body, status, told in [
+        ({"vector": [1.0]}, 409, "has 1 numbers, not 2"),
+        ({"vector": [1.0, 2.0], "text": "x"}, 409, "one of vector, key and text"),
+        ({"vector": [1.0, 2.0], "where": {"year": 1}}, 404, "where names 'year'"),
+        ({"vector": [1.0, 2.0], "where": {"lang": {"like": 1}}}, 409, "compares by"),
+        ({"vector": [1.0, 2.0], "k": 0}, 422, "k"),
+        ({"key": {"doc": "z"}}, 404, "has no vector"),
+    ]:
+        answer = await post(gateway, "/features/letters/search", body, role="viewer")
+        assert answer.status_code == status, answer.text
+        assert told in answer.json()["detail"]

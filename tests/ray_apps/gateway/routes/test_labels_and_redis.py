@@ -12,8 +12,8 @@ import pytest
 from functions.prediction_log import LogWriter, drain, latest_labels
 from registry import open_store
 from tests.functions.prediction_log.conftest import RedisServer
-from tests.functions.prediction_log.logbook import until
 from tests.ray_apps.gateway.conftest import Gateway
+from tests.waiting import until
 
 
 @pytest.fixture

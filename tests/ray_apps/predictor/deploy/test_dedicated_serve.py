@@ -21,7 +21,8 @@ from functions.runtime.changes.announcer import Announcer
 from registry import Access, Registry, open_store
 from tests.ports import free_port
 from tests.ray_apps.predictor.conftest import RedisServer
-from tests.ray_apps.predictor.test_serve import Callers, Platform, _replicas, _status, until
+from tests.ray_apps.predictor.test_serve import Callers, Platform, _replicas, _status
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof, pytest.mark.timeout(1200)]
 

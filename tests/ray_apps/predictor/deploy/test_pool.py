@@ -60,7 +60,7 @@ class Replica:
         )
 
     def load(self, folder: Path, signature: Signature) -> Any:
-        assert self.go_on.wait(20)
+        assert self.go_on.wait(60)
         self.peak_bytes = max(self.peak_bytes, self.pool.size_bytes)
         return load_fake_scorer(folder, signature)
 
@@ -125,7 +125,7 @@ def value(response: httpx.Response) -> int:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
         await asyncio.sleep(0.01)
@@ -263,7 +263,7 @@ async def test_promotions_are_followed_and_a_split_holds(served_pool: ServedPool
     async def served() -> int:
         return value(await replica.ask(name))
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while await served() != 7:
         assert time.monotonic() < deadline
     served_pool.registry.rollback(name, "champion")

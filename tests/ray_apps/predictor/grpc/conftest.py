@@ -41,7 +41,7 @@ class Same:
     def predict(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         wait = inputs.get("INT64")
         if wait is not None and wait.size and wait.ravel()[0] == -77:
-            self.release.wait(20)
+            self.release.wait(60)
         return {f"out_{name}": np.asarray(array) for name, array in inputs.items()}
 
 
@@ -151,11 +151,11 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
     thread = threading.Thread(target=lambda: asyncio.run(serve(made, started, stop)))
     thread.start()
-    assert started.wait(30)
+    assert started.wait(60)
     yield made
     release.set()
     stop.set()
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive()
 
 

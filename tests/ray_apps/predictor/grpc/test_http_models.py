@@ -104,10 +104,14 @@ async def test_no_answer_is_an_error(reply: Reply, words: str):
 async def test_a_request_that_is_given_up_ends_its_connection():
     server = Server(lambda *_: OK[:-1])
     async with models_of(server) as models:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(request(models), 0.2)
-        async with asyncio.timeout(5):
-            while server.open:  # noqa: ASYNC110 - the other end of the socket
+        asked = asyncio.ensure_future(request(models))
+        async with asyncio.timeout(60):
+            while not server.open:  # noqa: ASYNC110 - the other end of the socket
+                await asyncio.sleep(0.01)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            while server.open:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.01)
     assert server.connections == 1
 

@@ -80,7 +80,7 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
     return raised.value.code(), raised.value.details()
 
 
-async def until(condition: Any, within_s: float = 10) -> None:
+async def until(condition: Any, within_s: float = 60) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in a library
             await asyncio.sleep(0.01)
@@ -216,7 +216,7 @@ async def connection(address: str, said: bytes) -> AsyncIterator[asyncio.StreamR
 @pytest.mark.parametrize("said", [b"", PREFACE[:10], b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"])
 async def test_a_stranger_who_does_not_begin_is_shown_out(said: bytes):
     async with serving(FakeModels(), Limits(handshake_s=0.5)) as address, connection(address, said) as reader:
-        assert await is_ended(reader, 10)
+        assert await is_ended(reader, 60)
 
 
 async def test_an_idle_connection_is_closed():
@@ -224,7 +224,7 @@ async def test_an_idle_connection_is_closed():
         serving(FakeModels(), Limits(idle_s=0.5)) as address,
         connection(address, PREFACE + SETTINGS) as reader,
     ):
-        assert await is_ended(reader, 10)
+        assert await is_ended(reader, 60)
 
 
 async def test_an_old_connection_is_closed_and_its_calls_are_answered():
@@ -242,7 +242,7 @@ async def test_a_client_that_keeps_an_old_connection_open_is_shown_out():
         serving(FakeModels(), Limits(age_s=0.3, age_grace_s=0.3)) as address,
         connection(address, PREFACE + SETTINGS) as reader,
     ):  # it answers no ping
-        assert await is_ended(reader, 10)
+        assert await is_ended(reader, 60)
 
 
 async def test_a_caller_that_vanished_is_noticed():
@@ -250,7 +250,7 @@ async def test_a_caller_that_vanished_is_noticed():
         serving(FakeModels(), Limits(keepalive_s=0.3, keepalive_timeout_s=0.3)) as address,
         connection(address, PREFACE + SETTINGS) as reader,
     ):
-        assert await is_ended(reader, 10)
+        assert await is_ended(reader, 60)
 
 
 async def test_connections_beyond_the_bound_are_refused():
@@ -262,12 +262,12 @@ async def test_connections_beyond_the_bound_are_refused():
         for reader in held:
             assert await reader.readexactly(9)
         third = await stack.enter_async_context(connection(address, PREFACE + SETTINGS))
-        assert await is_ended(third, 10)
+        assert await is_ended(third, 60)
 
 
 async def test_a_message_that_does_not_come_is_not_waited_for():
     async def requests() -> AsyncIterator[bytes]:
-        await asyncio.sleep(30)
+        await asyncio.sleep(90)
         yield GOOD
 
     async with serving(FakeModels(), Limits(message_s=0.3)) as address, channel_to(address) as channel:
@@ -279,10 +279,14 @@ async def test_a_deadline_goes_along_and_drops_the_work():
     models = FakeModels(asyncio.Event())
     async with serving(models, Limits()) as address, channel_to(address) as channel:
         call = channel.unary_unary(INFER)
-        code, _ = await refusal(call(GOOD, metadata=LOGIN, timeout=0.3))
-        assert code == grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: models.given_up == 1)
-        assert 0 < int(models.headers[0][b"x-request-timeout-ms"]) <= 300
+        for timeout_s in (0.3, 3, 30):  # on a busy machine a call may be over before it comes to the models
+            code, _ = await refusal(call(GOOD, metadata=LOGIN, timeout=timeout_s))
+            assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+            if models.asked:
+                break
+        await until(lambda: models.given_up == models.asked)
+        assert 0 < int(models.headers[-1][b"x-request-timeout-ms"]) <= 1000 * timeout_s
+        assert models.given_up >= 1
 
 
 async def test_a_cancelled_call_drops_its_work():

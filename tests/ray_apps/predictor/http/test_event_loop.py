@@ -119,7 +119,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield made
     sys.setswitchinterval(interval_s)
     running.should_exit = True
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -217,7 +217,7 @@ def test_no_request_holds_the_event_loop(
 def test_the_watchdog_sees_a_loop_that_is_held(server: Server):
     server.gap_s = 0.0
     array = [0.5] * 100
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while server.gap_s < LONGEST_S and time.monotonic() < until:
         orjson.dumps([array] * 100_000)  # holds the interpreter, as a parser does
     assert server.gap_s > LONGEST_S

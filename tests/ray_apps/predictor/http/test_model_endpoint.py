@@ -315,7 +315,7 @@ async def test_trace_context_and_request_id_are_echoed_with_answers_and_refusals
 async def test_an_answer_that_would_come_after_the_deadline_is_a_504(served_model: ServedModel, by: str):
     release = threading.Event()
     version: Any = served_model.engine.routes.champion
-    version._scorer.predict = lambda _: release.wait(20)
+    version._scorer.predict = lambda _: release.wait(60)
     version.example_ms = 100.0  # so it answers in a thread
     try:
         headers = {"X-Request-Timeout-Ms": "50"} if by == "header" else {}

@@ -22,9 +22,9 @@ from ray_apps.predictor.inference.confirmation import Confirmation
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.protocol.errors import NotLogged
 from registry import Registry, open_store
-from tests.functions.prediction_log.logbook import until
 from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_fake_scorer, tensors
 from tests.ray_apps.predictor.inference.test_recording import record
+from tests.waiting import until
 
 Ask = Callable[[], Awaitable[httpx.Response]]
 

@@ -68,5 +68,5 @@ async def test_answers_have_their_turns_between_shadows(served_model: ServedMode
             await asyncio.sleep(0)
 
     asked = (served_model.infer(tensors(id=f"s{i}")) for i in range(40))
-    await asyncio.wait_for(asyncio.gather(answer(), *asked), 30)
+    await asyncio.wait_for(asyncio.gather(answer(), *asked), 60)
     assert max(after - before for before, after in itertools.pairwise(turns)) == 1

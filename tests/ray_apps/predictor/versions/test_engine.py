@@ -143,7 +143,7 @@ async def test_shadows_are_dropped_first_and_counted(make_served_model: Callable
     (shadow,) = made.engine.routes.shadows
     shadow.example_ms = 5.0  # as one that is scored in a thread
     original = shadow.predict
-    shadow.predict = lambda *given: (held.wait(10), original(*given))[1]  # type: ignore[method-assign]
+    shadow.predict = lambda *given: (held.wait(60), original(*given))[1]  # type: ignore[method-assign]
     for _ in range(10):
         assert (await made.infer()).status_code == 200
     held.set()
@@ -189,7 +189,7 @@ async def test_loading_does_not_block_answers(served_model: ServedModel, monkeyp
 
     def slow(folder: Path, signature: Signature) -> Scorer:
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return load_fake_scorer(folder, signature)
 
     monkeypatch.setattr(served_model.engine, "_loader", slow)

@@ -1,0 +1,1 @@
+"""Commands for the platform itself: machines, who may use it, functions, history and backup."""

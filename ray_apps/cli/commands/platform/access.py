@@ -1,0 +1,159 @@
+"""`toque token`, `toque workspace` and `toque audit-log`: who may do what, and where, and who did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray_apps.cli.arguments import Argument, arg, flag, limit, repeatable
+from ray_apps.cli.command import Commands, Given, add, group
+from ray_apps.cli.errors import UsageError
+from ray_apps.cli.output import columns, listing, message, newest_first
+
+ROLES = ("viewer", "caller", "labeller", "operator", "approver", "admin")
+_EARLIER = ("predictor",)  # name of caller in earlier releases
+_NAME = arg("name", "whose it is; stands in every journal entry made with it")
+_ROLE = arg(
+    "role",
+    f"what it may do: {', '.join(ROLES)}; may be left out beside --grant",
+    nargs="?",
+    choices=(*ROLES, *_EARLIER),
+    metavar="role",
+)
+_OF_WORKSPACE = arg(
+    "--workspace NAME", "where the role counts; '*': everywhere (default: here)", dest="in_workspace"
+)
+_OF_MODEL = arg("--model NAME", "the only model that the role counts for (default: all)", dest="of_model")
+_GRANTS = repeatable("--grant ROLE:WORKSPACE[:MODEL]", "a further role, as in viewer:payments", dest="grants")
+_EXPIRES = arg("--expires TIME", "ISO time with offset, or never (default: in 90 days)")
+_TOKEN = arg("token name", "whose token, as `toque token list` shows it")
+_WORKSPACE = arg("chosen name", "name of the workspace, as `toque workspace list` shows it")
+_NEW_WORKSPACE = arg("new name", "1 to 63 lower-case letters, digits and '-'")
+_DESCRIPTION = arg("--description TEXT", "what the workspace is for")
+_RATE = arg("--rate N", "requests a second that it may send to each replica of a door", type=float)
+_IN_FLIGHT = arg("--max-in-flight N", "its requests at the same time at each replica of a door", type=int)
+_TOKENS_PER_MINUTE = arg(
+    "--tokens-per-minute N",
+    "tokens of language models that it may use at each replica of their door",
+    type=int,
+)
+_ACTOR = arg("--actor NAME", "only what this caller did or was refused")
+_SINCE = arg("--since TIME", "ISO time with offset (default: a week ago)")
+_UNTIL = arg("--until TIME", "ISO time with offset (default: now)")
+_KIND = arg("--kind", "only entries of this kind", choices=["refusal", "access", "model"])
+_EVERYWHERE = flag("--everywhere", "of all workspaces; takes an admin of all")
+_LIMITS: tuple[Argument, ...] = (_RATE, _IN_FLIGHT, _TOKENS_PER_MINUTE)
+
+
+def register(commands: Commands) -> None:
+    """Add the commands of this module."""
+    tokens = group(commands, "token", "Create, list and revoke bearer tokens.")
+    narrowed = (_OF_WORKSPACE, _OF_MODEL, _GRANTS, _EXPIRES)
+    add(tokens, "create", _create, _NAME, _ROLE, *narrowed, *_LIMITS)
+    add(tokens, "list", _list, limit(100))
+    add(tokens, "revoke", _revoke, _TOKEN)
+    add(commands, "audit-log", _audit_log, _ACTOR, _SINCE, _UNTIL, _KIND, _EVERYWHERE, limit(100))
+    workspaces = group(commands, "workspace", "Create, list and change the workspaces of teams.")
+    add(workspaces, "create", _create_workspace, _NEW_WORKSPACE, _DESCRIPTION, *_LIMITS)
+    add(workspaces, "list", _list_workspaces, limit(None))
+    add(workspaces, "set", _change_workspace, _WORKSPACE, _DESCRIPTION, *_LIMITS)
+
+
+def _create(given: Given) -> None:
+    """Make a token and print it, this once."""
+    if given.role is None and not given.grants:
+        raise UsageError("what may it do? give a role, or --grant ROLE:WORKSPACE")
+    body = {
+        "name": given.name,
+        "role": given.role,
+        "workspace": given.in_workspace,
+        "model": given.of_model,
+        "grants": given.grants,
+        "limits": _limits(given),
+        "expires_at": given.expires,
+    }
+    made = given.client.send("POST", "/tokens", body=_given(body)).json()
+    message(given.output, made["token"], made)
+
+
+def _list(given: Given) -> None:
+    """List the tokens with their grants and last use, without their secrets."""
+    found = newest_first(given.client.get("/tokens"))
+    listing(given.output, _TOKENS, found, empty="there are no tokens", limit=given.limit)
+
+
+def _revoke(given: Given) -> None:
+    """End a token for good."""
+    given.client.send("DELETE", f"/tokens/{given.token}")
+    text = f"revoked; {given.token} is refused everywhere within two seconds"
+    message(given.output, text, {"name": given.token, "revoked": True})
+
+
+def _create_workspace(given: Given) -> None:
+    """Make a workspace, a part of the platform with models, data and runs of its own."""
+    body = {"name": given.new, "description": given.description, "limits": _limits(given)}
+    made = given.client.send("POST", "/workspaces", body=_given(body)).json()
+    message(given.output, f"created; work in it with `toque --workspace {made['name']} …`", made)
+
+
+def _list_workspaces(given: Given) -> None:
+    """List the workspaces that you have a grant in."""
+    found = given.client.get("/workspaces")
+    listing(given.output, _WORKSPACES, found, empty="there is no workspace for you", limit=given.limit)
+
+
+def _change_workspace(given: Given) -> None:
+    """Change a workspace's description or limits; what is left out stays."""
+    path, limits = f"/workspaces/{given.chosen}", _limits(given)
+    if limits is not None:  # they are replaced together
+        limits = given.client.get(path)["limits"] | limits
+    body = _given({"description": given.description, "limits": limits})
+    made = given.client.send("PATCH", path, body=body).json()
+    message(given.output, "changed", made)
+
+
+def _audit_log(given: Given) -> None:
+    """List who was refused what, and who changed access and models, the newest first."""
+    found = given.client.get(
+        "/audit",
+        actor=given.actor,
+        since=given.since,
+        until=given.until,
+        kind=given.kind,
+        everywhere=True if given.everywhere else None,
+        limit=given.limit + 1,
+    )
+    listing(given.output, _AUDIT, found, empty="nothing was refused or changed", limit=given.limit)
+
+
+def _limits(given: Given) -> dict[str, Any] | None:
+    limits = _given(
+        {
+            "rate_per_s": given.rate,
+            "max_in_flight": given.max_in_flight,
+            "tokens_per_minute": given.tokens_per_minute,
+        }
+    )
+    return limits or None
+
+
+def _given(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: content for name, content in body.items() if content not in (None, [])}
+
+
+_TOKENS = columns(
+    "name | grants | made by: created_by | made: created_at | last use: last_used_at | expires: expires_at"
+    " | revoked: revoked_at",
+    wide="requests/s: limits.rate_per_s | in flight: limits.max_in_flight"
+    " | tokens/min: limits.tokens_per_minute | ID: id",
+    values={"tokens/min": lambda row: row["limits"].get("tokens_per_minute")},  # left out where it is none
+)
+_AUDIT = columns(
+    "at | kind | who | what | status | times: count | workspace | detail",
+    wide="address: client",
+    texts="detail",
+)
+_WORKSPACES = columns(
+    "name | description | requests/s: limits.rate_per_s | in flight: limits.max_in_flight",
+    wide="made by: created_by | made: created_at",
+    texts="description",
+)

@@ -1,0 +1,217 @@
+"""`toque audit` and `toque audit-keys`: whether the store's history is what was written, told on this machine.
+
+They read the store itself, with keys that only its operator has: a platform that was broken into would lie.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ray_apps.cli.arguments import arg
+from ray_apps.cli.command import Commands, Given, add, group
+from ray_apps.cli.errors import Failed, UsageError
+from ray_apps.cli.output import chosen, columns, message, note, say, table, value
+
+if TYPE_CHECKING:
+    from ray_apps.local import Settings
+    from registry import ObjectStore
+    from registry.audit_keys import AuditKeys
+    from registry.history import AuditReport
+
+# registry and ray_apps.local are imported by what needs them: they bring the tables, half a second.
+
+_MODEL = arg("model", "audit this model's journals only", nargs="?")
+_HEADS = arg("--heads TARGET", "compare with the heads published there: a folder, or the url of a store")
+_PUBLISH = arg(
+    "--publish TARGET", "publish the heads there if nothing was found: a folder, or the url of a store"
+)
+_STORE = arg("--store URL", "address of the store (default: that of the environment or of the platform here)")
+_KEY = arg("key", "id of the key, as `toque audit-keys list` shows it")
+_KEYS = columns("key: id | makes MACs: newest")
+
+
+def register(commands: Commands) -> None:
+    """Add the commands of this module."""
+    add(commands, "audit", _audit, _MODEL, _HEADS, _PUBLISH, _STORE)
+    keys = group(
+        commands, "audit-keys", "Adopt a store, and list, rotate and retire the keys of its history."
+    )
+    add(keys, "list", _list, _STORE)
+    add(keys, "adopt", _adopt, _STORE)
+    add(keys, "rotate", _rotate, _STORE)
+    add(keys, "retire", _retire, _KEY, _STORE)
+
+
+def _audit(given: Given) -> int:
+    """Fold every journal again and look for forged history; exit code 1 if there is some."""
+    from registry import utc_now
+    from registry.history import publish_heads
+
+    with failing():
+        store = open_audited(given)
+        report = _report(store, given.model, given.heads)
+        published = None
+        if given.publish and not report.findings:
+            published = publish_heads(store, _target(given.publish), utc_now)
+    if chosen(given.output) == "json":
+        value(asdict(report) | {"published": published})
+    else:
+        _print(report, published)
+    return 1 if report.findings else 0
+
+
+def _print(report: AuditReport, published: str | None) -> None:
+    for finding in report.findings:
+        say(finding)
+    if report.unsigned:
+        note("without an audit key, only history that contradicts itself is found; set TOQUE_AUDIT_KEY_FILE")
+    read = f"{report.journals} journals, {report.entries} entries, {report.signatures} signatures"
+    if not report.findings:
+        say(f"{read} and {report.heads} recorded heads: the history is as it was written")
+    else:
+        note(f"{len(report.findings)} findings in {read}; nothing was published")
+    if published:
+        say(f"published {published}")
+
+
+def _list(given: Given) -> None:
+    """List the ids of the audit keys, oldest first."""
+    with failing():
+        ids = _keys(given).ids
+    rows = [{"id": each, "newest": each == ids[-1]} for each in ids]
+    table(given.output, _KEYS, rows, remark="" if rows else "there are no audit keys here")
+
+
+def _adopt(given: Given) -> None:
+    """Accept what a store holds that is older than its audit keys; nothing else should write meanwhile."""
+    from registry import utc_now
+    from registry.history import adopt_all
+
+    with failing():
+        count = adopt_all(open_audited(given), utc_now)
+    message(given.output, f"{count} journals are accepted as they are now", {"journals": count})
+
+
+def _rotate(given: Given) -> None:
+    """Add a key to the key file: it makes MACs from now on, and the others still verify."""
+    from registry.audit_keys import key_id
+
+    file, key = _key_file(given), secrets.token_hex(32)
+    _write(file, [*file.read_text().splitlines(), key])
+    message(given.output, f"the key {key_id(key)} in {file} makes MACs from now on", {"key": key_id(key)})
+
+
+def _retire(given: Given) -> None:
+    """Take a key out of the key file, after an audit: what it made counts up to now, and nothing after."""
+    from registry import utc_now
+    from registry.audit_keys import key_id, read_keys
+    from registry.history import adopt_all
+
+    file = _key_file(given)
+    with failing():
+        kept = [key for key in read_keys(file) if key_id(key) != given.key]
+        store = open_audited(given)
+        if given.key not in store.audit_keys.ids[:-1]:
+            raise UsageError(
+                f"{given.key} is not one of the older keys; `toque audit-keys rotate` adds a newer one"
+            )
+        report = _report(store, None, None)
+        if report.findings:
+            _print(report, None)
+            raise Failed("the key is not retired: what it made must be in order first")
+        adopt_all(store, utc_now)
+    _write(file, kept)
+    message(given.output, f"the key {given.key} is retired", {"key": given.key})
+
+
+def _report(store: ObjectStore, model: str | None, heads: str | None) -> AuditReport:
+    from ray_apps.cli.platform_folds import platform_fold
+    from registry.history import audit, read_published
+
+    published, problems = read_published(_target(heads), store.audit_keys) if heads else ([], [])
+    if heads and not published and not problems:
+        problems = [f"{heads} holds no published heads"]
+    report = audit(store, heads=published, model=model, fold_of=platform_fold)
+    return replace(report, findings=(*problems, *report.findings))
+
+
+def _settings(given: Given) -> Settings:
+    from ray_apps.local import Settings
+
+    given_url = getattr(given, "store", None)
+    store_url = address_of(given, given_url) if given_url else None
+    return Settings.of(os.environ, home=Path(given.home), store_url=store_url)
+
+
+def address_of(given: Given, text: str) -> str:
+    """Read the address of a store from a url, or from the path of a folder.
+
+    A bucket whose url names no region or endpoint is one at the server of the platform's own store.
+    """
+    from ray_apps.local import Settings
+
+    if "://" not in text:
+        return Path(text).absolute().as_uri()
+    own = urlsplit(Settings.of(os.environ, home=Path(given.home)).store_url)
+    if not text.startswith("s3://") or "?" in text or own.scheme != "s3":
+        return text
+    server = "&".join(each for each in own.query.split("&") if each.startswith(("region=", "endpoint=")))
+    return f"{text}?{server}" if server else text
+
+
+def _keys(given: Given) -> AuditKeys:
+    from registry.audit_keys import AuditKeys
+
+    keys, file = AuditKeys.of_environment(os.environ), _settings(given).audit_key_file
+    return keys if keys or not file.exists() else AuditKeys.of_file(file)
+
+
+def open_audited(given: Given, url: str | None = None) -> ObjectStore:
+    """Open a store with the audit keys here. url: of another than the one that is given or found here."""
+    from registry import open_store
+
+    return open_store(url or _settings(given).store_url, audit_keys=_keys(given))
+
+
+def _target(target: str) -> ObjectStore:
+    """Open where heads are published: a url, or the path of a folder."""
+    from registry import open_store
+
+    return open_store(target if "://" in target else Path(target).absolute().as_uri())
+
+
+def _key_file(given: Given) -> Path:
+    """Find the file of the audit keys. Raises: UsageError if they come from a variable, or there are none."""
+    file = _settings(given).audit_key_file
+    if not file.exists():
+        raise UsageError(
+            f"no audit key in {file}; `toque up` makes one, or write `openssl rand -hex 32` to a file of mode 600 and "
+            "name it in TOQUE_AUDIT_KEY_FILE"
+        )
+    return file
+
+
+def _write(file: Path, lines: list[str]) -> None:
+    from ray_apps.local.state_file import write_private
+
+    write_private(file, "".join(f"{line}\n" for line in lines))
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    """Turn the registry's errors into one line. Raises: Failed; UsageError for a malformed url or key."""
+    from registry import InvalidInput, RegistryError
+
+    try:
+        yield
+    except InvalidInput as error:
+        raise UsageError(str(error)) from error
+    except RegistryError as error:
+        raise Failed(str(error)) from error

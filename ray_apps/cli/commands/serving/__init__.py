@@ -1,0 +1,1 @@
+"""Commands for what answers: traffic, rollouts, predictions, monitors, traces, load and capacity."""

@@ -1,0 +1,206 @@
+"""`toque features`, `catalog`, `sources` and `streams`: the views, how fresh and full they are, and where their rows come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray_apps.cli.arguments import arg, flag, limit
+from ray_apps.cli.client import call
+from ray_apps.cli.command import Commands, Given, add, group
+from ray_apps.cli.output import Column, chosen, columns, listing, say, table
+
+SAMPLES = 3  # newest rows of a view that are shown
+_VIEW_NAMES = arg("views VIEW", "name of a view to show feature by feature (default: list all)", nargs="*")
+_SOURCE_NAMES = arg("sources SOURCE", "name of a source to show load by load (default: list all)", nargs="*")
+_STREAM_NAMES = arg("streams STREAM", "name of a stream", nargs="+")
+_STREAM = arg("streams STREAM", "name of a stream")
+_FROM = arg(
+    "--from TIME",
+    "from messages on that the log took then, in ISO 8601 (default: all that it has)",
+    dest="start",
+)
+_STORED = flag("--stored", "do not read the log: fill the views from the events that are stored")
+_HOURS = arg("--hours H", "how much of the newest event time is read (default: 24)", type=float, default=24.0)
+
+_WORDS = arg("words WORD", "words that an entry must have, anywhere in it (default: list all)", nargs="*")
+_UNUSED = flag("--unused", "only features that no service and no other view reads")
+
+
+def register(commands: Commands) -> None:
+    """Add the commands of this module."""
+    add(commands, "features", _features, _VIEW_NAMES, _HOURS, limit(None))
+    add(commands, "sources", _sources, _SOURCE_NAMES, limit(None))
+    add(commands, "catalog", _catalog, _WORDS, _UNUSED, limit(None))
+    actions = group(commands, "streams", "Show how far streams were read, and replay one.")
+    add(actions, "list", _list_streams, limit(None))
+    add(actions, "show", _show_streams, _STREAM_NAMES)
+    add(actions, "replay", _replay_stream, _STREAM, _FROM, _STORED)
+
+
+def _features(given: Given) -> None:
+    """Show feature views: freshness, fill, coverage and samples."""
+    asked = {"views": given.views or None, "span_hours": given.hours, "samples": SAMPLES}
+    found = call(given.client, "feature_health", asked)
+    how = chosen(given.output)
+    if not given.views:
+        listing(how, _VIEWS, found, empty="no feature view is applied", limit=given.limit)
+    elif how in {"json", "tsv"}:  # one table, so that a program reads one header
+        rows = [row for health in found for row in _rows(health)]
+        table(how, [Column("view", "view"), *_FEATURE], rows, whole=found)
+    else:
+        for health in found:
+            table(how, _VIEW, [health])
+            say("")
+            table(how, _FEATURE, _rows(health))
+
+
+def _sources(given: Given) -> None:
+    """Show batch sources: what they read, and what their last loads brought or kept aside."""
+    found = call(given.client, "source_status", {"sources": given.sources or None})
+    if not given.sources:
+        rows = [each | {"last": next(iter(each["loads"]), None)} for each in found]
+        listing(chosen(given.output), _SOURCES, rows, empty="no batch source is applied", limit=given.limit)
+        return
+    loads = [load for each in found for load in each["loads"]]
+    table(chosen(given.output), _LOADS, loads, whole=found)
+
+
+def _catalog(given: Given) -> None:
+    """Search the catalogue of features: owners, use, origin, cost, what is deprecated and what nobody uses."""
+    found = call(given.client, "feature_catalog", {"words": given.words, "unused": given.unused})
+    how = chosen(given.output)
+    if len(found) != 1:
+        listing(how, _ENTRIES, found, empty="no view has all these words", limit=given.limit)
+        return
+    table(how, _ENTRIES, found, whole=found)
+    if how not in {"json", "tsv"}:
+        say("")
+        table(how, _CATALOG_FEATURE, found[0]["features"])
+
+
+def _models(entry: dict[str, Any]) -> str:
+    return ", ".join(f"{each['model']}@{each['version']}" for each in entry["models"])
+
+
+def _list_streams(given: Given) -> None:
+    """List stream sources: what they read, and how many messages are not stored yet."""
+    found = call(given.client, "stream_status", {})
+    rows = [each | _whole(each["partitions"]) for each in found]
+    listing(chosen(given.output), _STREAMS, rows, empty="no stream source is applied", limit=given.limit)
+
+
+def _show_streams(given: Given) -> None:
+    """Show streams partition by partition: how far each is stored, and how many messages are behind that."""
+    found = call(given.client, "stream_status", {"sources": given.streams})
+    parts = [each | {"source": one["source"]} for one in found for each in one["partitions"]]
+    table(chosen(given.output), _PARTITIONS, parts, whole=found)
+
+
+def _replay_stream(given: Given) -> None:
+    """Read a stream's log again by its definition in force, and fill the views over it anew; each event stays stored once."""
+    asked = {"source": given.streams, "start": given.start, "stored": given.stored}
+    done = call(given.client, "replay_stream", asked)
+    how = chosen(given.output)
+    if not given.stored:
+        table(how, _REPLAYED, done["partitions"], whole=done)
+    if given.stored or how not in {"json", "tsv"}:
+        table(how, _FILLED, done["views"], whole=done)
+
+
+def _whole(partitions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Lag of all partitions together, None where one is not known, and the least watermark."""
+    lags = [each["lag"] for each in partitions]
+    marks = [each["watermark"] for each in partitions if each["watermark"]]
+    return {
+        "lag": None if None in lags else sum(lags),
+        "partitions": len(partitions),
+        "watermark": min(marks, default=None),
+    }
+
+
+def _rows(health: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each feature, then for each further column of the newest rows: its fill and what they hold of it."""
+    samples = health["samples"]
+    names = dict.fromkeys([*health["fill"], *(samples[0] if samples else ())])
+    newest = [samples[at] if at < len(samples) else {} for at in range(SAMPLES)]
+    return [
+        {"view": health["view"], "feature": name, "fill": health["fill"].get(name)}
+        | {f"row {number}": row.get(name) for number, row in enumerate(newest, start=1)}
+        for name in names
+    ]
+
+
+def _share(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
+
+
+def _span(seconds: float | None) -> str | None:
+    """A time as "2d 3h", "3h 20min" or "45s": its two greatest units."""
+    if seconds is None:
+        return None
+    left, parts = round(seconds), []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2]) or "0s"
+
+
+_VALUES = {
+    "age": lambda row: _span(row["freshness_s"]),
+    "ttl": lambda row: _span(row["ttl_s"]),
+    "fill": lambda row: _share(min(row["fill"].values(), default=None)),
+    "online": lambda row: _share(row["coverage"]),
+}
+_VIEWS = columns(
+    "view | rows | newest event: newest_event | age | ttl | recent rows: recent_rows | keys | fill | online | owner",
+    wide="files | online until: online_until",
+    texts="owner",
+    values=_VALUES,
+)
+_VIEW = columns(
+    "view | rows | newest event: newest_event | age | recent rows: recent_rows | keys | online | files"
+    " | online until: online_until",
+    values=_VALUES,
+)
+_SOURCES = columns(
+    "source | reads | views | last load: last.at | rows: last.rows | rejected: last.rejected | owner",
+    texts="owner | reads",
+    values={"views": lambda row: ", ".join(row["views"])},
+)
+_STREAMS = columns(
+    "source | reads | views | partitions | lag | watermark | unreadable | owner",
+    texts="owner | reads | unreadable",
+    values={"views": lambda row: ", ".join(row["views"])},
+)
+_PARTITIONS = columns("source | partition | position | lag | known at: known_at | watermark")
+_REPLAYED = columns("partition | first | end | events | rejected")
+_FILLED = columns("view | rows | online | removed")
+_LOADS = columns(
+    "source | load: number | at | rows | known | rejected | reasons | unreadable",
+    wide="first | last",
+    values={
+        "reasons": lambda row: "; ".join(f"{reason} ({count})" for reason, count in row["reasons"].items()),
+        "unreadable": lambda row: "; ".join(row["unreadable"].values()),
+    },
+)
+_ENTRIES = columns(
+    "view: name | features | services | models | rows | bytes | newest event: newest_event | would break: would_break | owner",
+    wide="description | kind",
+    texts="owner | description | would break",
+    values={
+        "features": lambda row: ", ".join(each["name"] for each in row["features"]),
+        "services": lambda row: ", ".join(row["services"]),
+        "models": _models,
+        "would break": lambda row: ", ".join(row["would_break"]),
+    },
+)
+_CATALOG_FEATURE = columns(
+    "feature: name | type: dtype | comes from | used by | deprecated",
+    texts="deprecated",
+    values={
+        "comes from": lambda row: ", ".join(row["comes_from"]),
+        "used by": lambda row: ", ".join(row["used_by"]),
+    },
+)
+_FEATURE = columns("feature | fill | row 1 | row 2 | row 3", values={"fill": lambda row: _share(row["fill"])})

@@ -1,0 +1,150 @@
+"""`toque plan train`: what a training of a language model needs and costs, before a card is paid for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_apps.cli.arguments import arg, flag
+from ray_apps.cli.command import Commands, Given, add, group
+from ray_apps.cli.errors import Failed, UsageError
+from ray_apps.cli.output import chosen, columns, facts, note, say, table, value
+
+if TYPE_CHECKING:
+    from functions.runtime.receipt import Prices
+    from functions.training.planning import Card, Decoder, Plan, Setup
+
+# `functions` is imported by the command itself.
+
+_CONFIG = arg("config", "folder of a Hugging Face model, or its config.json")
+_CARD = arg("--card NAME", "kind of card, such as h100, a100, l4 (default: h100)", default="h100")
+_CARDS = arg("--cards N", "number of cards, one worker each (default: 1)", type=int, default=1)
+_TOKENS = arg("--tokens N", "tokens of the whole training, as in 2e9", type=float, required=True)
+_BATCH = arg("--batch ROWS", "rows of a step over all cards (default: 64)", type=int, default=64)
+_LENGTH = arg("--length TOKENS", "tokens of a row (default: 1024)", type=int, default=1024)
+_SHARDING = arg(
+    "--sharding KIND", "replicate or shard (default: the faster that fits)", choices=("replicate", "shard")
+)
+_ACCUMULATE = arg("--accumulate N", "micro-batches of a step (default with --sharding: 1)", type=int)
+_RECOMPUTE = flag("--recompute", "activation checkpointing, with --sharding")
+_PRECISION = arg("--precision KIND", "bf16 or fp32 (default: bf16)", choices=("bf16", "fp32"), default="bf16")
+_LORA = arg("--lora RANK", "train adapters of this rank, not all weights", type=int, default=0)
+_RUN = arg("--run-tokens-s N", "tokens/s of a short run of this model on one such card", type=float)
+_RUN_RECOMPUTED = flag("--run-recomputed", "the short run had activation checkpointing")
+
+
+def register(commands: Commands) -> None:
+    """Add the commands of this module."""
+    actions = group(commands, "plan", "Say what a training needs and costs before it is paid for.")
+    ways = (_SHARDING, _ACCUMULATE, _RECOMPUTE, _PRECISION, _LORA, _RUN, _RUN_RECOMPUTED)
+    add(actions, "train", _plan_train, _CONFIG, _TOKENS, _CARD, _CARDS, _BATCH, _LENGTH, *ways)
+
+
+def _plan_train(given: Given) -> int:
+    """Say memory a card, step time, tokens/s, days and money of a training; exit code 1 if no card holds it."""
+    from functions.training.planning import CARDS, Decoder, Setup, plan, proposed
+
+    if given.card not in CARDS:
+        raise UsageError(f"--card {given.card!r}: choose one of {', '.join(CARDS)}")
+    if given.sharding is None and (given.accumulate or given.recompute):
+        raise UsageError("--accumulate and --recompute are chosen for you unless --sharding is given")
+    card = CARDS[given.card]
+    try:
+        model = Decoder.read(Path(given.config))
+        asked = Setup(
+            given.cards,
+            given.batch,
+            given.length,
+            given.sharding or ("shard" if given.cards > 1 else "replicate"),
+            given.accumulate or 1,
+            given.recompute,
+            half=given.precision == "bf16",
+            lora=given.lora,
+        )
+        reached = _reached(given, asked, model, card)
+        best = proposed(model, asked, card, reached=reached)
+        found = plan(model, asked, card, reached=reached) if given.sharding or best is None else best
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    _show(given, found, _prices())
+    if not found.fits:
+        raise Failed(_refusal(given, found, best))
+    if found is best and found.setup.cards != given.cards:
+        note(f"{given.cards} × {given.card} cannot hold it: planned for {found.setup.cards}")
+    return 0
+
+
+def _reached(given: Given, asked: Setup, model: Decoder, card: Card) -> float:
+    """Share of the card's peak that a short run reached, or a usual one if none was given. Raises: ValueError if it is impossible."""
+    from dataclasses import replace
+
+    from functions.training.planning import REACHED, plan
+
+    if given.run_tokens_s is None:
+        note("no --run-tokens-s: times are for .35 of the card's peak; published runs reach .27 to .42")
+        return REACHED
+    alone = replace(asked, cards=1, sharding="replicate", accumulate=1, recompute=given.run_recomputed)
+    alone = replace(alone, batch=max(1, asked.batch // asked.cards))
+    whole = plan(model, alone, card, reached=1.0)
+    spent = alone.tokens / given.run_tokens_s - whole.step["update"]
+    share = whole.step["arithmetic"] / spent if spent > 0 else 2.0
+    if share > 1.0:
+        raise ValueError(
+            f"--run-tokens-s {given.run_tokens_s:g}: above the peak of a {given.card}; give those of one card"
+        )
+    return share
+
+
+def _refusal(given: Given, found: Plan, best: Plan | None) -> str:
+    needed = f"a card needs {found.memory_bytes / 1e9:,.1f} GB of {found.usable_bytes / 1e9:,.1f} usable on a {given.card}"
+    if best is None:
+        return f"{needed}, and no number of cards up to the rows of a step holds it: fewer --length, a larger --card, or --lora"
+    return f"{needed}; this fits and is the fastest of those that do: {best.setup.words}"
+
+
+def _show(given: Given, found: Plan, prices: Prices | None) -> None:
+    hours = found.card_hours(given.tokens)
+    about = {
+        "setup": f"{found.setup.cards} × {given.card}: {found.setup.words}",
+        "memory": f"{found.memory_bytes / 1e9:,.1f} GB a card of {found.usable_bytes / 1e9:,.1f} usable",
+        "step": f"{found.step_s:,.3f} s",
+        "tokens": f"{found.tokens_s:,.0f} a second",
+        "days": f"{found.days(given.tokens):,.2f}, {hours:,.0f} card-hours",
+        "price": f"{hours * prices.gpu_hour:,.2f} {prices.currency}" if prices else None,
+    }
+    parts = [
+        {"part": name, "of": "memory", "figure": f"{each / 1e9:,.2f} GB"}
+        for name, each in found.memory.items()
+    ]
+    parts += [{"part": name, "of": "step", "figure": f"{each:,.3f} s"} for name, each in found.step.items()]
+    if chosen(given.output) == "json":
+        figures = {"memory_bytes": found.memory_bytes, "step_s": found.step_s, "tokens_s": found.tokens_s}
+        money = hours * prices.gpu_hour if prices else None
+        value(
+            about
+            | figures
+            | {"fits": found.fits, "cards": found.setup.cards, "card_hours": hours, "money": money}
+            | {"memory_parts": found.memory, "step_parts": found.step}
+        )
+        return
+    facts(given.output, _PLAN, about)
+    if prices is None:
+        note("no price list: set `prices` in the profile, or TOQUE_PRICES, to see what it costs")
+    say("")
+    table(given.output, _PARTS, parts)
+
+
+def _prices() -> Prices | None:
+    """Read the price list of the environment or the profile. Raises: UsageError."""
+    from functions.runtime.receipt import Prices
+
+    text = os.environ.get("TOQUE_PRICES")
+    try:
+        return Prices.model_validate_json(text) if text else None
+    except ValueError as error:
+        raise UsageError(f"TOQUE_PRICES: {error}") from error
+
+
+_PLAN = columns("setup | memory | step | tokens | days | price")
+_PARTS = columns("part | of | figure")

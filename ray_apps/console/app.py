@@ -1,0 +1,78 @@
+"""Installs the console in the gateway's application."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from anyio import to_thread
+from fastapi import FastAPI
+
+from ray_apps.console import oidc_sign_in, sign_in
+from ray_apps.console.assets import Assets
+from ray_apps.console.entry import Entry
+from ray_apps.console.live import LiveChanges
+from ray_apps.console.pages import PAGES
+from ray_apps.console.rendering import make_templates
+from ray_apps.console.route import PREFIX
+from ray_apps.console.sessions import Session, Sessions
+from ray_apps.oidc import OidcSettings
+from ray_apps.oidc.code_flow import CodeFlow
+from registry import Clock, ObjectStore, Unavailable, utc_now
+
+STATIC = Path(__file__).with_name("static")
+
+
+class Console:
+    """Parts that all pages share: sessions, templates, files to load, and entries of the navigation."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        redis_url: str | None = None,
+        oidc: OidcSettings | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        self.clock = clock
+        self.live = LiveChanges(store, redis_url)
+        self.oidc = None if oidc is None or oidc.client is None else CodeFlow(oidc, oidc.client)
+        self.sessions = Sessions(store, clock=clock)
+        self.templates = make_templates()
+        self.assets = Assets(STATIC, f"{PREFIX}/static")
+        self.entries: tuple[Entry, ...] = tuple(each.ENTRY for each in PAGES if each.ENTRY is not None)
+
+    async def find_session(self, session_id: str) -> Session | None:
+        """Find a session; None if it ended, expired, or the store does not answer."""
+        try:
+            return await to_thread.run_sync(self.sessions.find, session_id)
+        except Unavailable:
+            return None
+
+    @staticmethod
+    def link(root: str, *parts: Any, **query: Any) -> str:
+        """Path of a page below `root`, each part quoted."""
+        path = "/".join((root, *(quote(str(part), safe="") for part in parts))) if parts else f"{root}/"
+        given = {name: value for name, value in query.items() if value is not None}
+        return f"{path}?{urlencode(given)}" if given else path
+
+
+def install(
+    app: FastAPI,
+    store: ObjectStore,
+    *,
+    redis_url: str | None = None,
+    oidc: OidcSettings | None = None,
+    clock: Clock = utc_now,
+) -> None:
+    """Add the pages to an application whose state has an `admission`.
+
+    store: the platform's, for sessions alone. redis_url: announces what changes, so that open pages follow it. oidc:
+    issuer at which people may sign in.
+    """
+    app.state.console = Console(store, redis_url=redis_url, oidc=oidc, clock=clock)
+    app.include_router(sign_in.router)
+    app.include_router(oidc_sign_in.router)
+    for module in PAGES:
+        app.include_router(module.router)

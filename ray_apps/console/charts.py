@@ -1,0 +1,232 @@
+"""Charts as SVG made on the server: lines with bands over time or steps, readable without a script and in both colour schemes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from markupsafe import Markup
+
+from ray_apps.console.rendering import number
+
+WIDTH, HEIGHT = 860, 280
+_DAY_S: Final = 86_400
+_TIME_STEPS_S: Final = (
+    *(60, 300, 900, 1_800, 3_600, 10_800, 21_600, 43_200),
+    *(days * _DAY_S for days in (1, 2, 7, 14, 28, 56, 112, 224, 448)),
+)
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 34, 18, 28
+_Y_TICKS, _X_TICKS = 5, 6
+_BARS_HEIGHT, _BAR_TEXT = 160, 62
+_STEPS: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
+_SVG = Markup(
+    '<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{parts}</svg>'
+)
+_TICK_Y = Markup(
+    '<path class="grid" d="M{x0} {y}H{x1}"/><text class="tick" x="{x}" y="{y}" dy="4" text-anchor="end">{text}</text>'
+)
+_TICK_X = Markup('<text class="tick" x="{x}" y="{y}" text-anchor="middle" data-time="{time}">{text}</text>')
+_STEP_X = Markup('<text class="tick" x="{x}" y="{y}" text-anchor="middle">{text}</text>')
+_BAR = Markup(
+    '<rect class="bar-of series-0" x="{x}" y="{y}" width="{width}" height="{height}"><title>{title}</title></rect>'
+)
+_LINE = Markup('<path class="line series-{index}" d="{path}"><title>{name}</title></path>')
+_BAND = Markup('<path class="band series-{index}" d="{path}"/>')
+_POINT = Markup(
+    '<circle class="point series-{index}" cx="{x}" cy="{y}" r="3"><title>{title}</title></circle>'
+)
+_LEVEL = Markup(
+    '<path class="level {kind}" d="M{x0} {y}H{x1}"/><text class="tick" x="{x0}" y="{y}" dx="4" dy="13">{text}</text>'
+)
+_MARK = Markup(
+    '<path class="mark" d="M{x} {y0}V{y1}"/><text class="tick" x="{x}" y="{y0}" dx="4" dy="9">{text}</text>'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Value at a moment or a step, with the ends of its interval where it has one. note: told when the pointer is on it."""
+
+    at: datetime | float
+    value: float
+    lower: float | None = None
+    upper: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Named line of a chart; its points in order, all at moments or all at steps."""
+
+    name: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Horizontal line that the values are held against. kind: class of its colour."""
+
+    value: float
+    text: str
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Vertical line at the moment or step of an event."""
+
+    at: datetime | float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Maps moments or steps and values to places in a drawing of some width."""
+
+    start: float
+    end: float
+    low: float
+    high: float
+    width: int
+
+    @property
+    def right(self) -> int:
+        return self.width - _RIGHT
+
+    def x(self, at: datetime | float) -> float:
+        share = (_number(at) - self.start) / (self.end - self.start)
+        return round(_LEFT + share * (self.right - _LEFT), 1)
+
+    def y(self, value: float) -> float:
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return round(HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM), 1)
+
+
+def draw_lines(
+    series: Sequence[Series],
+    *,
+    label: str,
+    levels: Sequence[Level] = (),
+    marks: Sequence[Mark] = (),
+    width: int = WIDTH,
+) -> Markup:
+    """Draw lines over time or steps with their bands; empty text if no series has a point.
+
+    label: what a screen reader says; width: smaller for a chart that stands beside others, so that its texts stay as large.
+    """
+    points = [point for each in series for point in each.points]
+    if not points:
+        return Markup()
+    scale = _scale(points, levels, width)
+    parts: list[Markup] = [*_axes(scale, in_time=isinstance(points[0].at, datetime))]
+    for index, each in enumerate(series):
+        parts += _series(each, index, scale)
+    for level in levels:
+        if scale.low <= level.value <= scale.high:
+            ends = {"x0": _LEFT, "x1": scale.right, "y": scale.y(level.value)}
+            parts.append(_LEVEL.format(kind=level.kind, text=level.text, **ends))
+    for mark in marks:
+        parts.append(_MARK.format(x=scale.x(mark.at), y0=_TOP, y1=HEIGHT - _BOTTOM, text=mark.text))
+    return _SVG.format(width=width, height=HEIGHT, label=label, parts=Markup().join(parts))
+
+
+def draw_bars(bars: Sequence[tuple[float | str, float]], *, label: str, width: int = WIDTH) -> Markup:
+    """Draw a bar for each place or name with its size; empty text without bars. label: what a screen reader says."""
+    if not bars:
+        return Markup()
+    most = max(size for _, size in bars) or 1.0
+    slot, floor = (width - 2 * _RIGHT) / len(bars), _BARS_HEIGHT - _BOTTOM
+    every = -(-len(bars) * _BAR_TEXT // (width - 2 * _RIGHT))
+    parts: list[Markup] = []
+    for at, (place, size) in enumerate(bars):
+        height = round(size / most * (floor - _TOP), 1)
+        x, title = _RIGHT + at * slot, f"{number(place)}: {number(size)}"
+        shape = {
+            "x": f"{x:.1f}",
+            "y": f"{floor - height:g}",
+            "width": f"{slot * 0.9:.1f}",
+            "height": f"{height:g}",
+        }
+        parts.append(_BAR.format(title=title, **shape))
+        if at % every == 0:
+            parts.append(_STEP_X.format(x=f"{x + slot / 2:.1f}", y=_BARS_HEIGHT - 8, text=number(place)))
+    return _SVG.format(width=width, height=_BARS_HEIGHT, label=label, parts=Markup().join(parts))
+
+
+def _number(at: datetime | float) -> float:
+    return at.timestamp() if isinstance(at, datetime) else float(at)
+
+
+def _scale(points: Sequence[Point], levels: Sequence[Level], width: int) -> _Scale:
+    """Fit all values, and bounds as far as they are not many times wider than the values."""
+    values = [point.value for point in points] + [level.value for level in levels]
+    radii = sorted(point.upper - point.value for point in points if point.upper is not None)
+    reach = 2.5 * radii[len(radii) // 2] if radii else 0.0
+    low = min([*values, *(max(p.lower, p.value - reach) for p in points if p.lower is not None)])
+    high = max([*values, *(min(p.upper, p.value + reach) for p in points if p.upper is not None)])
+    margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+    times = [_number(point.at) for point in points]
+    start, end = min(times), max(times)
+    return _Scale(start, end if end > start else start + 1.0, low - margin, high + margin, width)
+
+
+def _axes(scale: _Scale, *, in_time: bool) -> list[Markup]:
+    rows = [
+        _TICK_Y.format(x0=_LEFT, x1=scale.right, x=_LEFT - 8, y=scale.y(value), text=number(value))
+        for value in _ticks(scale.low, scale.high)
+    ]
+    return rows + (_moments(scale) if in_time else _steps(scale))
+
+
+def _moments(scale: _Scale) -> list[Markup]:
+    span, many = scale.end - scale.start, max(2, _X_TICKS * scale.width // WIDTH)
+    moments = [
+        datetime.fromtimestamp(scale.start + span * (index + 0.5) / many, UTC) for index in range(many)
+    ]
+    shown = "%d %b" if span > 2 * 86_400 else "%H:%M"
+    return [
+        _TICK_X.format(
+            x=scale.x(at), y=HEIGHT - 8, time=at.isoformat(timespec="seconds"), text=f"{at:{shown}}"
+        )
+        for at in moments
+    ]
+
+
+def _steps(scale: _Scale) -> list[Markup]:
+    return [
+        _STEP_X.format(x=scale.x(step), y=HEIGHT - 8, text=number(step))
+        for step in _ticks(scale.start, scale.end)
+    ]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Choose round values between two."""
+    raw = (high - low) / _Y_TICKS
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(each * power for each in _STEPS if each * power >= raw)
+    first = math.ceil(low / step)
+    return [round(index * step, 12) for index in range(first, math.floor(high / step) + 1)]
+
+
+def _series(series: Series, index: int, scale: _Scale) -> list[Markup]:
+    drawn: list[Markup] = []
+    bounded = [p for p in series.points if p.lower is not None and p.upper is not None]
+    if bounded:
+        upper = [(scale.x(p.at), scale.y(p.upper)) for p in bounded if p.upper is not None]
+        lower = [(scale.x(p.at), scale.y(p.lower)) for p in reversed(bounded) if p.lower is not None]
+        drawn.append(_BAND.format(index=index, path=f"{_path([*upper, *lower])}Z"))
+    line = [(scale.x(point.at), scale.y(point.value)) for point in series.points]
+    drawn.append(_LINE.format(index=index, path=_path(line), name=series.name))
+    drawn += [
+        _POINT.format(index=index, x=x, y=y, title=point.note)
+        for point, (x, y) in zip(series.points, line, strict=True)
+        if point.note
+    ]
+    return drawn
+
+
+def _path(places: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in places)

@@ -1,0 +1,97 @@
+"""Drawing of a version's lineage, from its data by the run to what it serves, as SVG made on the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from ray_apps.console.page import Page
+
+_WIDTH, _HEIGHT = 196, 46  # of a box
+_GAP, _ROW = 64, 60
+_CHARS: Final = 25
+_NODE = Markup(
+    '<g class="node {kind}"><title>{title}</title><rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6"/>'
+    '<text class="above" x="{text_x}" y="{above_y}">{above}</text>'
+    '<text x="{text_x}" y="{name_y}">{name}</text></g>'
+)
+_SVG = Markup(
+    '<svg class="graph" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="group" aria-label="{label}">'
+)
+_EDGE = Markup('<path class="edge" d="M{x0} {y0} C{x1} {y0} {x1} {y1} {x2} {y1}"/>')
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Box of a drawing: a small line of what it is above its name; link: where it leads, empty: nowhere."""
+
+    above: str
+    name: str
+    kind: str = ""
+    link: str = ""
+
+
+def draw_lineage(
+    version: dict[str, Any], aliases: list[str], arms: list[dict[str, Any]], page: Page
+) -> Markup:
+    """Draw the tables and feature views that a version was made from, its run, and where it answers now."""
+    model, lineage = version["model"], version["lineage"]
+    data = [Node("table", f"{each['name']}@{each['version']}") for each in lineage["datasets"]]
+    views = [Node("feature view", name) for name in lineage["features"]]
+    made = [Node("run", lineage["run"])] if lineage["run"] else []
+    made += [Node("code", lineage["code"][:12])] if lineage["code"] else []
+    if lineage["parent"]:
+        link = page.link("models", model, "versions", lineage["parent"])
+        made.append(Node("parent", f"version {lineage['parent']}", link=link))
+    used = [Node("alias", alias, "live") for alias in aliases]
+    used += [Node("traffic", f"{arm['name']}, {100 * arm['share']:.4g} %", "live") for arm in arms]
+    own = [Node("version", f"{model}@{version['version']}", "own")]
+    columns = [column for column in (data + views, made, own, used) if column]
+    return draw_columns(columns, label=f"Lineage of {model}@{version['version']}")
+
+
+def draw_columns(columns: list[list[Node]], *, label: str) -> Markup:
+    """Draw boxes in columns, each box joined to every box of the next column."""
+    rows = max(len(column) for column in columns)
+    width = len(columns) * (_WIDTH + _GAP) - _GAP + 2
+    height = rows * _ROW - (_ROW - _HEIGHT) + 2
+    places = [
+        [(1 + i * (_WIDTH + _GAP), 1 + (j + (rows - len(column)) / 2) * _ROW) for j in range(len(column))]
+        for i, column in enumerate(columns)
+    ]
+    edges = [_edge(start, end) for left, right in pairwise(places) for start in left for end in right]
+    boxes = [
+        _box(node, *place)
+        for column, spots in zip(columns, places, strict=True)
+        for node, place in zip(column, spots, strict=True)
+    ]
+    head = _SVG.format(width=width, height=f"{height:g}", label=label)
+    return head + Markup().join(edges + boxes) + Markup("</svg>")
+
+
+def _edge(start: tuple[float, float], end: tuple[float, float]) -> Markup:
+    x0, x2 = start[0] + _WIDTH, end[0]
+    y0, y1 = start[1] + _HEIGHT / 2, end[1] + _HEIGHT / 2
+    return _EDGE.format(x0=x0, y0=f"{y0:g}", x1=f"{(x0 + x2) / 2:g}", y1=f"{y1:g}", x2=x2)
+
+
+def _box(node: Node, x: float, y: float) -> Markup:
+    shown = node.name if len(node.name) <= _CHARS else f"{node.name[: _CHARS - 1]}…"
+    drawn = _NODE.format(
+        kind=node.kind,
+        title=f"{node.above} {node.name}",
+        x=x,
+        y=f"{y:g}",
+        width=_WIDTH,
+        height=_HEIGHT,
+        text_x=x + 12,
+        above=node.above,
+        above_y=f"{y + 17:g}",
+        name=shown,
+        name_y=f"{y + 35:g}",
+    )
+    return Markup('<a href="{}">{}</a>').format(node.link, drawn) if node.link else drawn

@@ -1,0 +1,196 @@
+"""Changes told to open pages as they happen: one watcher a topic for all viewers of this process.
+
+A topic is a journal, or all of one kind ("models/late-flights", "rollouts/*"), or a model's live figures
+("figures/late-flights"). Journals are announced by Redis, so watching costs no read; a page that hears of a change asks for itself
+again. Figures are read once for all viewers and sent as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from anyio import to_thread
+from redis import RedisError
+
+from functions.live_counts import read_figures
+from functions.runtime.changes.announcer import journals_in
+from functions.runtime.changes.feed import Watch, feed_of
+from ray_apps.console.figures import figure_texts
+from registry import ObjectStore, Unavailable, workspace_store
+
+MAX_TOPICS: Final = 8
+MAX_STREAMS: Final = 400
+STREAM_S: Final = 55.0
+"""Longest time of a stream; the browser opens another, and is admitted anew."""
+_TOPIC = re.compile(r"(?:dead_letters|[a-z][a-z-]{0,31}/(?:\*|[A-Za-z0-9][A-Za-z0-9._-]{0,127}))\Z")
+_FIGURES = "figures/"
+_COUNTED = ("runs/", "invocations/")
+"""Topics of one thing that writes objects beside its journal, a run its curves, an invocation its log: they are counted."""
+_LOOK_S, _FIGURES_S, _BEAT_S = 0.2, 2.0, 10.0
+_IDLE_S = 15.0  # a topic outlives its last listener by so much, as a page that is reloaded comes back
+_POLL_S = 15.0  # without Redis pages look again so often
+_NEVER_S = 86_400.0
+_SPREAD_S, _SPREAD_MOST_S = (
+    0.008,
+    1.2,
+)  # listeners hear of a change one after another, for each asks for a page
+Event = tuple[str, str]
+
+
+@dataclass(eq=False)
+class _Topic:
+    """Topic that open pages follow. watch: of its journals; None for figures. count: changes so far. written: objects at the last look."""
+
+    name: str
+    workspace: str
+    watch: Watch | None
+    listeners: set[asyncio.Queue[Event]] = field(default_factory=set)
+    count: int = 0
+    written: int | None = None
+    read_at: float = 0.0
+    left_at: float = 0.0
+    last: str = ""
+
+    def tell(self, kind: str, data: str) -> None:
+        for each in self.listeners:
+            if each.qsize() < MAX_TOPICS:  # a listener that is behind gets all of it with the next
+                each.put_nowait((kind, data))
+
+
+class LiveChanges:
+    """Followers of topics in this process, fed by one task that ends with the last of them.
+
+    store: the platform's. redis_url: where changes are announced and requests counted; None: pages look again by themselves.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        redis_url: str | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._redis_url, self._clock = store, redis_url, clock
+        self._topics: dict[tuple[str, str], _Topic] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._process = secrets.token_hex(4)
+        self._streams = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this process feeds as many streams as it may; a page works without one."""
+        return self._streams >= MAX_STREAMS
+
+    async def stream(self, workspace: str, names: Sequence[str], last_id: str) -> AsyncIterator[bytes]:
+        """Yield server-sent events of topics until the stream is old.
+
+        last_id: of the stream before; if something changed since, the first event says so.
+        """
+        self._streams += 1
+        topics = [self._topic(workspace, name) for name in dict.fromkeys(names)]
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        for topic in topics:
+            topic.listeners.add(queue)
+        try:
+            yield b"retry: 2000\n\n"
+            if last_id and last_id != self._id(topics):
+                yield self._event(topics, "changed", "")
+            until = self._clock() + STREAM_S * random.uniform(0.8, 1.0)
+            while (left := until - self._clock()) > 0:
+                try:
+                    kind, data = await asyncio.wait_for(queue.get(), min(_BEAT_S, left))
+                except TimeoutError:
+                    yield self._event(topics, "beat", "")
+                    continue
+                if kind == "changed":
+                    await asyncio.sleep(random.uniform(0, self._spread_s(topics)))
+                yield self._event(topics, kind, data)
+        finally:
+            self._streams -= 1
+            for topic in topics:
+                topic.listeners.discard(queue)
+                topic.left_at = self._clock()
+
+    def _topic(self, workspace: str, name: str) -> _Topic:
+        key = (workspace, name)
+        if key not in self._topics:
+            watch = None if name.startswith(_FIGURES) else self._watch(workspace, name)
+            if watch is not None:
+                watch.due()  # a new watch is due once, which is no change
+            self._topics[key] = _Topic(name, workspace, watch)
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        return self._topics[key]
+
+    def _watch(self, workspace: str, name: str) -> Watch:
+        if self._redis_url is None:
+            return Watch(every_s=_POLL_S)
+        store = workspace_store(self._store, workspace)
+        journals = [journals_in(store, path) for path in (name, f"{name}/*")]
+        return feed_of(self._redis_url).watch(*journals, every_s=_POLL_S, slow_s=_NEVER_S)
+
+    async def _run(self) -> None:
+        """Look at every topic in turn, and forget those that nobody follows any more."""
+        while self._topics:
+            now = self._clock()
+            for key, topic in list(self._topics.items()):
+                if not topic.listeners and now - topic.left_at > _IDLE_S:
+                    del self._topics[key]
+                    if topic.watch is not None:
+                        topic.watch.close()
+                elif topic.watch is None:
+                    await self._look_at_figures(topic, now)
+                elif topic.watch.due() or await self._has_written(topic, now):
+                    topic.count += 1
+                    topic.tell("changed", "")
+            await asyncio.sleep(_LOOK_S)
+
+    async def _has_written(self, topic: _Topic, now: float) -> bool:
+        """Whether a run or an invocation has written another segment since the last look; never true of other topics."""
+        if not topic.name.startswith(_COUNTED) or "*" in topic.name or now - topic.read_at < _FIGURES_S:
+            return False
+        topic.read_at = now
+        store = workspace_store(self._store, topic.workspace)
+        try:
+            written = await to_thread.run_sync(lambda: sum(1 for _ in store.list(f"{topic.name}/")))
+        except Unavailable:
+            return False
+        before, topic.written = topic.written, written
+        return before is not None and written != before
+
+    async def _look_at_figures(self, topic: _Topic, now: float) -> None:
+        if self._redis_url is None or not topic.listeners or now - topic.read_at < _FIGURES_S:
+            return
+        topic.read_at = now
+        model = topic.name.removeprefix(_FIGURES)
+        try:
+            found = await to_thread.run_sync(read_figures, self._redis_url, topic.workspace, model)
+        except (RedisError, OSError):
+            return  # the page shows what it had; the next look is two seconds away
+        text = json.dumps(figure_texts(found.model_dump(mode="json")))
+        if text != topic.last:
+            topic.last = text
+            topic.tell("figures", text)
+
+    def _id(self, topics: Sequence[_Topic]) -> str:
+        return f"{self._process}-{'.'.join(str(topic.count) for topic in topics)}"
+
+    def _event(self, topics: Sequence[_Topic], kind: str, data: str) -> bytes:
+        return f"id: {self._id(topics)}\nevent: {kind}\ndata: {data}\n\n".encode()
+
+    @staticmethod
+    def _spread_s(topics: Sequence[_Topic]) -> float:
+        return min(_SPREAD_MOST_S, _SPREAD_S * max(len(topic.listeners) for topic in topics))
+
+
+def is_topic(name: str) -> bool:
+    """Whether a text names a topic."""
+    return _TOPIC.match(name) is not None

@@ -1,0 +1,179 @@
+"""A page that is being made: who looks at it, where, what they may do, and how it is rendered."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Coroutine, Sequence
+from datetime import datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlencode
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from ray_apps.admission import Admitted
+from ray_apps.admission.guarded_route import client_of, header
+from ray_apps.console.api import Api, ApiError
+from ray_apps.token_cache import bearer_token
+from registry import DEFAULT_WORKSPACE, Role
+
+if TYPE_CHECKING:
+    from ray_apps.console.app import Console
+
+THEMES: Final = ("light", "dark")
+_NOTICE_COOKIE, _THEME_COOKIE = "toque-notice", "toque-theme"
+_NOTICE_S = 30
+_MAX_NOTICE_BYTES = 2_048  # a browser keeps cookies of 4 kB
+Told = list[dict[str, Any]] | str
+"""What the API lists, or its words why it does not."""
+
+
+class Page:
+    """A page for one request: its viewer, workspace and links; `api` asks the platform in the viewer's name."""
+
+    def __init__(self, request: Request, console: Console) -> None:
+        self.request, self._console = request, console
+        self.admitted: Admitted | None = getattr(request.state, "admitted", None)
+
+    @property
+    def api(self) -> Api:
+        """The platform's API, asked in the viewer's name in the page's workspace."""
+        token = bearer_token(header(self.request, "authorization")) or ""
+        return Api(
+            self.request.app, token, workspace=self.workspace, client=client_of(self.request) or "console"
+        )
+
+    @property
+    def workspace(self) -> str:
+        """Workspace that the page shows."""
+        return self.admitted.workspace if self.admitted else DEFAULT_WORKSPACE
+
+    @property
+    def viewer(self) -> str | None:
+        """Name of the person who looks at the page; None before signing in."""
+        return self.admitted.principal.name if self.admitted else None
+
+    @property
+    def now(self) -> datetime:
+        """Time by the platform's clock, in UTC."""
+        return self._console.clock()
+
+    @property
+    def root(self) -> str:
+        """Path below which the links of this page lie: in its workspace."""
+        named = str(self.request.scope.get("root_path", ""))
+        if named or self.workspace != DEFAULT_WORKSPACE:
+            return f"/workspaces/{self.workspace}/ui"
+        return "/ui"
+
+    @property
+    def here(self) -> str:
+        """Path and query of this page, for a form that leads back to it."""
+        query = self.request.url.query
+        return self.request.url.path + (f"?{query}" if query else "")
+
+    @property
+    def theme(self) -> str:
+        """Colours that the viewer chose; empty: those of the system."""
+        chosen = self.request.cookies.get(_THEME_COOKIE, "")
+        return chosen if chosen in THEMES else ""
+
+    @property
+    def csrf(self) -> str:
+        """Text that every form of the page sends back; empty without a session."""
+        session = self.request.scope.get("toque.session")
+        return "" if session is None else str(session.csrf)
+
+    def may(self, role: str, model: str | None = None) -> bool:
+        """Whether the viewer may do in this workspace what `role` does; what one may not do is not offered."""
+        return self.admitted is not None and self.admitted.may(Role.parse(role), model=model)
+
+    def link(self, *parts: Any, **query: Any) -> str:
+        """Path of a page of this workspace, as `link("models", name)`; query values that are None are left out."""
+        return self._console.link(self.root, *parts, **query)
+
+    def is_in(self, path: str) -> bool:
+        """Whether this page lies below an entry of the navigation; only the home page lies in the empty one."""
+        below = self.request.url.path.removeprefix(self.root).strip("/")
+        return below == path or (bool(path) and below.startswith(f"{path}/"))
+
+    @staticmethod
+    def quoted(part: object) -> str:
+        """Quote a text as one part of an API's path."""
+        return quote(str(part), safe="")
+
+    def changed(self, **query: Any) -> str:
+        """Address of this page with some query values replaced; None removes one."""
+        kept = {**dict(self.request.query_params), **query}
+        given = {name: value for name, value in kept.items() if value is not None}
+        path = self.request.url.path
+        return f"{path}?{urlencode(given)}" if given else path
+
+    async def render(
+        self, template: str, status: int = HTTPStatus.OK, *, live: Sequence[str] = (), **values: Any
+    ) -> Response:
+        """Render a template as this page's response. live: topics whose changes the open page follows, as of `live`."""
+        kind, notice = self._notice()
+        text = self._console.templates.get_template(template).render(
+            page=self,
+            entries=self._console.entries,
+            asset=self._console.assets.path,
+            workspaces=await self._workspaces(),
+            notice=notice,
+            notice_kind=kind,
+            live_topics=" ".join(live),
+            has_issuer=self._console.oidc is not None,
+            **values,
+        )
+        answer = HTMLResponse(text, status)
+        if notice:
+            answer.delete_cookie(_NOTICE_COOKIE, path="/")
+        return answer
+
+    @staticmethod
+    async def told(asked: Coroutine[Any, Any, Any]) -> Told:
+        """Await what the API lists; where it refuses or fails, its words, as the rest of the page can be shown."""
+        try:
+            found: list[dict[str, Any]] = await asked
+        except ApiError as error:
+            return error.detail
+        return found
+
+    async def change(self, to: str, done: str, method: str, path: str, body: Any = None, /) -> Response:
+        """Send a change to the API and go to `to`, which tells `done` or the API's refusal."""
+        try:
+            await self.api.send(method, path, body)
+        except ApiError as error:
+            return self.go(to, notice=error.detail, kind="error")
+        return self.go(to, notice=done)
+
+    def go(self, to: str, *, notice: str = "", kind: str = "done") -> Response:
+        """Send the browser to another page, which shows the notice once."""
+        answer = RedirectResponse(to, HTTPStatus.SEE_OTHER)
+        if notice:
+            packed = base64.urlsafe_b64encode(f"{kind} {notice}".encode()[:_MAX_NOTICE_BYTES]).decode()
+            answer.set_cookie(
+                _NOTICE_COOKIE, packed, max_age=_NOTICE_S, httponly=True, samesite="lax", path="/"
+            )
+        return answer
+
+    def _notice(self) -> tuple[str, str]:
+        """Kind and text of what the page before this one had to tell."""
+        try:
+            packed = self.request.cookies.get(_NOTICE_COOKIE, "")
+            kind, _, text = base64.urlsafe_b64decode(packed).decode("utf-8", "ignore").partition(" ")
+        except (binascii.Error, ValueError):
+            return "", ""
+        return kind if kind in {"done", "error"} else "done", text
+
+    async def _workspaces(self) -> list[str]:
+        """Names of the workspaces that the viewer may switch to."""
+        if self.admitted is None:
+            return []
+        try:
+            found = await self.api.get("/workspaces")
+        except ApiError:
+            return [self.workspace]
+        return sorted(each["name"] for each in found)

@@ -1,0 +1,57 @@
+"""Page of the audit: who was refused what, and who changed access and models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import Query
+from starlette.responses import Response
+
+from ray_apps.console.entry import Entry
+from ray_apps.console.page import Page
+from ray_apps.console.route import page_for, pages_router
+from registry import Role
+
+router = pages_router()
+ENTRY = Entry("Audit", "audit", role="admin")
+ROWS = 100
+_KINDS = {
+    "": "everything",
+    "refusal": "refusals",
+    "access": "changes of access",
+    "model": "changes of models",
+}
+
+
+@router.get("/audit")
+async def show_audit(
+    page: Annotated[Page, page_for(Role.admin)],
+    kind: Literal["", "refusal", "access", "model"] = "",
+    actor: Annotated[str, Query(max_length=128)] = "",
+    since: Annotated[str, Query(max_length=40)] = "",
+    until: Annotated[str, Query(max_length=40)] = "",
+) -> Response:
+    """Show the entries of the workspace, newest first; a date alone is the beginning of that day in UTC."""
+    entries = await page.api.get(
+        "/audit",
+        kind=kind or None,
+        actor=actor or None,
+        since=_moment(since),
+        until=_moment(until),
+        limit=ROWS,
+    )
+    following = entries[-1]["at"] if len(entries) == ROWS else None
+    return await page.render(
+        "audit.html",
+        entries_found=entries,
+        following=following,
+        kinds=_KINDS,
+        chosen={"kind": kind, "actor": actor, "since": since, "until": until},
+    )
+
+
+def _moment(text: str) -> str | None:
+    """Read a date or moment of the form; the API refuses what is neither."""
+    if not text:
+        return None
+    return f"{text}T00:00:00Z" if "T" not in text else text

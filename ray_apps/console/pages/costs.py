@@ -1,0 +1,80 @@
+"""Page of costs: what invocations used in some days, by function, model, team, caller or day, with prices where they are known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import Query
+from starlette.responses import Response
+
+from ray_apps.console.charts import draw_bars
+from ray_apps.console.entry import Entry
+from ray_apps.console.page import Page
+from ray_apps.console.route import page_for, pages_router
+from registry import Role
+
+router = pages_router()
+ENTRY = Entry("Costs", "costs")
+_DAYS: Final = (1, 7, 30)
+_BY: Final = ("function", "model", "team", "caller", "day")
+_SUMMED: Final = ("invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "store_reads", "store_writes", "money")  # fmt: skip
+_BARS = 30
+By = Literal["function", "model", "team", "caller", "day"]
+
+
+@router.get("/costs")
+async def show_costs(
+    page: Annotated[Page, page_for(Role.viewer)],
+    days: Annotated[int, Query(ge=1, le=3_650)] = 7,
+    by: By = "function",
+    of: Annotated[str, Query(max_length=128)] = "",
+) -> Response:
+    """Show what was used in some days, in sums; `of` is the function, model, team or caller that is looked at alone."""
+    rows, prices, quotas = await asyncio.gather(
+        page.api.get("/costs", days=days), page.api.get("/prices"), page.api.call("quotas")
+    )
+    teams = {member: team for team, quota in quotas.items() for member in quota["members"]}
+    named = [each | {"team": teams.get(each["caller"], each["caller"])} for each in rows]
+    looked_at = [each for each in named if not of or of in {each[name] for name in _BY}]
+    priced = [each | {"money": None if prices is None else _money(each, prices)} for each in looked_at]
+    groups = _grouped(priced, by)
+    size = "cpu_s" if prices is None else "money"
+    bars = [(str(each["name"])[:12], each[size]) for each in groups[:_BARS]]
+    return await page.render(
+        "costs.html",
+        groups=groups,
+        total=_sum("all", priced),
+        currency=None if prices is None else prices["currency"],
+        chart=draw_bars(bars, label=f"{'CPU seconds' if prices is None else 'Price'} by {by}"),
+        days=days,
+        choices=_DAYS,
+        sums=_BY,
+        by=by,
+        of=of,
+    )
+
+
+def _grouped(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    """Sum rows by a column: days in their order, others by what they cost most."""
+    names = dict.fromkeys(each[by] for each in rows)
+    found = [_sum(name, [each for each in rows if each[by] == name]) for name in names]
+    if by == "day":
+        return sorted(found, key=lambda each: str(each["name"]))
+    return sorted(found, key=lambda each: (each["money"] or 0.0, each["cpu_s"]), reverse=True)
+
+
+def _sum(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    sums = {
+        field: None if rows and rows[0][field] is None else sum(each[field] for each in rows)
+        for field in _SUMMED
+    }
+    return {"name": name} | sums
+
+
+def _money(row: Mapping[str, Any], prices: Mapping[str, Any]) -> float:
+    """Compute the price of a row, as `toque costs` does."""
+    hours = (row["cpu_s"] * prices["cpu_hour"] + row["gpu_s"] * prices["gpu_hour"]) / 3600
+    reads, writes = (prices.get(f"store_{kind}_1000") or 0.0 for kind in ("reads", "writes"))
+    return float(hours + (row["store_reads"] * reads + row["store_writes"] * writes) / 1000)

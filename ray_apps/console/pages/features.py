@@ -1,0 +1,120 @@
+"""Pages of features: the views with their users, one view's freshness, fill and distributions, and batch sources."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+from fastapi import Query
+from markupsafe import Markup
+from starlette.responses import Response
+
+from ray_apps.console.api import ApiError
+from ray_apps.console.charts import Point, Series, draw_bars, draw_lines
+from ray_apps.console.entry import Entry
+from ray_apps.console.page import Page
+from ray_apps.console.route import page_for, pages_router
+from registry import Role
+
+router = pages_router()
+ENTRY = Entry("Features", "features")
+ROWS = 50
+_SPANS: Final = (1, 24, 168, 720)
+_LINES = 6
+_CHART_WIDTH: Final = 430
+Viewer = Annotated[Page, page_for(Role.viewer)]
+
+
+@router.get("/features")
+async def list_features(
+    page: Viewer,
+    words: Annotated[str, Query(max_length=400)] = "",
+    after: Annotated[str, Query(max_length=128)] = "",
+) -> Response:
+    """List the views with owner, newest event and users, a page at a time, and the batch sources' last loads."""
+    views, sources = await asyncio.gather(
+        page.api.call("feature_catalog", words=words.split()), page.api.call("source_status", loads=1)
+    )
+    left = [each | {"stale": _is_stale(each, page.now)} for each in views if each["name"] > after]
+    return await page.render(
+        "features.html",
+        views=left[:ROWS],
+        sources=sources,
+        words=words,
+        after=after,
+        following=left[ROWS - 1]["name"] if len(left) > ROWS else None,
+    )
+
+
+@router.get("/features/{view}")
+async def show_view(
+    page: Viewer, view: str, hours: Annotated[float, Query(gt=0, le=24 * 366)] = 24.0
+) -> Response:
+    """Show one view: how fresh and full it is, now and over time, its distributions, and who uses what of it."""
+    entries, figures, history = await asyncio.gather(
+        page.api.call("feature_catalog", words=[view]),
+        page.api.call("feature_statistics", view=view, span_hours=hours),
+        page.api.call("feature_health_history", view=view),
+    )
+    entry = next(each for each in entries if each["name"] == view)
+    health, refusal = None, ""
+    try:
+        found = await page.api.call("feature_health", views=[view], span_hours=hours, samples=0)
+        health = found[0]
+    except ApiError as error:  # the online store is away: all else is known without it
+        refusal = error.detail
+    return await page.render(
+        "feature_view.html",
+        view=view,
+        entry=entry,
+        stale=_is_stale(entry, page.now),
+        health=health,
+        refusal=refusal,
+        figures=figures,
+        bars={each["name"]: _bars(each) for each in figures},
+        fill=_over_time(history, "fill"),
+        freshness=_over_time(history, "freshness_s"),
+        hours=hours,
+        spans=_SPANS,
+    )
+
+
+@router.get("/sources/{source}")
+async def show_source(page: Viewer, source: str) -> Response:
+    """Show one batch source: what it reads, who uses it, and what its last loads brought or kept aside."""
+    found = await page.api.call("source_status", sources=[source], loads=ROWS)
+    return await page.render("source.html", source=found[0])
+
+
+def _is_stale(view: dict[str, Any], now: datetime) -> bool:
+    """Whether no row of a view is young enough to be served."""
+    newest, ttl_s = view["newest_event"], view["ttl_s"]
+    if newest is None or ttl_s is None:
+        return False
+    return (now - datetime.fromisoformat(newest)).total_seconds() > float(ttl_s)
+
+
+def _bars(feature: dict[str, Any]) -> Markup:
+    """Draw the histogram of numbers, or the most frequent values of a feature of another type."""
+    label = f"Distribution of {feature['name']}"
+    if feature["counts"]:
+        edges = feature["edges"]
+        bars = [((edges[at] + edges[at + 1]) / 2, count) for at, count in enumerate(feature["counts"])]
+        return draw_bars(bars, label=label, width=_CHART_WIDTH)
+    return draw_bars(
+        [(str(value)[:12], share) for value, share in feature["top"]], label=label, width=_CHART_WIDTH
+    )
+
+
+def _over_time(history: list[dict[str, Any]], metric: str) -> Markup:
+    """Draw a figure that was measured now and then; the fill of as many features as there are colours."""
+    lines: dict[str, list[Point]] = {}
+    for each in history:
+        if each["metric"] == metric and each["value"] is not None:
+            at = datetime.fromisoformat(each["measured_at"])
+            lines.setdefault(each["feature"] or metric, []).append(Point(at, each["value"]))
+    lowest = sorted(lines.items(), key=lambda line: line[1][-1].value)[:_LINES]
+    return draw_lines(
+        [Series(name, points) for name, points in lowest], label=f"{metric} over time", width=_CHART_WIDTH
+    )

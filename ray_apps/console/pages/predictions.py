@@ -1,0 +1,109 @@
+"""Pages of predictions: found by id, or by model, time and entity; one with its stages, label, verdicts and inputs."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from starlette.responses import Response
+
+from ray_apps.console.api import ApiError
+from ray_apps.console.entry import Entry
+from ray_apps.console.page import Page
+from ray_apps.console.route import page_for, pages_router
+from registry import Role
+
+router = pages_router()
+ENTRY = Entry("Predictions", "predictions")
+ROWS = 50
+_MODELS = 200
+_EXPECTED = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY})
+Viewer = Annotated[Page, page_for(Role.viewer)]
+Text = Annotated[str, Query(max_length=512)]
+Days = Annotated[int, Query(ge=1, le=3_650)]
+
+
+@router.get("/predictions")
+async def find_predictions(
+    page: Viewer,
+    model: Annotated[str, Query(max_length=128)] = "",
+    entity: Text = "",
+    before: Annotated[str, Query(max_length=64)] = "",
+    hours: Annotated[float, Query(gt=0, le=24 * 31)] = 24.0,
+    order: Literal["newest", "worst"] = "newest",
+) -> Response:
+    """Find predictions of a model by time and entity, newest or worst first; or by id, which leads to its page."""
+    models = await page.api.get("/models", limit=_MODELS)
+    found, refusal = [], ""
+    if model:
+        asked: dict[str, Any] = {"model": model, "hours": hours, "limit": ROWS, "order": order}
+        asked |= {"entity": entity.strip()} if entity.strip() else {}
+        asked |= {"before": _moment(before)} if before else {}
+        try:
+            found = await page.api.call("list_predictions", **asked)
+        except ApiError as error:
+            if error.status not in _EXPECTED:
+                raise
+            refusal = error.detail
+    return await page.render(
+        "predictions.html",
+        models=[each["name"] for each in models],
+        model=model,
+        entity=entity,
+        before=before,
+        hours=hours,
+        order=order,
+        predictions=found,
+        refusal=refusal,
+        following=found[-1]["predicted_at"] if len(found) == ROWS and order == "newest" else None,
+    )
+
+
+@router.get("/predictions/by-id")
+async def go_to_prediction(page: Viewer, id: Text, days: Days = 30) -> Response:  # noqa: A002  # a field of the form
+    """Go to the page of the prediction, request or trace of an id."""
+    return page.go(page.link("predictions", id.strip(), days=days))
+
+
+@router.get("/predictions/{prediction}")
+async def show_prediction(
+    page: Viewer, prediction: str, model: Annotated[str | None, Query(max_length=128)] = None, days: Days = 30
+) -> Response:
+    """Show what became of a request: answers, stages, labels, verdicts; its inputs to those who may read them."""
+    try:
+        found = await page.api.get(f"/traces/{page.quoted(prediction)}", model=model, days=days)
+    except ApiError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        return await page.render(
+            "prediction_none.html", HTTPStatus.NOT_FOUND, prediction=prediction, why=error.detail, days=days
+        )
+    rows = found["predictions"]
+    return await page.render(
+        "prediction.html",
+        prediction=prediction,
+        rows=rows,
+        inputs=await _inputs(page, rows),
+        longest=[max((s["begin_ms"] + s["duration_ms"] for s in row["stages"]), default=0.0) for row in rows],
+    )
+
+
+async def _inputs(page: Page, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Read the inputs of the first row that was answered, if the viewer may; None if not, or if the log has them not."""
+    row = next((each for each in rows if not each["shadow"]), rows[0])
+    if not page.may("operator", row["model"]):
+        return None
+    asked = {name: row[name] for name in ("model", "prediction_id", "predicted_at")}
+    try:
+        inputs: dict[str, Any] = await page.api.call("prediction_inputs", **asked)
+    except ApiError as error:
+        if error.status in _EXPECTED | {HTTPStatus.FORBIDDEN}:
+            return None
+        raise
+    return inputs
+
+
+def _moment(text: str) -> str:
+    """Read a moment as a browser's field or a link has it; one without a zone is UTC."""
+    return text if text.endswith("Z") or "+" in text else f"{text}Z"

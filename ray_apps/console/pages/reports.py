@@ -1,0 +1,46 @@
+"""Pages of reports: the list by model and kind, and each report as it was written, kept apart from the console."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from fastapi import Query
+from starlette.responses import HTMLResponse, Response
+
+from ray_apps.console.entry import Entry
+from ray_apps.console.page import Page
+from ray_apps.console.route import SANDBOX, page_for, pages_router
+from registry import Role
+
+router = pages_router()
+ENTRY = Entry("Reports", "reports")
+ROWS = 100
+KINDS: Final = ("model", "rollout", "alarm", "evidently", "features")
+Viewer = Annotated[Page, page_for(Role.viewer)]
+
+
+@router.get("/reports")
+async def list_reports(
+    page: Viewer,
+    subject: Annotated[str, Query(max_length=128)] = "",
+    kind: Literal["model", "rollout", "alarm", "evidently", "features"] | None = None,
+    after: Annotated[str, Query(max_length=400)] = "",
+) -> Response:
+    """List the reports, a page at a time by name, the newest of the page first."""
+    found = await page.api.get("/reports", subject=subject or None, kind=kind, after=after, limit=ROWS)
+    return await page.render(
+        "reports.html",
+        reports=sorted(found, key=lambda each: each["written_at"] or "", reverse=True),
+        subject=subject,
+        kind=kind,
+        kinds=KINDS,
+        after=after,
+        following=found[-1]["name"] if len(found) == ROWS else None,
+    )
+
+
+@router.get("/reports/{name}")
+async def show_report(page: Viewer, name: str) -> Response:
+    """Show a report as it was written: a page that runs its own scripts and reaches nothing."""
+    content = await page.api.download(f"/reports/{page.quoted(name)}")
+    return HTMLResponse(content, headers={"Content-Security-Policy": SANDBOX})

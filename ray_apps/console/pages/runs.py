@@ -1,0 +1,221 @@
+"""Pages of experiments and runs: lists, search, one run with its curves, many compared, and a version made of one."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+from urllib.parse import urlencode
+
+from fastapi import Query
+from markupsafe import Markup
+from starlette.responses import Response
+
+from ray_apps.console.api import ApiError
+from ray_apps.console.charts import Point, Series, draw_lines
+from ray_apps.console.entry import Entry
+from ray_apps.console.page import Page
+from ray_apps.console.parallel import Line, draw_parallel
+from ray_apps.console.rendering import number
+from ray_apps.console.route import CHANGE, Form, page_for, pages_router
+from registry import Role
+
+router = pages_router()
+ENTRY = Entry("Experiments", "experiments")
+ROWS = 50
+_COLUMNS = 4  # parameters and metrics that a list shows of each
+_POINTS = 300  # of a curve
+_CURVES = 24  # of a run
+_MOST_COMPARED = 50
+_LOG_MINUTES, _LINES = 10, 200  # of the log of a run
+COMPARED: Final = 20  # runs that one click compares
+_AXES = 8
+_CHART_WIDTH: Final = 430
+_NEWEST = "attributes.start_time DESC"
+Viewer = Annotated[Page, page_for(Role.viewer)]
+Operator = Annotated[Page, page_for(Role.operator)]
+Text = Annotated[str, Query(max_length=4_000)]
+Id = Annotated[str | None, Query(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
+
+
+@router.get("/experiments")
+async def list_experiments(page: Viewer) -> Response:
+    """List the experiments, the one with the newest run first."""
+    return await page.render(
+        "experiments.html", live=("experiments/*",), experiments=await page.api.get("/experiments")
+    )
+
+
+@router.get("/experiments/{experiment}")
+async def show_experiment(
+    page: Viewer, experiment: str, where: Text = "", order_by: Text = "", after: Id = None
+) -> Response:
+    """List and search the runs of an experiment; a search that cannot be read says where it fails."""
+    runs, refusal = [], ""
+    order = order_by.strip() or _NEWEST
+    try:
+        runs = await page.api.get(
+            "/runs", experiment=experiment, where=where, order_by=order, after=after, limit=ROWS
+        )
+    except ApiError as error:
+        if error.status not in {HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT}:
+            raise
+        refusal = error.detail
+    return await page.render(
+        "experiment.html",
+        live=() if where else (f"experiments/{experiment}",),
+        experiment=experiment,
+        runs=runs,
+        refusal=refusal,
+        where=where,
+        order_by=order,
+        params=_names(runs, "params")[:_COLUMNS],
+        metrics=_names(runs, "metrics")[:_COLUMNS],
+        after=after,
+        most=min(len(runs), COMPARED),
+        compared=_comparison(page, [run["id"] for run in runs[:COMPARED]]),
+        following=runs[-1]["id"] if len(runs) == ROWS else None,
+    )
+
+
+@router.get("/runs/compare")
+async def compare_runs(
+    page: Viewer,
+    run: Annotated[list[str], Query(max_length=_MOST_COMPARED)] = [],  # noqa: B006  # read only
+) -> Response:
+    """Show runs side by side: parallel coordinates, then what differs."""
+    chosen = list(dict.fromkeys(run))
+    found = await asyncio.gather(*(page.api.get(f"/runs/{page.quoted(each)}") for each in chosen))
+    params, metrics = (_rows(found, kind) for kind in ("params", "metrics"))
+    return await page.render(
+        "runs_compare.html",
+        runs=found,
+        names=[_name(each) for each in found],
+        params=params,
+        metrics=metrics,
+        drawing=_parallel(found, params, metrics, page),
+    )
+
+
+@router.get("/runs/{run}")
+async def show_run(page: Viewer, run: str) -> Response:
+    """Show one run: curves, parameters, metrics, files, what it was made from and with."""
+    path = f"/runs/{page.quoted(run)}"
+    found, series = await asyncio.gather(page.api.get(path), page.api.get(f"{path}/series", points=_POINTS))
+    curves = {name: points for name, points in series.items() if len(points) > 1}
+    facts = dict(found["facts"])
+    return await page.render(
+        "run.html",
+        live=(f"runs/{run}",) if found["status"] == "RUNNING" else (),
+        run=found,
+        name=_name(found),
+        curves={name: _curve(name, curves[name]) for name in list(curves)[:_CURVES]},
+        curves_left=max(0, len(curves) - _CURVES),
+        environment=facts.pop("environment", None),
+        facts=facts,
+        lines=await _log(page, found),
+        log_minutes=_LOG_MINUTES,
+        folders=_folders(found["artifacts"]),
+    )
+
+
+@router.get("/runs/{run}/files/{path:path}")
+async def download(page: Viewer, run: str, path: str) -> Response:
+    """Send a file of a run to the browser, to be saved and never shown."""
+    answer = await page.api.download(
+        f"/runs/{page.quoted(run)}/artifacts/{'/'.join(map(page.quoted, path.split('/')))}"
+    )
+    name = page.quoted(path.rpartition("/")[2])
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
+    return Response(answer, media_type="application/octet-stream", headers=headers)
+
+
+@router.post("/runs/{run}/register")
+async def register(page: Operator, run: str, form: Annotated[Form, CHANGE]) -> Response:
+    """Make a version of a model of a run's files, in the viewer's name, and go to its page."""
+    body = {
+        "model": form.get("model", "").strip(),
+        "path": form.get("path", ""),
+        "description": form.get("description", ""),
+        "accept_code": form.all("accept_code"),
+    }
+    try:
+        made = await page.api.send("POST", f"/runs/{page.quoted(run)}/register", body)
+    except ApiError as error:
+        return page.go(page.link("runs", run), notice=error.detail, kind="error")
+    told = f"{made['model']}@{made['version']} is registered from this run."
+    return page.go(page.link("models", made["model"], "versions", made["version"]), notice=told)
+
+
+def _comparison(page: Page, runs: list[str]) -> str:
+    """Make the address of the comparison of runs; empty if there is nothing to compare."""
+    return (
+        f"{page.link('runs', 'compare')}?{urlencode([('run', each) for each in runs])}"
+        if len(runs) > 1
+        else ""
+    )
+
+
+async def _log(page: Page, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Read the last lines of the invocation that made a run; none of a run that was made elsewhere, or whose log is gone."""
+    invocation = run["tags"].get("invocation")
+    if not invocation:
+        return []
+    end = datetime.fromisoformat(run["ended_at"]) if run["ended_at"] else page.now
+    after = f"{int(1000 * (end.timestamp() - 60 * _LOG_MINUTES)):013d}"
+    segments = await page.api.find(f"/invocations/{page.quoted(invocation)}/logs", after=after) or []
+    return [line for segment in segments for line in segment["lines"]][-_LINES:]
+
+
+def _curve(name: str, points: list[list[Any]]) -> Markup:
+    """Draw a metric over its steps; values that are no finite numbers are left out."""
+    line = [Point(float(step), value) for step, value, _ in points if value is not None]
+    last = number(line[-1].value) if line else "no finite value"
+    label = f"{name} over {number(points[-1][0])} steps, last {last}"
+    return draw_lines([Series(name, line)], label=label, width=_CHART_WIDTH)
+
+
+def _parallel(
+    runs: list[dict[str, Any]], params: list[dict[str, Any]], metrics: list[dict[str, Any]], page: Page
+) -> Markup:
+    """Draw what differs between runs: parameters to the left of metrics, as many as there is room for."""
+    differing = [row["name"] for row in metrics if row["differs"]][: _AXES // 2]
+    axes = [f"params.{row['name']}" for row in params if row["differs"]][: _AXES - len(differing)]
+    axes += [f"metrics.{name}" for name in differing]
+    lines = [
+        Line(
+            _name(run),
+            {f"params.{key}": value for key, value in run["params"].items()}
+            | {f"metrics.{key}": value for key, value in run["metrics"].items()},
+            index % 6,
+            page.link("runs", run["id"]),
+        )
+        for index, run in enumerate(runs)
+    ]
+    return draw_parallel(axes, lines, label=f"Parameters and metrics of {len(runs)} runs")
+
+
+def _name(run: dict[str, Any]) -> str:
+    return str(run["name"] or run["id"][:12])
+
+
+def _names(runs: list[dict[str, Any]], kind: str) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run[kind]))
+
+
+def _rows(runs: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Line up what each run has under the same name; `differs` where they do not agree; least and most of numbers."""
+    rows = []
+    for name in _names(runs, kind):
+        values = [run[kind].get(name) for run in runs]
+        numbers = [each for each in values if isinstance(each, int | float)]
+        least, most = (min(numbers), max(numbers)) if numbers else (None, None)
+        differs = any(each != values[0] for each in values)
+        rows.append({"name": name, "values": values, "differs": differs, "least": least, "most": most})
+    return sorted(rows, key=lambda row: not row["differs"])
+
+
+def _folders(files: dict[str, int]) -> list[str]:
+    """List the folders of files that could be a model, the root last."""
+    return sorted({path.rpartition("/")[0] for path in files}, key=lambda folder: (not folder, folder))

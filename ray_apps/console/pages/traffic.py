@@ -1,0 +1,145 @@
+"""Pages of traffic: which version answers for each model, and one model's split with its rates and a change of it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import Query
+from markupsafe import Markup
+from starlette.responses import Response
+
+from ray_apps.console.api import ApiError
+from ray_apps.console.charts import Point, Series, draw_lines
+from ray_apps.console.entry import Entry
+from ray_apps.console.figures import figure_texts
+from ray_apps.console.page import Page
+from ray_apps.console.route import CHANGE, Form, page_for, pages_router
+from registry import Role
+
+router = pages_router()
+ENTRY = Entry("Traffic", "traffic")
+ROWS = 50
+_FREE = 2  # empty rows of the form for new arms
+Viewer = Annotated[Page, page_for(Role.viewer)]
+Operator = Annotated[Page, page_for(Role.operator)]
+Sent = Annotated[Form, CHANGE]
+
+
+@router.get("/traffic")
+async def list_traffic(page: Viewer, after: Annotated[str | None, Query(max_length=128)] = None) -> Response:
+    """List the models that have a champion, with their splits."""
+    models = await page.api.get("/models", limit=ROWS, after=after)
+    following = models[-1]["name"] if len(models) == ROWS else None
+    served = [each for each in models if each["traffic"]]
+    return await page.render("traffic_list.html", live=("models/*",), models=served, following=following)
+
+
+@router.get("/traffic/{model}")
+async def show_traffic(page: Viewer, model: str) -> Response:
+    """Show who answers for a model, at which rates, and the form that changes the split."""
+    return await _shown(page, model)
+
+
+@router.post("/traffic/{model}/preview")
+async def preview(page: Viewer, model: str, form: Sent) -> Response:
+    """Show who would move, for the split that the form describes."""
+    try:
+        arms = _arms(form)
+        moved = await page.api.send("POST", f"/models/{page.quoted(model)}/traffic/preview", {"arms": arms})
+    except (ApiError, ValueError) as error:
+        return page.go(page.link("traffic", model), notice=str(error), kind="error")
+    return await _shown(page, model, preview=moved | {"arms": arms, "shadows": _shadows(form)})
+
+
+@router.post("/traffic/{model}/set")
+async def set_traffic(page: Operator, model: str, form: Sent) -> Response:
+    """Split the traffic as previewed, unless somebody changed the split since."""
+    to, path = page.link("traffic", model), f"/models/{page.quoted(model)}/traffic"
+    try:
+        now = await page.api.get(path)
+        body = {
+            "arms": _arms(form),
+            "shadows": _shadows(form),
+            "layer": _layer(now),
+            "rules": now["rules"],
+            "expected": int(form.get("expected", "-1")),
+            "reason": form.get("reason", ""),
+        }
+    except (ApiError, ValueError) as error:
+        return page.go(to, notice=str(error), kind="error")
+    return await page.change(to, "The traffic is split as previewed.", "PUT", path, body)
+
+
+async def _shown(page: Page, model: str, preview: dict[str, Any] | None = None) -> Response:
+    path = f"/models/{page.quoted(model)}"
+    found, versions, live = await asyncio.gather(
+        page.api.get(path), page.api.get(f"{path}/versions", limit=ROWS), _live(page, path)
+    )
+    rows = [] if found["traffic"] is None else found["traffic"]["arms"][1:]
+    if preview is not None:
+        rows = [{"name": name, **arm} for name, arm in preview["arms"].items()]
+    return await page.render(
+        "traffic.html",
+        live=(f"models/{model}", f"figures/{model}"),
+        model=found,
+        versions=[each for each in versions[::-1] if each["status"] == "READY"],
+        figures=figure_texts(live) if "arms" in live else {},
+        unknown=live.get("missing", ""),
+        chart=_rates(live) if "history" in live else Markup(),
+        rows=rows,
+        free=range(len(rows), len(rows) + _FREE),
+        preview=preview,
+    )
+
+
+async def _live(page: Page, path: str) -> dict[str, Any]:
+    """Get the live figures, or say why there are none."""
+    try:
+        found: dict[str, Any] = await page.api.get(f"{path}/live")
+    except ApiError as error:
+        if error.status != HTTPStatus.SERVICE_UNAVAILABLE:
+            raise
+        return {"missing": error.detail}
+    return found
+
+
+def _rates(live: dict[str, Any]) -> Markup:
+    """Draw the requests a second of each arm, minute by minute; the running minute is left out, as it is not over."""
+    minutes = live["history"][:-1]
+    names = dict.fromkeys(["champion", *(name for each in minutes for name in each["requests"])])
+    series = [
+        Series(name, [Point(datetime.fromisoformat(each["start"]), each["requests"].get(name, 0) / 60) for each in minutes])
+        for name in names
+    ]  # fmt: skip
+    return draw_lines(series, label="Requests a second of each arm over the last half hour")
+
+
+def _arms(form: Form) -> dict[str, dict[str, float]]:
+    """Read the arms of the form, whose shares are in percent. Raises: ValueError naming the field."""
+    found: dict[str, dict[str, float]] = {}
+    for name, version, share in zip(form.all("arm"), form.all("version"), form.all("share"), strict=True):
+        if not name.strip() or not share.strip():
+            continue
+        try:
+            found[name.strip()] = {"version": int(version), "share": float(share) / 100}
+        except ValueError as error:
+            raise ValueError(
+                f"arm {name!r}: version {version!r} or share {share!r} is not a number"
+            ) from error
+    return found
+
+
+def _shadows(form: Form) -> list[int]:
+    return [int(each) for each in form.all("shadow") if each.isdecimal()]
+
+
+def _layer(traffic: dict[str, Any]) -> dict[str, Any] | None:
+    """Ask for the same part of the same layer again."""
+    layer = traffic["layer"]
+    if layer is None:
+        return None
+    share = sum(stop - start for start, stop in layer["buckets"]) / 10_000
+    return {"name": layer["name"], "share": share}

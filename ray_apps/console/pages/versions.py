@@ -1,0 +1,146 @@
+"""Pages of one version, of two compared, and the buttons by which a version is approved, rejected and promoted."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import Path, Query
+from starlette.responses import Response
+
+from ray_apps.console.lineage import draw_lineage
+from ray_apps.console.markdown import render_markdown
+from ray_apps.console.page import Page
+from ray_apps.console.route import CHANGE, Form, page_for, pages_router
+from registry import Role
+
+router = pages_router()
+ENTRY = None
+Viewer = Annotated[Page, page_for(Role.viewer)]
+Approver = Annotated[Page, page_for(Role.approver)]
+Operator = Annotated[Page, page_for(Role.operator)]
+Sent = Annotated[Form, CHANGE]
+Number = Annotated[int, Path(ge=1, le=2**31)]
+Chosen = Annotated[list[int], Query(max_length=20)]
+
+
+@router.get("/models/{model}/compare")
+async def compare_versions(page: Viewer, model: str, version: Chosen = []) -> Response:  # noqa: B006  # read only
+    """Show the figures of some versions side by side."""
+    chosen = list(dict.fromkeys(version))
+    found = await asyncio.gather(*(page.api.get(_path(page, model, each)) for each in chosen))
+    return await page.render(
+        "compare.html",
+        model=model,
+        versions=found,
+        metrics=_rows(found, lambda each: each["metrics"]),
+        gates=_rows(found, _gate_figures),
+        tags=_rows(found, lambda each: each["tags"]),
+        made_from=_rows(found, _sources),
+    )
+
+
+@router.get("/models/{model}/versions/{version}")
+async def show_version(page: Viewer, model: str, version: Number) -> Response:
+    """Show one version: what it lacks, gates with their figures, approvals, lineage, files and card."""
+    path = _path(page, model, version)
+    found, unmet, card, summary = await asyncio.gather(
+        page.api.get(path),
+        page.api.get(f"{path}/unmet"),
+        page.api.get(f"{path}/card"),
+        page.api.get(f"/models/{page.quoted(model)}"),
+    )
+    aliases = [name for name, number in summary["aliases"].items() if number == version]
+    arms = [arm for arm in (summary["traffic"] or {"arms": []})["arms"] if arm["version"] == version]
+    return await page.render(
+        "version.html",
+        live=(f"models/{model}",),
+        model=model,
+        version=found,
+        unmet=unmet,
+        card=render_markdown(card["card"]),
+        aliases=aliases,
+        arms=arms,
+        champion=summary["aliases"].get("champion"),
+        gates={name: _figures(gate["details"]) for name, gate in found["gates"].items()},
+        lineage=draw_lineage(found, aliases, arms, page),
+    )
+
+
+@router.post("/models/{model}/versions/{version}/approve")
+async def approve(page: Approver, model: str, version: Number, form: Sent) -> Response:
+    """Approve a version in the viewer's name."""
+    body = {"comment": form.get("comment", ""), "accept_code": form.all("accept_code")}
+    return await _reviewed(page, model, version, "approve", body, "approved")
+
+
+@router.post("/models/{model}/versions/{version}/reject")
+async def reject(page: Approver, model: str, version: Number, form: Sent) -> Response:
+    """Reject a version in the viewer's name."""
+    return await _reviewed(page, model, version, "reject", {"comment": form.get("comment", "")}, "rejected")
+
+
+@router.post("/models/{model}/versions/{version}/promote")
+async def promote(page: Operator, model: str, version: Number, form: Sent) -> Response:
+    """Make a version the champion, if the champion is still the one that the page showed."""
+    expected = form.get("expected", "")
+    body: dict[str, Any] = {"version": version, "reason": form.get("reason", "")}
+    body["expected"] = int(expected) if expected.isdecimal() else None
+    return await page.change(
+        page.link("models", model, "versions", version),
+        f"{model}@{version} is the champion.",
+        "POST",
+        f"/models/{page.quoted(model)}/promote",
+        body,
+    )
+
+
+async def _reviewed(
+    page: Page, model: str, version: int, verb: str, body: dict[str, Any], done: str
+) -> Response:
+    to = page.link("models", model, "versions", version)
+    told = f"{model}@{version} is {done} by you."
+    return await page.change(to, told, "POST", f"{_path(page, model, version)}/{verb}", body)
+
+
+def _path(page: Page, model: str, version: int) -> str:
+    return f"/models/{page.quoted(model)}/versions/{version}"
+
+
+def _figures(details: dict[str, Any]) -> dict[str, Any]:
+    """Lay a gate's details out by name: checks as a table, numbers as rows, anything else as text."""
+    checks = [each for each in details.get("checks", []) if isinstance(each, dict)]
+    plain = {
+        name: value
+        for name, value in details.items()
+        if not isinstance(value, dict | list) and value not in (None, "")
+    }
+    groups = {
+        name: value
+        for name, value in details.items()
+        if isinstance(value, dict) and value and all(not isinstance(each, list) for each in value.values())
+    }
+    return {"checks": checks, "plain": plain, "groups": groups}
+
+
+def _gate_figures(version: dict[str, Any]) -> dict[str, Any]:
+    return {name: "passed" if gate["passed"] else "failed" for name, gate in version["gates"].items()}
+
+
+def _sources(version: dict[str, Any]) -> dict[str, Any]:
+    lineage = version["lineage"]
+    tables = {f"table {each['name']}": f"version {each['version']}" for each in lineage["datasets"]}
+    views = {f"feature view {name}": digest[:12] for name, digest in lineage["features"].items()}
+    return {"run": lineage["run"], "code": (lineage["code"] or "")[:12] or None} | tables | views
+
+
+def _rows(versions: list[dict[str, Any]], of: Any) -> list[dict[str, Any]]:
+    """Line up what each version has under the same name; `differs` where they do not agree."""
+    columns = [of(each) for each in versions]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [(name, [column.get(name) for column in columns]) for name in names]
+    return [
+        {"name": name, "values": values, "differs": any(value != values[0] for value in values)}
+        for name, values in rows
+        if any(value is not None for value in values)
+    ]

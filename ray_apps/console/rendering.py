@@ -1,0 +1,115 @@
+"""Templates of the pages: escaped by default, with filters that write numbers, times and digests the same way everywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_DIGITS: Final = 5
+_DIGEST_CHARS: Final = 12
+_JSON_CHARS: Final = 20_000
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
+_STEP: Final = 1000.0
+NOTHING: Final = "–"
+
+
+def make_templates() -> Environment:
+    """Make the environment of the templates; a name that a page did not give is an error, never empty text."""
+    made = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "number": number,
+        "percent": percent,
+        "size": size,
+        "time": time_of,
+        "digest": digest,
+        "words": words,
+        "milliseconds": milliseconds,
+        "json": json_text,
+    }
+    made.filters["aligned"] = aligned
+    return made
+
+
+def number(value: Any) -> str:
+    """Write a number with at most five significant digits and a space between thousands; other values as they are."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return {True: "∞", False: "−∞"}[value > 0] if math.isinf(value) else "NaN"
+    if float(value).is_integer() and abs(value) < 10**15:
+        return f"{int(value):,}".replace(",", "\u202f").replace("-", "−")
+    return f"{value:.{_DIGITS}g}".replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Write a share between 0 and 1 as percent."""
+    return NOTHING if value is None else f"{100 * value:.{digits}f}\u202f%".replace("-", "−")
+
+
+def milliseconds(value: float | None) -> str:
+    """Write a time that was given in milliseconds."""
+    return NOTHING if value is None else f"{value:.3g}\u202fms"
+
+
+def size(value: float | None) -> str:
+    """Write a number of bytes in decimal units."""
+    if value is None:
+        return NOTHING
+    left, unit = float(value), _UNITS[0]
+    for unit in _UNITS:
+        if left < _STEP or unit == _UNITS[-1]:
+            break
+        left /= _STEP
+    return f"{left:.3g}\u202f{unit}" if unit != _UNITS[0] else f"{int(left)}\u202fB"
+
+
+def time_of(value: Any) -> Markup | str:
+    """Write a moment in UTC, which the page's script shows in the viewer's zone, UTC on hover."""
+    if not value:
+        return NOTHING
+    at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    shown = f"{at:%Y-%m-%d %H:%M} UTC"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        at.isoformat(timespec="seconds"), f"{at:%Y-%m-%d %H:%M:%S} UTC", shown
+    )
+
+
+def digest(value: Any) -> Markup | str:
+    """Write the beginning of a digest or id, the whole on hover."""
+    if not value:
+        return NOTHING
+    text = str(value)
+    return Markup('<code title="{}">{}</code>').format(text, text[:_DIGEST_CHARS])
+
+
+def json_text(value: Any) -> str:
+    """Write JSON values with indents, as far as a page has room."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return text if len(text) <= _JSON_CHARS else f"{text[:_JSON_CHARS]}…\n({len(text):,} characters)"
+
+
+def aligned(titles: Sequence[str]) -> list[tuple[str, str]]:
+    """Pair the titles of columns that hold numbers with the class that aligns them, as `table` of parts.html takes them."""
+    return [(title, "num") for title in titles]
+
+
+def words(value: Any) -> str:
+    """Write an identifier of the platform as words."""
+    return NOTHING if value is None else str(value).replace("_", " ").replace("-", " ")

@@ -1,0 +1,206 @@
+"""Routes of pages: a session's cookie instead of a bearer token, proof that a form is ours, errors as pages.
+
+A page declares who may see it as every route of the platform does, and is admitted by the same rules.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, allowed
+from ray_apps.admission.guarded_route import Handler
+from ray_apps.console.api import ApiError
+from ray_apps.console.origins import from_elsewhere, is_https
+from ray_apps.console.page import Page
+from registry import Principal, Role
+
+if TYPE_CHECKING:
+    from ray_apps.console.app import Console
+
+PREFIX: Final = "/ui"
+_MAX_FIELDS = 200
+_logger = logging.getLogger(__name__)
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+SANDBOX: Final = (
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Policy of a page that a function wrote: it runs its own scripts without an origin, so it reaches nothing of ours."""
+HEADERS: Final = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class Form(dict[str, str]):
+    """Fields of a form that was checked to be one of ours; of a field that is sent twice, the last."""
+
+    def __init__(self, fields: list[tuple[str, str]]) -> None:
+        super().__init__(fields)
+        self.fields = fields
+
+    def all(self, name: str) -> list[str]:
+        """List every value of a field that may be sent several times, as checkboxes are."""
+        return [value for field, value in self.fields if field == name]
+
+
+def page_for(*roles: Role, model: str | None = None) -> Any:
+    """Require one of `roles` to see a page; a FastAPI dependency that gives the handler its `Page`.
+
+    model: as `allowed` has it.
+    """
+    admitted = allowed(*roles, model=model)
+
+    async def page(request: Request, _: Principal = admitted) -> Page:
+        return Page(request, console_of(request))
+
+    return Depends(page)
+
+
+ANYBODY: Final = page_for(*Role, model=ANY_MODEL)
+"""A page for everybody who has signed in."""
+
+
+class _FormCheck:
+    """Dependency of a route that changes something: refuses a form that no page of ours has sent."""
+
+    def __init__(self, *, in_session: bool) -> None:
+        self._in_session = in_session
+
+    async def __call__(self, request: Request) -> Form:
+        """Parse the form that a request sends. Raises: NotAdmitted 403 if another site, or no page of the session, sent it."""
+        if from_elsewhere(request):
+            raise NotAdmitted(403, "form: sent by a page of another site; open the console and try again")
+        text = (await request.body()).decode("utf-8", "replace")
+        try:
+            fields = parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)
+        except ValueError as error:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, f"form: {error}") from error
+        form = Form(fields)
+        if self._in_session:
+            session = session_of(request)
+            sent = form.get("csrf", "").encode()
+            if session is None or not hmac.compare_digest(sent, session.csrf.encode()):
+                raise NotAdmitted(403, "csrf: missing or of another session; reload the page and try again")
+        return form
+
+
+CHANGE: Final = Depends(_FormCheck(in_session=True))
+"""Gives the `Form` of a signed-in person, which a page of the same session must have sent."""
+SIGN_IN: Final = Depends(_FormCheck(in_session=False))
+"""Gives the `Form` of somebody who has not signed in yet."""
+
+
+class ConsoleRoute(GuardedRoute):
+    """Route that answers with a page. Raises: TypeError when one that changes something is declared without `CHANGE` or `SIGN_IN`."""
+
+    def get_route_handler(self) -> Handler:
+        """Wrap the guarded handler: before it the session is found, after it errors become pages."""
+        if not (self.methods or set()) <= {"GET", "HEAD"} and not _checks_form(self.dependant):
+            raise TypeError(f"{self.methods} {self.path} changes something; declare CHANGE or SIGN_IN")
+        guarded = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            console = console_of(request)
+            request = await _in_session(request, console)
+            try:
+                response = await guarded(request)
+            except Exception as error:  # noqa: BLE001  # every error becomes a page, and is logged
+                response = await _error_page(request, console, error)
+            _protect(response, request)
+            return response
+
+        return answer
+
+
+def pages_router() -> APIRouter:
+    """Make the router of a module of pages; its paths are those below `/ui`."""
+    return APIRouter(prefix=PREFIX, route_class=ConsoleRoute, include_in_schema=False)
+
+
+def console_of(request: Request) -> Console:
+    """Get the console that a request is for."""
+    found: Console = request.app.state.console
+    return found
+
+
+def session_of(request: Request) -> Any:
+    """Get the session of a request; None without one."""
+    return request.scope.get("toque.session")
+
+
+def cookie_name(request: Request) -> str:
+    """Name of the session's cookie; over TLS one that the browser takes from this host alone."""
+    return "__Host-toque-session" if is_https(request) else "toque-session"
+
+
+def _checks_form(dependant: Dependant) -> bool:
+    return any(isinstance(each.call, _FormCheck) or _checks_form(each) for each in dependant.dependencies)
+
+
+async def _in_session(request: Request, console: Console) -> Request:
+    """Present the token of the cookie's session, unless the request has a token of its own."""
+    cookie = request.cookies.get(cookie_name(request))
+    if not cookie or "authorization" in request.headers:
+        return request
+    session = await console.find_session(cookie)
+    if session is None:
+        return request
+    headers = [*request.scope["headers"], (b"authorization", f"Bearer {session.token}".encode("latin-1"))]
+    return Request({**request.scope, "headers": headers, "toque.session": session}, request.receive)
+
+
+async def _error_page(request: Request, console: Console, error: Exception) -> Response:
+    status, detail, headers = _told(error, request)
+    page = Page(request, console)
+    if status == HTTPStatus.UNAUTHORIZED and request.method == "GET":
+        ended = session_of(request) is not None or cookie_name(request) in request.cookies
+        answer = await page.render("sign_in.html", status, ended=ended, next=page.here, needed=True)
+    else:
+        answer = await page.render("error.html", status, detail=detail, phrase=HTTPStatus(status).phrase)
+    answer.headers.update(headers)
+    return answer
+
+
+def _told(error: Exception, request: Request) -> tuple[int, str, Mapping[str, str]]:
+    """Status, words and headers of the page for an error."""
+    if isinstance(error, NotAdmitted):
+        return int(error.status), str(error), error.headers
+    if isinstance(error, ApiError):
+        return error.status, error.detail, {}
+    if isinstance(error, HTTPException):
+        return error.status_code, str(error.detail), error.headers or {}
+    if isinstance(error, RequestValidationError):
+        told = "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors())
+        return HTTPStatus.UNPROCESSABLE_ENTITY, told, {}
+    _logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return HTTPStatus.INTERNAL_SERVER_ERROR, "the page failed; the gateway's log says why", {}
+
+
+def _protect(response: Response, request: Request) -> None:
+    """Add the headers that keep a page to itself; over TLS also the one that keeps it there."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers.setdefault("Cache-Control", "no-store")
+    if is_https(request):
+        response.headers.setdefault("Strict-Transport-Security", "max-age=31536000")

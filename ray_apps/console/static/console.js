@@ -1,0 +1,125 @@
+// What a page cannot do on the server: the viewer's time zone, and a choice of colours. Every page works without it.
+"use strict";
+
+const short = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+function showTimes(within) {
+  for (const each of within.querySelectorAll("time[datetime]")) {
+    const at = new Date(each.dateTime);
+    if (!Number.isNaN(at.getTime())) each.textContent = short.format(at);
+  }
+}
+
+function showTicks(within) {
+  for (const each of within.querySelectorAll("text[data-time]")) {
+    const at = new Date(each.dataset.time);
+    const ofDay = each.textContent.includes(":");
+    each.textContent = ofDay
+      ? at.toLocaleTimeString(undefined, { timeStyle: "short" })
+      : at.toLocaleDateString(undefined, { day: "numeric", month: "short" });
+  }
+}
+
+function offerThemes() {
+  const button = document.querySelector("[data-theme-toggle]");
+  const root = document.documentElement;
+  const systemDark = matchMedia("(prefers-color-scheme: dark)");
+  const current = () => root.dataset.theme || (systemDark.matches ? "dark" : "light");
+  const label = () => { button.textContent = current() === "dark" ? "Light" : "Dark"; };
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    const next = current() === "dark" ? "light" : "dark";
+    root.dataset.theme = next;
+    document.cookie = `toque-theme=${next}; path=/; max-age=31536000; samesite=lax`;
+    label();
+  });
+  systemDark.addEventListener("change", label);
+  label();
+}
+
+function closeMenus() {
+  const menus = document.querySelectorAll(".menu");
+  document.addEventListener("click", (event) => {
+    for (const each of menus) if (!each.contains(event.target)) each.open = false;
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    for (const each of menus) {
+      if (each.open && each.contains(document.activeElement)) each.querySelector("summary").focus();
+      each.open = false;
+    }
+  });
+}
+
+// A page follows its topics: it asks for itself again when one changed, and writes figures as they come.
+function followChanges() {
+  const main = document.querySelector("main[data-live]");
+  if (!main) return;
+  const button = document.querySelector("[data-live-state]");
+  const topics = main.dataset.live.split(" ").map((each) => `topic=${encodeURIComponent(each)}`);
+  let asking = false, missed = false;
+
+  async function show() {
+    if (asking || document.hidden) {
+      missed = true;
+      return;
+    }
+    asking = true;
+    missed = false;
+    try {
+      const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+      if (!answer.ok) return location.reload();  // such as when the session has ended
+      const next = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
+      showTimes(next);
+      showTicks(next);
+      replace(main, next);
+      button.hidden = true;
+    } catch {
+      missed = true;  // the gateway is away; the stream comes back with it, and tells
+    } finally {
+      asking = false;
+    }
+    if (missed) setTimeout(show, 500);
+  }
+
+  const source = new EventSource(`${main.dataset.liveFrom}?${topics.join("&")}`);
+  source.addEventListener("changed", () => {
+    if (isEdited(main)) button.hidden = false;  // what somebody writes is not taken away
+    else show();
+  });
+  source.addEventListener("figures", (event) => {
+    const figures = JSON.parse(event.data);
+    for (const each of main.querySelectorAll("[data-figure]")) {
+      const text = figures[each.dataset.figure];
+      if (text !== undefined && each.textContent !== text) each.textContent = text;
+    }
+  });
+  button.addEventListener("click", show);
+  document.addEventListener("visibilitychange", () => { if (missed && !document.hidden) show(); });
+}
+
+function isEdited(main) {
+  if (main.contains(document.activeElement) && document.activeElement.matches("input, select, textarea")) return true;
+  return [...main.querySelectorAll("input, textarea, select")].some((each) => {
+    if (each.localName === "select") {
+      const first = [...each.options].find((option) => option.defaultSelected) ?? each.options[0];
+      return each.value !== first?.value;
+    }
+    if (each.type === "checkbox" || each.type === "radio") return each.checked !== each.defaultChecked;
+    return each.type !== "hidden" && each.value !== each.defaultValue;
+  });
+}
+
+function replace(main, next) {
+  const open = [...main.querySelectorAll("details")].map((each) => each.open);
+  const focused = main.contains(document.activeElement) ? document.activeElement : null;
+  main.replaceChildren(...next.childNodes);
+  main.querySelectorAll("details").forEach((each, index) => { each.open = open[index] ?? each.open; });
+  if (focused?.getAttribute("href")) main.querySelector(`[href="${CSS.escape(focused.getAttribute("href"))}"]`)?.focus();
+}
+
+showTimes(document);
+showTicks(document);
+offerThemes();
+closeMenus();
+followChanges();

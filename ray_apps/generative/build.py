@@ -1,0 +1,146 @@
+"""Builds the door with all that stands behind it: registry, engines, prediction log, live counts and access."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+
+from functions.generative.engines import EngineProcesses, engine_environment, engine_of
+from functions.live_counts import live_publisher
+from functions.prediction_log import LogWriter, close_writers
+from functions.runtime.changes.announcer import journals_in
+from functions.runtime.changes.feed import watch_of
+from functions.runtime.process import enter_process
+from ray_apps.admission import open_admission
+from ray_apps.admission.token_budget import TokenBudgets
+from ray_apps.generative.door import GenerativeDoor
+from ray_apps.generative.generator import Generator
+from ray_apps.generative.models import GenerativeModels
+from ray_apps.generative.options import GenerativeOptions
+from ray_apps.generative.series import EngineSeries
+from ray_apps.generative.versions import VersionStarter
+from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
+from ray_apps.predictor.inference.confirmation import Confirmation
+from ray_apps.predictor.inference.live import LiveCounter
+from ray_apps.predictor.inference.recording import Recorder
+from ray_apps.predictor.inference.series import ModelSeries
+from ray_apps.predictor.versions.follower import VersionFollower
+from registry import Registry, open_store
+from registry.access import workspace_store
+from registry.audit_keys import AuditKeys
+from registry.store import temporary_folder
+
+__all__ = ["build_door"]
+
+
+def build_door(options: GenerativeOptions, *, name: str = "generative") -> GenerativeDoor:
+    """Make the door's ASGI application, in the event loop that will run it."""
+    enter_process(
+        "generative",
+        name=name,
+        store_url=options.store_url,
+        environment=os.environ,
+        redis_url=options.redis_url,
+    )
+    return _Parts(options, name).door()
+
+
+class _Parts:
+    """What all language models of a platform share behind one door."""
+
+    def __init__(self, options: GenerativeOptions, name: str) -> None:
+        self._options, self._name = options, name
+        self._platform = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
+        self._folder = temporary_folder(f"generative-{os.getpid()}")
+        self._engines = EngineProcesses(
+            engine_of(options.engine, options.engine_program),
+            self._folder / "logs",
+            environment=engine_environment(os.environ),
+        )
+        self._budgets, self._loop = TokenBudgets(), asyncio.get_running_loop()
+
+    def door(self) -> GenerativeDoor:
+        """Make the door, with no workspace opened yet."""
+        options = self._options
+        return GenerativeDoor(
+            self._workspace,
+            self._authenticator(),
+            max_body_bytes=options.max_body_bytes,
+            max_in_flight=options.max_ongoing_requests + max(0, options.max_queued_requests),
+            series=EngineSeries(self._engines) if options.metrics else None,
+            on_close=self._close,
+        )
+
+    def _workspace(self, name: str) -> GenerativeModels:
+        """Make the language models of a workspace, none of them opened."""
+        options = self._options.model_copy(update={"workspace": name})
+        registry = Registry(workspace_store(self._platform, name), actor="generative")
+        starter = VersionStarter(
+            registry, self._engines, workspace=name, loop=self._loop, folder=self._folder / "weights",
+            start_s=options.start_s, threads=options.engine_threads,
+        )  # fmt: skip
+        log = _open_log(options)
+        return GenerativeModels(
+            registry, lambda model: _generator(model, options, registry, starter, log, self._budgets)
+        )
+
+    def _authenticator(self) -> Authenticator:
+        options = self._options
+        if not options.authentication:
+            return NoAuthentication(None)
+        return TokenAuthenticator(
+            open_admission(self._platform, self._name, oidc=options.oidc), workspace=None
+        )
+
+    async def _close(self) -> None:
+        await self._engines.close()
+        await self._loop.run_in_executor(None, close_writers)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _generator(
+    model: str,
+    options: GenerativeOptions,
+    registry: Registry,
+    starter: VersionStarter,
+    log: LogWriter | None,
+    budgets: TokenBudgets,
+) -> Generator:
+    series = ModelSeries(model, options.workspace) if options.metrics else None
+    tally = None
+    if options.redis_url is not None:
+        tally = live_publisher(options.redis_url).tally(options.workspace, model)
+    journal = journals_in(registry.store, registry.follow(model).journal.path)
+    confirmation = None
+    if log is not None and options.log_mode != "file":
+        confirmation = Confirmation(log, strict=options.log_mode == "two_nodes")
+    return Generator(
+        VersionFollower(
+            model,
+            registry,
+            starter.start,
+            watch=watch_of(options.redis_url, journal, every_s=options.poll_s),
+            retain=1,
+            dropped=starter.dropped,
+        ),
+        Recorder(model, log, confirmation=confirmation),
+        workspace=options.workspace,
+        budgets=budgets,
+        live=LiveCounter(tally, series),
+        close=series.close if series is not None else lambda: None,
+    )
+
+
+def _open_log(options: GenerativeOptions) -> LogWriter | None:
+    if options.redis_url is None or not options.log:
+        return None
+    return LogWriter(
+        options.wal,
+        "predictions",
+        options.redis_url,
+        workspace=options.workspace,
+        limit_bytes=options.log_limit_bytes,
+        two_nodes=options.log_mode == "two_nodes",
+        answers_first=options.log_mode != "two_nodes",
+    )

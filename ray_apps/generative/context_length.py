@@ -1,0 +1,69 @@
+"""Refuses a request that does not fit the context, before it takes a slot of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from functions.generative import EngineSettings
+from functions.generative.engines import EngineProcess
+from ray_apps.generative.openai.errors import ApiRefusal
+from ray_apps.generative.openai.requests import EMBEDDING, Ask
+
+__all__ = ["check_context"]
+
+_PER_MESSAGE, _PER_REQUEST = 16, 64
+"""Tokens that a chat template adds to each message and to a request, as a bound."""
+
+
+async def check_context(
+    process: EngineProcess, settings: EngineSettings, ask: Ask, body: dict[str, Any]
+) -> tuple[int, int]:
+    """Check that prompt and answer fit; returns a bound on the prompt's tokens, and that of the answer.
+
+    A token has at least one byte, so short requests need no count; others are counted by the engine. An answer whose length the
+    caller did not say gets what is left. Raises: ApiRefusal with the numbers.
+    """
+    if ask.kind == EMBEDDING:
+        return await _check_texts(process, settings, ask), 0
+    most = int(body["max_tokens"])
+    prompt = _bound(body)
+    if prompt + most > settings.context_length:
+        prompt = await process.engine.count_tokens(process.client, process.base, body)
+    left = settings.context_length - prompt
+    if left < 1 or (ask.max_tokens is not None and ask.max_tokens > left):
+        raise _too_long(settings, prompt, ask.max_tokens or 1, "messages" if "messages" in body else "prompt")
+    body["max_tokens"] = most = min(most, left)
+    return prompt, most
+
+
+async def _check_texts(process: EngineProcess, settings: EngineSettings, ask: Ask) -> int:
+    given = ask.body["input"]
+    texts = given if isinstance(given, list) and all(isinstance(each, str) for each in given) else [given]
+    total = 0
+    for text in texts:
+        size = len(text.encode()) + _PER_REQUEST if isinstance(text, str) else len(text)
+        if size > settings.context_length and isinstance(text, str):
+            size = await process.engine.count_tokens(process.client, process.base, {"prompt": text})
+        if size > settings.context_length:
+            raise _too_long(settings, size, 0, "input")
+        total += size
+    return total
+
+
+def _bound(body: Mapping[str, Any]) -> int:
+    """Most tokens that a prompt can have: its bytes, and what a template adds."""
+    asked = {name: body[name] for name in ("messages", "tools", "prompt", "response_format") if name in body}
+    messages = body.get("messages") or ()
+    return len(orjson.dumps(asked)) + _PER_MESSAGE * len(messages) + _PER_REQUEST
+
+
+def _too_long(settings: EngineSettings, prompt: int, answer: int, what: str) -> ApiRefusal:
+    return ApiRefusal(
+        f"{what}: this model takes {settings.context_length} tokens, and {prompt + answer} were asked for: {prompt} in "
+        f"{what}, {answer} for the answer; shorten it, or lower max_tokens",
+        param=what,
+        code="context_length_exceeded",
+    )

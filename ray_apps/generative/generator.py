@@ -1,0 +1,383 @@
+"""Answers requests for one language model: chooses a version, asks its engine, passes the answer on as it comes, and logs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import aiohttp
+import numpy as np
+import orjson
+
+from clusters.telemetry.tracing import RequestTrace, current_request
+from functions.generative import GenerativeError
+from functions.generative.engines import EngineDown, EngineProcess, Lease
+from functions.prediction_log import PINNED
+from ray_apps.admission.request_limits import TooManyRequests
+from ray_apps.admission.token_budget import Reservation, TokenBudgets
+from ray_apps.generative.context_length import check_context
+from ray_apps.generative.openai.answers import AnswerRecord, EventStream, record_of
+from ray_apps.generative.openai.errors import ApiRefusal, error_document
+from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, Ask
+from ray_apps.generative.recording import (
+    IN_VIEW,
+    embedding_tensors,
+    request_tensors,
+    response_tensors,
+)
+from ray_apps.generative.series import TokenSeries
+from ray_apps.generative.shadows import GenerativeShadows, ShadowAsk
+from ray_apps.generative.versions import GenerativeVersion
+from ray_apps.predictor.http.endpoint import JSON, Answer, Request
+from ray_apps.predictor.inference.caller import Caller
+from ray_apps.predictor.inference.live import LiveCounter
+from ray_apps.predictor.inference.recording import Failure, Recorder
+from ray_apps.predictor.protocol.datatypes import Array
+from ray_apps.predictor.protocol.errors import NotFound, PredictorError
+from ray_apps.predictor.versions.follower import VersionFollower
+from ray_apps.predictor.versions.routes import Routes
+from registry import Limits
+from registry.models.traffic import Traffic, is_shadowed
+
+__all__ = ["Generator"]
+
+_PREFIX: Final = {CHAT: "chatcmpl-", COMPLETION: "cmpl-", EMBEDDING: "embd-"}
+_OK, _CALLER_GONE, _FAULT = 200, 499, 500
+_EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
+_DONE: Final = b"data: [DONE]\n\n"
+ENGINE_S: Final = 10.0
+"""How long a request waits for an engine that is being started anew."""
+
+
+class Generator:
+    """Answers requests for one model with the versions that a follower keeps ready.
+
+    budgets: of tokens, which models share. live: counts for who judges a rollout. workspace: the model's.
+    """
+
+    def __init__(
+        self,
+        follower: VersionFollower[GenerativeVersion],
+        recorder: Recorder,
+        *,
+        workspace: str,
+        budgets: TokenBudgets,
+        live: LiveCounter,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.follower, self.recorder = follower, recorder
+        self._workspace, self._budgets, self._live, self._close = workspace, budgets, live, close
+        self._series: dict[tuple[int, str], TokenSeries] = {}
+        self.shadows = GenerativeShadows(recorder, live)
+
+    async def answer(self, ask: Ask, request: Request, limits: Sequence[tuple[str, Limits]]) -> Answer:
+        """Answer a request, in pieces by the request's `send` if it asks for a stream. Raises: PredictorError."""
+        call = await self._choose(ask)
+        if call.trace is not None:
+            call.trace.answered_by(call.id, ask.model, call.number, call.arm, id_made_here=True)
+        try:
+            body = _engine_body(ask, call.version)
+            await call.lease.process.ready(ENGINE_S)
+            _check_tools(call.lease.process, body)
+            prompt_tokens, most = await check_context(call.lease.process, call.version.settings, ask, body)
+            call.reservation = self._reserve(limits, prompt_tokens + most)
+            call.used_tokens = prompt_tokens  # so much of one that is given up
+            work = self._ask_engine(call, body, request)
+            return await Caller(request.receive).run_while_connected(work)
+        except BaseException as error:
+            self._failed(call, error)
+            if isinstance(error, EngineDown | aiohttp.ClientError):
+                call.used_tokens = 0
+                raise ApiRefusal(f"engine: {error}; send it again", status=503, retry_after_s=1) from error
+            raise
+        finally:
+            call.close()
+
+    async def close(self) -> None:
+        """Stop following and shadowing, and write the queued failures; engines end with the versions."""
+        await self.shadows.close()
+        self.recorder.flush()
+        await asyncio.get_running_loop().run_in_executor(None, self.follower.stop)
+        self._close()
+
+    async def _choose(self, ask: Ask) -> _Call:
+        """Choose arm and version, and take a hold on its engine, so that no change of the policy ends it."""
+        call_id = _PREFIX[ask.kind] + os.urandom(16).hex()
+        begin, routes = time.perf_counter(), self.follower.routes
+        if ask.selector is None:
+            arm, version = routes.choose(ask.split_key or call_id, ask.attributes)
+            if version is None:
+                self._live.unserved(ask.split_key or call_id, routes.traffic)
+                raise ApiRefusal(
+                    f"model: {ask.model!r} has no champion that is ready; try again soon",
+                    status=503,
+                    param="model",
+                    retry_after_s=1,
+                )
+        else:
+            arm, version = PINNED, await self._pinned(ask.model, ask.selector)
+        lease = version.lease.again()
+        return _Call(call_id, ask, ask.split_key, arm, version, routes, begin, lease, current_request())
+
+    async def _pinned(self, model: str, selector: int | str) -> GenerativeVersion:
+        """Find a version by number or alias, and start it if it is not ready. Raises: ApiRefusal, NotReady."""
+        view = self.follower.view
+        number = view.aliases.get(selector) if isinstance(selector, str) and view is not None else selector
+        record = view.versions.get(number) if view is not None and isinstance(number, int) else None
+        if view is None or record is None or record.status != "READY":
+            raise ApiRefusal(
+                f"model: {model!r} has no version {selector!r} that may be asked",
+                status=404, param="model", code="model_not_found",
+            )  # fmt: skip
+        in_traffic = view.traffic is not None and record.version in view.traffic.versions
+        missing = record.missing(view.policy) if view.policy.guarded and not record.overrides else ()
+        if missing and not in_traffic and record.version not in view.aliases.values():
+            raise ApiRefusal(
+                f"model: {model}@{record.version} is not approved ({', '.join(missing)})",
+                status=403, param="model",
+            )  # fmt: skip
+        found = self.follower.find(record.version)
+        if found is not None:
+            return found
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, self.follower.load, record.version)
+        except NotFound as error:
+            raise ApiRefusal(str(error), status=404, param="model", code="model_not_found") from error
+
+    def _reserve(self, limits: Sequence[tuple[str, Limits]], tokens: int) -> Reservation:
+        try:
+            return self._budgets.reserve(limits, tokens)
+        except TooManyRequests as error:
+            raise ApiRefusal(str(error), status=429, retry_after_s=error.retry_after_s) from error
+
+    async def _ask_engine(self, call: _Call, body: dict[str, Any], request: Request) -> Answer:
+        process = call.lease.process
+        address = f"{process.base}/v1/{call.ask.kind}"
+        body["model"] = process.engine.model_name(process.spec)
+        async with process.client.post(address, data=orjson.dumps(body), headers=_JSON_HEADERS) as response:
+            if response.status != _OK:
+                raise _refused(response.status, await response.read())
+            if call.ask.stream and call.ask.kind != EMBEDDING:
+                return await self._pass_stream_on(call, response, request)
+            document = orjson.loads(await response.read())
+        return await self._answer_whole(call, document)
+
+    async def _answer_whole(self, call: _Call, document: dict[str, Any]) -> Answer:
+        if call.ask.kind == EMBEDDING:
+            answer = AnswerRecord()
+            answer.count(document.get("usage") or {})
+            outputs = embedding_tensors(document.get("data") or [], answer.prompt_tokens)
+        else:
+            answer = record_of(document, call.elapsed_ms() / 1e3)
+            outputs = response_tensors(answer)
+        await self._record(call, answer, outputs)
+        document |= {"model": str(call.version)}
+        if call.ask.kind != EMBEDDING:
+            document["id"] = call.id
+        return _OK, [JSON, *call.headers()], orjson.dumps(document)
+
+    async def _pass_stream_on(
+        self, call: _Call, response: aiohttp.ClientResponse, request: Request
+    ) -> Answer:
+        send = request.send
+        if send is None:
+            raise ApiRefusal("stream: not possible by this door", param="stream")
+        events = EventStream(call.id, str(call.version), wants_usage=call.ask.wants_usage, begin_s=call.begin)
+        headers = [_EVENTS, (b"cache-control", b"no-cache"), *call.headers()]
+        await send({"type": "http.response.start", "status": _OK, "headers": headers})
+        request.streamed = True
+        last = _DONE
+        try:
+            async for data in response.content.iter_any():
+                piece = events.feed(data, time.perf_counter())
+                call.used_tokens += events.pieces - call.pieces
+                call.pieces = events.pieces
+                if piece:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            answer = events.finish()
+            await self._record(call, answer, response_tensors(answer))
+        except (EngineDown, aiohttp.ClientError, PredictorError) as error:
+            self._failed(call, error)
+            refusal = (
+                error if isinstance(error, PredictorError) else ApiRefusal(f"engine: {error}", status=503)
+            )
+            last = b"data: " + error_document(refusal) + b"\n\n"
+        await send({"type": "http.response.body", "body": last})
+        return _OK, headers, b""
+
+    async def _record(self, call: _Call, answer: AnswerRecord, outputs: dict[str, Array]) -> None:
+        """Log an answer and count it, before the caller has all of it. Raises: NotLogged."""
+        call.used_tokens = answer.prompt_tokens + answer.completion_tokens
+        logged = self.recorder.record(
+            id=call.id, version=call.number, arm=call.arm, shadow=False, unit=call.unit,
+            at_us=time.time_ns() // 1_000, latency_ms=call.elapsed_ms(), rows=1, inputs=request_tensors(call.ask),
+            outputs=outputs, trace=call.trace.row() if call.trace is not None else None,
+            propensity=call.routes.chance(call.arm), in_view=IN_VIEW,
+        )  # fmt: skip
+        if logged is not None:
+            await self.recorder.confirmed(logged)
+        if call.trace is not None:
+            call.trace.attributes |= {
+                "gen_ai.operation.name": "embeddings" if call.ask.kind == EMBEDDING else "chat",
+                "gen_ai.request.model": call.ask.model,
+                "gen_ai.response.model": str(call.version),
+                "gen_ai.usage.input_tokens": answer.prompt_tokens,
+                "gen_ai.usage.output_tokens": answer.completion_tokens,
+            }
+        series = self._series.get((call.number, call.arm))
+        if series is None:
+            series = TokenSeries(self._workspace, call.ask.model, call.number, call.arm)
+            self._series[call.number, call.arm] = series
+        series.count(answer)
+        empty = not answer.completion_tokens and call.ask.kind != EMBEDDING
+        self._live.answered(call, {"tokens": np.array([np.nan if empty else 1.0])})
+        call.is_counted = True
+        if call.ask.selector is None and is_shadowed(call.arm):
+            self._offer_to_shadows(call)
+
+    def _offer_to_shadows(self, call: _Call) -> None:
+        """Offer an answered request to the shadows that are ready, each with its own prompt."""
+        for shadow in self.follower.routes.shadows:
+            if shadow is call.version:
+                continue
+            try:
+                body, lease = _engine_body(call.ask, shadow), shadow.lease.again()
+            except (ApiRefusal, EngineDown):  # it has no place for the request's variables, or goes just now
+                self.shadows.failed += 1
+                continue
+            at_us = time.time_ns() // 1_000
+            self.shadows.offer(
+                ShadowAsk(shadow, lease, call.ask, body, call.id, call.unit, at_us, call.traffic)
+            )
+
+    def _failed(self, call: _Call, error: BaseException) -> None:
+        """Log and count a request that was not answered, once."""
+        if call.is_counted:
+            return
+        call.is_counted = True
+        status = _status_of(error)
+        self._live.failed(call, status)
+        if call.arm != PINNED:  # a request by number is a trial, no evidence against the version
+            self.recorder.fail(
+                Failure(
+                    id=call.id, version=call.number, arm=call.arm, shadow=False, unit=call.unit,
+                    at_us=time.time_ns() // 1_000, latency_ms=call.elapsed_ms(),
+                    trace=call.trace.row(status) if call.trace is not None else None,
+                    propensity=call.routes.chance(call.arm),
+                )
+            )  # fmt: skip
+
+
+_JSON_HEADERS: Final = {"content-type": "application/json"}
+
+
+@dataclass(slots=True)
+class _Call:
+    """A request with its chosen version.
+
+    unit: whom the split assigned, the one that was named, else the conversation. used_tokens: those it came to; pieces: of its
+    stream; is_counted:
+    whether log and counts have it.
+    """
+
+    id: str
+    ask: Ask
+    unit: str | None
+    arm: str
+    version: GenerativeVersion
+    routes: Routes[GenerativeVersion]
+    begin: float
+    lease: Lease
+    trace: RequestTrace | None
+    reservation: Reservation | None = field(default=None)
+    used_tokens: int = 0
+    pieces: int = 0
+    is_counted: bool = False
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """Split that the version was chosen by."""
+        return self.routes.traffic
+
+    @property
+    def number(self) -> int:
+        """Number of the version that was chosen."""
+        return self.version.version
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request came in."""
+        return (time.perf_counter() - self.begin) * 1e3
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers of the response that say what answered."""
+        return [
+            (b"x-toque-prediction-id", self.id.encode()),
+            (b"x-toque-version", str(self.number).encode()),
+            (b"x-toque-arm", self.arm.encode()),
+        ]
+
+    def close(self) -> None:
+        """Give back the engine, and the tokens that were reserved and not used."""
+        self.lease.release()
+        if self.reservation is not None:
+            self.reservation.settle(self.used_tokens)
+
+
+def _engine_body(ask: Ask, version: GenerativeVersion) -> dict[str, Any]:
+    """The request as the version's prompt makes it. Raises: ApiRefusal for its variables."""
+    body = ask.for_engine()
+    if ask.kind == EMBEDDING:
+        return body
+    if ask.kind == CHAT:
+        try:
+            body = version.prompt.request(body, ask.body.get("variables", {}))
+        except GenerativeError as error:
+            raise ApiRefusal(str(error), param="variables") from error
+    body.setdefault("max_tokens", version.settings.max_tokens)
+    return body
+
+
+def _check_tools(process: EngineProcess, body: dict[str, Any]) -> None:
+    """Refuse tools that the model would never see; one that is named is the only one, which engines then require."""
+    if not body.get("tools"):
+        return
+    if not process.takes_tools:
+        raise ApiRefusal(
+            "tools: the chat template of this version has no place for them; register one with a chat_template that has",
+            param="tools",
+            code="unsupported_parameter",
+        )
+    choice = body.get("tool_choice")
+    if isinstance(choice, dict):
+        name = (choice.get("function") or {}).get("name")
+        body["tools"] = [each for each in body["tools"] if (each.get("function") or {}).get("name") == name]
+        body["tool_choice"] = "required"
+        if not body["tools"]:
+            raise ApiRefusal(f"tool_choice: there is no tool {name!r:.80}", param="tool_choice")
+
+
+def _refused(status: int, content: bytes) -> ApiRefusal:
+    """Turn an engine's refusal into ours: the caller's fault stays one, everything else may be tried again."""
+    try:
+        said = orjson.loads(content).get("error", {})
+    except (orjson.JSONDecodeError, AttributeError):
+        said = {}
+    message = said.get("message") if isinstance(said, dict) else str(said)
+    if status >= _FAULT and status != 501:  # noqa: PLR2004  # what an engine has not is the caller's to leave out
+        return ApiRefusal(f"engine: {message or status}", status=503, retry_after_s=1)
+    code = "context_length_exceeded" if "context" in str(said.get("type", "")) else None
+    return ApiRefusal(f"{message or f'the engine refuses it with status {status}'}", status=400, code=code)
+
+
+def _status_of(error: BaseException) -> int:
+    """HTTP status that an error becomes; of a caller who left, none that is the server's fault."""
+    if isinstance(error, PredictorError):
+        return error.status
+    if isinstance(error, EngineDown | aiohttp.ClientError):
+        return 503
+    return _CALLER_GONE if isinstance(error, asyncio.CancelledError) else _FAULT

@@ -1,0 +1,1 @@
+"""OpenAI's protocol: requests, errors and streams, without I/O."""

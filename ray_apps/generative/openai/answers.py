@@ -1,0 +1,150 @@
+"""Answers of an engine as they are passed on: under the prediction's id and the registered name, and kept for the log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from functions.generative.engines.engine import MODEL_NAME
+from functions.generative.engines.process import EngineDown
+
+__all__ = ["AnswerRecord", "EventStream", "record_of"]
+
+_END: Final = b"\n\n"
+_DATA: Final = b"data: "
+_DONE: Final = b"[DONE]"
+_FIRST_PIECE: Final = ("content", "tool_calls", "reasoning_content")
+
+
+@dataclass(slots=True)
+class AnswerRecord:
+    """What the log keeps of an answer.
+
+    first_token_s: from the request's beginning; NaN if nothing came. between_tokens_s: on average.
+    """
+
+    message: dict[str, Any] = field(default_factory=dict)
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_s: float = math.nan
+    between_tokens_s: float = math.nan
+
+    def count(self, usage: Mapping[str, Any]) -> None:
+        """Take the numbers of tokens from an engine's usage."""
+        self.prompt_tokens = int(usage.get("prompt_tokens") or 0)
+        self.completion_tokens = int(usage.get("completion_tokens") or 0)
+        self.cached_tokens = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+
+
+class EventStream:
+    """Stream of server-sent events on its way from the engine to the caller.
+
+    answer_id, model: what the caller sees in place of the engine's. wants_usage: whether the event with the usage, which every
+    engine is asked for, is passed on. begin_s: when the request came, on the caller's clock.
+    """
+
+    def __init__(self, answer_id: str, model: str, *, wants_usage: bool, begin_s: float) -> None:
+        self._id, self._model = answer_id, model
+        self._wants_usage, self._begin_s = wants_usage, begin_s
+        self._rest = b""
+        self._renamed: list[tuple[bytes, bytes]] = [(_field("model", MODEL_NAME), _field("model", model))]
+        self._knows_id = False
+        self._texts: dict[str, list[str]] = {}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._last_s = math.nan
+        self.record = AnswerRecord()
+        self.done = False
+        self.pieces = 0
+        """Pieces of the answer so far, each of a token or more."""
+
+    def feed(self, data: bytes, now_s: float) -> bytes:
+        """Take what the engine sent, and return what goes to the caller now; all but the last event, `[DONE]`."""
+        *events, self._rest = (self._rest + data).split(_END)
+        return b"".join([piece for event in events if (piece := self._pass_on(event, now_s))])
+
+    def finish(self) -> AnswerRecord:
+        """Complete the record once the engine has sent all. Raises: EngineDown if that does not end as answers do."""
+        if not self.done:
+            raise EngineDown("it ended before the answer did")
+        found = self.record
+        message: dict[str, Any] = {"role": "assistant"}
+        message |= {name: "".join(pieces) for name, pieces in self._texts.items()}
+        if self._calls:
+            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
+        found.message = message
+        gaps = found.completion_tokens - 1
+        if gaps > 0 and self._last_s > self._begin_s + found.first_token_s:
+            found.between_tokens_s = (self._last_s - self._begin_s - found.first_token_s) / gaps
+        return found
+
+    def _pass_on(self, event: bytes, now_s: float) -> bytes:
+        if not event.startswith(_DATA):
+            return event + _END if event.strip() else b""
+        content = event[len(_DATA) :]
+        if content == _DONE:
+            self.done = True
+            return b""
+        document = orjson.loads(content)
+        if not self._knows_id and "id" in document:
+            self._renamed.append((_field("id", document["id"]), _field("id", self._id)))
+            self._knows_id = True
+        if document.get("usage"):
+            self.record.count(document["usage"])
+        choices = document.get("choices")
+        if choices:
+            self._keep(choices[0], now_s)
+        elif not self._wants_usage and "error" not in document:
+            return b""
+        for theirs, ours in self._renamed:
+            event = event.replace(theirs, ours, 1)
+        return event + _END
+
+    def _keep(self, choice: Mapping[str, Any], now_s: float) -> None:
+        if choice.get("finish_reason"):
+            self.record.finish_reason = choice["finish_reason"]
+        delta: Mapping[str, Any] = choice.get("delta") or {"content": choice.get("text")}
+        if not any(delta.get(name) for name in _FIRST_PIECE):
+            return
+        if math.isnan(self.record.first_token_s):
+            self.record.first_token_s = now_s - self._begin_s
+        self._last_s = now_s
+        self.pieces += 1
+        for name in ("content", "reasoning_content"):
+            if delta.get(name):
+                self._texts.setdefault(name, []).append(delta[name])
+        for call in delta.get("tool_calls") or ():
+            self._keep_call(call)
+
+    def _keep_call(self, piece: Mapping[str, Any]) -> None:
+        call = self._calls.setdefault(piece.get("index", 0), {"type": "function", "function": {}})
+        if "id" in piece:
+            call["id"] = piece["id"]
+        for name, text in (piece.get("function") or {}).items():
+            call["function"][name] = call["function"].get(name, "") + (text or "")
+
+
+def record_of(document: Mapping[str, Any], elapsed_s: float) -> AnswerRecord:
+    """Read the record off an answer that came at once; its timings are the engine's own, where it says them."""
+    found = AnswerRecord()
+    found.count(document.get("usage") or {})
+    choices = document.get("choices") or [{}]
+    found.message = choices[0].get("message") or {"role": "assistant", "content": choices[0].get("text")}
+    found.finish_reason = choices[0].get("finish_reason") or ""
+    timings = document.get("timings") or {}
+    made_s = float(timings.get("predicted_ms") or 0) / 1e3
+    if found.completion_tokens:
+        each_s = made_s / found.completion_tokens
+        found.between_tokens_s = each_s
+        found.first_token_s = max(0.0, elapsed_s - made_s + each_s)
+    return found
+
+
+def _field(name: str, text: str) -> bytes:
+    """A field as engines write it; no text within an event can look like it, since its quotes are escaped there."""
+    return orjson.dumps({name: text})[1:-1]

@@ -1,0 +1,62 @@
+"""Rows of the prediction log for language models: what was asked and answered, and what it took."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from functions.generative import CHAT
+from ray_apps.generative.openai.answers import AnswerRecord
+from ray_apps.generative.openai.requests import Ask
+from ray_apps.predictor.protocol.datatypes import Array
+from ray_apps.predictor.versions.in_view import InView
+
+__all__ = ["IN_VIEW", "embedding_tensors", "request_tensors", "response_tensors"]
+
+IN_VIEW = InView.of(CHAT)
+_ASKED = ("messages", "prompt", "input")
+
+
+def request_tensors(ask: Ask) -> dict[str, Array]:
+    """What was asked, as the caller sent it: the messages (or the prompt, or the texts), and all else."""
+    asked = next(ask.body[name] for name in _ASKED if name in ask.body)
+    rest = {name: value for name, value in ask.body.items() if name not in (*_ASKED, "model")}
+    return {"messages": _texts([orjson.dumps(asked)]), "parameters": _texts([orjson.dumps(rest)])}
+
+
+def response_tensors(answer: AnswerRecord) -> dict[str, Array]:
+    """What was answered: the message, why it ended, the numbers of tokens, and the times of the first and between two."""
+    tokens = [answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens]
+    times_ms = [answer.first_token_s * 1e3, answer.between_tokens_s * 1e3]
+    return {
+        "message": _texts([orjson.dumps(answer.message)]),
+        "finish_reason": _texts([answer.finish_reason.encode()]),
+        "tokens": np.array([tokens], np.int64),
+        "timings_ms": np.array([times_ms], np.float64),
+    }
+
+
+def embedding_tensors(data: Sequence[dict[str, Any]], prompt_tokens: int) -> dict[str, Array]:
+    """What was answered to one request for embeddings: its vectors side by side, and the tokens of its texts."""
+    vectors = [_vector(each["embedding"]) for each in data]
+    return {
+        "embedding": np.concatenate(vectors)[None, :] if vectors else np.zeros((1, 0), np.float32),
+        "tokens": np.array([[prompt_tokens, 0, 0]], np.int64),
+    }
+
+
+def _vector(found: Any) -> Array:
+
+    if isinstance(found, str):
+        return np.frombuffer(base64.b64decode(found), np.float32)
+    return np.array(found, np.float32).ravel()
+
+
+def _texts(items: Sequence[bytes]) -> Array:
+    out = np.empty((1, len(items)), object)
+    out[0, :] = items
+    return out

@@ -1,0 +1,85 @@
+"""Prometheus series of language models, beside those that every model has: tokens, their times, and engines."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from clusters.telemetry.metrics import OTHER, Bounded, Durations, Rising, flush_regularly
+from functions.generative.engines import EngineProcesses
+from ray_apps.generative.openai.answers import AnswerRecord
+
+__all__ = ["EngineSeries", "TokenSeries"]
+
+_ARM = ("workspace", "model", "version", "arm")
+_MOST: Final = 1_000
+FIRST_TOKEN_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BETWEEN_TOKENS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+TOKENS = Counter(
+    "toque_generative_tokens",
+    "Tokens of prompts, those of them that were cached, and of answers.",
+    (*_ARM, "kind"),
+)
+FIRST_TOKEN = Histogram(
+    "toque_generative_first_token_seconds",
+    "Seconds from a request to the first token of its answer.",
+    _ARM,
+    buckets=FIRST_TOKEN_S,
+)
+BETWEEN_TOKENS = Histogram(
+    "toque_generative_between_tokens_seconds",
+    "Seconds between two tokens of an answer, on average over the answer.",
+    _ARM,
+    buckets=BETWEEN_TOKENS_S,
+)
+ENGINES = Gauge("toque_generative_engines", "Engines that are kept running.", multiprocess_mode="livesum")
+RESTARTS = Counter("toque_generative_engine_restarts", "Engines that died or hung, and were started anew.")
+_arms = Bounded(_MOST)
+
+
+class TokenSeries:
+    """Numbers of one version in one arm, counted by the event loop alone."""
+
+    def __init__(self, workspace: str, model: str, version: int, arm: str) -> None:
+        labels = (workspace, model, str(version), arm)
+        if _arms("/".join(labels)) == OTHER:
+            labels = (OTHER, OTHER, OTHER, OTHER)
+        self.prompt, self.cached, self.completion = 0, 0, 0
+        self._rising = {
+            kind: Rising(TOKENS.labels(*labels, kind)) for kind in ("prompt", "cached", "completion")
+        }
+        self._first = Durations(FIRST_TOKEN.labels(*labels))
+        self._between = Durations(BETWEEN_TOKENS.labels(*labels))
+        flush_regularly(self)
+
+    def count(self, answer: AnswerRecord) -> None:
+        """Count the tokens and times of an answer."""
+        self.prompt += answer.prompt_tokens
+        self.cached += answer.cached_tokens
+        self.completion += answer.completion_tokens
+        if not math.isnan(answer.first_token_s):
+            self._first.observe(answer.first_token_s)
+        if not math.isnan(answer.between_tokens_s):
+            self._between.observe(answer.between_tokens_s)
+
+    def flush(self) -> None:
+        """Move the numbers to the series."""
+        for kind, rising in self._rising.items():
+            rising.to(getattr(self, kind))
+        self._first.flush()
+        self._between.flush()
+
+
+class EngineSeries:
+    """Series of the engines of one process."""
+
+    def __init__(self, engines: EngineProcesses) -> None:
+        self._engines, self._restarts = engines, Rising(RESTARTS)
+        flush_regularly(self)
+
+    def flush(self) -> None:
+        """Move the numbers to the series."""
+        ENGINES.set(len(self._engines.processes))
+        self._restarts.to(self._engines.restarts)

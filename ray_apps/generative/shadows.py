@@ -1,0 +1,122 @@
+"""Shadow versions of language models answer copies of requests, after the answer and one at a time; under load they are dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+import orjson
+
+from functions.generative.engines import EngineDown, Lease
+from ray_apps.generative.openai.answers import record_of
+from ray_apps.generative.openai.requests import EMBEDDING, Ask
+from ray_apps.generative.recording import IN_VIEW, request_tensors, response_tensors
+from ray_apps.generative.versions import GenerativeVersion
+from ray_apps.predictor.inference.live import LiveCounter
+from ray_apps.predictor.inference.recording import Failure, Recorder
+from ray_apps.predictor.protocol.errors import PredictorError
+from registry.models.traffic import Traffic
+
+__all__ = ["GenerativeShadows", "ShadowAsk"]
+
+SHADOW: Final = "shadow"
+_OK: Final = 200
+_log = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowAsk:
+    """A request that was answered, to be answered by a shadow too; body: as the shadow's prompt makes it."""
+
+    version: GenerativeVersion
+    lease: Lease
+    ask: Ask
+    body: Mapping[str, Any]
+    id: str
+    unit: str | None
+    at_us: int
+    traffic: Traffic | None
+
+
+class GenerativeShadows:
+    """A bounded queue of requests for shadows, and the task that has them answered.
+
+    answered, failed, dropped: counts; those beyond `limit` are dropped.
+    """
+
+    def __init__(self, recorder: Recorder, live: LiveCounter, *, limit: int = 64) -> None:
+        self._recorder, self._live = recorder, live
+        self._queue: asyncio.Queue[ShadowAsk] = asyncio.Queue(limit)
+        self._task: asyncio.Task[None] | None = None
+        self.answered, self.failed, self.dropped = 0, 0, 0
+
+    def offer(self, job: ShadowAsk) -> None:
+        """Queue a request, or drop it where there are many; never waits."""
+        if self._queue.full() or job.ask.kind == EMBEDDING:
+            self.dropped += 1
+            job.lease.release()
+            return
+        if self._task is None:
+            task = self._work()
+            self._task = asyncio.get_running_loop().create_task(
+                task, context=Context()
+            )  # of no single request
+        self._queue.put_nowait(job)
+
+    async def close(self) -> None:
+        """Stop answering, and drop what waits."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        while not self._queue.empty():
+            self._queue.get_nowait().lease.release()
+            self.dropped += 1
+
+    async def _work(self) -> None:
+        while True:
+            job = await self._queue.get()
+            begin = time.perf_counter()
+            try:
+                await self._answer(job, begin)
+                self.answered += 1
+            except (EngineDown, aiohttp.ClientError, PredictorError, ValueError) as error:
+                self._fail(job, error, (time.perf_counter() - begin) * 1e3)
+            finally:
+                job.lease.release()
+                self._queue.task_done()
+
+    async def _answer(self, job: ShadowAsk, begin: float) -> None:
+        process = job.lease.process
+        body = {**job.body, "stream": False, "model": process.engine.model_name(process.spec)}
+        body.pop("stream_options", None)
+        address = f"{process.base}/v1/{job.ask.kind}"
+        headers = {"content-type": "application/json"}
+        async with process.client.post(address, data=orjson.dumps(body), headers=headers) as response:
+            content = await response.read()
+            if response.status != _OK:
+                raise EngineDown(f"status {response.status}: {content[:200]!r}")
+        elapsed_s = time.perf_counter() - begin
+        outputs = response_tensors(record_of(orjson.loads(content), elapsed_s))
+        self._recorder.record(
+            id=job.id, version=job.version.version, arm=SHADOW, shadow=True, unit=job.unit, at_us=job.at_us,
+            latency_ms=elapsed_s * 1e3, rows=1, inputs=request_tensors(job.ask), outputs=outputs, in_view=IN_VIEW,
+        )  # fmt: skip
+        self._live.scored(job, SHADOW, {"tokens": outputs["tokens"]})
+
+    def _fail(self, job: ShadowAsk, error: Exception, latency_ms: float) -> None:
+        if self.failed % 1_000 == 0:
+            _log.warning("shadow %s failed: %s (%d failures so far)", job.version, error, self.failed)
+        self.failed += 1
+        self._live.not_scored(job, SHADOW, error)
+        self._recorder.fail(
+            Failure(
+                id=job.id, version=job.version.version, arm=SHADOW, shadow=True, unit=job.unit, at_us=job.at_us,
+                latency_ms=latency_ms,
+            )
+        )  # fmt: skip

@@ -1,0 +1,234 @@
+"""The console in a real browser: Chromium, light and dark, wide and narrow, by mouse, by keyboard, without scripts."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functions.live_counts import End, SplitArm, live_publisher
+from tests.ray_apps.console import test_pages
+from tests.ray_apps.console.browser import PHONE, WIDE, Person, Served, needs_chromium, person, serve
+from tests.ray_apps.console.conftest import make_platform
+from tests.ray_apps.console.sample_platform import MODEL
+
+pytestmark = [pytest.mark.slow, needs_chromium]
+VERSION = f"/ui/models/{MODEL}/versions/5"
+PAGES = (*test_pages.PAGES, "/ui/rollouts/churn", "/ui/nothing-here")
+MAX_PAGE_BYTES = 300_000
+
+
+@pytest.fixture
+def served(filled: Path, counting: str, tmp_path: Path) -> Iterator[Served]:
+    shutil.copytree(filled, tmp_path / "store")
+    with serve(make_platform(tmp_path / "store", counting)) as running:
+        yield running
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("scheme", "viewport"), [("light", WIDE), ("dark", PHONE)], ids=["wide", "phone"])
+def test_no_page_has_a_barrier_overflows_or_loads_from_elsewhere(
+    chromium: Any, served: Served, scheme: str, viewport: dict[str, int]
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    visitor = person(chromium, served, color_scheme=scheme, viewport=viewport)
+    axe, found = Axe(), []
+    visitor.go("/ui/sign-in")
+    found += _barriers(axe, visitor, "/ui/sign-in")
+    visitor.sign_in(served.platform.tokens["admin"])
+    for path in PAGES:
+        visitor.go(path)
+        found += _barriers(axe, visitor, path)
+        if visitor.page.evaluate("document.documentElement.scrollWidth") > viewport["width"]:
+            found.append(f"{path} is wider than the screen")
+        loaded = visitor.page.evaluate(
+            "performance.getEntries().reduce((sum, each) => sum + (each.encodedBodySize || 0), 0)"
+        )
+        assert 0 < loaded < MAX_PAGE_BYTES, (path, loaded)
+    assert not found
+    assert not visitor.elsewhere
+    assert not visitor.complaints
+    visitor.page.context.close()
+
+
+def _barriers(axe: Any, visitor: Person, path: str) -> list[str]:
+    return [
+        f"{path}: {each['id']}: {[node['html'][:160] for node in each['nodes'][:3]]}"
+        for each in axe.run(visitor.page).response["violations"]
+    ]
+
+
+def test_an_approver_finds_the_waiting_version_approves_it_and_moves_ten_percent_to_it(
+    chromium: Any, served: Served
+) -> None:
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["approver"])
+    visitor.click(f"text={MODEL}@5")
+    visitor.page.fill("#approve-comment", "the wind helps")
+    visitor.click("text=Approve version 5")
+    visitor.page.wait_for_selector("text=is approved by you")
+    visitor.page.wait_for_selector("text=It may go live")
+    visitor.click(".side >> text=Traffic")
+    visitor.click(f"main >> text={MODEL}")
+    visitor.page.select_option("select[name=version] >> nth=0", "5")
+    visitor.click("text=Preview who moves")
+    visitor.page.wait_for_selector("text=Who would move")
+    visitor.click("text=Split the traffic so")
+    visitor.page.wait_for_selector("text=The traffic is split as previewed")
+    assert visitor.clicks <= 6
+    traffic = served.platform.context.registry().traffic(MODEL)
+    assert [(arm.version, arm.share) for arm in traffic.arms] == [(3, 0.9), (5, 0.1)]
+    visitor.page.context.close()
+
+
+def test_a_rollout_is_stopped_and_a_token_revoked_in_few_clicks(chromium: Any, served: Served) -> None:
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["admin"])
+    visitor.click(".side >> text=Rollouts")
+    visitor.click(f"main >> text={MODEL}")
+    visitor.page.fill("#reason", "errors at the gate")
+    visitor.click("text=Stop and roll back")
+    visitor.page.wait_for_selector("h1 >> text=rolled back")
+    assert visitor.clicks == 3
+    visitor.click(".side >> text=Tokens")
+    visitor.click("[aria-label='Revoke a-caller']")
+    visitor.page.wait_for_selector("text=a-caller is revoked")
+    assert visitor.clicks == 5
+    visitor.page.context.close()
+
+
+def test_times_are_the_viewers_own_with_utc_on_hover(chromium: Any, served: Served) -> None:
+    visitor = person(chromium, served, locale="en-GB")
+    visitor.sign_in(served.platform.tokens["viewer"])
+    visitor.go(f"/ui/rollouts/{MODEL}")
+    shown = visitor.page.locator("time").first
+    assert shown.get_attribute("title") == "2026-02-24 09:30:00 UTC"
+    assert shown.inner_text() == "24 Feb 2026, 04:30"
+    visitor.page.context.close()
+
+
+def test_the_chosen_colours_stay_and_come_without_a_flash(chromium: Any, served: Served) -> None:
+    visitor = person(chromium, served, color_scheme="light")
+    visitor.sign_in(served.platform.tokens["viewer"])
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = visitor.page.evaluate(background)
+    visitor.click("text=Dark")
+    dark = visitor.page.evaluate(background)
+    assert dark != light
+    visitor.go("/ui/models")
+    assert visitor.page.locator("html").get_attribute("data-theme") == "dark"  # as the server sent it
+    assert visitor.page.evaluate(background) == dark
+    visitor.page.context.close()
+
+
+def test_the_keyboard_skips_to_the_content_and_reaches_the_menus(chromium: Any, served: Served) -> None:
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["viewer"])
+    visitor.go("/ui/models")
+    visitor.page.keyboard.press("Tab")
+    assert visitor.page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    visitor.page.keyboard.press("Enter")
+    assert visitor.page.evaluate("document.activeElement.id") == "main"
+    visitor.page.focus(".account summary")
+    visitor.page.keyboard.press("Enter")
+    assert visitor.page.is_visible("text=Sign out")
+    visitor.page.keyboard.press("Escape")
+    assert not visitor.page.is_visible("text=Sign out")
+    visitor.page.context.close()
+
+
+def test_without_scripts_one_signs_in_approves_and_signs_out(chromium: Any, served: Served) -> None:
+    visitor = person(chromium, served, java_script_enabled=False)
+    visitor.sign_in(served.platform.tokens["approver"])
+    visitor.go(VERSION)
+    visitor.page.click("text=Approve version 5")
+    visitor.page.wait_for_selector("text=is approved by you")
+    visitor.page.click(".account summary")
+    visitor.page.click("text=Sign out")
+    visitor.page.wait_for_selector("text=You have signed out")
+    visitor.go("/ui/")
+    assert visitor.page.is_visible("#token")
+    visitor.page.context.close()
+
+
+def test_a_script_in_a_text_never_runs(chromium: Any, served: Served) -> None:
+    registry = served.platform.context.registry()
+    hostile = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+    registry.create_model("hostile", description=hostile, tags={"t": hostile})
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["viewer"])
+    for path in ("/ui/models", "/ui/models/hostile"):
+        visitor.go(path)
+        assert "taken" not in visitor.page.title()
+        assert hostile in visitor.page.inner_text("main")
+    visitor.page.context.close()
+
+
+def test_what_changes_on_the_platform_changes_on_the_page_within_two_seconds(
+    chromium: Any, served: Served
+) -> None:
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["viewer"])
+    visitor.go(VERSION)
+    registry = served.platform.context.registry()
+    _until_followed(served)
+    assert not visitor.page.is_visible("text=Something changed: show it")
+    registry.as_actor("grace").approve(MODEL, 5, comment="seen from afar")
+    began = time.monotonic()
+    visitor.page.wait_for_selector("text=seen from afar")
+    assert time.monotonic() - began < 2.0
+    visitor.page.context.close()
+
+
+def test_a_change_takes_nothing_away_that_somebody_writes(chromium: Any, served: Served) -> None:
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["approver"])
+    visitor.go(VERSION)
+    visitor.page.fill("#approve-comment", "half a sent")
+    _until_followed(served)
+    served.platform.context.registry().as_actor("grace").approve(MODEL, 5, comment="seen from afar")
+    visitor.page.wait_for_selector("text=Something changed: show it")
+    assert visitor.page.input_value("#approve-comment") == "half a sent"
+    visitor.page.click("text=Something changed: show it")
+    visitor.page.wait_for_selector("text=seen from afar")
+    visitor.page.context.close()
+
+
+def test_rates_of_an_arm_move_while_one_looks(chromium: Any, served: Served, counting: str) -> None:
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["viewer"])
+    visitor.go(f"/ui/traffic/{MODEL}")
+    cell = visitor.page.locator("[data-figure='canary@4/errors']")
+    before = cell.inner_text()
+    publisher = live_publisher(counting)
+    tally = publisher.tally("default", MODEL)
+    for number in range(40):
+        tally.count(SplitArm(21, 4, "canary", 0.1), f"unit-{number}", End.ERROR, 9.0)
+    publisher.send()
+    deadline = time.monotonic() + 20
+    while cell.inner_text() == before:
+        assert time.monotonic() < deadline
+        visitor.page.wait_for_timeout(100)
+    assert int(cell.inner_text()) >= 40
+    visitor.page.context.close()
+
+
+def _until_followed(served: Served) -> None:
+    """Wait until announcements reach the pages that are open, and what the connection itself announced is told."""
+    live = served.platform.app.state.console.live
+    deadline = time.monotonic() + 20
+    while not any(_is_followed(topic) for topic in list(live._topics.values())):
+        assert time.monotonic() < deadline, "nobody follows"
+        time.sleep(0.05)
+
+
+def _is_followed(topic: Any) -> bool:
+    watch = topic.watch
+    if watch is None or not topic.listeners or not watch._feed.covers(watch):
+        return False
+    return not watch._changed.is_set() and all(queue.empty() for queue in list(topic.listeners))

@@ -1,0 +1,35 @@
+"""What the pages of features show of a view, its users and its health."""
+
+import pytest
+
+from tests.ray_apps.console.conftest import Platform
+from tests.ray_apps.console.sample_features import VIEW
+from tests.ray_apps.console.sample_platform import MODEL
+from tests.ray_apps.console.test_pages import Markup
+
+
+async def test_a_view_names_its_owner_and_the_models_that_use_it(platform: Platform) -> None:
+    visitor = await platform.signed_in("viewer")
+    page = (await visitor.get("/ui/features")).text
+    assert f'href="/ui/features/{VIEW}"' in page
+    assert f"{MODEL}@3" in page
+    assert "No view has all these words" in (await visitor.get("/ui/features?words=nothing")).text
+    assert VIEW in (await visitor.get("/ui/features?words=operations wind")).text
+
+
+async def test_a_view_shows_freshness_fill_and_distributions(platform: Platform) -> None:
+    page = (await (await platform.signed_in("viewer")).get(f"/ui/features/{VIEW}")).text
+    for drawing in ("fill over time", "freshness_s over time", "Distribution of wind", "Distribution of sky"):
+        assert f'aria-label="{drawing}"' in page
+    assert "88.8\u202f%" in page  # every ninth wind is missing
+    assert f"/ui/monitors/{MODEL}" in page
+    markup = Markup()
+    markup.feed(page)
+    assert "b" not in markup.tags  # a value of a column
+
+
+@pytest.mark.parametrize("path", ["/ui/features/nothing", "/ui/sources/nothing"])
+async def test_what_is_not_applied_is_said_to_be_unknown(platform: Platform, path: str) -> None:
+    answer = await (await platform.signed_in("viewer")).get(path)
+    assert answer.status_code in {404, 409}
+    assert "nothing" in answer.text

@@ -1,0 +1,73 @@
+"""Predictions are found by id, time and entity; their inputs are for operators alone."""
+
+import re
+
+import pyarrow as pa
+
+from functions.prediction_log import predictions_table
+from functions.prediction_log.records import TRACED_PREDICTIONS
+from registry import Table
+from tests.ray_apps.console.conftest import Platform
+from tests.ray_apps.console.sample_platform import NOW
+from tests.ray_apps.console.sample_predictions import MODEL, TRACE, row
+from tests.ray_apps.console.test_pages import HOSTILE, Markup
+
+LIST = f"/ui/predictions?model={MODEL}"
+
+
+def names(page: str) -> list[str]:
+    return re.findall(r'<th scope="row"><a href="/ui/predictions/([^"?]+)', page)
+
+
+async def test_predictions_are_found_by_time_and_entity_and_paged(platform: Platform) -> None:
+    visitor = await platform.signed_in("viewer")
+    first = (await visitor.get(LIST)).text
+    found = names(first)
+    assert found[:3] == ["flight-00", "flight-00", "flight-01"]
+    assert len(found) == 50
+    following = re.search(r'rel="next" href="([^"]+)"', first)
+    assert following
+    older = names((await visitor.get(following[1].replace("&amp;", "&"))).text)
+    assert older == [f"flight-{number}" for number in range(49, 60)]
+    assert names((await visitor.get(f"{LIST}&entity=N7")).text) == ["flight-07"]
+    assert "No prediction of" in (await visitor.get(f"{LIST}&entity=N")).text
+    assert names((await visitor.get(f"{LIST}&before=2026-03-02T09:00&hours=1")).text)[0] == "flight-30"
+
+
+async def test_an_id_leads_to_the_request_with_its_stages_label_and_shadow(platform: Platform) -> None:
+    visitor = await platform.signed_in("viewer")
+    answer = await visitor.get(f"/ui/predictions/by-id?id={TRACE}")
+    assert answer.headers["location"] == f"/ui/predictions/{TRACE}?days=30"
+    page = (await visitor.get(f"/ui/predictions/{TRACE}")).text
+    for text in ("features", "1.2 ms", "flight-00", f"{MODEL}@1", TRACE):
+        assert text in page, text
+    gone = await visitor.get("/ui/predictions/nothing")
+    assert gone.status_code == 404
+    assert "look back further" in gone.text
+
+
+async def test_inputs_are_shown_to_operators_and_not_to_viewers(platform: Platform) -> None:
+    path = "/ui/predictions/flight-00"
+    operator = (await (await platform.signed_in("operator")).get(path)).text
+    assert re.search(r"<dt>wind</dt><dd>12.5 <span class=\"badge warn\">missing", operator)
+    assert "N14228" in operator
+    viewer = (await (await platform.signed_in("viewer")).get(path)).text
+    assert "N14228" not in viewer
+    assert "12.5" not in viewer
+    assert "shown to operators" in viewer
+
+
+async def test_no_text_of_a_prediction_becomes_markup(platform: Platform) -> None:
+    hostile = HOSTILE.replace("/", "")
+    rows = [row(hostile, NOW, arm=hostile, unit=hostile, entities='{"<b>": "<i>x</i>"}', missing=["<u>"])]
+    Table(platform.context.store, predictions_table(MODEL)).append(
+        pa.Table.from_pylist(rows, schema=TRACED_PREDICTIONS)
+    )
+    visitor = await platform.signed_in("operator")
+    shown = await visitor.http.get("/ui/predictions", params={"model": MODEL, "entity": hostile})
+    link = names(shown.text)[0]
+    for text in (shown.text, (await visitor.get(f"/ui/predictions/{link}?days=3650")).text):
+        markup = Markup()
+        markup.feed(text)
+        assert not {"b", "i", "u"} & markup.tags
+        assert not [name for name in markup.attributes if name.startswith("on") or name == "style"]

@@ -1,0 +1,56 @@
+"""Reports are listed by subject and kind, and shown where their scripts reach nothing."""
+
+import re
+
+from tests.ray_apps.console.conftest import Platform
+from tests.ray_apps.console.sample_platform import MODEL
+from tests.ray_apps.console.test_pages import HOSTILE, Markup
+
+PAGE = b"<h1>Weekly</h1><script>document.title = 'x'</script>"
+NAMES = {
+    f"{MODEL}.html": ("model", MODEL),
+    f"{MODEL}-rollout-3.html": ("rollout", MODEL),
+    f"{MODEL}-alarm-0a1b2c3d4e5f.html": ("alarm", MODEL),
+    "churn-evidently.html": ("evidently", "churn"),
+    "features-flight_weather.html": ("features", "flight_weather"),
+}
+
+
+def write(platform: Platform) -> None:
+    for name in NAMES:
+        platform.context.store.put(f"reports/{name}", PAGE)
+
+
+async def test_reports_are_listed_by_subject_and_kind(platform: Platform) -> None:
+    visitor = await platform.signed_in("viewer")
+    assert "No report was written yet" in (await visitor.get("/ui/reports")).text
+    write(platform)
+    headers = {"Authorization": f"Bearer {platform.tokens['viewer']}"}
+    found = (await visitor.http.get("/reports", headers=headers)).json()
+    assert {each["name"]: (each["kind"], each["subject"]) for each in found} == NAMES
+    page = (await visitor.get(f"/ui/reports?subject={MODEL}&kind=alarm")).text
+    assert re.findall(r'href="/ui/reports/([^"?]+\.html)"', page) == [f"{MODEL}-alarm-0a1b2c3d4e5f.html"]
+
+
+async def test_a_report_is_shown_in_a_sandbox_without_an_origin(platform: Platform) -> None:
+    write(platform)
+    visitor = await platform.signed_in("viewer")
+    answer = await visitor.get(f"/ui/reports/{MODEL}.html")
+    assert answer.content == PAGE
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-scripts;")
+    assert "allow-same-origin" not in policy
+    assert "default-src 'none'" in policy
+    for name in ("nothing.html", "..%2Ftokens", "x"):
+        assert (await visitor.get(f"/ui/reports/{name}")).status_code in {404, 422}, name
+    caller = await platform.signed_in("caller")
+    assert (await caller.get(f"/ui/reports/{MODEL}.html")).status_code == 403
+
+
+async def test_no_name_of_a_report_becomes_markup(platform: Platform) -> None:
+    name = HOSTILE.replace("/", "")[:60]
+    platform.context.store.put(f"reports/{name.replace(' ', '')}.html", PAGE)
+    answer = await (await platform.signed_in("viewer")).get("/ui/reports")
+    markup = Markup()
+    markup.feed(answer.text)
+    assert not [each for each in markup.attributes if each.startswith("on")]

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import openai
+import pytest
+import uvicorn
+
+from functions.generative import EngineSettings, register_generative
+from functions.generative.engines import EngineProcesses, engine_of
+from functions.prediction_log.tensors import LoggedTensor, read_value
+from ray_apps.admission.token_budget import TokenBudgets
+from ray_apps.generative.__main__ import mounted
+from ray_apps.generative.door import GenerativeDoor
+from ray_apps.generative.generator import Generator
+from ray_apps.generative.models import GenerativeModels
+from ray_apps.generative.versions import VersionStarter
+from ray_apps.predictor.http.auth import TokenAuthenticator
+from ray_apps.predictor.inference.live import LiveCounter
+from ray_apps.predictor.inference.recording import Recorder
+from ray_apps.predictor.versions.follower import VersionFollower
+from registry import Access, Limits, Registry, open_store
+from registry.access import workspace_store
+from tests.language_model import language_model_weights
+from tests.ports import free_port
+from tests.ray_apps.admissions import patient_admission
+
+MODEL, TOOLED = "smol", "smol-tools"
+TEMPLATE = Path(__file__).with_name("tools_template.jinja")
+SLOTS = 4
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    return language_model_weights()
+
+
+@dataclass
+class MemoryLog:
+    payloads: list[bytes] = field(default_factory=list)
+
+    def append(self, payload: bytes) -> int:
+        return self.extend([payload])
+
+    def extend(self, payloads: Sequence[bytes]) -> int:
+        self.payloads += payloads
+        return len(self.payloads)
+
+    def rows(self) -> list[list[Any]]:
+        return [msgpack.unpackb(each) for each in self.payloads]
+
+    @staticmethod
+    def outputs(row: Sequence[Any]) -> dict[str, Any]:
+        """Outputs of a row, as the readers of the log make them; a text of one item is that item."""
+        tensors = [LoggedTensor(*each) for each in row[-1] or ()]
+        found = {
+            each.name: read_value(each.datatype, each.shape, each.values(1)[0])
+            for each in tensors
+            if each.output
+        }
+        return {name: value[0] if value.dtype == object else value.tolist() for name, value in found.items()}
+
+
+@dataclass
+class ServedDoor:
+    """A door on a port of its own, in a thread, with real engines behind it."""
+
+    url: str
+    registry: Registry
+    access: Access
+    log: MemoryLog
+    token: str
+    viewer: str
+    bounded: dict[str, str]
+    door: GenerativeDoor
+    engines: EngineProcesses
+    loop: asyncio.AbstractEventLoop
+    budgets: TokenBudgets
+
+    def client(self, token: str | None = None, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=self.url, api_key=token or self.token, max_retries=0, timeout=120, **options
+        )
+
+    def run(self, work: Any) -> Any:
+        """Run a coroutine on the door's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+
+@dataclass
+class _Server:
+    """The thread of a door."""
+
+    folder: Path
+    port: int
+    ready: threading.Event = field(default_factory=threading.Event)
+    served: ServedDoor | None = None
+    stopping: asyncio.Event | None = None
+
+    def run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self.stopping, self.served = asyncio.Event(), self._make()
+        door = self.served.door
+
+        config = uvicorn.Config(mounted(door), port=self.port, lifespan="off", log_level="warning", ws="none")
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        self.ready.set()
+        await self.stopping.wait()
+        server.should_exit = True
+        await serving
+        await door.close()
+
+    def _make(self) -> ServedDoor:
+        platform = open_store(f"file://{self.folder}/store")
+        access, log, budgets = Access(platform, actor="root"), MemoryLog(), TokenBudgets()
+        engines = EngineProcesses(engine_of("llama.cpp"), self.folder / "logs")
+        loop = asyncio.get_running_loop()
+
+        def workspace(name: str) -> GenerativeModels:
+            registry = Registry(workspace_store(platform, name), actor="generative")
+            starter = VersionStarter(
+                registry, engines, workspace=name, loop=loop, folder=self.folder / "weights", threads=1
+            )
+
+            def make(model: str) -> Generator:
+                follower = VersionFollower(model, registry, starter.start, retain=1, dropped=starter.dropped)
+                return Generator(
+                    follower, Recorder(model, log), workspace=name, budgets=budgets, live=LiveCounter(None)
+                )
+
+            return GenerativeModels(registry, make)
+
+        door = GenerativeDoor(
+            workspace,
+            TokenAuthenticator(patient_admission(Access(platform, actor="door")), workspace=None),
+            on_close=engines.close,
+        )
+        return ServedDoor(
+            url=f"http://127.0.0.1:{self.port}/v1",
+            registry=Registry(platform, actor="ada"),
+            access=access,
+            log=log,
+            token=access.create_token("caller", "caller"),
+            viewer=access.create_token("viewer", "viewer"),
+            bounded={
+                name: access.create_token(name, "caller", limits=Limits(tokens_per_minute=tokens))
+                for name, tokens in (("frugal", 300), ("hasty", 100_000))
+            },
+            door=door,
+            engines=engines,
+            loop=loop,
+            budgets=budgets,
+        )
+
+
+@pytest.fixture(scope="session")
+def served(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedDoor]:
+    """A door with one language model, whose version 1 is the champion; one for all tests, as an engine takes seconds."""
+    server = _Server(tmp_path_factory.mktemp("generative"), free_port())
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert server.ready.wait(60)
+    assert server.served is not None
+    registry = server.served.registry
+    settings = EngineSettings(context_length=512, slots=SLOTS, max_tokens=32)
+    register_generative(registry, MODEL, weights=weights, settings=settings)
+    registry.promote(MODEL, 1)
+    settings = EngineSettings(context_length=768, slots=1, max_tokens=60)
+    template = TEMPLATE.read_text()
+    register_generative(registry, TOOLED, weights=weights, settings=settings, chat_template=template)
+    registry.promote(TOOLED, 1)
+    yield server.served
+    assert server.stopping is not None
+    server.served.loop.call_soon_threadsafe(server.stopping.set)
+    thread.join(60)
+
+
+@pytest.fixture
+def client(served: ServedDoor) -> openai.OpenAI:
+    return served.client()

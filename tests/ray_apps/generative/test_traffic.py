@@ -1,0 +1,126 @@
+"""Which version answers: the split by unit and conversation, shadows, and promotions under running streams."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from functions.generative import EngineSettings, Prompt, register_generative
+from tests.ray_apps.generative.conftest import ServedDoor
+
+MODEL = "split"
+SETTINGS = EngineSettings(context_length=256, slots=8, max_tokens=4)
+
+
+def prompt(word: str) -> Prompt:
+    return Prompt.model_validate({"messages": [{"role": "system", "content": f"You like {word}."}]})
+
+
+@pytest.fixture(scope="module")
+def split(served: ServedDoor, weights: Path) -> Iterator[ServedDoor]:
+    """A model with two prompts on the same weights, the first of which is the champion."""
+    register_generative(served.registry, MODEL, weights=weights, settings=SETTINGS, prompt=prompt("tea"))
+    register_generative(served.registry, MODEL, keep=1, prompt=prompt("coffee"))
+    served.registry.promote(MODEL, 1)
+    return served
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ask(client: openai.OpenAI, text: str = "Hi", **options: Any) -> Any:
+    asked = [{"role": "user", "content": text}]
+    return client.chat.completions.create(
+        model=MODEL,
+        messages=asked,
+        temperature=0,
+        **({"max_tokens": 1} | options),  # type: ignore[call-overload]
+    )
+
+
+def versions(client: openai.OpenAI, units: list[str]) -> list[str]:
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda unit: ask(client, user=unit).model, units))
+
+
+def test_a_unit_and_a_conversation_stay_on_their_version(split: ServedDoor):
+    client, registry = split.client(), split.registry
+    registry.set_traffic(MODEL, {"b": (2, 0.5)})
+    units = [f"unit-{number}" for number in range(24)]
+    until(lambda: len(set(versions(client, units))) == 2)
+    traffic = registry.get_model(MODEL).traffic
+    assert traffic is not None
+    assert versions(client, units) == [f"{MODEL}@{traffic.assign(unit).version}" for unit in units]
+    turns: list[Any] = [{"role": "user", "content": "Do you like tea?"}]
+    first = client.chat.completions.create(model=MODEL, messages=turns, max_tokens=1).model
+    turns += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Why?"}]
+    assert client.chat.completions.create(model=MODEL, messages=turns, max_tokens=1).model == first
+    row = split.log.rows()[-1]
+    assert row[5].startswith("conversation-")
+    assert row[16] == 0.5  # the chance of the arm
+
+
+def test_a_shadow_answers_the_same_request_with_its_own_prompt(split: ServedDoor):
+    client, registry = split.client(), split.registry
+    registry.set_traffic(MODEL, {}, shadows=[2])
+    asked: set[str] = set()
+
+    def shadowed() -> list[Any]:
+        asked.add(ask(client, user="somebody").id)
+        return [row for row in split.log.rows() if row[4] and row[0] in asked]
+
+    until(lambda: bool(shadowed()))
+    row = shadowed()[0]
+    assert (row[2], row[3], row[5]) == (2, "shadow", "somebody")
+    tokens = split.log.outputs(row)["tokens"]
+    assert tokens[2] == 1
+    assert json.loads(split.log.outputs(row)["message"])["role"] == "assistant"
+
+
+@pytest.mark.parametrize(
+    ("promotions", "streams"),
+    [(3, 3), pytest.param(20, 8, marks=[pytest.mark.proof, pytest.mark.timeout(1800)])],
+)
+def test_promotions_cut_no_stream_and_mix_no_versions(split: ServedDoor, promotions: int, streams: int):
+    """Prompts of one engine, and a base of another, become champion in turn under running streams."""
+    client, registry = split.client(), split.registry
+    if 3 not in registry.get_model(MODEL).versions:
+        settings = SETTINGS.model_copy(update={"max_tokens": 5})  # an engine of its own
+        register_generative(registry, MODEL, keep=1, settings=settings, prompt=prompt("milk"))
+    stop, seen, faults = threading.Event(), set[str](), list[str]()
+
+    def stream(number: int) -> int:
+        count = 0
+        while not stop.is_set():
+            pieces = list(ask(client, f"Count, {number} {count}", stream=True, max_tokens=6))
+            models = {piece.model for piece in pieces}
+            if len(models) != 1 or pieces[-1].choices[0].finish_reason not in {"length", "stop"}:
+                faults.append(f"{models}: {pieces[-1]}")
+            seen.update(models)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(streams) as pool:
+        running = [pool.submit(stream, number) for number in range(streams)]
+        try:
+            for number in range(promotions):
+                version = (2, 3, 1)[number % 3]
+                registry.promote(MODEL, version)
+                until(lambda version=version: ask(client, user="x").model == f"{MODEL}@{version}")  # type: ignore[misc]
+        finally:
+            stop.set()
+        counts = [each.result() for each in running]
+    assert not faults
+    assert min(counts) > 0
+    assert seen <= {f"{MODEL}@{version}" for version in (1, 2, 3)}
+    assert len(seen) > 1

@@ -1,0 +1,3 @@
+from tests.featurestore.conftest import spare_redis
+
+__all__ = ["spare_redis"]
