@@ -6,6 +6,7 @@
 #   hanging for a quarter of an hour; a busy replica's kernel still acknowledges, so slow answers are waited for;
 # - a replica that is slow to say that it is healthy has half a minute, as Serve itself gives it, while one that cannot
 #   be connected to is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500;
+# - an application that is built anew keeps its replicas meanwhile (kept_servers.py);
 # - it ends with its node: once the node's raylet is gone nobody tells it of replicas any more, while it would go on to
 #   say that it is healthy.
 set -eu
@@ -27,6 +28,7 @@ flock "$config.lock" sed -i -E \
   -e '/^    timeout check /d; /^    option srvtcpka$/d; /^    srvtcpka-/d' \
   -e '/^defaults$/a\    timeout check 30s\n    option srvtcpka\n    srvtcpka-idle 1s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 2' \
   "$config"
+flock "$config.lock" python -I -S "$here/kept_servers.py" "$config"
 if ! grep -q '^    use_backend ' "$config"; then
   flock "$config.lock" sed -i \
     -e 's|^    http-request return status 404 .*|    http-request return status 503 default-errorfiles|' "$config"

@@ -19,7 +19,20 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("clusters", "featurestore", "functions", "kernels", "load", "ray_apps", "registry")
 _TAG = "py3-none-any"
 _LEFT_OUT = {"__pycache__", "kubernetes", "peers", "attacks"}
-_SUFFIXES = {".py", ".yaml", ".json", ".sh", ".cfg", ".http", ".html", ".binpb", ".toml"}
+_SUFFIXES = {
+    ".py",
+    ".yaml",
+    ".json",
+    ".sh",
+    ".cfg",
+    ".http",
+    ".html",
+    ".css",
+    ".js",
+    ".svg",
+    ".binpb",
+    ".toml",
+}
 _TIME = (2020, 1, 1, 0, 0, 0)  # the same content is the same wheel
 _EXECUTABLE, _PLAIN = 0o100755, 0o100644
 

@@ -124,6 +124,7 @@ def main(arguments: Sequence[str]) -> int:
         return _print(check(arguments[1]))
     if len(arguments) in (3, 4) and arguments[0] == "draw":
         minutes = float(arguments[3]) if len(arguments) > 3 else _MINUTES  # noqa: PLR2004  # three of them and the command
+        Path(arguments[2]).mkdir(parents=True, exist_ok=True)
         for dashboard in DASHBOARDS:
             draw(dashboard, arguments[1], Path(arguments[2]) / f"{dashboard.name}.png", minutes=minutes)
         return 0

@@ -134,6 +134,8 @@ class Placement(Section):
 
     on_serve_nodes: replicas only run where the resource `serve` is. gateway, mlflow, ticker: replicas of each; two or
     more are never all on one node. pool: serve every other registered model from a pool of so many replicas; 0: no.
+    streams: replicas that follow stream sources; 0: nothing follows them. generative: replicas of the door of language models,
+    each with engines of its own; 0: none.
     """
 
     on_serve_nodes: Annotated[bool, Variable("TOQUE_ON_SERVE_NODES")] = True
@@ -141,6 +143,8 @@ class Placement(Section):
     mlflow: Annotated[int, Field(ge=0), Variable("TOQUE_MLFLOW_REPLICAS")] = 2
     ticker: Annotated[int, Field(ge=1), Variable("TOQUE_TICKER_REPLICAS")] = 2
     pool: Annotated[int, Field(ge=0), Variable("TOQUE_POOL_REPLICAS")] = 0
+    streams: Annotated[int, Field(ge=0), Variable("TOQUE_STREAMS_REPLICAS")] = 0
+    generative: Annotated[int, Field(ge=0), Variable("TOQUE_GENERATIVE_REPLICAS")] = 0
 
 
 class Profile(Section):
@@ -150,8 +154,10 @@ class Profile(Section):
     workspace. workspaces: created by `toque deploy` beside those of the projects. models: options of a model's
     predictor that differ from its definition's placement, by name, or `workspace/name`. bind: address that doors listen
     on. node_loss: how soon the head gives up a node that does not answer (docs/high-availability.md). secrets: folder
-    with a file for each secret. oidc, prices, alert_hosts: docs/oidc.md, docs/training.md, docs/monitoring.md.
-    memory_share: of a node's memory that one call may fill before it spreads over the cluster.
+    with a file for each secret. oidc, prices, alert_hosts: docs/oidc.md, docs/training.md, docs/monitoring.md. console_url: at
+    which people reach the gateway, for links in alerts and reports.
+    memory_share: of a node's memory that one call may fill before it spreads over the cluster. shard_cache_gb: of a
+    node's disk that shards of training data may fill (docs/training-data.md).
     """
 
     cluster: Annotated[str, Variable("TOQUE_CLUSTER_NAME")] = "toque"
@@ -173,4 +179,6 @@ class Profile(Section):
     oidc: Annotated[dict[str, Any] | str | None, Variable("TOQUE_OIDC")] = None
     prices: Annotated[dict[str, Any] | None, Variable("TOQUE_PRICES")] = None
     alert_hosts: Annotated[tuple[str, ...] | None, Variable("TOQUE_ALERT_HOSTS")] = None
+    console_url: Annotated[str, Field(pattern=r"^(https?://.+)?$"), Variable("TOQUE_CONSOLE_URL")] = ""
     memory_share: Annotated[float, Field(gt=0, le=1), Variable("TOQUE_MEMORY_SHARE")] = 0.25
+    shard_cache_gb: Annotated[float, Field(gt=0), Variable("TOQUE_SHARD_CACHE_GB")] = 16.0

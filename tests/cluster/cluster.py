@@ -250,11 +250,11 @@ class Cluster:
             process.kill()
             process.wait()
 
-    def client_profile(self) -> str:
-        """The profile's file for a command at a client, which has no /tmp of its own."""
-        file = self.lab.folder / "client" / PROFILE
+    def client_profile(self, prefix: str = PREFIX) -> str:
+        """The profile's file for a command at a client, which has no /tmp of its own; prefix: of the store in its bucket."""
+        file = self.lab.folder / "client" / f"{prefix}-{PROFILE}"
         file.touch(mode=0o600)
-        file.write_text(self.profile())
+        file.write_text(self.profile(prefix))
         return str(file)
 
     def outage(self, door: str, *, within_s: float = 60, steady_s: float = 1.0) -> float:
@@ -301,12 +301,12 @@ class Cluster:
             files={PROFILE: self.profile(), "home/.ray/auth_token": token},
         )
 
-    def profile(self) -> str:
-        """The deployment profile of every node."""
+    def profile(self, prefix: str = PREFIX) -> str:
+        """The deployment profile of every node; prefix: of the store in its bucket."""
         content = {
             "cluster": "lab",
             "store": {
-                "url": f"s3://{roles.BUCKET}/{PREFIX}",
+                "url": f"s3://{roles.BUCKET}/{prefix}",
                 "region": roles.REGION,
                 "endpoint": roles.s3_endpoint(self.lab),
             },

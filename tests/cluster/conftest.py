@@ -14,7 +14,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.figures import processor_share, write_report
 from tests.cluster.lab import CODE, Lab
 
-WORKERS, BARE_S = 2, 10
+WORKERS, BARE_S = int(os.environ.get("TOQUE_CLUSTER_WORKERS") or 2), 10
 REPORT = Path(os.environ.get("TOQUE_CLUSTER_REPORT") or CODE / "build" / "cluster-report.json")
 FOLDER_VARIABLE = "TOQUE_CLUSTER_LAB"
 

@@ -24,6 +24,8 @@ from tests.cluster.project import FIRED, MODEL
 _FALLBACKS = re.compile(
     r'^haproxy_server_sessions_total\{.*server="SERVE_PROXY_ACTOR-fallback-.*\} (\S+)$', re.MULTILINE
 )
+_INDIRECT = re.compile(r"^toque_predictor_indirect_requests_total\{.*\} (\S+)", re.MULTILINE)
+_REQUESTS = re.compile(r'SeaweedFS_s3_request_total\{.*type="([^"]*)".*\} (\S+)$')
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ def settled(
     wanted = {each.name for each in outcomes if each.kind == "predict" and not each.failed}
     labels = {each.name for each in outcomes if each.labelled}
     begun = changed = time.monotonic()
-    found = _logged(cluster, outcomes)
+    found = logged(cluster, outcomes)
     while not (wanted <= found.predicted and labels <= found.labelled and labels <= found.joined):
         if time.monotonic() - changed > quiet_s or time.monotonic() - begun > within_s:
             break
         time.sleep(2)
-        before, found = found, _logged(cluster, outcomes)
+        before, found = found, logged(cluster, outcomes)
         changed = changed if before == found else time.monotonic()
     return found
 
@@ -97,10 +99,19 @@ def run_times(cluster: Cluster, key: str) -> RunTimes:
 
 def store_requests(cluster: Cluster) -> float:
     """How many requests the S3 server has answered since it started."""
+    return sum(store_requests_by_kind(cluster).values())
+
+
+def store_requests_by_kind(cluster: Cluster) -> Counter[str]:
+    """How many requests of each kind the S3 server has answered since it started."""
     url = f"http://{cluster.lab.address('s3')}:{roles.S3_METRICS_PORT}/metrics"
     with cluster.lab.network():
         lines = httpx.get(url).text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("SeaweedFS_s3_request_total"))
+    kinds = Counter[str]()
+    for line in lines:
+        if counted := _REQUESTS.match(line):
+            kinds[counted[1]] += int(float(counted[2]))
+    return kinds
 
 
 def processor_share(cluster: Cluster, seconds: float) -> dict[str, float]:
@@ -116,8 +127,14 @@ def processor_share(cluster: Cluster, seconds: float) -> dict[str, float]:
     }
 
 
+def indirect_predictions(cluster: Cluster) -> int:
+    """How many predictions came by way of Serve's Python proxy, by the count of the replicas, those that ended included."""
+    said = cluster.ask("GET", cluster.workers[0], "/metrics", timeout=60).raise_for_status().text
+    return sum(int(float(count)) for count in _INDIRECT.findall(said))
+
+
 def python_proxy_requests(cluster: Cluster, node: str) -> int:
-    """How many requests a node's HAProxy handed to Serve's Python proxy since it started."""
+    """How many requests a node's HAProxy handed to Serve's Python proxy since it was last loaded anew."""
     said = cluster.lab.run(node, "curl", "-sf", "http://127.0.0.1:9101/metrics")
     counts = _FALLBACKS.findall(said)
     assert counts, "HAProxy no longer counts what it hands to the Python proxy"
@@ -131,7 +148,8 @@ def write_report(file: Path, name: str, figures: dict[str, Any]) -> None:
     file.write_text(json.dumps(known | {name: figures}, indent=1, sort_keys=True) + "\n")
 
 
-def _logged(cluster: Cluster, outcomes: Sequence[Outcome]) -> Logged:
+def logged(cluster: Cluster, outcomes: Sequence[Outcome], prefix: str = PREFIX) -> Logged:
+    """What of a load is in the tables of the store at a prefix of the bucket."""
     begin, end = outcomes[0].at - 60, outcomes[-1].at + 60
     said = json.loads(
         cluster.lab.run(
@@ -142,7 +160,7 @@ def _logged(cluster: Cluster, outcomes: Sequence[Outcome]) -> Logged:
             MODEL,
             str(begin),
             str(end),
-            TOQUE_PROFILE=cluster.client_profile(),
+            TOQUE_PROFILE=cluster.client_profile(prefix),
         )
     )
     return Logged(**{name: frozenset(said[name]) for name in ("predicted", "labelled", "joined")})

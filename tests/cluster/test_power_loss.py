@@ -15,7 +15,7 @@ from tests.cluster.figures import run_times, settled
 from tests.cluster.load import outage_of, percentile
 
 RATE, PROBE_RATE = 200.0, 10.0
-LOSSES = int(os.environ.get("TOQUE_CLUSTER_LOSSES") or 2)
+LOSSES = int(os.environ.get("TOQUE_CLUSTER_LOSSES") or 1)
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900 + 300 * LOSSES)]
 BOUND_S = {"file": 0.05, "redis": 0.0, "two_nodes": 0.0}
 """Seconds of answered predictions that a lost node may take with it, by mode, as docs/prediction-log.md says."""

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.figures import journal_of_run, python_proxy_requests, runs_of_ticks, settled
+from tests.cluster.figures import indirect_predictions, journal_of_run, runs_of_ticks, settled
 from tests.cluster.lab import until
 from tests.cluster.load import outage_of, percentile
 
@@ -30,7 +30,7 @@ def test_a_rolling_deploy_fails_no_request_and_loses_no_invocation(
     cluster: Cluster, report: Callable[[str, dict[str, Any]], None]
 ) -> None:
     doors = ["head", *cluster.workers]
-    before, indirect = cluster.replica_ids(), sum(python_proxy_requests(cluster, door) for door in doors)
+    before, indirect = cluster.replica_ids(), indirect_predictions(cluster)
     with cluster.load(doors, LONGEST_S, ends_with_block=True, rate=RATE, probe_rate=PROBE_RATE) as outcomes:
         time.sleep(STEADY_S)  # of load before the deploy; it waits for nothing
         begun = time.time()
@@ -42,7 +42,7 @@ def test_a_rolling_deploy_fails_no_request_and_loses_no_invocation(
             )
             ended = time.time()
             time.sleep(STEADY_S)  # and after it
-    taken = sum(python_proxy_requests(cluster, door) for door in doors) - indirect
+    taken = indirect_predictions(cluster) - indirect
     runs = {key: _runs_of(cluster, key) for key in submitted if submitted[key] == "accepted"}
     found, ticks = settled(cluster, outcomes), runs_of_ticks(cluster, begun)
     predictions = [each for each in outcomes if each.kind == "predict"]
@@ -57,7 +57,7 @@ def test_a_rolling_deploy_fails_no_request_and_loses_no_invocation(
             "failed": {" ".join(each): count for each, count in failures.items()},
             "gRPC away s, of the doors in turn": outage_of(outcomes, "grpc", begun),
             "gRPC requests failed": sum(each.failed for each in outcomes if each.kind == "grpc"),
-            "requests through the Python proxy": taken,
+            "predictions through the Python proxy": taken,
             "predictions lost": len(answered - found.predicted),
             "submitted": dict(Counter(submitted.values())),
             "runs of them": dict(Counter(runs.values())),

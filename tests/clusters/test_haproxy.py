@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 from ray_apps.deployment.serve_settings import HAPROXY, serve_settings
 from ray_apps.haproxy_supervisor import processes_of
 from tests.ports import free_port
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -30,8 +31,15 @@ def configuration(tmp_path: Path) -> Path:
     return write(tmp_path, {}, host="0.0.0.0")  # noqa: S104  # it is read, not listened on
 
 
-def write(tmp_path: Path, servers: dict[str, int], *, host: str, port: int | None = None) -> Path:
-    """Write the file as Serve does. servers: ports of the replicas of an application at `/`, by name."""
+def write(
+    tmp_path: Path,
+    servers: dict[str, int],
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    fallback: ServerConfig | None = None,
+) -> Path:
+    """Write the file as Serve does. servers: ports of the replicas of an application at `/`, by name; fallback: Serve's proxy."""
     seconds = int(serve_settings()["RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S"])
     served = HAProxyConfig(
         socket_path=str(tmp_path / "admin.sock"),
@@ -46,8 +54,10 @@ def write(tmp_path: Path, servers: dict[str, int], *, host: str, port: int | Non
     )
     file = tmp_path / "haproxy.cfg"
     replicas = [ServerConfig(name, "127.0.0.1", port) for name, port in servers.items()]
-    application = BackendConfig(app_name="app", name="http-app", path_prefix="/", servers=replicas)
-    backends = {"http-app": application} if servers else {}
+    application = BackendConfig(
+        app_name="app", name="http-app", path_prefix="/", servers=replicas, fallback_server=fallback
+    )
+    backends = {"http-app": application} if servers or fallback else {}
     HAProxyApi(served, backends, str(file))._generate_config_file_internal()
     return file
 
@@ -182,6 +192,42 @@ def test_connections_to_replicas_end_when_the_machine_acknowledges_nothing(tmp_p
     assert file.read_text() == once  # as after a reload that changed nothing
 
 
+PROXY = ServerConfig("SERVE_PROXY_ACTOR-fallback-1", "127.0.0.1", 9)
+
+
+def test_an_application_that_is_built_anew_keeps_the_replicas_that_are_well(tmp_path: Path) -> None:
+    replica = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+    threading.Thread(target=replica.serve_forever, daemon=True).start()
+    ports = {"well": replica.server_port, "ended": free_port()}
+    for servers, names in (
+        (ports, ["well", "ended"]),
+        ({}, ["well"]),  # as Serve writes it until the application is built
+        ({}, ["well"]),  # and again, when another application is ready before
+        ({"new": free_port()}, ["new"]),
+    ):
+        file = write(tmp_path, servers, fallback=PROXY)
+        launch(file)
+        assert _servers(file) == [*names, PROXY.name]
+    replica.shutdown()
+    launch(write(tmp_path, {}, fallback=PROXY))
+    assert _servers(file) == [PROXY.name]  # scaled to none
+
+
+def test_an_application_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+    replica = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+    threading.Thread(target=replica.serve_forever, daemon=True).start()
+    launch(write(tmp_path, {"well": replica.server_port}, fallback=PROXY))
+    launch(write(tmp_path, {}))
+    launch(file := write(tmp_path, {}, fallback=PROXY))
+    assert _servers(file) == [PROXY.name]
+    replica.shutdown()
+
+
+def _servers(file: Path) -> list[str]:
+    text = file.read_text()
+    return re.findall(r"^    server (\S+) ", text[text.index("\nbackend ") :], re.MULTILINE)
+
+
 WATCHED_EVERY_S = 2
 MANAGER = "import subprocess, sys; subprocess.run(sys.argv[1:])"
 NODE = f"{MANAGER}; sys.stdin.read()"
@@ -195,14 +241,14 @@ def test_it_ends_with_its_node_and_not_with_its_manager(tmp_path: Path, killed: 
     start = [sys.executable, "-c", NODE, sys.executable, "-c", MANAGER, *own]
     with subprocess.Popen(start, env=_environment(), stdin=subprocess.PIPE) as node:
         try:
-            _until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+            until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
             (haproxy,) = (pid for pid in processes_of(str(configuration)) if _stat(pid)[0] == "haproxy")
             manager = int(_stat(haproxy)[1])
             os.kill({"node": node.pid, "manager": manager}[killed], signal.SIGKILL)
             if killed == "node":
-                _until(lambda: not Path(f"/proc/{haproxy}").exists())
+                until(lambda: not Path(f"/proc/{haproxy}").exists())
             else:
-                _until(lambda: int(_stat(haproxy)[1]) != manager)
+                until(lambda: int(_stat(haproxy)[1]) != manager)
                 time.sleep(WATCHED_EVERY_S + 1)  # what never comes has no condition to wait for
                 assert socket.socket().connect_ex(("127.0.0.1", port)) == 0
         finally:
@@ -216,10 +262,3 @@ def _stat(pid: int) -> tuple[str, str]:
     """Name and parent of a process."""
     name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
     return name, rest.split()[1]
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from clusters.monitoring.panels.panel import Dashboard, Panel, quantile, rate
+from clusters.monitoring.panels.panel import Dashboard, Panel, quantile, rate, share
 
 _VIEW = '{workspace=~"$workspace",view=~"$view"}'
+_WORKSPACE = '{workspace=~"$workspace"}'
 FEATURES: Final = Dashboard(
     "features",
     "features",
@@ -20,7 +21,7 @@ FEATURES: Final = Dashboard(
                     "s",
                     (
                         (
-                            f"toque_feature_freshness_seconds{_VIEW} + (time() - toque_feature_measured_timestamp_seconds{_VIEW})",
+                            f"toque_feature_freshness_seconds{_VIEW}",
                             "{{view}}",
                         ),
                     ),
@@ -36,6 +37,54 @@ FEATURES: Final = Dashboard(
                     "Share of recent rows with a value",
                     "percentunit",
                     ((f"toque_feature_fill_ratio{_VIEW}", "{{view}} {{feature}}"),),
+                ),
+            ),
+        ),
+        (
+            "Streams",
+            (
+                Panel(
+                    "Messages that are not read yet",
+                    "short",
+                    ((f"workspace_source:toque_stream_lag:sum{_WORKSPACE}", "{{source}}"),),
+                    may_be_empty=True,
+                ),
+                Panel(
+                    "Messages a second: events, kept aside",
+                    "cps",
+                    (
+                        (rate("toque_stream_rows_total", by="source", where=_WORKSPACE), "{{source}}"),
+                        (
+                            rate("toque_stream_rejected_total", by="source", where=_WORKSPACE),
+                            "{{source}} kept aside",
+                        ),
+                    ),
+                    may_be_empty=True,
+                ),
+                Panel(
+                    "Age of the greatest event time",
+                    "s",
+                    (
+                        (
+                            f"max by (source) (toque_stream_watermark_delay_seconds{_WORKSPACE})",
+                            "{{source}}",
+                        ),
+                    ),
+                    may_be_empty=True,
+                ),
+                Panel(
+                    "Seconds of a commit",
+                    "s",
+                    (
+                        (
+                            share(
+                                rate("toque_stream_commit_seconds_total", by="source", where=_WORKSPACE),
+                                rate("toque_stream_commits_total", by="source", where=_WORKSPACE),
+                            ),
+                            "{{source}}",
+                        ),
+                    ),
+                    may_be_empty=True,
                 ),
             ),
         ),

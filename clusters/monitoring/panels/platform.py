@@ -127,6 +127,16 @@ PLATFORM: Final = Dashboard(
                     (("sum by (node, role) (toque_process_open_files)", "{{node}} {{role}}"),),
                 ),
                 Panel(
+                    "Requests traced",
+                    "reqps",
+                    (
+                        (rate("toque_traced_requests_total", by="kept"), "{{kept}}"),
+                        (rate("toque_spans_total", by="outcome"), "spans {{outcome}}"),
+                    ),
+                    "Those `dropped` were beyond the 50 a second that a process keeps. Empty without tracing.",
+                    may_be_empty=True,
+                ),
+                Panel(
                     "Tickers that lead",
                     "none",
                     (("max(toque_ticker_leader)", "leaders"),),

@@ -32,6 +32,7 @@ __all__ = [
 
 EXPORT_EVERY_MS = 5_000  # an export costs milliseconds, however few its spans
 QUEUE_SPANS, BATCH_SPANS = 4_096, 512
+SEND_WITHIN_S = 2.0  # the first one opens a connection, on a busy machine in more than half a second
 _MAX_PATH = 200
 _FAULT = 500
 
@@ -127,8 +128,8 @@ def tracer_of(name: str) -> Tracer:
     return tracing.provider.get_tracer(name)
 
 
-def flush_spans(timeout_s: float = 0.5) -> None:
-    """Send the spans that wait, before a process ends; gives up after `timeout_s`, as of a collector that is away."""
+def flush_spans(timeout_s: float = SEND_WITHIN_S) -> None:
+    """Send the spans that wait, before a process ends; gives up when the exporter does, as of a collector that is away."""
     tracing = _process.tracing
     if tracing is not None and tracing.provider is not None:
         flushing = threading.Thread(target=tracing.provider.force_flush, name="flush-spans", daemon=True)
@@ -144,7 +145,7 @@ def _provider(role: str, settings: TraceSettings, cluster: str) -> TracerProvide
     exporter = OTLPSpanExporter(
         endpoint=f"{settings.endpoint.rstrip('/')}/v1/traces",
         headers=dict(settings.headers),
-        timeout=2.0,
+        timeout=SEND_WITHIN_S,
     )
     provider = provider_of(role, exporter, cluster)
     trace.set_tracer_provider(provider)  # for code of users, which knows OpenTelemetry's API
@@ -157,7 +158,7 @@ def provider_of(role: str, exporter: SpanExporter, cluster: str = "toque") -> Tr
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    from clusters.telemetry.tracing.spans import ChosenIds
+    from clusters.telemetry.tracing.spans import ChosenIds, Counted
 
     named: dict[str, Any] = {
         "service.name": f"toque-{role.partition('/')[0]}",
@@ -169,7 +170,7 @@ def provider_of(role: str, exporter: SpanExporter, cluster: str = "toque") -> Tr
     provider = TracerProvider(resource=Resource.create(named), id_generator=ChosenIds())
     provider.add_span_processor(
         BatchSpanProcessor(
-            exporter,
+            Counted(exporter),
             max_queue_size=QUEUE_SPANS,
             schedule_delay_millis=EXPORT_EVERY_MS,
             max_export_batch_size=BATCH_SPANS,

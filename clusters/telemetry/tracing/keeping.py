@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal
 
+from clusters.telemetry.tracing.series import REQUESTS
+
 __all__ = ["KEPT_PER_S", "Keeper", "Kept"]
 
 Kept = Literal["failed", "slow", "sampled", "caller"]
@@ -22,10 +24,7 @@ _RANDOM_DIGITS: Final = 14
 
 
 class Keeper:
-    """Decides which requests of a process are kept. share, slow_s: see `TraceSettings`; clock: seconds that pass.
-
-    dropped: requests that would have been kept, but for the bound.
-    """
+    """Decides which requests of a process are kept. share, slow_s: see `TraceSettings`; clock: seconds that pass."""
 
     def __init__(
         self,
@@ -36,7 +35,6 @@ class Keeper:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.share, self.slow_s = share, slow_s
-        self.dropped = 0
         self._below = int(share * 16**_RANDOM_DIGITS)
         self._rate, self._clock = kept_per_s, clock
         self._room, self._at = 2 * kept_per_s, clock()
@@ -62,8 +60,9 @@ class Keeper:
         else:
             return None
         if self._take():
+            REQUESTS.labels(reason).inc()
             return reason
-        self.dropped += 1
+        REQUESTS.labels("dropped").inc()
         return None
 
     def _take(self) -> bool:

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from clusters.telemetry.tracing.series import SPANS
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
     from clusters.telemetry.tracing.request_trace import RequestTrace
 
-__all__ = ["ChosenIds", "export_request"]
+__all__ = ["ChosenIds", "Counted", "export_request"]
 
 _chosen: ContextVar[tuple[int, int] | None] = ContextVar("toque_span_ids", default=None)
 
@@ -30,6 +37,27 @@ class ChosenIds(RandomIdGenerator):
         """Give the chosen id of the trace that begins here, else a random one."""
         chosen = _chosen.get()
         return super().generate_trace_id() if chosen is None else chosen[0]
+
+
+class Counted(SpanExporter):
+    """Exporter that counts which spans another one brought to the collector."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans, and count them."""
+        result = self._exporter.export(spans)
+        SPANS.labels("sent" if result is SpanExportResult.SUCCESS else "lost").inc(len(spans))
+        return result
+
+    def shutdown(self) -> None:
+        """End the exporter that does the sending."""
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Send what the exporter holds."""
+        return self._exporter.force_flush(timeout_millis)
 
 
 def export_request(

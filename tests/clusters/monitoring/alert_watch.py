@@ -113,7 +113,7 @@ def _run(running: ExitStack, folder: Path, *command: str) -> None:
 
     def end() -> None:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(60)
 
     running.callback(end)
 

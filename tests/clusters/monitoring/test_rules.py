@@ -131,7 +131,9 @@ def test_every_series_of_a_rule_is_declared_by_the_code() -> None:
     used = {
         name
         for rule in rules
-        for name in re.findall(r"\b(?:workspace(?:_model)?:)?toque_[a-z0-9_:]+|\bprobe_\w+", rule["expr"])
+        for name in re.findall(
+            r"\b(?:workspace(?:_model|_source)?:)?toque_[a-z0-9_:]+|\bprobe_\w+", rule["expr"]
+        )
     }
     assert used - known - recorded == set()
     assert {re.sub(r"[{].*", "", name) for name in HEALTHY} <= known

@@ -44,18 +44,6 @@ def gone() -> Series:
     return lambda phases: f"1x{phases[0] - 1} stale _x{phases[1] - 1} 1x{phases[2]}"
 
 
-def clock(*, stops: bool = False) -> Series:
-    """The present time, or in the trouble the time when it began."""
-
-    def written(phases: Phases) -> str:
-        before, during, after = phases
-        growth = 0 if stops else STEP_S
-        later = (before + during) * STEP_S
-        return _joined([(0, STEP_S, before), (before * STEP_S, growth, during), (later, STEP_S, after)])
-
-    return written
-
-
 MODEL = 'workspace="default",model="late"'
 DAY_S = 86_400.0
 HEALTHY: Mapping[str, Series] = {
@@ -69,8 +57,10 @@ HEALTHY: Mapping[str, Series] = {
     f'toque_predictor_latency_seconds_count{{{MODEL},version="1",arm="champion"}}': counter(500),
     f'toque_predictor_logged_total{{node="a",{MODEL},outcome="dropped"}}': counter(0),
     'toque_feature_freshness_seconds{workspace="default",view="weather"}': gauge(3_600),
-    'toque_feature_measured_timestamp_seconds{workspace="default",view="weather"}': clock(),
     'toque_feature_fill_ratio{workspace="default",view="weather",feature="wind"}': gauge(0.99),
+    'toque_stream_lag{workspace="default",source="clicks",partition="0"}': gauge(20),
+    'toque_stream_rows_total{workspace="default",source="clicks"}': counter(12_000),
+    'toque_stream_rejected_total{workspace="default",source="clicks"}': counter(12),
     'toque_labels_received_total{workspace="default"}': counter(20),
     'toque_gateway_requests_total{route="/feedback",status="200"}': counter(20),
     'toque_gateway_requests_total{route="/feedback",status="500"}': counter(0),
@@ -149,6 +139,18 @@ FAULTS = (
     ),
     _fault("FeaturesStale", {"toque_feature_freshness_seconds": gauge(3_600, 90_000)}),
     _fault("FeatureFillLow", {"toque_feature_fill_ratio": gauge(0.99, 0.2)}, within_s=420),
+    _fault("StreamLags", {"toque_stream_lag": gauge(20, 50_000)}, within_s=720),
+    _fault(
+        "StreamStands",
+        {
+            "toque_stream_lag": gauge(20, 2_000),
+            "toque_stream_rows": counter(12_000, 0),
+            "toque_stream_rejected": counter(12, 0),
+        },
+        within_s=720,
+        severities=_PAGE,
+    ),
+    _fault("StreamStands", {"toque_stream_lag": gone()}, within_s=480, severities=_PAGE),
     _fault("LabelsStopped", {"toque_labels": counter(20, 0)}, within_s=300, phases=(GOOD, 20, AFTER)),
     _fault("LabelsStopped", {"toque_labels": counter(6, 0)}, within_s=2_040, phases=(GOOD, 20, AFTER)),
     _fault(

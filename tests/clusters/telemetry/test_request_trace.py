@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from prometheus_client import REGISTRY
 
 from clusters.telemetry.logs import AccessLog
 from clusters.telemetry.tracing import Keeper, Tracing, begin_request, current_request, use_tracing
 from clusters.telemetry.tracing.active import provider_of
 from tests.clusters.telemetry.otlp_receiver import Receiver, receiving
+from tests.ports import free_port
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SENT = {b"traceparent": f"00-{TRACE}-{PARENT}-00".encode(), b"x-request-id": b"order-7"}
@@ -120,3 +122,18 @@ def test_the_access_log_names_the_request_its_trace_and_its_model(caplog: pytest
     assert fields["trace_id"] == TRACE
     assert (fields["request_id"], fields["model"], fields["version"]) == ("order-7", "late", 3)
     assert (fields["caller"], fields["status"], fields["prediction_id"]) == ("ada", 200, "p-1")
+
+
+def test_spans_are_counted_by_whether_the_collector_took_them(collector: Receiver) -> None:
+    before = {outcome: _spans(outcome) for outcome in ("sent", "lost")}
+    one_that_is_gone = Receiver(f"http://127.0.0.1:{free_port()}")
+    for receiver in (collector, one_that_is_gone):
+        with use_tracing(tracing := tracing_to(receiver)):
+            begin_request({}).finish("POST", "/infer", 500)
+        assert tracing.provider is not None
+        tracing.provider.shutdown()
+    assert {outcome: _spans(outcome) - before[outcome] for outcome in before} == {"sent": 1, "lost": 1}
+
+
+def _spans(outcome: str) -> float:
+    return REGISTRY.get_sample_value("toque_spans_total", {"outcome": outcome}) or 0.0

@@ -1,4 +1,7 @@
-"""The short part, for every change: the platform comes up on nodes, answers, and goes on when a worker is lost."""
+"""The short part, for every change: the platform comes up on nodes, answers, and goes on when a worker is lost.
+
+It is the last of the whole, since the next one would wait for another worker.
+"""
 
 from __future__ import annotations
 
