@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
-import numpy as np
 import pyarrow as pa
 
 from functions.evaluation import evaluate_gate
 from functions.features import build_training_set
 from functions.model_formats.load import ScoringModel
+from functions.model_formats.table_inputs import text_inputs
 from functions.model_formats.versions import load_version
-from functions.prediction_log import LABELS_TABLE, predictions_table
-from functions.prediction_log.records import LABELS, PREDICTIONS
+from functions.prediction_log import LABELS_TABLE, Label, encode_labels, predictions_table
+from functions.prediction_log.writing.columns import label_columns, prediction_columns
 from functions.project import ModelDefinition
 from functions.retraining.jobs import InspectionResult, inspect_model
 from functions.runtime.context import Context, context, use_context
 from functions.training import train_model
 from functions.tuning import Space, tune_model
+from ray_apps.predictor.inference.recording import Recorder
 from registry import Table, open_store
 
 START, DAY = datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1)
@@ -99,8 +101,8 @@ class Loop:
     def _answer(self, rows: pa.Table) -> None:
         """Answer by the arms in force, and by the shadows, and log it as a replica does."""
         traffic = context().registry().traffic(self.model.name)
-        arms = [traffic.assign(unit) for unit in rows["row_id"].to_pylist()]
-        parts = [
+        arms = [traffic.assign(unit) for unit in self._units(rows)]
+        records = [
             self._logged(rows.take(pa.array(places)), version, name, shadow=False)
             for name, version in {(arm.name, arm.version) for arm in arms}
             if (
@@ -109,47 +111,69 @@ class Loop:
                 ]
             )
         ]
-        parts += [self._logged(rows, version, "shadow", shadow=True) for version in traffic.shadows]
+        records += [self._logged(rows, version, "shadow", shadow=True) for version in traffic.shadows]
+        logged = prediction_columns(chain.from_iterable(records))[self.model.name]
         table = Table(context().store, predictions_table(self.model.name))
-        table.append(pa.concat_tables(parts), partition_by=["day"])
+        table.append(logged, partition_by=["day"], merge_schema=True)
 
-    def _logged(self, rows: pa.Table, version: int, arm: str, *, shadow: bool) -> pa.Table:
+    def _units(self, rows: pa.Table) -> list[str]:
+        """Name the unit of each row: its request where a request has several items, else the row."""
+        units: list[str] = rows[self.model.group or "row_id"].to_pylist()
+        return units
+
+    def _logged(self, rows: pa.Table, version: int, arm: str, *, shadow: bool) -> _Records:
+        """Answer each row as a request of its own, and record it as a replica does."""
         if version not in self.loaded:
             registry = context().registry()
             self.loaded[version] = load_version(registry, registry.get_version(self.model.name, version))
-        outputs = self.loaded[version].predict_table(rows)["probability"].astype(np.float32)
-        count = rows.num_rows
-        columns = {
-            "prediction_id": rows["row_id"].to_pylist(),
-            "model": [self.model.name] * count,
-            "version": [version] * count,
-            "arm": [arm] * count,
-            "shadow": [shadow] * count,
-            "unit": rows["row_id"].to_pylist(),
-            "predicted_at": rows["event_timestamp"].to_pylist(),
-            "latency_ms": [1.0] * count,
-            "numeric": _side_by_side(rows, self.model.numeric),
-            "categorical": _side_by_side(rows, self.model.categorical),
-            "outputs": outputs.tolist(),
-            "missing": [[]] * count,
-            "day": [f"{moment:%Y-%m-%d}" for moment in rows["event_timestamp"].to_pylist()],
-        }
-        absent = {name: [None] * count for name in PREDICTIONS.names if name not in columns}
-        return pa.table({**columns, **absent}, schema=PREDICTIONS)
+        scoring = self.loaded[version]
+        inputs = text_inputs(rows, scoring.signature)
+        outputs = scoring.predict_table(rows)
+        records = _Records()
+        recorder = Recorder(self.model.name, records)
+        times = rows["event_timestamp"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_pylist()
+        for row, (name, unit, at_us) in enumerate(
+            zip(rows["row_id"].to_pylist(), self._units(rows), times, strict=True)
+        ):
+            recorder.record(
+                id=name,
+                version=version,
+                arm=arm,
+                shadow=shadow,
+                unit=unit,
+                at_us=at_us,
+                latency_ms=1.0,
+                rows=1,
+                inputs={each: values[row : row + 1] for each, values in inputs.items()},
+                outputs={each: values[row : row + 1] for each, values in outputs.items()},
+            )
+        return records
 
     def _label(self, rows: pa.Table) -> None:
-        known = rows["label_known_at"].to_pylist()
-        columns = {
-            "prediction_id": rows["row_id"].to_pylist(),
-            "label": [float(one) for one in rows[self.model.label].to_pylist()],
-            "observed_at": known,
-            "received_at": known,
-            "day": [f"{moment:%Y-%m-%d}" for moment in known],
-        }
-        absent = {name: [None] * rows.num_rows for name in LABELS.names if name not in columns}
+        labels = [
+            Label(name, value if isinstance(value, str | list) else float(value), known, known)
+            for name, value, known in zip(
+                *(rows[name].to_pylist() for name in ("row_id", self.model.label, "label_known_at")),
+                strict=True,
+            )
+        ]
         Table(context().store, LABELS_TABLE).append(
-            pa.table({**columns, **absent}, schema=LABELS), partition_by=["day"]
+            label_columns([encode_labels(labels)]), partition_by=["day"], merge_schema=True
         )
+
+
+class _Records(list[bytes]):
+    """Log that keeps the records in memory."""
+
+    def append(self, payload: bytes) -> int:  # type: ignore[override]  # a log returns the record's number
+        """Keep one record in memory, and return its number."""
+        super().append(payload)
+        return len(self)
+
+    def extend(self, payloads: Iterable[bytes]) -> int:  # type: ignore[override]  # as above
+        """Keep several records in memory, and return how many there are."""
+        super().extend(payloads)
+        return len(self)
 
 
 def play(project: str, model: ModelDefinition, rows: Callable[[int], pa.Table], space: Space) -> None:
@@ -166,16 +190,6 @@ def play(project: str, model: ModelDefinition, rows: Callable[[int], pa.Table], 
                 _tell(day, loop.day(day))
             live = used.registry().get_version(model.name, "champion").version
             sys.stdout.write(f"version {live} is the champion after {LAST_DAY} days\n")
-
-
-def _side_by_side(rows: pa.Table, names: Sequence[str]) -> list[list[object]]:
-    """List the features of each row, numbers as the float32 that a model gets."""
-    if not names:
-        return [[] for _ in range(rows.num_rows)]
-    columns = [rows[name].to_numpy(zero_copy_only=False) for name in names]
-    if pa.types.is_floating(rows.schema.field(names[0]).type):
-        columns = [column.astype(np.float32) for column in columns]
-    return [list(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def _tell(day: int, found: InspectionResult) -> None:

@@ -24,7 +24,7 @@ from examples.flights.prep import Prepared, prepare_entities, prepare_view
 from examples.flights.replay import Replay, Season, Tally
 from examples.flights.show import Interrupt, Step, gate_line, inspection_lines, step, summary
 from functions.evaluation import evaluate_gate
-from functions.features.jobs import build_training_set
+from functions.features.jobs import build_training_set, record_feature_health
 from functions.prediction_log import drain_predictions, predictions_table
 from functions.project import load_project
 from functions.reporting import Report, model_report
@@ -111,7 +111,7 @@ class Demo:
             self._first_version(entities, now)
         with self._step("Serving and monitoring", parts=(self._until - MAY) / timedelta(days=1)) as now:
             tally = self._season(running, now)
-        with self._step("Report", parts=2) as now:
+        with self._step("Report", parts=3) as now:
             report = self._report(tally, now)
         self._console.print(summary(report, self._rows(running, tally)))
         self._console.print(f"done in {time.monotonic() - self._began:.0f} s")
@@ -221,6 +221,8 @@ class Demo:
             lost -= _logged(self._context)
         if lost:
             raise SystemExit(f"{len(lost)} answered predictions are not in the log, {min(lost)} among them")
+        now.now("figures of the features", advance=1)
+        record_feature_health()
         now.now("page", advance=1)
         report = model_report(MODEL, MAY, self._until)
         self._page.parent.mkdir(exist_ok=True)

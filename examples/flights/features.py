@@ -15,9 +15,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from examples.flights import data
+from examples.flights import data, sources
+from examples.flights.sources import EVERY, HOUR, WEATHER
 from featurestore import (
     Aggregation,
+    BatchSource,
     Entity,
     FeatureService,
     FeatureView,
@@ -31,8 +33,7 @@ from featurestore import (
 from featurestore.definitions.views import Definition
 from featurestore.windows.aggregations import Function
 
-EVERY = timedelta(minutes=30)
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+DAY = timedelta(days=1)
 NEW_YORK = ZoneInfo("America/New_York")
 
 airport = Entity("airport", join_keys=["origin"])
@@ -40,13 +41,11 @@ carrier = Entity("carrier")
 route = Entity("route", join_keys=["origin", "dest"])
 aircraft = Entity("aircraft", join_keys=["tailnum"])
 
-KEYS = ("carrier", "origin", "dest", "tailnum")
-WEATHER = ("temp", "dewp", "humid", "wind_speed", "wind_gust", "precip", "pressure", "visib")
-
 airport_weather = FeatureView(
     "airport_weather",
     entities=[airport],
     schema=[Field(name, Float64) for name in WEATHER],
+    events=sources.weather,
     ttl=3 * HOUR,
     owner="ops-data",
     description="The hourly observation at the origin, published when its hour is over.",
@@ -65,6 +64,7 @@ airport_congestion = FeatureView(
         every=EVERY,
         event_time="known_at",
     ),
+    events=sources.movements,
     ttl=DAY,
     owner="ops-data",
     description="Departures of the last hours, and how many scheduled ones have not left yet.",
@@ -82,6 +82,7 @@ carrier_history = FeatureView(
         every=HOUR,
         event_time="known_at",
     ),
+    events=sources.movements,
     ttl=7 * DAY,
     owner="ops-data",
 )
@@ -98,6 +99,7 @@ route_history = FeatureView(
         every=DAY,
         event_time="known_at",
     ),
+    events=sources.arrivals,
     ttl=30 * DAY,
     owner="ops-data",
 )
@@ -113,6 +115,7 @@ aircraft_history = FeatureView(
         ],
         event_time="known_at",
     ),
+    events=sources.arrivals,
     ttl=7 * DAY,
     owner="fleet-data",
     description="One row each time a flight of the aircraft has landed.",
@@ -197,58 +200,11 @@ def entity_table(flights: pl.DataFrame) -> pa.Table:
 
 
 def events(view: FeatureView, flights: pl.DataFrame) -> pa.Table:
-    """Make the events that a view's windows aggregate: departures, arrivals and flights due, by the time they were known.
-
-    Columns: carrier, origin, dest, tailnum, known_at (rounded up to the next publication); dep_delay and dep_late (known
-    when a flight has left), arr_delay and late (when it has landed), waiting (+1 when a departure is due, -1 when it
-    leaves); null in other events. Delays are clipped to five hours, so that one stranded aircraft does not dominate its
-    airport.
-    """
-    due, left, landed = _due(flights), _left(flights), _landed(flights)
-    parts = {
-        "airport_congestion": [due, left],
-        "carrier_history": [left, landed],
-        "route_history": [landed],
-        "aircraft_history": [landed.filter(pl.col("tailnum").is_not_null())],
-    }[view.name]
-    published = pl.col("known_at").dt.offset_by("-1us").dt.truncate("30m") + EVERY
-    table = pl.concat(parts, how="diagonal").filter(pl.col("known_at").is_not_null())
-    return table.with_columns(known_at=published).sort("known_at").to_arrow()
-
-
-def _due(flights: pl.DataFrame) -> pl.DataFrame:
-    return flights.select(*KEYS, known_at="scheduled_departure", waiting=pl.lit(1.0))
-
-
-def _left(flights: pl.DataFrame) -> pl.DataFrame:
-    delay = pl.col("dep_delay")
-    return flights.select(
-        *KEYS,
-        delay.cast(pl.Float64).clip(-30, 300),
-        known_at="departed_at",
-        dep_late=(delay > data.LATE_MINUTES).cast(pl.Float64),
-        waiting=pl.lit(-1.0),
-    )
-
-
-def _landed(flights: pl.DataFrame) -> pl.DataFrame:
-    delay = pl.col("arr_delay")
-    return flights.select(
-        *KEYS,
-        delay.cast(pl.Float64).clip(-60, 300),
-        known_at="arrived_at",
-        late=(delay > data.LATE_MINUTES).cast(pl.Float64),
-        left_late=pl.col("dep_delay").cast(pl.Float64).clip(-30, 300),
-    )
-
-
-def weather_rows(weather: pl.DataFrame) -> pa.Table:
-    """Make the rows of `airport_weather`; an hour's observation is published when the hour is over."""
-    return (
-        weather.with_columns(event_timestamp=pl.col("observed_hour") + HOUR)
-        .select("origin", "event_timestamp", *[pl.col(name).cast(pl.Float64) for name in WEATHER])
-        .to_arrow()
-    )
+    """Make the events that a view's windows aggregate: those of its source that have its keys."""
+    assert isinstance(view.events, BatchSource)  # noqa: S101 - views with windows have one here
+    rows = {sources.movements.name: sources.movement_rows, sources.arrivals.name: sources.arrival_rows}
+    found = pl.DataFrame(rows[view.events.name](flights)).rename({"published_at": "known_at"})
+    return found.drop_nulls([key.name for key in view.join_keys]).to_arrow()
 
 
 def aircraft_rows(*, known_from: datetime) -> pa.Table:

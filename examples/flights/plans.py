@@ -17,6 +17,7 @@ from examples.flights import data
 from examples.flights import features as flight_features
 from examples.flights.features import CATEGORICAL, FEATURES, NUMERIC, flight_delay
 from examples.flights.model import ENTITIES, delay_model
+from examples.flights.prep import fill_view
 from functions.evaluation import evaluate_gate
 from functions.features.jobs import build_training_set
 from functions.retraining.policy import TrainingWindow
@@ -84,17 +85,11 @@ def prepare(folder: Path, *, one_in: int = 4, training: TabularParams = delay_mo
 
 
 def _fill(used: Context) -> None:
-    """Fill the offline tables as `prep` does, without Ray."""
+    """Fill the offline tables as `prep` does."""
     features = used.features()
     features.apply(FEATURES)
-    features.write_offline(flight_features.airport_weather, flight_features.weather_rows(data.weather()))
-    features.write_offline(flight_features.aircraft_facts, flight_features.aircraft_rows(known_from=BEGIN))
     for view in flight_features.STORED:
-        if view.source is not None:
-            keys = [key.name for key in view.join_keys]
-            features.write_offline(
-                view, view.source.compute(flight_features.events(view, data.flights()), keys=keys)
-            )
+        fill_view(features, view)
 
 
 def train(made: TableSnapshot, entities: TableSnapshot, training: TabularParams) -> Trained:

@@ -1,23 +1,17 @@
-"""Functions that fill the offline tables from raw flights by Ray Data, one table for each feature view."""
+"""Functions that fill the offline tables of the example's feature views from their sources."""
 
 from datetime import UTC, datetime
-from functools import partial
 
-import polars as pl
-import pyarrow as pa
-import ray.data
 from pydantic import BaseModel, ConfigDict
 
-from examples.flights import data
+from examples.flights import data, sources
 from examples.flights import features as flight_features
 from examples.flights.model import ENTITIES
-from featurestore import FeatureView
-from featurestore.offline import distributed
+from featurestore import BatchSource, FeatureStore, FeatureView
 from functions import context, function
 from registry import Table, TableSnapshot
 
 FIRST_DAY = datetime(2013, 1, 1, tzinfo=UTC)
-_PARTS = 4  # a year of flights is little: more blocks and partitions only cost their overhead
 
 
 class Prepared(BaseModel):
@@ -32,19 +26,13 @@ class Prepared(BaseModel):
 
 @function(timeout_s=600)
 def prepare_view(view: str) -> Prepared:
-    """Compute all of 2013 for one feature view and append it to the view's offline table."""
+    """Bring all of 2013 into the offline table of one feature view."""
     store = context().features()
     definition = store.get_feature_view(view)
-    if view == flight_features.airport_weather.name:
-        snapshot = store.write_offline(definition, flight_features.weather_rows(data.weather()))
-    elif view == flight_features.aircraft_facts.name:
-        snapshot = store.write_offline(definition, flight_features.aircraft_rows(known_from=FIRST_DAY))
-    else:
-        raw = ray.data.from_arrow(_blocks(data.flights()))
-        events = raw.map_batches(partial(_events, view=definition), batch_format="pyarrow", batch_size=None)
-        snapshot = distributed.compute_offline(store, definition, events, partitions=_PARTS)
-    rows = store.offline_table(definition).read(columns=["event_timestamp"]).num_rows
-    return Prepared(name=view, rows=rows, snapshot=snapshot)
+    fill_view(store, definition)
+    table = store.offline_table(definition)
+    rows = table.read(columns=["event_timestamp"]).num_rows
+    return Prepared(name=view, rows=rows, snapshot=TableSnapshot(name=table.name, version=table.version()))
 
 
 @function(timeout_s=600)
@@ -56,10 +44,15 @@ def prepare_entities() -> Prepared:
     )
 
 
-def _blocks(flights: pl.DataFrame) -> list[pa.Table]:
-    size = -(-flights.height // _PARTS)
-    return [part.to_arrow() for part in flights.iter_slices(size)]
+def fill_view(store: FeatureStore, view: FeatureView) -> None:
+    """Load a view's source, if it has one, and bring what is new into the view; aircraft stand in no source."""
+    if isinstance(view.events, BatchSource):
+        sources.export()
+        store.source_table(view.events).load(_no_secret)
+        store.refresh_view(view)
+    else:
+        store.write_offline(view, flight_features.aircraft_rows(known_from=FIRST_DAY))
 
 
-def _events(block: pa.Table, view: FeatureView) -> pa.Table:
-    return flight_features.events(view, pl.DataFrame(block))
+def _no_secret(name: str) -> str:
+    raise KeyError(name)

@@ -17,8 +17,9 @@ import aiohttp
 import numpy as np
 import polars as pl
 
-from examples.flights.features import EVERY, STORED, booking
+from examples.flights.features import STORED, booking
 from examples.flights.model import ENTITIES, delay_model
+from examples.flights.sources import EVERY, KEYS
 from featurestore import FeatureStore
 from functions.runtime.clock import ReplayClock
 from registry import ObjectStore, Table
@@ -27,7 +28,6 @@ IN_FLIGHT = 16
 PATIENCE_S, RETRY_S = 120.0, 0.2  # while a replica or Redis is being replaced
 FAULT = HTTPStatus.INTERNAL_SERVER_ERROR
 AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
-KEYS = ("carrier", "origin", "dest", "tailnum")
 Daily = Callable[[datetime], Awaitable[None]]
 
 

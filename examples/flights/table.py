@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from examples.flights import data
 from examples.flights import features as flight_features
 from examples.flights.features import CATEGORICAL, FEATURES, NUMERIC, flight_delay
-from examples.flights.prep import FIRST_DAY
+from examples.flights.prep import fill_view
 from featurestore import FeatureStore
 from registry import open_store
 
@@ -25,14 +25,9 @@ def flights_with_features(folder: Path) -> pa.Table:
     """Join features, label and time of every flight that landed; the offline tables are made in `folder`."""
     store = FeatureStore(open_store(folder.absolute().as_uri()), project="flights")
     store.apply(FEATURES)
-    flights = data.flights()
-    store.write_offline(flight_features.airport_weather, flight_features.weather_rows(data.weather()))
-    store.write_offline(flight_features.aircraft_facts, flight_features.aircraft_rows(known_from=FIRST_DAY))
     for view in flight_features.STORED:
-        if view.source is not None:
-            keys = [key.name for key in view.join_keys]
-            store.write_offline(view, view.source.compute(flight_features.events(view, flights), keys=keys))
-    entities = flight_features.entity_table(flights)
+        fill_view(store, view)
+    entities = flight_features.entity_table(data.flights())
     landed = entities.filter(pc.is_valid(entities["late"]))
     rows = store.get_historical_features(landed, features=flight_delay.name).to_arrow()
     return rows.select([*NUMERIC, *CATEGORICAL, "late", "event_timestamp"])

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from functions.training.loop.first_weights import reset
+
 VOCABULARY = 256
 _DEVIATION = 0.02
 
@@ -46,10 +48,6 @@ class Gpt(nn.Module):
         self.position = nn.Parameter(torch.zeros(context, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.last, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=_DEVIATION)
-        nn.init.normal_(self.position, std=_DEVIATION)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Compute logits (rows, context, 256) of `tokens` (rows, context) int64, each from the tokens up to it."""
@@ -58,3 +56,13 @@ class Gpt(nn.Module):
             x = block(x)
         logits: Tensor = self.head(self.last(x))
         return logits
+
+
+def initialise(module: nn.Module) -> None:
+    """Set the weights of one module of the network to random numbers from torch's stream."""
+    if isinstance(module, Gpt):
+        nn.init.normal_(module.position, std=_DEVIATION)
+        return
+    reset(module)
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=_DEVIATION)

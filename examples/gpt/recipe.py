@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from examples.gpt.data import Windows, notes
-from examples.gpt.network import VOCABULARY, Gpt
+from examples.gpt.network import VOCABULARY, Gpt, initialise
 from functions.training import Recipe
+from functions.training.loop.first_weights import FirstWeights, Initialised
 from registry import Signature, TensorSpec
 
 
@@ -29,8 +30,12 @@ class GptRecipe(Recipe):
         return self
 
     def network(self) -> nn.Module:
-        """Make a network with new weights."""
+        """Make the network of these sizes."""
         return Gpt(context=self.context, width=self.width, heads=self.heads, layers=self.layers)
+
+    def weights(self, seed: int) -> FirstWeights:
+        """Set each module's weights by itself, so that the network may be larger than a worker."""
+        return Initialised(initialise, seed)
 
     def task(self) -> Windows:
         """Cut the notes into windows to learn from."""

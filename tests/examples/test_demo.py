@@ -26,7 +26,7 @@ from ray_apps.local import down, processes
 from ray_apps.local.state_file import find_platform
 from registry import Registry, Table, open_store
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 REQUESTS = 400
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from examples.flights import data
 from examples.flights import features as flight_features
+from examples.flights.sources import weather_rows
 from featurestore import FeatureStore
 from registry import open_store
 
@@ -36,7 +37,8 @@ def training_rows(folder: Path, flights: pl.DataFrame, weather: pl.DataFrame, en
     """Every feature of the entity rows, through the feature store, from these raw tables."""
     store = FeatureStore(open_store(folder.as_uri()), project="leak")
     store.apply(flight_features.FEATURES)
-    store.write_offline(flight_features.airport_weather, flight_features.weather_rows(weather))
+    observed = weather_rows(weather).rename_columns({"published_at": "event_timestamp"})
+    store.write_offline(flight_features.airport_weather, observed)
     store.write_offline(flight_features.aircraft_facts, flight_features.aircraft_rows(known_from=START))
     for view in flight_features.STORED:
         if view.source is not None:

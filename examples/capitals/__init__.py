@@ -1,0 +1,1 @@
+"""Language model on questions with a right answer: prompts are judged, tested on traffic, promoted or refused."""
