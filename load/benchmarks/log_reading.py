@@ -139,9 +139,7 @@ def main() -> None:
             )
         last = f"{START + timedelta(days=arguments.days - 1):%Y-%m-%d}"
         begin = time.perf_counter()
-        merged, made = compact_days(
-            Table(stores["hourly upkeep"], predictions_table("busy")), [last], at_least=32
-        )
+        merged, made = compact_days(Table(stores["hourly"], predictions_table("busy")), [last], at_least=32)
         print(f"hourly upkeep merges {merged} files to {made} in {time.perf_counter() - begin:.2f} s")
 
 

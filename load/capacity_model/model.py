@@ -10,26 +10,28 @@ from dataclasses import dataclass
 from math import ceil
 
 _SECONDS_A_MONTH = 30 * 86_400
+_GATEWAYS = 2
 _WAITS = 0.7  # from this utilisation on a queue is felt
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """Demand of the users on a platform. models: served; predictions_s: by all together; keyed: share that reads features by key; labels_s,
-    invocations_s: durable calls and labels a second.
+    invocations_s: durable calls and labels a second; labels_a_request: that a client sends at once.
     """
 
     models: int
     predictions_s: float
     keyed: float = 0.5
     labels_s: float = 0.0
+    labels_a_request: float = 25.0
     invocations_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """Cluster that answers the demand. cores: of a node; replicas: of a model at least, and at most what its traffic needs; redis_shards: 1 for a
-    server or Sentinels; drainers: processes that drain, each other workspaces' logs; drain_every_s: of a schedule; poll_s: how
+    server or Sentinels; drainers: processes that drain, each other workspaces' logs; drain_every_s: of a schedule; commits_at_once: of a drain; poll_s: how
     often a replica reads its traffic policy in the store, 0: Redis wakes it. door_threads: of a node's HAProxy; network_bytes_s: of a
     node, one way.
     """
@@ -40,8 +42,9 @@ class Cluster:
     redis_shards: int = 1
     drainers: int = 1
     drain_every_s: float = 10.0
+    commits_at_once: int = 8
     poll_s: float = 0.25
-    ship_every_s: float = 0.25
+    ship_every_s: float = 0.05
     door_threads: int = 1
     network_bytes_s: float = 1.25e9
 
@@ -51,9 +54,9 @@ class Costs:
     """Costs of single steps, measured on one core or taken from a source that docs/scale.md names.
 
     replica_cpu_s, door_cpu_s: of a prediction, in its replica and in HAProxy; message_bytes: of a request and its answer; record_bytes: of a logged prediction in Redis;
-    redis_command_s: of a small command; redis_byte_s: of a byte through a server; row_s, commit_s: of a row and of a commit (of a
-    model) in a drain, its waiting for the store left out; commit_puts, commit_gets: requests of a commit to S3, one after
-    another, each of store_latency_s; store_put_s, store_get_s: requests a second that one
+    redis_command_s, redis_chunk_s: of a small command, and of a chunk that a writer ships; redis_byte_s: of a byte through a server; row_s, commit_s: of
+    a row and of a commit (of a model) in a drain, its waiting for the store left out; commit_puts, commit_gets: requests of a commit
+    to S3, lists among the first as they cost the same; commit_turns: how many of them wait for the one before, each store_latency_s; store_put_s, store_get_s: requests a second that one
     prefix of a bucket takes; serve_actors: actors that Ray's head was shown to hold; entries_s: that one journal takes.
     """
 
@@ -62,12 +65,14 @@ class Costs:
     message_bytes: float = 1_200.0
     record_bytes: float = 300.0
     redis_command_s: float = 12e-6
+    redis_chunk_s: float = 100e-6
     redis_byte_s: float = 0.4e-9
     row_s: float = 20e-6
     commit_s: float = 0.006
     store_latency_s: float = 0.03
-    commit_puts: float = 3.0
-    commit_gets: float = 4.0
+    commit_puts: float = 5.5
+    commit_gets: float = 40.0
+    commit_turns: float = 22.0
     store_put_s: float = 3_500.0
     store_get_s: float = 5_500.0
     serve_actors: float = 20_000.0
@@ -78,8 +83,8 @@ class Costs:
 
     @property
     def whole_commit_s(self) -> float:
-        """Time of a commit, its requests to the store included."""
-        return self.commit_s + (self.commit_puts + self.commit_gets) * self.store_latency_s
+        """Time of a commit, its waiting for the store included."""
+        return self.commit_s + self.commit_turns * self.store_latency_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +121,27 @@ def store_requests(demand: Demand, cluster: Cluster, costs: Costs) -> tuple[floa
     return commits * costs.commit_puts + entries, polls + commits * costs.commit_gets + 2 * entries
 
 
+def chunks_s(demand: Demand, cluster: Cluster, costs: Costs) -> float:
+    """Chunks of the log that writers ship to Redis a second: each sends one a round."""
+    replicas = replicas_of(demand, cluster, costs)
+    labels = min(demand.labels_s / demand.labels_a_request, _GATEWAYS / cluster.ship_every_s)
+    return min(demand.predictions_s, replicas / cluster.ship_every_s) + labels
+
+
 def parts(demand: Demand, cluster: Cluster, costs: Costs) -> list[Part]:
     """List the shared parts of a cluster, the one that breaks first at the top."""
     replicas = replicas_of(demand, cluster, costs)
     rows_s = demand.predictions_s + demand.labels_s
-    shipped = min(rows_s, 2 * replicas / cluster.ship_every_s)  # chunks a second: a writer sends one a round
-    commands = shipped + demand.predictions_s * demand.keyed
-    redis = commands * costs.redis_command_s + 2 * rows_s * costs.record_bytes * costs.redis_byte_s
+    chunks = chunks_s(demand, cluster, costs) * costs.redis_chunk_s
+    redis = (
+        chunks
+        + demand.predictions_s * demand.keyed * costs.redis_command_s
+        + 2 * rows_s * costs.record_bytes * costs.redis_byte_s
+    )
     puts, gets = store_requests(demand, cluster, costs)
-    drain = rows_s * costs.row_s + _commits_s(demand, cluster) * costs.whole_commit_s
+    drain = (
+        rows_s * costs.row_s + _commits_s(demand, cluster) * costs.whole_commit_s / cluster.commits_at_once
+    )
     answering = demand.predictions_s * (costs.replica_cpu_s + costs.door_cpu_s)
     found = [
         Part("replicas and doors", answering, cluster.nodes * cluster.cores, "cores", "more nodes"),

@@ -19,9 +19,11 @@ def test_each_part_is_its_load_over_its_capacity_worst_first():
 
 
 def test_a_commit_waits_for_its_requests():
-    costs = Costs(row_s=0.0, commit_s=0.01, commit_puts=2, commit_gets=3, store_latency_s=0.03)
+    costs = Costs(row_s=0.0, commit_s=0.01, commit_turns=5, store_latency_s=0.03)
     drain = next(part for part in parts(Demand(10, 1e3), Cluster(3), costs) if part.name == "drain")
-    assert drain.load == pytest.approx(10 / 10 * (0.01 + 5 * 0.03))
+    assert drain.load == pytest.approx(10 / 10 * (0.01 + 5 * 0.03) / 8)
+    module = importlib.import_module("functions.prediction_log.writing.drain")
+    assert Cluster(3).commits_at_once == module.COMMITS_AT_ONCE
 
 
 def test_replicas_poll_the_store_unless_redis_wakes_them():

@@ -74,7 +74,7 @@ def serve() -> Iterator[Callable[[Model], str]]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
         thread.start()
         running.append((server, thread))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not server.started:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -83,7 +83,7 @@ def serve() -> Iterator[Callable[[Model], str]]:
     yield start
     for server, thread in running:
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=60)
 
 
 @pytest.fixture(autouse=True)

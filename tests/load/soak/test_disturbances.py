@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from load.capacity_model.cpu_time import platform_processes, spent_s
 from load.soak.__main__ import _small_disk
 from load.soak.disturbances import Disturbances
 from load.soak.samples import held_by
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -33,14 +33,7 @@ def replica(tmp_path: Path) -> Iterator[Callable[..., int]]:
     yield start
     for process in running:
         process.kill()
-        process.wait(10)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        process.wait(60)
 
 
 def disturbances(
