@@ -47,6 +47,7 @@ def run_all(commands: list[list[str]], capsys: pytest.CaptureFixture[str]) -> di
     return printed
 
 
+@pytest.mark.long
 def test_the_readme_s_commands_answer(
     asked: AskedPlatform, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

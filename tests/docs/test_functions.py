@@ -6,8 +6,7 @@ import importlib
 import json
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -21,8 +20,9 @@ from functions.runtime.durable.record import Record
 from ray_apps.cli import main as toque_main
 from registry import open_store
 from tests.docs.commands import commands_of
-from tests.docs.conftest import DEADLINE_S, PROJECT, AskedPlatform
+from tests.docs.conftest import PROJECT, AskedPlatform
 from tests.docs.pages import ROOT, Page
+from tests.waiting import until
 
 FUNCTIONS, DURABLE = Page(ROOT / "docs" / "functions.md"), Page(ROOT / "docs" / "durable-functions.md")
 MODULES = ("hello", "orders", "texts")
@@ -100,13 +100,6 @@ def test_hello_world_greets_as_its_comment_says(
     assert capsys.readouterr().out == f"{greeting}\n"
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 def test_the_commands_of_a_platform_run(
     modules: None, asked: AskedPlatform, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -124,7 +117,7 @@ def test_the_commands_of_a_platform_run(
     identifier = ask("submit", "publish", "--json", '{"texts": ["a"]}', "--key", "monday").strip()
     invocation = f"/invocations/{identifier}"
     with_token = {"Authorization": f"Bearer {asked.token}"}
-    eventually(lambda: _get(asked.url + invocation, with_token)["status"] == "waiting")
+    until(lambda: _get(asked.url + invocation, with_token)["status"] == "waiting")
     ask("invocations", "signal", "ID", "approval")
     assert ask("logs", "ID", "-f").count("embedded a\n") == 1
     assert _get(asked.url + invocation, with_token)["result"] == "approved: True"

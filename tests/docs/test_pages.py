@@ -22,7 +22,11 @@ from tests.docs.pages import LANGUAGES, ROOT, Block, Page, all_pages
 
 PAGES = all_pages()
 MOST_WORDS = 2_000
-LONG = {"docs/benchmarks.md", "docs/experiments.md"}  # tables and a log; everything else answers one question
+LONG = {
+    "docs/benchmarks.md",
+    "docs/experiments.md",
+    "docs/metrics.md",
+}  # tables and a log; everything else answers one question
 RUN_ELSEWHERE = {
     "docs/mlflow.md": "test_mlflow.py",
     "docs/testing-many-machines.md": "../cluster/test_lab.py",

@@ -33,9 +33,10 @@ def test_names_and_labels_keep_the_rules() -> None:
     found = all_series()
     assert len({each.name for each in found}) == len(found)
     for each in found:
-        assert re.fullmatch(r"toque_[a-z0-9]+(_[a-z0-9]+)+", each.name) or each.name == "toque_processes", (
-            each
-        )
+        assert re.fullmatch(r"toque_[a-z0-9]+(_[a-z0-9]+)+", each.name) or each.name in {
+            "toque_processes",
+            "toque_spans",
+        }, each
         assert each.text.endswith("."), each
         assert not {"node", "instance", "job", "le", "pid"} & set(each.labels), each
         assert not each.name.endswith(("_total", "_count", "_sum", "_bucket")), each

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import toque
-from clusters.wheel import ROOMS, build_wheel
+from clusters.wheel import ROOMS, ROOT, build_wheel
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,26 @@ def test_its_files_lie_in_no_package_but_its_own(tmp_path: Path) -> None:
     assert {"toque/rooms/clusters/local.yaml", "toque/rooms/clusters/haproxy.sh"} <= set(names)
 
 
+def test_it_has_every_file_that_pages_of_the_console_are_made_of(tmp_path: Path) -> None:
+    with zipfile.ZipFile(build_wheel(tmp_path)) as archive:
+        packed = set(archive.namelist())
+    folder = ROOT / "ray_apps" / "console"
+    files = [path for part in ("templates", "static") for path in (folder / part).iterdir()]
+    assert len(files) > 10
+    assert {f"toque/rooms/{path.relative_to(ROOT).as_posix()}" for path in files} <= packed
+
+
 def test_it_makes_a_project_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     rows(tmp_path / "data.csv")
     made = run(
         str(installed / "toque"), "init", "shop", "--from", "data.csv", "--keep", "b", "--yes", cwd=tmp_path
     )
     assert made.returncode == 0, made.stderr
-    imported = "from toque import FeatureView, ModelDefinition; import functions, shop.load; print(functions.__file__, shop.load.read().collect().height)"
+    imported = (
+        "from toque import FeatureView, ModelDefinition; import functions, shop.load; from shop.features import source; "
+        "pieces = source.reads.pieces({}, sorted(set(source.read_columns.values())), str); "
+        "print(functions.__file__, sum(rows.num_rows for piece in pieces for rows in piece.batches()))"
+    )
     found = run(str(installed / "python"), "-c", imported, cwd=tmp_path / "shop")
     assert found.returncode == 0, found.stderr
     place, height = found.stdout.split()

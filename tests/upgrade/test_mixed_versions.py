@@ -27,7 +27,7 @@ from registry import Registry, open_store, utc_now
 from registry.history import audit
 from tests.compat.redis_server import running_redis
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BEFORE = (HERE / "version_before.txt").read_text().strip()

@@ -92,8 +92,8 @@ def test_records_with_other_fields_are_refused():
         decode_prediction(msgpack.packb([*fields, "more"]))
     with pytest.raises(NewerFormat, match="has format dict"):
         decode_prediction(msgpack.packb({"id": "a"}))
-    with pytest.raises(NewerFormat, match="a label in the log has format 5 fields"):
-        label_columns([msgpack.packb([["a", 1.0, 0, 0, "more"]])])
+    with pytest.raises(NewerFormat, match="a label in the log has format 6 fields"):
+        label_columns([msgpack.packb([["a", 1.0, 0, 0, None, "more"]])])
 
 
 def test_an_entry_of_the_stream_with_other_fields_is_refused():

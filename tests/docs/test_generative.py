@@ -1,0 +1,61 @@
+"""The commands of docs/generative.md, with a small file in place of weights: no engine is asked here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from functions.generative import CHAT, PROMPT, WEIGHTS
+from ray_apps.cli import main
+from tests.docs.commands import commands_of
+from tests.docs.conftest import AskedPlatform
+from tests.docs.pages import ROOT, Page
+
+pytestmark = pytest.mark.slow
+PAGE = Page(ROOT / "docs" / "generative.md")
+
+
+def test_the_page_s_commands_register_weights_and_prompts(
+    asked: AskedPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("weights.gguf").write_bytes(b"GGUF and so on")
+    Path("prompt.yaml").write_text(next(each.text for each in PAGE.blocks if each.language == "yaml"))
+    commands = [
+        words[1:]
+        for block in PAGE.blocks
+        if block.language == "bash"
+        for words in commands_of(block)
+        if words[0] == "toque" and words[1] in {"models", "prompts"}
+    ]
+    assert len(commands) == 5
+    for words in commands:
+        assert main(words) == 0, f"toque {' '.join(words)}: {capsys.readouterr().err}"
+    printed = capsys.readouterr().out
+    assert "support@2: prompt on version 1" in printed
+    assert "+You answer customers of {{ shop }} in at most {{ words }} words." in printed
+    first, second = asked.registry.list_versions("support")
+    assert first.signature == second.signature == CHAT
+    assert first.files[WEIGHTS] == second.files[WEIGHTS]
+    folder = asked.registry.download("support", 2, tmp_path / "out", paths=[PROMPT])
+    assert json.loads((folder / PROMPT).read_text())["parameters"]["max_tokens"] == 80
+
+
+def test_the_page_s_python_registers_adapters_and_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("base.gguf", "lora.gguf"):
+        Path(name).write_bytes(b"GGUF" + name.encode())
+    (block,) = (
+        each for each in PAGE.blocks if each.language == "python" and "register_generative" in each.text
+    )
+    names: dict[str, object] = {}
+    text = block.text.replace("file:///srv/toque", f"file://{tmp_path}/store").replace('"champion"', "2")
+    exec(compile(text, PAGE.name, "exec"), names)  # noqa: S102  # the page's own code
+    found = names["registry"].list_versions("support")  # type: ignore[attr-defined]
+    assert [sorted(each.files) for each in found][-1] == sorted(
+        ["weights.gguf", "adapter.gguf", "engine.json", "prompt.json"]
+    )
