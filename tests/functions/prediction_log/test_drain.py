@@ -309,7 +309,9 @@ def test_a_living_writer_drops_drained_records_when_it_is_asked(
     until(lambda: stream.shipped(log.writer) == 1)
     asked = stream.request_rotation()
     assert stream.not_rotated(asked) == [log.writer]
-    until(lambda: all(path.stat().st_size < 1 << 20 for path in wal_root.rglob("*.wal")))  # its file has ended
+    until(
+        lambda: all(path.stat().st_size < 1 << 20 for path in wal_root.rglob("*.wal"))
+    )  # its file has ended
     drain(store, redis_server.url)
     log.append(record("new"))
     until(lambda: not stream.not_rotated(asked))
