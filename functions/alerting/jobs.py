@@ -99,7 +99,7 @@ def tell_people(alarm: Alarm) -> AlertOutcome:
     )
 
 
-@function(timeout_s=60, retries=_PATIENT)
+@function(timeout_s=60, retries=_PATIENT, in_thread=True)
 def send_alert(alert: Alert, sink: Sink) -> str:
     """Send one alert to one sink of the policy that the project declares for its model; returns the sink's name.
 

@@ -50,7 +50,7 @@ class Function(Generic[P, R]):
     """Declared function, which is called as the function that it decorates.
 
     reference: "module:qualname"; signature: its types; resources, timeout_s, retries, max_concurrency, cache,
-    secrets, warm, demand, http, role: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
+    secrets, warm, in_thread, demand, http, role: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Function(Generic[P, R]):
         cache: bool = False,
         secrets: Sequence[str] = (),
         warm: int = 0,
+        in_thread: bool = False,
         demand: Callable[..., Demand] | None = None,
         schedule: Sequence[Cron] = (),
         on: Sequence[OnEvent] = (),
@@ -87,6 +88,7 @@ class Function(Generic[P, R]):
         self.cache = cache
         self.secrets = tuple(secrets)
         self.warm = warm
+        self.in_thread = in_thread
         self.demand = demand
         self.schedule = tuple(schedule)
         self.on = tuple(on)
@@ -231,6 +233,7 @@ class Function(Generic[P, R]):
             "cache",
             "secrets",
             "warm",
+            "in_thread",
             "demand",
             "schedule",
             "on",
@@ -289,6 +292,7 @@ def function(
     cache: bool = ...,
     secrets: Sequence[str] = ...,
     warm: int = ...,
+    in_thread: bool = ...,
     demand: Callable[..., Demand] | None = ...,
     schedule: Cron | Sequence[Cron] | None = ...,
     on: OnEvent | Sequence[OnEvent] | None = ...,
@@ -305,8 +309,9 @@ def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     at a time: of durable ones across the cluster, of one `map` otherwise. cache: store results, and return
     the stored one for arguments that the same code has run on. secrets: names of the secrets that the body
     reads by `context().secret(name)`. warm: workers that wait for durable runs with the imports done; 0
-    scales to zero. demand: computes what a durable run takes of its team's quota from the arguments by name;
-    a run waits for its turn. schedule: one or several Crons; on: one or several OnEvents. http: callable by
+    scales to zero. in_thread: a durable run is a thread of the process that dispatches it, which starts at once and
+    is never killed; for functions of the platform that wait for others, with timeouts of their own. demand: computes
+    what a durable run takes of its team's quota from the arguments by name; a run waits for its turn. schedule: one or several Crons; on: one or several OnEvents. http: callable by
     HTTP in the workspaces that see it; by default only Python, schedules and events start it. role: who may
     call it by HTTP: viewer for a function that only reads, operator (the default), approver, or admin.
 
@@ -345,6 +350,10 @@ def _declare(
     kind = AsyncFunction if inspect.iscoroutinefunction(body) else Function
     signature = Signature.of(body, names=names)
     options = checked_options(body.__name__, declared)
+    if options.get("in_thread") and not body.__module__.startswith("functions."):
+        raise DeclarationError(
+            f"{body.__name__}: in_thread=True is for the platform's own functions; use warm=1 for a start within milliseconds"
+        )
     if options.get("http"):
         check_http_types(signature)
     instance: Function[..., Any] = kind(body, signature=signature, **options)

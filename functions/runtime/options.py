@@ -21,6 +21,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "cache": (bool,),
     "secrets": (tuple,),
     "warm": (int,),
+    "in_thread": (bool,),
     "demand": (FunctionType,),
     "schedule": (tuple,),
     "on": (tuple,),

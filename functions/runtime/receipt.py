@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -113,15 +114,21 @@ def totals(receipts: Iterable[Receipt]) -> list[Total]:
 
 
 def meter(*, num_gpus: float) -> Callable[[], Usage]:
-    """Start measuring this process and its ended children; call the returned function to read the usage."""
-    _reset_peak()
-    started, cpu, requests = time.monotonic(), _cpu_s(), REQUESTS.charged()
+    """Start measuring this process and its ended children; call the returned function to read the usage.
+
+    In a thread beside others, the processor time is the thread's; memory and requests are the process's.
+    """
+    alone = threading.current_thread() is threading.main_thread()
+    read_cpu_s = _cpu_s if alone else time.thread_time
+    if alone:
+        _reset_peak()
+    started, cpu, requests = time.monotonic(), read_cpu_s(), REQUESTS.charged()
 
     def read() -> Usage:
         run_s, made = time.monotonic() - started, REQUESTS.charged().since(requests)
         return Usage(
             run_s=run_s,
-            cpu_s=_cpu_s() - cpu,
+            cpu_s=read_cpu_s() - cpu,
             gpu_s=run_s * num_gpus,
             peak_memory_bytes=_peak_memory_bytes(),
             store_reads=made.reads,

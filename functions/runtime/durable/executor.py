@@ -37,6 +37,7 @@ from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import Child
 from functions.runtime.run.niceness import lower_priority
 from functions.runtime.run.node_watch import Nodes, NodeWatch, node_watch
+from functions.runtime.run.thread_run import ThreadRun
 from functions.runtime.run.warm_workers import Worker, WorkerPool
 from functions.runtime.series import DEAD_LETTERS, LOST, WAITING, WORKERS
 from registry.errors import Unavailable
@@ -47,6 +48,7 @@ CHECKPOINT_EVERY_S = 5.0
 LOOK_S = 1.0  # for how long one round may look where its runs are; the next goes on
 RELEASE_S = 2.0  # what a worker needs after its last entry, to release its slots
 POSTPONE_S = 30.0
+THREADS = 8  # runs in this process at a time; where they hang, others get processes
 _logger = logging.getLogger(__name__)
 
 
@@ -70,6 +72,7 @@ class Executor:
     _slots: dict[str, ConcurrencySlots | None] = field(default_factory=dict)
     _quota: QuotaSlots = field(init=False)
     _pool: WorkerPool = field(default_factory=WorkerPool)
+    _threads: list[ThreadRun] = field(default_factory=list)
     _reader: QueueReader | None = None
     _checkpointed_at: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -337,6 +340,9 @@ class Executor:
     def _start_worker(self, attempt: Attempt, silent: Nodes) -> Worker:
         """Start a worker away from silent nodes."""
         function, avoided = attempt.function, silent.values()
+        if function.in_thread and self._has_thread():
+            self._threads.append(ThreadRun(function.name, lambda: Outcome(run_attempt(attempt))))
+            return self._threads[-1]
         idle = self._pool.acquire(function, silent=silent)
         if idle is None and function.demand and cluster.running():
             idle = self._pool.start_worker(function, avoided=avoided)
@@ -349,6 +355,10 @@ class Executor:
             return cluster.ClusterRun(function.name, task.remote(attempt))
         child = Child(function.name, retries=function.retries, module=function.body.__module__)
         return child.run(partial(_run_attempt, attempt))
+
+    def _has_thread(self) -> bool:
+        self._threads = [each for each in self._threads if not each.wait(0)]
+        return len(self._threads) < THREADS
 
     def _check_lease(self, followed: FollowedRecord, now: datetime) -> None:
         record = followed.record

@@ -26,13 +26,12 @@ _recorder: Recorder | None = None
 def captured(function: str, *, secrets: Sequence[str] = ()) -> Iterator[None]:
     """Record output within the block, if the context names an invocation and no recorder is active yet.
 
-    secrets: if there are any, they are masked in what the function prints, recorded or not; only in the main
+    secrets: if there are any, they are masked in what the function prints, recorded or not. Only in the main
     thread, since the streams belong to the whole process.
     """
     global _recorder  # noqa: PLW0603  # a process has one standard output
-    used = context()
-    if used.invocation is None or _recorder is not None:
-        alone = threading.current_thread() is threading.main_thread()
+    used, alone = context(), threading.current_thread() is threading.main_thread()
+    if used.invocation is None or _recorder is not None or not alone:
         with _streams(None) if secrets and alone and _recorder is None else nullcontext():
             yield
         return

@@ -31,6 +31,7 @@ class DeclaredFunction(Protocol):
     max_concurrency: int | None
     cache: bool
     warm: int
+    in_thread: bool
     demand: Callable[..., Demand] | None
     schedule: tuple[Cron, ...]
     on: tuple[OnEvent, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -24,10 +25,12 @@ from functions.alerting.jobs import (
 )
 from functions.project import ModelDefinition
 from functions.runtime.context import context, context_of
-from functions.runtime.durable.invocation import executor_of, ledger_of
+from functions.runtime.durable.executor import THREADS
+from functions.runtime.durable.invocation import executor_of, ledger_of, run_pending
 from functions.runtime.durable.record import Record
 from registry import Journal, NotFound, open_store
 from tests.functions.alerting.test_decide import HOUR, T0, alarm
+from tests.waiting import until
 
 DEFINITION = ModelDefinition(name="late", service="s", entities="e", label="y", numeric=("x",))
 
@@ -194,6 +197,42 @@ def test_a_sink_that_is_away_for_an_hour_is_still_tried_and_one_that_refuses_is_
     assert shortest >= timedelta(hours=1).total_seconds()
     assert retries.covers(SinkDownError(""))
     assert not retries.covers(SinkRefusedError(""))
+
+
+def test_an_alert_leaves_at_once_in_the_process_that_dispatches_it(
+    used: Context, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside serving, a process takes up to half a minute to start."""
+    monkeypatch.setattr("functions.runtime.durable.executor.Child", None)
+    tell_people(alarm())
+    (one,) = ledger_of(used).invocations()
+    followed = ledger_of(used).follow(one.id)
+    until(lambda: (run_pending(used), followed.refresh().ended)[1])
+    assert [post["key"] for post in web.posts] == [alarm().key]
+    assert followed.record.status == "succeeded"
+
+
+def test_alerts_go_by_processes_while_all_threads_hang(
+    used: Context, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, begun = threading.Event(), threading.Semaphore(0)
+    executor_of(used).capacity = THREADS + 1
+
+    def hang(*_: Any, **__: Any) -> None:
+        begun.release()
+        over.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("functions.alerting.jobs.deliver", hang)
+        for number in range(THREADS):
+            tell_people(alarm(number + 2, subject=f"hung-{number}"))
+        run_pending(used)
+        for _ in range(THREADS):
+            assert begun.acquire(timeout=60)
+    tell_people(alarm())
+    until(lambda: (run_pending(used), web.posts)[1])
+    over.set()
+    assert [post["key"] for post in web.posts] == [alarm().key]
 
 
 def test_what_a_sink_refuses_lies_among_the_dead_and_can_be_sent_again(used: Context, web: Any) -> None:

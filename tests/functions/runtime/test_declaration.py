@@ -102,6 +102,7 @@ def test_an_invalid_signature_is_refused_at_import(body: Callable[..., Any], mes
         {"resource": 1},
         {"max_concurrency": 0},
         {"on": "alarms"},
+        {"in_thread": True},
     ],
 )
 def test_wrong_options_are_refused_at_import(options: dict[str, Any]) -> None:
