@@ -14,11 +14,11 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from registry import Clock, ObjectStore, RegistryError, utc_now
-from registry.access.audit import REFUSALS
+from registry.access.audit import REFUSALS, REFUSALS_TIME
 from registry.times import to_text
 
 FLUSH_KNOWN_S = 1.0
@@ -101,7 +101,7 @@ class RefusalLog:
             | {"first_at": to_text(tally.first_at), "last_at": to_text(tally.last_at)}
             for kind, tally in tallies.items()
         ]
-        key = f"{REFUSALS}{now:%Y-%m-%d}/{now:%H%M%S.%f}-{uuid.uuid4().hex[:8]}.json"
+        key = f"{REFUSALS}{now.astimezone(UTC).strftime(REFUSALS_TIME)}-{uuid.uuid4().hex[:8]}.json"
         try:
             self._store.create(key, json.dumps({"door": self._door, "refusals": records}).encode())
         except RegistryError as error:

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from registry.backoff import backoff_s
@@ -59,6 +60,14 @@ class Fold(Generic[S]):
         self._cold = True
         self._lock = threading.RLock()
         self._reset()
+
+    def as_actor(self, actor: str) -> Fold[S]:
+        """Return a fold that goes on from this one's state and appends in the name of another actor; reads nothing."""
+        with self._lock:
+            made = copy(self)
+            made.journal = self.journal.as_actor(actor)
+            made._lock, made._tail = threading.RLock(), [*self._tail]  # noqa: SLF001  # of this class
+        return made
 
     @property
     def state(self) -> S:

@@ -43,6 +43,14 @@ class Journal:
         self._authenticated = False  # whether the last entry known has a MAC
         self._adopted_count = 0  # entries that must be there, because they were when the store got its keys
 
+    def as_actor(self, actor: str) -> Journal:
+        """Return this journal, with what it knows of its last entries, appending in the name of another actor."""
+        made = Journal(self.store, self.path, actor=actor, clock=self.clock)
+        made._adopted_count = self._adopted_count  # of this class, as below
+        for number, digest in self._digests.items():
+            made.trust(number, digest, authenticated=self._authenticated)
+        return made
+
     def append(self, body: Mapping[str, Any], *, at: int, carried: Sequence[Entry] = ()) -> Entry:
         """Append `body` as entry number `at`, which is one past the last; 1 write.
 
@@ -108,6 +116,25 @@ class Journal:
         while (entry := self.find(number)) is not None:
             yield entry
             number += 1
+
+    def newest_first(self) -> Iterator[Entry]:
+        """Iterate over entries from the last to the first; one listing, and one read for each entry and those it carries.
+
+        Raises: Damaged as `find_carrying`, or if an entry is missing or not the one that its successor names.
+        """
+        last, named = self.find_last(0), ""
+        number = -1 if last is None else last
+        while number >= 0:
+            found = self.find_carrying(number)
+            if found is None or (named and found[0].digest != named):
+                raise Damaged(
+                    f"{self.path} entry {number} is missing, or not the one that entry {number + 1} follows"
+                )
+            entry, carried = found
+            yield entry
+            yield from reversed(carried)
+            oldest = carried[0] if carried else entry
+            number, named = oldest.number - 1, oldest.previous
 
     def verify(self, on_entry: Callable[[Entry], None] | None = None) -> int:
         """Walk the whole hash chain; returns the number of entries.

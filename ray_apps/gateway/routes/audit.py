@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
-from datetime import datetime, timedelta
-from heapq import nlargest
+from datetime import timedelta
+from itertools import islice, takewhile
 from typing import Annotated, Literal
 
 import orjson
@@ -16,8 +15,8 @@ from starlette.responses import Response
 from ray_apps.admission import GuardedRoute, NotAdmitted, admitted_of, allowed
 from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Time
-from registry import EVERY_WORKSPACE, ObjectStore, Principal, Role
-from registry.access.audit import AuditEntry, read_access_changes, read_model_changes, read_refusals
+from registry import EVERY_WORKSPACE, Principal, Role
+from registry.access.audit import AuditEntry, Kind, newest_first
 
 router = APIRouter(route_class=GuardedRoute, tags=["access"])
 
@@ -35,14 +34,15 @@ async def get_audit(
     since: Time | None = None,
     until: Time | None = None,
     actor: Annotated[str | None, Query(max_length=128)] = None,
-    kind: Literal["refusal", "access", "model"] | None = None,
+    kind: Kind | None = None,
     everywhere: bool = False,  # noqa: FBT001, FBT002  # a query parameter
     limit: Annotated[int, Query(ge=1, le=MAX_ENTRIES)] = 1_000,
     export: Annotated[Literal["json", "ndjson", "csv"], Query(alias="format")] = "json",
 ) -> Response:
     """Read refused requests and changes, newest first, of the workspace or, for an admin of all, of every one.
 
-    since: by default a week ago. actor: only what this principal did or was refused; "" for callers without a token.
+    since: by default a week ago. limit: entries of the same moment as the last come with it, so that `until` leads on to all
+    others. actor: only what this principal did or was refused; "" for callers without a token.
     format: ndjson and csv are for export.
     """
     if everywhere and not principal.may(Role.admin, EVERY_WORKSPACE):
@@ -57,27 +57,15 @@ async def get_audit(
         workspaces = every if workspace is None else [workspace]
         entries = (
             entry
-            for entry in _entries(store, workspaces, kind, begin)
+            for entry in newest_first(store, workspaces, kind, since=begin)
             if (workspace is None or entry.workspace == workspace)
             and (until is None or entry.at < until)
             and (actor is None or (entry.who or "") == actor)
         )
-        return nlargest(limit, entries, key=lambda entry: entry.at)
+        taken = list(islice(entries, limit))
+        return taken + list(takewhile(lambda entry: entry.at == taken[-1].at, entries))
 
     return _rendered(await services.run(found), export)
-
-
-def _entries(
-    store: ObjectStore, workspaces: list[str], kind: str | None, since: datetime
-) -> Iterator[AuditEntry]:
-    """Read the entries of the whole platform, those of models only in `workspaces`. store: the platform's."""
-    if kind in (None, "refusal"):
-        yield from read_refusals(store, since=since)
-    if kind in (None, "access"):
-        yield from read_access_changes(store, since=since)
-    if kind in (None, "model"):
-        for name in workspaces:
-            yield from read_model_changes(store, name, since=since)
 
 
 def _rendered(entries: list[AuditEntry], export: str) -> Response:

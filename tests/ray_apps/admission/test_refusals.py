@@ -8,7 +8,7 @@ import pytest
 
 from ray_apps.admission.refusals import MAX_UNKNOWN, RefusalLog
 from registry import Access, ObjectStore, Registry, Unavailable
-from registry.access.audit import read_access_changes, read_model_changes, read_refusals
+from registry.access.audit import newest_first, read_access_changes, read_model_changes, read_refusals
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -94,3 +94,25 @@ def test_changes_of_access_and_models_are_part_of_the_audit(folder_store: Object
     assert (made.who, made.what, made.workspace) == ("ada", "model-created: churn", "payments")
     assert list(read_model_changes(folder_store, "payments", since=NOW + timedelta(seconds=1))) == []
     assert list(read_model_changes(folder_store, "default", since=NOW)) == []
+
+
+def test_refusals_that_waited_for_the_store_stand_at_their_time(folder_store: ObjectStore):
+    """The audit is paged by time, so an entry out of its place would be on no page."""
+    now = [NOW]
+    late = RefusalLog(folder_store, "gateway", clock=lambda: now[0])
+    prompt = RefusalLog(folder_store, "late", clock=lambda: now[0])
+    refuse(late, what="GET /0", who=None)
+    for minute in (1, 2, 3):
+        now[0] = NOW + timedelta(minutes=minute)
+        refuse(prompt, what=f"GET /{minute}", who=None)
+        prompt.flush()
+    now[0] = NOW + timedelta(minutes=4)
+    late.flush()
+    Access(folder_store, actor="root", clock=lambda: NOW + timedelta(minutes=2, seconds=30)).create_workspace(
+        "w"
+    )
+    found = [each.what.split()[-1] for each in newest_first(folder_store, [], None, since=NOW)]
+    assert found == ["/3", "w", "/2", "/1", "/0"]
+    assert [each.what for each in newest_first(folder_store, [], "access", since=NOW)] == [
+        "workspace-created: w"
+    ]

@@ -215,3 +215,19 @@ def test_threads_that_share_a_fold_lose_nothing(folder_store: ObjectStore):
         for future in [pool.submit(fold.transact, lambda t: {"n": 1, "seen": t}) for _ in range(100)]:
             future.result()
     assert [entry.body["seen"] for entry in fold.journal.entries()] == list(range(100))
+
+
+def test_another_actors_fold_goes_on_without_reading_and_signs_for_itself(folder_store: ObjectStore):
+    counting = Counting(folder_store)
+    shared = sum_of(counting, carry=True)
+    for _ in range(70):
+        shared.transact(lambda _: {"n": 1})
+    counting.calls.clear()
+    other = shared.as_actor("bea")
+    assert (other.state, other.next) == (70, 70)
+    assert not counting.calls
+    assert other.transact(lambda _: {"n": 5}).actor == "bea"
+    assert (other.state, shared.state) == (75, 70)
+    assert shared.transact(lambda _: {"n": 1}).actor == "ada"
+    assert other.refresh() == shared.refresh() == sum_of(folder_store, carry=True).refresh() == 76
+    assert shared.journal.verify() == 72

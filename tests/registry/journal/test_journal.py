@@ -9,6 +9,7 @@ from registry import (
     Conflict,
     Damaged,
     Entry,
+    Fold,
     InvalidInput,
     Journal,
     NotFound,
@@ -155,3 +156,40 @@ def test_a_missing_entry_is_found(folder_store: ObjectStore):
     folder_store.delete(writer.key(0))
     with pytest.raises(Damaged, match="entry 0 is missing"):
         journal(folder_store).verify()
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 200])
+@pytest.mark.parametrize("carry", [False, True])
+def test_entries_are_read_backwards_by_few_reads_where_they_are_carried(
+    folder_store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    carry: bool,  # noqa: FBT001
+):
+    fold = Fold(
+        Journal(folder_store, "j", actor="ada"), 0, lambda n, _: n + 1, encode=int, decode=int, carry=carry
+    )
+    for number in range(count):
+        fold.transact(lambda _, n=number: {"n": n})
+    reads: list[str] = []
+    find = type(folder_store).find
+    monkeypatch.setattr(
+        type(folder_store), "find", lambda store, key: (reads.append(key), find(store, key))[1]
+    )
+    found = [entry.body["n"] for entry in Journal(folder_store, "j", actor="ada").newest_first()]
+    assert found == list(range(count))[::-1]
+    assert len(reads) <= (count // 64 + 1 if carry else count)
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_gap_is_found_on_the_way_back(folder_store: ObjectStore, carry: bool):  # noqa: FBT001
+    fold = Fold(
+        Journal(folder_store, "j", actor="ada"), 0, lambda n, _: n + 1, encode=int, decode=int, carry=carry
+    )
+    for _ in range(70):
+        fold.transact(lambda _: {})
+    read = [entry.number for entry in fold.journal.newest_first()]
+    assert read == list(range(70))[::-1]
+    folder_store.delete(fold.journal.key(63))
+    with pytest.raises(Damaged, match="entry 63 is missing"):
+        list(Journal(folder_store, "j", actor="ada").newest_first())

@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from datetime import timedelta
 from typing import Any
 
 from registry import Access, Grant, Registry
@@ -61,6 +62,21 @@ async def test_the_audit_is_newest_first_bounded_and_cut_by_time(gateway: Gatewa
     assert [each["at"] for each in found] == sorted((each["at"] for each in found), reverse=True)
     assert len(found) == 3
     assert await read(gateway, kind="model", until=NOW.isoformat()) == []
+
+
+async def test_a_page_of_the_audit_ends_with_a_whole_moment_so_that_none_is_lost(gateway: Gateway) -> None:
+    moments = [NOW + timedelta(seconds=number // 3) for number in range(12)]
+    clock = iter(moments)
+    registry = Registry(gateway.context.store, actor="ada", clock=lambda: next(clock))
+    for number in range(12):
+        registry.create_model(f"m{number}")
+    seen: list[str] = []
+    until = None
+    while page := await read(gateway, kind="model", limit=2, **({"until": until} if until else {})):
+        assert len(page) == 3
+        seen += [each["what"] for each in page]
+        until = page[-1]["at"]
+    assert sorted(seen) == sorted(f"model-created: m{number}" for number in range(12))
 
 
 async def test_the_audit_is_exported_as_lines_and_as_a_sheet_without_formulas(gateway: Gateway) -> None:
