@@ -29,8 +29,10 @@ class Registry(Models, Governance, Experiments):
         return f"Registry({self.store.url!r}, actor={self.actor!r})"
 
     def as_actor(self, actor: str) -> Registry:
-        """Return this registry with another actor for its changes."""
-        return Registry(self.store, actor=actor, clock=self.clock)
+        """Return this registry with another actor for its changes; what this one has read is not read again."""
+        made = Registry(self.store, actor=actor, clock=self.clock)
+        made._origin = self if self._origin is None else self._origin  # of this class
+        return made
 
 
 def _rebuild(store: ObjectStore, actor: str, clock: Clock) -> Registry:

@@ -40,6 +40,7 @@ DEFAULT_STORE = ".toque/store"
 DEFAULT_MEMORY_SHARE = 0.25
 DEFAULT_SHARD_CACHE_BYTES = 16 * 10**9
 DEFAULT_KEY_FILE = ".toque/keys/audit"
+_SHARED = "shared"  # actor of a context in whose name nothing is written
 _IN_A_CLUSTER = "RAY_RAYLET_PID"  # Ray gives it to its worker processes
 
 
@@ -85,6 +86,10 @@ class Context:
         project = dict(self.projects).get(name)
         store = open_store(url, audit_keys=self.store.audit_keys, announce=announcer_of(self.redis_url))
         return replace(self, workspace=name, store=store, store_url=url, project=project)
+
+    def as_actor(self, actor: str) -> Context:
+        """Return this context with another actor, for whom the registry need not be read again."""
+        return _sharing(self, replace(self, actor=actor))
 
     @property
     def platform_url(self) -> str:
@@ -143,6 +148,9 @@ class Context:
     def _registry(self) -> Registry:
         from registry import Registry  # late: a run that uses neither does not wait for the import
 
+        origin: Context | None = vars(self).get("_origin")
+        if origin is not None:
+            return origin.registry().as_actor(self.actor)
         return Registry(self.store, actor=self.actor, clock=self.clock)
 
     @cached_property
@@ -175,7 +183,27 @@ def context() -> Context:
 
 @lru_cache(maxsize=8)
 def unpacked(data: bytes) -> Context:
-    """Unpickle a context; equal bytes give the same object, with its registry and feature store."""
+    """Unpickle a context; equal bytes give the same object, with its registry and feature store.
+
+    Those that differ in the acting user, the causes and the invocation alone share what their registries have read.
+    """
+    found = _loaded(data)
+    shared = replace(found, actor=_SHARED, chain=(), invocation=None)
+    return _sharing(_shared_context(shared.packed()), found)
+
+
+@lru_cache(maxsize=8)
+def _shared_context(data: bytes) -> Context:
+    return _loaded(data)
+
+
+def _sharing(origin: Context, made: Context) -> Context:
+    """Have the registry of a context go on from what the registry of another has read."""
+    vars(made)["_origin"] = origin
+    return made
+
+
+def _loaded(data: bytes) -> Context:
     found: Context = pickle.loads(data)  # noqa: S301  # our own process's bytes, never a store's
     return found
 

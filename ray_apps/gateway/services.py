@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -120,7 +120,7 @@ class Services:
         return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._limiter)
 
     def _context_of_actor(self, actor: str, workspace: str) -> Context:
-        return replace(self._workspaces(workspace), actor=actor)
+        return self._workspaces(workspace).as_actor(actor)
 
 
 def services_of(request: Any) -> Services:

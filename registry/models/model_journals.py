@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from registry.errors import InvalidInput
+from registry.errors import InvalidInput, RegistryError
 from registry.journal import Entry, Fold, Journal
 from registry.journal.fold import PATIENCE_S
 from registry.models import state as model_state
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from registry.models.decisions import Body
     from registry.store import ObjectStore
 
+S = TypeVar("S")
 _NAMES = "model-names/"
 
 
@@ -36,6 +38,7 @@ class ModelJournals:
         self.store = store
         self.actor = actor
         self.clock = clock
+        self._origin: ModelJournals | None = None
         self._models: dict[str, Fold[ModelState]] = {}
         self._models_lock = threading.Lock()
 
@@ -45,18 +48,23 @@ class ModelJournals:
         Raises: InvalidInput for a malformed name.
         """
         check_name(model, what="model")
+        found = self._models.get(model)
+        if found is not None:
+            return found
+        made = self._open(model) if self._origin is None else going_on(self._origin.follow(model), self.actor)
         with self._models_lock:
-            if model not in self._models:
-                self._models[model] = Fold(
-                    Journal(self.store, f"models/{model}/journal", actor=self.actor, clock=self.clock),
-                    ModelState(name=model),
-                    model_state.step,
-                    encode=model_state.encode,
-                    decode=partial(model_state.decode, model),
-                    schema=model_state.SCHEMA,
-                    carry=True,
-                )
-            return self._models[model]
+            return self._models.setdefault(model, made)
+
+    def _open(self, model: str) -> Fold[ModelState]:
+        return Fold(
+            Journal(self.store, f"models/{model}/journal", actor=self.actor, clock=self.clock),
+            ModelState(name=model),
+            model_state.step,
+            encode=model_state.encode,
+            decode=partial(model_state.decode, model),
+            schema=model_state.SCHEMA,
+            carry=True,
+        )
 
     def list_models(self, *, after: str = "", limit: int | None = None) -> list[str]:
         """Names of the models that come after `after`, sorted; at most `limit` of them, which reads no more models."""
@@ -72,3 +80,10 @@ class ModelJournals:
         fold = self.follow(model)
         entry = fold.transact(decide, patience_s=patience_s)
         return entry, fold.state
+
+
+def going_on(fold: Fold[S], actor: str) -> Fold[S]:
+    """Return a fold of another actor that goes on from one that all actors share, which is read once for them."""
+    with suppress(RegistryError):  # the new one meets the same when it is read
+        fold.refresh()
+    return fold.as_actor(actor)

@@ -13,7 +13,7 @@ from typing import Any
 
 from registry.errors import AlreadyExists, NotFound, Unavailable
 from registry.journal import Fold, Journal
-from registry.models.model_journals import ModelJournals
+from registry.models.model_journals import ModelJournals, going_on
 from registry.names import check_key, check_name
 from registry.runs import record as run_record
 from registry.runs.record import Index, RunRecord, Segment, Status, with_segments
@@ -40,20 +40,26 @@ class RunStore(ModelJournals):
     def index(self, experiment: str) -> Fold[Index]:
         """Follow the index of an experiment's runs: `.refresh()` is one read. Raises: InvalidInput."""
         check_name(experiment, what="experiment")
+        found = self._experiments.get(experiment)
+        if found is not None:
+            return found
+        shared = self._origin if isinstance(self._origin, RunStore) else None
+        made = (
+            self._open_index(experiment) if shared is None else going_on(shared.index(experiment), self.actor)
+        )
         with self._experiments_lock:
-            if experiment not in self._experiments:
-                self._experiments[experiment] = Fold(
-                    Journal(
-                        self.store, f"experiments/{experiment}/journal", actor=self.actor, clock=self.clock
-                    ),
-                    {},
-                    run_record.step,
-                    encode=run_record.encode,
-                    decode=run_record.decode,
-                    schema=run_record.SCHEMA,
-                    carry=True,
-                )
-            return self._experiments[experiment]
+            return self._experiments.setdefault(experiment, made)
+
+    def _open_index(self, experiment: str) -> Fold[Index]:
+        return Fold(
+            Journal(self.store, f"experiments/{experiment}/journal", actor=self.actor, clock=self.clock),
+            {},
+            run_record.step,
+            encode=run_record.encode,
+            decode=run_record.decode,
+            schema=run_record.SCHEMA,
+            carry=True,
+        )
 
     def begin(self, record: RunRecord) -> None:
         """Record in the index that a run begins; 2 writes. Used by `start_run` and `RunLog`."""

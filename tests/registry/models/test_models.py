@@ -222,3 +222,29 @@ def test_progress_counts_every_byte(reg: Registry, model_files: Path, tmp_path: 
     (model_files / "same.pt2").write_bytes(b"weights" * 1000)
     reg.create_version("m", model_files, on_progress=seen.append)  # nothing is sent, and the bar is full
     assert sum(seen) == 3 * 7002 + 7000
+
+
+def test_a_registry_in_the_name_of_another_reads_only_what_is_new(
+    reg: Registry, model_files: Path, monkeypatch: pytest.MonkeyPatch
+):
+    reg.create_model("m")
+    for _ in range(3):
+        reg.create_version("m", model_files)
+    shared = Registry(reg.store, actor="shared")
+    assert len(shared.get_model("m").versions) == 3
+    read: list[str] = []
+    find = type(reg.store).find
+    monkeypatch.setattr(type(reg.store), "find", lambda store, key: (read.append(key), find(store, key))[1])
+    for number, actor in enumerate(("ada", "bea"), 4):
+        own = shared.as_actor(actor)
+        assert len(own.get_model("m").versions) == 3
+        assert read == [f"models/m/journal/entries/{number:08d}.json"] * 2  # by both: nothing is new
+        read.clear()
+        own.set_model_tags("m", {"by": actor})
+        shared.get_model("m")
+        read.clear()
+    assert [entry.actor for entry in Journal(reg.store, "models/m/journal", actor="x").entries(4)] == [
+        "ada",
+        "bea",
+    ]
+    assert dict(shared.get_model("m").tags) == {"by": "bea"}
