@@ -1,0 +1,31 @@
+"""Summing of what invocations used as a scheduled function, so that whoever looks at costs waits for the last hour's alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, timedelta
+
+from functions.runtime.context import context
+from functions.runtime.declaration import Cron, Retries
+from functions.runtime.durable.cost_days import costs_since
+from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.function import function
+
+
+@function(
+    http=True,
+    timeout_s=3600,
+    retries=Retries(max_attempts=3),
+    max_concurrency=1,
+    schedule=Cron("23 * * * *", jitter_s=300),
+)
+def sum_costs(days: int = 30) -> int:
+    """Sum the receipts of the invocations of the last days, today included, and keep the sums; returns how many ended.
+
+    A day is summed once: what is kept of it is only added to. Killed and repeated, it goes on after the last whole day.
+    Raises: ValueError for less than one day.
+    """
+    if days < 1:
+        raise ValueError(f"days={days} must be 1 at least, which is today")
+    used = context()
+    first = used.clock().astimezone(UTC).date() - timedelta(days=days - 1)
+    return sum(row.invocations for row in costs_since(ledger_of(used), first))
