@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from functions.renamed import old_names
 from functions.reporting.evidently_page import EvidentlyReport, evidently_report
+from functions.reporting.explained_request import PredictionExplanation, explain_prediction
 from functions.reporting.jobs import AlarmReport, Report, alarm_report, model_report, rollout_report
 from functions.reporting.logged_requests import (
     LoggedPrediction,
@@ -24,6 +25,7 @@ __all__ = [
     "AlarmReport",
     "EvidentlyReport",
     "LoggedPrediction",
+    "PredictionExplanation",
     "PredictionInputs",
     "PredictionTrace",
     "Report",
@@ -33,6 +35,7 @@ __all__ = [
     "Week",
     "alarm_report",
     "evidently_report",
+    "explain_prediction",
     "find_request",
     "list_predictions",
     "model_report",

@@ -112,7 +112,7 @@ def test_what_takes_too_long_or_has_no_baseline_is_refused() -> None:
     many = {name: np.repeat(array, 1_000, axis=0) for name, array in row.items()}
     with pytest.raises(BadRequest, match=r"1000 rows x 3 features x 400 samples are 1200000 evaluations"):
         Explainer(version(), many, 1_000, ExplainRequest(samples=400))
-    with pytest.raises(BadRequest, match="has no example of the shape of 'numeric'; use 'missing'"):
+    with pytest.raises(BadRequest, match="there is no example of the shape of 'numeric'; use 'missing'"):
         Explainer(version(example=False), row, 1, ExplainRequest())
     whole = version(datatype="INT64")
     with pytest.raises(BadRequest, match="'numeric' is INT64, which has no missing value"):
