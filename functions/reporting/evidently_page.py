@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from functions.monitoring.drift.dataset_sketches import DatasetRows
 from functions.monitoring.logged_features import FeatureColumns, feature_table, sample_rows
 from functions.prediction_log import predictions
-from functions.reporting.html import json_for_script
+from functions.reporting.html import json_for_script, write_page
 from functions.runtime.context import context
 from functions.runtime.function import function
 from registry import Table
@@ -63,7 +63,7 @@ def evidently_report(model: str, days: int = 7, max_rows: int = 5_000) -> Eviden
         )
     window = sample_rows(logged, max_rows).select(list(names))
     key = f"reports/{model}-evidently.html"
-    used.store.put(key, _page(reference.select(list(names)), window, columns).encode())
+    write_page(used.store, key, _page(reference.select(list(names)), window, columns))
     return EvidentlyReport(
         key=key, rows_reference=reference.num_rows, rows_window=window.num_rows, rows_logged=logged.num_rows
     )

@@ -9,7 +9,7 @@ from itertools import pairwise
 import plotly.graph_objects as go
 
 from featurestore import FeatureStatistics, ViewHealth, view_health, view_statistics
-from functions.reporting.html import document, figure_html, linked, table
+from functions.reporting.html import document, figure_html, linked, table, write_page
 from functions.runtime.context import context
 from functions.runtime.function import function
 
@@ -29,7 +29,7 @@ def feature_report(view: str, span_hours: float = 24.0, samples: int = 5) -> str
     figures = view_statistics(features, view, span=span)
     key = f"reports/features-{view}.html"
     page = linked(render_view(health, figures, span=span), used.page("features", view))
-    used.store.put(key, page.encode())
+    write_page(used.store, key, page)
     return key
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from registry import ObjectStore
+
 _IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -83,3 +85,9 @@ def json_for_script(value: str) -> str:
 
 def _text(value: object) -> str:
     return html.escape(str(value))
+
+
+def write_page(store: ObjectStore, key: str, page: str) -> None:
+    """Store a report under its key, and announce it to whoever looks at the list of reports."""
+    store.put(key, page.encode())
+    store.announce(key)

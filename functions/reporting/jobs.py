@@ -22,7 +22,7 @@ from functions.monitoring.quality.watch import Views
 from functions.monitoring.watch import MonitorRun
 from functions.prediction_log import outcomes, predictions
 from functions.reporting.alarm_page import render_alarm
-from functions.reporting.html import linked
+from functions.reporting.html import linked, write_page
 from functions.reporting.page import Latency, ReportContent, render
 from functions.reporting.rollout_page import read_rollout, render_rollout
 from functions.reporting.timeline import (
@@ -110,7 +110,7 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
         trace=trace_prediction(registry, model, rows["prediction_id"][-1].as_py()),
         estimates=_estimates(model, start, end),
     )
-    used.store.put(report.key, linked(render(findings), used.page("models", model)).encode())
+    write_page(used.store, report.key, linked(render(findings), used.page("models", model)))
     return report
 
 
@@ -126,7 +126,7 @@ def rollout_report(model: str, rollout: int | None = None) -> str:
     state, _, _ = read_rollout(entries, rollout)
     key = f"reports/{model}-rollout-{state.rollout}.html"
     page = render_rollout(model, entries, state.rollout)
-    used.store.put(key, linked(page, used.page("rollouts", model, rollout=str(state.rollout))).encode())
+    write_page(used.store, key, linked(page, used.page("rollouts", model, rollout=str(state.rollout))))
     return key
 
 
@@ -166,7 +166,7 @@ def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) ->
     )
     key = f"reports/{model}-alarm-{sha256(found.key.encode()).hexdigest()[:12]}.html"
     page = used.page("monitors", model, monitor=found.monitor, subject=found.subject)
-    used.store.put(key, linked(render_alarm(causes, events), page).encode())
+    write_page(used.store, key, linked(render_alarm(causes, events), page))
     return AlarmReport(key=key, causes=causes)
 
 

@@ -56,7 +56,7 @@ class ObjectStore(Protocol):
         ...
 
     def announce(self, path: str) -> None:
-        """Tell readers in other processes that the journal at `path` has a new entry, if the store was given a way to."""
+        """Tell readers in other processes that the journal, table or report at `path` changed, if the store was given a way to."""
         ...
 
     def get(self, key: str) -> bytes:

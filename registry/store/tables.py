@@ -220,6 +220,7 @@ class Table:
             except SchemaMismatchError as error:
                 raise InvalidInput(f"table {self.name}: columns do not fit: {error}") from error
             else:
+                self.store.announce(f"tables/{self.name}")
                 return TableSnapshot(name=self.name, version=int(table.version()))
 
     def create(
