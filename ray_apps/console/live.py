@@ -1,7 +1,7 @@
 """Changes told to open pages as they happen: one watcher a topic for all viewers of this process.
 
-A topic is a journal, or all of one kind ("models/late-flights", "rollouts/*"), or a model's live figures
-("figures/late-flights"). Journals are announced by Redis, so watching costs no read; a page that hears of a change asks for itself
+A topic is a journal, or all of one kind ("models/late-flights", "rollouts/*"), the tables of one kind ("tables/features"), the
+reports ("reports/*"), or a model's live figures ("figures/late-flights"). Journals, tables and reports are announced by Redis, so watching costs no read; a page that hears of a change asks for itself
 again. Figures are read once for all viewers and sent as they are.
 """
 
@@ -38,6 +38,8 @@ _LOOK_S, _FIGURES_S, _BEAT_S = 0.2, 2.0, 10.0
 _IDLE_S = 15.0  # a topic outlives its last listener by so much, as a page that is reloaded comes back
 _POLL_S = 15.0  # without Redis pages look again so often
 _NEVER_S = 86_400.0
+_GAP_S, _GAP_OF_ONE_S = 1.5, 0.03
+"""Least time between two changes that a topic tells, and what each of many listeners adds to it: some change all the time."""
 _SPREAD_S, _SPREAD_MOST_S = (
     0.008,
     1.2,
@@ -56,8 +58,14 @@ class _Topic:
     count: int = 0
     written: int | None = None
     read_at: float = 0.0
+    told_at: float = float("-inf")
     left_at: float = 0.0
     last: str = ""
+
+    @property
+    def gap_s(self) -> float:
+        """Least time between two changes that are told; each makes every listener ask for its page."""
+        return max(_GAP_S, _GAP_OF_ONE_S * len(self.listeners))
 
     def tell(self, kind: str, data: str) -> None:
         for each in self.listeners:
@@ -82,7 +90,7 @@ class LiveChanges:
         self._topics: dict[tuple[str, str], _Topic] = {}
         self._task: asyncio.Task[None] | None = None
         self._process = secrets.token_hex(4)
-        self._streams = 0
+        self._streams = self._looks = 0
 
     @property
     def is_full(self) -> bool:
@@ -140,6 +148,7 @@ class LiveChanges:
     async def _run(self) -> None:
         """Look at every topic in turn, and forget those that nobody follows any more."""
         while self._topics:
+            self._looks += 1
             now = self._clock()
             for key, topic in list(self._topics.items()):
                 if not topic.listeners and now - topic.left_at > _IDLE_S:
@@ -148,7 +157,10 @@ class LiveChanges:
                         topic.watch.close()
                 elif topic.watch is None:
                     await self._look_at_figures(topic, now)
-                elif topic.watch.due() or await self._has_written(topic, now):
+                elif now - topic.told_at >= topic.gap_s and (
+                    topic.watch.due() or await self._has_written(topic, now)
+                ):
+                    topic.told_at = now
                     topic.count += 1
                     topic.tell("changed", "")
             await asyncio.sleep(_LOOK_S)

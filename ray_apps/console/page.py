@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Coroutine, Sequence
 from datetime import datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 from starlette.requests import Request
@@ -22,6 +22,7 @@ from registry import DEFAULT_WORKSPACE, Role
 if TYPE_CHECKING:
     from ray_apps.console.app import Console
 
+T = TypeVar("T")
 THEMES: Final = ("light", "dark")
 _NOTICE_COOKIE, _THEME_COOKIE = "toque-notice", "toque-theme"
 _NOTICE_S = 30
@@ -133,13 +134,12 @@ class Page:
         return answer
 
     @staticmethod
-    async def told(asked: Coroutine[Any, Any, Any]) -> Told:
-        """Await what the API lists; where it refuses or fails, its words, as the rest of the page can be shown."""
+    async def told(asked: Coroutine[Any, Any, T]) -> T | str:
+        """Await what the API gives; where it refuses or fails, its words, as the rest of the page can be shown."""
         try:
-            found: list[dict[str, Any]] = await asked
+            return await asked
         except ApiError as error:
             return error.detail
-        return found
 
     async def change(self, to: str, done: str, method: str, path: str, body: Any = None, /) -> Response:
         """Send a change to the API and go to `to`, which tells `done` or the API's refusal."""

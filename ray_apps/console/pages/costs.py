@@ -44,6 +44,7 @@ async def show_costs(
     bars = [(str(each["name"])[:12], each[size]) for each in groups[:_BARS]]
     return await page.render(
         "costs.html",
+        live=("invocations/*",),
         groups=groups,
         total=_sum("all", priced),
         currency=None if prices is None else prices["currency"],

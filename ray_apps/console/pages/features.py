@@ -20,6 +20,8 @@ from registry import Role
 router = pages_router()
 ENTRY = Entry("Features", "features")
 ROWS = 50
+LIVE: Final = ("features/*", "tables/features")
+"""Definitions and loads of sources, and rows of the views."""
 _SPANS: Final = (1, 24, 168, 720)
 _LINES = 6
 _CHART_WIDTH: Final = 430
@@ -39,6 +41,7 @@ async def list_features(
     left = [each | {"stale": _is_stale(each, page.now)} for each in views if each["name"] > after]
     return await page.render(
         "features.html",
+        live=LIVE,
         views=left[:ROWS],
         sources=sources,
         words=words,
@@ -66,6 +69,7 @@ async def show_view(
         refusal = error.detail
     return await page.render(
         "feature_view.html",
+        live=LIVE,
         view=view,
         entry=entry,
         stale=_is_stale(entry, page.now),
@@ -84,7 +88,7 @@ async def show_view(
 async def show_source(page: Viewer, source: str) -> Response:
     """Show one batch source: what it reads, who uses it, and what its last loads brought or kept aside."""
     found = await page.api.call("source_status", sources=[source], loads=ROWS)
-    return await page.render("source.html", source=found[0])
+    return await page.render("source.html", live=LIVE, source=found[0])
 
 
 def _is_stale(view: dict[str, Any], now: datetime) -> bool:

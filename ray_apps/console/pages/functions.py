@@ -30,6 +30,7 @@ async def list_functions(page: Viewer) -> Response:
     )
     return await page.render(
         "functions.html",
+        live=("schedules/*",),
         schedules=sorted(schedules, key=lambda each: str(each["next_tick"])),
         functions=functions,
     )
@@ -44,6 +45,7 @@ async def show_function(page: Viewer, name: str) -> Response:
     )
     return await page.render(
         "function.html",
+        live=("schedules/*", "invocations/*"),
         function=found,
         arguments=_arguments(found["input_schema"]),
         latest=latest,

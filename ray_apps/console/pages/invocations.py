@@ -45,7 +45,7 @@ async def list_invocations(
     )
     return await page.render(
         "invocations.html",
-        live=("dead_letters",) if state == "dead" else (),
+        live=("dead_letters",) if state == "dead" else ("invocations/*",),
         invocations=found,
         states=INDEXED,
         scanned=scan,

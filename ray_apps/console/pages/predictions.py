@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -36,10 +37,10 @@ async def find_predictions(
     """Find predictions of a model by time and entity, newest or worst first; or by id, which leads to its page."""
     models = await page.api.get("/models", limit=_MODELS)
     found, refusal = [], ""
+    asked: dict[str, Any] = {"model": model, "hours": hours, "limit": ROWS, "order": order}
+    asked |= {"entity": entity.strip()} if entity.strip() else {}
+    asked |= {"before": _moment(before)} if before else {}
     if model:
-        asked: dict[str, Any] = {"model": model, "hours": hours, "limit": ROWS, "order": order}
-        asked |= {"entity": entity.strip()} if entity.strip() else {}
-        asked |= {"before": _moment(before)} if before else {}
         try:
             found = await page.api.call("list_predictions", **asked)
         except ApiError as error:
@@ -48,6 +49,7 @@ async def find_predictions(
             refusal = error.detail
     return await page.render(
         "predictions.html",
+        live=("tables/predictions",) if model and not before else (),
         models=[each["name"] for each in models],
         model=model,
         entity=entity,
@@ -56,6 +58,7 @@ async def find_predictions(
         order=order,
         predictions=found,
         refusal=refusal,
+        asked=json.dumps(asked),
         following=found[-1]["predicted_at"] if len(found) == ROWS and order == "newest" else None,
     )
 
@@ -68,9 +71,16 @@ async def go_to_prediction(page: Viewer, id: Text, days: Days = 30) -> Response:
 
 @router.get("/predictions/{prediction}")
 async def show_prediction(
-    page: Viewer, prediction: str, model: Annotated[str | None, Query(max_length=128)] = None, days: Days = 30
+    page: Viewer,
+    prediction: str,
+    model: Annotated[str | None, Query(max_length=128)] = None,
+    days: Days = 30,
+    explain: bool = False,  # noqa: FBT001, FBT002  # a query parameter
 ) -> Response:
-    """Show what became of a request: answers, stages, labels, verdicts; its inputs to those who may read them."""
+    """Show what became of a request: answers, stages, labels, verdicts; inputs and explanation to those who may read them.
+
+    explain: also what each feature added to the answer, for which the version is loaded.
+    """
     try:
         found = await page.api.get(f"/traces/{page.quoted(prediction)}", model=model, days=days)
     except ApiError as error:
@@ -80,28 +90,33 @@ async def show_prediction(
             "prediction_none.html", HTTPStatus.NOT_FOUND, prediction=prediction, why=error.detail, days=days
         )
     rows = found["predictions"]
+    row = next((each for each in rows if not each["shadow"]), rows[0])
+    asked = {name: row[name] for name in ("model", "prediction_id", "predicted_at")}
+    may = page.may("operator", row["model"])
+    inputs = await page.told(page.api.call("prediction_inputs", **asked)) if may else None
+    explained = await page.told(page.api.call("explain_prediction", **asked)) if may and explain else None
     return await page.render(
         "prediction.html",
         prediction=prediction,
         rows=rows,
-        inputs=await _inputs(page, rows),
+        row=row,
+        asked=json.dumps(asked),
+        inputs=inputs,
+        explained=_explained(explained, inputs) if isinstance(explained, dict) else explained,
         longest=[max((s["begin_ms"] + s["duration_ms"] for s in row["stages"]), default=0.0) for row in rows],
     )
 
 
-async def _inputs(page: Page, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Read the inputs of the first row that was answered, if the viewer may; None if not, or if the log has them not."""
-    row = next((each for each in rows if not each["shadow"]), rows[0])
-    if not page.may("operator", row["model"]):
-        return None
-    asked = {name: row[name] for name in ("model", "prediction_id", "predicted_at")}
-    try:
-        inputs: dict[str, Any] = await page.api.call("prediction_inputs", **asked)
-    except ApiError as error:
-        if error.status in _EXPECTED | {HTTPStatus.FORBIDDEN}:
-            return None
-        raise
-    return inputs
+def _explained(found: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    """Lay an explanation out: the features by what they added, with their values and bars of a length up to 100."""
+    values = inputs["values"] if isinstance(inputs, dict) else {}
+    parts = sorted(found["attributions"].items(), key=lambda part: abs(part[1]), reverse=True)
+    most = max((abs(each) for _, each in parts), default=0.0) or 1.0
+    rows = [
+        {"name": name, "given": values.get(name), "added": added, "length": round(100 * added / most, 1)}
+        for name, added in parts
+    ]
+    return found | {"rows": rows}
 
 
 def _moment(text: str) -> str:

@@ -30,6 +30,7 @@ async def list_reports(
     found = await page.api.get("/reports", subject=subject or None, kind=kind, after=after, limit=ROWS)
     return await page.render(
         "reports.html",
+        live=("reports/*",),
         reports=sorted(found, key=lambda each: each["written_at"] or "", reverse=True),
         subject=subject,
         kind=kind,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from functions.reporting.html import write_page
 from functions.runtime.changes.announcer import announcer_of
 from functions.runtime.changes.feed import Watch
 from ray_apps.console import live
 from ray_apps.console.live import LiveChanges, is_topic
-from registry import ObjectStore, Registry, open_store
+from registry import Journal, ObjectStore, Registry, Table, open_store
 from tests.ray_apps.console.conftest import Platform
 
 
@@ -123,6 +125,63 @@ async def test_a_page_of_a_run_hears_of_what_the_run_logs(
     for odd in ("runs/*", "../runs", "dead_letters/x", "runs/"):
         assert is_topic(odd) == (odd == "runs/*")
     assert is_topic("dead_letters")
+
+
+async def test_a_topic_that_changes_all_the_time_tells_it_now_and_then(store: ObjectStore) -> None:
+    """Each change that is told makes every page ask for itself again."""
+    now = [0.0]
+    changes = LiveChanges(store, None, clock=lambda: now[0])
+    stream = changes.stream("default", ["invocations/*"], "")
+    await anext(stream)
+    (topic,) = changes._topics.values()
+    changed = [0]
+
+    class Busy(Watch):
+        def due(self) -> bool:
+            changed[0] += 1
+            return True
+
+    topic.watch = Busy(every_s=0.0)
+    async with asyncio.timeout(20):
+        while topic.count < 1:  # noqa: ASYNC110  # another task looks
+            await asyncio.sleep(0.01)
+        now[0] += topic.gap_s * 0.9
+        looks = changes._looks
+        while changes._looks < looks + 3:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.01)
+        assert topic.count == 1
+        now[0] += topic.gap_s * 0.2
+        while topic.count < 2:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.01)
+    assert topic.gap_s == 1.5
+    topic.listeners |= {asyncio.Queue() for _ in range(199)}
+    assert topic.gap_s == pytest.approx(6.0)
+    await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "topic", ["tables/features", "features/*", "reports/*", "invocations/*", "schedules/*"]
+)
+async def test_pages_hear_of_rows_reports_and_schedules(
+    store: ObjectStore, redis_url: str, topic: str
+) -> None:
+    changes = LiveChanges(store, redis_url)
+    stream = changes.stream("default", [topic], "")
+    await anext(stream)
+    heard = asyncio.ensure_future(hear(stream, "changed"))
+    kind = topic.partition("/")[0]
+    async with asyncio.timeout(20):
+        number = 0
+        while not heard.done():
+            number += 1
+            if kind == "tables":
+                Table(store, "features/default/planes").append(pa.table({"a": [number]}))
+            elif kind == "reports":
+                write_page(store, f"reports/late-{number}.html", "<p>page</p>")
+            else:
+                Journal(store, f"{kind}/x{number}", actor="ada").append({}, at=0)
+            await asyncio.sleep(0.05)
+    await stream.aclose()
 
 
 async def test_a_gateway_feeds_so_many_streams_and_tells_further_pages_to_do_without(

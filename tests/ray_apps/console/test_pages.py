@@ -1,11 +1,13 @@
 """What the pages show and change, for whom, and that no text of a user becomes markup."""
 
+import ast
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from ray_apps.console import pages
 from ray_apps.console.app import STATIC
 from ray_apps.console.rendering import number, percent, size, time_of
 from ray_apps.console.route import ANYBODY, CHANGE, pages_router
@@ -33,6 +35,7 @@ PAGES = (
     "/ui/predictions",
     "/ui/predictions?model=price-of-fuel",
     "/ui/predictions/flight-00",
+    "/ui/predictions/flight-00?explain=true",
     "/ui/costs",
     "/ui/reports",
     "/ui/features",
@@ -340,3 +343,22 @@ def test_figures_are_written_the_same_everywhere() -> None:
         "5e+03\u202fTB",
     ]
     assert 'title="2026-03-01 12:00:00 UTC"' in str(time_of("2026-03-01T13:00:00+01:00"))
+
+
+def test_pages_know_the_platform_by_its_api_alone() -> None:
+    """None reads store, journals or Redis by itself: what they import of the platform are names of roles and states."""
+    found = set()
+    for file in Path(pages.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = node.names if isinstance(node, ast.Import | ast.ImportFrom) else ()
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            found |= {f"{module}{each.name}" for each in names}
+    rooms = ("registry", "functions", "featurestore", "kernels", "redis", "deltalake", "clusters")
+    states = "functions.runtime.durable.record"
+    assert {each for each in found if each.startswith(rooms)} == {
+        "registry.Role",
+        f"{states}.ENDED",
+        f"{states}.Status",
+    }
+    own = ("ray_apps.console.", "ray_apps.admission.")
+    assert all(each.startswith(own) for each in found if each.startswith("ray_apps."))

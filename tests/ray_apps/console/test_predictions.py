@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from functions.prediction_log import predictions_table
 from functions.prediction_log.records import TRACED_PREDICTIONS
+from ray_apps.console.pages.predictions import _explained
 from registry import Table
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_platform import NOW
@@ -71,3 +72,27 @@ async def test_no_text_of_a_prediction_becomes_markup(platform: Platform) -> Non
         markup.feed(text)
         assert not {"b", "i", "u"} & markup.tags
         assert not [name for name in markup.attributes if name.startswith("on") or name == "style"]
+
+
+async def test_an_operator_has_the_answer_explained_and_a_viewer_is_not_offered_it(
+    platform: Platform,
+) -> None:
+    path = "/ui/predictions/flight-00"
+    operator = await platform.signed_in("operator")
+    offered = (await operator.get(path)).text
+    assert re.search(r'href="/ui/predictions/flight-00\?explain=true#explanation"', offered)
+    assert "toque run explain_prediction" in offered
+    told = (await operator.get(f"{path}?explain=true")).text
+    assert "It cannot be explained: " in told  # the files of the sample are no model
+    viewer = (await (await platform.signed_in("viewer")).get(f"{path}?explain=true")).text
+    assert "explain" not in viewer
+
+
+def test_an_explanation_is_laid_out_with_the_largest_part_first() -> None:
+    found = {"attributions": {"wind": -6.0, "distance": 3.0, "hour": 0.0}, "value": -2.0, "baseline": 1.0}
+    rows = _explained(found, {"values": {"wind": 3.0, "distance": 4.0}})["rows"]
+    assert [(each["name"], each["given"], each["length"]) for each in rows] == [
+        ("wind", 3.0, -100.0),
+        ("distance", 4.0, 50.0),
+        ("hour", None, 0.0),
+    ]
