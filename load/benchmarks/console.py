@@ -2,7 +2,9 @@
 
 `python -m load.benchmarks.console --store FOLDER` writes the store into FOLDER if it is not there (some minutes), serves the
 gateway without Ray on this machine, and opens each page in Chromium: once for the first time in the process, then again. The
-floor is the sign-in page, which reads nothing. Exit code 1 if a page took longer than `--limit` seconds when it was opened again.
+floor is the sign-in page, which reads nothing. Before, costs are summed as the platform does every hour. Beside the time stand the CPU
+seconds of the gateway's processes, which other work on the machine changes little. Exit code 1 if a page took longer than `--limit`
+seconds when it was opened again.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from load.benchmarks.console_store import MODEL, Size, filled_store
 from load.benchmarks.timing import print_machine
@@ -59,12 +63,35 @@ _BYTES = "performance.getEntries().reduce((sum, each) => sum + (each.encodedBody
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Seconds until a page painted, for the first time and when it was opened again, and the bytes that it loaded."""
+    """Seconds until a page painted, for the first time and when it was opened again, and the bytes that it loaded.
+
+    cpu_s: of the gateway, when it was opened again.
+    """
 
     path: str
     first_s: float
     again_s: float
+    cpu_s: float
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Gateway:
+    """Running gateway. session: number of its processes' session."""
+
+    url: str
+    token: str
+    session: int
+
+    def cpu_s(self) -> float:
+        """CPU seconds that its processes have used, those included that ended and were waited for."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has just ended
+                fields = stat.read_text().rpartition(")")[2].split()
+                if int(fields[3]) == self.session:
+                    ticks += sum(map(int, fields[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main(arguments: list[str]) -> int:
@@ -73,19 +100,22 @@ def main(arguments: list[str]) -> int:
     store = filled_store(given.store.resolve(), Size().share(given.part))
     print_machine()
     print(f"store: {(store.find('written') or b'').decode()}")
-    print(f"{'page':<90} {'first s':>8} {'again s':>8} {'kB':>6}")
+    print(f"{'page':<90} {'first s':>8} {'again s':>8} {'cpu s':>6} {'kB':>6}")
     slow = []
-    with _served(store) as (url, token), _browser() as browser:
+    with _served(store) as gateway, _browser() as browser:
+        _sum_costs(gateway)
         page = browser.new_page()
         page.set_default_timeout(600_000)
-        page.goto(f"{url}/ui/")
-        page.fill("#token", token)
+        page.goto(f"{gateway.url}/ui/")
+        page.fill("#token", gateway.token)
         page.click("text=Sign in >> nth=-1")
         page.wait_for_selector(".side")
         for path in (FLOOR, *PAGES):
-            opened = _open(page, url, path, given.rounds)
+            opened = _open(page, gateway, path, given.rounds)
             print(
-                f"{path:<90} {opened.first_s:>8.2f} {opened.again_s:>8.2f} {opened.size_bytes / 1000:>6.0f}"
+                f"{path:<90} {opened.first_s:>8.2f} {opened.again_s:>8.2f} {opened.cpu_s:>6.2f} "
+                f"{opened.size_bytes / 1000:>6.0f}",
+                flush=True,
             )
             if opened.again_s > given.limit:
                 slow.append(path)
@@ -104,20 +134,32 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _open(page: Any, url: str, path: str, rounds: int) -> Opened:
-    seconds = []
+def _sum_costs(gateway: _Gateway) -> None:
+    start = time.perf_counter()
+    headers = {"Authorization": f"Bearer {gateway.token}"}
+    answer = httpx.post(f"{gateway.url}/functions/sum_costs", json={}, headers=headers, timeout=3600)
+    print(
+        f"costs of {answer.raise_for_status().json()} invocations summed in {time.perf_counter() - start:.0f} s"
+    )
+
+
+def _open(page: Any, gateway: _Gateway, path: str, rounds: int) -> Opened:
+    seconds, cpu = [], []
     for _ in range(rounds + 1):
-        answer = page.goto(url + path)
+        before = gateway.cpu_s()
+        answer = page.goto(gateway.url + path)
         if answer.status >= 400:
             raise RuntimeError(f"{path} answered {answer.status}: {page.inner_text('main')[:400]}")
         while (painted_ms := page.evaluate(_PAINT)) is None:  # a wait by a script would need `unsafe-eval`
             page.wait_for_timeout(5)
         seconds.append(painted_ms / 1000)
-    return Opened(path, seconds[0], statistics.median(seconds[1:]), int(page.evaluate(_BYTES)))
+        cpu.append(gateway.cpu_s() - before)
+    again_s, cpu_s = statistics.median(seconds[1:]), statistics.median(cpu[1:])
+    return Opened(path, seconds[0], again_s, cpu_s, int(page.evaluate(_BYTES)))
 
 
 @contextmanager
-def _served(store: ObjectStore) -> Iterator[tuple[str, str]]:
+def _served(store: ObjectStore) -> Iterator[_Gateway]:
     """Serve the gateway in a process of its own, without Ray and Redis; gives its address and an admin's token."""
     token = Access(store, actor="benchmark").create_token(f"admin-{time.time_ns()}", "admin")
     with socket.socket() as probe:
@@ -127,13 +169,13 @@ def _served(store: ObjectStore) -> Iterator[tuple[str, str]]:
     command = [sys.executable, "-m", "uvicorn", "ray_apps.gateway.deployment:build", *options]
     with tempfile.TemporaryDirectory() as folder:  # which lacks what a development folder may have
         environment = os.environ | {"TOQUE_STORE": store.url, "PYTHONPATH": str(Path.cwd())}
-        process = subprocess.Popen(command, env=environment, cwd=folder)
+        process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)
         try:
             while not _answers(port):
                 if process.poll() is not None:
                     raise RuntimeError(f"the gateway ended with {process.returncode}")
                 time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}", token
+            yield _Gateway(f"http://127.0.0.1:{port}", token, process.pid)
         finally:
             process.terminate()
             process.wait()
