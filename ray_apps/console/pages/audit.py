@@ -30,21 +30,27 @@ async def show_audit(
     actor: Annotated[str, Query(max_length=128)] = "",
     since: Annotated[str, Query(max_length=40)] = "",
     until: Annotated[str, Query(max_length=40)] = "",
+    seen: Annotated[int | None, Query(ge=0)] = None,
 ) -> Response:
-    """Show the entries of the workspace, newest first; a date alone is the beginning of that day in UTC."""
+    """Show the entries of the workspace, newest first; a date alone is the beginning of that day in UTC.
+
+    seen: entries of the very moment `until` that the pages before have shown.
+    """
     entries = await page.api.get(
         "/audit",
         kind=kind or None,
         actor=actor or None,
         since=_moment(since),
         until=_moment(until),
+        seen=seen,
         limit=ROWS,
     )
-    following = entries[-1]["at"] if len(entries) == ROWS else None
+    last = entries[-1]["at"] if len(entries) == ROWS else None
+    shown = sum(each["at"] == last for each in entries) + ((seen or 0) if last == until else 0)
     return await page.render(
         "audit.html",
         entries_found=entries,
-        following=following,
+        following=None if last is None else page.changed(until=last, seen=shown),
         kinds=_KINDS,
         chosen={"kind": kind, "actor": actor, "since": since, "until": until},
     )

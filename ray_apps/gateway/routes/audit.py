@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import timedelta
-from itertools import islice, takewhile
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import Annotated, Literal
 
 import orjson
@@ -34,6 +35,7 @@ async def get_audit(
     since: Time | None = None,
     until: Time | None = None,
     actor: Annotated[str | None, Query(max_length=128)] = None,
+    seen: Annotated[int | None, Query(ge=0)] = None,
     kind: Kind | None = None,
     everywhere: bool = False,  # noqa: FBT001, FBT002  # a query parameter
     limit: Annotated[int, Query(ge=1, le=MAX_ENTRIES)] = 1_000,
@@ -41,8 +43,8 @@ async def get_audit(
 ) -> Response:
     """Read refused requests and changes, newest first, of the workspace or, for an admin of all, of every one.
 
-    since: by default a week ago. limit: entries of the same moment as the last come with it, so that `until` leads on to all
-    others. actor: only what this principal did or was refused; "" for callers without a token.
+    since: by default a week ago. until, seen: only what is older, and with `seen` of the very moment all but so many, so that a
+    page leads on to the next without a loss. actor: only what this principal did or was refused; "" for callers without a token.
     format: ndjson and csv are for export.
     """
     if everywhere and not principal.may(Role.admin, EVERY_WORKSPACE):
@@ -59,13 +61,20 @@ async def get_audit(
             entry
             for entry in newest_first(store, workspaces, kind, since=begin)
             if (workspace is None or entry.workspace == workspace)
-            and (until is None or entry.at < until)
             and (actor is None or (entry.who or "") == actor)
         )
-        taken = list(islice(entries, limit))
-        return taken + list(takewhile(lambda entry: entry.at == taken[-1].at, entries))
+        return list(islice(_until(entries, until, seen), limit))
 
     return _rendered(await services.run(found), export)
+
+
+def _until(entries: Iterable[AuditEntry], until: datetime | None, seen: int | None) -> Iterator[AuditEntry]:
+    """Leave out what is later than `until`, and of its very moment the first `seen`; all of it without such a number."""
+    same = 0
+    for entry in entries:
+        same += entry.at == until
+        if until is None or entry.at < until or (entry.at == until and seen is not None and same > seen):
+            yield entry
 
 
 def _rendered(entries: list[AuditEntry], export: str) -> Response:
