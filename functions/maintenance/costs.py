@@ -26,6 +26,6 @@ def sum_costs(days: int = 30) -> int:
     """
     if days < 1:
         raise ValueError(f"days={days} must be 1 at least, which is today")
-    used = context()
-    first = used.clock().astimezone(UTC).date() - timedelta(days=days - 1)
-    return sum(row.invocations for row in costs_since(ledger_of(used), first))
+    ledger = ledger_of(context())
+    first = ledger.clock().astimezone(UTC).date() - timedelta(days=days - 1)
+    return sum(row.invocations for row in costs_since(ledger, first))

@@ -173,12 +173,12 @@ def _baseline(signature: Signature, spec: TensorSpec, values: Array, wanted: Exp
     if wanted.baseline == "missing":
         if spec.datatype == "BYTES":
             return np.full(shape, None, dtype=object)
-        if values.dtype.kind != "f":
+        if not spec.datatype.startswith(("FP", "BF")):
             raise CannotExplain(
                 "baseline", f"{spec.name!r} is {spec.datatype}, which has no missing value; use 'example'"
             )
         return np.full(shape, np.nan, dtype=values.dtype)
-    rows = (signature.example or {}).get(spec.name) or ()
+    rows: Sequence[Any] = (signature.example or {}).get(spec.name) or ()
     first = None if not len(rows) else _texts(rows[0]) if spec.datatype == "BYTES" else np.asarray(rows[0])
     if first is None or first.shape != shape:
         raise CannotExplain("baseline", f"there is no example of the shape of {spec.name!r}; use 'missing'")

@@ -77,7 +77,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class _Gateway:
-    """Running gateway. session: number of its processes' session."""
+    """Address of a running gateway and an admin's token. session: number of its processes' session."""
 
     url: str
     token: str

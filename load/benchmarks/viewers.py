@@ -200,7 +200,7 @@ async def _view(address: str, token: str, viewers: int) -> None:
             return add
 
         tasks = [
-            asyncio.create_task(_follow(http, *PAGES[number % len(PAGES)], opened.release, saw(number)))
+            asyncio.create_task(_follow(http, PAGES[number % len(PAGES)], opened.release, saw(number)))
             for number in range(viewers)
         ]
         for _ in range(viewers):
@@ -217,12 +217,12 @@ async def _view(address: str, token: str, viewers: int) -> None:
 
 async def _follow(
     http: httpx.AsyncClient,
-    page: str,
-    topics: tuple[str, ...],
+    what: tuple[str, tuple[str, ...]],
     opened: Callable[[], None],
     saw: Callable[[], None],
 ) -> None:
-    """Be one open page: show it, hold its stream, and show it again when something changed."""
+    """Be one open page: show it, hold the stream of its topics, and show it again when something changed."""
+    page, topics = what
     (await http.get(page)).raise_for_status()
     first, last_id = True, ""
     while True:

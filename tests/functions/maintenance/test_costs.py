@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from functions import Context, function, use_context
-from functions.maintenance.costs import sum_costs
+from functions import function
+from functions.maintenance import costs
 from functions.runtime.durable.cost_days import costs_since
-from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.durable.ledger import Ledger
 from registry import open_store
 
 NOW = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
@@ -24,10 +24,9 @@ def count_flights(day: str) -> int:
 def test_what_the_schedule_has_summed_is_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"file://{tmp_path}/store"
     at = [NOW - timedelta(days=3)]
-    used = Context(open_store(url), url, actor="ada", clock=lambda: at[0])
-    ledger = ledger_of(used)
+    ledger = Ledger(open_store(f"file://{tmp_path}/store"), actor="ada", clock=lambda: at[0])
+    monkeypatch.setattr(costs, "ledger_of", lambda _: ledger)
     for number in range(6):
         at[0] += timedelta(hours=6)
         followed = ledger.follow(ledger.submit(count_flights, {"day": "x"}, key=str(number)))
@@ -37,12 +36,11 @@ def test_what_the_schedule_has_summed_is_not_read_again(
         ):
             followed.append(lambda _, body=body: body)
     at[0] = NOW
-    assert sum_costs.schedule
-    with use_context(used):
-        assert sum_costs(days=30) == 6
-        assert sum_costs(days=1) == 0
-        with pytest.raises(ValueError, match="days=0 must be 1 at least"):
-            sum_costs(days=0)
+    assert costs.sum_costs.schedule
+    assert costs.sum_costs(days=1) == 0
+    assert costs.sum_costs(days=30) == 6
+    with pytest.raises(ValueError, match="days=0 must be 1 at least"):
+        costs.sum_costs(days=0)
     read: list[str] = []
     follow = ledger.follow
     monkeypatch.setattr(ledger, "follow", lambda invocation: (read.append(invocation), follow(invocation))[1])
