@@ -53,6 +53,7 @@ class Scored:
 
     at: microseconds since the epoch. unit: the request's unit, or its id without a unit (one for all its rows).
     answered: whether the outputs are present and finite. label: NaN until it arrives, or if it does not fit the output.
+    told: the label as business metrics take it: `label`, but for a loss of texts the number that was sent, such as a thumb.
     output: the first output. loss: NaN unless answered and labelled. expected: the loss to expect if a probability is
     right, its entropy; NaN for other outputs. bias: a probability or a rate less the label, 0 on average where it is calibrated;
     NaN for other outputs, and where the loss is. outside: whether the unit was outside the experiment's part of its layer,
@@ -67,6 +68,7 @@ class Scored:
     latency_ms: Floats
     answered: npt.NDArray[np.bool_]
     label: Floats
+    told: Floats
     output: Floats
     loss: Floats
     expected: Floats
@@ -104,7 +106,8 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
     flat, start, width = _outputs(rows["outputs"])
     finite = np.isfinite(flat)
     answered = (width > 0) & (_per_row(finite, start, width) == width)
-    label = _floats(rows["label"]).copy()
+    number = _floats(rows["label"])
+    label = number.copy()
     output = np.full(len(ids), np.nan)
     output[answered] = flat[start[answered]]
     realised = np.full(len(ids), np.nan)
@@ -125,6 +128,7 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
             realised[where], label[where] = found, several.truth.mean(axis=1)
             if loss in OF_A_MEAN:
                 mean[where] = several.answers.mean(axis=1)
+    label = np.where(np.isnan(realised) & answered, np.nan, label)
     expected = entropy(single, clip) if loss == "log_loss" else np.full(len(ids), np.nan)
     return Scored(
         id=ids,
@@ -134,7 +138,8 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
         at=rows["predicted_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(),
         latency_ms=_floats(rows["latency_ms"]),
         answered=answered,
-        label=np.where(np.isnan(realised) & answered, np.nan, label),
+        label=label,
+        told=number if loss in TEXT_LOSSES else label,
         output=output,
         loss=realised,
         expected=expected,
@@ -159,12 +164,14 @@ def _by_request(items: Scored) -> Scored:
     realised = np.full(len(begin), np.nan)
     if judged.any():
         realised[judged] = ndcg_loss(relevance[judged], output[judged])
+    label = np.where(judged, np.nansum(relevance, axis=1), np.nan)
     return replace(
         found,
         id=request[begin],
         unit=np.where(found.unit == found.id, request[begin], found.unit),
         answered=answered,
-        label=np.where(judged, np.nansum(relevance, axis=1), np.nan),
+        label=label,
+        told=label,
         output=np.where(answered, np.max(np.where(item, output, -np.inf), axis=1, initial=-np.inf), np.nan),
         loss=realised,
         expected=np.full(len(begin), np.nan),

@@ -8,7 +8,7 @@ from typing import Any
 
 from functions.rollout.budget import Budget, budget, within_budget
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
-from functions.rollout.evidence.cohort_sums import ReadOutcomes, no_metrics
+from functions.rollout.evidence.cohort_sums import ReadOutcomes, cohort_due, no_metrics
 from functions.rollout.evidence.live import ReadLive
 from functions.rollout.evidence.metrics import ReadMetric
 from functions.rollout.evidence.sums import Evidence
@@ -177,7 +177,8 @@ class Rollouts:
     def tick_live(self) -> TickResult:
         """Run one step by what is known of the last minutes, which is cheap enough for every ten seconds.
 
-        What these minutes would let through is judged with the log and the labels, too, before it goes on.
+        What these minutes would let through is judged with the log and the labels, too, before it goes on; and so is a canary
+        with business metrics, once for each cohort whose labels have come.
         """
         return self._tick(self._judge_live)
 
@@ -207,12 +208,19 @@ class Rollouts:
     ) -> tuple[Evidence, Decision]:
         evidence = self._reader().live(state, traffic, self._unusable(state, problems), now)
         decision = decide(state, evidence, state.policy, now, rules=LIVE_RULES)
-        if decision.action not in _LETS_THROUGH:
+        if decision.action not in _LETS_THROUGH and not self._has_new_metrics(state, decision, now):
             return evidence, decision
         if self._log_read_at is not None and now - self._log_read_at < _LOG_EVERY:
             return evidence, Decision(action="hold", rule="undecided", findings=decision.findings)
         self._log_read_at = now
         return self._judge(state, traffic, now, problems)
+
+    def _has_new_metrics(self, state: RolloutState, decision: Decision, now: datetime) -> bool:
+        """Whether business metrics of a cohort have become due since the log was last read."""
+        if decision.action != "hold" or state.stage != "canary" or not state.policy.guardrails:
+            return False
+        read_at = self._log_read_at
+        return read_at is None or cohort_due(read_at, state.policy) != cohort_due(now, state.policy)
 
     def status(self) -> RolloutStatus:
         """Report how the newest rollout stands and what a tick would do now, without deciding. Raises: NoRollout."""

@@ -8,10 +8,13 @@ from typing import Literal, Protocol
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from functions.evaluation.meanings import MEANINGS
+from functions.generative import is_generative
 from functions.live_counts import live_reader
 from functions.prediction_log import outcomes
 from functions.rollout.budget import Budget
 from functions.rollout.controller import Rollouts
+from functions.rollout.errors import RolloutError
 from functions.rollout.evidence.live import ReadLive
 from functions.rollout.evidence.metrics import MetricValue, read_metric, write_metric
 from functions.rollout.explain import Explanation
@@ -120,9 +123,10 @@ def start_rollout(
 
     policy: the one of the model's definition unless given.
     rivals: further versions that compete with it in the shadow; the best goes on alone, at alpha over their number.
-    Raises: RolloutActive while another version is under way; RolloutError if one cannot be served.
+    Raises: RolloutActive while another version is under way; RolloutError if one cannot be served, or the loss is none of texts
+    and the version a language model's.
     """
-    policy = policy or declared_policy(model)
+    policy = _fitting(policy or declared_policy(model), model, version)
     return rollouts(model).start(version, policy, reason=reason, rivals=rivals)
 
 
@@ -197,6 +201,23 @@ def look_at_rollout(model: str) -> RolloutStatus:
 def explain_rollout(model: str, entry: int) -> Explanation:
     """Replay the decision of a journal entry from the journal alone. Raises: RolloutError."""
     return rollouts(model).explain(entry)
+
+
+def _fitting(policy: RolloutPolicy, model: str, version: int) -> RolloutPolicy:
+    """Give a language model's rollout a loss of texts: what users correct is paired with both answers, thumbs are not a truth.
+
+    Raises: RolloutError if the policy names another loss.
+    """
+    found = context().registry().find_version(model, version)
+    losses = MEANINGS["text"].losses
+    if found is None or not is_generative(found) or policy.loss in losses:
+        return policy
+    if "loss" in policy.model_fields_set:
+        raise RolloutError(
+            f"policy.loss={policy.loss!r}: {model}@{version} is a language model, whose answers are texts; leave it out, or name "
+            f"one of {', '.join(losses)}"
+        )
+    return policy.model_copy(update={"loss": losses[0]})
 
 
 def _models_with_rollouts(store: ObjectStore) -> Iterator[str]:

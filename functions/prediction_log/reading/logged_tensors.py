@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from registry.store import ObjectStore, Table
 __all__ = ["TEXT_COLUMNS", "answered_texts", "large_values", "tensor_values"]
 
 Array = npt.NDArray[Any]
+_MESSAGE = "message"
+"""Output of a language model that has the whole message, as the API gives it."""
 TEXT_COLUMNS = ("prediction_id", "tensors", "day")
 """Columns of the log that `answered_texts` needs."""
 
@@ -28,6 +31,8 @@ def answered_texts(
 ) -> list[str | None]:
     """Read the first text that each wanted row was answered with; None for the others, and where no text was logged.
 
+    The text of a language model's answer is the content of its message.
+
     rows: with `TEXT_COLUMNS`; wanted: (rows,). Raises: PredictionLogError as `tensor_values`.
     """
     places = np.flatnonzero(wanted)
@@ -36,10 +41,23 @@ def answered_texts(
     found: list[str | None] = [None] * rows.num_rows
     for place, row in zip(places, chosen.to_pylist(), strict=True):
         texts = [each for each in row["tensors"] or () if each["output"] and each["datatype"] == "BYTES"]
-        for values in tensor_values(texts[:1], row["prediction_id"], large, output=True).values():
+        for name, values in tensor_values(texts[:1], row["prediction_id"], large, output=True).items():
             item = values.ravel()[0] if values.size else None
-            found[place] = None if item is None else item.decode("utf-8", "replace")
+            text = None if item is None else item.decode("utf-8", "replace")
+            found[place] = _content(text) if name == _MESSAGE and text is not None else text
     return found
+
+
+def _content(text: str) -> str | None:
+    """Take the content of a message in JSON, None if it only calls tools; a text that is no message is itself."""
+    try:
+        message = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    if not (isinstance(message, dict) and "role" in message):
+        return text
+    content = message.get("content")
+    return content if isinstance(content, str) else None
 
 
 def tensor_values(

@@ -106,7 +106,7 @@ def sum_cohorts(
         else CohortSums.model_validate_json(kept)
     )
     begun = sums.next_cohort
-    due = _index(now - policy.label_delay, policy)  # cohorts before it have ended and waited
+    due = cohort_due(now, policy)
     start = max(state.started_at, _start(sums.next_cohort, policy))
     if start >= now:
         return sums
@@ -116,6 +116,11 @@ def sum_cohorts(
     if sums.next_cohort > begun:
         store.put(key, sums.model_dump_json().encode())
     return _with_open_cohorts(sums, rows, state)
+
+
+def cohort_due(now: datetime, policy: RolloutPolicy) -> int:
+    """Index of the first cohort whose labels have not had their time yet: those before it have ended and waited."""
+    return _index(now - policy.label_delay, policy)
 
 
 def unpinned_rows(rows: pa.Table) -> pa.Table:

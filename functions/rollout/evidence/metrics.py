@@ -64,7 +64,8 @@ def metric_values(rows: Scored, guardrail: Guardrail, metric: pa.Table | None) -
     if guardrail.source == "table":
         values = _table_values(rows, metric)
     else:
-        values = np.asarray(getattr(rows, guardrail.source), dtype=np.float64)
+        source = "told" if guardrail.source == "label" else guardrail.source
+        values = np.asarray(getattr(rows, source), dtype=np.float64)
     floor = -np.inf if guardrail.floor is None else guardrail.floor
     cap = np.inf if guardrail.cap is None else guardrail.cap
     held: npt.NDArray[np.float64] = np.clip(values, floor, cap)

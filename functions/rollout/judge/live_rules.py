@@ -10,7 +10,7 @@ import math
 
 from functions.live_counts import quantile_ms, slower
 from functions.rollout.evidence.live import LiveCounts, LiveEvidence, guard_at
-from functions.rollout.judge.rollback_rules import canary_share
+from functions.rollout.judge.rollback_rules import canary_share, not_shown_harmless
 from functions.rollout.judge.rule_input import Finding, RuleInput
 from functions.stats import counted_quantile_p, excess_p, rate_below_p, rate_floor
 
@@ -69,7 +69,10 @@ def ramp(inputs: RuleInput) -> Finding:
 
 
 def service_done(inputs: RuleInput) -> Finding:
-    """Promote without labels where the policy says so, once the last step was held and the challenger serves as well."""
+    """Promote without labels where the policy says so, once the last step was held and the challenger serves as well.
+
+    Business metrics, where the policy has some, must be shown harmless first.
+    """
     state, policy = inputs.state, inputs.policy
     if state.stage != "canary" or policy.promote_by != "service" or not state.is_last_step:
         return Finding(
@@ -78,6 +81,7 @@ def service_done(inputs: RuleInput) -> Finding:
     thin = _not_held(inputs) or not_shown_to_serve(inputs)
     if thin is None and inputs.in_stage < policy.canary_min:
         thin = f"{inputs.in_stage} in canary, at least {policy.canary_min}"
+    thin = thin or not_shown_harmless(inputs)
     return Finding(rule="service_done", fired=thin is None, text=thin or "it serves as the champion does")
 
 

@@ -67,6 +67,7 @@ def rows(versions: list[int], units: list[str], *, start: int = 0, **columns: An
         latency_ms=columns.get("latency_ms", none),
         answered=np.ones(n, dtype=bool),
         label=columns.get("label", none),
+        told=columns.get("label", none),
         output=columns.get("output", none),
         loss=none,
         expected=none,
