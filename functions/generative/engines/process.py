@@ -25,6 +25,8 @@ _CHILD: Final = str(Path(__file__).with_name("child.py"))
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 30.0
 _LONG_LIVED_S = 60.0
 """An engine that lived longer than this starts anew at once when it dies."""
+_STARTS: Final = 3
+"""Starts that failed one after the other, from which on nobody waits: the weights are spoilt, or there is no memory for them."""
 _TAIL_BYTES: Final = 4_096
 _OK: Final = 200
 _log = logging.getLogger("ray.serve")
@@ -68,7 +70,7 @@ class EngineProcess:
         self.takes_tools = False
         self.restarts = -1
         self.starts_s: list[float] = []
-        self._ready = asyncio.Event()
+        self._ready, self._hopeless = asyncio.Event(), asyncio.Event()
         self._fault = f"{engine.name} has not started yet"
         self._process: asyncio.subprocess.Process | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -89,13 +91,20 @@ class EngineProcess:
         return self._ready.is_set()
 
     async def ready(self, within_s: float) -> None:
-        """Wait until the engine answers. Raises: EngineDown, with the reason, if it does not in time."""
+        """Wait until the engine answers.
+
+        Raises: EngineDown, with the reason, if it does not in time, or at once while start after start fails.
+        """
         if self._ready.is_set():
             return
+        waits = [asyncio.ensure_future(each.wait()) for each in (self._ready, self._hopeless)]
         try:
-            await asyncio.wait_for(self._ready.wait(), within_s)
-        except TimeoutError:
-            raise EngineDown(self._fault) from None
+            await asyncio.wait(waits, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+        if not self._ready.is_set():
+            raise EngineDown(self._fault)
 
     async def close(self) -> None:
         """End the engine and its supervisor."""
@@ -107,16 +116,21 @@ class EngineProcess:
 
     async def _keep(self) -> None:
         """Start the engine whenever it is not there; a fault is told to those who wait, and tried again later."""
-        backoff_s = 0.0
+        backoff_s, failed_starts = 0.0, 0
         while True:
             self.restarts += 1
             begin = self._clock()
             try:
                 await self._start()
+                failed_starts = 0
+                self._hopeless.clear()
                 self.starts_s.append(self._clock() - begin)
                 await self._watch()
             except Exception as error:  # noqa: BLE001  # whatever it is, requests need an engine
                 self._fault = f"{self.engine.name} is being started anew: {error}"
+                failed_starts += not self._ready.is_set()
+                if failed_starts >= _STARTS:
+                    self._hopeless.set()
             self._ready.clear()
             _log.warning("engine of %s: %s", self.spec.weights, self._fault)
             await self._end()

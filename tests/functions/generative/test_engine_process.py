@@ -63,6 +63,14 @@ async def test_an_engine_that_is_killed_or_hangs_is_started_anew(process: Engine
         assert "Rome" in await ask(process)
 
 
+async def test_an_engine_is_among_the_first_to_end_when_memory_runs_out(process: EngineProcess):
+    scores = [
+        int(await asyncio.to_thread(Path(f"/proc/{each}/oom_score_adj").read_text))
+        for each in (process.pid, "self")
+    ]
+    assert scores[0] >= 800 > scores[1]
+
+
 async def test_an_engine_answers_nobody_without_its_key(process: EngineProcess):
     asked = {"prompt": "1", "max_tokens": 1}
     async with aiohttp.ClientSession() as stranger:
@@ -88,6 +96,9 @@ async def test_an_engine_that_cannot_start_says_why(tmp_path: Path):
         await until(lambda: process.restarts > 0)
         with pytest.raises(EngineDown, match="ended with status"):
             await process.ready(0.01)
+        with pytest.raises(EngineDown, match="ended with status"):
+            await process.ready(10_000)  # which nobody waits for: start after start fails
+        assert process.restarts >= 2
     finally:
         await process.close()
 
