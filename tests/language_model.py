@@ -1,10 +1,11 @@
-"""Weights of a small real language model, for the tests that need one."""
+"""Weights of a small real language model, and of one that is smaller still, for the tests that need one."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from examples.capitals.steps import weights
@@ -18,3 +19,44 @@ def language_model_weights() -> Path:
         return weights()
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
+
+
+_WIDTH, _KEYS, _HEADS, _CONTEXT = 64, 32, 2, 8_192
+
+
+def write_small_model(to: Path, like: Path) -> Path:
+    """Write a language model of one layer and random weights, with the vocabulary of another: a token takes a millisecond.
+
+    What it says makes no sense unless the format of the answer demands it. Skips without the wheel `gguf`.
+    """
+    gguf = pytest.importorskip("gguf")
+    base, writer = gguf.GGUFReader(like), gguf.GGUFWriter(to, "llama")
+    for field in base.fields.values():
+        if field.name.startswith(("tokenizer.", "general.name")):
+            kind, *items = field.types
+            writer.add_key_value(field.name, field.contents(), kind, items[-1] if items else None)
+    writer.add_block_count(1)
+    writer.add_context_length(_CONTEXT)
+    writer.add_embedding_length(_WIDTH)
+    writer.add_feed_forward_length(_WIDTH)
+    writer.add_head_count(_HEADS)
+    writer.add_head_count_kv(1)
+    writer.add_rope_dimension_count(_WIDTH // _HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    vocabulary = len(base.fields["tokenizer.ggml.tokens"].data)
+    writer.add_vocab_size(vocabulary)
+    rng = np.random.default_rng(0)
+    shapes = {
+        "token_embd": (vocabulary, _WIDTH), "blk.0.attn_q": (_WIDTH, _WIDTH), "blk.0.attn_k": (_KEYS, _WIDTH),
+        "blk.0.attn_v": (_KEYS, _WIDTH), "blk.0.attn_output": (_WIDTH, _WIDTH), "blk.0.ffn_gate": (_WIDTH, _WIDTH),
+        "blk.0.ffn_up": (_WIDTH, _WIDTH), "blk.0.ffn_down": (_WIDTH, _WIDTH),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", rng.normal(0, 0.1, shape).astype(np.float16))
+    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(_WIDTH, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return to

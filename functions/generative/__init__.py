@@ -3,6 +3,7 @@
 The engines that answer for them are in `functions.generative.engines`; it knows nothing of how they are served.
 """
 
+from functions.generative.declined import declines
 from functions.generative.errors import GenerativeError
 from functions.generative.prompt import Example, Prompt, PromptMessage, Variable, difference
 from functions.generative.registration import register_generative
@@ -33,6 +34,7 @@ __all__ = [
     "Prompt",
     "PromptMessage",
     "Variable",
+    "declines",
     "difference",
     "engine_files",
     "is_generative",

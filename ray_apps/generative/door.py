@@ -12,7 +12,7 @@ from clusters.telemetry.tracing import mark
 from ray_apps.admission.admission import ANY_MODEL, Admitted, NotAdmitted
 from ray_apps.generative.models import GenerativeModels
 from ray_apps.generative.openai.errors import ApiRefusal, error_document
-from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, parse_request
+from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, parse_request
 from ray_apps.generative.series import EngineSeries
 from ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
 from ray_apps.predictor.http.body import LargeBodies, read_body
@@ -24,7 +24,7 @@ __all__ = ["UNIT", "GenerativeDoor"]
 
 UNIT: Final = b"x-toque-unit"
 """Header that names whom the split assigns; else the field `user` of the request does."""
-_ROUTES: Final = {f"/{kind}": kind for kind in (CHAT, COMPLETION, EMBEDDING)}
+_ROUTES: Final = {f"/{kind}": kind for kind in (CHAT, COMPLETION, EMBEDDING, RESPONSE)}
 _UNAUTHORIZED: Final = 401
 _MAY_RETRY: Final = {429, 503}
 

@@ -6,26 +6,28 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
-import numpy as np
 import orjson
 
-from clusters.telemetry.tracing import RequestTrace, current_request
+from clusters.telemetry.tracing import current_request
 from functions.generative import GenerativeError
-from functions.generative.engines import EngineDown, EngineProcess, Lease
+from functions.generative.engines import EngineDown, EngineProcess
 from functions.prediction_log import PINNED
 from ray_apps.admission.request_limits import TooManyRequests
 from ray_apps.admission.token_budget import Reservation, TokenBudgets
+from ray_apps.generative.call import Call
 from ray_apps.generative.context_length import check_context
 from ray_apps.generative.openai.answers import AnswerRecord, EventStream, record_of
 from ray_apps.generative.openai.errors import ApiRefusal, error_document
-from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, Ask
+from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, Ask
+from ray_apps.generative.openai.response_stream import ResponseStream
+from ray_apps.generative.openai.responses import items_of, response_of
 from ray_apps.generative.recording import (
     IN_VIEW,
     embedding_tensors,
+    live_outputs,
     request_tensors,
     response_tensors,
 )
@@ -39,16 +41,14 @@ from ray_apps.predictor.inference.recording import Failure, Recorder
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.protocol.errors import NotFound, PredictorError
 from ray_apps.predictor.versions.follower import VersionFollower
-from ray_apps.predictor.versions.routes import Routes
 from registry import Limits
-from registry.models.traffic import Traffic, is_shadowed
+from registry.models.traffic import is_shadowed
 
 __all__ = ["Generator"]
 
-_PREFIX: Final = {CHAT: "chatcmpl-", COMPLETION: "cmpl-", EMBEDDING: "embd-"}
+_PREFIX: Final = {CHAT: "chatcmpl-", COMPLETION: "cmpl-", EMBEDDING: "embd-", RESPONSE: "resp_"}
 _OK, _CALLER_GONE, _FAULT = 200, 499, 500
 _EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
-_DONE: Final = b"data: [DONE]\n\n"
 ENGINE_S: Final = 10.0
 """How long a request waits for an engine that is being started anew."""
 
@@ -104,9 +104,9 @@ class Generator:
         await asyncio.get_running_loop().run_in_executor(None, self.follower.stop)
         self._close()
 
-    async def _choose(self, ask: Ask) -> _Call:
+    async def _choose(self, ask: Ask) -> Call:
         """Choose arm and version, and take a hold on its engine, so that no change of the policy ends it."""
-        call_id = _PREFIX[ask.kind] + os.urandom(16).hex()
+        call_id = _PREFIX[RESPONSE if ask.as_response else ask.kind] + os.urandom(16).hex()
         begin, routes = time.perf_counter(), self.follower.routes
         if ask.selector is None:
             arm, version = routes.choose(ask.split_key or call_id, ask.attributes)
@@ -121,7 +121,7 @@ class Generator:
         else:
             arm, version = PINNED, await self._pinned(ask.model, ask.selector)
         lease = version.lease.again()
-        return _Call(call_id, ask, ask.split_key, arm, version, routes, begin, lease, current_request())
+        return Call(call_id, ask, ask.split_key, arm, version, routes, begin, lease, current_request())
 
     async def _pinned(self, model: str, selector: int | str) -> GenerativeVersion:
         """Find a version by number or alias, and start it if it is not ready. Raises: ApiRefusal, NotReady."""
@@ -155,7 +155,7 @@ class Generator:
         except TooManyRequests as error:
             raise ApiRefusal(str(error), status=429, retry_after_s=error.retry_after_s) from error
 
-    async def _ask_engine(self, call: _Call, body: dict[str, Any], request: Request) -> Answer:
+    async def _ask_engine(self, call: Call, body: dict[str, Any], request: Request) -> Answer:
         process = call.lease.process
         address = f"{process.base}/v1/{call.ask.kind}"
         body["model"] = process.engine.model_name(process.spec)
@@ -167,7 +167,7 @@ class Generator:
             document = orjson.loads(await response.read())
         return await self._answer_whole(call, document)
 
-    async def _answer_whole(self, call: _Call, document: dict[str, Any]) -> Answer:
+    async def _answer_whole(self, call: Call, document: dict[str, Any]) -> Answer:
         if call.ask.kind == EMBEDDING:
             answer = AnswerRecord()
             answer.count(document.get("usage") or {})
@@ -176,41 +176,47 @@ class Generator:
             answer = record_of(document, call.elapsed_ms() / 1e3)
             outputs = response_tensors(answer)
         await self._record(call, answer, outputs)
+        if call.ask.as_response:
+            output = items_of(answer.message, call.id)
+            document = response_of(
+                call.ask.body, call.id, str(call.version), output, usage=document.get("usage"),
+                finish_reason=answer.finish_reason,
+            )  # fmt: skip
         document |= {"model": str(call.version)}
         if call.ask.kind != EMBEDDING:
             document["id"] = call.id
         return _OK, [JSON, *call.headers()], orjson.dumps(document)
 
-    async def _pass_stream_on(
-        self, call: _Call, response: aiohttp.ClientResponse, request: Request
-    ) -> Answer:
+    async def _pass_stream_on(self, call: Call, response: aiohttp.ClientResponse, request: Request) -> Answer:
         send = request.send
         if send is None:
             raise ApiRefusal("stream: not possible by this door", param="stream")
-        events = EventStream(call.id, str(call.version), wants_usage=call.ask.wants_usage, begin_s=call.begin)
+        events = _events(call)
         headers = [_EVENTS, (b"cache-control", b"no-cache"), *call.headers()]
         await send({"type": "http.response.start", "status": _OK, "headers": headers})
         request.streamed = True
-        last = _DONE
         try:
             async for data in response.content.iter_any():
                 piece = events.feed(data, time.perf_counter())
                 call.used_tokens += events.pieces - call.pieces
                 call.pieces = events.pieces
+                if call.first_token_ms is None:
+                    call.heard(events.record)
                 if piece:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             answer = events.finish()
             await self._record(call, answer, response_tensors(answer))
+            last = events.last()
         except (EngineDown, aiohttp.ClientError, PredictorError) as error:
             self._failed(call, error)
             refusal = (
                 error if isinstance(error, PredictorError) else ApiRefusal(f"engine: {error}", status=503)
             )
-            last = b"data: " + error_document(refusal) + b"\n\n"
+            last = events.failed(error_document(refusal))
         await send({"type": "http.response.body", "body": last})
         return _OK, headers, b""
 
-    async def _record(self, call: _Call, answer: AnswerRecord, outputs: dict[str, Array]) -> None:
+    async def _record(self, call: Call, answer: AnswerRecord, outputs: dict[str, Array]) -> None:
         """Log an answer and count it, before the caller has all of it. Raises: NotLogged."""
         call.used_tokens = answer.prompt_tokens + answer.completion_tokens
         logged = self.recorder.record(
@@ -234,13 +240,14 @@ class Generator:
             series = TokenSeries(self._workspace, call.ask.model, call.number, call.arm)
             self._series[call.number, call.arm] = series
         series.count(answer)
-        empty = not answer.completion_tokens and call.ask.kind != EMBEDDING
-        self._live.answered(call, {"tokens": np.array([np.nan if empty else 1.0])})
+        call.heard(answer)
+        judged = live_outputs(answer, embeds=call.ask.kind == EMBEDDING)
+        self._live.answered(call, judged, latency_ms=call.first_token_ms)
         call.is_counted = True
         if call.ask.selector is None and is_shadowed(call.arm):
             self._offer_to_shadows(call)
 
-    def _offer_to_shadows(self, call: _Call) -> None:
+    def _offer_to_shadows(self, call: Call) -> None:
         """Offer an answered request to the shadows that are ready, each with its own prompt."""
         for shadow in self.follower.routes.shadows:
             if shadow is call.version:
@@ -255,13 +262,13 @@ class Generator:
                 ShadowAsk(shadow, lease, call.ask, body, call.id, call.unit, at_us, call.traffic)
             )
 
-    def _failed(self, call: _Call, error: BaseException) -> None:
+    def _failed(self, call: Call, error: BaseException) -> None:
         """Log and count a request that was not answered, once."""
         if call.is_counted:
             return
         call.is_counted = True
         status = _status_of(error)
-        self._live.failed(call, status)
+        self._live.failed(call, status, latency_ms=call.first_token_ms)
         if call.arm != PINNED:  # a request by number is a trial, no evidence against the version
             self.recorder.fail(
                 Failure(
@@ -276,56 +283,12 @@ class Generator:
 _JSON_HEADERS: Final = {"content-type": "application/json"}
 
 
-@dataclass(slots=True)
-class _Call:
-    """A request with its chosen version.
-
-    unit: whom the split assigned, the one that was named, else the conversation. used_tokens: those it came to; pieces: of its
-    stream; is_counted:
-    whether log and counts have it.
-    """
-
-    id: str
-    ask: Ask
-    unit: str | None
-    arm: str
-    version: GenerativeVersion
-    routes: Routes[GenerativeVersion]
-    begin: float
-    lease: Lease
-    trace: RequestTrace | None
-    reservation: Reservation | None = field(default=None)
-    used_tokens: int = 0
-    pieces: int = 0
-    is_counted: bool = False
-
-    @property
-    def traffic(self) -> Traffic | None:
-        """Split that the version was chosen by."""
-        return self.routes.traffic
-
-    @property
-    def number(self) -> int:
-        """Number of the version that was chosen."""
-        return self.version.version
-
-    def elapsed_ms(self) -> float:
-        """Milliseconds since the request came in."""
-        return (time.perf_counter() - self.begin) * 1e3
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers of the response that say what answered."""
-        return [
-            (b"x-toque-prediction-id", self.id.encode()),
-            (b"x-toque-version", str(self.number).encode()),
-            (b"x-toque-arm", self.arm.encode()),
-        ]
-
-    def close(self) -> None:
-        """Give back the engine, and the tokens that were reserved and not used."""
-        self.lease.release()
-        if self.reservation is not None:
-            self.reservation.settle(self.used_tokens)
+def _events(call: Call) -> EventStream:
+    """The stream of an answer, as the caller's API has it."""
+    name = str(call.version)
+    if call.ask.as_response:
+        return ResponseStream(call.id, name, asked=call.ask.body, begin_s=call.begin)
+    return EventStream(call.id, name, wants_usage=call.ask.wants_usage, begin_s=call.begin)
 
 
 def _engine_body(ask: Ask, version: GenerativeVersion) -> dict[str, Any]:

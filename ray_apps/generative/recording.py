@@ -15,7 +15,7 @@ from ray_apps.generative.openai.requests import Ask
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.versions.in_view import InView
 
-__all__ = ["IN_VIEW", "embedding_tensors", "request_tensors", "response_tensors"]
+__all__ = ["IN_VIEW", "embedding_tensors", "live_outputs", "request_tensors", "response_tensors"]
 
 IN_VIEW = InView.of(CHAT)
 _ASKED = ("messages", "prompt", "input")
@@ -49,8 +49,13 @@ def embedding_tensors(data: Sequence[dict[str, Any]], prompt_tokens: int) -> dic
     }
 
 
-def _vector(found: Any) -> Array:
+def live_outputs(answer: AnswerRecord, *, embeds: bool) -> dict[str, Array]:
+    """What the live counts judge of an answer: no finite number where it is of no use, empty or declining. embeds: it has vectors."""
+    usable = embeds or not (answer.is_empty or answer.declines)
+    return {"usable": np.array([1.0 if usable else np.nan])}
 
+
+def _vector(found: Any) -> Array:
     if isinstance(found, str):
         return np.frombuffer(base64.b64decode(found), np.float32)
     return np.array(found, np.float32).ravel()

@@ -34,6 +34,11 @@ BETWEEN_TOKENS = Histogram(
     _ARM,
     buckets=BETWEEN_TOKENS_S,
 )
+DECLINED = Counter(
+    "toque_generative_declined_answers",
+    "Answers by which the model declined to answer, as far as their first words say so in English.",
+    _ARM,
+)
 ENGINES = Gauge("toque_generative_engines", "Engines that are kept running.", multiprocess_mode="livesum")
 RESTARTS = Counter("toque_generative_engine_restarts", "Engines that died or hung, and were started anew.")
 _arms = Bounded(_MOST)
@@ -46,10 +51,11 @@ class TokenSeries:
         labels = (workspace, model, str(version), arm)
         if _arms("/".join(labels)) == OTHER:
             labels = (OTHER, OTHER, OTHER, OTHER)
-        self.prompt, self.cached, self.completion = 0, 0, 0
+        self.prompt, self.cached, self.completion, self.declined = 0, 0, 0, 0
         self._rising = {
             kind: Rising(TOKENS.labels(*labels, kind)) for kind in ("prompt", "cached", "completion")
         }
+        self._rising["declined"] = Rising(DECLINED.labels(*labels))
         self._first = Durations(FIRST_TOKEN.labels(*labels))
         self._between = Durations(BETWEEN_TOKENS.labels(*labels))
         flush_regularly(self)
@@ -59,9 +65,10 @@ class TokenSeries:
         self.prompt += answer.prompt_tokens
         self.cached += answer.cached_tokens
         self.completion += answer.completion_tokens
+        self.declined += answer.declines
         if not math.isnan(answer.first_token_s):
             self._first.observe(answer.first_token_s)
-        if not math.isnan(answer.between_tokens_s):
+        if answer.between_tokens_s > 0:
             self._between.observe(answer.between_tokens_s)
 
     def flush(self) -> None:

@@ -16,7 +16,7 @@ import orjson
 from functions.generative.engines import EngineDown, Lease
 from ray_apps.generative.openai.answers import record_of
 from ray_apps.generative.openai.requests import EMBEDDING, Ask
-from ray_apps.generative.recording import IN_VIEW, request_tensors, response_tensors
+from ray_apps.generative.recording import IN_VIEW, live_outputs, request_tensors, response_tensors
 from ray_apps.generative.versions import GenerativeVersion
 from ray_apps.predictor.inference.live import LiveCounter
 from ray_apps.predictor.inference.recording import Failure, Recorder
@@ -102,12 +102,13 @@ class GenerativeShadows:
             if response.status != _OK:
                 raise EngineDown(f"status {response.status}: {content[:200]!r}")
         elapsed_s = time.perf_counter() - begin
-        outputs = response_tensors(record_of(orjson.loads(content), elapsed_s))
+        answer = record_of(orjson.loads(content), elapsed_s)
         self._recorder.record(
             id=job.id, version=job.version.version, arm=SHADOW, shadow=True, unit=job.unit, at_us=job.at_us,
-            latency_ms=elapsed_s * 1e3, rows=1, inputs=request_tensors(job.ask), outputs=outputs, in_view=IN_VIEW,
+            latency_ms=elapsed_s * 1e3, rows=1, inputs=request_tensors(job.ask), outputs=response_tensors(answer),
+            in_view=IN_VIEW,
         )  # fmt: skip
-        self._live.scored(job, SHADOW, {"tokens": outputs["tokens"]})
+        self._live.scored(job, SHADOW, live_outputs(answer, embeds=False))
 
     def _fail(self, job: ShadowAsk, error: Exception, latency_ms: float) -> None:
         if self.failed % 1_000 == 0:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 
+from functions.generative import declines
 from functions.generative.engines.engine import MODEL_NAME
 from functions.generative.engines.process import EngineDown
 
@@ -24,7 +25,7 @@ _FIRST_PIECE: Final = ("content", "tool_calls", "reasoning_content")
 class AnswerRecord:
     """What the log keeps of an answer.
 
-    first_token_s: from the request's beginning; NaN if nothing came. between_tokens_s: on average.
+    first_token_s: from the request's beginning; NaN if nothing came. between_tokens_s: on average; 0 if there is but one.
     """
 
     message: dict[str, Any] = field(default_factory=dict)
@@ -34,6 +35,16 @@ class AnswerRecord:
     completion_tokens: int = 0
     first_token_s: float = math.nan
     between_tokens_s: float = math.nan
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the message says nothing and calls nothing."""
+        return not any(self.message.get(name) for name in _FIRST_PIECE)
+
+    @property
+    def declines(self) -> bool:
+        """Whether the model declined to answer."""
+        return declines(self.message, self.finish_reason)
 
     def count(self, usage: Mapping[str, Any]) -> None:
         """Take the numbers of tokens from an engine's usage."""
@@ -64,7 +75,7 @@ class EventStream:
         """Pieces of the answer so far, each of a token or more."""
 
     def feed(self, data: bytes, now_s: float) -> bytes:
-        """Take what the engine sent, and return what goes to the caller now; all but the last event, `[DONE]`."""
+        """Take what the engine sent, and return what goes to the caller now; all but what `last` gives."""
         *events, self._rest = (self._rest + data).split(_END)
         return b"".join([piece for event in events if (piece := self._pass_on(event, now_s))])
 
@@ -78,10 +89,18 @@ class EventStream:
         if self._calls:
             message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
         found.message = message
-        gaps = found.completion_tokens - 1
-        if gaps > 0 and self._last_s > self._begin_s + found.first_token_s:
+        if not math.isnan(found.first_token_s):
+            gaps = max(1, found.completion_tokens - 1)
             found.between_tokens_s = (self._last_s - self._begin_s - found.first_token_s) / gaps
         return found
+
+    def last(self) -> bytes:
+        """The last event, once the answer is complete."""
+        return _DATA + _DONE + _END
+
+    def failed(self, error: bytes) -> bytes:
+        """The last event of an answer that could not be completed. error: the document of a refusal."""
+        return _DATA + error + _END
 
     def _pass_on(self, event: bytes, now_s: float) -> bytes:
         if not event.startswith(_DATA):
@@ -91,15 +110,18 @@ class EventStream:
             self.done = True
             return b""
         document = orjson.loads(content)
+        if document.get("usage"):
+            self.record.count(document["usage"])
+        if document.get("choices"):
+            self._keep(document["choices"][0], now_s)
+        return self._rendered(event, document)
+
+    def _rendered(self, event: bytes, document: Mapping[str, Any]) -> bytes:
+        """An event of the engine as the caller gets it; nothing of the usage, unless it was asked for."""
         if not self._knows_id and "id" in document:
             self._renamed.append((_field("id", document["id"]), _field("id", self._id)))
             self._knows_id = True
-        if document.get("usage"):
-            self.record.count(document["usage"])
-        choices = document.get("choices")
-        if choices:
-            self._keep(choices[0], now_s)
-        elif not self._wants_usage and "error" not in document:
+        if not document.get("choices") and not self._wants_usage and "error" not in document:
             return b""
         for theirs, ours in self._renamed:
             event = event.replace(theirs, ours, 1)

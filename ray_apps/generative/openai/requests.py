@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import orjson
 
+from ray_apps.generative.openai import responses
 from ray_apps.generative.openai.errors import ApiRefusal
 
-__all__ = ["CHAT", "COMPLETION", "EMBEDDING", "Ask", "parse_request"]
+__all__ = ["CHAT", "COMPLETION", "EMBEDDING", "RESPONSE", "Ask", "parse_request"]
 
-CHAT, COMPLETION, EMBEDDING = "chat/completions", "completions", "embeddings"
+CHAT, COMPLETION, EMBEDDING, RESPONSE = "chat/completions", "completions", "embeddings", "responses"
 _SHARED: Final = frozenset({"model", "user", "safety_identifier", "metadata", "attributes"})
 _SAMPLING: Final = frozenset(
     {
@@ -27,6 +28,7 @@ _FIELDS: Final = {
     },
     COMPLETION: _SHARED | _SAMPLING | {"prompt", "response_format"},
     EMBEDDING: _SHARED | {"input", "encoding_format", "dimensions"},
+    RESPONSE: responses.FIELDS,
 }  # fmt: skip
 _NOT_FOR_ENGINES: Final = (*_SHARED, "variables", "max_completion_tokens", "store", "n", "stream_options")
 _MAX_UNIT: Final = 256
@@ -38,7 +40,8 @@ class Ask:
     """One request for a language model.
 
     kind: path below `/v1`. model: name of the registered model; selector: number or alias of a version, None: the split chooses.
-    body: as it was sent. unit: whom the split assigns, None: none was named; attributes: for the rules of the split.
+    body: as it was sent, or the chat that a response is made by. unit: whom the split assigns, None: none was named; attributes: for the
+    rules of the split. as_response: whether the answer is to be a response's.
     """
 
     kind: str
@@ -47,6 +50,7 @@ class Ask:
     body: dict[str, Any]
     unit: str | None
     attributes: dict[str, str] | None
+    as_response: bool = False
 
     @property
     def stream(self) -> bool:
@@ -104,10 +108,13 @@ def parse_request(kind: str, content: bytes | bytearray, *, unit: str | None = N
             param=unknown[0][:80],
             code="unknown_parameter",
         )
+    as_response = kind == RESPONSE
+    if as_response:
+        kind, body = CHAT, responses.chat_of(body)
     _check_types(kind, body)
     model, selector = _model(body)
     given = unit or body.get("safety_identifier") or body.get("user")
-    return Ask(kind, model, selector, body, given, _attributes(body))
+    return Ask(kind, model, selector, body, given, _attributes(body), as_response)
 
 
 def _model(body: dict[str, Any]) -> tuple[str, int | str | None]:

@@ -84,20 +84,26 @@ class LiveCounter:
         self._tally, self._series = tally, series
         self._arms: dict[tuple[int, int, str], SplitArm] = {}
 
-    def answered(self, call: Counted, outputs: Mapping[str, Any]) -> None:
-        """Count an answer; one that holds a value that is no finite number counts as missing."""
+    def answered(
+        self, call: Counted, outputs: Mapping[str, Any], *, latency_ms: float | None = None
+    ) -> None:
+        """Count an answer; one that holds a value that is no finite number counts as missing.
+
+        latency_ms: by which the versions are compared; None: all that the answer took.
+        """
         if self._tally is None and self._series is None:
             return
         usable, elapsed_ms = all(map(is_usable, outputs.values())), call.elapsed_ms()
         if self._series is not None:
             self._series.of(call.number, call.arm).answered(elapsed_ms / 1e3, usable=usable)
-        self._count(call, End.ANSWERED if usable else End.MISSING, elapsed_ms)
+        compared_ms = elapsed_ms if latency_ms is None else latency_ms
+        self._count(call, End.ANSWERED if usable else End.MISSING, compared_ms)
 
-    def failed(self, call: Counted, status: int) -> None:
-        """Count a request that was refused or failed with an HTTP status."""
+    def failed(self, call: Counted, status: int, *, latency_ms: float | None = None) -> None:
+        """Count a request that was refused or failed with an HTTP status. latency_ms: as of `answered`."""
         if self._series is not None:
             self._series.of(call.number, call.arm).failed(status)
-        self._count(call, end_of(status), call.elapsed_ms())
+        self._count(call, end_of(status), call.elapsed_ms() if latency_ms is None else latency_ms)
 
     def unserved(self, unit: str, traffic: Traffic | None) -> None:
         """Count a request that no version could answer as an error of the champion's."""

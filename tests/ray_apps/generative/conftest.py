@@ -27,7 +27,7 @@ from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.follower import VersionFollower
 from registry import Access, Limits, Registry, open_store
 from registry.access import workspace_store
-from tests.language_model import language_model_weights
+from tests.language_model import language_model_weights, write_small_model
 from tests.ports import free_port
 from tests.ray_apps.admissions import patient_admission
 
@@ -39,6 +39,12 @@ SLOTS = 4
 @pytest.fixture(scope="session")
 def weights() -> Path:
     return language_model_weights()
+
+
+@pytest.fixture(scope="session")
+def small(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of which a token takes a millisecond, for tests of what does not depend on what is said."""
+    return write_small_model(tmp_path_factory.mktemp("small") / "weights.gguf", weights)
 
 
 @dataclass
@@ -85,7 +91,7 @@ class ServedDoor:
 
     def client(self, token: str | None = None, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(
-            base_url=self.url, api_key=token or self.token, max_retries=0, timeout=120, **options
+            base_url=self.url, api_key=token or self.token, max_retries=0, **{"timeout": 120, **options}
         )
 
     def run(self, work: Any) -> Any:

@@ -1,0 +1,75 @@
+"""One request for a language model on its way: the version that was chosen for it, and what is counted of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+from clusters.telemetry.tracing import RequestTrace
+from functions.generative.engines import Lease
+from ray_apps.admission.token_budget import Reservation
+from ray_apps.generative.openai.answers import AnswerRecord
+from ray_apps.generative.openai.requests import Ask
+from ray_apps.generative.versions import GenerativeVersion
+from ray_apps.predictor.versions.routes import Routes
+from registry.models.traffic import Traffic
+
+__all__ = ["Call"]
+
+
+@dataclass(slots=True)
+class Call:
+    """A request with its chosen version.
+
+    unit: whom the split assigned, the one that was named, else the conversation. used_tokens: those it came to; pieces: of its
+    stream; first_token_ms: from the request to the first token, None before it; is_counted: whether log and counts have it.
+    """
+
+    id: str
+    ask: Ask
+    unit: str | None
+    arm: str
+    version: GenerativeVersion
+    routes: Routes[GenerativeVersion]
+    begin: float
+    lease: Lease
+    trace: RequestTrace | None
+    reservation: Reservation | None = field(default=None)
+    used_tokens: int = 0
+    pieces: int = 0
+    first_token_ms: float | None = None
+    is_counted: bool = False
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """Split that the version was chosen by."""
+        return self.routes.traffic
+
+    @property
+    def number(self) -> int:
+        """Number of the version that was chosen."""
+        return self.version.version
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request came in."""
+        return (time.perf_counter() - self.begin) * 1e3
+
+    def heard(self, answer: AnswerRecord) -> None:
+        """Note when the first token came, by which versions are compared: how long the rest takes is as long as the answer is."""
+        if math.isfinite(answer.first_token_s):
+            self.first_token_ms = answer.first_token_s * 1e3
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers of the response that say what answered."""
+        return [
+            (b"x-toque-prediction-id", self.id.encode()),
+            (b"x-toque-version", str(self.number).encode()),
+            (b"x-toque-arm", self.arm.encode()),
+        ]
+
+    def close(self) -> None:
+        """Give back the engine, and the tokens that were reserved and not used."""
+        self.lease.release()
+        if self.reservation is not None:
+            self.reservation.settle(self.used_tokens)
