@@ -1,7 +1,6 @@
-"""Which version answers: the split by unit and conversation, shadows, and promotions under running streams."""
+"""Which version answers: the split by unit and conversation, and shadows."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -85,42 +84,3 @@ def test_a_shadow_answers_the_same_request_with_its_own_prompt(split: ServedDoor
     tokens = split.log.outputs(row)["tokens"]
     assert tokens[2] == 1
     assert json.loads(split.log.outputs(row)["message"])["role"] == "assistant"
-
-
-@pytest.mark.parametrize(
-    ("promotions", "streams"),
-    [(3, 3), pytest.param(20, 8, marks=[pytest.mark.proof, pytest.mark.timeout(1800)])],
-)
-def test_promotions_cut_no_stream_and_mix_no_versions(split: ServedDoor, promotions: int, streams: int):
-    """Prompts of one engine, and a base of another, become champion in turn under running streams."""
-    client, registry = split.client(), split.registry
-    if 3 not in registry.get_model(MODEL).versions:
-        settings = SETTINGS.model_copy(update={"max_tokens": 5})  # an engine of its own
-        register_generative(registry, MODEL, keep=1, settings=settings, prompt=prompt("milk"))
-    stop, seen, faults = threading.Event(), set[str](), list[str]()
-
-    def stream(number: int) -> int:
-        count = 0
-        while not stop.is_set():
-            pieces = list(ask(client, f"Count, {number} {count}", stream=True, max_tokens=6))
-            models = {piece.model for piece in pieces}
-            if len(models) != 1 or pieces[-1].choices[0].finish_reason not in {"length", "stop"}:
-                faults.append(f"{models}: {pieces[-1]}")
-            seen.update(models)
-            count += 1
-        return count
-
-    with ThreadPoolExecutor(streams) as pool:
-        running = [pool.submit(stream, number) for number in range(streams)]
-        try:
-            for number in range(promotions):
-                version = (2, 3, 1)[number % 3]
-                registry.promote(MODEL, version)
-                until(lambda version=version: ask(client, user="x").model == f"{MODEL}@{version}")  # type: ignore[misc]
-        finally:
-            stop.set()
-        counts = [each.result() for each in running]
-    assert not faults
-    assert min(counts) > 0
-    assert seen <= {f"{MODEL}@{version}" for version in (1, 2, 3)}
-    assert len(seen) > 1
