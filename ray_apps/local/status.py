@@ -29,13 +29,14 @@ class PartStatus(BaseModel):
 
 
 class Status(BaseModel):
-    """Status of a platform: its parts and number of processes; no parts if nothing was started."""
+    """Status of a platform: its parts and number of processes; no parts if nothing was started. logs: folder of Ray's logs."""
 
     model_config = ConfigDict(frozen=True)
 
     home: Path
     parts: tuple[PartStatus, ...] = ()
     processes: int = 0
+    logs: Path | None = None
     running: RunningPlatform | None = None
 
     @property
@@ -77,7 +78,8 @@ def status(home: Path) -> Status:
             for name in running.models
         ),
     )
-    return Status(home=home, parts=parts, processes=len(found), running=running)
+    logs = running.ray_folder / "session_latest" / "logs"
+    return Status(home=home, parts=parts, processes=len(found), logs=logs, running=running)
 
 
 def _redis(running: RunningPlatform) -> PartStatus:

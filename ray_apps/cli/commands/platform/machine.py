@@ -185,7 +185,7 @@ def _status(given: Given) -> int:
         note(f"nothing runs in {found.home}; `toque up` starts it")
     else:
         parts = [part.model_dump() for part in found.parts]
-        table(given.output, _PARTS, parts, remark=f"{found.processes} processes")
+        table(given.output, _PARTS, parts, remark=f"{found.processes} processes, logs in {found.logs}")
     return 0 if found.healthy else 1
 
 
