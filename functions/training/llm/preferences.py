@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from functions.training.errors import TrainingDataError
 from functions.training.llm.texts import IGNORED, Tokenizer, Tokens, tokens_of_chat
 from functions.training.loop.process_group import ProcessGroup
+from functions.training.loop.training_loop import rows_of_worker
 
 Pair = tuple[Tokens, Tokens]
 
@@ -113,10 +114,12 @@ class PreferenceTask:
         for part in (self.train, self.valid):
             found = torch.zeros(len(part), 2, device=group.device)
             for start in range(0, len(part), rows):
-                own = torch.arange(start, min(start + rows, len(part)))[group.rank :: group.size]
+                own, counted = rows_of_worker(range(start, min(start + rows, len(part))), group)
                 ids, labels, _ = (each.to(group.device) for each in part.take(own))
                 with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=half):
-                    found[own.to(group.device)] = log_likelihoods(base, ids, labels)
+                    likelihoods = log_likelihoods(base, ids, labels).float()
+                if counted:
+                    found[own.to(group.device)] = likelihoods
             part.reference.copy_(group.all_reduce_sum(found).cpu())
 
 

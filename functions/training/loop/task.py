@@ -33,7 +33,7 @@ class LearningTask(Protocol):
         """Validation rows with the numbers `rows` (n,); equal numbers always give equal batches."""
 
     def loss(self, module: nn.Module, batch: Batch, *, reduction: str = "mean") -> Tensor:
-        """Loss of a batch, the mean over its rows or their "sum" (0 for an empty batch)."""
+        """Loss of a batch, the mean over its rows or their "sum"."""
 
 
 @runtime_checkable

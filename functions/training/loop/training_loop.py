@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from functions.runtime.spans import span
-from functions.training.errors import TrainingDiverged
+from functions.training.errors import TrainingDataError, TrainingDiverged
 from functions.training.loop.compiling import Compiled
 from functions.training.loop.first_weights import FirstWeights
 from functions.training.loop.keeping import Keeper
@@ -98,6 +98,11 @@ class Trainer:
         self._module = self._group.place(net, weights, half=settings.precision == "bf16")
         self._stepped = Compiled(self._module) if settings.compiled else self._module
         self._epochs, self._patience = settings.epochs_and_patience
+        if task.train_rows < self._group.size:
+            raise TrainingDataError(
+                f"{task.train_rows} rows to learn from and num_workers={self._group.size}: each worker needs one; give more "
+                "rows, or ask for fewer workers"
+            )
         self._batch = settings.batch_rows(task.train_rows, workers=self._group.size)
         self._steps = max(1, task.train_rows // self._batch)
         self._updates = Updates(net, settings, steps=self._steps * self._epochs)
@@ -144,7 +149,8 @@ class Trainer:
 
     def learnt(self) -> dict[str, Tensor]:
         """Weights that are learnt, and buffers, by name; what is frozen stays as it was at the beginning."""
-        frozen = {name for name, each in self.net.named_parameters() if not each.requires_grad}
+        named = self.net.named_parameters(remove_duplicate=False)  # a head that is tied to embeddings too
+        frozen = {name for name, each in named if not each.requires_grad}
         return {name: value for name, value in self.net.state_dict().items() if name not in frozen}
 
     def _copy_of_weights(self) -> dict[str, Tensor]:
@@ -188,6 +194,8 @@ class Trainer:
         room = {}
         for full, (size, dtype) in shapes.items():
             part, _, name = full.partition(".")
+            if part != "optimizer" and name not in net:  # frozen, in a checkpoint that kept tied heads too
+                continue
             like = net[name] if part != "optimizer" else weights[int(name.partition(".")[0])].detach()
             if part == "net":
                 room[full] = like
@@ -273,8 +281,9 @@ class Trainer:
         rows, most = self.task.valid_rows, self._batch * _SCORED_STEPS
         with torch.no_grad():
             for start in range(0, rows, most):
-                own = torch.arange(start, min(start + most, rows))[self._group.rank :: self._group.size]
-                total += self._loss(self.net, self.task.valid_batch(own), "sum")
+                own, counted = rows_of_worker(range(start, min(start + most, rows)), self._group)
+                loss = self._loss(self.net, self.task.valid_batch(own), "sum")
+                total += loss if counted else torch.zeros_like(loss)
         return float(self._group.all_reduce_sum(total)) / rows
 
     def _loss(self, module: nn.Module, batch: Batch, reduction: str) -> Tensor:
@@ -326,6 +335,16 @@ def diverged(epoch: Epoch, lr: float) -> str:
                 f"lower lr (now {lr}) or look for extreme values in the features"
             )
     return ""
+
+
+def rows_of_worker(rows: range, group: ProcessGroup) -> tuple[Tensor, bool]:
+    """Share rows of a pass among the workers: the numbers of this worker's own, and whether they count.
+
+    A worker that is left without any gets the first row, which does not count: of a split model every worker has to take each
+    pass, and networks of `transformers` refuse a batch of no rows.
+    """
+    own = torch.arange(rows.start, rows.stop)[group.rank :: group.size]
+    return (own, True) if len(own) else (torch.tensor([rows.start]), False)
 
 
 def _gpus(device: str) -> list[torch.device]:
