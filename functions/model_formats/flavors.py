@@ -1,4 +1,4 @@
-"""Formats of models trained elsewhere, each read safely: ONNX, skops, XGBoost, LightGBM, a project's class.
+"""Formats of models trained elsewhere, each read safely: ONNX, skops, XGBoost, LightGBM, a project's class, Hugging Face folders.
 
 A version's folder holds one model file; its name says which flavor it is (`.formats`). A library is imported when a file of its format is
 read, and comes with `pip install toque[flavors]`. Nothing is unpickled: skops refuses types that it does not know, the other
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from functions.model_formats.categories import CATEGORIES_FILE, Categories
 from functions.model_formats.errors import ArtifactRefused, TrainingDataError
 from functions.model_formats.table_inputs import own_columns
+from functions.model_formats.text_classifier import CLASSIFIER_FILE, read_text_classifier
 from registry.models import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -57,8 +58,9 @@ def load_answer(folder: Path, name: str, signature: Signature, trusted_types: Co
             return _sklearn(folder / name, signature, trusted_types)
         return FLAVORS[name](folder / name, signature)
     except ImportError as error:
+        extra = "llm" if name == CLASSIFIER_FILE else "flavors"
         raise ArtifactRefused(
-            f"{name} needs {error.name}, which is not installed: pip install toque[flavors]"
+            f"{name} needs {error.name}, which is not installed: pip install toque[{extra}]"
         ) from error
     except (ArtifactRefused, TrainingDataError, MemoryError):
         raise
@@ -188,6 +190,7 @@ FLAVORS: dict[str, Callable[[Path, Signature], Answer]] = {
     "model.ubj": _xgboost,
     "model.txt": _lightgbm,
     "python_model.json": _python,
+    CLASSIFIER_FILE: read_text_classifier,
 }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from functions.model_formats.errors import ArtifactRefused
+from functions.model_formats.text_classifier import CLASSIFIER_FILE
 from registry.errors import InvalidInput
 from registry.models.code_files import executable_files
 from registry.store.blobs import LocalFile, scan
@@ -48,6 +49,7 @@ _PROGRAM_MODULES = (
 )
 PROGRAM_FILE = "model.pt2"
 PYTHON_MODEL = "python_model.json"
+_HEADER_BYTES = 8  # of safetensors: the length of the JSON that follows
 FORMATS: dict[str, Format] = {
     each.file: each
     for each in (
@@ -75,6 +77,10 @@ FORMATS: dict[str, Format] = {
             PYTHON_MODEL, "the name of a class in the project's SCORERS", lambda head: head.lstrip().startswith(b"{"),
             'write {"scorer": "NAME"} into it', (), (),
         ),
+        Format(
+            CLASSIFIER_FILE, "a Hugging Face folder's weights", lambda head: head[_HEADER_BYTES:].startswith(b"{"),
+            "write it with save_pretrained", ("torch._dynamo", "transformers.modeling_utils"), ("torch", "transformers"),
+        ),
     )
 }  # fmt: skip
 """The allow list: format by the name of its file."""
@@ -90,6 +96,10 @@ def format_of(folder: Path) -> Format:
         )
     if found[0].file == PROGRAM_FILE:
         found = found[:1]  # other formats of the same program may lie beside it
+    elif found[-1].file == CLASSIFIER_FILE:
+        found = (
+            found[:-1] or found
+        )  # which are what an exported graph was made of, or a project's class reads
     if len(found) > 1:
         raise ArtifactRefused(
             f"{folder} holds {[each.file for each in found]}: one version is one model; keep one of them"

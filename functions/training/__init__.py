@@ -8,7 +8,7 @@ from functions.evaluation.meanings import Outcome
 from functions.model_formats.load import ScoringModel, example_arrays, load
 from functions.training.errors import ArtifactRefused, TrainingDataError, TrainingDiverged, TrainingError
 from functions.training.libraries import LightGBM, Sklearn, XGBoost
-from functions.training.llm import FineTune, Lora, Preference, fine_tune, serve_fine_tune
+from functions.training.llm import FineTune, Lora, Preference, TextClassifier, fine_tune, serve_fine_tune
 from functions.training.model import train_model
 from functions.training.params import RecipeParams, TabularParams
 from functions.training.recipe.recipe import Recipe
@@ -33,6 +33,7 @@ __all__ = [
     "ScoringModel",
     "Sklearn",
     "TabularParams",
+    "TextClassifier",
     "Trained",
     "Trainer",
     "TrainingDataError",

@@ -1,9 +1,11 @@
-"""Fine-tuning of language models that are Hugging Face folders, by the platform's own loop, checkpoints and workers.
+"""Fine-tuning of networks that are Hugging Face folders, by the platform's own loop, checkpoints and workers.
 
 `transformers` and `peft` (the extra `llm`) are imported when a model is trained, not before.
 """
 
-from functions.training.llm.fine_tune import FineTune, Lora, Preference, fine_tune
+from functions.training.llm.classifier import TextClassifier
+from functions.training.llm.fine_tune import FineTune, Preference, fine_tune
 from functions.training.llm.serving import serve_fine_tune
+from functions.training.llm.tuner import Lora
 
-__all__ = ["FineTune", "Lora", "Preference", "fine_tune", "serve_fine_tune"]
+__all__ = ["FineTune", "Lora", "Preference", "TextClassifier", "fine_tune", "serve_fine_tune"]

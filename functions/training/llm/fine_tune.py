@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
 from functions.training.errors import TrainingDataError
 from functions.training.frame import TrainingJob, run_training
+from functions.training.llm.tuner import Lora, Tuner
 from functions.training.params import RecipeParams
-from functions.training.splits import Split
 from functions.training.trained import Trained
-from functions.training.trainer import Trainer
 from functions.training.workers import Workers
 from registry import TableSnapshot
 
 if TYPE_CHECKING:
     from functions.training.request import TrainingRequest
-
-_BASE = re.compile(r"(.+)@(\d+)")
-
-
-class Lora(BaseModel):
-    """Size and strength of low-rank adapters. rank, alpha: size, and strength (alpha / rank); targets: names of layers, or "all-linear".
-
-    Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rank: int = Field(default=8, ge=1)
-    alpha: float = Field(default=16.0, gt=0.0)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
 
 class Preference(BaseModel):
@@ -50,7 +32,7 @@ class Preference(BaseModel):
     beta: float = Field(default=0.1, gt=0.0)
 
 
-class FineTune(Trainer):
+class FineTune(Tuner):
     """Trainer of a causal language model from one that is a version, as "name@3", of a Hugging Face folder.
 
     column: of the training set: "messages" are conversations in JSON, of which the answers are learnt; "text" is learnt whole.
@@ -59,34 +41,16 @@ class FineTune(Trainer):
     """
 
     kind: ClassVar[str] = "fine_tune"
-    data_settings: ClassVar[frozenset[str]] = Trainer.data_settings | {"column", "length", "base"}
+    data_settings: ClassVar[frozenset[str]] = Tuner.data_settings | {"column", "length", "base"}
 
-    base: str
     column: Literal["messages", "text"] = "messages"
-    length: int = Field(default=1_024, ge=8)
-    lora: Lora | None = Lora()
     preference: Preference | None = None
-    params: RecipeParams = RecipeParams(lr=1e-4, epochs=3, batch_size=8)
-    split: Split = "random"
-
-    @field_validator("base")
-    @classmethod
-    def _names_a_version(cls, base: str) -> str:
-        if not _BASE.fullmatch(base):
-            raise ValueError(f"base={base!r}: name a version of a model, as in 'smollm2@1'")
-        return base
 
     @model_validator(mode="after")
     def _prefers_answers(self) -> Self:
         if self.preference is not None and self.column != "messages":
             raise ValueError(f"preference with column={self.column!r}: it compares answers to messages")
         return self
-
-    @property
-    def base_version(self) -> tuple[str, int]:
-        """Name and number of the version to begin with."""
-        name, number = self.base.rsplit("@", 1)
-        return name, int(number)
 
     def __call__(self, request: TrainingRequest) -> Trained:
         """Fine-tune the model and write it as a Hugging Face folder."""

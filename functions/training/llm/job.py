@@ -23,6 +23,7 @@ from functions.training.llm.gguf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from functions.training.llm.network import Pretrained, adapted, new_network
 from functions.training.llm.preferences import Pairs, PreferenceTask, pair_of
 from functions.training.llm.texts import TextTask, packed, tokens_of_chat, tokens_of_text
+from functions.training.llm.tuner import Tuner
 from functions.training.loop.distributed import run_workers
 from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup
@@ -82,12 +83,17 @@ class FineTuneLoop:
                 )
             keeper = Keeper(group, self.checkpoints, cadence_of(params), notice=notice)
             train(trainer, group, on_epoch=on_epoch, keeper=keeper)
-        weights = {}
-        for name, value in trainer.learnt().items():
-            whole = group.full_tensor(value)
-            if group.rank == 0:
-                weights[name] = whole.cpu()
-        return Tuned(weights, trainer.best_epoch, trainer.best_loss, rows.num_rows)
+        return Tuned(learnt_weights(trainer, group), trainer.best_epoch, trainer.best_loss, rows.num_rows)
+
+
+def learnt_weights(trainer: Trainer, group: ProcessGroup) -> dict[str, Tensor]:
+    """Gather what was learnt in the host memory of the first worker, one weight at a time; every worker has to call it."""
+    weights = {}
+    for name, value in trainer.learnt().items():
+        whole = group.full_tensor(value)
+        if group.rank == 0:
+            weights[name] = whole.cpu()
+    return weights
 
 
 def train_model(spec: FineTune, request: TrainingRequest) -> Trained:
@@ -102,6 +108,7 @@ def train_model(spec: FineTune, request: TrainingRequest) -> Trained:
             spec.length,
             spec.split,
             spec.valid_fraction,
+            spec.seed,
         ],
         "lora": spec.lora.model_dump(mode="json") if spec.lora else None,
         "preference": spec.preference.model_dump(mode="json") if spec.preference else None,
@@ -188,16 +195,12 @@ def _write_adapter(folder: Path, net: Any, spec: FineTune, weights: dict[str, Te
     config = net.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = spec.base, True
     config.save_pretrained((folder / ADAPTER_CONFIG).parent)
-    named = {  # a head that is tied to the embeddings comes along with what was learnt
-        name.replace(".default.", "."): value.contiguous()
-        for name, value in weights.items()
-        if ".lora_" in name
-    }
+    named = {name.replace(".default.", "."): value.contiguous() for name, value in weights.items()}
     save_file(named, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 @contextmanager
-def base_folder(registry: Registry, spec: FineTune) -> Iterator[Path]:
+def base_folder(registry: Registry, spec: Tuner) -> Iterator[Path]:
     """Fetch the base version's files within a folder of their own."""
     name, version = spec.base_version
     with tempfile.TemporaryDirectory(prefix="toque-base-") as place:

@@ -1,51 +1,88 @@
-"""Networks of Hugging Face folders: built without weights, with adapters or without, and filled from safetensors by rows."""
+"""Networks of Hugging Face folders, language models and classifiers of texts: built without weights, with adapters or without, and filled from safetensors by rows."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from functions.model_formats.text_classifier import fields_of
 from functions.training.errors import TrainingDataError
-from functions.training.llm.fine_tune import Lora
+from functions.training.llm.tuner import Lora
 from functions.training.loop.first_weights import Initialised, Rows, reset, without_weights
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _ADAPTED = (
     "base_model.model.",
     "base_layer.",
-)  # what adapters put into the names of the weights that they adapt
+    "modules_to_save.default.",
+    "original_module.",
+)  # what adapters put into the names of the weights that they adapt, or learn whole
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a network has beside its body, of which a folder may have no weights.
+
+    body: name of the body; reset: initialises a module; fields: what the network takes of a tokenizer.
+    """
+
+    body: str
+    reset: Callable[[nn.Module], None]
+    fields: tuple[str, ...]
+
+    def may_begin(self, name: str) -> bool:
+        """Whether a weight may begin as random numbers: outside the body, or in its pooler, which language models do without."""
+        return not name.startswith(f"{self.body}.") or ".pooler." in name
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """First weights from the safetensors of a folder, each worker reading its own rows; adapters begin as random numbers."""
+    """First weights from the safetensors of a folder, each worker reading its own rows; adapters begin as random numbers.
+
+    head: of a network that has more than the folder; None: the folder must have all its weights.
+    """
 
     folder: Path
     seed: int
+    head: Head | None = None
 
     def of(self, module: nn.Module, path: str) -> Mapping[str, Rows]:
-        """Readers of the weights of a module. Raises: TrainingDataError if the folder lacks one that is no adapter's."""
-        found, new = {}, False
-        for name, _ in module.named_parameters(recurse=False):
+        """Readers of the weights of a module. Raises: TrainingDataError if the folder lacks one that is no adapter's or head's."""
+        found: dict[str, Rows] = {}
+        initialise: Callable[[nn.Module], None] | None = None
+        for name, weight in module.named_parameters(recurse=False):
             full = f"{path}.{name}"
             for part in _ADAPTED:
                 full = full.replace(part, "")
-            if full in self._files:
-                found[name] = self._reader(full)
+            stored = self._stored(full, weight.shape)
+            if stored is not None:
+                found[name] = self._reader(stored)
             elif ".lora_" in full:
-                new = True
+                initialise = _adapter(path)
+            elif self.head is not None and self.head.may_begin(full):
+                initialise = self.head.reset
             else:
                 raise TrainingDataError(f"{self.folder.name}: no weight {full!r} in its safetensors")
-        return found | (dict(Initialised(_adapter(path), self.seed).of(module, path)) if new else {})
+        new = Initialised(initialise, self.seed).of(module, path) if initialise else {}
+        return {**new, **found}
+
+    def _stored(self, name: str, shape: torch.Size) -> str | None:
+        """Name of a weight in the folder, which may be that of a body alone; None without one, or if a head has another size."""
+        body = f"{self.head.body}." if self.head is not None else ""
+        found = next((each for each in (name, name.removeprefix(body)) if each in self._files), None)
+        if found is None or self.head is None or not self.head.may_begin(name):
+            return found
+        with safe_open(self._files[found], framework="pt") as file:
+            return found if file.get_slice(found).get_shape() == [*shape] else None
 
     @cached_property
     def _files(self) -> dict[str, Path]:
@@ -84,8 +121,48 @@ def new_network(folder: Path, lora: Lora | None) -> nn.Module:
         return net if lora is None else adapted(net, lora)
 
 
-def adapted(net: Any, lora: Lora) -> nn.Module:
-    """Put low-rank adapters into a network; its own weights get no gradients any more."""
+def new_classifier(
+    folder: Path, lora: Lora | None, classes: Sequence[str], *, several: bool
+) -> tuple[nn.Module, Head]:
+    """Build the classifier of texts on the network of a folder, without weights, and say what it has beside the folder's body.
+
+    classes: in the order of the answer; several: whether a text may have several of them, or none.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification  # late: the extra `llm`
+
+    config = AutoConfig.from_pretrained(
+        folder,
+        id2label=dict(enumerate(classes)),
+        label2id={name: number for number, name in enumerate(classes)},
+        problem_type="multi_label_classification" if several else "single_label_classification",
+    )
+    config.pad_token_id = classifier_tokenizer(folder).pad_token_id
+    with without_weights():
+        made: Any = AutoModelForSequenceClassification
+        net = made.from_config(config, dtype=torch.float32)
+        begin = net._init_weights  # noqa: SLF001 - how transformers begins a weight
+        head = Head(net.base_model_prefix, begin, fields_of(net))
+        return (net if lora is None else adapted(net, lora, "SEQ_CLS")), head
+
+
+def classifier_tokenizer(folder: Path, length: int | None = None) -> Any:
+    """Tokenizer of a folder, which cuts texts at `length` tokens and fills shorter ones up; one without a filler takes its end."""
+    from transformers import AutoTokenizer  # late: the extra `llm`
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise TrainingDataError(
+                "the base's tokenizer has neither a token to fill up with nor one that ends a text"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if length is not None:
+        tokenizer.model_max_length = length
+    return tokenizer
+
+
+def adapted(net: Any, lora: Lora, kind: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM") -> nn.Module:
+    """Put low-rank adapters into a network; its own weights get no gradients any more, but for the head of a classifier."""
     from peft import LoraConfig, get_peft_model  # late: the extra `llm`
 
     targets = lora.targets if isinstance(lora.targets, str) else [*lora.targets]
@@ -94,7 +171,7 @@ def adapted(net: Any, lora: Lora) -> nn.Module:
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number does
         lora_dropout=lora.dropout,
         target_modules=targets,
-        task_type="CAUSAL_LM",
+        task_type=kind,
     )
     found: nn.Module = get_peft_model(net, config)
     return found

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from functions.model_formats.errors import ArtifactRefused
 from functions.model_formats.flavors import FLAVORS
-from functions.model_formats.formats import FORMATS
+from functions.model_formats.formats import FORMATS, format_of
 from functions.model_formats.sandbox import Sandbox, SandboxLimits
 from functions.training import load
 from registry import Registry, Signature, TensorSpec, open_store
@@ -251,6 +252,13 @@ def test_a_pickle_beside_a_model_is_refused_before_anything_is_parsed(
         ArtifactRefused, match=r"\['encoder\.bin'\] can execute code when loaded, and pickles"
     ):
         sandbox.check(linear_graph, signed(-1))
+
+
+def test_safetensors_beside_another_model_are_what_it_reads(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    assert format_of(tmp_path).file == "model.safetensors"
+    (tmp_path / "python_model.json").write_text('{"scorer": "ranker"}')
+    assert format_of(tmp_path).file == "python_model.json"
 
 
 def test_every_format_that_is_allowed_has_a_reader_and_no_other_has() -> None:
