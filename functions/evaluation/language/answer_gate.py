@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,7 +19,7 @@ from functions.evaluation.metrics.probabilities import Interval
 from functions.stats.comparison.pairs import paired_cs
 from registry import GateData, GateDemand
 
-__all__ = ["AnswerGate", "Judged", "judge_answers"]
+__all__ = ["AnswerGate", "Judged", "Scores", "judge_answers", "judge_scores"]
 
 Scores = npt.NDArray[np.float64]
 
@@ -78,22 +78,35 @@ def judge_answers(
 
     answers: in a random order of the rows, so that each could have come at any place. champions: the champion's answers; None: there is none, and nothing is compared. expected: of each row, "" where nothing is.
     """
-    judged = Judged({}, {}, [at_least("rows", len(answers), gate.min_rows)])
-    for scorer in gate.scorers:
-        own = _scores(scorer, answers, expected)
-        judged.metrics[scorer.label] = float(own.mean())
+    own = {each.label: _scores(each, answers, expected) for each in gate.scorers}
+    others = None
+    if champions is not None:
+        others = {each.label: _scores(each, champions, expected) for each in gate.scorers}
+    return judge_scores(gate, own, others)
+
+
+def judge_scores(
+    gate: AnswerGate, own: Mapping[str, Scores], champion: Mapping[str, Scores] | None
+) -> Judged:
+    """Check the scores of rows, by scorer, against the limits of `gate`.
+
+    own, champion: (rows,) each, from 0 to 1, in a random order of the rows; champion: None: nothing is compared.
+    """
+    judged = Judged({}, {}, [at_least("rows", len(next(iter(own.values()))), gate.min_rows)])
+    for label, scores in own.items():
+        judged.metrics[label] = float(scores.mean())
         if gate.min_mean is not None:
-            judged.checks.append(at_least(scorer.label, float(own.mean()), gate.min_mean))
-        if champions is not None:
-            _compare(judged, gate, scorer, own, _scores(scorer, champions, expected))
+            judged.checks.append(at_least(label, float(scores.mean()), gate.min_mean))
+        if champion is not None:
+            _compare(judged, gate, label, scores, champion[label])
     return judged
 
 
-def _compare(judged: Judged, gate: AnswerGate, scorer: Scorer, own: Scores, others: Scores) -> None:
+def _compare(judged: Judged, gate: AnswerGate, label: str, own: Scores, others: Scores) -> None:
     gaps = own - others
     found = paired_cs(gaps, alpha=gate.alpha / len(gate.scorers))
-    named = f"{scorer.label} - champion"
-    judged.metrics[f"champion_{scorer.label}"] = float(others.mean())
+    named = f"{label} - champion"
+    judged.metrics[f"champion_{label}"] = float(others.mean())
     judged.intervals[named] = Interval(estimate=found.mean, low=found.lower, high=found.upper)
     note = f"worse in {int((gaps < 0).sum())} rows, better in {int((gaps > 0).sum())}"
     judged.checks.append(at_least(f"{named}, upper end", found.upper, 0.0, note))

@@ -13,22 +13,30 @@ from functions.evaluation.errors import EvaluationError
 
 __all__ = ["EvaluationRow", "read_rows"]
 
+_FEWEST_CHOICES = 2
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """A request of an evaluation set. number: of the row in its table; expected: as the answer, "" where nothing is."""
+    """A request of an evaluation set. number: of the row in its table; expected: as the answer, "" where nothing is.
+
+    prompt: the text of the one message, None of a conversation; choices: texts of which one is to be chosen.
+    """
 
     number: int
     messages: list[Any]
     variables: dict[str, Any]
     expected: str
+    prompt: str | None = None
+    choices: tuple[str, ...] = ()
 
 
 def read_rows(table: pa.Table, *, label: str, needs_expected: bool, seed: int) -> list[EvaluationRow]:
     """Read the rows of an evaluation set, in a random order.
 
     table: with a column `messages`, a conversation in JSON, or `prompt`, the text of one message; `variables`, an object in JSON,
-    if prompts have any; and `label`, what is expected. Raises: EvaluationError, naming the row and column.
+    if prompts have any; `choices`, a list of texts, if there are; and `label`, what is expected, of choices one of them.
+    Raises: EvaluationError, naming the row and column.
     """
     asked = "messages" if "messages" in table.column_names else "prompt"
     needed = [asked, *([label] if needs_expected else [])]
@@ -48,12 +56,26 @@ def _row(number: int, row: dict[str, Any], asked: str, label: str | None) -> Eva
         raise EvaluationError(
             f"row {number}: {asked if row[asked] is None else label} is null; leave such rows out"
         )
-    if asked == "messages":
-        messages = _parsed(number, row, "messages", list)
-    else:
-        messages = [{"role": "user", "content": str(row["prompt"])}]
+    prompt = None if asked == "messages" else str(row["prompt"])
+    messages = (
+        _parsed(number, row, "messages", list) if prompt is None else [{"role": "user", "content": prompt}]
+    )
     variables = {} if row.get("variables") is None else _parsed(number, row, "variables", dict)
-    return EvaluationRow(number, messages, variables, "" if label is None else str(row[label]))
+    expected = "" if label is None else str(row[label])
+    return EvaluationRow(number, messages, variables, expected, prompt, _choices(number, row, expected))
+
+
+def _choices(number: int, row: dict[str, Any], expected: str) -> tuple[str, ...]:
+    """Choices of a row, of which the expected text is one. Raises: EvaluationError."""
+    given = row.get("choices")
+    if given is None:
+        return ()
+    if not isinstance(given, list) or len(given) < _FEWEST_CHOICES or expected not in given:
+        raise EvaluationError(
+            f"row {number}: choices={given!r:.80}: expected a list of {_FEWEST_CHOICES} texts or more, with {expected!r:.80} "
+            "among them"
+        )
+    return tuple(map(str, given))
 
 
 def _parsed(number: int, row: dict[str, Any], column: str, kind: type[Any]) -> Any:

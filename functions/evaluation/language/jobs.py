@@ -1,10 +1,14 @@
-"""The function that judges a version of a language model by its answers, and records the verdict with it."""
+"""The functions that judge a version of a language model, by its answers or by likelihoods, and record the verdict with it."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+
+import pyarrow as pa
 
 from functions.evaluation.demanded_gate import (
     gate_in_force,
@@ -12,18 +16,22 @@ from functions.evaluation.demanded_gate import (
     require_demanded_data,
 )
 from functions.evaluation.errors import EvaluationError
-from functions.evaluation.language.answer_gate import AnswerGate, judge_answers
+from functions.evaluation.language.answer_gate import AnswerGate, Judged, judge_answers
 from functions.evaluation.language.answering import answers_of, fetched
-from functions.evaluation.language.evaluation_set import EvaluationRow, read_rows
+from functions.evaluation.language.evaluation_set import read_rows
+from functions.evaluation.language.likelihood_scores import judged_by_likelihood
+from functions.evaluation.language.scorers import Scorer
 from functions.evaluation.offline_gate import GateResult
 from functions.runtime.context import context
 from functions.runtime.declaration import Resources
 from functions.runtime.function import function
-from registry import ModelVersion, Registry, Table, TableSnapshot
+from registry import ModelVersion, Table, TableSnapshot
 
-__all__ = ["evaluate_answers"]
+__all__ = ["evaluate_answers", "evaluate_likelihoods"]
 
 _CHAMPION = "champion"
+Measure = Callable[[Sequence[ModelVersion], pa.Table, AnswerGate], tuple[Judged, int]]
+"""Judges a version, and the champion if there is one, by the rows of a table; returns what was found, and of how many rows."""
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=7_200)
@@ -43,10 +51,36 @@ def evaluate_answers(
     Raises: EvaluationError if the version learnt from this very snapshot, or limits or data are not those of the policy;
     NotFound; EngineDown; Refused if the policy changed meanwhile.
     """
+    measure = partial(_by_answers, label=label, threads=threads)
+    return _evaluated(model, version, dataset, gate or AnswerGate(), label, measure)
+
+
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=7_200)
+def evaluate_likelihoods(
+    model: str,
+    version: int,
+    dataset: TableSnapshot,
+    gate: AnswerGate | None = None,
+    label: str = "expected",
+) -> GateResult:
+    """Judge a version of a language model, a Hugging Face folder, by how likely it takes texts or choices, and record the outcome.
+
+    dataset: with a column `text`, of which the perplexity is measured; or with `prompt` or `messages`, `choices` (a list of texts)
+    and `label`, the right one: the answer is then the choice with the greatest likelihood a byte. gate: as of `evaluate_answers`; its
+    scorers are `likelihood`, and of choices `exact` too, the share that was chosen rightly.
+    Raises: as `evaluate_answers` does, but EngineDown.
+    """
+    gate = gate or AnswerGate(name="likelihood", scorers=(Scorer(kind="likelihood"),))
+    return _evaluated(model, version, dataset, gate, label, partial(judged_by_likelihood, label=label))
+
+
+def _evaluated(
+    model: str, version: int, dataset: TableSnapshot, gate: AnswerGate, label: str, measure: Measure
+) -> GateResult:
     registry = context().registry()
     judged = registry.get_version(model, version)
     policy = registry.get_model(model).policy
-    gate, demand = gate_in_force(policy, gate or AnswerGate())
+    gate, demand = gate_in_force(policy, gate)
     if demand in policy.gates:
         require_demanded_data(registry, judged, demand, dataset=dataset, label=label, baseline_set=None)
     refuse_training_data(judged, dataset)
@@ -54,9 +88,20 @@ def evaluate_answers(
     if champion is not None and champion.version == version:
         champion = None
     table = Table(registry.store, dataset.name).read(version=dataset.version)
+    compared = [judged, *([champion] if champion is not None else [])]
     try:
-        rows = read_rows(table, label=label, needs_expected=gate.needs_expected, seed=gate.seed)
-        result = _measured(registry, judged, champion, rows, gate, threads)
+        found, rows = measure(compared, table, gate)
+        result = GateResult(
+            model=model,
+            version=version,
+            gate=gate.name,
+            passed=all(check.passed for check in found.checks),
+            rows=rows,
+            metrics=found.metrics,
+            intervals=found.intervals,
+            checks=found.checks,
+            champion=None if champion is None else champion.version,
+        )
     except EvaluationError as error:
         result = GateResult(
             model=model, version=version, gate=gate.name, passed=False, rows=table.num_rows, reason=str(error)
@@ -68,34 +113,18 @@ def evaluate_answers(
     return result
 
 
-def _measured(
-    registry: Registry,
-    version: ModelVersion,
-    champion: ModelVersion | None,
-    rows: list[EvaluationRow],
-    gate: AnswerGate,
-    threads: int,
-) -> GateResult:
-    """Ask both versions, and judge. Raises: EvaluationError if there are no rows, or a prompt cannot take one."""
+def _by_answers(
+    compared: Sequence[ModelVersion], table: pa.Table, gate: AnswerGate, *, label: str, threads: int
+) -> tuple[Judged, int]:
+    """Have the versions answer, and judge. Raises: EvaluationError if there are no rows, or a prompt cannot take one."""
+    registry = context().registry()
+    rows = read_rows(table, label=label, needs_expected=gate.needs_expected, seed=gate.seed)
     if not rows:
         raise EvaluationError("the evaluation set has no rows")
-    compared = [version, *([champion] if champion is not None else [])]
     with tempfile.TemporaryDirectory(prefix="toque-evaluation-") as place:
         versions = [
             fetched(registry, each, Path(place) / str(each.version), threads=threads) for each in compared
         ]
         answers = answers_of(versions, rows, seed=gate.seed, environment=os.environ)
-    found = judge_answers(
-        gate, answers[0], answers[1] if champion is not None else None, [row.expected for row in rows]
-    )
-    return GateResult(
-        model=version.model,
-        version=version.version,
-        gate=gate.name,
-        passed=all(check.passed for check in found.checks),
-        rows=len(rows),
-        metrics=found.metrics,
-        intervals=found.intervals,
-        checks=found.checks,
-        champion=None if champion is None else champion.version,
-    )
+    champions = answers[1] if len(answers) > 1 else None
+    return judge_answers(gate, answers[0], champions, [row.expected for row in rows]), len(rows)

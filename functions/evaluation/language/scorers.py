@@ -11,6 +11,8 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from functions.evaluation.errors import EvaluationError
+
 __all__ = ["Scorer"]
 
 _SPACES: Final = re.compile(r"\s+")
@@ -26,13 +28,15 @@ class Scorer(BaseModel):
     kind: `exact` for the expected text, whatever its case and the space around it; `contains` for the expected text somewhere
     in the answer; `number` for the expected number as the last one of the answer, within `tolerance`; `similarity` for the
     share of characters in common with the expected text; `regex` for `pattern` somewhere in the answer; `json` for JSON, with
-    the fields `required`; `length` for at most `max_length` characters, and at least one. name: in results, by default the
-    kind.
+    the fields `required`; `length` for at most `max_length` characters, and at least one; `likelihood` for the probability of a
+    token of the expected text (geometric mean), which `evaluate_likelihoods` computes. name: in results, by default the kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["exact", "contains", "number", "similarity", "regex", "json", "length"] = "exact"
+    kind: Literal["exact", "contains", "number", "similarity", "regex", "json", "length", "likelihood"] = (
+        "exact"
+    )
     name: str = Field(default="", max_length=100)
     pattern: str = Field(default="", max_length=500)
     required: tuple[str, ...] = ()
@@ -66,7 +70,11 @@ class Scorer(BaseModel):
         return self.kind in {"exact", "contains", "number", "similarity"}
 
     def score(self, answer: str, expected: str = "") -> float:
-        """Score an answer from 0, wrong, to 1, right."""
+        """Score an answer from 0, wrong, to 1, right. Raises: EvaluationError for a likelihood, which answers do not show."""
+        if self.kind == "likelihood":
+            raise EvaluationError(
+                "kind='likelihood' is not a score of answers: judge the version by evaluate_likelihoods"
+            )
         if self.kind == "number":
             return float(abs(_last_number(answer) - _last_number(expected)) <= self.tolerance)
         if self.needs_expected:
