@@ -1,4 +1,4 @@
-"""kill -9 at random moments, from outside: of one worker, of all of them, of everything that belongs to a cluster."""
+"""kill -9 at random moments, from outside: of one worker, of all of them, of the head, of everything that belongs to a cluster."""
 
 import json
 import random
@@ -21,8 +21,9 @@ from tests.functions.training.victim import LONG, SHARD_ROWS
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
 
-KILLS = ["one worker", "all workers", "cluster"] * 3 + ["one worker"]
+KILLS = ["one worker", "all workers", "head", "cluster"] * 5
 WORKER = "RayTrainWorker"
+HEAD = ("/gcs_server", "/raylet")  # what the head runs, beside the workers and who trains
 TRAINING = TableSnapshot(name="training", version=1)
 
 
@@ -42,9 +43,25 @@ class Victim:
         """Those that train."""
         return [one for one in self._family() if WORKER in _name(one)]
 
+    def head(self) -> list[psutil.Process]:
+        """Those that are the head."""
+        return [one for one in self._family() if any(part in _name(one) for part in HEAD)]
+
     def kill(self) -> None:
         """End everything at once."""
         family = self._family()
+        for one in (psutil.Process(self.process.pid), *family):
+            _kill(one)
+        psutil.wait_procs(family, timeout=60)
+        self.process.communicate()
+
+    def lose_head(self) -> None:
+        """End the head, and after it what cannot go on without it, as whoever started the training does."""
+        head, family = self.head(), self._family()
+        assert len(head) == len(HEAD)
+        for one in head:
+            _kill(one)
+        psutil.wait_procs(head, timeout=60)
         for one in (psutil.Process(self.process.pid), *family):
             _kill(one)
         psutil.wait_procs(family, timeout=60)
@@ -110,17 +127,27 @@ def shared_context(tmp_path_factory: pytest.TempPathFactory) -> Context:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(shared_context: Context) -> dict[str, float]:
-    """The metrics of a training that nobody disturbed."""
-    metrics: dict[str, float] = Victim("train", shared_context, TRAINING).result()["metrics"]
-    return metrics
+def undisturbed(shared_context: Context) -> tuple[dict[str, float], dict[int, float]]:
+    """The metrics and the loss curve of a training that nobody disturbed."""
+    done = Victim("train", shared_context, TRAINING).result()
+    return done["metrics"], curve(shared_context, done["run_id"])
+
+
+def curve(context: Context, run: str) -> dict[int, float]:
+    """Losses of the rows held out, by epoch; of an epoch that was trained twice the last."""
+    return {point.step: point.value for point in context.registry().get_run(run).series("valid_loss")}
+
+
+def saved_epochs(context: Context) -> int:
+    """Checkpoints that count, one after each epoch, of the training under way."""
+    return sum("/journal/" in key for key in context.store.list("checkpoints/"))
 
 
 @pytest.mark.parametrize(("number", "what"), list(enumerate(KILLS)))
-def test_ten_trainings_killed_at_random_moments_end_as_an_undisturbed_one(
+def test_twenty_trainings_killed_at_random_moments_end_as_an_undisturbed_one(
     shared_context: Context,
     begin: Callable[..., Victim],
-    undisturbed: dict[str, float],
+    undisturbed: tuple[dict[str, float], dict[int, float]],
     number: int,
     what: str,
 ) -> None:
@@ -129,24 +156,20 @@ def test_ten_trainings_killed_at_random_moments_end_as_an_undisturbed_one(
     versions = len(shared_context.registry().list_versions("late"))
     victim = begin("train", shared_context, TRAINING)
 
-    def reached() -> bool:
-        return any(
-            key.endswith(f"{epoch:06d}.safetensors") for key in shared_context.store.list("checkpoints/")
-        )
-
-    until(victim, reached)
+    until(victim, lambda: saved_epochs(shared_context) > epoch)
     time.sleep(moment * 0.5)  # somewhere in the epochs that follow
     workers = victim.workers()
     assert len(workers) == 2
-    if what == "cluster":
-        victim.kill()
+    if what in {"head", "cluster"}:
+        victim.lose_head() if what == "head" else victim.kill()
         victim = begin("train", shared_context, TRAINING)
     else:
         for worker in workers[: 1 if what == "one worker" else 2]:
             _kill(worker)
     ended = victim.result()
+    assert curve(shared_context, ended["run_id"]) == pytest.approx(undisturbed[1], abs=1e-4)
     for loss in ("log_loss", "brier"):  # the calibration error jumps where a row changes its bin
-        assert ended["metrics"][loss] == pytest.approx(undisturbed[loss], abs=1e-4)
+        assert ended["metrics"][loss] == pytest.approx(undisturbed[0][loss], abs=1e-4)
     assert ended["version"] == versions + 1 == len(shared_context.registry().list_versions("late"))
     assert list(shared_context.store.list("checkpoints/")) == []
 
