@@ -65,6 +65,11 @@ class Keeper:
         self._pulse = Pulse(group, cadence, notice=notice)
         self._pending: Future[Any] | None = None
 
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written beside the steps."""
+        return self._pending is not None and not self._pending.done()
+
     def after_step(self, trainer: Kept) -> None:
         """Save if it is time to. Raises: Resting after a notice, once the state is saved."""
         if self._checkpoints is None:
