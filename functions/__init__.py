@@ -7,8 +7,9 @@ registry and the kernels; it must not know what serves it (`ray_apps`).
 from functions import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
 from functions.runtime.context import Context, context, use_context
 from functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
+from functions.runtime.durable.admission.preemption import preempted
 from functions.runtime.durable.invocation import Invocation
-from functions.runtime.durable.workflow import sleep, wait_for
+from functions.runtime.durable.workflow import Preempted, sleep, wait_for
 from functions.runtime.function import Function, call, function
 from functions.runtime.future import Future
 from functions.runtime.run.capture import report_progress
@@ -22,11 +23,13 @@ __all__ = [
     "Future",
     "Invocation",
     "OnEvent",
+    "Preempted",
     "Resources",
     "Retries",
     "call",
     "context",
     "function",
+    "preempted",
     "report_progress",
     "sleep",
     "use_context",

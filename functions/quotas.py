@@ -12,18 +12,13 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.runtime import catalog
 from functions.runtime.context import context
+from functions.runtime.durable.admission.request import Quota, QuotaRequest
+from functions.runtime.durable.admission.rule import admission_order, schedule
+from functions.runtime.durable.admission.slots import QuotaSlots, quotas_in
 from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.durable.quota_admission import (
-    EVERYONE,
-    Quota,
-    QuotaRequest,
-    admission_order,
-    blocking_quota,
-    team_of,
-)
-from functions.runtime.durable.quota_slots import demand_of, quotas_in
 from functions.runtime.durable.record import Record
 from functions.runtime.function import function
+from functions.runtime.run import cluster, room
 from registry.names import check_name
 
 _LISTED = 10_000
@@ -32,7 +27,8 @@ _LISTED = 10_000
 class Admission(BaseModel):
     """Experiment that runs or waits.
 
-    since: when it was submitted; waits_for: what it waits for, None while it runs.
+    workers, cpus, gpus, card: what it takes, the numbers of all workers together; since: when it was submitted; started_at: when
+    its present run began; yields: whether it was asked to yield; waits_for: what it waits for, None while it runs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +42,23 @@ class Admission(BaseModel):
     priority: int
     since: datetime
     waits_for: str | None
+    workers: int = 1
+    card: str | None = None
+    preemptible: bool = False
+    started_at: datetime | None = None
+    yields: bool = False
+    preemptions: int = 0
+
+
+class Budget(BaseModel):
+    """Budget of a team in this calendar month (UTC). spent: by attempts that have ended; those that run now come on top."""
+
+    model_config = ConfigDict(frozen=True)
+
+    team: str
+    budget: str
+    spent: float
+    limit: float
 
 
 @function(http=True, role="admin")
@@ -55,21 +68,38 @@ def set_quota(
     gpus: float | None = None,
     at_once: int | None = None,
     members: list[str] | None = None,
+    gpu_hours: float | None = None,
+    money: float | None = None,
+    share: float = 1.0,
 ) -> dict[str, Quota]:
-    """Limit what the experiments of a team may occupy at a time; returns all quotas.
+    """Limit what the experiments of a team may occupy at a time and use in a month; returns all quotas.
 
     team: its name, or "everyone" for all teams together; at_once: how many of them; None: no limit; members: callers who belong to
-    the team. A team's earlier quota is replaced. Running experiments go on.
-    Raises: InvalidInput for an invalid name; ValidationError for a limit below 0; ValueError for a caller of another team.
+    the team; gpu_hours, money: budget of each calendar month (UTC); share: weight in the fair share, of the team among the teams, or in
+    "everyone" of this workspace among all. A team's earlier quota is replaced. Running experiments go on.
+    Raises: InvalidInput for an invalid name; ValidationError for a limit below 0; ValueError for a caller of another team, or a
+    budget in money where no prices are known.
     """
     check_name(team, what="team")
-    quota = Quota(cpus=cpus, gpus=gpus, at_once=at_once, members=tuple(members or ()))
+    if money is not None and context().prices is None:
+        raise ValueError(
+            f"money={money:g}: no prices are known; set `prices` in the profile, or give gpu_hours"
+        )
+    quota = Quota(
+        cpus=cpus,
+        gpus=gpus,
+        at_once=at_once,
+        members=tuple(members or ()),
+        gpu_hours=gpu_hours,
+        money=money,
+        share=share,
+    )
     quotas = quotas_in(context().store, context().actor)
     for name, other in quotas.refresh().items():
         twice = sorted(set(other.members) & set(quota.members)) if name != team else []
         if twice:
             raise ValueError(f"members={twice} of {team!r} are in {name!r}: take them out there first")
-    quotas.transact(lambda _: {"team": team, "quota": quota.model_dump(mode="json")})
+    quotas.transact(lambda _: {"team": team, "quota": quota.stored()})
     return quotas.state
 
 
@@ -88,42 +118,58 @@ def quotas() -> dict[str, Quota]:
 
 
 @function(http=True, role="viewer")
+def budgets() -> list[Budget]:
+    """List the budgets of this month, and what is spent of each."""
+    return [
+        Budget(team=team, budget=budget, spent=spent, limit=limit)
+        for team, budget, spent, limit in _slots().spent()
+    ]
+
+
+@function(http=True, role="viewer")
 def admissions() -> list[Admission]:
-    """List the running experiments, and the waiting ones in the order of their start; reads every invocation."""
-    ledger = ledger_of(context())
-    there = quotas_in(context().store, context().actor).refresh()
-    experiments: dict[str, tuple[Record, QuotaRequest]] = {}
+    """List the running experiments of this workspace, and the waiting ones in the order of their start; reads every invocation."""
+    ledger, slots = ledger_of(context()), _slots()
+    records: dict[str, Record] = {}
     for record in ledger.invocations(limit=_LISTED):
         found = catalog.find(record.reference)
         if found is not None and found.demand and (record.runnable or record.status == "running"):
-            team = team_of(record.caller, there)
-            experiments[record.id] = (
-                record,
-                QuotaRequest.of(record.id, team, demand_of(record, ledger), record.submitted_at),
-            )
-    running = [ask for record, ask in experiments.values() if record.status == "running"]
-    waiting = [ask for record, ask in experiments.values() if record.status != "running"]
-    ordered = (*running, *admission_order(running, waiting, there))
-    return [_admission(*experiments[ask.invocation], running, there) for ask in ordered]
-
-
-def _admission(
-    record: Record, ask: QuotaRequest, running: list[QuotaRequest], there: dict[str, Quota]
-) -> Admission:
-    waits_for = None
-    if record.status != "running":
-        team = blocking_quota(ask, running, there)
-        waits_for = {None: "its turn", EVERYONE: "room in the quota of everyone"}.get(
-            team, f"room in the quota of its team {team!r}"
+            records[record.id] = record
+    queue, now = slots.posted(records.values()), ledger.clock()
+    capacity = room.cards() if cluster.running() else None
+    decision = schedule(queue.waiting, queue.running, capacity, queue.shares, now)
+    starts = {each.invocation for each in decision.start}
+    ordered = admission_order(queue.running, queue.waiting, queue.shares, now)
+    return [_admission(records[each.invocation], each, None) for each in queue.running] + [
+        _admission(
+            records[each.invocation],
+            each,
+            "its turn" if each.invocation in starts else decision.wait.get(each.invocation, "its turn"),
         )
+        for each in ordered
+    ]
+
+
+def _slots() -> QuotaSlots:
+    used = context()
+    return QuotaSlots(ledger_of(used), workspace=used.workspace, prices=used.prices)
+
+
+def _admission(record: Record, request: QuotaRequest, waits_for: str | None) -> Admission:
     return Admission(
         invocation=record.id,
         function=record.function,
         caller=record.caller,
-        team=ask.team,
-        cpus=ask.cpus,
-        gpus=ask.gpus,
-        priority=ask.priority,
+        team=request.team,
+        cpus=request.cpus,
+        gpus=request.gpus,
+        priority=request.priority,
         since=record.submitted_at,
         waits_for=waits_for,
+        workers=request.workers,
+        card=request.card,
+        preemptible=request.preemptible,
+        started_at=request.started_at,
+        yields=request.yielding,
+        preemptions=record.preemptions,
     )

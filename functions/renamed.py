@@ -51,8 +51,8 @@ RENAMED = (
     | moved(
         "functions.runtime",
         "functions.runtime.durable",
-        "admission=quota_admission attendance=attempt slots=concurrency dead_letters executor invocation "
-        "lease=heartbeat ledger places=quota_slots queue record memo=result_cache values "
+        "admission=admission.rule attendance=attempt slots=concurrency dead_letters executor invocation "
+        "lease=heartbeat ledger places=admission.slots queue record memo=result_cache values "
         "versions=code_versions workflow",
     )
     | moved("functions.runtime", "functions.runtime.triggers", "events schedule topic waiter")

@@ -42,19 +42,32 @@ NICENESS = 10  # of an experiment: what serves on its machine has priority
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """CPUs and GPUs that an experiment takes of its team's quota while it runs, and its priority.
+    """What an experiment takes while it runs, of its team's quota and of the cluster's cards, and how urgent it is.
 
-    cpus, gpus: of all its workers together; priority: a higher one begins first.
-    Raises: DeclarationError if cpus or gpus is negative.
+    cpus, gpus, memory_bytes: of all its workers together; workers: how many start together, each on one node: 1 is the run itself,
+    which then holds the GPUs and the memory; None: it starts others that hold one GPU each. card: type of the GPUs as Ray names
+    it, as in "H100"; None for any.
+    priority: a higher one begins first. limit_s: longest run time, after which it is killed; a short run with a limit may start
+    before one that waits for room. preemptible: whether it yields to more urgent ones, since it saves its state when
+    `preempted()` says so.
+    Raises: DeclarationError if a number is out of range.
     """
 
     cpus: float = 0.0
     gpus: float = 0.0
     priority: int = 0
+    workers: int | None = None
+    card: str | None = None
+    memory_bytes: int = 0
+    limit_s: float | None = None
+    preemptible: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("cpus", "gpus"):
+        for name in ("cpus", "gpus", "memory_bytes"):
             _require(name, getattr(self, name), at_least=0)
+        _require("workers", self.workers, at_least=1)
+        if self.limit_s is not None and not self.limit_s > 0:
+            raise DeclarationError(f"limit_s={self.limit_s!r} must be above 0, or None for no limit")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -20,7 +21,10 @@ _STATUS = Path("/proc/self/status")
 
 
 class Usage(BaseModel, frozen=True):
-    """Resources used by one run: wall, CPU and GPU seconds, peak memory, and requests to the store as S3 charges them."""
+    """Resources used by one run: wall, CPU and GPU seconds, peak memory, and requests to the store as S3 charges them.
+
+    energy_j: joules of its GPUs; None where the driver does not tell, or nobody asked it.
+    """
 
     run_s: float
     cpu_s: float
@@ -28,6 +32,7 @@ class Usage(BaseModel, frozen=True):
     peak_memory_bytes: int
     store_reads: int = 0
     store_writes: int = 0
+    energy_j: float | None = None
 
 
 NO_USAGE = Usage(run_s=0, cpu_s=0, gpu_s=0, peak_memory_bytes=0)
@@ -36,8 +41,9 @@ NO_USAGE = Usage(run_s=0, cpu_s=0, gpu_s=0, peak_memory_bytes=0)
 class Receipt(BaseModel, frozen=True):
     """Resources used by an invocation, summed over its attempts; the peak is the highest of all.
 
-    queue_s: from acceptance to the first start; gpu_s: GPUs held x run time; store_reads, store_writes: requests to the
-    store, 0 in receipts of older releases. A killed worker's use is missing, since it could not report.
+    queue_s: from acceptance to the first start; gpu_s: GPUs held x time, those of all its workers; energy_j: joules of its GPUs
+    where the driver tells; store_reads, store_writes: requests to the store, 0 in receipts of older releases. Of a killed worker
+    it has what the last heartbeat said, which is a third of a lease old at most.
     """
 
     invocation: str
@@ -53,6 +59,7 @@ class Receipt(BaseModel, frozen=True):
     peak_memory_bytes: int
     store_reads: int = 0
     store_writes: int = 0
+    energy_j: float | None = None
 
 
 class Prices(BaseModel, frozen=True, extra="forbid"):
@@ -113,29 +120,92 @@ def totals(receipts: Iterable[Receipt]) -> list[Total]:
     ]
 
 
-def meter(*, num_gpus: float) -> Callable[[], Usage]:
-    """Start measuring this process and its ended children; call the returned function to read the usage.
+class _Held:
+    """What runs of this process hold and use in other processes: their workers' GPUs, and what the workers report."""
 
-    In a thread beside others, the processor time is the thread's; memory and requests are the process's.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._gpu_s = self._cpu_s = 0.0
+        self._energy_j: float | None = None
+        self._since: dict[object, tuple[float, float]] = {}
+
+    def begin(self, gpus: float) -> object:
+        key = object()
+        with self._lock:
+            self._since[key] = gpus, time.monotonic()
+        return key
+
+    def end(self, key: object) -> None:
+        with self._lock:
+            gpus, since = self._since.pop(key)
+            self._gpu_s += gpus * (time.monotonic() - since)
+
+    def add(self, cpu_s: float, energy_j: float | None) -> None:
+        with self._lock:
+            self._cpu_s += cpu_s
+            if energy_j is not None:
+                self._energy_j = (self._energy_j or 0.0) + energy_j
+
+    def read(self) -> tuple[float, float, float | None]:
+        """GPU seconds, CPU seconds and joules since this process began."""
+        with self._lock:
+            now = time.monotonic()
+            going_on = sum(gpus * (now - since) for gpus, since in self._since.values())
+            return self._gpu_s + going_on, self._cpu_s, self._energy_j
+
+
+_held = _Held()
+
+
+@contextmanager
+def holding(gpus: float) -> Iterator[None]:
+    """Count `gpus` for the receipt of this process's run within the block: those that its workers on other nodes hold."""
+    key = _held.begin(gpus)
+    try:
+        yield
+    finally:
+        _held.end(key)
+
+
+def charge(*, cpu_s: float = 0.0, energy_j: float | None = None) -> None:
+    """Add what other processes, or the GPUs, used to the receipt of this process's run."""
+    _held.add(cpu_s, energy_j)
+
+
+def meter(*, num_gpus: float) -> Callable[[], Usage]:
+    """Start measuring this process, its ended children and the workers it holds; call the returned function to read the usage.
+
+    In a thread beside others, the processor time is the thread's, and it holds no workers; memory and requests are the process's.
     """
     alone = threading.current_thread() is threading.main_thread()
-    read_cpu_s = _cpu_s if alone else time.thread_time
+    read_cpu_s = _cpu_s if alone else _clock_of_thread()
     if alone:
         _reset_peak()
     started, cpu, requests = time.monotonic(), read_cpu_s(), REQUESTS.charged()
+    held_s, others_s, joules = _held.read()
 
     def read() -> Usage:
         run_s, made = time.monotonic() - started, REQUESTS.charged().since(requests)
+        gpu_s, cpu_s, energy_j = _held.read() if alone else (held_s, others_s, None)
         return Usage(
             run_s=run_s,
-            cpu_s=read_cpu_s() - cpu,
-            gpu_s=run_s * num_gpus,
+            cpu_s=read_cpu_s() - cpu + cpu_s - others_s,
+            gpu_s=run_s * num_gpus + gpu_s - held_s,
             peak_memory_bytes=_peak_memory_bytes(),
             store_reads=made.reads,
             store_writes=made.writes,
+            energy_j=None if energy_j is None else energy_j - (joules or 0.0),
         )
 
     return read
+
+
+def _clock_of_thread() -> Callable[[], float]:
+    """Make a reader of this thread's processor time that other threads, as that of its heartbeats, may call."""
+    if not hasattr(time, "pthread_getcpuclockid"):  # macOS
+        return time.thread_time
+    clock = time.pthread_getcpuclockid(threading.get_ident())
+    return lambda: time.clock_gettime(clock)
 
 
 def _cpu_s() -> float:

@@ -8,6 +8,7 @@ __all__ = [
     "DEAD_LETTERS",
     "LATENESS",
     "LOST",
+    "PREEMPTIONS",
     "QUEUE_SECONDS",
     "RETRIES",
     "RUNS",
@@ -30,6 +31,11 @@ QUEUE_SECONDS = Histogram(
     buckets=_BUCKETS_S,
 )
 RETRIES = Counter("toque_function_retries", "Runs that failed and are tried again.", _FUNCTION)
+PREEMPTIONS = Counter(
+    "toque_function_preemptions",
+    "Durable runs that were asked to yield to others, or to a budget's end.",
+    _FUNCTION,
+)
 LOST = Counter("toque_function_lost_workers", "Durable runs whose worker vanished.", _FUNCTION)
 DEAD_LETTERS = Counter("toque_function_dead_letters", "Durable invocations that were given up.", _FUNCTION)
 WAITING = Gauge(

@@ -28,13 +28,14 @@ WHOLE = Shard()
 class Workers:
     """Number of workers, CPUs and GPUs of each, and whether each holds the whole model ("replicate") or a shard.
 
-    Without GPUs a worker computes on its CPUs.
+    card: type of the GPUs as Ray names it, None for any. Without GPUs a worker computes on its CPUs.
     """
 
     count: int = 1
     cpus_each: float = 1.0
     gpus_each: float = 0.0
     sharding: Sharding = "replicate"
+    card: str | None = None
 
     @property
     def threads(self) -> int:

@@ -11,7 +11,8 @@ from functions.monitoring.alarms import alarm_journal
 from functions.retraining.triggers import retrains
 from functions.rollout.controller import rollout_journal
 from functions.runtime.context import Context, use_context
-from functions.runtime.durable.quota_slots import quotas_in
+from functions.runtime.durable.admission.slots import quotas_in
+from functions.runtime.durable.admission.spending import Spending
 from registry import Fold, Journal, ObjectStore, utc_now
 
 _ACTOR = "audit"
@@ -26,6 +27,7 @@ def platform_fold(store: ObjectStore, path: str) -> Fold[Any] | None:
         "features": lambda: Definitions(Journal(store, path, actor=_ACTOR)).follow(),
         "quotas": lambda: quotas_in(store, _ACTOR),
         "retraining": lambda: retrains(name),
+        "spending": lambda: Spending(store, actor=_ACTOR).fold,
         "rollouts": lambda: rollout_journal(name, store=store, clock=utc_now, actor=_ACTOR),
     }
     open_fold = openers.get(folder)

@@ -18,16 +18,17 @@ from typing import Any
 
 from clusters.telemetry.tracing import flush_spans
 from functions.runtime.context import Context, use_context
+from functions.runtime.declaration import Demand
+from functions.runtime.durable.admission.slots import QuotaSlots, demand_of
 from functions.runtime.durable.code_versions import bound_to_other_code, code_changed_entry, earliest_start
 from functions.runtime.durable.concurrency import ConcurrencySlots
 from functions.runtime.durable.heartbeat import repeated, write_heartbeat
 from functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
-from functions.runtime.durable.quota_slots import QuotaSlots
 from functions.runtime.durable.record import Record
 from functions.runtime.durable.values import put_value
-from functions.runtime.durable.workflow import Run, Suspended, use_run
+from functions.runtime.durable.workflow import Preempted, Run, Suspended, use_run
 from functions.runtime.errors import Cancelled, FunctionError
-from functions.runtime.receipt import meter
+from functions.runtime.receipt import Usage, meter
 from functions.runtime.run import cluster
 from functions.runtime.run.deadline import waited_s, with_deadline
 from functions.runtime.run.declared import DeclaredFunction
@@ -47,7 +48,7 @@ class Attempt:
     """Attempt as an executor sends it to a worker: the function, the invocation's record, and the context.
 
     head: digest of the record's last entry; code_patience_s: see `code_versions.earliest_start`; sent_at: when it was sent, which
-    its claim records.
+    its claim records; backfilled: of an experiment, whether it fills a gap before one that waits for room.
     """
 
     function: DeclaredFunction
@@ -57,6 +58,7 @@ class Attempt:
     lease_s: float
     code_patience_s: float
     sent_at: datetime
+    backfilled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +75,26 @@ def run_attempt(attempt: Attempt) -> AttemptResult:
     ledger = Ledger(used.store, actor=used.actor, lease_s=attempt.lease_s)
     worker = uuid.uuid4().hex
     slots, quota = ConcurrencySlots.of(function, ledger), QuotaSlots.of(function, ledger)
+    found: list[Usage] = []
     with ExitStack() as cleanup:
         acquired = slots is None or slots.acquire(worker, attempt.record.id)
         if slots and acquired:
             cleanup.callback(_retry_while_unavailable, lambda: slots.release(worker))
         if quota and acquired:
-            cleanup.callback(_retry_while_unavailable, lambda: quota.release(worker))
-            acquired = quota.acquire_for(attempt.record, worker)
+            cleanup.callback(
+                _retry_while_unavailable, lambda: quota.release(worker, found[0] if found else None)
+            )
+            acquired = quota.acquire_for(
+                attempt.record, worker, backfilled=getattr(attempt, "backfilled", False)
+            )
         if acquired:
-            return _claim_and_run(attempt, ledger, worker)
+            return _claim_and_run(attempt, ledger, worker, found)
         pause = timedelta(seconds=SLOT_RETRY_S * (1 + random.random()))
         return AttemptResult(attempt.record.status, ledger.clock() + pause)
 
 
-def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str) -> AttemptResult:
+def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str, found: list[Usage]) -> AttemptResult:
+    """Claim the invocation and run it; what it used is added to `found`."""
     function, used, known = attempt.function, attempt.context, attempt.record
     followed = FollowedRecord(ledger.journal(known.id), known, attempt.head)
     body = {"kind": "started", "worker": worker, "lease_s": ledger.lease_s, "digest": function.digest}
@@ -104,7 +112,9 @@ def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str) -> AttemptResu
         run = Run(ledger, followed, worker)
         with _heartbeats(run):
             chain = (*known.chain, function.name)
-            _run_traced(function, run, replace(used, actor=known.caller, chain=chain, invocation=run.id))
+            _run_traced(
+                function, run, replace(used, actor=known.caller, chain=chain, invocation=run.id), found
+            )
     return AttemptResult(followed.record.status, followed.record.due)
 
 
@@ -114,7 +124,7 @@ def _claimable(known: Record, digest: str, now: datetime, record: Record) -> boo
     return record.runnable and not (grown and (bound_to_other_code(record, digest) or record.due > now))
 
 
-def _run_traced(function: DeclaredFunction, run: Run, used: Context) -> None:
+def _run_traced(function: DeclaredFunction, run: Run, used: Context, found: list[Usage]) -> None:
     """Run a claimed attempt in a span, which is sent before the process, which may be killed, is free."""
     record = run.followed.record
     facts = {
@@ -124,22 +134,26 @@ def _run_traced(function: DeclaredFunction, run: Run, used: Context) -> None:
         "toque.attempt": record.attempts + 1,
     }
     with run_span(f"invoke {function.name}", record.trace, **facts) as made:
-        failure = _run_claimed(function, run, used)
+        failure = _run_claimed(function, run, used, found)
         if failure is not None:
             failed_span(made, failure)
     flush_spans()
 
 
-def _run_claimed(function: DeclaredFunction, run: Run, used: Context) -> str | None:
+def _run_claimed(function: DeclaredFunction, run: Run, used: Context, found: list[Usage]) -> str | None:
     """Run a claimed attempt and record how it ended; returns the type of the error, if there was one."""
-    read = meter(num_gpus=function.resources.num_gpus)
+    demand = demand_of(run.followed.record, run.ledger)
+    read = run.used = meter(num_gpus=cluster.own_gpus(function, demand))
     try:
         with use_run(run), use_context(used):
-            body = _final_entry(function, run, _run_body(function, run))
+            body = _final_entry(function, run, _run_body(function, run, demand))
+    except Preempted:
+        body = {"kind": "preempted"}
     except Suspended as wait:
         due = {"due": wait.due.isoformat()} if wait.due else {}
         body = {"kind": "waiting", "signal": wait.signal} | due
     usage = read()
+    found.append(usage)
     body["usage"] = usage.model_dump() | {"store_writes": usage.store_writes + OWN_WRITES}
     with suppress(Cancelled):  # ended or claimed by another worker meanwhile: this outcome does not count
         _retry_while_unavailable(lambda: run.append(body))
@@ -149,13 +163,14 @@ def _run_claimed(function: DeclaredFunction, run: Run, used: Context) -> str | N
     return failure.get("type")
 
 
-def _run_body(function: DeclaredFunction, run: Run) -> Outcome:
+def _run_body(function: DeclaredFunction, run: Run, demand: Demand) -> Outcome:
     try:
         arguments = function.signature.load(run.ledger.arguments(run.followed.record))
     except FunctionError as error:
         return Outcome.failed(error, retries=function.retries)
+    limits = [each for each in (function.timeout_s, demand.limit_s) if each is not None]
     return function.attempt(
-        arguments, None, body=with_deadline(function.name, function.body, function.timeout_s)
+        arguments, None, body=with_deadline(function.name, function.body, min(limits, default=None))
     )
 
 
@@ -183,11 +198,14 @@ def loss_entry(
     worker: str | None,
     now: datetime,
     waited_s: float,
+    usage: Usage | None = None,
 ) -> dict[str, Any] | None:
     """Build the entry of an attempt whose worker was lost; None if the record no longer belongs to that worker.
 
-    waited_s: of the run, for room on the cluster. Raises: FunctionError if the function is not declared here.
+    waited_s: of the run, for room on the cluster; usage: what it said last that it had used. Raises: FunctionError if the function
+    is not declared here.
     """
+    used = {} if usage is None else {"usage": usage.model_dump()}
     if record.status not in {"queued", "running"} or record.worker != worker:
         return None
     if function is None:
@@ -201,16 +219,17 @@ def loss_entry(
         reason = f"ran past timeout_s={function.timeout_s} and its worker was killed"
         failure = {"type": "TimedOut", "message": reason}
         if record.attempts + 1 >= retries.max_attempts:
-            return {"kind": "dead", "failure": failure}
+            return {"kind": "dead", "failure": failure} | used
         return {
             "kind": "failed",
             "failure": failure,
             "due": due_after(now, _backoff(function, record.attempts + 1)),
-        }
+        } | used
     failure = {"type": "WorkerLost", "message": reason}
     if record.lost >= retries.max_lost:
-        return {"kind": "dead", "lost": True, "failure": failure}
-    return {"kind": "lost", "failure": failure, "due": due_after(now, _backoff(function, record.lost + 1))}
+        return {"kind": "dead", "lost": True, "failure": failure} | used
+    due = due_after(now, _backoff(function, record.lost + 1))
+    return {"kind": "lost", "failure": failure, "due": due} | used
 
 
 def _backoff(function: DeclaredFunction, attempt: int) -> float:
@@ -238,9 +257,8 @@ def _heartbeats(run: Run) -> AbstractContextManager[None]:
             run.is_superseded()
         ):  # a node that was cut off is back: its heartbeats would hide those of the new worker
             return
-        write_heartbeat(
-            run.ledger.store, run.id, run.worker, run.ledger.clock(), node=node, waited_s=waited_s()
-        )
+        beat = (run.ledger.store, run.id, run.worker, run.ledger.clock())
+        write_heartbeat(*beat, node=node, waited_s=waited_s(), usage=run.used())
 
     # The lease outlasts two heartbeats that fail.
     return repeated(write, every_s=run.ledger.lease_s / 3, name=f"lease-{run.id}", tolerated=Unavailable)

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache, partial
 from typing import Any
@@ -20,6 +20,11 @@ from functions.runtime import catalog
 from functions.runtime.changes.announcer import journals_in
 from functions.runtime.changes.feed import watch_of
 from functions.runtime.context import Context
+from functions.runtime.declaration import Demand
+from functions.runtime.durable.admission.board import board_of
+from functions.runtime.durable.admission.preemption import ask_to_yield
+from functions.runtime.durable.admission.request import YIELD_S
+from functions.runtime.durable.admission.slots import QuotaSlots, demand_of
 from functions.runtime.durable.attempt import Attempt, AttemptResult, loss_entry, run_attempt
 from functions.runtime.durable.code_versions import RESUME_PATIENCE_S, code_changed_entry, earliest_start
 from functions.runtime.durable.concurrency import ConcurrencySlots
@@ -27,11 +32,11 @@ from functions.runtime.durable.dispatch import Dispatch
 from functions.runtime.durable.heartbeat import last_beat, last_sign, next_look_s, node_is_lost
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.queue import Note, QueueReader
-from functions.runtime.durable.quota_slots import QuotaSlots
 from functions.runtime.durable.record import Record, initial_record
 from functions.runtime.errors import UnknownFunction
 from functions.runtime.process import enter_worker
-from functions.runtime.run import cluster
+from functions.runtime.run import cluster, room
+from functions.runtime.run.cards import Node
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import Child
@@ -39,7 +44,7 @@ from functions.runtime.run.niceness import lower_priority
 from functions.runtime.run.node_watch import Nodes, NodeWatch, node_watch
 from functions.runtime.run.thread_run import ThreadRun
 from functions.runtime.run.warm_workers import Worker, WorkerPool
-from functions.runtime.series import DEAD_LETTERS, LOST, WAITING, WORKERS
+from functions.runtime.series import DEAD_LETTERS, LOST, PREEMPTIONS, WAITING, WORKERS
 from registry.errors import Unavailable
 from registry.journal import Entry
 from registry.times import from_text
@@ -49,6 +54,7 @@ LOOK_S = 1.0  # for how long one round may look where its runs are; the next goe
 RELEASE_S = 2.0  # what a worker needs after its last entry, to release its slots
 POSTPONE_S = 30.0
 THREADS = 8  # runs in this process at a time; where they hang, others get processes
+CARDS_EVERY_S = 2.0
 _logger = logging.getLogger(__name__)
 
 
@@ -71,6 +77,9 @@ class Executor:
     _backlog: dict[str, FollowedRecord] = field(default_factory=dict)  # due, but no worker or slot was free
     _slots: dict[str, ConcurrencySlots | None] = field(default_factory=dict)
     _quota: QuotaSlots = field(init=False)
+    _experiments: set[str] = field(default_factory=set)  # that run, as far as this executor knows
+    _yielding: dict[str, datetime] = field(default_factory=dict)  # since when invocations are asked to yield
+    _cards: tuple[float, list[Node] | None] = (float("-inf"), None)
     _pool: WorkerPool = field(default_factory=WorkerPool)
     _threads: list[ThreadRun] = field(default_factory=list)
     _reader: QueueReader | None = None
@@ -78,7 +87,9 @@ class Executor:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        self._quota = QuotaSlots(self.ledger)
+        used = self.context
+        board = board_of(used.platform_url)
+        self._quota = QuotaSlots(self.ledger, workspace=used.workspace, board=board, prices=used.prices)
 
     def poll(self) -> int:
         """Process once every invocation that is new or due, without waiting; returns how many are open."""
@@ -89,6 +100,7 @@ class Executor:
             self._reap()
             self.nodes.keep_watching()
             self._check_workers()
+            self._check_yields()
             now = self.ledger.clock()
             for each in [
                 each for each, due in self._open.items() if due <= now and each not in self._workers
@@ -284,25 +296,83 @@ class Executor:
     def _start_experiments(self) -> None:
         """Start the waiting experiments that are admitted; end those that exceed a quota even alone."""
         waiting = {each: known for each, known in self._backlog.items() if self._quota.needs_quota(known)}
-        if not waiting:
+        self._experiments &= self._open.keys()
+        if not waiting and self._quota.idle(running=len(self._experiments)):
             return
         try:
-            admissions = self._quota.admit(waiting, started=self._workers)
+            admissions = self._quota.admit(
+                waiting, started=self._workers, yielding=self._yielding, capacity=self._capacity()
+            )
         except Unavailable as error:
             _logger.warning("no experiment begins now: %s", error)
             return
-        for each, refused in admissions:
-            self._guarded(each, partial(self._start_or_refuse, self._backlog.pop(each), refused))
+        for each, refused in admissions.refused.items():
+            self._guarded(each, partial(self._refuse, self._backlog.pop(each), refused))
+        for each, backfilled in admissions.start.items():
+            self._guarded(
+                each, partial(self._start_experiment, self._backlog.pop(each), backfilled=backfilled)
+            )
+        for each, why in admissions.preempt.items():
+            self._guarded(each, partial(self._preempt, each, why))
 
-    def _start_or_refuse(self, followed: FollowedRecord, refused: dict[str, Any] | None) -> None:
+    def _capacity(self) -> list[Node] | None:
+        """Nodes with cards, asked for every two seconds; None outside of a cluster, and until its head has answered once."""
+        if not cluster.running():
+            return None
+        asked_at, found = self._cards
+        if time.monotonic() - asked_at > CARDS_EVERY_S:
+            try:
+                found = room.cards()
+            except Exception as error:  # noqa: BLE001  # Ray's client raises several kinds; those known before count on
+                _logger.warning("the cluster's head does not say which cards there are: %s", error)
+            self._cards = time.monotonic(), found
+        return found
+
+    def _refuse(self, followed: FollowedRecord, refused: dict[str, Any]) -> None:
         record = followed.record
-        if refused is not None:
-            followed.append(partial(_entry_if_unchanged, refused, record.length))
-            self._settle(record.id, followed.record.status, followed.record.due)
-        elif (function := self._function_with_room(record)) is not None:
-            self._start(function, followed)
+        followed.append(partial(_entry_if_unchanged, refused, record.length))
+        self._settle(record.id, followed.record.status, followed.record.due)
+
+    def _start_experiment(self, followed: FollowedRecord, *, backfilled: bool) -> None:
+        record = followed.record
+        if (function := self._function_with_room(record)) is not None:
+            self._start(function, followed, backfilled=backfilled)
         else:
             self._backlog[record.id] = followed
+
+    def _preempt(self, invocation: str, why: str) -> None:
+        """Ask a run to yield."""
+        followed = self.ledger.follow(invocation)
+        if ask_to_yield(followed, why):
+            _logger.info("invocation %s is asked to yield for %s", invocation, why)
+            PREEMPTIONS.labels(self.context.workspace, followed.record.function).inc()
+        if followed.record.preempting is not None:
+            self._yielding[invocation] = followed.record.preempting
+
+    def _check_yields(self) -> None:
+        """Kill the runs that were asked to yield and have not in time; they take up after what they saved."""
+        late = self.ledger.clock() - timedelta(seconds=YIELD_S)
+        for each, since in list(self._yielding.items()):
+            if each not in self._open:
+                del self._yielding[each]
+            elif since < late and each in self._workers:
+                self._guarded(each, partial(self._kill_unyielding, each))
+
+    def _kill_unyielding(self, invocation: str) -> None:
+        followed, given = self.ledger.follow(invocation), self._workers[invocation]
+        record = followed.record
+        if record.preempting is None or record.status != "running":
+            return
+        del self._workers[invocation]
+        self._yielding.pop(invocation, None)
+        given.kill()
+        beat = last_beat(self.ledger.store, invocation)
+        usage = beat.usage if beat is not None and beat.worker == record.worker else None
+        body = {"kind": "preempted"} | ({} if usage is None else {"usage": usage.model_dump()})
+        followed.append(lambda now: body if now.worker == record.worker and now.preempting else None)
+        if record.worker:
+            self._quota.release(record.worker, usage)
+        self._settle(invocation, followed.record.status, followed.record.due)
 
     def _slot_available(self, function: DeclaredFunction) -> bool:
         """Whether a worker of the function may get a slot, which the worker itself acquires or fails to."""
@@ -317,7 +387,9 @@ class Executor:
             self._slots[function.reference] = ConcurrencySlots.of(function, self.ledger)
         return self._slots[function.reference]
 
-    def _start(self, function: DeclaredFunction, followed: FollowedRecord) -> None:
+    def _start(
+        self, function: DeclaredFunction, followed: FollowedRecord, *, backfilled: bool = False
+    ) -> None:
         record, now = followed.record, self.ledger.clock()
         starts_at = earliest_start(record, function.digest, patience_s=self.code_patience_s)
         if starts_at > now:
@@ -329,7 +401,11 @@ class Executor:
             self._settle(record.id, followed.record.status, followed.record.due)
             return
         silent = self.nodes.silent()
-        worker = self._start_worker(self._attempt(function, followed), silent)
+        attempt = replace(self._attempt(function, followed), backfilled=backfilled)
+        worker = self._start_worker(attempt, silent)
+        self._yielding.pop(record.id, None)
+        if function.demand:
+            self._experiments.add(record.id)
         self._workers[record.id] = Dispatch(function, {frozenset(silent.values()): worker})
         self._open[record.id] = now
 
@@ -343,6 +419,11 @@ class Executor:
         if function.in_thread and self._has_thread():
             self._threads.append(ThreadRun(function.name, lambda: Outcome(run_attempt(attempt))))
             return self._threads[-1]
+        demand = demand_of(attempt.record, self.ledger) if function.demand else Demand()
+        if cluster.running() and demand.gpus > 0 and demand.workers == 1:
+            # Its process holds the cards, and gives them back by ending.
+            own = cluster.ActorWorker(function.name, function, avoided=avoided, demand=demand)
+            return own.run(partial(_run_attempt, attempt))
         idle = self._pool.acquire(function, silent=silent)
         if idle is None and function.demand and cluster.running():
             idle = self._pool.start_worker(function, avoided=avoided)
@@ -362,6 +443,8 @@ class Executor:
 
     def _check_lease(self, followed: FollowedRecord, now: datetime) -> None:
         record = followed.record
+        if self._quota.needs_quota(followed):
+            self._experiments.add(record.id)
         sign = last_sign(self.ledger.store, record)
         if sign is not None and sign.age_s < record.lease_s:
             silence_s = self.nodes.seconds(sign.node)
@@ -376,9 +459,16 @@ class Executor:
         worker = followed.record.worker
         beat = last_beat(self.ledger.store, followed.record.id)
         waited_s = beat.waited_s if beat and beat.worker == worker else 0.0  # for room, which is no run time
+        usage = beat.usage if beat and beat.worker == worker else None
         entry = followed.append(
             lambda record: loss_entry(
-                record, function, reason, worker=worker, now=self.ledger.clock(), waited_s=waited_s
+                record,
+                function,
+                reason,
+                worker=worker,
+                now=self.ledger.clock(),
+                waited_s=waited_s,
+                usage=usage,
             )
         )
         if entry:

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from functions.runtime.durable.record import Record
+from functions.runtime.receipt import Usage
 from registry.errors import RegistryError
 from registry.journal import Journal
 from registry.store import ObjectStore
@@ -30,12 +31,16 @@ def write_heartbeat(
     *,
     node: str | None = None,
     waited_s: float = 0.0,
+    usage: Usage | None = None,
 ) -> None:
     """Write a heartbeat of `worker`, which renews its lease.
 
-    node: address of its Ray node, if it has one; waited_s: of its run so far, for room on the cluster.
+    node: address of its Ray node, if it has one; waited_s: of its run so far, for room on the cluster; usage: what it has used so
+    far, which is all that is known if it is killed.
     """
-    beat = {"worker": worker, "at": at.isoformat(), "node": node, "waited_s": waited_s}
+    beat: dict[str, Any] = {"worker": worker, "at": at.isoformat(), "node": node, "waited_s": waited_s}
+    if usage is not None:
+        beat["usage"] = usage.model_dump()
     store.put(lease_key(invocation), json.dumps(beat).encode())
 
 
@@ -66,13 +71,14 @@ def repeated(
 class Sign(NamedTuple):
     """Last sign of life of a worker: its age by the store's clock, and the node that the worker is on, if known.
 
-    waited_s: for how long its run had waited for room on the cluster.
+    waited_s: for how long its run had waited for room on the cluster; usage: what it had used, None if it did not say.
     """
 
     age_s: float
     node: str | None = None
     worker: str | None = None
     waited_s: float = 0.0
+    usage: Usage | None = None
 
 
 def last_beat(store: ObjectStore, invocation: str) -> Sign | None:
@@ -81,7 +87,8 @@ def last_beat(store: ObjectStore, invocation: str) -> Sign | None:
     if found is None:
         return None
     content = json.loads(found.data)
-    return Sign(found.age_s, content.get("node"), content["worker"], content.get("waited_s", 0.0))
+    usage = Usage(**content["usage"]) if "usage" in content else None
+    return Sign(found.age_s, content.get("node"), content["worker"], content.get("waited_s", 0.0), usage)
 
 
 def last_sign(store: ObjectStore, record: Record) -> Sign | None:

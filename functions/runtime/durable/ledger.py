@@ -17,6 +17,7 @@ from itertools import islice, takewhile
 from typing import Any
 
 from functions.runtime.durable.dead_letters import DeadLetters
+from functions.runtime.durable.heartbeat import last_beat
 from functions.runtime.durable.listing import list_unfinished, newest_first
 from functions.runtime.durable.queue import Note, QueueWriter
 from functions.runtime.durable.record import ENDED, Record, Status, fold_entry, initial_record
@@ -128,7 +129,16 @@ class Ledger:
     def cancel(self, invocation: str) -> Record:
         """Cancel an invocation that has not ended, killing its worker; returns the record after that."""
         followed = self.follow(invocation)
-        if followed.append(lambda record: None if record.ended else {"kind": "cancelled"}):
+        beat = last_beat(self.store, invocation) if followed.record.status == "running" else None
+
+        def decide(record: Record) -> dict[str, Any] | None:
+            if record.ended:
+                return None
+            if beat is None or beat.usage is None or beat.worker != record.worker:
+                return {"kind": "cancelled"}
+            return {"kind": "cancelled", "usage": beat.usage.model_dump()}
+
+        if followed.append(decide):
             self._queue.add(Note(invocation))
         return followed.record
 

@@ -4,6 +4,8 @@ queued -> running -> succeeded | dead | cancelled
              |  ^
              v  |
       failed, waiting   (until due, then it runs again)
+
+A run that is preempted yields and is queued again.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Record(BaseModel, frozen=True):
     arguments, result: in the form of `values`; chain: the functions whose events led here, oldest first;
     trace: in which it was submitted, as a `traceparent`;
     due: when it may run (again); attempts, lost: runs that ended by themselves, and with their worker;
+    preempting: since when its run is asked to yield; preemptions: runs that have yielded;
     started_digest: the code that started it, since the last redrive; claim: number of its worker's first entry; node: address
     of the worker's Ray node, for executors alone.
     """
@@ -63,6 +66,8 @@ class Record(BaseModel, frozen=True):
     status: Status = "queued"
     attempts: int = 0
     lost: int = 0
+    preempting: datetime | None = None
+    preemptions: int = 0
     worker: str | None = None
     claim: int = 0
     node: str | None = Field(default=None, exclude=True)
@@ -127,6 +132,7 @@ def _started(record: Record, entry: Entry) -> dict[str, Any]:
         "first_started_at": record.first_started_at or entry.at,
         "started_digest": entry.body["digest"],
         "due": entry.at + timedelta(seconds=entry.body["lease_s"]),
+        "preempting": None,
     }
 
 
@@ -147,6 +153,22 @@ def _lost(record: Record, entry: Entry) -> dict[str, Any]:
         "lost": record.lost + 1,
         "failure": Failure(**entry.body["failure"]),
         "due": due,
+        "usage": _summed_usage(record, entry),
+    }
+
+
+def _preempting(_: Record, entry: Entry) -> dict[str, Any]:
+    return {"preempting": entry.at}
+
+
+def _preempted(record: Record, entry: Entry) -> dict[str, Any]:
+    """It waits again, before those that were submitted later, and takes up after its last checkpoint."""
+    return {
+        "status": "queued",
+        "preempting": None,
+        "preemptions": record.preemptions + 1,
+        "due": entry.at,
+        "usage": _summed_usage(record, entry),
     }
 
 
@@ -237,13 +259,22 @@ def add_usage(first: Usage, second: Usage) -> Usage:
         peak_memory_bytes=max(first.peak_memory_bytes, second.peak_memory_bytes),
         store_reads=first.store_reads + second.store_reads,
         store_writes=first.store_writes + second.store_writes,
+        energy_j=_added(first.energy_j, second.energy_j),
     )
+
+
+def _added(first: float | None, second: float | None) -> float | None:
+    """Sum of two measurements, of those that were made."""
+    known = [each for each in (first, second) if each is not None]
+    return sum(known) if known else None
 
 
 _CHANGES = {
     "started": _started,
     "failed": _failed,
     "lost": _lost,
+    "preempting": _preempting,
+    "preempted": _preempted,
     "succeeded": _succeeded,
     "dead": _dead,
     "cancelled": _cancelled,

@@ -20,6 +20,7 @@ from typing import Any
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import Cancelled, FunctionError, StepMismatch
+from functions.runtime.receipt import Usage
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.spans import span
 
@@ -33,13 +34,18 @@ class Suspended(BaseException):
         self.signal = signal
 
 
+class Preempted(BaseException):  # no Exception, so that bodies do not catch it
+    """Raised by a run that was asked to yield, once its state is saved: it is queued again, and counts as no failure."""
+
+
 @dataclass
 class Run:
-    """Attempt of a durable invocation while it runs in this process."""
+    """Attempt of a durable invocation while it runs in this process. used: reads what it has used so far."""
 
     ledger: Ledger
     followed: FollowedRecord
     worker: str
+    used: Callable[[], Usage | None] = lambda: None
     _cursor: int = 0
     _children: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)

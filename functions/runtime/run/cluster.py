@@ -23,6 +23,7 @@ from functions.runtime.run.forkserver import State
 
 NODE_GROUP, SERVING_GROUP = "ray.io/node-group", "serve"  # Ray's own label: the name of a node's type
 NODE_ID = "ray.io/node-id"  # the same
+CARD = "ray.io/accelerator-type"  # the same
 AWAY_FROM_SERVING = {NODE_GROUP: f"!{SERVING_GROUP}"}
 _logger = logging.getLogger(__name__)
 SEND_S = 0.1  # longer than Ray takes to send a task to a worker
@@ -94,10 +95,17 @@ class ClusterRun:
 class ActorWorker:
     """Ray actor that has a function's imports done, holds its resources, and runs one job after another."""
 
-    def __init__(self, name: str, function: PlacedFunction, *, avoided: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: PlacedFunction,
+        *,
+        avoided: Collection[str] = (),
+        demand: Demand | None = None,
+    ) -> None:
         self._name = name
         actor_class = type(name, (_WorkerActor,), {})  # Ray shows it under this name
-        remote_class: Any = ray.remote(**_placement(function, avoided))(actor_class)
+        remote_class: Any = ray.remote(**_placement(function, avoided, demand))(actor_class)
         self._actor = remote_class.remote(function)
         self._ready_run = ClusterRun(name, self._actor.ready.remote())
         self._last_run: ClusterRun | None = None
@@ -208,13 +216,27 @@ def selector_of(function: PlacedFunction, avoided: Collection[str]) -> dict[str,
     return away | (AWAY_FROM_SERVING if function.demand else {})
 
 
-def _placement(function: PlacedFunction, avoided: Collection[str] = ()) -> dict[str, Any]:
-    """Build the options of a run that decide where it is placed."""
-    resources = function.resources
-    options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
-    memory = {"memory": resources.memory_bytes} if resources.memory_bytes else {}
-    selector = selector_of(function, avoided)
+def own_gpus(function: PlacedFunction, demand: Demand) -> float:
+    """GPUs that the process of a run holds itself: those of a single worker, since several workers have their own processes."""
+    return max(function.resources.num_gpus, demand.gpus if demand.workers == 1 else 0.0)
+
+
+def _placement(
+    function: PlacedFunction, avoided: Collection[str] = (), demand: Demand | None = None
+) -> dict[str, Any]:
+    """Build the options of a run that decide where it is placed. demand: of an experiment whose cards its own process holds."""
+    resources, demand = function.resources, demand or Demand()
+    gpus = own_gpus(function, demand)
+    options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": gpus}
+    memory_bytes = max(resources.memory_bytes or 0, demand.memory_bytes if demand.workers == 1 else 0)
+    memory = {"memory": memory_bytes} if memory_bytes else {}
+    selector = selector_of(function, avoided) | card_selector(demand.card if gpus else None)
     return options | memory | ({"label_selector": selector} if selector else {})
+
+
+def card_selector(card: str | None) -> dict[str, str]:
+    """Build the label of nodes with one type of card; none for any."""
+    return {} if card is None else {CARD: card}
 
 
 def task(name: str, run: Callable[..., Any], options: Mapping[str, Any]) -> Any:

@@ -7,7 +7,9 @@ the autoscaler sees the demand; meanwhile the run's log and progress say what it
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,10 +22,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from functions.runtime.errors import NoRoom
 from functions.runtime.run.capture import report_progress
-from functions.runtime.run.cluster import AWAY_FROM_SERVING, NODE_GROUP, SERVING_GROUP
+from functions.runtime.run.cards import Node
+from functions.runtime.run.cluster import AWAY_FROM_SERVING, CARD, NODE_GROUP, SERVING_GROUP, card_selector
 from functions.runtime.run.deadline import paused
 
 _UNBOUNDED = 10_000  # nodes of a type without a limit
+_MOST_COMING = 256  # of each type that the queue counts with
+_CARD = "accelerator_type:"  # Ray's resource of a node type that names its card
 _POLL_S = 1.0
 _SURE_AFTER_S = 20.0  # of the autoscaler's answer that it can start no such nodes: a node that was just lost comes back first
 _SLACK = 1e-9
@@ -85,17 +90,19 @@ def verdict(needed: Needed, nodes: Nodes, autoscaler: Autoscaler) -> tuple[bool,
     return False, f"the autoscaler has no node type for it, and {needed.missing(nodes.present)}"
 
 
-def wait_for_room(count: int, each: Amounts, *, what: str, remedy: str) -> None:
+def wait_for_room(count: int, each: Amounts, *, what: str, remedy: str, card: str | None = None) -> None:
     """Wait until the cluster holds `count` workers with the resources `each`, away from nodes that serve.
 
-    what: who needs them, as in "num_workers=4"; remedy: what the caller may change. The run's time limit stands still.
+    what: who needs them, as in "num_workers=4"; remedy: what the caller may change; card: type of the GPUs, None for any. The
+    run's time limit stands still.
     Raises: NoRoom if the cluster, and all nodes that its autoscaler may start, could never hold them.
     """
     needed = Needed(count, {kind: amount for kind, amount in each.items() if amount > 0})
     if not needed.each:
         return
+    selector = AWAY_FROM_SERVING | card_selector(card)
     group = placement_group(
-        [dict(needed.each)] * count, strategy="PACK", bundle_label_selector=[AWAY_FROM_SERVING] * count
+        [dict(needed.each)] * count, strategy="PACK", bundle_label_selector=[selector] * count
     )
     try:
         if not group.wait(_POLL_S):
@@ -125,22 +132,62 @@ def _wait(group: PlacementGroup, needed: Needed, *, what: str, remedy: str) -> N
 
 def _autoscaler(group: PlacementGroup) -> Autoscaler:
     """Read what the autoscaler said last of a placement group that has no room; only that of Ray's version 2 says so."""
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
-    reply: Any = GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10))
-    state = reply.autoscaling_state
+    state = _autoscaling_state()
     if not state.autoscaler_state_version:
         return "absent"
     infeasible = state.infeasible_gang_resource_requests
     return "unable" if any(group.id.hex() in gang.details for gang in infeasible) else "able"
 
 
-def nodes_for_experiments() -> Nodes:
-    """List what nodes that do not serve have in total, and what those have that could be started."""
-    present = [
-        node["Resources"]
+def _autoscaling_state() -> Any:
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    reply: Any = GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10))
+    return reply.autoscaling_state
+
+
+def cards() -> list[Node] | None:
+    """List the nodes with GPUs that experiments may use, and those that the autoscaler may start; None if Ray does not know the latter."""
+    present = [each for each in _living_nodes() if each["Resources"].get("GPU", 0) > 0]
+    found = [
+        _node(
+            f"{each['NodeManagerAddress']}:{each['NodeManagerPort']}",
+            each["Resources"],
+            each["Labels"].get(CARD),
+        )
+        for each in present
+    ]
+    config: Any = cluster_state.get_cluster_config()
+    if config is None or not config.node_group_configs:
+        return None if _autoscaling_state().autoscaler_state_version else found
+    there = Counter(each["Labels"].get(NODE_GROUP) for each in present)
+    for group in config.node_group_configs:
+        resources = dict(group.resources)
+        if group.name == SERVING_GROUP or resources.get("GPU", 0) <= 0:
+            continue
+        most = group.max_count if group.max_count >= 0 else _UNBOUNDED
+        card = next((kind.removeprefix(_CARD) for kind in resources if kind.startswith(_CARD)), None)
+        missing = min(_MOST_COMING, most - there[group.name])
+        found += [_node(f"{group.name}/{number}", resources, card, coming=True) for number in range(missing)]
+    return found
+
+
+def _node(name: str, resources: Amounts, card: str | None, *, coming: bool = False) -> Node:
+    cpus, memory = resources.get("CPU", math.inf), resources.get("memory", math.inf)
+    return Node(name, resources["GPU"], card, cpus, memory, coming)
+
+
+def _living_nodes() -> list[Any]:
+    """List the nodes that are there and do not serve, as Ray describes them."""
+    return [
+        node
         for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it so
         if node["Alive"] and node["Labels"].get(NODE_GROUP) != SERVING_GROUP
     ]
+
+
+def nodes_for_experiments() -> Nodes:
+    """List what nodes that do not serve have in total, and what those have that could be started."""
+    present = [node["Resources"] for node in _living_nodes()]
     config: Any = cluster_state.get_cluster_config()
     if config is None or not config.node_group_configs:
         return Nodes(present)

@@ -87,7 +87,7 @@ class WorkerPool:
         return found
 
     def start_worker(self, function: DeclaredFunction, *, avoided: Collection[str] = ()) -> IdleWorker:
-        """Start one more worker of the function, to be given a job at once. Raises: FunctionError.
+        """Start one more worker of the function, to be given a job at once and kept after it. Raises: FunctionError.
 
         avoided: ids of the nodes on which it is not started.
         """

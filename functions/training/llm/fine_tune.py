@@ -63,11 +63,27 @@ class FineTune(Tuner):
         return train_model(self, request)
 
 
-def _demand(num_workers: int, worker_cpus: float, worker_gpus: float, priority: int, **_: Any) -> Demand:
-    return Demand(max(1.0, num_workers * worker_cpus), num_workers * worker_gpus, priority)
+def _demand(
+    num_workers: int,
+    worker_cpus: float,
+    worker_gpus: float,
+    priority: int,
+    card: str | None,
+    limit_s: float | None,
+    **_: Any,
+) -> Demand:
+    return Demand(
+        cpus=max(1.0, num_workers * worker_cpus),
+        gpus=num_workers * worker_gpus,
+        priority=priority,
+        workers=num_workers,
+        card=card,
+        limit_s=limit_s,
+        preemptible=True,
+    )
 
 
-@function(http=True, resources=Resources(num_cpus=1), timeout_s=86_400, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def fine_tune(
     model: str,
     base: str,
@@ -85,6 +101,8 @@ def fine_tune(
     experiment: str | None = None,
     register: bool = True,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
+    card: str | None = None,
+    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
 ) -> Trained:
     """Fine-tune the causal language model `base`, as "name@3", and register the result as the next version of `model`.
 
@@ -100,7 +118,7 @@ def fine_tune(
         trainer=trainer,
         code=trainer.code,
         training_set=training_set,
-        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding),
+        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card),
         experiment=experiment,
         params={"num_workers": num_workers, "sharding": sharding},
         tags={"base": base},

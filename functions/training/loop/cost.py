@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from functions.runtime.receipt import Prices
+from functions.runtime.receipt import Prices, charge
 from functions.training.trained import Cost
 from registry import Run
 from registry.runs.environment import Usage
@@ -38,10 +38,14 @@ class ResourceUse:
         own = torch.tensor([self.cpu_s, self.gpu_s, self.energy_j], dtype=torch.float64).to(group.device)
         return ResourceUse(*group.all_reduce_sum(own).tolist())
 
+    @property
+    def known_energy_j(self) -> float | None:
+        """Joules of the GPUs; None without any, or if one does not tell."""
+        return self.energy_j if self.gpu_s > 0 and math.isfinite(self.energy_j) else None
+
     def cost(self, prices: Prices | None) -> Cost:
         """Cost of this use at `prices`; no money without them."""
-        known = self.gpu_s > 0 and math.isfinite(self.energy_j)
-        energy_j = self.energy_j if known else None
+        energy_j = self.known_energy_j
         return Cost(
             cpu_hours=self.cpu_s / _HOUR_S,
             gpu_hours=self.gpu_s / _HOUR_S,
@@ -95,10 +99,12 @@ def metered(
 
     device, gpus: what this process itself computes on.
     """
-    meter = CostMeter(ResourceMeter(device, gpus), prices)
+    own = ResourceMeter(device, gpus)
+    meter = CostMeter(own, prices)
     try:
         yield meter
     finally:
+        charge(energy_j=own.read().known_energy_j)
         log_cost(run, meter.cost())
 
 

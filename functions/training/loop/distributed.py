@@ -20,9 +20,12 @@ import torch
 from clusters.telemetry.tracing import flush_spans
 from functions.model_formats.torch_threads import torch_threads
 from functions.runtime.context import context, use_context
+from functions.runtime.durable.admission.preemption import notice_of, preempted
+from functions.runtime.durable.workflow import Preempted
 from functions.runtime.errors import NoRoom
 from functions.runtime.process import enter_worker
-from functions.runtime.run.cluster import AWAY_FROM_SERVING
+from functions.runtime.receipt import charge, holding
+from functions.runtime.run.cluster import AWAY_FROM_SERVING, card_selector
 from functions.runtime.run.niceness import lower_priority
 from functions.runtime.run.room import wait_for_room
 from functions.runtime.spans import current_position, run_span
@@ -72,7 +75,7 @@ class WorkersResult(Generic[T]):
 def run_workers(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     """Train in this process, or on the cluster if there are several workers.
 
-    Raises: TrainingError as the loop does; if Ray is not running, or could never have the CPUs or GPUs; if this process has no GPU.
+    Raises: Preempted once the state is saved, if the queue asks for the room; TrainingError as the loop does; if Ray is not running, or could never have the CPUs or GPUs; if this process has no GPU.
     """
     if workers.count > 1:
         return run_on_cluster(loop, workers)
@@ -82,11 +85,12 @@ def run_workers(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
         )
     if workers.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError(f"worker_gpus={workers.gpus_each}: torch finds no GPU here; leave it at 0")
-    with torch_threads(workers.threads):
-        return WorkersResult(
-            loop.train(SingleProcess(workers.device), log_epoch(loop.run, loop.watch), lambda: False),
-            ResourceUse(),
-        )
+    try:
+        with torch_threads(workers.threads):
+            result = loop.train(SingleProcess(workers.device), log_epoch(loop.run, loop.watch), preempted)
+    except Resting as saved:
+        raise Preempted(str(saved)) from saved
+    return WorkersResult(result, ResourceUse())
 
 
 def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
@@ -94,14 +98,18 @@ def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
 
     When a machine will be taken, the workers save and end, and others go on where there is room.
 
-    Raises: TrainingError as the loop does, if Ray is not running, or if no node that could ever be there has the CPUs or GPUs.
+    Raises: Preempted once the state is saved, if the queue asks for the room; TrainingError as the loop does, if Ray is not running, or if no node that could ever be there has the CPUs or GPUs.
     """
     while isinstance(result := _fit(loop, workers), Resting):  # until there is room on machines that stay
         _logger.info("%s", result)
+        if notice_of(context())():
+            raise Preempted(str(result))
     if isinstance(result, TrainingError):
         raise result
     if not isinstance(result, WorkersResult):
         raise TrainingError(f"the workers of run {loop.run.id} returned {type(result).__name__}, not a model")
+    used = result.other_processes
+    charge(cpu_s=used.cpu_s, energy_j=used.known_energy_j)
     return result
 
 
@@ -121,7 +129,7 @@ def _fit(loop: WorkerLoop[T], workers: Workers) -> Any:
                 num_workers=workers.count,
                 use_gpu=workers.gpus_each > 0,
                 resources_per_worker=_resources(workers),
-                label_selector=AWAY_FROM_SERVING,  # type: ignore[call-arg]  # the stub is of the old API
+                label_selector=AWAY_FROM_SERVING | card_selector(workers.card),  # type: ignore[call-arg]  # the stub is of the old API
             ),
             run_config=ray.train.RunConfig(
                 name=f"run-{loop.run.id}",
@@ -129,7 +137,7 @@ def _fit(loop: WorkerLoop[T], workers: Workers) -> Any:
                 failure_config=ray.train.FailureConfig(max_failures=_MAX_LOST_GROUPS),
             ),
         )
-        with interruptible():
+        with interruptible(), holding(workers.count * workers.gpus_each):
             return trainer.fit().return_value  # type: ignore[attr-defined]  # the stub is of the old API
 
 
@@ -166,9 +174,13 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     first, meter = group.rank == 0, ResourceMeter(device, workers.gpus_each)
     facts = {"toque.run": loop.run.id, "toque.workers": workers.count}
     in_trace = run_span("train", config["trace"], **facts) if first and config["trace"] else nullcontext()
+    asked = (
+        notice_of(config["context"]) if first else lambda: False
+    )  # what one is told, all learn in their next step
     try:
         with use_context(config["context"]), torch_threads(workers.threads), in_trace:
-            result = loop.train(group, log_epoch(loop.run, loop.watch) if first else None, _taken_soon)
+            on_epoch = log_epoch(loop.run, loop.watch) if first else None
+            result = loop.train(group, on_epoch, lambda: _taken_soon() or asked())
     except TrainingError as error:
         return error
     finally:
@@ -199,6 +211,7 @@ def _wait_for_room(workers: Workers) -> None:
             _resources(workers),
             what=f"num_workers={workers.count}",
             remedy="ask for fewer workers, or for a smaller worker_cpus or worker_gpus",
+            card=workers.card,
         )
     except NoRoom as error:
         raise TrainingError(str(error)) from error

@@ -17,11 +17,27 @@ from functions.training.trained import Trained
 from functions.training.workers import Workers
 
 
-def _demand(num_workers: int, worker_cpus: float, worker_gpus: float, priority: int, **_: Any) -> Demand:
-    return Demand(max(1.0, num_workers * worker_cpus), num_workers * worker_gpus, priority)
+def _demand(
+    num_workers: int,
+    worker_cpus: float,
+    worker_gpus: float,
+    priority: int,
+    card: str | None,
+    limit_s: float | None,
+    **_: Any,
+) -> Demand:
+    return Demand(
+        cpus=max(1.0, num_workers * worker_cpus),
+        gpus=num_workers * worker_gpus,
+        priority=priority,
+        workers=num_workers,
+        card=card,
+        limit_s=limit_s,
+        preemptible=True,
+    )
 
 
-@function(http=True, resources=Resources(num_cpus=1), timeout_s=86_400, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def train_recipe(
     model: str,
     recipe: str,
@@ -36,13 +52,16 @@ def train_recipe(
     register: bool = True,
     tags: dict[str, str] | None = None,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
+    card: str | None = None,
+    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
 ) -> Trained:
     """Train the network of a recipe of the project and register it as the next version of `model`.
 
     recipe: a name in the project's RECIPES; options: its fields; num_workers: 1 trains here, more train on the Ray cluster
     with `worker_cpus` and `worker_gpus` each; sharding: every worker holds the whole model ("replicate", DDP) or a shard
     of weights, optimiser and checkpoints ("shard", FSDP2); experiment: where the run is tracked (default: the model's name).
-    priority: of a submitted call in the queue of experiments, the higher first.
+    priority: of a submitted call in the queue of experiments, the higher first; card: type of the GPUs as Ray names it, None for any;
+    limit_s: longest run time of a submitted call, which may then fill a gap in the queue; None: as long as it takes.
     An interrupted training resumes at its last checkpoint when it is called again, also with fewer or more workers.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """
@@ -52,7 +71,7 @@ def train_recipe(
         model=model,
         trainer=trainer,
         code=trainer.code,
-        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding),
+        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card),
         experiment=experiment,
         params={"num_workers": num_workers, "sharding": sharding, **found.model_dump()},
         tags={"data": found.data(), **(tags or {})},

@@ -104,6 +104,7 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "admissions",
         "alarm_history",
         "alert_status",
+        "budgets",
         "compare_prompts",
         "error_budgets",
         "explain_rollout",

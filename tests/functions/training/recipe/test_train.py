@@ -8,7 +8,10 @@ import pytest
 import torch
 from pydantic import AnyUrl
 
-from functions import use_context
+from functions import Preempted, use_context
+from functions.runtime.durable.admission.preemption import ask_to_yield
+from functions.runtime.durable.ledger import Ledger
+from functions.runtime.durable.workflow import Run, use_run
 from functions.runtime.receipt import Prices
 from functions.training import Recipe, TrainingDataError, TrainingDiverged, TrainingError, load, train_recipe
 from functions.training.checkpoints.saved import Checkpoints
@@ -62,6 +65,21 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(project):
     ]
     wanted = undisturbed.net.state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in resumed.net.state_dict().items())
+
+
+def test_a_training_that_the_queue_asks_to_yield_saves_ends_and_takes_up_after_it(project):
+    ledger = Ledger(project.store, actor="ada")
+    followed = ledger.follow(train_recipe.submit("sums", "sums", params=FAST).id)
+    followed.append(lambda _: {"kind": "started", "worker": "w", "lease_s": 15.0, "digest": "d"})
+    assert ask_to_yield(followed, "a more urgent one")
+    with (
+        use_run(Run(ledger, followed, "w")),
+        pytest.raises(Preempted, match="saved after step 1; start the training again"),
+    ):
+        train_recipe("sums", "sums", params=FAST)
+    assert list(project.store.list("checkpoints/")) != []
+    resumed, undisturbed = (train_recipe("sums", "sums", params=FAST) for _ in range(2))
+    assert resumed.metrics == undisturbed.metrics
 
 
 def test_cost_is_logged_in_the_run_with_money_if_prices_are_set(project):

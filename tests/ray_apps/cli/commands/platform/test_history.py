@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from functions.runtime.durable.quota_slots import quotas_in
+from functions.runtime.durable.admission.slots import quotas_in
 from ray_apps.cli import main
 from ray_apps.local import LocalError, Settings
 from ray_apps.local.audit_key import make_audit_key, open_platform_store

@@ -1,4 +1,4 @@
-"""Quotas of teams: the rule on random requests, and executors with processes that are killed."""
+"""Quotas of teams in executors with processes that are killed."""
 
 import os
 import signal
@@ -7,145 +7,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from functions import Context, Demand, Retries, function, use_context
-from functions.quotas import admissions, quotas, remove_quota, set_quota
+from functions import Context, Demand, Preempted, Retries, function, preempted, use_context
+from functions.quotas import admissions, budgets, quotas, remove_quota, set_quota
 from functions.runtime.declaration import NICENESS
+from functions.runtime.durable.admission.request import EVERYONE, Quota
+from functions.runtime.durable.admission.slots import QuotaSlots
 from functions.runtime.durable.executor import Executor
 from functions.runtime.durable.invocation import executor_of
 from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.quota_admission import (
-    EVERYONE,
-    Quota,
-    QuotaRequest,
-    Quotas,
-    admission_order,
-    admit,
-    team_of,
-    why_unsatisfiable,
-)
-from functions.runtime.durable.quota_slots import QuotaSlots
 from functions.runtime.errors import DeclarationError, InvocationFailed
+from functions.runtime.receipt import Usage
 from registry import utc_now
-
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-TEAMS = ("ranking", "search", "vision")
-
-limits = st.one_of(st.none(), st.integers(0, 6))
-quota = st.builds(Quota, cpus=limits, gpus=limits, at_once=limits)
-some_quotas = st.dictionaries(st.sampled_from([*TEAMS, EVERYONE]), quota)
-
-
-@st.composite
-def queue(draw: st.DrawFn) -> list[QuotaRequest]:
-    told = st.tuples(
-        st.sampled_from(TEAMS), st.integers(0, 4), st.integers(0, 2), st.integers(-1, 1), st.integers(0, 9)
-    )
-    return [
-        QuotaRequest(str(number), team, cpus, gpus, priority, NOON + timedelta(seconds=second))
-        for number, (team, cpus, gpus, priority, second) in enumerate(draw(st.lists(told, max_size=12)))
-    ]
-
-
-def within(running: list[QuotaRequest], quotas: Quotas) -> bool:
-    """Whether the running requests keep all limits."""
-    for team, each in quotas.items():
-        own = [request for request in running if team in (EVERYONE, request.team)]
-        if any(sum(getattr(request, name) for request in own) > limit for name, limit in each.limits()):
-            return False
-    return True
-
-
-@settings(max_examples=150, deadline=None)
-@given(queue(), some_quotas, st.randoms(use_true_random=False))
-def test_no_quota_is_exceeded_and_no_request_is_overtaken(
-    waiting: list[QuotaRequest], quotas: Quotas, chance: Any
-) -> None:
-    chosen = admit([], waiting, quotas)
-    assert within(chosen, quotas)
-    left = [each for each in waiting if each not in chosen]
-    assert admit(chosen, left, quotas) == []  # the decision is whole: asked again, nothing changes
-    shuffled = list(waiting)
-    chance.shuffle(shuffled)
-    assert admit([], shuffled, quotas) == chosen  # and hangs on no order of reading
-    for request in chosen:
-        for other in left:
-            before = (-other.priority, other.at, other.invocation) < (
-                -request.priority,
-                request.at,
-                request.invocation,
-            )
-            if why_unsatisfiable(other, quotas) is None and other.team == request.team:
-                assert not before  # within a team
-
-
-@settings(max_examples=80, deadline=None)
-@given(queue(), some_quotas)
-def test_every_satisfiable_request_is_admitted_in_the_end(
-    waiting: list[QuotaRequest], quotas: Quotas
-) -> None:
-    left = [each for each in waiting if why_unsatisfiable(each, quotas) is None]
-    running: list[QuotaRequest] = []
-    for _ in range(2 * len(waiting) + 1):
-        chosen = admit(running, left, quotas)
-        left = [each for each in left if each not in chosen]
-        running = [*running, *chosen]
-        assert within(running, quotas)
-        running = running[1:]  # one ends
-    assert left == []
-
-
-def request(name: str, team: str, *, cpus: float = 1, priority: int = 0, second: int = 0) -> QuotaRequest:
-    return QuotaRequest(name, team, cpus, 0, priority, NOON + timedelta(seconds=second))
-
-
-def names(chosen: list[QuotaRequest]) -> str:
-    return "".join(each.invocation for each in chosen)
-
-
-def test_teams_take_turns_however_many_one_of_them_sent_first() -> None:
-    waiting = [request(name, "ranking", second=n) for n, name in enumerate("abcdef")]
-    waiting += [request(name, "search", second=9 + n) for n, name in enumerate("xyz")]
-    assert names(admit([], waiting, {EVERYONE: Quota(cpus=4)})) == "axby"
-    assert names(admission_order([], waiting, {EVERYONE: Quota(cpus=4)})) == "axbyczdef"
-    held = [request("h", "ranking", cpus=3)]  # the share is of what is held, not of how many
-    assert names(admit(held, waiting, {EVERYONE: Quota(cpus=6)})) == "xyz"
-
-
-def test_the_higher_priority_goes_first_within_its_team_s_quota() -> None:
-    waiting = [
-        request("a", "search"),
-        request("b", "ranking", priority=5, second=1),
-        request("c", "ranking", priority=5, second=2),
-    ]
-    assert names(admit([], waiting, {EVERYONE: Quota(at_once=2)})) == "bc"
-    assert names(admit([], waiting, {EVERYONE: Quota(at_once=2), "ranking": Quota(at_once=1)})) == "ba"
-
-
-def test_small_experiments_do_not_starve_a_large_one() -> None:
-    running = [request("r", "search", cpus=2)]
-    waiting = [request("L", "ranking", cpus=4), *(request(str(n), "vision", second=1 + n) for n in range(9))]
-    whole = {EVERYONE: Quota(cpus=4)}
-    assert admit(running, waiting, whole) == []
-    assert names(admit([], waiting, whole)) == "L"
-
-
-def test_a_request_above_its_quota_is_named_and_passed_over() -> None:
-    small = {"ranking": Quota(cpus=2)}
-    assert (
-        names(admit([], [request("L", "ranking", cpus=4), request("s", "ranking", second=1)], small)) == "s"
-    )
-    assert "cpus=4 and the quota of 'ranking' is 2" in str(
-        why_unsatisfiable(request("L", "ranking", cpus=4), small)
-    )
-    assert team_of("ada", {"ranking": Quota(members=("ada",))}) == "ranking"
-    assert team_of("bob", {"ranking": Quota(members=("ada",))}) == "bob"
 
 
 def demand(cpus: float, priority: int, **_: object) -> Demand:
@@ -241,6 +118,82 @@ def test_an_experiment_above_its_quota_dies_and_runs_after_the_quota_is_raised(
     set_quota("ada", cpus=4)
     Ledger(used.store, actor="ada").redrive(large.id)
     assert large.result(60) == 1
+
+
+@function(timeout_s=None, demand=lambda priority, **_: Demand(cpus=1, priority=priority, preemptible=True))
+def train_and_yield(path: str, number: int, priority: int = 0) -> int:
+    """Count to a hundred in a file, as slowly as it is told to, and take up where it was."""
+    with open(path, "a") as file:  # noqa: PTH123
+        file.write(f"+{number}:{os.getpid()}\n")
+    while not os.path.exists(f"{path}.done") and not priority:  # noqa: PTH110
+        time.sleep(0.02)
+        if preempted():
+            with open(path, "a") as file:  # noqa: PTH123
+                file.write(f"-{number}:{os.getpid()}\n")
+            raise Preempted
+    return number
+
+
+@pytest.mark.usefixtures("two_executors")
+def test_an_urgent_run_takes_the_room_of_one_that_yields_which_goes_on_after_it(
+    used: Context, traces: Any, eventually: Callable[..., None]
+) -> None:
+    set_quota("ranking", at_once=1, members=["ada"])
+    long = train_and_yield.submit(traces.path, 1)
+    assert traces.wait_for(1)[0].startswith("+1:")
+    urgent = train_and_yield.submit(traces.path, 2, priority=5)
+    eventually(lambda: urgent.status() == "succeeded", within_s=120)
+    eventually(lambda: sum(line.startswith("+1:") for line in traces.read()) == 2, within_s=120)
+    record = long.record()
+    assert (record.preemptions, record.attempts, record.lost) == (1, 0, 0)
+    assert [line.partition(":")[0] for line in traces.read()] == ["+1", "-1", "+2", "+1"]
+    open(f"{traces.path}.done", "w").close()  # noqa: PTH123
+    eventually(lambda: long.status() == "succeeded", within_s=120)
+    receipt = long.record().receipt
+    assert receipt is not None
+    assert receipt.run_s > 0.04  # of both attempts
+    assert receipt.attempts == 1
+    ledger = Ledger(used.store, actor="ada")
+    reasons = [
+        each.body["reason"]
+        for each in ledger.journal(long.id).entries(0)
+        if each.body["kind"] == "preempting"
+    ]
+    assert reasons == [f"{urgent.id}, which goes before it"]
+
+
+def test_a_budget_counts_each_attempt_once_and_lets_nothing_begin_when_it_is_used(
+    used: Context, traces: Any
+) -> None:
+    set_quota("ada", gpu_hours=1.0)
+    now = utc_now()
+    ledger = Ledger(used.store, actor="ada")
+    slots = QuotaSlots(ledger)
+    record = ledger.read(train_on_cards.submit(traces.path).id)
+    for worker, hours in (("a", 0.25), ("a", 0.25), ("b", 0.5)):
+        slots._spending.add(worker, "ada", usage(gpu_s=3600 * hours))
+    assert slots._spending.of_month(now)["ada"].gpu_s == 2700
+    assert QuotaSlots(ledger)._spending.of_month(now + timedelta(days=40)) == {}
+    found = slots.admit({record.id: ledger.follow(record.id)}, started=())
+    assert list(found.start) == [record.id]
+    slots._spending.add("c", "ada", usage(gpu_s=900.0))
+    found = slots.admit({record.id: ledger.follow(record.id)}, started=())
+    assert found.start == {}
+    (told,) = admissions()
+    assert told.waits_for == "next month: its team 'ada' has used gpu_hours=1 of this one"
+    (budget,) = budgets()
+    assert (budget.team, budget.budget, budget.spent, budget.limit) == ("ada", "gpu_hours", 1.0, 1.0)
+    with pytest.raises(ValueError, match="money=5: no prices are known"):
+        set_quota("ada", money=5)
+
+
+def usage(*, gpu_s: float) -> Usage:
+    return Usage(run_s=1.0, cpu_s=1.0, gpu_s=gpu_s, peak_memory_bytes=1)
+
+
+@function(demand=lambda **_: Demand(gpus=2, workers=1, limit_s=3.0))
+def train_on_cards(path: str) -> int:
+    return 1
 
 
 def broken(cpus: float, **_: object) -> object:

@@ -1,0 +1,194 @@
+"""What the running experiments occupy: of quotas, of this month's budgets and of cards; and what a request would exceed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+from functions.runtime.durable.admission.capacity import Room, held_by
+from functions.runtime.durable.admission.request import (
+    EVERYONE,
+    SLACK,
+    YIELD_S,
+    Quota,
+    QuotaRequest,
+    Quotas,
+)
+from functions.runtime.receipt import Prices
+from functions.runtime.run.cards import Node
+
+Owner = tuple[str, str]  # workspace and team
+_KINDS = ("cpus", "gpus", "at_once")
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """CPU and GPU seconds that a team's experiments have used this month, those that run now left out."""
+
+    cpu_s: float = 0.0
+    gpu_s: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.cpu_s + other.cpu_s, self.gpu_s + other.gpu_s)
+
+    def of(self, budget: str, prices: Prices | None) -> float:
+        """Convert to the unit of a budget: hours of GPUs, or money at `prices`, 0 without them."""
+        if budget == "gpu_hours":
+            return self.gpu_s / 3600
+        return 0.0 if prices is None else prices.money(cpu_s=self.cpu_s, gpu_s=self.gpu_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What teams may have: quotas by workspace and team, what is spent of this month's budgets, and prices for those in money."""
+
+    quotas: Mapping[str, Quotas] = field(default_factory=dict)
+    spent: Mapping[Owner, Spent] = field(default_factory=dict)
+    prices: Prices | None = None
+
+    def quota(self, workspace: str, team: str) -> Quota:
+        """Quota of a team; one without limits if there is none."""
+        return self.quotas.get(workspace, {}).get(team, _NO_QUOTA)
+
+
+_NO_QUOTA = Quota()
+
+
+class Blocked(NamedTuple):
+    """Why a request cannot start: its team's quota, that of everyone in its workspace, a budget, cards, or nodes that nobody has."""
+
+    by: Literal["team", "everyone", "budget", "cards", "nodes"]
+    reason: str
+
+
+class Occupancy:
+    """Occupied quotas, budgets and cards, while runs are added and removed.
+
+    capacity: nodes of the cluster; None where nobody knows them, and cards then block nothing.
+    """
+
+    def __init__(
+        self,
+        running: Iterable[QuotaRequest],
+        capacity: Collection[Node] | None,
+        shares: Shares,
+        now: datetime,
+    ) -> None:
+        self.running: dict[str, QuotaRequest] = {}
+        self.room = None if capacity is None else Room(capacity)
+        self.shares, self.now, self.changes = shares, now, 0
+        self._nodes: dict[str, tuple[str, ...]] = {}
+        self._sums: dict[Owner, dict[str, float]] = {}
+        for each in sorted(running, key=lambda run: (not run.nodes, -run.gpus, run.invocation)):
+            found = each.nodes or (self.room.find(each) if self.room else ()) or ()
+            self.add(each, found)
+
+    def copy(self) -> Occupancy:
+        """Copy it, to see what would be if other runs came or went."""
+        found = Occupancy((), None, self.shares, self.now)
+        found.running, found.room = dict(self.running), self.room and self.room.copy()
+        found._nodes = dict(self._nodes)
+        found._sums = {owner: dict(sums) for owner, sums in self._sums.items()}
+        return found
+
+    def nodes_of(self, invocation: str) -> tuple[str, ...]:
+        """Nodes on which the workers of a run are counted."""
+        return self._nodes[invocation]
+
+    def add(self, run: QuotaRequest, nodes: tuple[str, ...]) -> None:
+        """Add a run whose workers are on `nodes`."""
+        self.running[run.invocation], self._nodes[run.invocation] = run, nodes
+        self._count(run, 1)
+        if self.room is not None:
+            self.room.take(run, nodes)
+
+    def remove(self, invocation: str) -> None:
+        """Remove a run that ended, or would have."""
+        run = self.running.pop(invocation)
+        self._count(run, -1)
+        nodes = self._nodes.pop(invocation)
+        if self.room is not None:
+            self.room.give_back(run, nodes)
+
+    def _count(self, run: QuotaRequest, sign: int) -> None:
+        self.changes += 1
+        for team in (run.team, EVERYONE):
+            sums = self._sums.setdefault((run.workspace, team), dict.fromkeys(_KINDS, 0.0))
+            for kind in _KINDS:
+                sums[kind] += sign * getattr(run, kind)
+
+    def occupied(self, workspace: str, team: str) -> Mapping[str, float]:
+        """Sum what a team, or everyone of a workspace, occupies."""
+        return self._sums.get((workspace, team), dict.fromkeys(_KINDS, 0.0))
+
+    def find(self, request: QuotaRequest) -> tuple[str, ...] | None:
+        """Find nodes for a request's workers: none where the nodes are not known, None without room."""
+        return () if self.room is None else self.room.find(request)
+
+    def blocked(self, request: QuotaRequest) -> Blocked | None:
+        """Find what keeps a request from starting; None if it may."""
+        return (
+            self._over_limit(request)
+            or self._over_budget(request)
+            or (None if self.find(request) is not None else self._no_cards(request))
+        )
+
+    def _over_limit(self, request: QuotaRequest) -> Blocked | None:
+        for team in (request.team, EVERYONE):
+            occupied = self.occupied(request.workspace, team)
+            for kind, limit in self.shares.quota(request.workspace, team).limits():
+                if occupied[kind] + getattr(request, kind) > limit + SLACK:
+                    if team == EVERYONE:
+                        return Blocked("everyone", "room in the quota of everyone")
+                    return Blocked("team", f"room in the quota of its team {team!r}")
+        return None
+
+    def _over_budget(self, request: QuotaRequest) -> Blocked | None:
+        for team in (request.team, EVERYONE):
+            for name, limit in self.shares.quota(request.workspace, team).budgets():
+                if (
+                    self.committed(request.workspace, team, name) + self._promise(request, name)
+                    > limit + SLACK
+                ):
+                    who = "everyone has" if team == EVERYONE else f"its team {team!r} has"
+                    return Blocked("budget", f"next month: {who} used {name}={limit:g} of this one")
+        return None
+
+    def committed(self, workspace: str, team: str, budget: str) -> float:
+        """Sum what a team has spent of a budget, what its runs have used so far, and what they will use for certain."""
+        prices, total = self.shares.prices, 0.0
+        if team == EVERYONE:
+            total += sum(
+                spent.of(budget, prices)
+                for owner, spent in self.shares.spent.items()
+                if owner[0] == workspace
+            )
+        else:
+            total += self.shares.spent.get((workspace, team), Spent()).of(budget, prices)
+        for run in self.running.values():
+            if run.workspace == workspace and team in {run.team, EVERYONE}:
+                total += self._used(run, budget) + self._promise(run, budget)
+        return total
+
+    def _used(self, run: QuotaRequest, budget: str) -> float:
+        seconds = max(0.0, (self.now - (run.started_at or self.now)).total_seconds())
+        return Spent(run.cpus * seconds, run.gpus * seconds).of(budget, self.shares.prices)
+
+    def _promise(self, run: QuotaRequest, budget: str) -> float:
+        """What a run uses from now on even if it is asked to yield; of one that does not yield, up to its limit, if it has one."""
+        end = run.end(self.now)
+        seconds = 0.0 if end is None else (end - self.now).total_seconds()
+        if run.preemptible:
+            seconds = YIELD_S if end is None else min(seconds, YIELD_S)
+        return Spent(run.cpus * seconds, run.gpus * seconds).of(budget, self.shares.prices)
+
+    def _no_cards(self, request: QuotaRequest) -> Blocked:
+        room = self.room
+        assert room is not None  # noqa: S101 - who calls has looked
+        kind = f" ({request.card})" if request.card else ""
+        needed = f"{request.workers} × {request.gpus / max(1, request.workers):g} GPU{kind}"
+        if sum(held_by(node, request) for node in room.nodes.values()) < request.workers:
+            return Blocked("nodes", f"nodes with {needed}: none are there, or may be started")
+        return Blocked("cards", f"cards: it needs {needed}, and {room.free_gpus:g} are free")

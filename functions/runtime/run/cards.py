@@ -1,0 +1,22 @@
+"""Nodes of a cluster by the cards that they have, as the queue of experiments counts them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Node by what it has in total.
+
+    name: address of its raylet, as records of runs have it; card: type of its GPUs, None if it is not known; coming: it is not
+    there, and the autoscaler may start it.
+    """
+
+    name: str
+    gpus: float
+    card: str | None = None
+    cpus: float = math.inf
+    memory_bytes: float = math.inf
+    coming: bool = False
