@@ -23,9 +23,9 @@ from functions.features.jobs import latest_feature_health
 from functions.prediction_log import losses_of
 from functions.prediction_log.writing.stream import Stream
 from functions.runtime.context import Context
+from functions.runtime.durable.admission.slots import QuotaSlots
 from functions.runtime.durable.dead_letters import DeadLetters
 from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.durable.quota_slots import QuotaSlots
 from ray_apps.published import Families
 from registry import Access
 
@@ -120,7 +120,7 @@ class _Workspace:
         self._used, self._client, name = used, client, used.workspace
         self._dead = DeadLetters(used.store, actor=used.actor)
         self._losses = losses_of(used)
-        self._quota = QuotaSlots(ledger_of(used))
+        self._quota = QuotaSlots(ledger_of(used), workspace=used.workspace, prices=used.prices)
         self._name = name
         self._lags = {kind: Lag() for kind in _KINDS}
 
@@ -138,6 +138,9 @@ class _Workspace:
             families.add("toque_quota_used", used, self._name, team, resource)
             if limit is not None:
                 families.add("toque_quota_limit", limit, self._name, team, resource)
+        for team, budget, spent, limit in self._quota.spent():
+            families.add("toque_budget_spent", spent, self._name, team, budget)
+            families.add("toque_budget_limit", limit, self._name, team, budget)
 
     def _lost(self, families: Families) -> None:
         lost = self._losses.refresh()

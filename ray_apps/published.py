@@ -20,6 +20,7 @@ class Family(NamedTuple):
 _WORKSPACE = ("workspace",)
 _VIEW = ("workspace", "view")
 _QUOTA = ("workspace", "team", "resource")
+_BUDGET = ("workspace", "team", "budget")
 _KIND = ("workspace", "kind")
 
 FAMILIES: dict[str, Family] = {
@@ -33,6 +34,8 @@ FAMILIES: dict[str, Family] = {
     "toque_dead_letters": Family("Durable invocations that were given up and wait for somebody.", _WORKSPACE),
     "toque_quota_used": Family("What the running experiments of a team occupy.", _QUOTA),
     "toque_quota_limit": Family("What the experiments of a team may occupy.", _QUOTA),
+    "toque_budget_spent": Family("What a team's ended experiments used of a budget this month.", _BUDGET),
+    "toque_budget_limit": Family("What a team's experiments may use in a month.", _BUDGET),
     "toque_log_writers_lost": Family("Writers of the log that vanished, ever.", _WORKSPACE),
     "toque_log_writers_missing": Family("Writers that vanished and did not come back.", _WORKSPACE),
     "toque_log_requests_lost_at_most": Family("Answered requests whose rows may be missing.", _WORKSPACE),

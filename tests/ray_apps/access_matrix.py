@@ -47,6 +47,7 @@ GATEWAY: dict[str, tuple[str, ...]] = {
         "GET /ui/events",
         "GET /ui/approvals",
         "GET /ui/costs",
+        "GET /ui/queue",
         "GET /ui/experiments",
         "GET /ui/experiments/{experiment}",
         "GET /ui/features",

@@ -52,6 +52,18 @@ COSTS: Final = Dashboard(
                     may_be_empty=True,
                 ),
                 Panel(
+                    "Share of a team's monthly budget that is spent",
+                    "percentunit",
+                    (
+                        (
+                            f"toque_budget_spent{WORKSPACE} / toque_budget_limit{WORKSPACE}",
+                            "{{team}} {{budget}}",
+                        ),
+                    ),
+                    kind="bargauge",
+                    may_be_empty=True,
+                ),
+                Panel(
                     "Memory of models in pools",
                     "bytes",
                     (("sum by (pool) (toque_pool_bytes)", "{{pool}}"),),

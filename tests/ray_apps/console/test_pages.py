@@ -37,6 +37,7 @@ PAGES = (
     "/ui/predictions/flight-00",
     "/ui/predictions/flight-00?explain=true",
     "/ui/costs",
+    "/ui/queue",
     "/ui/reports",
     "/ui/features",
     f"/ui/features/{VIEW}",

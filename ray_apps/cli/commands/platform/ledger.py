@@ -1,4 +1,4 @@
-"""`toque logs` and `toque costs`: what an invocation printed, and what all of them cost."""
+"""`toque logs`, `toque queue` and `toque costs`: what an invocation printed, which ones wait, and what all of them cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_apps.cli.arguments import INVOCATION, arg, flag, limit
-from ray_apps.cli.client import Client
+from ray_apps.cli.client import Client, call
 from ray_apps.cli.command import Commands, Given, add
 from ray_apps.cli.commands.platform.calls import exit_code, follow
 from ray_apps.cli.errors import UsageError
@@ -29,6 +29,7 @@ _GPU = arg("--gpu-hour PRICE", "price of a GPU for an hour (default: TOQUE_PRICE
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
     add(commands, "logs", _logs, INVOCATION, _FOLLOW, _TIMES)
+    add(commands, "queue", _queue, limit(100))
     add(commands, "costs", _costs, _CPU, _GPU, limit(100))
 
 
@@ -76,6 +77,15 @@ def _print(given: Given, lines: _Lines) -> None:
         else:
             stamp = f"{line['at']} {line['function']} {line['source']}: "
             say(f"{stamp if given.times or how == 'wide' else ''}{line['text']}")
+
+
+def _queue(given: Given) -> None:
+    """List the experiments that run, and those that wait, each with what for."""
+    rows = call(given.client, "admissions", {})
+    shown = [
+        each | {"waits_for": each["waits_for"] or ("yields" if each["yields"] else "runs")} for each in rows
+    ]
+    listing(given.output, _QUEUE, shown, empty="no experiment runs or waits", limit=given.limit)
 
 
 def _costs(given: Given) -> None:
@@ -128,6 +138,10 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return names | {each: sum(row[each] for row in rows) for each in summed}
 
 
+_QUEUE = columns(
+    "invocation | function | team | GPUs: gpus | CPUs: cpus | priority | submitted: since | waits for: waits_for",
+    wide="caller | workers | card | preemptible | started: started_at | preemptions",
+)
 _COSTS = columns(
     "function | day | caller | runs: invocations | queue s: queue_s | run s: run_s | CPU s: cpu_s | GPU s: gpu_s | "
     "reads: store_reads | writes: store_writes",
