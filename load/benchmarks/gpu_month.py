@@ -5,10 +5,10 @@ python -m load.benchmarks.gpu_month [--days 30] [--load 1.05] [--seed 1]
 Jobs are drawn as the Philly trace of Microsoft (Jeon et al., USENIX ATC 2019) is modelled by Narayanan et al., "Heterogeneity-Aware
 Cluster Scheduling Policies for Deep Learning Workloads", OSDI 2020: of 1, 2, 4 and 8 cards in 70, 10, 15 and 5 of a hundred, and
 10^x minutes long, with x uniform in [1.5, 3] for four in five and in [3, 4] for the fifth; they arrive by a Poisson process. What the
-trace does not say is assumed: the teams, their quotas, one urgent job in twenty, that a training needs 5 to 40 s to save its state,
-and that it takes a minute to take up again. The bound on utilisation is one on every packing, offline ones included: work that could
+trace does not say is assumed: the teams, their quotas, one urgent job in twenty, which does not yield and declares a limit of one and
+a half times its time, that any other needs 5 to 40 s to save its state, and that it takes a minute to take up again. The bound on utilisation is one on every packing, offline ones included: work that could
 have been done by any moment t within cards, quotas and budgets, and all cards from t on. The exit code is 1 if a quota or a budget is
-passed, utilisation is below .9 of the bound, or an urgent job waits for a minute.
+passed, utilisation is below .9 of the bound, or an urgent job waits for a minute, those left out whose team has no budget for it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _DAY_S = 86_400.0
 _SIZES, _SIZE_SHARES = (1, 2, 4, 8), (0.70, 0.10, 0.15, 0.05)
 _MEAN_CARD_S = 1.9 * 60 * (0.8 * (1000 - 10**1.5) / (1.5 * np.log(10)) + 0.2 * 9000 / np.log(10))
+_LIMIT = 1.5
 _SAVE_S, _TAKE_UP_S = (5.0, 40.0), 60.0
 _BUDGETED = 2  # teams whose budget does not last
 
@@ -133,6 +134,7 @@ class Month:
         self._running: dict[str, _Run] = {}
         self._spent: dict[str, float] = {}
         self._begun: set[str] = set()
+        self._unpaid: set[str] = set()
         self._events = [(job.at_s, 0, "submit", name) for name, job in self.jobs.items()]
         self._runs = 0
         heapq.heapify(self._events)
@@ -159,6 +161,7 @@ class Month:
                 URGENT if job.urgent else 0,
                 _time(job.at_s),
                 workers=2 if job.cards == EACH else 1,
+                limit_s=_LIMIT * job.work_s if job.urgent else None,
                 preemptible=not job.urgent,
             )
         elif name in self._running and self._running[name].number == number:
@@ -196,6 +199,7 @@ class Month:
             run.request = replace(run.request, yielding=True)
             self.outcome.preemptions += 1
             heapq.heappush(self._events, (now_s + self._chance.uniform(*_SAVE_S), run.number, "yield", name))
+        self._unpaid |= {name for name, why in decision.wait.items() if why.startswith("next month")}
         for request in decision.start:
             self._start(request, now_s)
         self._check(now_s)
@@ -207,7 +211,7 @@ class Month:
         name, self._runs = request.invocation, self._runs + 1
         del self._waiting[name]
         waited_s = now_s - self.jobs[name].at_s
-        if name not in self._begun:
+        if name not in self._begun | self._unpaid:
             (self.outcome.urgent_s if self.jobs[name].urgent else self.outcome.waits_s).append(waited_s)
         until_s = now_s + self._lost_s(name) + self._left[name]
         self._running[name] = _Run(request, now_s, until_s, self._runs)

@@ -79,6 +79,8 @@ class Occupancy:
         self.running: dict[str, QuotaRequest] = {}
         self.room = None if capacity is None else Room(capacity)
         self.shares, self.now, self.changes = shares, now, 0
+        self._committed: dict[tuple[str, str, str], float] = {}
+        self._committed_at = -1
         self._nodes: dict[str, tuple[str, ...]] = {}
         self._sums: dict[Owner, dict[str, float]] = {}
         for each in sorted(running, key=lambda run: (not run.nodes, -run.gpus, run.invocation)):
@@ -158,19 +160,23 @@ class Occupancy:
 
     def committed(self, workspace: str, team: str, budget: str) -> float:
         """Sum what a team has spent of a budget, what its runs have used so far, and what they will use for certain."""
-        prices, total = self.shares.prices, 0.0
-        if team == EVERYONE:
-            total += sum(
-                spent.of(budget, prices)
-                for owner, spent in self.shares.spent.items()
-                if owner[0] == workspace
+        if self._committed_at != self.changes:  # hundreds may wait for the end of one budget
+            self._committed, self._committed_at = {}, self.changes
+        key = workspace, team, budget
+        if key not in self._committed:
+            spent = sum(
+                each.of(budget, self.shares.prices)
+                for owner, each in self.shares.spent.items()
+                if owner[0] == workspace and team in {owner[1], EVERYONE}
             )
-        else:
-            total += self.shares.spent.get((workspace, team), Spent()).of(budget, prices)
-        for run in self.running.values():
-            if run.workspace == workspace and team in {run.team, EVERYONE}:
-                total += self._used(run, budget) + self._promise(run, budget)
-        return total
+            runs = [
+                run
+                for run in self.running.values()
+                if run.workspace == workspace and team in {run.team, EVERYONE}
+            ]
+            used = sum(self._used(run, budget) + self._promise(run, budget) for run in runs)
+            self._committed[key] = spent + used
+        return self._committed[key]
 
     def _used(self, run: QuotaRequest, budget: str) -> float:
         seconds = max(0.0, (self.now - (run.started_at or self.now)).total_seconds())

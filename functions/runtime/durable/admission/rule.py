@@ -16,7 +16,6 @@ from functions.runtime.durable.admission.capacity import held_by
 from functions.runtime.durable.admission.occupancy import Blocked, Occupancy, Shares
 from functions.runtime.durable.admission.request import (
     EVERYONE,
-    SLACK,
     YIELD_S,
     QuotaRequest,
     blocking_quota,
@@ -25,6 +24,8 @@ from functions.runtime.durable.admission.request import (
 from functions.runtime.run.cards import Node
 
 __all__ = ["Decision", "admission_order", "blocking_quota", "next_look", "schedule", "why_unsatisfiable"]
+
+_ROUNDING = 1e-6  # of a budget: what cards use in the microsecond to which times are rounded is less
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def next_look(running: Iterable[QuotaRequest], shares: Shares, now: datetime) ->
     for (workspace, team), name, limit in _budgets(held):
         later = Occupancy(held.running.values(), None, shares, now + timedelta(hours=1))
         rate = later.committed(workspace, team, name) - held.committed(workspace, team, name)
-        if rate > 0:
+        if rate > _ROUNDING:
             looks.append(
                 now + timedelta(hours=max(0.0, limit - held.committed(workspace, team, name)) / rate)
             )
@@ -167,7 +168,7 @@ class _Round:
     def end_budgets(self) -> None:
         """Preempt the runs that a budget no longer pays for."""
         for (workspace, team), name, limit in list(_budgets(self.now_held)):
-            if self.now_held.committed(workspace, team, name) < limit - SLACK:
+            if self.now_held.committed(workspace, team, name) < limit - _ROUNDING:
                 continue
             for run in list(self.later.running.values()):
                 if run.preemptible and run.workspace == workspace and team in {run.team, EVERYONE}:
