@@ -5,6 +5,15 @@ The engines that answer for them are in `functions.generative.engines`; it knows
 
 from functions.generative.declined import declines
 from functions.generative.errors import GenerativeError
+from functions.generative.guardrails import (
+    AnswerCheck,
+    Finding,
+    Guardrail,
+    Guardrails,
+    RequestCheck,
+    check_answer,
+    check_request,
+)
 from functions.generative.prompt import Example, Prompt, PromptMessage, Variable, difference
 from functions.generative.registration import register_generative
 from functions.generative.version_files import (
@@ -28,12 +37,19 @@ __all__ = [
     "PROMPT",
     "SETTINGS",
     "WEIGHTS",
+    "AnswerCheck",
     "EngineSettings",
     "Example",
+    "Finding",
     "GenerativeError",
+    "Guardrail",
+    "Guardrails",
     "Prompt",
     "PromptMessage",
+    "RequestCheck",
     "Variable",
+    "check_answer",
+    "check_request",
     "declines",
     "difference",
     "engine_files",

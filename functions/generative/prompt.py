@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.generative.errors import GenerativeError
+from functions.generative.guardrails import Guardrails
 
 __all__ = ["Example", "Prompt", "PromptMessage", "Variable", "difference"]
 
@@ -83,7 +84,8 @@ class Prompt(BaseModel):
     """Messages that stand before a request's own, and what is asked of the engine with them.
 
     variables: by name, those of the templates in `messages`. tools, response_format: as the OpenAI API has them.
-    parameters: sampling, such as `temperature`. A request that says its own tools, format or parameter has its way.
+    parameters: sampling, such as `temperature`. A request that says its own tools, format or parameter has its way. guardrails:
+    rules on requests and answers, which no request can leave out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,6 +96,7 @@ class Prompt(BaseModel):
     tools: tuple[dict[str, Any], ...] = ()
     response_format: dict[str, Any] | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
+    guardrails: Guardrails = Guardrails()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

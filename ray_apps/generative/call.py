@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from clusters.telemetry.tracing import RequestTrace
+from functions.generative import Finding
 from functions.generative.engines import Lease
 from ray_apps.admission.token_budget import Reservation
 from ray_apps.generative.openai.answers import AnswerRecord
@@ -23,7 +24,8 @@ class Call:
     """A request with its chosen version.
 
     unit: whom the split assigned, the one that was named, else the conversation. used_tokens: those it came to; pieces: of its
-    stream; first_token_ms: from the request to the first token, None before it; is_counted: whether log and counts have it.
+    stream; first_token_ms: from the request to the first token, None before it; is_counted: whether log and counts have it; findings: of its
+    version's guardrails.
     """
 
     id: str
@@ -40,6 +42,7 @@ class Call:
     pieces: int = 0
     first_token_ms: float | None = None
     is_counted: bool = False
+    findings: tuple[Finding, ...] = ()
 
     @property
     def traffic(self) -> Traffic | None:

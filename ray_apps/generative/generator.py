@@ -19,7 +19,15 @@ from ray_apps.admission.request_limits import TooManyRequests
 from ray_apps.admission.token_budget import Reservation, TokenBudgets
 from ray_apps.generative.call import Call
 from ray_apps.generative.context_length import check_context
-from ray_apps.generative.openai.answers import AnswerRecord, EventStream, record_of
+from ray_apps.generative.guarding import (
+    FILTERED,
+    changes,
+    finding_tensors,
+    guard_answer,
+    guarded_request,
+    refusal_of,
+)
+from ray_apps.generative.openai.answers import AnswerRecord, EventStream, as_choice, record_of
 from ray_apps.generative.openai.errors import ApiRefusal, error_document
 from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, Ask
 from ray_apps.generative.openai.response_stream import ResponseStream
@@ -80,10 +88,13 @@ class Generator:
         if call.trace is not None:
             call.trace.answered_by(call.id, ask.model, call.number, call.arm, id_made_here=True)
         try:
-            body = _engine_body(ask, call.version)
+            await self._guard(call)
+            body = _engine_body(call.ask, call.version)
             await call.lease.process.ready(ENGINE_S)
             _check_tools(call.lease.process, body)
-            prompt_tokens, most = await check_context(call.lease.process, call.version.settings, ask, body)
+            prompt_tokens, most = await check_context(
+                call.lease.process, call.version.settings, call.ask, body
+            )
             call.reservation = self._reserve(limits, prompt_tokens + most)
             call.used_tokens = prompt_tokens  # so much of one that is given up
             work = self._ask_engine(call, body, request)
@@ -149,6 +160,15 @@ class Generator:
         except NotFound as error:
             raise ApiRefusal(str(error), status=404, param="model", code="model_not_found") from error
 
+    async def _guard(self, call: Call) -> None:
+        """Apply the version's rules before; what they refuse is logged and counted. Raises: ApiRefusal."""
+        call.ask, call.findings = guarded_request(call.ask, call.version.prompt)
+        refusal = refusal_of(call.findings, call.version)
+        if refusal is not None:
+            answer = AnswerRecord(finish_reason=FILTERED)
+            await self._record(call, answer, response_tensors(answer))
+            raise refusal
+
     def _reserve(self, limits: Sequence[tuple[str, Limits]], tokens: int) -> Reservation:
         try:
             return self._budgets.reserve(limits, tokens)
@@ -174,6 +194,10 @@ class Generator:
             outputs = embedding_tensors(document.get("data") or [], answer.prompt_tokens)
         else:
             answer = record_of(document, call.elapsed_ms() / 1e3)
+            found = guard_answer(answer, call.version.prompt)
+            call.findings += found
+            if changes(found):
+                document["choices"] = [as_choice(answer, call.ask.kind)]
             outputs = response_tensors(answer)
         await self._record(call, answer, outputs)
         if call.ask.as_response:
@@ -195,6 +219,7 @@ class Generator:
         headers = [_EVENTS, (b"cache-control", b"no-cache"), *call.headers()]
         await send({"type": "http.response.start", "status": _OK, "headers": headers})
         request.streamed = True
+        held, holds = list[bytes](), bool(call.version.prompt.guardrails.after)
         try:
             async for data in response.content.iter_any():
                 piece = events.feed(data, time.perf_counter())
@@ -202,11 +227,16 @@ class Generator:
                 call.pieces = events.pieces
                 if call.first_token_ms is None:
                     call.heard(events.record)
-                if piece:
+                if holds:
+                    held.append(piece)
+                elif piece:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             answer = events.finish()
+            found = guard_answer(answer, call.version.prompt)
+            call.findings += found
             await self._record(call, answer, response_tensors(answer))
-            last = events.last()
+            rest = events.rewritten(answer) if changes(found) else b"".join(held)
+            last = rest + events.last()
         except (EngineDown, aiohttp.ClientError, PredictorError) as error:
             self._failed(call, error)
             refusal = (
@@ -222,7 +252,7 @@ class Generator:
         logged = self.recorder.record(
             id=call.id, version=call.number, arm=call.arm, shadow=False, unit=call.unit,
             at_us=time.time_ns() // 1_000, latency_ms=call.elapsed_ms(), rows=1, inputs=request_tensors(call.ask),
-            outputs=outputs, trace=call.trace.row() if call.trace is not None else None,
+            outputs=outputs | finding_tensors(call.findings), trace=call.trace.row() if call.trace is not None else None,
             propensity=call.routes.chance(call.arm), in_view=IN_VIEW,
         )  # fmt: skip
         if logged is not None:
@@ -240,11 +270,12 @@ class Generator:
             series = TokenSeries(self._workspace, call.ask.model, call.number, call.arm)
             self._series[call.number, call.arm] = series
         series.count(answer)
+        series.found(call.findings)
         call.heard(answer)
         judged = live_outputs(answer, embeds=call.ask.kind == EMBEDDING)
         self._live.answered(call, judged, latency_ms=call.first_token_ms)
         call.is_counted = True
-        if call.ask.selector is None and is_shadowed(call.arm):
+        if call.ask.selector is None and is_shadowed(call.arm) and answer.prompt_tokens:
             self._offer_to_shadows(call)
 
     def _offer_to_shadows(self, call: Call) -> None:
@@ -253,14 +284,15 @@ class Generator:
             if shadow is call.version:
                 continue
             try:
-                body, lease = _engine_body(call.ask, shadow), shadow.lease.again()
-            except (ApiRefusal, EngineDown):  # it has no place for the request's variables, or goes just now
+                ask, found = guarded_request(call.ask, shadow.prompt)
+                if (refusal := refusal_of(found, shadow)) is not None:
+                    raise refusal
+                body, lease = _engine_body(ask, shadow), shadow.lease.again()
+            except (ApiRefusal, EngineDown):  # it refuses the request or its variables, or goes just now
                 self.shadows.failed += 1
                 continue
             at_us = time.time_ns() // 1_000
-            self.shadows.offer(
-                ShadowAsk(shadow, lease, call.ask, body, call.id, call.unit, at_us, call.traffic)
-            )
+            self.shadows.offer(ShadowAsk(shadow, lease, ask, body, call.id, call.unit, at_us, call.traffic))
 
     def _failed(self, call: Call, error: BaseException) -> None:
         """Log and count a request that was not answered, once."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from clusters.telemetry.metrics import OTHER, Bounded, Durations, Rising, flush_regularly
+from functions.generative import Finding
 from functions.generative.engines import EngineProcesses
 from ray_apps.generative.openai.answers import AnswerRecord
 
@@ -39,6 +41,11 @@ DECLINED = Counter(
     "Answers by which the model declined to answer, as far as their first words say so in English.",
     _ARM,
 )
+GUARDRAILS = Counter(
+    "toque_generative_guardrail_findings",
+    "Requests and answers in which a guardrail found something, by stage (before, after), rule and action.",
+    (*_ARM, "stage", "rule", "action"),
+)
 ENGINES = Gauge("toque_generative_engines", "Engines that are kept running.", multiprocess_mode="livesum")
 RESTARTS = Counter("toque_generative_engine_restarts", "Engines that died or hung, and were started anew.")
 _arms = Bounded(_MOST)
@@ -56,6 +63,8 @@ class TokenSeries:
             kind: Rising(TOKENS.labels(*labels, kind)) for kind in ("prompt", "cached", "completion")
         }
         self._rising["declined"] = Rising(DECLINED.labels(*labels))
+        self._labels = labels
+        self._found: dict[tuple[str, str, str], tuple[Rising, list[int]]] = {}
         self._first = Durations(FIRST_TOKEN.labels(*labels))
         self._between = Durations(BETWEEN_TOKENS.labels(*labels))
         flush_regularly(self)
@@ -71,8 +80,18 @@ class TokenSeries:
         if answer.between_tokens_s > 0:
             self._between.observe(answer.between_tokens_s)
 
+    def found(self, findings: Sequence[Finding]) -> None:
+        """Count a request by each rule that found something in it or in its answer; the rules of a version are few."""
+        for each in findings:
+            key = (each.stage, each.rule, each.action)
+            if key not in self._found:
+                self._found[key] = Rising(GUARDRAILS.labels(*self._labels, *key)), [0]
+            self._found[key][1][0] += 1
+
     def flush(self) -> None:
         """Move the numbers to the series."""
+        for found, count in list(self._found.values()):
+            found.to(count[0])
         for kind, rising in self._rising.items():
             rising.to(getattr(self, kind))
         self._first.flush()

@@ -14,6 +14,7 @@ import aiohttp
 import orjson
 
 from functions.generative.engines import EngineDown, Lease
+from ray_apps.generative.guarding import finding_tensors, guard_answer
 from ray_apps.generative.openai.answers import record_of
 from ray_apps.generative.openai.requests import EMBEDDING, Ask
 from ray_apps.generative.recording import IN_VIEW, live_outputs, request_tensors, response_tensors
@@ -103,10 +104,11 @@ class GenerativeShadows:
                 raise EngineDown(f"status {response.status}: {content[:200]!r}")
         elapsed_s = time.perf_counter() - begin
         answer = record_of(orjson.loads(content), elapsed_s)
+        found = guard_answer(answer, job.version.prompt)
+        outputs = response_tensors(answer)
         self._recorder.record(
             id=job.id, version=job.version.version, arm=SHADOW, shadow=True, unit=job.unit, at_us=job.at_us,
-            latency_ms=elapsed_s * 1e3, rows=1, inputs=request_tensors(job.ask), outputs=response_tensors(answer),
-            in_view=IN_VIEW,
+            latency_ms=elapsed_s * 1e3, rows=1, inputs=request_tensors(job.ask), outputs=outputs | finding_tensors(found), in_view=IN_VIEW,
         )  # fmt: skip
         self._live.scored(job, SHADOW, live_outputs(answer, embeds=False))
 

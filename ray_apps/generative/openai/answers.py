@@ -12,8 +12,9 @@ import orjson
 from functions.generative import declines
 from functions.generative.engines.engine import MODEL_NAME
 from functions.generative.engines.process import EngineDown
+from ray_apps.generative.openai.requests import COMPLETION
 
-__all__ = ["AnswerRecord", "EventStream", "record_of"]
+__all__ = ["AnswerRecord", "EventStream", "as_choice", "record_of"]
 
 _END: Final = b"\n\n"
 _DATA: Final = b"data: "
@@ -66,6 +67,7 @@ class EventStream:
         self._rest = b""
         self._renamed: list[tuple[bytes, bytes]] = [(_field("model", MODEL_NAME), _field("model", model))]
         self._knows_id = False
+        self._created, self._is_text = 0, False
         self._texts: dict[str, list[str]] = {}
         self._calls: dict[int, dict[str, Any]] = {}
         self._last_s = math.nan
@@ -102,6 +104,30 @@ class EventStream:
         """The last event of an answer that could not be completed. error: the document of a refusal."""
         return _DATA + error + _END
 
+    def rewritten(self, answer: AnswerRecord) -> bytes:
+        """Write an answer anew as events, all but `last`: what was fed must not leave as it came."""
+        shared: dict[str, Any] = {"id": self._id, "created": self._created, "model": self._model}
+        if self._is_text:
+            choice = {
+                "index": 0,
+                "text": answer.message.get("content") or "",
+                "finish_reason": answer.finish_reason,
+            }
+            pieces: list[dict[str, Any]] = [{**shared, "object": "text_completion", "choices": [choice]}]
+        else:
+            calls = [{"index": at, **call} for at, call in enumerate(answer.message.get("tool_calls") or ())]
+            delta = {**answer.message, **({"tool_calls": calls} if calls else {})}
+            choices = (
+                {"index": 0, "delta": delta, "finish_reason": None},
+                {"index": 0, "delta": {}, "finish_reason": answer.finish_reason},
+            )
+            pieces = [{**shared, "object": "chat.completion.chunk", "choices": [each]} for each in choices]
+        if self._wants_usage:
+            usage = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+            usage["total_tokens"] = sum(usage.values())
+            pieces.append({**pieces[0], "choices": [], "usage": usage})
+        return b"".join(_DATA + orjson.dumps(each) + _END for each in pieces)
+
     def _pass_on(self, event: bytes, now_s: float) -> bytes:
         if not event.startswith(_DATA):
             return event + _END if event.strip() else b""
@@ -110,6 +136,7 @@ class EventStream:
             self.done = True
             return b""
         document = orjson.loads(content)
+        self._created = document.get("created") or self._created
         if document.get("usage"):
             self.record.count(document["usage"])
         if document.get("choices"):
@@ -130,6 +157,7 @@ class EventStream:
     def _keep(self, choice: Mapping[str, Any], now_s: float) -> None:
         if choice.get("finish_reason"):
             self.record.finish_reason = choice["finish_reason"]
+        self._is_text = "text" in choice
         delta: Mapping[str, Any] = choice.get("delta") or {"content": choice.get("text")}
         if not any(delta.get(name) for name in _FIRST_PIECE):
             return
@@ -165,6 +193,14 @@ def record_of(document: Mapping[str, Any], elapsed_s: float) -> AnswerRecord:
         found.between_tokens_s = each_s
         found.first_token_s = max(0.0, elapsed_s - made_s + each_s)
     return found
+
+
+def as_choice(answer: AnswerRecord, kind: str) -> dict[str, Any]:
+    """Write an answer anew as the one choice of a whole response; without logprobs, which would tell what it was."""
+    shared = {"index": 0, "finish_reason": answer.finish_reason, "logprobs": None}
+    if kind == COMPLETION:
+        return {**shared, "text": answer.message.get("content") or ""}
+    return {**shared, "message": answer.message}
 
 
 def _field(name: str, text: str) -> bytes:

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import orjson
 
-from ray_apps.generative.openai.answers import EventStream
-from ray_apps.generative.openai.responses import call_item, response_of, text_item, text_part
+from ray_apps.generative.openai.answers import AnswerRecord, EventStream
+from ray_apps.generative.openai.responses import call_item, items_of, response_of, text_item, text_part
 
 __all__ = ["ResponseStream"]
 
@@ -22,6 +22,7 @@ class ResponseStream(EventStream):
     def __init__(self, answer_id: str, model: str, *, asked: Mapping[str, Any], begin_s: float) -> None:
         super().__init__(answer_id, model, wants_usage=False, begin_s=begin_s)
         self._asked, self._number = asked, 0
+        self._anew: list[dict[str, Any]] | None = None
         self._places: list[int | None] = []
         """Of each item in its order, the index of the tool's call; None for the text."""
 
@@ -32,6 +33,11 @@ class ResponseStream(EventStream):
             events += self._end_text(place) if index is None else self._end_call(place, index)
         response = self._response(self.record.finish_reason)
         return b"".join([*events, self._event(f"response.{response['status']}", response=response)])
+
+    def rewritten(self, answer: AnswerRecord) -> bytes:
+        """Begin the response anew, whose items then come with its end: what was fed must not leave as it came."""
+        self._number, self._places, self._anew = 0, [], items_of(answer.message, self._id)
+        return b"".join(self._begin())
 
     def failed(self, error: bytes) -> bytes:
         """End the stream by an error. error: the document of a refusal."""
@@ -88,8 +94,8 @@ class ResponseStream(EventStream):
 
     def _response(self, finish_reason: str | None) -> dict[str, Any]:
         """The document of the response as it is now."""
-        output = []
-        if finish_reason is not None:
+        output = [] if self._anew is None or finish_reason is None else self._anew
+        if finish_reason is not None and self._anew is None:
             output = [
                 text_item(self._id, self.record.message.get("content") or "", status=_DONE)
                 if index is None

@@ -22,7 +22,7 @@ FIELDS: Final = frozenset(
     {*_SAME, *_IGNORED, "input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning", "truncation"}
 )  # fmt: skip
 _TEXTS: Final = ("input_text", "output_text", "text")
-_FINISHED: Final = "length"
+_INCOMPLETE: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
 def chat_of(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def response_of(
     finish_reason: str | None,
 ) -> dict[str, Any]:
     """Make the document of a response. asked: the chat; output: its items; finish_reason: of the chat, None while it goes on."""
-    cut = finish_reason == _FINISHED
+    cut = _INCOMPLETE.get(finish_reason or "")
     status = "in_progress" if finish_reason is None else "incomplete" if cut else "completed"
     return {
         "id": response_id,
@@ -71,7 +71,7 @@ def response_of(
         "created_at": int(time.time()),
         "status": status,
         "error": None,
-        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "incomplete_details": {"reason": cut} if cut else None,
         "instructions": None,
         "model": model,
         "output": list(output),
@@ -88,8 +88,11 @@ def response_of(
 def items_of(
     message: Mapping[str, Any], response_id: str, *, status: str = "completed"
 ) -> list[dict[str, Any]]:
-    """List the items of an assistant's message: its text, and its calls of tools."""
+    """List the items of an assistant's message: its text or refusal, and its calls of tools."""
     found: list[dict[str, Any]] = []
+    if message.get("refusal"):
+        refusal = {"type": "refusal", "refusal": message["refusal"]}
+        found.append({**text_item(response_id, None, status=status), "content": [refusal]})
     if message.get("content"):
         found.append(text_item(response_id, message["content"], status=status))
     for index, call in enumerate(message.get("tool_calls") or ()):

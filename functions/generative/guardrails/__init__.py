@@ -1,0 +1,22 @@
+"""Guardrails of a prompt: rules on what is asked and answered, declared with its version. Pure: texts in, findings out."""
+
+from functions.generative.guardrails.guardrails import Guardrails, GuardrailStage
+from functions.generative.guardrails.passage import (
+    AnswerCheck,
+    Finding,
+    RequestCheck,
+    check_answer,
+    check_request,
+)
+from functions.generative.guardrails.rule import Guardrail
+
+__all__ = [
+    "AnswerCheck",
+    "Finding",
+    "Guardrail",
+    "GuardrailStage",
+    "Guardrails",
+    "RequestCheck",
+    "check_answer",
+    "check_request",
+]

@@ -1,0 +1,170 @@
+"""A request and its answer on their way through guardrails: as they go on, and what was found in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from functions.generative.guardrails.guardrails import Guardrails, GuardrailStage
+from functions.generative.guardrails.rule import Guardrail, plain
+
+__all__ = ["AnswerCheck", "Finding", "RequestCheck", "check_answer", "check_request"]
+
+_VARIABLE: Final = "variable"
+"""Role of a variable's text here; its length has a bound of its own."""
+_CALLERS: Final = frozenset({"user", "tool", "function", _VARIABLE})
+"""Roles whose texts come from outside: an application's own system message may give orders."""
+_USER: Final = frozenset({"user"})
+Change = Callable[[str, str], str]
+"""Takes a role and a text; gives the text that goes on in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one rule found in a request or an answer. count: of it; action: what followed."""
+
+    stage: GuardrailStage
+    rule: str
+    kind: str
+    action: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCheck:
+    """A request after the rules: body as it goes on, and is logged; personal data that a rule refuses is masked in it too."""
+
+    body: dict[str, Any]
+    findings: tuple[Finding, ...]
+
+    @property
+    def refused(self) -> Finding | None:
+        """The finding that refuses the request."""
+        return _refusing(self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCheck:
+    """An answer after the rules: message as it goes on; without content, and with a `refusal`, if one refuses it."""
+
+    message: dict[str, Any]
+    findings: tuple[Finding, ...]
+
+    @property
+    def refused(self) -> Finding | None:
+        """The finding that refuses the answer."""
+        return _refusing(self.findings)
+
+
+def check_request(guardrails: Guardrails, body: Mapping[str, Any]) -> RequestCheck:
+    """Apply the rules before the model is asked. body: a request of chat or of completions, with its `variables` if it has any."""
+    found, current = [], dict(body)
+    for rule in guardrails.before:
+        count, current = _applied(rule, current)
+        if count:
+            found.append(Finding("before", rule.label, rule.kind, rule.action, count))
+    return RequestCheck(current, tuple(found))
+
+
+def check_answer(guardrails: Guardrails, message: Mapping[str, Any]) -> AnswerCheck:
+    """Apply the rules to what the model answered. message: an assistant's, with its calls of tools."""
+    found, current = [], dict(message)
+    for rule in guardrails.after:
+        count, current = _applied(rule, current, _answer_texts)
+        if count:
+            found.append(Finding("after", rule.label, rule.kind, rule.action, count))
+    refused = _refusing(tuple(found))
+    if refused is not None:
+        said = f"This answer was withheld by the guardrail {refused.rule!r}."
+        current = {"role": message.get("role", "assistant"), "content": None, "refusal": said}
+    return AnswerCheck(current, tuple(found))
+
+
+def _refusing(findings: tuple[Finding, ...]) -> Finding | None:
+    return next((each for each in findings if each.action == "refuse"), None)
+
+
+def _applied(
+    rule: Guardrail,
+    body: dict[str, Any],
+    texts: Callable[[dict[str, Any], Change], dict[str, Any]] | None = None,
+) -> tuple[int, dict[str, Any]]:
+    """Apply a rule to all texts that it is about; returns what it found, and the body with what it masks."""
+    masks = rule.action == "redact" or (rule.action == "refuse" and rule.kind == "personal_data")
+    seen: list[str] = []
+    count = 0
+
+    def change(role: str, text: str) -> str:
+        nonlocal count
+        if texts is None and role not in _roles(rule):
+            return text
+        comparable = plain(text)
+        if rule.kind == "length":  # of all texts together
+            seen.append(comparable)
+            return text
+        found = rule.find(comparable)
+        count += found
+        return rule.masked(comparable) if found and masks else text
+
+    changed = (texts or _request_texts)(body, change)
+    if rule.kind == "json_schema":  # a call of tools has a schema of its own
+        content = body.get("content")
+        count = 0 if body.get("tool_calls") and not content else rule.find(content or "")
+    return (rule.find("".join(seen)) if seen else count), changed
+
+
+def _roles(rule: Guardrail) -> frozenset[str]:
+    """Whose texts a rule is about; of personal data, everybody's."""
+    if rule.kind == "allow":
+        return _USER
+    everybody = _CALLERS | {"system", "developer", "assistant"}
+    return {"injection": _CALLERS, "length": everybody - {_VARIABLE}}.get(rule.kind, everybody)
+
+
+def _request_texts(body: dict[str, Any], change: Change) -> dict[str, Any]:
+    changed = dict(body)
+    if isinstance(messages := body.get("messages"), list):
+        changed["messages"] = [_message(each, change) for each in messages]
+    if isinstance(prompt := body.get("prompt"), str):
+        changed["prompt"] = change("user", prompt)
+    if isinstance(variables := body.get("variables"), dict):
+        changed["variables"] = {
+            name: change(_VARIABLE, value) if isinstance(value, str) else value
+            for name, value in variables.items()
+        }
+    return changed
+
+
+def _message(message: Any, change: Change) -> Any:
+    if not isinstance(message, dict):
+        return message
+    role, content = str(message.get("role")), message.get("content")
+    changed = dict(message)
+    if isinstance(content, str):
+        changed["content"] = change(role, content)
+    elif isinstance(content, list):
+        changed["content"] = [
+            {**part, "text": change(role, part["text"])}
+            if isinstance(part, dict) and isinstance(part.get("text"), str)
+            else part
+            for part in content
+        ]
+    return changed
+
+
+def _answer_texts(message: dict[str, Any], change: Change) -> dict[str, Any]:
+    changed = dict(message)
+    for name in ("content", "reasoning_content"):
+        if isinstance(text := message.get(name), str):
+            changed[name] = change("assistant", text)
+    if calls := message.get("tool_calls"):
+        changed["tool_calls"] = [_call(each, change) for each in calls]
+    return changed
+
+
+def _call(call: dict[str, Any], change: Change) -> dict[str, Any]:
+    named = call.get("function")
+    if not isinstance(named, dict):
+        return call
+    return {**call, "function": {**named, "arguments": change("assistant", named.get("arguments") or "")}}
