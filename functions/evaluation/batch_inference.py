@@ -8,17 +8,26 @@ cluster, or for a single shard, this process does the same. Whoever scores holds
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import ray
 from pydantic import BaseModel, ConfigDict
 
 from featurestore.offline.pinned_retrieval import row_bytes
+from functions.evaluation.batch_shards import ADDED, ROW, BatchJob, Scorer, ShardWork, numbered
+from functions.evaluation.language.evaluation_set import asked_column
+from functions.evaluation.language.prompt_batches import (
+    ANSWER_COLUMNS,
+    MOST_SHARD_ROWS,
+    SHARD_PROMPTS,
+    PromptScorer,
+)
+from functions.generative import is_generative
 from functions.model_formats.errors import TrainingDataError
 from functions.model_formats.load import ScoringModel
 from functions.model_formats.table_inputs import input_columns
@@ -34,14 +43,9 @@ from functions.runtime.run.room import wait_for_room
 from registry import ModelVersion, Registry, Table, TableSnapshot
 from registry.store import PinnedRows, check_table_name
 
-_ROW = "row"
 _FIRST, _STOP, _ROWS = "first", "stop", "rows"  # of a run of shards
-_ROWS_PER_RUN = (
-    1_000_000  # of one call of an actor: as many as a Parquet row group usually has, which is read as a whole
-)
-_RUNS_PER_WORKER = 4  # at least, so that all have work until the end
 _PIECE_BYTES = 64 << 20  # of a shard's rows that are scored at once
-_ADDED = ("source", "model_version")
+_SHARD_ROWS = 50_000
 
 
 class BatchPredictions(BaseModel):
@@ -63,22 +67,8 @@ class BatchPredictions(BaseModel):
     where: Literal["ray", "here"]
 
 
-@dataclass(frozen=True, slots=True)
-class BatchJob:
-    """Specification of a batch inference. keep: input columns that are carried over to the output."""
-
-    version: ModelVersion
-    dataset: TableSnapshot
-    keep: tuple[str, ...]
-    shard_rows: int
-
-    def app_id(self, shard: int) -> str:
-        """Delta application id under which a shard is written once."""
-        return f"batch:{self.version.model}@{self.version.version}:{self.dataset}:{self.shard_rows}:{shard}"
-
-
-def _demand(max_actors: int, priority: int, **_: Any) -> Demand:
-    return Demand(cpus=max(1.0, float(max_actors)), priority=priority)
+def _demand(max_actors: int, threads: int, priority: int, **_: Any) -> Demand:
+    return Demand(cpus=max(1.0, float(max_actors * threads)), priority=priority)
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
@@ -88,14 +78,16 @@ def predict_batch(
     version: int | str = "champion",
     output: str | None = None,
     keep: list[str] | None = None,
-    shard_rows: int = 50_000,
+    shard_rows: int | None = None,
     max_actors: int = 2,
+    threads: int = 1,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
 ) -> BatchPredictions:
     """Score every row of `dataset` with a version and append the predictions to a table, each row exactly once.
 
     version: a number or an alias; output: the table's name (default: "batch/{model}"); keep: input columns to carry
-    over (default: none); shard_rows: rows written by one commit; max_actors: the pool grows up to it;
+    over (default: none); shard_rows: rows written by one commit (default: 50,000, of a language model 64); max_actors: the
+    pool grows up to it; threads: of the engine of a language model;
     priority: of a submitted call in the queue of experiments, the higher first.
     The output has `row` (the row's number in the snapshot), the kept columns, the model's outputs, `source` (the
     snapshot) and `model_version`.
@@ -105,7 +97,9 @@ def predict_batch(
     began = time.perf_counter()
     registry = context().registry()
     found = registry.get_version(model, version)
-    job = BatchJob(found, dataset, tuple(keep or ()), shard_rows)
+    if shard_rows is None:
+        shard_rows = SHARD_PROMPTS if is_generative(found) else _SHARD_ROWS
+    job = BatchJob(found, dataset, tuple(keep or ()), shard_rows, threads)
     target = Table(registry.store, check_table_name(output or f"batch/{model}", what="output"))
     rows = PinnedRows(Table(registry.store, dataset.name), dataset.version)
     _check(job, rows.schema)
@@ -126,47 +120,6 @@ def predict_batch(
         rows_per_s=scored / seconds,
         where=where,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ShardWork:
-    """All that an actor needs to score shards of a job and append them to `target`. count: rows of the input."""
-
-    registry: Registry
-    job: BatchJob
-    target: Table
-    count: int
-
-    def pending(self, *, workers: int) -> list[range]:
-        """List the shards not yet written, as runs of neighbours: several for each worker, none of too many rows."""
-        each, shards = self.job.shard_rows, range(-(-self.count // self.job.shard_rows))
-        ids = {self.job.app_id(shard): shard for shard in shards}
-        written = {ids[app_id] for app_id in self.target.transactions(ids)}
-        unwritten = [shard for shard in shards if shard not in written]
-        most = max(1, min(_ROWS_PER_RUN // each, len(unwritten) // (workers * _RUNS_PER_WORKER)))
-        runs: list[range] = []
-        for shard in unwritten:
-            if runs and runs[-1].stop == shard and len(runs[-1]) < most:
-                runs[-1] = range(runs[-1].start, shard + 1)
-            else:
-                runs.append(range(shard, shard + 1))
-        return runs
-
-    def score(self, scorer: ShardScorer, rows: PinnedRows, run: range) -> Iterator[int]:
-        """Score a run of shards and append each; yields the number of its rows once they are in the table."""
-        each, inputs = self.job.shard_rows, input_columns(scorer.model.signature)
-        columns = list(dict.fromkeys([*inputs, *self.job.keep]))
-        first, stop = run.start * each, min(run.stop * each, self.count)
-        pieces = rows.slices(first, stop, rows=_piece_rows(rows, columns, most=each), columns=columns)
-        scored: list[pa.Table] = []
-        for begin, piece in _within_shards(pieces, first, each):
-            scored.append(scorer(_shard(piece, inputs, self.job.keep, first=begin)))
-            end = begin + piece.num_rows
-            if end % each == 0 or end == stop:
-                shard, scored = pa.concat_tables(scored), []
-                app_id = self.job.app_id((end - 1) // each)
-                self.target.append(_finished(shard, self.job), transactions={app_id: 0})
-                yield shard.num_rows
 
 
 def _piece_rows(rows: PinnedRows, columns: Sequence[str], *, most: int) -> int:
@@ -196,6 +149,26 @@ class ShardScorer:
         """Model of the loaded version."""
         return self._model
 
+    def score(self, work: ShardWork, rows: PinnedRows, runs: Sequence[range]) -> Iterator[int]:
+        """Score runs of shards and append each shard; yields the number of its rows once they are in the table."""
+        each, keep, inputs = work.job.shard_rows, work.job.keep, input_columns(self.model.signature)
+        columns = list(dict.fromkeys([*inputs, *keep]))
+        size = _piece_rows(rows, columns, most=each)
+        for run in runs:
+            first, stop = work.rows_of(run)
+            pieces = rows.slices(first, stop, rows=size, columns=columns)
+            scored: list[pa.Table] = []
+            for begin, piece in _within_shards(pieces, first, each):
+                scored.append(self(numbered(piece, inputs, keep, first=begin)))
+                end = begin + piece.num_rows
+                if end % each == 0 or end == stop:
+                    shard, scored = pa.concat_tables(scored), []
+                    work.append((end - 1) // each, shard)
+                    yield shard.num_rows
+
+    def close(self) -> None:
+        """Do nothing: the model goes with the scorer."""
+
     def __call__(self, shard: pa.Table) -> pa.Table:
         """Score a shard: returns it with the model's outputs in place of its inputs."""
         with torch_threads(1):
@@ -215,12 +188,19 @@ class PoolScorer:
         lower_priority()
         self._work = work
         self._rows = PinnedRows(Table(work.registry.store, work.job.dataset.name), work.job.dataset.version)
-        self._scorer = ShardScorer(work.registry, work.job.version)
+        self._scorer = _scorer(work)
 
     def __call__(self, run: pa.Table) -> pa.Table:
         """Score a run, given by the numbers of its first shard and of the one behind it; returns how many rows it had."""
         numbers = range(run.column(_FIRST)[0].as_py(), run.column(_STOP)[0].as_py())
-        return pa.table({_ROWS: [sum(self._work.score(self._scorer, self._rows, numbers))]})
+        return pa.table({_ROWS: [sum(self._scorer.score(self._work, self._rows, [numbers]))]})
+
+
+def _scorer(work: ShardWork) -> Scorer:
+    version = work.job.version
+    if is_generative(version):
+        return PromptScorer(work.registry, version, threads=work.job.threads)
+    return ShardScorer(work.registry, version)
 
 
 def _check(job: BatchJob, schema: pa.Schema) -> None:
@@ -230,12 +210,17 @@ def _check(job: BatchJob, schema: pa.Schema) -> None:
         raise TrainingDataError(
             f"{job.version.model}@{job.version.version} has no signature to read a table by"
         )
-    absent = sorted({*input_columns(signature), *job.keep} - set(schema.names))
-    clash = sorted({_ROW, *_ADDED, *(spec.name for spec in signature.outputs)} & set(job.keep))
-    if absent or clash or job.shard_rows < 1:
+    if is_generative(job.version):
+        needed, outputs, most = [asked_column(schema.names)], list(ANSWER_COLUMNS), MOST_SHARD_ROWS
+    else:
+        needed = list(input_columns(signature))
+        outputs, most = [spec.name for spec in signature.outputs], sys.maxsize
+    absent = sorted({*needed, *job.keep} - set(schema.names))
+    clash = sorted({ROW, *ADDED, *outputs} & set(job.keep))
+    if absent or clash or not 1 <= job.shard_rows <= most:
         raise TrainingDataError(
             f"cannot score {job.dataset}: it lacks columns {absent}, keep={clash} would meet a column of the output, "
-            f"shard_rows={job.shard_rows} must be positive"
+            f"shard_rows={job.shard_rows} must be from 1 to {most}"
         )
 
 
@@ -243,9 +228,8 @@ def _here(work: ShardWork, rows: PinnedRows) -> Iterator[int]:
     """Score what is pending in this process; yields the rows of each shard."""
     runs = work.pending(workers=1)
     if runs:
-        scorer = ShardScorer(work.registry, work.job.version)
-        for run in runs:
-            yield from work.score(scorer, rows, run)
+        with contextlib.closing(_scorer(work)) as scorer:
+            yield from scorer.score(work, rows, runs)
 
 
 def _on_ray(work: ShardWork, max_actors: int) -> Iterator[int]:
@@ -256,7 +240,10 @@ def _on_ray(work: ShardWork, max_actors: int) -> Iterator[int]:
     if not runs:
         return
     wait_for_room(
-        1, {"CPU": 1.0}, what="a scorer of predict_batch", remedy="start a node that does not serve"
+        1,
+        {"CPU": float(work.job.threads)},
+        what="a scorer of predict_batch",
+        remedy="start a node that does not serve",
     )
     items = [{_FIRST: run.start, _STOP: run.stop} for run in runs]
     scored = data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -265,27 +252,11 @@ def _on_ray(work: ShardWork, max_actors: int) -> Iterator[int]:
         batch_size=1,
         batch_format="pyarrow",
         compute=data.ActorPoolStrategy(min_size=1, max_size=max_actors),
-        num_cpus=1,
+        num_cpus=work.job.threads,
         label_selector=AWAY_FROM_SERVING,
     )
     for row in scored.iter_rows():
         yield int(row[_ROWS])
-
-
-def _shard(table: pa.Table, inputs: Sequence[str], keep: Sequence[str], *, first: int) -> pa.Table:
-    """Add the rows' numbers to a shard, and rename kept columns apart from the model's."""
-    shard = table.select(list(inputs))
-    for name in keep:
-        shard = shard.append_column(f"keep:{name}", table.column(name))
-    return shard.append_column(_ROW, pa.array(np.arange(first, first + table.num_rows, dtype=np.int64)))
-
-
-def _finished(scored: pa.Table, job: BatchJob) -> pa.Table:
-    result = scored.rename_columns([name.removeprefix("keep:") for name in scored.column_names])
-    rows = result.num_rows
-    return result.append_column("source", pa.array([str(job.dataset)] * rows, pa.string())).append_column(
-        "model_version", pa.array(np.full(rows, job.version.version, dtype=np.int64))
-    )
 
 
 def _column(values: Any) -> pa.Array:

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,19 +21,39 @@ from functions.generative import (
     EngineSettings,
     GenerativeError,
     Prompt,
+    check_answer,
+    check_request,
     engine_files,
     is_generative,
     read_prompt,
     read_settings,
 )
-from functions.generative.engines import EngineDown, EngineProcess, EngineSpec, engine_environment, engine_of
+from functions.generative.engines import (
+    EngineDown,
+    EngineProcess,
+    EngineSpec,
+    Patience,
+    engine_environment,
+    engine_of,
+)
 from registry import ModelVersion, Registry
 
-__all__ = ["AskedVersion", "answers_of", "fetched"]
+__all__ = [
+    "AskedVersion",
+    "EngineAnswer",
+    "RowRequest",
+    "answers_of",
+    "ask",
+    "fetched",
+    "prepare",
+    "running_engine",
+]
 
 _OK, _FAULT = 200, 500
 _START_S: Final = 300.0
 _ATTEMPTS: Final = 3
+_HUNG_S: Final = 300.0
+"""Nobody waits for these answers: an engine that is silent for less is on a busy machine, and would lose what it is at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +65,30 @@ class AskedVersion:
     settings: EngineSettings
     spec: EngineSpec
     engine_key: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAnswer:
+    """What came of a request. refused: why the engine did not take it, or a guardrail stopped it or its answer; None: nothing did."""
+
+    message: Mapping[str, Any]
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    refused: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The answer's text; empty where there is none, as of a call of tools."""
+        return self.message.get("content") or ""
+
+
+@dataclass(frozen=True, slots=True)
+class RowRequest:
+    """A row as the engine is asked for it. refused: by which guardrail it is not, None if it is."""
+
+    body: dict[str, Any]
+    refused: str | None = None
 
 
 def fetched(registry: Registry, version: ModelVersion, folder: Path, *, threads: int) -> AskedVersion:
@@ -74,16 +118,16 @@ def answers_of(
 ) -> list[list[str]]:
     """Have each version answer all rows; those that share an engine have it answer side by side.
 
-    A request that the engine refuses, such as one that is too long, has the answer "". seed: of the sampling, for a prompt that
+    A request that the engine or a guardrail refuses, such as one that is too long, has the answer "". seed: of the sampling, for a prompt that
     says none. environment: of which engines get what they need.
     Raises: EvaluationError if a prompt has no place for a row's variables; EngineDown.
     """
-    bodies = [[_body(version, row, seed) for row in rows] for version in versions]
-    return asyncio.run(_answers(versions, bodies, engine_environment(environment)))
+    requests = [[prepare(version, row, seed) for row in rows] for version in versions]
+    return asyncio.run(_answers(versions, requests, engine_environment(environment)))
 
 
 async def _answers(
-    versions: Sequence[AskedVersion], bodies: Sequence[list[dict[str, Any]]], environment: dict[str, str]
+    versions: Sequence[AskedVersion], requests: Sequence[list[RowRequest]], environment: dict[str, str]
 ) -> list[list[str]]:
     found: dict[int, list[str]] = {}
     for key in dict.fromkeys(
@@ -91,21 +135,25 @@ async def _answers(
     ):  # one engine at a time: each holds the weights
         sharing = [place for place, each in enumerate(versions) if each.engine_key == key]
         first = versions[sharing[0]]
-        async with _engine(first.spec, environment) as process:
+        async with running_engine(first.spec, environment) as process:
             slots = asyncio.Semaphore(first.settings.slots)
-            asked = [_answer(process, slots, body) for place in sharing for body in bodies[place]]
-            texts = iter(await asyncio.gather(*asked))
+            asked = [
+                ask(versions[place], process, slots, each) for place in sharing for each in requests[place]
+            ]
+            texts = iter([answer.text for answer in await asyncio.gather(*asked)])
         for place in sharing:
-            found[place] = [next(texts) for _ in bodies[place]]
+            found[place] = [next(texts) for _ in requests[place]]
     return [found[place] for place in range(len(versions))]
 
 
 @asynccontextmanager
-async def _engine(spec: EngineSpec, environment: dict[str, str]) -> AsyncIterator[EngineProcess]:
+async def running_engine(spec: EngineSpec, environment: dict[str, str]) -> AsyncIterator[EngineProcess]:
     """Run an engine for as long as it is asked. Raises: EngineDown."""
     with tempfile.TemporaryDirectory(prefix="toque-engine-") as folder:
         log = Path(folder) / "engine.log"
-        process = EngineProcess(engine_of("llama.cpp"), spec, log, environment=environment)
+        process = EngineProcess(
+            engine_of("llama.cpp"), spec, log, environment=environment, patience=Patience(hung_s=_HUNG_S)
+        )
         process.start()
         try:
             await process.ready(_START_S)
@@ -114,36 +162,72 @@ async def _engine(spec: EngineSpec, environment: dict[str, str]) -> AsyncIterato
             await process.close()
 
 
-def _body(version: AskedVersion, row: EvaluationRow, seed: int) -> dict[str, Any]:
+def prepare(version: AskedVersion, row: EvaluationRow, seed: int) -> RowRequest:
+    """Make the request from a row, by the version's guardrails and prompt. Raises: EvaluationError for the row's variables."""
+    checked = check_request(version.prompt.guardrails, {"messages": row.messages, "variables": row.variables})
+    if checked.refused is not None:
+        return RowRequest({}, f"guardrail {checked.refused.rule!r}")
+    variables = checked.body.pop("variables")
     try:
-        body = version.prompt.request({"messages": row.messages}, row.variables)
+        body = version.prompt.request(checked.body, variables)
     except GenerativeError as error:
         raise EvaluationError(f"{version.name}, row {row.number}: {error}") from error
     body.setdefault("max_tokens", version.settings.max_tokens)
     body.setdefault("seed", (seed + row.number) % (1 << 31))
-    return body
+    return RowRequest(body)
 
 
-async def _answer(process: EngineProcess, slots: asyncio.Semaphore, body: Mapping[str, Any]) -> str:
-    """Ask once; an engine that is started anew meanwhile is asked again. Raises: EngineDown."""
-    asked = {**body, "model": process.engine.model_name(process.spec)}
+async def ask(
+    version: AskedVersion, process: EngineProcess, slots: asyncio.Semaphore, request: RowRequest
+) -> EngineAnswer:
+    """Ask once, and check the answer; an engine that is started anew meanwhile is asked again. Raises: EngineDown."""
+    if request.refused is not None:
+        return EngineAnswer({}, refused=request.refused)
+    asked = {**request.body, "model": process.engine.model_name(process.spec)}
     fault: Exception | None = None
     async with slots:
         for _ in range(_ATTEMPTS):
             await process.ready(_START_S)
             try:
-                return await _asked(process, asked)
+                return _checked(version, await _asked(process, asked))
             except (aiohttp.ClientError, EngineDown) as error:
                 fault = error
     raise EngineDown(f"{_ATTEMPTS} times it did not answer: {fault}")
 
 
-async def _asked(process: EngineProcess, body: Mapping[str, Any]) -> str:
+def _checked(version: AskedVersion, answer: EngineAnswer) -> EngineAnswer:
+    if answer.refused is not None:
+        return answer
+    length = version.settings.context_length
+    if answer.prompt_tokens >= length:  # an engine may lend a slot the context of others; the door does not
+        return EngineAnswer(
+            {}, refused=f"context: {answer.prompt_tokens} tokens, and this version takes {length}"
+        )
+    if not version.prompt.guardrails.after:
+        return answer
+    checked = check_answer(version.prompt.guardrails, answer.message)
+    if checked.refused is None:
+        return replace(answer, message=checked.message)
+    return replace(
+        answer,
+        message=checked.message,
+        finish_reason="content_filter",
+        refused=f"guardrail {checked.refused.rule!r}",
+    )
+
+
+async def _asked(process: EngineProcess, body: Mapping[str, Any]) -> EngineAnswer:
     async with process.client.post(f"{process.base}/v1/chat/completions", json=body) as answer:
         document = await answer.json(content_type=None)
         if answer.status >= _FAULT:
             raise EngineDown(f"status {answer.status}: {document!r:.200}")
         if answer.status != _OK:
-            return ""
-    text: str | None = document["choices"][0]["message"].get("content")
-    return text or ""
+            said = document.get("error") if isinstance(document, dict) else document
+            return EngineAnswer({}, refused=str(said.get("message") if isinstance(said, dict) else said))
+    choice, usage = document["choices"][0], document.get("usage") or {}
+    return EngineAnswer(
+        choice["message"],
+        choice.get("finish_reason"),
+        int(usage.get("prompt_tokens") or 0),
+        int(usage.get("completion_tokens") or 0),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from functions.evaluation.errors import EvaluationError
 
-__all__ = ["EvaluationRow", "read_rows"]
+__all__ = ["EvaluationRow", "asked_column", "read_row", "read_rows"]
 
 _FEWEST_CHOICES = 2
 
@@ -38,20 +39,27 @@ def read_rows(table: pa.Table, *, label: str, needs_expected: bool, seed: int) -
     if prompts have any; `choices`, a list of texts, if there are; and `label`, what is expected, of choices one of them.
     Raises: EvaluationError, naming the row and column.
     """
-    asked = "messages" if "messages" in table.column_names else "prompt"
+    asked = asked_column(table.column_names)
     needed = [asked, *([label] if needs_expected else [])]
     if missing := [name for name in needed if name not in table.column_names]:
         raise EvaluationError(
             f"the evaluation set has columns {table.column_names}, and needs {missing}: `messages` or `prompt`, and the label"
         )
     rows = [
-        _row(number, each, asked, label if needs_expected else None)
+        read_row(number, each, label if needs_expected else None)
         for number, each in enumerate(table.to_pylist())
     ]
     return [rows[at] for at in np.random.default_rng(seed).permutation(len(rows))]
 
 
-def _row(number: int, row: dict[str, Any], asked: str, label: str | None) -> EvaluationRow:
+def asked_column(names: Sequence[str]) -> str:
+    """Name of the column that has what is asked: `messages` if there is one, else `prompt`."""
+    return "messages" if "messages" in names else "prompt"
+
+
+def read_row(number: int, row: dict[str, Any], label: str | None = None) -> EvaluationRow:
+    """Read a row of a table of requests. label: column of what is expected. Raises: EvaluationError, naming the column."""
+    asked = asked_column([*row])
     if row[asked] is None or (label is not None and row[label] is None):
         raise EvaluationError(
             f"row {number}: {asked if row[asked] is None else label} is null; leave such rows out"

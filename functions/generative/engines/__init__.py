@@ -2,8 +2,9 @@
 
 from functions.generative.engines.engine import Engine, EngineSpec, engine_of
 from functions.generative.engines.environment import engine_environment
-from functions.generative.engines.process import EngineDown, EngineProcess
+from functions.generative.engines.process import EngineDown, EngineProcess, Patience
 from functions.generative.engines.running import EngineProcesses, Lease
+from functions.generative.engines.scratch import scratch_folder
 
 __all__ = [
     "Engine",
@@ -12,6 +13,8 @@ __all__ = [
     "EngineProcesses",
     "EngineSpec",
     "Lease",
+    "Patience",
     "engine_environment",
     "engine_of",
+    "scratch_folder",
 ]
