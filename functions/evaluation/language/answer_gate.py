@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.evaluation.checks.check import Check, at_least
+from functions.evaluation.language.judge import Judge
 from functions.evaluation.language.scorers import Scorer
 from functions.evaluation.metrics.probabilities import Interval
 from functions.stats.comparison.pairs import paired_cs
@@ -30,6 +31,7 @@ class AnswerGate(BaseModel):
     scorers: each is compared by itself. alpha: chance that a version as good as the champion is refused, over all scorers.
     max_drop: of the mean score, at most, as shown by the lower end of the interval; None: a version passes that is not shown to
     be worse. min_mean: of each score, at least. min_rows: fewer rows fail. seed: of the rows' order and of the sampling.
+    judge: compares both versions' answers, too; its preferences count as a scorer's differences.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,14 +43,20 @@ class AnswerGate(BaseModel):
     min_mean: float | None = Field(default=None, gt=0.0, le=1.0)
     min_rows: int = Field(default=100, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 31)
+    judge: Judge | None = None
 
     @model_validator(mode="after")
     def _scorers_once(self) -> Self:
-        names = [each.label for each in self.scorers]
+        names = [each.label for each in self.scorers] + (["judge"] if self.judge is not None else [])
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"scorers: {twice} are named twice; give each a name")
         return self
+
+    @property
+    def comparisons(self) -> int:
+        """Number of comparisons that share `alpha`."""
+        return len(self.scorers) + (self.judge is not None)
 
     @property
     def needs_expected(self) -> bool:
@@ -72,17 +80,25 @@ class Judged:
 
 
 def judge_answers(
-    gate: AnswerGate, answers: Sequence[str], champions: Sequence[str] | None, expected: Sequence[str]
+    gate: AnswerGate,
+    answers: Sequence[str],
+    champions: Sequence[str] | None,
+    expected: Sequence[str],
+    preferences: Sequence[float] | None = None,
 ) -> Judged:
     """Score answers to the same rows, and check them against the limits of `gate`.
 
     answers: in a random order of the rows, so that each could have come at any place. champions: the champion's answers; None: there is none, and nothing is compared. expected: of each row, "" where nothing is.
+    preferences: the judge's, of each row: 1 for the answer, -1 for the champion's, 0 for neither; None: it was not asked.
     """
     own = {each.label: _scores(each, answers, expected) for each in gate.scorers}
     others = None
     if champions is not None:
         others = {each.label: _scores(each, champions, expected) for each in gate.scorers}
-    return judge_scores(gate, own, others)
+    judged = judge_scores(gate, own, others)
+    if preferences is not None:
+        _compare(judged, gate, "judge", np.asarray(preferences, np.float64))
+    return judged
 
 
 def judge_scores(
@@ -98,15 +114,14 @@ def judge_scores(
         if gate.min_mean is not None:
             judged.checks.append(at_least(label, float(scores.mean()), gate.min_mean))
         if champion is not None:
-            _compare(judged, gate, label, scores, champion[label])
+            judged.metrics[f"champion_{label}"] = float(champion[label].mean())
+            _compare(judged, gate, label, scores - champion[label])
     return judged
 
 
-def _compare(judged: Judged, gate: AnswerGate, label: str, own: Scores, others: Scores) -> None:
-    gaps = own - others
-    found = paired_cs(gaps, alpha=gate.alpha / len(gate.scorers))
+def _compare(judged: Judged, gate: AnswerGate, label: str, gaps: Scores) -> None:
+    found = paired_cs(gaps, alpha=gate.alpha / gate.comparisons)
     named = f"{label} - champion"
-    judged.metrics[f"champion_{label}"] = float(others.mean())
     judged.intervals[named] = Interval(estimate=found.mean, low=found.lower, high=found.upper)
     note = f"worse in {int((gaps < 0).sum())} rows, better in {int((gaps > 0).sum())}"
     judged.checks.append(at_least(f"{named}, upper end", found.upper, 0.0, note))

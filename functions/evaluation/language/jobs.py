@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,16 +17,19 @@ from functions.evaluation.demanded_gate import (
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.language.answer_gate import AnswerGate, Judged, judge_answers
 from functions.evaluation.language.answering import answers_of, fetched
-from functions.evaluation.language.evaluation_set import read_rows
+from functions.evaluation.language.evaluation_set import EvaluationRow, read_rows
+from functions.evaluation.language.judge import AGREEMENT, Judge, JudgeAgreement, agreement, verdict
+from functions.evaluation.language.judging import Pair, calibrated, choices_of, question_of, read_pairs
 from functions.evaluation.language.likelihood_scores import judged_by_likelihood
 from functions.evaluation.language.scorers import Scorer
 from functions.evaluation.offline_gate import GateResult
+from functions.generative.engines import scratch_folder
 from functions.runtime.context import context
 from functions.runtime.declaration import Resources
 from functions.runtime.function import function
 from registry import ModelVersion, Table, TableSnapshot
 
-__all__ = ["evaluate_answers", "evaluate_likelihoods"]
+__all__ = ["calibrate_judge", "evaluate_answers", "evaluate_likelihoods"]
 
 _CHAMPION = "champion"
 Measure = Callable[[Sequence[ModelVersion], pa.Table, AnswerGate], tuple[Judged, int]]
@@ -71,7 +73,7 @@ def evaluate_likelihoods(
     Raises: as `evaluate_answers` does, but EngineDown.
     """
     gate = gate or AnswerGate(name="likelihood", scorers=(Scorer(kind="likelihood"),))
-    return _evaluated(model, version, dataset, gate, label, partial(judged_by_likelihood, label=label))
+    return _evaluated(model, version, dataset, gate, label, partial(_by_likelihoods, label=label))
 
 
 def _evaluated(
@@ -116,15 +118,92 @@ def _evaluated(
 def _by_answers(
     compared: Sequence[ModelVersion], table: pa.Table, gate: AnswerGate, *, label: str, threads: int
 ) -> tuple[Judged, int]:
-    """Have the versions answer, and judge. Raises: EvaluationError if there are no rows, or a prompt cannot take one."""
+    """Have the versions answer, and judge.
+
+    Raises: EvaluationError if there are no rows, a prompt cannot take one, or the judge does not agree with people well enough.
+    """
     registry = context().registry()
     rows = read_rows(table, label=label, needs_expected=gate.needs_expected, seed=gate.seed)
     if not rows:
         raise EvaluationError("the evaluation set has no rows")
-    with tempfile.TemporaryDirectory(prefix="toque-evaluation-") as place:
-        versions = [
-            fetched(registry, each, Path(place) / str(each.version), threads=threads) for each in compared
-        ]
+    if gate.judge is not None:
+        calibrated(registry, gate.judge)
+    preferences = None
+    with scratch_folder() as place:
+        versions = [fetched(registry, each, place / str(each.version), threads=threads) for each in compared]
         answers = answers_of(versions, rows, seed=gate.seed, environment=os.environ)
-    champions = answers[1] if len(answers) > 1 else None
-    return judge_answers(gate, answers[0], champions, [row.expected for row in rows]), len(rows)
+        champions = answers[1] if len(answers) > 1 else None
+        if gate.judge is not None and champions is not None:
+            preferences = _preferences(gate.judge, place / "judge", threads, rows, answers[0], champions)
+    expected = [row.expected for row in rows]
+    return judge_answers(gate, answers[0], champions, expected, preferences), len(rows)
+
+
+def _by_likelihoods(
+    compared: Sequence[ModelVersion], table: pa.Table, gate: AnswerGate, *, label: str
+) -> tuple[Judged, int]:
+    """Judge the versions by likelihoods. Raises: EvaluationError as `judged_by_likelihood`, and for a judge, who has no answers to compare."""
+    if gate.judge is not None:
+        raise EvaluationError(
+            f"judge={gate.judge.name!r}: likelihoods give no answers to compare; leave it out"
+        )
+    return judged_by_likelihood(compared, table, gate, label=label)
+
+
+def _preferences(
+    judge: Judge,
+    place: Path,
+    threads: int,
+    rows: Sequence[EvaluationRow],
+    answers: Sequence[str],
+    champions: Sequence[str],
+) -> list[float]:
+    """Have the judge compare both answers to each row: 1 for the first, -1 for the champion's; equal ones are a tie unasked."""
+    found = [0.0] * len(rows)
+    differ = [at for at, (one, other) in enumerate(zip(answers, champions, strict=True)) if one != other]
+    if differ:
+        pairs = [Pair(question_of(rows[at]), answers[at], champions[at]) for at in differ]
+        choices = choices_of(
+            context().registry(), judge, pairs, place, threads=threads, environment=os.environ
+        )
+        for at, both in zip(differ, choices, strict=True):
+            found[at] = {"first": 1.0, "second": -1.0, "tie": 0.0}[verdict(*both)]
+    return found
+
+
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=7_200)
+def calibrate_judge(judge: Judge, dataset: TableSnapshot, threads: int = 1) -> JudgeAgreement:
+    """Hold a judge against pairs of answers of which people said which is better, and record how well it agrees.
+
+    dataset: a table with the columns `question`, `first`, `second`, and `preferred`, which is first, second or tie. The judge is
+    asked in both orders. The result stands with the judge's version as its gate `agreement`, passed if it is as the judge demands;
+    gates with this judge read it there. threads: of the engine.
+    Raises: NotFound; EvaluationError if the version's prompt is not a judge's, or learnt from this very snapshot; EngineDown.
+    """
+    registry = context().registry()
+    version = registry.get_version(judge.model, judge.version)
+    refuse_training_data(version, dataset)
+    pairs, people = read_pairs(Table(registry.store, dataset.name).read(version=dataset.version))
+    with scratch_folder() as place:
+        choices = choices_of(registry, judge, pairs, place, threads=threads, environment=os.environ)
+    found = agreement(choices, people)
+    try:
+        found.require(judge)
+        reason = ""
+    except EvaluationError as error:
+        reason = str(error)
+    details = {
+        "agreement": found.model_dump(mode="json"),
+        "judge": judge.model_dump(mode="json"),
+        "dataset": str(dataset),
+        "reason": reason,
+    }
+    registry.record_gate(
+        judge.model,
+        judge.version,
+        AGREEMENT.name,
+        passed=not reason,
+        details=details,
+        demand=AGREEMENT.digest,
+    )
+    return found
