@@ -26,6 +26,7 @@ PLATFORM = (
     "functions.evaluation.batch_inference",
     "functions.evaluation.log_replay",
     "functions.prediction_log.jobs",
+    "functions.retrieval.jobs",
     "functions.monitoring.jobs",
     "functions.alerting.jobs",
     "functions.rollout",

@@ -84,9 +84,7 @@ class LiveCounter:
         self._tally, self._series = tally, series
         self._arms: dict[tuple[int, int, str], SplitArm] = {}
 
-    def answered(
-        self, call: Counted, outputs: Mapping[str, Any], *, latency_ms: float | None = None
-    ) -> None:
+    def answered(self, call: Counted, outputs: Mapping[str, Any], *, latency_ms: float | None = None) -> None:
         """Count an answer; one that holds a value that is no finite number counts as missing.
 
         latency_ms: by which the versions are compared; None: all that the answer took.

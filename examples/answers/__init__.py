@@ -1,0 +1,1 @@
+"""Answers questions about this project's own documentation: chunks in a vector view, retrieval that is judged, a small language model."""

@@ -1,0 +1,92 @@
+"""Vectors of texts by what a view names as its embedder: hashed words, or a version of a language model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from functions.evaluation.language.answering import fetched, running_engine
+from functions.generative.engines import EngineDown, EngineProcess, engine_environment, scratch_folder
+from functions.retrieval.view import WORDS
+from functions.runtime.context import context
+from functions.stats.text import text_vectors
+from registry import InvalidInput
+
+__all__ = ["Embedder", "embedder_of"]
+
+Vectors = npt.NDArray[np.float32]
+_OK: Final = 200
+_AT_ONCE: Final = 16
+"""Texts of one request to an engine."""
+
+
+class Embedder:
+    """Makes the vectors of a view of documents from texts. name: as the view has it; length: of the vectors."""
+
+    def __init__(self, name: str, length: int, runner: asyncio.Runner, process: EngineProcess | None) -> None:
+        self.name, self.length = name, length
+        self._runner, self._process = runner, process
+
+    def __call__(self, model: str, texts: Sequence[str]) -> Vectors:
+        """Make the vectors of texts, (texts, length). model: must be the embedder. Raises: InvalidInput; EngineDown."""
+        if model != self.name:
+            raise InvalidInput(f"embedder {self.name!r} cannot make vectors of {model!r}; use the view's own")
+        if self._process is None:
+            return text_vectors(texts, width=self.length).astype(np.float32)
+        found = self._runner.run(_embedded(self._process, texts))
+        if len(found) and found.shape[1] != self.length:
+            raise InvalidInput(
+                f"embedder {self.name!r} makes vectors of {found.shape[1]} numbers, and the view has {self.length}; "
+                f"declare it with length={found.shape[1]}"
+            )
+        return found
+
+
+@contextmanager
+def embedder_of(name: str, length: int, *, threads: int = 1) -> Iterator[Embedder]:
+    """Open what makes vectors for a `with` block; an engine of a language model runs for as long.
+
+    name: `words`, or a version such as `smol@3`. Raises: InvalidInput for another; NotFound; EvaluationError; EngineDown.
+    """
+    with asyncio.Runner() as runner:
+        if name == WORDS:
+            yield Embedder(name, length, runner, None)
+            return
+        model, _, version = name.partition("@")
+        if not version.isascii() or not version.isdigit():
+            raise InvalidInput(
+                f"embedder={name!r}: expected {WORDS!r}, or a version of a language model such as 'smol@3'"
+            )
+        registry = context().registry()
+        with scratch_folder() as folder:
+            asked = fetched(registry, registry.get_version(model, int(version)), folder, threads=threads)
+            held = AsyncExitStack()
+            try:
+                running = running_engine(asked.spec, engine_environment(os.environ))
+                process = runner.run(held.enter_async_context(running))
+                yield Embedder(name, length, runner, process)
+            finally:
+                runner.run(held.aclose())
+
+
+async def _embedded(process: EngineProcess, texts: Sequence[str]) -> Vectors:
+    parts = [texts[at : at + _AT_ONCE] for at in range(0, len(texts), _AT_ONCE)]
+    found = [each for part in parts for each in await _asked(process, part)]
+    return np.array(found, np.float32)
+
+
+async def _asked(process: EngineProcess, texts: Sequence[str]) -> list[list[float]]:
+    body: dict[str, Any] = {"model": process.engine.model_name(process.spec), "input": list(texts)}
+    async with process.client.post(f"{process.base}/v1/embeddings", json=body) as answer:
+        document = await answer.json(content_type=None)
+        if answer.status != _OK:
+            raise EngineDown(
+                f"status {answer.status}: {document!r:.200}; are chunks longer than its context?"
+            )
+    return [each["embedding"] for each in sorted(document["data"], key=lambda each: each["index"])]
