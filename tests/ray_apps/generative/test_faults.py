@@ -26,7 +26,7 @@ from tests.ray_apps.generative.conftest import ServedDoor
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
-MODEL, CONTEXT = "faulty", 4_096
+MODEL, CONTEXT = "faulty", 8_192
 SETTINGS = EngineSettings(context_length=CONTEXT, slots=2, max_tokens=CONTEXT)
 FULL = EngineSettings(context_length=128, slots=2, max_tokens=128)
 ASKED: list[Any] = [{"role": "user", "content": "Count."}]

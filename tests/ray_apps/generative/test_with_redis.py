@@ -1,0 +1,179 @@
+"""The real door, engine and Redis: a canary by the wall clock to the reflexes, and answers while Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from functions.generative import EngineSettings, Prompt, register_generative
+from functions.monitoring import alarms
+from functions.prediction_log import close_writers, drain, predictions
+from functions.reflexes import Reflexes, reflexes_of
+from functions.rollout import RolloutPolicy, start_rollout
+from functions.runtime.context import Context, use_context
+from ray_apps.generative.__main__ import mounted
+from ray_apps.generative.build import build_door
+from ray_apps.generative.options import GenerativeOptions
+from ray_apps.predictor.http.auth import TokenAuthenticator
+from registry import Access, Registry, open_store
+from tests.functions.prediction_log.conftest import RedisServer, running_redis
+from tests.ray_apps.admissions import patient_admission
+
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(900)]
+
+MODEL, WITHIN_S = "live", 600
+YES, LONG, DECLINING = "Yes", "Yes, " * 12, "I can't help."
+POLICY = RolloutPolicy(
+    promote_by="service", ramp_hold=timedelta(0), error_margin=0.9, canary_share=0.5, min_shadow_share=0.1,
+    canary_min_requests=100_000,
+)  # fmt: skip
+"""A canary that stays until it is rolled back."""
+
+
+def saying(text: str) -> dict[str, Any]:
+    """The format of an answer that can only be this text, which the engine makes token by token."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"const": text}}}
+
+
+def prompt(text: str) -> Prompt:
+    """A prompt by which a version says this where the request leaves it the choice."""
+    return Prompt.model_validate({"response_format": saying(text), "parameters": {"temperature": 0}})
+
+
+@dataclass
+class Live:
+    """A door with a model of two versions, whose rollout is ticked between the requests."""
+
+    used: Context
+    client: httpx.AsyncClient
+    reflexes: Reflexes
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        return self.used.registry().traffic(MODEL).versions
+
+    async def ask(self, asked: Sequence[dict[str, Any]]) -> list[str]:
+        """Ask at once, each for a unit of its own; returns the ids of the predictions."""
+        bodies = [
+            {"model": MODEL, "user": f"unit-{next(self.numbers)}", "max_tokens": 160, "stream": True, **each}
+            | {"messages": [{"role": "user", "content": "Hi"}]}
+            for each in asked
+        ]
+        answers = await asyncio.gather(
+            *(self.client.post("/v1/chat/completions", json=one) for one in bodies)
+        )
+        assert {each.status_code for each in answers} == {200}
+        assert all(each.content.rstrip().endswith(b"data: [DONE]") for each in answers)
+        return [each.headers["x-toque-prediction-id"] for each in answers]
+
+    async def until(self, there: Callable[[], bool], asked: Sequence[dict[str, Any]]) -> None:
+        deadline = time.monotonic() + WITHIN_S
+        while not there():
+            assert time.monotonic() < deadline, self.versions
+            await self.ask(asked)
+            await asyncio.to_thread(self.reflexes.tick)
+
+    def rule(self) -> str:
+        """Text of the only alarm, which says the rule that rolled back."""
+        with use_context(self.used):
+            (found,) = alarms(MODEL).all()
+        assert (found.monitor, found.version) == ("rollout", 2)
+        return found.text
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    with running_redis(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+async def live(tmp_path: Path, redis_server: RedisServer, small: Path) -> AsyncIterator[Live]:
+    """A champion that says yes unless a request says otherwise; version 2 is registered by the tests."""
+    url = f"file://{tmp_path}/store"
+    registry = Registry(open_store(url), actor="ada")
+    settings = EngineSettings(context_length=256, slots=4)
+    register_generative(registry, MODEL, weights=small, settings=settings, prompt=prompt(YES))
+    registry.promote(MODEL, 1)
+    options = GenerativeOptions(
+        store_url=url,
+        redis_url=redis_server.url,
+        poll_s=0.1,
+        engine_threads=1,
+        wal_root=str(tmp_path / "wal"),
+    )
+    door = build_door(options)
+    access = Access(open_store(url), actor="door")
+    door.auth = TokenAuthenticator(patient_admission(access), workspace=None)
+    used = Context(store=open_store(url), store_url=url, redis_url=redis_server.url, actor="ticker")
+    reflexes = reflexes_of(used)
+    assert reflexes is not None
+    token = access.create_token("caller", "caller")
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(mounted(door)), base_url="http://door", timeout=300,
+        headers={"authorization": f"Bearer {token}"},
+    ) as client:  # fmt: skip
+        yield Live(used, client, reflexes)
+    await door.close()
+    await asyncio.to_thread(close_writers)
+
+
+async def begun(live: Live, asked: Sequence[dict[str, Any]]) -> None:
+    """Begin the rollout of version 2, and ask until it is in its canary."""
+    with use_context(live.used):
+        start_rollout(MODEL, 2, POLICY, "a try")
+    await live.until(lambda: live.versions == (1, 2), asked)
+
+
+async def test_while_redis_is_away_answers_go_on_and_their_rows_come_later(
+    live: Live, redis_server: RedisServer
+):
+    begin = datetime.now(UTC)
+    asked = await live.ask([{}])
+    redis_server.kill()
+    asked += await live.ask([{}] * 3)
+    redis_server.start()
+    found: set[str] = set()
+
+    async def is_there() -> bool:
+        await asyncio.to_thread(drain, live.used.store, redis_server.url)
+        rows = predictions(live.used.store, MODEL, begin, datetime.now(UTC) + timedelta(hours=1))
+        found.update(rows["prediction_id"].to_pylist())
+        return found >= {*asked}
+
+    deadline = time.monotonic() + WITHIN_S
+    while not await is_there():
+        assert time.monotonic() < deadline, found
+    assert found == {*asked}
+
+
+async def test_a_canary_that_declines_twice_as_often_is_rolled_back(live: Live):
+    """Some requests can only be declined, by both; of the others the canary declines as many again."""
+    register_generative(live.used.registry(), MODEL, keep=1, prompt=prompt(DECLINING))
+    answered, declined = {"response_format": saying(YES)}, {"response_format": saying(DECLINING)}
+    await begun(live, [answered] * 4)
+    for _ in range(4):
+        await live.ask([answered, declined] * 4)
+        await asyncio.to_thread(live.reflexes.tick)
+    assert live.versions == (1, 2)  # as often as the champion
+    await live.until(lambda: live.versions == (1,), [answered, {}, declined] * 4)
+    assert "by live_missing" in live.rule()
+
+
+async def test_a_canary_whose_first_token_takes_twice_as_long_is_rolled_back(live: Live):
+    """The canary has one slot, so that its requests wait for each other."""
+    settings = EngineSettings(context_length=256, slots=1)
+    register_generative(live.used.registry(), MODEL, keep=1, settings=settings)
+    await begun(live, [{}])
+    await live.until(lambda: live.versions == (1,), [{"response_format": saying(LONG)}] * 8)
+    assert "by live_latency" in live.rule()
