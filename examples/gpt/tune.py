@@ -81,6 +81,7 @@ def from_gguf(file: Path, folder: Path) -> Path:
     net: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     if hasattr(net.config, "quantization_config"):
         del net.config.quantization_config
+        net.hf_quantizer = None  # its weights are plain numbers by now; with it, they would not be written
     net.save_pretrained(folder)
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
     return folder
