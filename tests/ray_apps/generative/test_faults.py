@@ -30,8 +30,8 @@ MODEL, CONTEXT = "faulty", 8_192
 SETTINGS = EngineSettings(context_length=CONTEXT, slots=2, max_tokens=CONTEXT)
 FULL = EngineSettings(context_length=128, slots=2, max_tokens=128)
 ASKED: list[Any] = [{"role": "user", "content": "Count."}]
-ENDLESS: dict[str, Any] = {"messages": ASKED, "logit_bias": {"0": -100, "2": -100}}
-"""A request whose answer ends with the context, as the tokens that end answers are forbidden."""
+ENDLESS: dict[str, Any] = {"messages": ASKED, "logit_bias": {str(token): -100 for token in range(17)}}
+"""A request whose answer ends with the context, as the vocabulary's first tokens, among which those are that end answers, are forbidden."""
 
 
 @pytest.fixture(scope="module")
