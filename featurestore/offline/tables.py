@@ -306,10 +306,11 @@ def _partition_days(times: pa.ChunkedArray, *, grouped: bool) -> pa.ChunkedArray
 
 def _open(table: DeltaTable, of: Table) -> Version:
     dataset = dataset_of(table, of)
-    fragments = {fragment.path: fragment for fragment in dataset.get_fragments()}
-    actions: list[dict[str, Any]] = pa.table(table.get_add_actions(flatten=True)).to_pylist()
-    files = [_file(action, fragments[action["path"]]) for action in actions]
-    files.sort(key=lambda f: (str(f.first), f.path))
+    actions = {each["path"]: each for each in pa.table(table.get_add_actions(flatten=True)).to_pylist()}
+    files = [_file(actions[fragment.path], fragment) for fragment in dataset.get_fragments()]
+    files.sort(
+        key=lambda f: str(f.first)
+    )  # of those that begin at one time in the table's order; paths are random
     return Version(table.version(), tuple(files), dataset.schema, dataset)
 
 

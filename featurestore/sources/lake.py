@@ -60,8 +60,9 @@ def _snapshot(table: DeltaTable, columns: list[str], within: TimeRange | None) -
     try:
         dataset = table.to_pyarrow_dataset()
         condition = None if within is None else within.condition(dataset.schema)
-        for batch in dataset.to_batches(columns=columns, filter=condition):
-            yield pa.Table.from_batches([batch])
+        for file in reversed(list(dataset.get_fragments())):  # the log's order is the newest commit first
+            for batch in file.to_batches(dataset.schema, columns=columns, filter=condition):
+                yield pa.Table.from_batches([batch])
     except (pa.ArrowException, DeltaError, OSError) as error:
         raise UnreadableSource(f"Delta table cannot be read: {error}") from error
 
@@ -69,8 +70,7 @@ def _snapshot(table: DeltaTable, columns: list[str], within: TimeRange | None) -
 def _added(table: DeltaTable, since: int, columns: list[str]) -> Iterator[pa.Table]:
     """Read the rows that commits added; compaction adds none. Raises: UnreadableSource if some changed or removed rows."""
     try:
-        for batch in table.load_cdf(starting_version=since, columns=[*columns, _CHANGE]):
-            rows = pa.table(batch)
+        for rows in _changes(table, since, [*columns, _CHANGE]):
             other = set(rows.column(_CHANGE).unique().to_pylist()) - {"insert"}
             if other:
                 raise UnreadableSource(
@@ -80,3 +80,10 @@ def _added(table: DeltaTable, since: int, columns: list[str]) -> Iterator[pa.Tab
             yield rows.select(columns)
     except (pa.ArrowException, DeltaError, OSError) as error:
         raise UnreadableSource(f"Delta table cannot be read: {error}") from error
+
+
+def _changes(table: DeltaTable, since: int, columns: list[str]) -> Iterator[pa.Table]:
+    """Read changed rows commit by commit, since those of several come in no order."""
+    for version in range(since, table.version() + 1):
+        for batch in table.load_cdf(starting_version=version, ending_version=version, columns=columns):
+            yield pa.table(batch)

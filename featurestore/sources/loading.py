@@ -34,14 +34,16 @@ from featurestore.sources.load_log import (
     loads_in,
 )
 from featurestore.sources.rows import row_schema
-from featurestore.sources.running_load import LOAD, RunningLoad
+from featurestore.sources.running_load import LOAD, LOAD_PART, RunningLoad
 from registry.journal import Journal
-from registry.store import ObjectStore, Table, append_with_parts
+from registry.store import ObjectStore, Table, append_with_parts, read_part
+from registry.store.table_parts import Part
 from registry.times import Clock
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20
 """A table with so many files below that size is compacted after a load."""
 _METADATA = "source_load"
+_TURN = "source_turn"  # number of a row among those of its name, while they are compared
 
 
 class SourceTable:
@@ -148,16 +150,25 @@ class SourceTable:
 
     def _by_place(self, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tell apart, of rows with one `unique` key and event time, the one that was loaded last and those before."""
-        frame = pl.DataFrame(rows).sort(LOAD, maintain_order=True)
-        last = pl.struct([*self.source.unique, EVENT_TIMESTAMP]).is_last_distinct()
-        return frame.filter(last).to_arrow().cast(rows.schema), frame.filter(~last).to_arrow().cast(
-            rows.schema
+        frame = pl.DataFrame(rows).sort(LOAD, pl.col(LOAD_PART).fill_null(0), maintain_order=True)
+        last = pl.struct(self._names).is_last_distinct()
+        rows = rows.drop_columns([LOAD_PART])
+        counting, replaced = (
+            frame.filter(each).select(rows.column_names).to_arrow() for each in (last, ~last)
         )
+        return counting.cast(rows.schema), replaced.cast(rows.schema)
+
+    @property
+    def _names(self) -> list[str]:
+        """Columns that name a row of a source with `unique`."""
+        return [*self.source.unique, EVENT_TIMESTAMP]
 
     def _read(self, where: Any, named: Collection[str] | None = None) -> pa.Table:
         """Read stored rows of all loads, with nulls in columns that were declared after they were loaded."""
-        schema = row_schema(self.source).append(pa.field(LOAD, pa.int64()))
-        schema = pa.schema([each for each in schema if named is None or each.name in named])
+        schema = _stored_schema(self.source)
+        if not self.source.unique:
+            schema = schema.remove(schema.get_field_index(LOAD_PART))
+        schema = pa.schema([each for each in schema if named is None or each.name in {*named, LOAD_PART}])
         if not self.table.exists():
             return schema.empty_table()
         stored = set(self.table.schema().names)
@@ -170,16 +181,26 @@ class SourceTable:
         ]
         return pa.table(values, schema=schema)
 
-    def not_stored(self, rows: pa.Table) -> pa.Table:
-        """Leave out rows that are stored as they are, where the source says what names a row."""
+    def not_stored(self, rows: pa.Table, earlier: Sequence[Part] = ()) -> pa.Table:
+        """Leave out rows that are as the version of them that counts before they come, where the source says what names a row.
+
+        That is the row of the same name before them in `rows`, or the one that is stored. earlier: files of the same load; what they
+        have has come in place of what is stored, so a row that changes and changes back is new once more.
+        """
         if not self.source.unique or not rows.num_rows:
             return rows
         columns = [name for name in rows.column_names if name != KNOWN_AT or self.source.known_at]
         first, last = pc.min_max(rows.column(EVENT_TIMESTAMP)).as_py().values()
         stored = pl.DataFrame(self.rows(start=first, end=last).select(columns))
-        new = pl.DataFrame(rows).unique(columns, keep="first", maintain_order=True)
-        found = new.join(stored, on=columns, how="anti", nulls_equal=True, maintain_order="left")
-        return found.to_arrow().cast(rows.schema)
+        for part in earlier if stored.height else ():
+            names = pl.DataFrame(read_part(self.table, part, columns=self._names))
+            stored = stored.join(names, on=self._names, how="anti")
+        turn = pl.int_range(pl.len()).over(self._names).alias(_TURN)
+        new = pl.DataFrame(rows).with_columns(turn)
+        following = new.select(*columns, pl.col(_TURN) + 1)
+        before = pl.concat([stored.with_columns(pl.lit(0, pl.Int64).alias(_TURN)), following])
+        kept = new.join(before, on=before.columns, how="anti", nulls_equal=True, maintain_order="left")
+        return kept.drop(_TURN).to_arrow().cast(rows.schema)
 
     def commit(self, load: RunningLoad) -> None:
         """Store a load's rows and record it; of two loads of one number the first counts. Raises: UnexpectedRows."""
@@ -190,10 +211,9 @@ class SourceTable:
             aside = pa.concat_tables(load.rejected)
             aside = aside.append_column(LOAD, pa.array([load.number] * aside.num_rows, pa.int64()))
             self.rejected.append(aside, transactions=transactions)
-        schema = row_schema(self.source).append(pa.field(LOAD, pa.int64()))
-        append_with_parts(
-            self.table, load.parts, schema, transactions=transactions, metadata={_METADATA: json.dumps(body)}
-        )
+        metadata = {_METADATA: json.dumps(body)}
+        schema = _stored_schema(self.source)
+        append_with_parts(self.table, load.parts, schema, transactions=transactions, metadata=metadata)
         self._record_committed()
         self._compact()
 
@@ -226,3 +246,8 @@ class SourceTable:
         if sum(size < SMALL_BYTES for size in sizes) >= SMALL_FILES:
             with suppress(CommitFailedError):  # another load has committed meanwhile, and compacts
                 opened.optimize.compact()
+
+
+def _stored_schema(source: BatchSource) -> pa.Schema:
+    """Schema of a source's table: its rows, and which load brought them."""
+    return row_schema(source).append(pa.field(LOAD, pa.int64())).append(pa.field(LOAD_PART, pa.int32()))

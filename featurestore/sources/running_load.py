@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,14 +21,16 @@ from featurestore.sources.rows import REJECTED, check
 from registry.store import Table, write_part
 from registry.store.table_parts import Part
 
-LOAD = "load"
+LOAD, LOAD_PART = "load", "load_part"
+"""Columns that say which load brought a row, and in which of the load's files, in the order of reading."""
 PART_ROWS = 1 << 20
 
 
 class RunningLoad:
     """One load: takes pieces or rows, writes files beside the table, and reports.
 
-    table: that the files belong to. not_stored: leaves out rows that are stored as they are. before: sum of all earlier loads.
+    table: that the files belong to. not_stored: leaves out of rows those that change nothing, after what is stored and the
+    earlier files of this load. before: sum of all earlier loads.
     first_row: number of the first row that is read, which a source may keep. within: of a backfill, the times that are read.
     """
 
@@ -36,7 +38,7 @@ class RunningLoad:
         self,
         source: BatchSource,
         table: Table,
-        not_stored: Callable[[pa.Table], pa.Table],
+        not_stored: Callable[[pa.Table, Sequence[Part]], pa.Table],
         *,
         number: int,
         at: datetime,
@@ -67,7 +69,8 @@ class RunningLoad:
                 rows.append(checked.rows)
                 rejected.append(checked.rejected)
                 if sum(each.num_rows for each in rows) >= PART_ROWS:
-                    written.append(self._write(rows))
+                    self.flush()  # first what was read before: later files have later rows
+                    written.append(self._write(rows, [*self._written, *written]))
                     rows = []
         except UnreadableSource as error:
             self.unreadable[piece.name] = str(error)
@@ -89,12 +92,12 @@ class RunningLoad:
     def add(self, rows: pa.Table) -> None:
         """Write rows that were checked already, in files of bounded size."""
         for start in range(0, rows.num_rows, PART_ROWS):
-            self._written.append(self._write([rows.slice(start, PART_ROWS)]))
+            self._written.append(self._write([rows.slice(start, PART_ROWS)], self._written))
 
     def flush(self) -> None:
         """Write the rows of pieces that were too small for a file of their own."""
         if any(each.num_rows for each in self._waiting):
-            self._written.append(self._write(self._waiting))
+            self._written.append(self._write(self._waiting, self._written))
         self._waiting = []
 
     @property
@@ -141,16 +144,19 @@ class RunningLoad:
         total = None if self._before is None else self._before + load.loaded
         return load.model_copy(update={"total": total})
 
-    def _write(self, rows: list[pa.Table]) -> _Written:
-        """Write rows that are not stored yet to a file of the table. Raises: UnexpectedRows."""
+    def _write(self, rows: list[pa.Table], earlier: Sequence[_Written]) -> _Written:
+        """Write rows that are not stored yet to a file of the table. earlier: what was read before them. Raises: UnexpectedRows."""
         given = pa.concat_tables(rows)
         for each in self._source.expectations:
             if not isinstance(each, Freshness | InRange):  # a row out of its range was kept aside
                 each.check(f"batch source {self._source.name!r}", given)
-        new = self._not_stored(given)
+        first, last = pc.min_max(given.column(EVENT_TIMESTAMP)).as_py().values()
+        parts = [each.part for each in earlier if each.part is not None and each.may_hold(first, last)]
+        new = self._not_stored(given, parts)
         if not new.num_rows:
             return _Written(None, known=given.num_rows)
         new = new.append_column(LOAD, pa.array([self.number] * new.num_rows, pa.int64()))
+        new = new.append_column(LOAD_PART, pa.array([len(earlier)] * new.num_rows, pa.int32()))
         first, last = pc.min_max(new.column(EVENT_TIMESTAMP)).as_py().values()
         if not self.parts:
             self._table.create(new.schema)
@@ -166,3 +172,7 @@ class _Written:
     rows: int = 0
     known: int = 0
     between: tuple[datetime, datetime] | None = None
+
+    def may_hold(self, first: datetime, last: datetime) -> bool:
+        """Whether some of its rows may lie between two times, both included."""
+        return self.between is not None and self.between[0] <= last and first <= self.between[1]

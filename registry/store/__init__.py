@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         add_parts,
         append_with_parts,
         overwrite_with_parts,
+        read_part,
         write_part,
     )
     from registry.store.tables import Table
@@ -52,6 +53,7 @@ __all__ = [
     "open_store",
     "overwrite_with_parts",
     "private_folder",
+    "read_part",
     "remove_rows",
     "table_names",
     "temporary_folder",
@@ -61,7 +63,14 @@ _LATE = {
     "check": ("UnfitStore", "check_store"),
     "row_ranges": ("PinnedRows",),
     "table_history": ("find_rows", "remove_rows", "table_names"),
-    "table_parts": ("Part", "add_parts", "append_with_parts", "overwrite_with_parts", "write_part"),
+    "table_parts": (
+        "Part",
+        "add_parts",
+        "append_with_parts",
+        "overwrite_with_parts",
+        "read_part",
+        "write_part",
+    ),
     "tables": ("Table",),
 }
 _MODULES = {name: module for module, names in _LATE.items() for name in names}

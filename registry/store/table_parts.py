@@ -62,6 +62,12 @@ def write_part(table: Table, rows: pa.Table, *, bounds: Sequence[str] = ()) -> P
     return Part(path, folder.get_file_info(path).size, rows.num_rows, ranges, nulls)
 
 
+def read_part(table: Table, part: Part, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a file that `write_part` wrote, whether a version has it or not."""
+    names = None if columns is None else list(columns)
+    return pq.read_table(part.path, columns=names, filesystem=file_system(table.store, table.name))
+
+
 def _bounds(column: pa.ChunkedArray) -> tuple[str | int, str | int]:
     """Least and greatest value as the log has them: times in whole milliseconds, rounded outwards."""
     least, most = pc.min(column), pc.max(column)

@@ -144,15 +144,18 @@ class Table:
     def read(
         self, *, version: int | None = None, columns: Sequence[str] | None = None, where: Any = None
     ) -> pa.Table:
-        """Read the rows of a version, by default the newest.
+        """Read the rows of a version, by default the newest, in an order that follows from its appends.
 
+        That is: by partition, in a partition the newest append first, and of one append as they were given.
         where: filters like `[("day", ">=", "2013-01-05")]` or a `pyarrow.compute` expression; files that
         cannot match are not read.
         Raises: NotFound if there is no such table or version.
         """
-        table = self.open(version)
+        from pyarrow.parquet import filters_to_expression  # late: it brings the dataset machinery
+
         names = list(columns) if columns is not None else None
-        return table.to_pyarrow_table(columns=names, filters=where, filesystem=_files_of(table, self))
+        condition = None if where is None else filters_to_expression(where)
+        return self.dataset(version).to_table(columns=names, filter=condition)
 
     def dataset(self, version: int | None = None) -> ds.FileSystemDataset:
         """Open a version as an Arrow dataset without reading rows. Raises: NotFound if there is no such table or version."""
@@ -267,8 +270,16 @@ def table_properties(name: str) -> dict[str, str]:
 
 
 def dataset_of(opened: DeltaTable, table: Table) -> ds.FileSystemDataset:
-    """Open a version of `table` as an Arrow dataset, without reading rows; it outlives the credentials of this moment."""
-    return opened.to_pyarrow_dataset(filesystem=_files_of(opened, table))
+    """Open a version of `table` as an Arrow dataset, without reading rows; it outlives the credentials of this moment.
+
+    Its files come by partition, and in a partition as the log has them: delta-rs names the partitions of one append in the order
+    of a hash with a random seed, so the same appends would give another order of rows each time.
+    """
+    found = opened.to_pyarrow_dataset(filesystem=_files_of(opened, table))
+    if not opened.metadata().partition_columns:
+        return found
+    files = sorted(found.get_fragments(), key=lambda file: str(file.path).rpartition("/")[0])
+    return type(found)(files, found.schema, found.format, found.filesystem)
 
 
 def _files_of(opened: DeltaTable, table: Table) -> fs.FileSystem:

@@ -30,7 +30,15 @@ from featurestore import (
     Vector,
 )
 from featurestore.applied.deserialize import batch_source
-from featurestore.sources import BatchSource, CsvFiles, DeltaRows, ParquetFiles, SourceTable, SqlTable
+from featurestore.sources import (
+    BatchSource,
+    CsvFiles,
+    DeltaRows,
+    ParquetFiles,
+    SourceTable,
+    SqlTable,
+    running_load,
+)
 from featurestore.sources import loading as loads
 from registry import ObjectStore, open_store
 from tests.featurestore.conftest import NOW
@@ -196,6 +204,39 @@ def test_a_row_that_comes_again_is_stored_once_and_a_corrected_one_counts(
     assert (again.number, again.rows, again.known) == (3, 0, 1)
 
 
+@pytest.mark.parametrize("part_rows", [1, 1 << 20], ids=["files of their own", "one file"])
+def test_of_versions_of_a_row_in_one_load_the_last_one_counts(
+    part_rows: int, tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running_load, "PART_ROWS", part_rows)
+    table = table_of(declared(CsvFiles(f"{tmp_path}/*.csv"), unique=["plane"]), store)
+
+    def load(name: str, *versions: int) -> list[float | None]:
+        for number, delay in enumerate(versions):
+            (tmp_path / f"{name}-{number}.csv").write_text(HEADER + f"N1,2013-01-01,{delay}\n")
+        assert table.load(no_secrets) is not None
+        return delays(table)
+
+    assert load("a", 1, 2, 1) == [1.0]
+    assert load("b", 2, 1) == [1.0]  # it changed, and changed back to what is stored
+    assert load("c", 2, 1, 3) == [3.0]
+    assert load("d", 3, 4) == [4.0]
+
+
+def test_the_last_version_of_a_row_counts_after_files_of_a_load_were_merged(
+    tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running_load, "PART_ROWS", 1)
+    monkeypatch.setattr(loads, "SMALL_FILES", 3)
+    table = table_of(declared(CsvFiles(f"{tmp_path}/*.csv"), unique=["plane"]), store)
+    for number, others in enumerate((0, 50, 500)):  # files are merged by size
+        rows = "".join(f"M{other},2013-01-01,0\n" for other in range(others))
+        (tmp_path / f"{number}.csv").write_text(HEADER + rows + f"N1,2013-01-01,{number + 1}\n")
+    table.load(no_secrets)
+    assert len(DeltaTable(table.table.uri).file_uris()) == 1
+    assert max(delay for delay in delays(table) if delay is not None) == 3.0
+
+
 @pytest.mark.parametrize("mark", ["integer", "time"])
 def test_a_database_is_read_on_by_its_watermark(tmp_path: Path, store: ObjectStore, mark: str) -> None:
     values = [1, 2, 3] if mark == "integer" else [f"2013-01-0{day} 00:00:00" for day in (1, 2, 3)]
@@ -238,6 +279,19 @@ def test_a_delta_table_is_read_on_by_its_versions(tmp_path: Path, store: ObjectS
     DeltaTable(uri).delete("delay = 2")
     with pytest.raises(UnreadableSource, match="not only added"):
         table.load(no_secrets)
+
+
+def test_of_the_commits_of_a_delta_table_that_one_load_reads_the_last_counts(
+    tmp_path: Path, store: ObjectStore
+) -> None:
+    uri, at = f"{tmp_path}/their.delta", pa.array([NOW], pa.timestamp("us", "UTC"))
+    table = table_of(declared(DeltaRows(uri), unique=["plane"]), store)
+    for last in (7, 15):
+        for delay in range(last - 7, last + 1):
+            rows = pa.table({"tail": ["N1"], "at": at, "delay": [float(delay)]})
+            write_deltalake(uri, rows, mode="append")
+        table.load(no_secrets)
+        assert delays(table) == [float(last)]
 
 
 def test_a_load_that_was_killed_after_its_commit_is_recorded_by_the_next(
