@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_DAY, EVENT_TIMESTAMP
 from featurestore.definitions.views import FeatureView
 from featurestore.rows import offline_schema
-from registry.store import ObjectStore, Table, TableSnapshot
-from registry.store.tables import commit_properties, dataset_of, with_stored_times
+from registry.store import ObjectStore, Part, Table, TableSnapshot, replace_with_parts, write_part
+from registry.store.tables import commit_properties, dataset_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it
@@ -106,27 +106,22 @@ class OfflineStore:
             expected={_consumer(source): number or None for source, number in (after or {}).items()},
         )
 
-    def replace(self, view: FeatureView, rows: pa.Table, *, loads: Mapping[str, int]) -> TableSnapshot:
+    def replace(self, view: FeatureView, pieces: Iterable[pa.Table], *, loads: Mapping[str, int]) -> None:
         """Put rows in place of all that a view has, atomically; older versions of its table keep what they had.
 
-        loads: as in `write`; the view counts as refreshed up to there, also where it was further.
+        pieces: of the rows, one after the other; best in order of time, since each has files of its own. loads: as in `write`; the
+        view counts as refreshed up to there, also where it was further.
         """
-        stored = with_stored_times(storable(rows, grouped=view.ttl is None), self.table(view).name)
-        transactions = {_consumer(source): number for source, number in loads.items()}
+        table, schema = self.create(view), storable(offline_schema(view).empty_table()).schema
+        parts = [part for rows in pieces for part in _parts(table, storable(rows, grouped=view.ttl is None))]
+        commit = commit_properties({_consumer(source): number for source, number in loads.items()}, None)
 
         def write(opened: DeltaTable | None) -> DeltaTable:
-            table = self.table(view)
-            opened = table.create(stored.schema, (EVENT_DAY,)) if opened is None else opened
-            write_deltalake(
-                opened,
-                stored,
-                mode="overwrite",
-                schema_mode="merge",
-                commit_properties=commit_properties(transactions, None),
-            )
+            opened = table.open() if opened is None else opened
+            replace_with_parts(opened, parts, schema, table.name, commit)
             return opened
 
-        return self.table(view).commit(write)
+        table.commit(write)
 
     def consumed(self, view: FeatureView, source: str, *, version: int | None = None) -> int:
         """Number of the load of a batch source up to which the view's table has its rows; 0 before the first.
@@ -290,6 +285,15 @@ def storable(rows: pa.Table, *, grouped: bool = False) -> pa.Table:
     times = [EVENT_TIMESTAMP, CREATED_TIMESTAMP]
     others = [name for name in rows.column_names if name not in times]
     return rows.select([*times, *others]).append_column(EVENT_DAY, days)
+
+
+def _parts(table: Table, rows: pa.Table) -> Iterator[Part]:
+    """Write storable rows to files, one for each partition."""
+    for day in pc.unique(rows.column(EVENT_DAY)).sort().to_pylist():
+        of_day = rows.filter(pc.equal(rows.column(EVENT_DAY), day))
+        yield write_part(
+            table, of_day, bounds=(EVENT_TIMESTAMP, CREATED_TIMESTAMP), partition={EVENT_DAY: day}
+        )
 
 
 def _partition_days(times: pa.ChunkedArray, *, grouped: bool) -> pa.ChunkedArray:

@@ -5,13 +5,15 @@ views and rows of a request. The layout of keys and values is in `docs/online-st
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 from redis.exceptions import NoScriptError, RedisError
@@ -111,26 +113,41 @@ class OnlineStore:
                 pairs[key] = value
         return self._put(pairs.items())
 
-    def replace(self, view: FeatureView, rows: pa.Table) -> tuple[int, int]:
-        """Put the newest of these rows in place of whatever a view has online, and delete the rows of other keys.
+    def replace(self, view: FeatureView, pieces: Iterable[pa.Table]) -> tuple[int, int]:
+        """Put the newest of some rows in place of whatever a view has online, and delete the rows of other keys.
 
-        rows: in the view's offline schema. For rows that were computed anew: `write` would keep the old one of two with the
-        same times. Rows that others write meanwhile may be overwritten: have them written again.
+        pieces: of the rows in the view's offline schema, each with all rows of its keys. For rows that were computed anew: `write`
+        would keep the old one of two with the same times. Rows that others write meanwhile may be overwritten: have them written again.
         Returns: how many were put, and how many were deleted.
         Raises: OnlineStoreUnavailable; a rerun completes the rest.
         """
-        newest = newest_rows(view, rows)
-        values = RowLayout(view.schema).encode(newest)
-        pairs = dict(zip(row_keys(self.project, view, newest), values, strict=True))
-        remaining = iter(pairs.items())
+        kept = array("q")  # hashes, since the keys of all rows may be more than memory holds
+        for rows in pieces:
+            newest = newest_rows(view, rows)
+            values = RowLayout(view.schema).encode(newest)
+            pairs = dict(zip(row_keys(self.project, view, newest), values, strict=True))
+            with self.reachable():
+                self._set(pairs)
+            kept.extend(map(hash, pairs))
         with self.reachable():
-            while batch := list(islice(remaining, KEYS_PER_CALL * CALLS_PER_TRIP)):
-                pipe = self.client.pipeline() if self._clustered else self.client.pipeline(transaction=False)
-                for key, value in batch:
-                    pipe.set(key, value)
-                pipe.execute()
-            gone = [key for key in self._keys_of(view) if key not in pairs]
-            return len(pairs), sum(int(self.client.delete(key)) for key in gone)
+            return len(kept), self._delete_others(view, np.sort(np.array(kept, dtype=np.int64)))
+
+    def _set(self, pairs: Mapping[bytes, bytes]) -> None:
+        remaining = iter(pairs.items())
+        while batch := list(islice(remaining, KEYS_PER_CALL * CALLS_PER_TRIP)):
+            pipe = self.client.pipeline() if self._clustered else self.client.pipeline(transaction=False)
+            for key, value in batch:
+                pipe.set(key, value)
+            pipe.execute()
+
+    def _delete_others(self, view: FeatureView, kept: "np.ndarray[Any, np.dtype[np.int64]]") -> int:
+        """Delete the rows of a view whose keys have none of these hashes, which are sorted; returns how many."""
+        keys, deleted = self._keys_of(view), 0
+        while batch := list(islice(keys, KEYS_PER_CALL * CALLS_PER_TRIP)):
+            hashes = np.fromiter(map(hash, batch), np.int64, len(batch))
+            same = np.searchsorted(kept, hashes, side="right") > np.searchsorted(kept, hashes, side="left")
+            deleted += sum(int(self.client.delete(batch[at])) for at in np.flatnonzero(~same))
+        return deleted
 
     def _keys_of(self, view: FeatureView) -> "Iterator[bytes]":
         start = prefix(self.project, view.name)

@@ -119,22 +119,31 @@ def new_rows(view: FeatureView, table: StreamTable, after: Mapping[int, int]) ->
 
 def _computed(view: FeatureView, table: StreamTable, new: pa.Table, places: Mapping[int, Place]) -> pa.Table:
     """Compute the windows of the keys of new events, from the first moment that those change."""
-    source, keys = windows_of(view), [key.name for key in view.join_keys]
-    first = pl.col(KNOWN_AT).min().alias("first")
-    fresh = pl.DataFrame(new)
-    earliest = fresh.select(first).item()
-    late = source.watermark or timedelta(0)
-    since = earliest - _MICROSECOND + late
+    source = windows_of(view)
+    earliest = pl.DataFrame(new).select(pl.col(KNOWN_AT).min()).item() - _MICROSECOND
     reached = events_of(
         view,
         table.events(
             partitions={each: (0, place.position) for each, place in places.items()},
-            since=since - source.reach,
-            known_since=earliest
-            - _MICROSECOND,  # a late event has a row of its own, in whose windows it may not be
+            since=earliest + (source.watermark or timedelta(0)) - source.reach,
+            known_since=earliest,  # a late event has a row of its own, in whose windows it may not be
         ),
     )
-    reached = with_replaced(reached, table.source.unique)
+    return computed_rows(view, new, with_replaced(reached, table.source.unique), places)
+
+
+def computed_rows(
+    view: FeatureView, new: pa.Table, reached: pa.Table, places: Mapping[int, Place]
+) -> pa.Table:
+    """Compute the windows of the keys of new events from the events that they reach back to, `with_replaced`.
+
+    places: of the partitions, up to which these are all events.
+    """
+    source, keys = windows_of(view), [key.name for key in view.join_keys]
+    first = pl.col(KNOWN_AT).min().alias("first")
+    fresh = pl.DataFrame(new)
+    earliest = fresh.select(first).item()
+    since = earliest - _MICROSECOND + (source.watermark or timedelta(0))
     touched = _touched(fresh, pl.DataFrame(reached), keys, earliest) if keys else fresh.select(first)
     if keys:
         frame = pl.DataFrame(reached).join(touched, on=keys, how="semi", maintain_order="left")

@@ -7,8 +7,10 @@ the newest of them. Consumers that hold what was stored before begin anew. Kille
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -19,8 +21,9 @@ from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.fields import EVENT_TIMESTAMP
 from featurestore.definitions.stream_source import Connection, Messages
 from featurestore.errors import UnreadableSource
-from featurestore.rows import conform, offline_schema
+from featurestore.rows import conform
 from featurestore.streams.decode import Place, decode
+from featurestore.streams.filling import view_rows
 from featurestore.streams.refresh import new_rows
 from featurestore.streams.rewrites import announce_rewrite
 from registry.times import Clock
@@ -160,17 +163,15 @@ def _begin_anew(features: FeatureStore, table: StreamTable) -> None:
 
 def _fill(features: FeatureStore, table: StreamTable, view: FeatureView) -> tuple[FilledView, dict[int, int]]:
     """Fill one view; returns, too, the positions up to which it has the stream's events."""
-    new = new_rows(view, table, {})
-    if new is None:
-        rows, until = offline_schema(view).empty_table(), table.positions()
-    else:
-        rows, until = conform(view, new.rows, clock=features.now), new.until
-    loads = {f"{table.source.name}:{each}": position for each, position in until.items()}
-    features.offline.replace(view, rows, loads=loads)
-    if not features.has_online:
-        return FilledView(view=view.name, rows=rows.num_rows), until
-    put, removed = features.online.replace(view, _come(features, rows))
-    return FilledView(view=view.name, rows=rows.num_rows, online=put, removed=removed), until
+    with tempfile.TemporaryDirectory(prefix="toque-replay-") as folder:
+        rows = view_rows(view, table, Path(folder), clock=features.now)
+        loads = {f"{table.source.name}:{each}": position for each, position in rows.until.items()}
+        features.offline.replace(view, rows.by_time(), loads=loads)
+        put = removed = 0
+        if features.has_online:
+            pieces = (_come(features, each) for each in rows.by_key())
+            put, removed = features.online.replace(view, pieces)
+        return FilledView(view=view.name, rows=rows.count, online=put, removed=removed), rows.until
 
 
 def _come(features: FeatureStore, rows: pa.Table) -> pa.Table:

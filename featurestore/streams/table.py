@@ -7,7 +7,7 @@ told by `ConsumerFenced`, and reads on from where the table is. Nothing else dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -143,14 +143,11 @@ class StreamTable:
     def place_at(self, partition: int, position: int) -> Place:
         """Find the place of a partition as it was before a position: from what is stored before it."""
         before = (pc.field(PARTITION) == partition) & (pc.field(POSITION) < position)
-        known, marks = [0], [0]
-        for table, names in ((self.table, (KNOWN_AT, EVENT_TIMESTAMP)), (self.rejected, (KNOWN_AT,))):
-            if table.exists():
-                rows = table.read(columns=names, where=before)
-                latest = [pc.max(rows.column(name)).value for name in names] if rows.num_rows else []
-                known += latest[:1]
-                marks += latest[1:]
-        return Place(position, max(known), max(marks))
+        latest = {KNOWN_AT: 0, EVENT_TIMESTAMP: 0}
+        for table, names in ((self.table, [KNOWN_AT, EVENT_TIMESTAMP]), (self.rejected, [KNOWN_AT])):
+            for rows in _scanned(table, names, before) if table.exists() else ():
+                latest |= {name: max(latest[name], pc.max(rows.column(name)).value) for name in names}
+        return Place(position, latest[KNOWN_AT], latest[EVENT_TIMESTAMP])
 
     def fence(self) -> None:
         """Refuse commits of what follows from places that were read before now."""
@@ -238,16 +235,25 @@ class StreamTable:
         names = [name for name in schema.names if name in dataset.schema.names]
         order = [name for name in (PARTITION, POSITION) if name not in names]
         found = dataset.to_table(columns=[*names, *order], filter=where)
-        found = found.sort_by([(PARTITION, "ascending"), (POSITION, "ascending")])
-        return pa.table(
-            [
-                found.column(each.name).cast(each.type)
-                if each.name in names
-                else pa.nulls(found.num_rows, each.type)
-                for each in schema
-            ],
-            schema=schema,
-        )
+        return _shaped(found.sort_by([(PARTITION, "ascending"), (POSITION, "ascending")]), schema)
+
+    def batches(self, until: Mapping[int, int]) -> Iterator[pa.Table]:
+        """Iterate over the stored events of partitions up to before a position of each, in pieces of bounded size and in no order."""
+        schema = event_schema(self.source)
+        if not until:
+            return
+        stored = set(self.table.schema().names)
+        before = [(pc.field(PARTITION) == each) & (pc.field(POSITION) < end) for each, end in until.items()]
+        names = [name for name in schema.names if name in stored]
+        for rows in _scanned(self.table, names, reduce(or_, before)):
+            yield _shaped(rows, schema)
+
+    def count(self) -> int:
+        """Number of stored events, by the table's log."""
+        if not self.table.exists():
+            return 0
+        actions = pa.table(self.table.open().get_add_actions(flatten=True))
+        return int(pc.sum(actions.column("num_records")).as_py() or 0)
 
     def compact(self) -> None:
         """Merge small files, if there are many."""
@@ -259,6 +265,25 @@ class StreamTable:
             if sum(size < SMALL_BYTES for size in sizes) >= SMALL_FILES:
                 with suppress(CommitFailedError):  # another consumer compacts
                     opened.optimize.compact()
+
+
+def _scanned(table: Table, names: list[str], where: pc.Expression) -> Iterator[pa.Table]:
+    """Read rows piece by piece, holding few of them."""
+    dataset = table.dataset()
+    for batch in dataset.to_batches(columns=names, filter=where, batch_readahead=1, fragment_readahead=1):
+        if batch.num_rows:
+            yield pa.Table.from_batches([batch])
+
+
+def _shaped(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give rows the columns of a schema, with nulls in those that were declared after they were stored."""
+    columns = [
+        rows.column(each.name).cast(each.type)
+        if each.name in rows.column_names
+        else pa.nulls(rows.num_rows, each.type)
+        for each in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _next_rewrite(opened: DeltaTable) -> dict[str, int]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         append_with_parts,
         overwrite_with_parts,
         read_part,
+        replace_with_parts,
         write_part,
     )
     from registry.store.tables import Table
@@ -55,6 +56,7 @@ __all__ = [
     "private_folder",
     "read_part",
     "remove_rows",
+    "replace_with_parts",
     "table_names",
     "temporary_folder",
     "write_part",
@@ -69,6 +71,7 @@ _LATE = {
         "append_with_parts",
         "overwrite_with_parts",
         "read_part",
+        "replace_with_parts",
         "write_part",
     ),
     "tables": ("Table",),

@@ -35,6 +35,7 @@ class Part:
     """File of rows that belongs to no version yet.
 
     bounds: least and greatest value of some columns, by which readers leave the file out; nulls: how many they have.
+    partition: values of the table's partition columns, which the file itself lacks.
     """
 
     path: str
@@ -42,24 +43,32 @@ class Part:
     rows: int
     bounds: Mapping[str, tuple[str | int, str | int]] = field(default_factory=dict, hash=False)
     nulls: Mapping[str, int] = field(default_factory=dict, hash=False)
+    partition: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-def write_part(table: Table, rows: pa.Table, *, bounds: Sequence[str] = ()) -> Part:
+def write_part(
+    table: Table, rows: pa.Table, *, bounds: Sequence[str] = (), partition: Mapping[str, str] | None = None
+) -> Part:
     """Write rows to a file of a table that exists, which `overwrite_with_parts` or `append_with_parts` makes a part of it.
 
     bounds: columns of times or integers, whose range the log will know.
+    partition: the value of each column by which the table is partitioned, letters, digits and dashes; all rows have it.
     Raises: InvalidInput for a timestamp without a timezone.
     """
-    rows = with_stored_times(rows, table.name)
+    values = dict(partition or {})
+    rows = with_stored_times(rows.drop_columns(list(values)), table.name)
     folder = file_system(table.store, table.name)
-    path = f"part-{uuid.uuid4()}.snappy.parquet"
+    within = "/".join(f"{name}={value}" for name, value in values.items())
+    if within:
+        folder.create_dir(within, recursive=True)
+    path = f"{within}/part-{uuid.uuid4()}.snappy.parquet".lstrip("/")
     coded = [
         each.name for each in rows.schema if not pa.types.is_floating(each.type)
     ]  # the others rarely repeat
     pq.write_table(rows, path, filesystem=folder, use_dictionary=coded)
     nulls = {name: rows.column(name).null_count for name in bounds}
     ranges = {name: _bounds(rows.column(name)) for name in bounds if nulls[name] < rows.num_rows}
-    return Part(path, folder.get_file_info(path).size, rows.num_rows, ranges, nulls)
+    return Part(path, folder.get_file_info(path).size, rows.num_rows, ranges, nulls, values)
 
 
 def read_part(table: Table, part: Part, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -155,10 +164,22 @@ def add_parts(
     opened.create_write_transaction(_actions(parts), "append", merged, commit_properties=commit)
 
 
+def replace_with_parts(
+    opened: DeltaTable, parts: Sequence[Part], schema: pa.Schema, name: str, commit: CommitProperties
+) -> None:
+    """Put the rows of `parts` in place of all of an open table; otherwise as `add_parts`."""
+    merged = _with_columns(opened, schema, name)
+    by = opened.metadata().partition_columns or None
+    opened.create_write_transaction(
+        _actions(parts), "overwrite", merged, partition_by=by, commit_properties=commit
+    )
+
+
 def _actions(parts: Sequence[Part]) -> list[AddAction | RemoveAction]:
     now = int(time.time() * 1000)
     return [
-        AddAction(each.path, each.size_bytes, {}, now, data_change=True, stats=_stats(each)) for each in parts
+        AddAction(each.path, each.size_bytes, dict(each.partition), now, data_change=True, stats=_stats(each))
+        for each in parts
     ]
 
 

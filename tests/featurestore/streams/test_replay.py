@@ -13,6 +13,7 @@ import pytest
 from featurestore import FeatureStore, InRange, UnreadableSource
 from featurestore.definitions.stream_source import Messages
 from featurestore.errors import StreamRewritten
+from featurestore.streams import filling
 from featurestore.streams.consumer import StreamConsumer
 from featurestore.streams.replay import fill_views, read_again
 from featurestore.streams.rewrites import rewrites_of
@@ -79,10 +80,12 @@ def check(store: FeatureStore, log: MemoryLog, clock: SettableClock) -> None:
     )
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("at_once", "seed"), [(20, 0), (filling.EVENTS_AT_ONCE, 1), (20, 2)])
 def test_a_corrected_definition_is_filled_from_the_beginning(
-    seed: int, store: FeatureStore, clock: SettableClock
+    at_once: int, seed: int, store: FeatureStore, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(filling, "EVENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(filling, "PIECE_ROWS", at_once)
     chance = random.Random(seed)
     log, sent = filled_wrongly(chance, store, clock)
     with pytest.raises(AssertionError):
