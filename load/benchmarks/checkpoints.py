@@ -143,7 +143,9 @@ class Rounds:
 def measure(store: ObjectStore, layers: int, rows: int, checkpoints: int, quiet: int) -> dict[str, Any]:
     """Take steps with checkpoints beside some of them; returns medians, and what checkpoints took."""
     trainer = new_trainer(layers, rows, STEPS, SingleProcess())
-    rounds = Rounds(trainer, Keeper(SingleProcess(), Checkpoints(store, FOLDER)), checkpoints, quiet)
+    keeper = Keeper(SingleProcess(), Checkpoints(store, FOLDER))
+    keeper.resume(trainer)  # sees to what a run before has left, which a first commit would take for it
+    rounds = Rounds(trainer, keeper, checkpoints, quiet)
     with suppress(Enough):
         trainer.run_epoch(rounds.after_step)
     return _summary(rounds.taken, rounds.staged_s, rounds.written_s)
@@ -210,6 +212,8 @@ def main() -> None:
     print_machine("torch", "boto3")
     print(f"# load {os.getloadavg()[0]:.0f}")
     layers, store = max(1, round(given.gib * 2**30 / LAYER_BYTES)), open_store(given.store)
+    for key in list(store.list(FOLDER)):  # of a run that was stopped
+        store.delete(key)
     state = layers * LAYER_BYTES
     found = measure(store, layers, max(LEAST_ROWS, given.rows), given.checkpoints, given.quiet)
     wall, cpu = found["seconds"], found["cpu_s"]
