@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -37,7 +36,7 @@ MODEL, SLOTS, CONTEXT = "bench", 8, 256
 SETTINGS = EngineSettings(context_length=CONTEXT, slots=SLOTS)
 _RUN = (
     "import sys; from load.benchmarks.prompt_batches import answer; "
-    "answer(sys.argv[1], int(sys.argv[2]), 'killed', int(sys.argv[3]))"
+    "answer(sys.argv[1], int(sys.argv[2]), 'killed', int(sys.argv[3]), shard_rows=int(sys.argv[4]))"
 )
 
 
@@ -85,11 +84,18 @@ async def _ask(process: EngineProcess, slots: asyncio.Semaphore, number: int, to
                 await process.ready(300)
 
 
-def answer(store_url: str, version: int, output: str, threads: int) -> tuple[int, float]:
+def answer(
+    store_url: str, version: int, output: str, threads: int, *, shard_rows: int | None = None
+) -> tuple[int, float]:
     """Answer a version of the table of prompts; returns the tokens in the output, and the seconds that it took."""
     with use_context(Context(store=open_store(store_url), store_url=store_url)) as context:
         done = predict_batch(
-            MODEL, TableSnapshot(name="prompts", version=version), version=1, output=output, threads=threads
+            MODEL,
+            TableSnapshot(name="prompts", version=version),
+            version=1,
+            output=output,
+            threads=threads,
+            shard_rows=shard_rows,
         )
         made = Table(context.store, output).read(columns=["answer_tokens"])["answer_tokens"].to_numpy().sum()
     return int(made), done.seconds
@@ -102,13 +108,16 @@ def kill_and_count(store_url: str, version: int, prompts: int, kills: int, threa
     def written() -> int:
         return table.read(columns=["row"]).num_rows if table.exists() else 0
 
-    line = [sys.executable, "-c", _RUN, store_url, str(version), str(threads)]
+    shard_rows = max(1, prompts // (8 * (kills + 2)))
+    line = [sys.executable, "-c", _RUN, store_url, str(version), str(threads), str(shard_rows)]
     at_kills = []
     for number in range(kills):
         run, before, share = subprocess.Popen(line), written(), prompts * (number + 1) // (kills + 2)
         while written() <= max(before, share) and run.poll() is None:
             time.sleep(0.2)
-        os.kill(run.pid, signal.SIGKILL)
+        if run.poll() is not None:
+            raise RuntimeError(f"the run ended before kill {number + 1} of {kills}: give more --prompts")
+        run.kill()
         run.wait()
         at_kills.append(written())
     subprocess.run(line, check=True)
