@@ -1,4 +1,4 @@
-"""Fine-tunes on two workers: of a whole model each, and of a half each."""
+"""Fine-tunes on two workers: of a whole model each, of a half each, and on Ray."""
 
 import os
 import subprocess
@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from functions.training import fine_tune
 from functions.training.loop.process_group import SingleProcess
+from registry import Table
 from tests.functions.training.forked import answers
-from tests.functions.training.test_llm import base
-from tests.functions.training.tuned_worker import SPECS, WORKERS, losses
+from tests.functions.training.test_llm import SMALL, base
+from tests.functions.training.tuned_worker import ADAPTERS, PARAMS, SPECS, WORKERS, losses, rows
 
 transformers = pytest.importorskip("transformers")
 
@@ -41,3 +43,26 @@ def test_two_workers_learn_what_one_does_though_one_has_no_row_to_validate(base,
         for objective, wanted in alone.items():
             for got, epoch in zip(each[objective], wanted, strict=True):
                 assert got == pytest.approx(epoch, abs=1e-4)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_two_workers_of_ray_fine_tune_as_one_does(context, base, shared_ray):
+    shared_ray(2)
+    registry = context.registry()
+    registry.create_model("tiny")
+    registry.create_version("tiny", base, signature=SMALL)
+    snapshot = Table(context.store, "training/sums").overwrite(rows())
+    given = {"length": 32, "lora": ADAPTERS, "params": PARAMS}
+    one = fine_tune("one", "tiny@1", snapshot, **given)
+    two = fine_tune("two", "tiny@1", snapshot, **given, num_workers=2, sharding="shard")
+    assert two.metrics["valid_loss"] == pytest.approx(one.metrics["valid_loss"], abs=1e-4)
+    curves = [
+        {point.step: point.value for point in registry.get_run(each.run_id).series("train_loss")}
+        for each in (one, two)
+    ]
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+    assert "adapter/adapter_model.safetensors" in registry.get_version("two", two.version).files
+    assert list(context.store.list("checkpoints/")) == []
