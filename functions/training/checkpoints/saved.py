@@ -79,17 +79,25 @@ class Checkpoints:
         return f"{self.folder}parts/"
 
     def open(self) -> list[Saved]:
-        """Read which checkpoints count, the newest first, and delete objects that a killed training left beside them."""
-        self._journal = Journal(self.store, f"{self.folder}journal", actor=_ACTOR)
-        last = self._journal.find_last(0)
-        self._next = 0 if last is None else last + 1
-        body = {} if last is None else self._journal.entry(last).body
-        self._kept = [Saved.model_validate(each) for each in body.get("kept", [])]
+        """Read which checkpoints count, the newest first, and delete objects that a killed training left beside them.
+
+        Only before anything is saved: what is being saved no entry names yet.
+        """
+        self._read()
         named = {file for each in self._kept for file in (each.index, *each.files)}
         for key in list(self.store.list(self.parts)):
             if key not in named:
                 self.store.delete(key)
         return self._kept[::-1]
+
+    def _read(self) -> Journal:
+        """Read the journal, which is kept open."""
+        self._journal = journal = Journal(self.store, f"{self.folder}journal", actor=_ACTOR)
+        last = journal.find_last(0)
+        self._next = 0 if last is None else last + 1
+        body = {} if last is None else journal.entry(last).body
+        self._kept = [Saved.model_validate(each) for each in body.get("kept", [])]
+        return journal
 
     def find_index(self, saved: Saved) -> Index | None:
         """Read the index of a checkpoint; None if it is absent or damaged."""
@@ -103,8 +111,7 @@ class Checkpoints:
 
         Raises: Conflict if another process trains this.
         """
-        if self._journal is None:
-            self.open()
+        journal = self._journal or self._read()
         data = index.to_bytes()
         files = tuple(sorted({piece.file for piece in index.pieces.values()}))
         digest = hashlib.sha256(data).hexdigest()
@@ -120,8 +127,7 @@ class Checkpoints:
             each for each in self._kept if each.step < step
         ]  # a training that began again at an earlier one
         kept = self.retention.kept([*before, saved])
-        assert self._journal is not None  # noqa: S101 - opened above
-        self._journal.append({"kept": [each.model_dump(mode="json") for each in kept]}, at=self._next)
+        journal.append({"kept": [each.model_dump(mode="json") for each in kept]}, at=self._next)
         dropped = [each for each in self._kept if each not in kept]
         self._next, self._kept = self._next + 1, kept
         for each in dropped:

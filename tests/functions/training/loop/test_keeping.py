@@ -9,7 +9,9 @@ from contextlib import suppress
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import Metadata
 
+from functions.training.checkpoints.index import Index, Piece, digests_of
 from functions.training.checkpoints.saved import Checkpoints, Retention
 from functions.training.loop.keeping import Keeper, Resting
 from functions.training.loop.process_group import SingleProcess
@@ -141,3 +143,13 @@ def test_workers_killed_at_any_step_learn_as_if_they_had_not_been(context, tmp_p
     # an interval, and the steps that were taken while the last checkpoint was being written, which are no more
     assert max(repeated) <= 2 * INTERVAL
     assert len(repeated) >= kills
+
+
+def test_a_first_checkpoint_counts_though_nobody_has_opened_the_folder(context):
+    checkpoints = Checkpoints(context.store, "checkpoints/late/")
+    file = f"{checkpoints.parts}rank-0"
+    context.store.put(file, b"weights")
+    piece = Piece(file, 0, 7, digests_of(memoryview(b"weights")))
+    checkpoints.commit(1, 0.5, Index(Metadata({}), {("w", (0,)): piece}))
+    assert context.store.get(file) == b"weights"
+    assert [saved.step for saved, _ in Checkpoints(context.store, "checkpoints/late/").find_latest()] == [1]
