@@ -13,6 +13,7 @@ PLATFORM = (
     "functions.features.jobs",
     "functions.generative.jobs",
     "functions.maintenance.compaction",
+    "functions.maintenance.costs",
     "functions.maintenance.erasure.jobs",
     "functions.maintenance.features",
     "functions.maintenance.history",

@@ -38,7 +38,7 @@ def test_an_entry_is_refused(store: ObjectStore):
     ):
         Registry(store, actor="bob").get_model("price")
     with pytest.raises(NewerFormat):
-        registry.as_actor("bob").create_model("price")
+        Registry(store, actor="bob").create_model("price")
     assert any("upgrade this process" in finding for finding in audit(store).findings)
 
 

@@ -1,8 +1,13 @@
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import ray.cloudpickle
 
+import functions
 from functions import function
 from functions.runtime import catalog
 from functions.runtime.errors import UnknownFunction
@@ -16,6 +21,19 @@ def test_every_function_of_the_platform_can_be_called_by_json() -> None:
         assert json.dumps(each.output_schema)
         assert each.doc, f"{each.name} says nothing of itself"
         assert catalog.get(each.reference) is each
+
+
+def test_every_module_that_declares_a_function_is_found() -> None:
+    """A schedule of one that is not never fires."""
+    script = "import sys; from functions.runtime import catalog; catalog.discover(); print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    root = Path(functions.__file__).parent
+    declaring = [
+        each for each in root.rglob("*.py") if re.search(r"^@function\b", each.read_text(), re.MULTILINE)
+    ]
+    names = [".".join(each.relative_to(root.parent).with_suffix("").parts) for each in declaring]
+    assert len(names) > 20
+    assert {name.removesuffix(".__init__") for name in names} <= {*found.stdout.split()}
 
 
 def test_a_name_that_two_modules_declare_is_refused_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:

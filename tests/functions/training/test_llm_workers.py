@@ -32,7 +32,7 @@ def start(*args: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+@pytest.mark.parametrize("sharding", ["replicate", pytest.param("shard", marks=pytest.mark.proof)])
 def test_two_workers_learn_what_one_does_though_one_has_no_row_to_validate(base, tmp_path, sharding):
     alone = {objective: losses(base, objective, SingleProcess()) for objective in SPECS}
     done = start(tmp_path, base, sharding)

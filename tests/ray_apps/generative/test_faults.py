@@ -106,6 +106,7 @@ def test_a_version_of_spoilt_weights_is_never_served_and_the_champion_goes_on(
     refused(faulty, made.version)
 
 
+@pytest.mark.proof
 @pytest.mark.skipif(
     not OVERCOMMIT.exists() or OVERCOMMIT.read_text().strip() != "0",
     reason="more memory is promised here than there is",
