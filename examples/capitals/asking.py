@@ -96,15 +96,15 @@ class Door:
 
 @dataclass
 class Tally:
-    """Scores of the answers so far, by arm."""
+    """Scores of the answers so far, by arm or another key."""
 
     scores: dict[str, list[float]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
 
-    def add(self, answer: Answer) -> None:
-        """Count an answer for the arm that gave it."""
-        self.scores.setdefault(answer.arm, []).append(answer.score)
-        self.versions[answer.arm] = answer.version
+    def add(self, answer: Answer, *, key: str | None = None) -> None:
+        """Count an answer for the arm that gave it, or for `key`."""
+        self.scores.setdefault(key or answer.arm, []).append(answer.score)
+        self.versions[key or answer.arm] = answer.version
 
     def text(self) -> str:
         """Share of right answers of each arm, in words."""

@@ -6,7 +6,7 @@ from typing import Final
 
 import pyarrow as pa
 
-__all__ = ["CAPITALS", "evaluation_rows", "question"]
+__all__ = ["CAPITALS", "evaluation_rows", "judged_countries", "learnt_countries", "question"]
 
 _TEXT: Final = """
 France Paris|Italy Rome|Spain Madrid|Germany Berlin|Japan Tokyo|Egypt Cairo|Russia Moscow|Greece Athens|Austria Vienna
@@ -42,9 +42,19 @@ def question(country: str, way: int = 0) -> str:
     return _WAYS[way % len(_WAYS)].format(country)
 
 
+def judged_countries() -> list[str]:
+    """List the countries of the evaluation set."""
+    return list(CAPITALS)[:_JUDGED]
+
+
+def learnt_countries() -> list[str]:
+    """List the countries that a fine-tune learns: those that are not in the evaluation set."""
+    return list(CAPITALS)[_JUDGED:]
+
+
 def evaluation_rows() -> pa.Table:
     """Build the evaluation set: a question about each of the first countries, with the city that is expected."""
-    judged = list(CAPITALS)[:_JUDGED]
+    judged = judged_countries()
     return pa.table(
         {"prompt": [question(each) for each in judged], "expected": [CAPITALS[each] for each in judged]}
     )

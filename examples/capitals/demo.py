@@ -1,4 +1,4 @@
-"""A language model that is served, its prompt judged, A/B-tested and promoted, and a worse one blocked.
+"""A language model that is served, its prompt judged, A/B-tested and promoted, a worse one blocked, and a fine-tune beside it.
 
 python -m examples.capitals    (or `make demo-llm`; the report is .toque/capitals/report.md)
 
@@ -15,9 +15,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from examples.capitals.asking import Door, ab_test
-from examples.capitals.data import CAPITALS, evaluation_rows
+from examples.capitals.asking import Door, Tally, ab_test
+from examples.capitals.data import CAPITALS, evaluation_rows, judged_countries
 from examples.capitals.steps import EVALUATION, GOOD, PLAIN, POLICY, WORSE, weights
+from examples.capitals.tuning import served_fine_tune, tuned
 from functions.evaluation import GateResult
 from functions.evaluation.language.jobs import evaluate_answers
 from functions.generative import EngineSettings, difference, register_generative
@@ -27,6 +28,9 @@ from registry import Access, Refused, Registry, Table, TableSnapshot, open_store
 __all__ = ["main"]
 
 MODEL, CHALLENGER = "capitals", "challenger"
+ADAPTED, ADAPTER = "capitals-adapted", "adapter"
+_ASKED = 20
+"""Questions of the evaluation set that the fine-tune and its base are both asked."""
 
 
 @dataclass
@@ -81,6 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         door = stack.enter_context(Door.open(url, token, home / "door.log", given.threads))
         better_prompt(demo, door)
         worse_prompt(demo)
+        fine_tune_beside(demo, door)
         report = write_report(demo, home)
     demo.tell(f"done; report: {report}")
     return 0
@@ -121,10 +126,32 @@ def worse_prompt(demo: Demo) -> None:
     raise SystemExit(f"{MODEL}@{version} was promoted, though it is worse")
 
 
+def fine_tune_beside(demo: Demo, door: Door) -> None:
+    """Fine-tune the weights by adapters for a few steps, and serve the adapter beside the base: both have the plain prompt."""
+    found = tuned(demo.registry, weights())
+    demo.tell(
+        f"fine-tuned by LoRA in {found.seconds:.0f} s: {found.metrics['valid_loss']:.2f} nats a token held out"
+    )
+    settings = EngineSettings(context_length=512, slots=4)
+    register_generative(demo.registry, ADAPTED, weights=weights(), settings=settings, prompt=PLAIN)
+    demo.registry.promote(ADAPTED, 1)
+    version = served_fine_tune(ADAPTED, 1, found).version
+    demo.registry.set_traffic(ADAPTED, {ADAPTER: (version, 0.5)}, reason="the fine-tune beside its base")
+    door.wait_for(ADAPTED, ADAPTER)
+    tally = Tally()
+    for country in judged_countries()[:_ASKED]:
+        for number in (1, version):
+            tally.add(door.ask(f"{ADAPTED}@{number}", country), key=f"{ADAPTED}@{number}")
+    demo.tell(f"{ADAPTED}@{version}, an adapter of {ADAPTED}@1, served side by side with it: {tally.text()}")
+    base, adapter = (sum(tally.scores[f"{ADAPTED}@{number}"]) for number in (1, version))
+    if adapter <= base:
+        raise SystemExit("the fine-tune answers no better than its base, on questions that it never learnt")
+
+
 def write_report(demo: Demo, home: Path) -> Path:
     """Write what happened, the difference of the prompts, and the cards of all versions."""
-    versions = demo.registry.list_versions(MODEL)
-    cards = [demo.registry.card(MODEL, each.version) for each in versions]
+    versions = [each for model in (MODEL, ADAPTED) for each in demo.registry.list_versions(model)]
+    cards = [demo.registry.card(each.model, each.version) for each in versions]
     prompts = f"```diff\n{difference(GOOD, WORSE, names=('the champion', 'the worse prompt'))}\n```"
     parts = [
         "# Capitals: prompts of a language model, judged and tested",

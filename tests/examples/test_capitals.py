@@ -59,7 +59,7 @@ def test_the_demo_promotes_the_better_prompt_and_blocks_the_worse(tmp_path: Path
         "capitals@2 promoted",
         "capitals@3 is blocked",
         "not promoted",
-        "capitals@4",
+        "capitals-adapted@2",
         "served side by side",
     ):
         assert said in report
