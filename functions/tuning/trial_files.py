@@ -77,6 +77,7 @@ class TrialFiles:
 
 
 def _parsed(payload: bytes) -> Snapshot:
+    """Read a trial's file; safetensors holds numbers alone, so that nothing in it can run."""
     length = int.from_bytes(payload[:_HEADER_BYTES], "little")
     header = json.loads(payload[_HEADER_BYTES : _HEADER_BYTES + length])
     return Snapshot(safetensors.torch.load(payload), json.loads(header["__metadata__"]["facts"]))

@@ -104,7 +104,10 @@ class GenerativeDoor(Endpoint):
         try:
             return await asyncio.shield(found)
         except Exception:
-            self._workspaces.pop(workspace, None)
+            if (
+                self._workspaces.get(workspace) is found
+            ):  # not the next try, which another caller has begun since
+                del self._workspaces[workspace]
             raise
 
     async def _describe(self, request: Request, admitted: Admitted) -> Answer:

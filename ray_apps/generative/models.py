@@ -30,7 +30,8 @@ class GenerativeModels:
         try:
             return await asyncio.shield(opening)
         except Exception:
-            self._opened.pop(model, None)
+            if self._opened.get(model) is opening:  # not the next try, which another caller has begun since
+                del self._opened[model]
             raise
 
     def list(self) -> dict[str, datetime]:

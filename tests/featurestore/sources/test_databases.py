@@ -17,6 +17,7 @@ from featurestore.sources import BatchSource, IcebergRows, SourceTable, SqlTable
 from registry import ObjectStore, open_store
 from tests.featurestore.conftest import NOW
 from tests.featurestore.sources.postgres import PostgresServer, postgres_folder
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -97,8 +98,7 @@ def test_each_row_is_loaded_once_from_a_server_that_is_killed_under_load(
         """Kill the server twice, each time after some more rows, and start it again."""
         for _ in range(2):
             grown = len(written) + 20
-            while len(written) < grown:
-                time.sleep(0.005)
+            until(lambda: len(written) >= grown)  # noqa: B023 - it waits here
             postgres.kill()
             postgres.start()
         done.set()
