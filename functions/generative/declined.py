@@ -1,14 +1,16 @@
 """Recognises answers by which a language model declines to answer: "I'm sorry, but I can't help with that."
 
-A heuristic over the first words of an answer, in English alone. It is made for comparisons of two versions on the same traffic, where
-what it overlooks or mistakes weighs on both alike; it is no filter.
+A heuristic over the first words of an answer: in English, and by the patterns that a model's policy adds. It is made for comparisons of
+two versions on the same traffic, where what it overlooks or mistakes weighs on both alike; it is no filter.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
+
+from registry.text_patterns import count_matches
 
 __all__ = ["declines"]
 
@@ -31,15 +33,16 @@ _DECLINING: Final = re.compile(
 _FILTERED: Final = "content_filter"
 
 
-def declines(message: Mapping[str, Any], finish_reason: str = "") -> bool:
+def declines(message: Mapping[str, Any], finish_reason: str = "", also: Sequence[str] = ()) -> bool:
     """Whether a message of the assistant declines to answer; an engine that says so itself is believed.
 
-    message: as of OpenAI's API. A call of a tool is an answer, whatever is said beside it.
+    message: as of OpenAI's API. A call of a tool is an answer, whatever is said beside it. also: patterns of RE2 beside the English
+    ones, as `ModelPolicy.declining` has them.
     """
     if message.get("refusal") or finish_reason == _FILTERED:
         return True
     content = message.get("content")
     if message.get("tool_calls") or not isinstance(content, str):
         return False
-    begin = content[:_READ].lower().replace("’", "'")
-    return _DECLINING.search(begin) is not None
+    begin = content[:_READ].replace("’", "'")
+    return _DECLINING.search(begin.lower()) is not None or any(count_matches(each, begin) for each in also)

@@ -269,10 +269,11 @@ class Generator:
         if series is None:
             series = TokenSeries(self._workspace, call.ask.model, call.number, call.arm)
             self._series[call.number, call.arm] = series
-        series.count(answer)
+        declined = answer.declines(self._declining())
+        series.count(answer, declined=declined)
         series.found(call.findings)
         call.heard(answer)
-        judged = live_outputs(answer, embeds=call.ask.kind == EMBEDDING)
+        judged = live_outputs(answer, embeds=call.ask.kind == EMBEDDING, declined=declined)
         self._live.answered(call, judged, latency_ms=call.first_token_ms)
         call.is_counted = True
         if call.ask.selector is None and is_shadowed(call.arm) and answer.prompt_tokens:
@@ -291,8 +292,15 @@ class Generator:
             except (ApiRefusal, EngineDown):  # it refuses the request or its variables, or goes just now
                 self.shadows.failed += 1
                 continue
-            at_us = time.time_ns() // 1_000
-            self.shadows.offer(ShadowAsk(shadow, lease, ask, body, call.id, call.unit, at_us, call.traffic))
+            at_us, declining = time.time_ns() // 1_000, self._declining()
+            self.shadows.offer(
+                ShadowAsk(shadow, lease, ask, body, call.id, call.unit, at_us, call.traffic, declining)
+            )
+
+    def _declining(self) -> tuple[str, ...]:
+        """Patterns of the model's policy as it is now, by which an answer of any version declines."""
+        view = self.follower.view
+        return () if view is None else view.policy.declining
 
     def _failed(self, call: Call, error: BaseException) -> None:
         """Log and count a request that was not answered, once."""

@@ -49,9 +49,9 @@ def embedding_tensors(data: Sequence[dict[str, Any]], prompt_tokens: int) -> dic
     }
 
 
-def live_outputs(answer: AnswerRecord, *, embeds: bool) -> dict[str, Array]:
-    """What the live counts judge of an answer: no finite number where it is of no use, empty or declining. embeds: it has vectors."""
-    usable = embeds or not (answer.is_empty or answer.declines)
+def live_outputs(answer: AnswerRecord, *, embeds: bool, declined: bool) -> dict[str, Array]:
+    """What the live counts judge of an answer: no finite number where it is of no use, empty or declined. embeds: it has vectors."""
+    usable = embeds or not (answer.is_empty or declined)
     return {"usable": np.array([1.0 if usable else np.nan])}
 
 

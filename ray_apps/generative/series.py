@@ -38,7 +38,7 @@ BETWEEN_TOKENS = Histogram(
 )
 DECLINED = Counter(
     "toque_generative_declined_answers",
-    "Answers by which the model declined to answer, as far as their first words say so in English.",
+    "Answers by which the model declined to answer, as far as their first words say so, in English or by the model's policy.",
     _ARM,
 )
 GUARDRAILS = Counter(
@@ -69,12 +69,12 @@ class TokenSeries:
         self._between = Durations(BETWEEN_TOKENS.labels(*labels))
         flush_regularly(self)
 
-    def count(self, answer: AnswerRecord) -> None:
-        """Count the tokens and times of an answer."""
+    def count(self, answer: AnswerRecord, *, declined: bool) -> None:
+        """Count the tokens and times of an answer, and whether the model declined to give one."""
         self.prompt += answer.prompt_tokens
         self.cached += answer.cached_tokens
         self.completion += answer.completion_tokens
-        self.declined += answer.declines
+        self.declined += declined
         if not math.isnan(answer.first_token_s):
             self._first.observe(answer.first_token_s)
         if answer.between_tokens_s > 0:

@@ -33,7 +33,10 @@ _log = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class ShadowAsk:
-    """A request that was answered, to be answered by a shadow too; body: as the shadow's prompt makes it."""
+    """A request that was answered, to be answered by a shadow too.
+
+    body: as the shadow's prompt makes it. declining: patterns of the model's policy.
+    """
 
     version: GenerativeVersion
     lease: Lease
@@ -43,6 +46,7 @@ class ShadowAsk:
     unit: str | None
     at_us: int
     traffic: Traffic | None
+    declining: tuple[str, ...] = ()
 
 
 class GenerativeShadows:
@@ -110,7 +114,8 @@ class GenerativeShadows:
             id=job.id, version=job.version.version, arm=SHADOW, shadow=True, unit=job.unit, at_us=job.at_us,
             latency_ms=elapsed_s * 1e3, rows=1, inputs=request_tensors(job.ask), outputs=outputs | finding_tensors(found), in_view=IN_VIEW,
         )  # fmt: skip
-        self._live.scored(job, SHADOW, live_outputs(answer, embeds=False))
+        judged = live_outputs(answer, embeds=False, declined=answer.declines(job.declining))
+        self._live.scored(job, SHADOW, judged)
 
     def _fail(self, job: ShadowAsk, error: Exception, latency_ms: float) -> None:
         if self.failed % 1_000 == 0:

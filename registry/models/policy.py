@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from registry.access.signing import canonical
 from registry.names import check_name
+from registry.text_patterns import check_pattern
 
 
 class GateData(BaseModel):
@@ -79,7 +80,9 @@ class ModelPolicy(BaseModel):
     no file of a version is handed out unless such a signature holds. overriders: who may go live against these conditions
     in an emergency (empty: any admin). allow_code: patterns of files that can execute code and are accepted in every version.
     automatic_approval: whether retraining may approve its own challengers; None: people do. trusted_types: classes that a model
-    saved by skops may name beside those that skops knows to be safe, such as "sklearn.tree._tree.Tree".
+    saved by skops may name beside those that skops knows to be safe, such as "sklearn.tree._tree.Tree". declining: regular
+    expressions of RE2 by which an answer of a language model declines to answer, beside the English ones that the door knows;
+    those of the policy, as they count for all versions alike.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,11 +97,17 @@ class ModelPolicy(BaseModel):
     allow_code: tuple[str, ...] = ()
     automatic_approval: AutomaticApproval | None = None
     trusted_types: frozenset[str] = frozenset()
+    declining: tuple[str, ...] = Field(default=(), max_length=100)
 
     @field_validator("signers")
     @classmethod
     def _keys(cls, signers: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(canonical(key) for key in signers)
+
+    @field_validator("declining")
+    @classmethod
+    def _patterns(cls, declining: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_pattern(each, field="declining") for each in declining)
 
     @field_validator("gates")
     @classmethod

@@ -6,13 +6,12 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any, Final, Literal, Self
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.generative.guardrails.injection import injection_families
 from functions.generative.guardrails.personal_data import KINDS, PersonalData, mask, spans
 from functions.generative.guardrails.schema import check_schema, fits_schema
+from registry.text_patterns import check_pattern, count_matches, replace_matches
 
 __all__ = ["Guardrail", "plain"]
 
@@ -67,7 +66,7 @@ class Guardrail(BaseModel):
                 f"action='redact' with kind={self.kind!r}: only {sorted(_MASKING)} know what to mask"
             )
         for pattern in self.patterns:
-            _check_pattern(pattern)
+            check_pattern(pattern, field="patterns")
         if self.json_schema is not None:
             check_schema(self.json_schema)
         return self
@@ -87,9 +86,7 @@ class Guardrail(BaseModel):
             return mask(text, spans(text, self.data))
         if self.kind == "deny":
             for pattern in self.patterns:
-                text = pc.replace_substring_regex(
-                    pa.array([text]), pattern=_any_case(pattern), replacement=_REMOVED
-                )[0].as_py()
+                text = replace_matches(pattern, text, _REMOVED)
         return text
 
 
@@ -100,24 +97,6 @@ def plain(text: str) -> str:
     return "".join(each for each in unicodedata.normalize("NFKC", text) if unicodedata.category(each) != "Cf")
 
 
-def _any_case(pattern: str) -> str:
-    return f"(?i:{pattern})"
-
-
-def _matches(pattern: str, text: str) -> int:
-    found: int = pc.count_substring_regex(pa.array([text]), pattern=_any_case(pattern))[0].as_py()
-    return found
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        matches_nothing = pc.match_substring_regex(pa.array([""]), pattern=_any_case(pattern))[0].as_py()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"patterns: {pattern!r:.80} is no regular expression of RE2: {error}") from error
-    if matches_nothing:
-        raise ValueError(f"patterns: {pattern!r:.80} matches every text; leave out what may be empty")
-
-
 def _find_injection(rule: Guardrail, text: str) -> int:
     found = len(injection_families(text))
     return found if found >= rule.threshold else 0
@@ -126,8 +105,8 @@ def _find_injection(rule: Guardrail, text: str) -> int:
 _FINDERS: Final[dict[str, Callable[[Guardrail, str], int]]] = {
     "length": lambda rule, text: int(len(text) > (rule.max_length or 0)),
     "personal_data": lambda rule, text: len(spans(text, rule.data)),
-    "deny": lambda rule, text: sum(_matches(each, text) for each in rule.patterns),
-    "allow": lambda rule, text: int(not any(_matches(each, text) for each in rule.patterns)),
+    "deny": lambda rule, text: sum(count_matches(each, text) for each in rule.patterns),
+    "allow": lambda rule, text: int(not any(count_matches(each, text) for each in rule.patterns)),
     "json_schema": lambda rule, text: int(not fits_schema(text, rule.json_schema or {})),
     "injection": _find_injection,
 }

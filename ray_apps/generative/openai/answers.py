@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -42,10 +42,9 @@ class AnswerRecord:
         """Whether the message says nothing and calls nothing."""
         return not any(self.message.get(name) for name in _FIRST_PIECE)
 
-    @property
-    def declines(self) -> bool:
-        """Whether the model declined to answer."""
-        return declines(self.message, self.finish_reason)
+    def declines(self, also: Sequence[str] = ()) -> bool:
+        """Whether the model declined to answer. also: patterns of its policy."""
+        return declines(self.message, self.finish_reason, also)
 
     def count(self, usage: Mapping[str, Any]) -> None:
         """Take the numbers of tokens from an engine's usage."""

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from functions.generative import declines
+from registry import ModelPolicy
 
 DECLINING = [
     "I'm sorry, but I can't help with that.",
@@ -38,6 +39,22 @@ def test_an_answer_that_declines_is_seen(text: str):
 @pytest.mark.parametrize("text", ANSWERING)
 def test_an_answer_that_does_not_is_left(text: str):
     assert not declines({"role": "assistant", "content": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Es tut mir leid, dabei kann ich nicht helfen.", True),
+        ("JE NE PEUX PAS répondre à cela.", True),
+        ("Je l’ignore.", True),
+        ("I can't help with that.", True),
+        ("Rom ist die Hauptstadt.", False),
+        ("Rom ist die Hauptstadt. " * 20 + "Es tut mir leid, mehr weiß ich nicht.", False),
+    ],
+)
+def test_patterns_of_a_policy_stand_beside_the_english_ones(text: str, *, found: bool):
+    also = ModelPolicy(declining=("^es tut mir leid", r"\bje (ne peux pas|l'ignore)")).declining
+    assert declines({"role": "assistant", "content": text}, also=also) is found
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def whole(**message: Any) -> AnswerRecord:
 def test_versions_are_compared_by_their_first_token_and_failures_by_the_whole():
     tally = Counts()
     counter = LiveCounter(tally)
-    usable = live_outputs(whole(content="Rome"), embeds=False)
+    usable = live_outputs(whole(content="Rome"), embeds=False, declined=False)
     counter.answered(Asked(), usable, latency_ms=120.0)
     counter.answered(Asked(), usable)
     counter.failed(Asked(), 499, latency_ms=120.0)
@@ -83,8 +83,8 @@ def test_versions_are_compared_by_their_first_token_and_failures_by_the_whole():
     ],
 )
 def test_an_answer_that_is_empty_or_declines_is_of_no_use(answer: AnswerRecord, *, usable: bool):
-    assert is_usable(live_outputs(answer, embeds=False)["usable"]) is usable
-    assert is_usable(live_outputs(AnswerRecord(), embeds=True)["usable"])
+    assert is_usable(live_outputs(answer, embeds=False, declined=answer.declines())["usable"]) is usable
+    assert is_usable(live_outputs(AnswerRecord(), embeds=True, declined=False)["usable"])
 
 
 def test_an_answer_of_one_token_is_an_answer_in_the_log():

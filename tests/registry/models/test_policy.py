@@ -211,3 +211,17 @@ def test_a_policy_names_each_gate_once_and_has_a_digest_that_ignores_order():
         "gates": [STRICT.model_dump(mode="json", exclude_defaults=True)],
     }
     assert ModelPolicy(approvals=1).digest == ModelPolicy().digest != one.digest
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [("(?!a)", "is no regular expression of RE2"), ("a*", "matches every text"), ("(a", "is no regular")],
+)
+def test_a_pattern_of_declining_is_checked_when_it_is_declared(pattern: str, reason: str):
+    with pytest.raises(ValidationError, match=f"declining: .*{reason}"):
+        ModelPolicy(declining=("^je ne peux pas", pattern))
+
+
+def test_a_policy_without_patterns_is_that_of_an_earlier_release():
+    assert "declining" not in ModelPolicy(approvals=2).recorded()
+    assert ModelPolicy(declining=("^no",)).recorded() == {"declining": ["^no"]}
