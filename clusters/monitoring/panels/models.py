@@ -17,6 +17,15 @@ from clusters.monitoring.panels.panel import (
     share,
 )
 
+_NO_LANGUAGE_MODEL: Final = "No language model is served."
+
+
+def _halves(series: str) -> tuple[tuple[str, str], ...]:
+    """Queries of the median and the 99th percentile of a histogram, by arm."""
+    shown = ((0.5, "50 %"), (0.99, "99 %"))
+    return tuple((quantile(q, series, by=ARMS, where=MODEL), f"{ARM} {name}") for q, name in shown)
+
+
 MODELS: Final = Dashboard(
     "model",
     "a model",
@@ -64,16 +73,7 @@ MODELS: Final = Dashboard(
                 Panel(
                     "Latency: half and 99 %",
                     "s",
-                    (
-                        (
-                            quantile(0.5, "toque_predictor_latency_seconds", by=ARMS, where=MODEL),
-                            f"{ARM} 50 %",
-                        ),
-                        (
-                            quantile(0.99, "toque_predictor_latency_seconds", by=ARMS, where=MODEL),
-                            f"{ARM} 99 %",
-                        ),
-                    ),
+                    _halves("toque_predictor_latency_seconds"),
                 ),
                 Panel(
                     "Answers with a value that is no finite number",
@@ -157,6 +157,78 @@ MODELS: Final = Dashboard(
                             "{{model}}",
                         ),
                     ),
+                    may_be_empty=True,
+                ),
+            ),
+        ),
+        (
+            "Language models",
+            (
+                Panel(
+                    "Tokens: of prompts, from the cache, of answers",
+                    "cps",
+                    (
+                        (
+                            rate("toque_generative_tokens_total", by="model, kind", where=MODEL),
+                            "{{model}} {{kind}}",
+                        ),
+                    ),
+                    _NO_LANGUAGE_MODEL,
+                    may_be_empty=True,
+                ),
+                Panel(
+                    "First token: half and 99 %",
+                    "s",
+                    _halves("toque_generative_first_token_seconds"),
+                    _NO_LANGUAGE_MODEL,
+                    may_be_empty=True,
+                ),
+                Panel(
+                    "Between two tokens: half and 99 %",
+                    "s",
+                    _halves("toque_generative_between_tokens_seconds"),
+                    _NO_LANGUAGE_MODEL,
+                    may_be_empty=True,
+                ),
+                Panel(
+                    "Share of requests whose answer declines",
+                    "percentunit",
+                    (
+                        (
+                            share(
+                                rate("toque_generative_declined_answers_total", by=ARMS, where=MODEL),
+                                rate("toque_predictor_requests_total", by=ARMS, where=MODEL),
+                            ),
+                            ARM,
+                        ),
+                    ),
+                    "No language model answers, or nothing was asked.",
+                    may_be_empty=True,
+                ),
+                Panel(
+                    "Requests and answers in which a guardrail found something",
+                    "reqps",
+                    (
+                        (
+                            rate(
+                                "toque_generative_guardrail_findings_total",
+                                by="model, stage, rule, action",
+                                where=MODEL,
+                            ),
+                            "{{model}} {{stage}} {{rule}}: {{action}}",
+                        ),
+                    ),
+                    "No guardrail found anything.",
+                    may_be_empty=True,
+                ),
+                Panel(
+                    "Engines that run, and those started anew in an hour",
+                    "short",
+                    (
+                        ("sum(toque_generative_engines)", "run"),
+                        ("sum(increase(toque_generative_engine_restarts_total[1h]))", "started anew"),
+                    ),
+                    _NO_LANGUAGE_MODEL,
                     may_be_empty=True,
                 ),
             ),
