@@ -101,8 +101,8 @@ test-cluster-short: $(STAMP) ## a short part of it: the platform comes up on thr
 lint: $(STAMP) ## ruff, mypy strict, docstrings, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	nice $(BIN)/mypy # beside the tests, in CI
+	nice $(BIN)/lint-imports
 	$(BIN)/python -m tests.project.docstrings
 
 format: $(STAMP) ## let ruff rewrite the code

@@ -14,6 +14,7 @@ import json
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterable, Mapping
 from importlib.metadata import Distribution, distributions
@@ -56,6 +57,7 @@ def main() -> None:
         installed = {_canonical(one.metadata["Name"]): one for one in distributions()}
         kept = needed(installed, extras.split(",")) - ({"triton"} if build else set())
         _pip("uninstall", "--yes", *sorted(installed.keys() - kept))
+    _compile()
 
 
 def needed(installed: Mapping[str, Distribution], extras: Iterable[str]) -> set[str]:
@@ -108,7 +110,16 @@ def offered_build(version: str) -> str | None:
 
 
 def _install(*arguments: str) -> None:
-    _pip("install", "--quiet", "--disable-pip-version-check", *arguments)
+    _pip("install", "--quiet", "--disable-pip-version-check", "--no-compile", *arguments)
+
+
+def _compile() -> None:
+    """Compile what is installed, on all cores: pip does it on one, for more than a minute."""
+    folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    command = [sys.executable, "-W", "ignore", "-m", "compileall", "-qq", "-j", "0", *folders]
+    subprocess.run(
+        command, check=False
+    )  # files that are not of this Python's version fail, and nothing imports them
 
 
 def _pip(*arguments: str) -> str:
