@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -120,13 +119,19 @@ def wait_ended(running: RunningPlatform) -> None:
 
     Raises: StartFailed with the end of its output.
     """
-    process = _starters[running.sessions["ray"].leader]
-    deadline = time.monotonic() + running.settings.start_timeout_s
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    if process.returncode != 0:
-        log_end = (running.run_folder / _LOG).read_text(errors="replace").splitlines()[-25:]
-        raise StartFailed("Ray's head did not start:\n" + "\n".join(log_end))
+    process, limit_s = _starters[running.sessions["ray"].leader], running.settings.start_timeout_s
+    try:
+        code = process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        fault = (
+            f"takes longer than {limit_s:g} s; on a slow machine raise start_timeout_s in the cluster file"
+        )
+    else:
+        if code == 0:
+            return
+        fault = f"ended with status {code}"
+    log_end = (running.run_folder / _LOG).read_text(errors="replace").splitlines()[-25:]
+    raise StartFailed(f"Ray's head did not start: `ray start` {fault}\n" + "\n".join(log_end))
 
 
 _starters: dict[int, subprocess.Popen[bytes]] = {}  # kept to reap each ended `ray start`
