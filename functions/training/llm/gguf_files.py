@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 
 from functions.training.errors import TrainingDataError
-from functions.training.llm.network import weight_files
+from functions.training.llm.weight_files import WeightFile, weight_files
 
 __all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "write_adapter", "write_weights"]
 
@@ -162,10 +162,9 @@ def _kept_type(tensor: Any) -> Any:
     return Kind.Q8_0 if int(tensor.shape[0]) % _BLOCK == 0 else Kind.F16
 
 
-def _read(name: str, file: Path) -> Weights:
-    with safe_open(file, framework="pt") as opened:
-        weight: Weights = opened.get_tensor(name).float().numpy()
-        return weight
+def _read(name: str, file: WeightFile) -> Weights:
+    weight: Weights = file.whole(name).float().numpy()
+    return weight
 
 
 def _finish(writer: Any) -> None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from functions.model_formats.text_classifier import fields_of
 from functions.training.errors import TrainingDataError
 from functions.training.llm.tuner import Lora
+from functions.training.llm.weight_files import WeightFile, weight_files
 from functions.training.loop.first_weights import Initialised, Rows, reset, without_weights
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _ADAPTED = (
     "base_model.model.",
     "base_layer.",
@@ -81,33 +79,14 @@ class Pretrained:
         found = next((each for each in (name, name.removeprefix(body)) if each in self._files), None)
         if found is None or self.head is None or not self.head.may_begin(name):
             return found
-        with safe_open(self._files[found], framework="pt") as file:
-            return found if file.get_slice(found).get_shape() == [*shape] else None
+        return found if self._files[found].shape(found) == [*shape] else None
 
     @cached_property
-    def _files(self) -> dict[str, Path]:
+    def _files(self) -> dict[str, WeightFile]:
         return weight_files(self.folder)
 
     def _reader(self, name: str) -> Rows:
-        def read(rows: range) -> Tensor:
-            with safe_open(self._files[name], framework="pt") as file:
-                part: Tensor = file.get_slice(name)[rows.start : rows.stop]
-                return part
-
-        return read
-
-
-def weight_files(folder: Path) -> dict[str, Path]:
-    """Find the safetensors file of each weight in a Hugging Face folder, by name. Raises: TrainingDataError."""
-    index = folder / _INDEX
-    if index.exists():
-        names = json.loads(index.read_text())["weight_map"]
-        return {name: folder / file for name, file in names.items()}
-    single = folder / _SINGLE
-    if not single.exists():
-        raise TrainingDataError(f"the base has neither {_SINGLE} nor {_INDEX}: give a Hugging Face folder")
-    with safe_open(single, framework="pt") as file:
-        return dict.fromkeys(file.keys(), single)
+        return partial(self._files[name].rows, name)
 
 
 def new_network(folder: Path, lora: Lora | None) -> nn.Module:

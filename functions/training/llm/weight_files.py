@@ -1,0 +1,94 @@
+"""Weights of a Hugging Face folder, read by rows from its safetensors.
+
+`safetensors.safe_open` maps a whole file as private memory that may be written. None of it is touched, but all of it counts where
+memory is limited by what a process may ask for (`RLIMIT_DATA`, `vm.overcommit_memory=2`): a worker that could hold its shard
+would need room for the file. Here the rows that are asked for are read, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from functions.training.errors import TrainingDataError
+
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_LENGTH_BYTES = 8  # of the header's length, little-endian, with which a file begins
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of safetensors, whose header is read once."""
+
+    path: Path
+
+    def shape(self, name: str) -> list[int]:
+        """Whole shape of a weight."""
+        return [*self._header[name]["shape"]]
+
+    def names(self) -> list[str]:
+        """Names of the weights in the file."""
+        return [*self._header]
+
+    def whole(self, name: str) -> Tensor:
+        """Read all rows of a weight. Raises: TrainingDataError."""
+        return self.rows(name, range(next(iter(self.shape(name)), 1)))
+
+    def rows(self, name: str, rows: range) -> Tensor:
+        """Read some rows of a weight, all of one without dimensions. Raises: TrainingDataError."""
+        said, shape = self._header[name], self.shape(name)
+        if said["dtype"] not in _DTYPES:
+            raise TrainingDataError(
+                f"{self.path.name}: weight {name!r} is {said['dtype']}; give a base in {', '.join(_DTYPES)}"
+            )
+        begin, end = said["data_offsets"]
+        size = [len(rows), *shape[1:]] if shape else []
+        part = torch.empty(size, dtype=_DTYPES[said["dtype"]])
+        row_bytes = (end - begin) // shape[0] if shape and shape[0] else 0
+        if part.numel():
+            with self.path.open("rb") as file:
+                file.seek(self._data_at + begin + rows.start * row_bytes)
+                self._fill(file, part, name)
+        return part
+
+    def _fill(self, file: BinaryIO, part: Tensor, name: str) -> None:
+        wanted = memoryview(part.reshape(-1).view(torch.uint8).numpy().data)
+        if (got := file.readinto(wanted)) != len(wanted):  # type: ignore[attr-defined]  # a file on a disk has it
+            raise TrainingDataError(
+                f"{self.path.name} ends {len(wanted) - got} bytes too early, within weight {name!r}: register the base again"
+            )
+
+    @cached_property
+    def _header_bytes(self) -> bytes:
+        with self.path.open("rb") as file:
+            return file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little"))
+
+    @cached_property
+    def _header(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._header_bytes)
+        found.pop("__metadata__", None)
+        return found
+
+    @property
+    def _data_at(self) -> int:
+        return _LENGTH_BYTES + len(self._header_bytes)
+
+
+def weight_files(folder: Path) -> dict[str, WeightFile]:
+    """Find the file of each weight in a Hugging Face folder, by name. Raises: TrainingDataError."""
+    index = folder / _INDEX
+    if index.exists():
+        names: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        files = {file: WeightFile(folder / file) for file in set(names.values())}
+        return {name: files[file] for name, file in names.items()}
+    if not (folder / _SINGLE).exists():
+        raise TrainingDataError(f"the base has neither {_SINGLE} nor {_INDEX}: give a Hugging Face folder")
+    single = WeightFile(folder / _SINGLE)
+    return dict.fromkeys(single.names(), single)
