@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from functions.training.checkpoints.index import BLOCK_BYTES, Index, Piece, digests_of, place
+from functions.training.checkpoints.uploads import upload
 from functions.training.errors import TrainingError
 from registry import ObjectStore
 
@@ -60,7 +61,7 @@ class StoreWriter(StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write the tensors of a plan, one after the other, and upload them as one object, in parts if it is large."""
+        """Write the tensors of a plan, one after the other, and upload them as one object. Raises: RegistryError."""
         done: Future[list[WriteResult]] = Future()
         results: list[WriteResult] = []
         key = f"{self._folder}{uuid.uuid4().hex}.bin"
@@ -72,7 +73,7 @@ class StoreWriter(StorageWriter):
                 results.append(WriteResult(item.index, len(data), piece))
             file.flush()
             if results:
-                self._store.upload(key, Path(file.name))
+                upload(self._store, key, Path(file.name))
         done.set_result(results)
         return done
 

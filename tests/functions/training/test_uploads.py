@@ -1,0 +1,71 @@
+"""Uploads of large parts of a checkpoint through a process of their own."""
+
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from functions.training.checkpoints import uploads
+from functions.training.checkpoints.saved import Checkpoints
+from functions.training.checkpoints.uploads import upload_apart
+from functions.training.loop.keeping import Keeper
+from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.pulse import Cadence
+from functions.training.loop.training_loop import train
+from registry import RegistryError, Unavailable
+from tests.functions.training.recipes import FAST, trainer
+from tests.functions.training.stores import Killed
+from tests.waiting import until
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "part.bin"
+    path.write_bytes(b"weights")
+    return path
+
+
+def test_a_file_arrives_and_errors_are_the_stores_own(context, file):
+    upload_apart(context.store, "checkpoints/one", file)
+    assert context.store.get("checkpoints/one") == b"weights"
+    with pytest.raises(RegistryError) as apart:
+        upload_apart(context.store, "../out", file)
+    with pytest.raises(type(apart.value)) as here:
+        context.store.upload("../out", file)
+    assert str(apart.value) == str(here.value)
+
+
+def test_an_upload_that_is_killed_says_so(file):
+    with pytest.raises(Unavailable, match="checkpoints/one: the process that uploads it ended with code -9"):
+        upload_apart(Killed(), "checkpoints/one", file)
+
+
+def test_an_upload_has_the_lowest_priority_and_ends_with_a_training_that_is_killed(file):
+    training = subprocess.Popen([sys.executable, "-m", "tests.functions.training.stores", str(file)])
+    said = file.with_suffix(".pid")
+    until(said.exists)
+    process, niceness = map(int, said.read_text().split())
+    assert niceness == 19
+    upload = psutil.Process(process)
+    training.kill()
+    training.wait()
+    until(lambda: not upload.is_running() or upload.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_training_whose_parts_go_through_a_process_resumes_from_them(context, monkeypatch):
+    apart = []
+
+    def spy(*given: object):
+        apart.append(given)
+        upload_apart(*given)
+
+    monkeypatch.setattr(uploads, "APART_FROM_BYTES", 0)
+    monkeypatch.setattr(uploads, "upload_apart", spy)
+    params = FAST.model_copy(update={"epochs": 2})
+    undisturbed, checkpoints = trainer(params), Checkpoints.of(context.store, {"apart": 1})
+    train(undisturbed, SingleProcess(), keeper=Keeper(SingleProcess(), checkpoints, Cadence()))
+    resumed = trainer(params)
+    Keeper(SingleProcess(), checkpoints).resume(resumed)
+    assert len(apart) == 2
+    assert [e.valid_loss for e in resumed.epochs] == [e.valid_loss for e in undisturbed.epochs]
