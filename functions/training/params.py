@@ -21,6 +21,7 @@ Task = Literal["binary", "multiclass", "regression"]
 _TASKS: dict[Outcome, Task] = {"binary": "binary", "multiclass": "multiclass", "number": "regression"}
 Precision = Literal["fp32", "bf16"]
 RowsIn = Literal["memory", "disk", "shards"]
+Nonfinite = Literal["stop", "skip"]
 _EPOCHS, _PATIENCE = 6, 3
 CHECKPOINT_S = 600.0  # between checkpoints within an epoch
 # settings of how a step is computed, which do not change its result
@@ -62,6 +63,7 @@ class TabularParams(Trainer):
     optimizer: ClassVar[Named] = ADAMW
     schedule: ClassVar[Named | None] = None
     recompute: ClassVar[bool] = False
+    nonfinite: ClassVar[Nonfinite] = "stop"
     checkpoint_steps: ClassVar[int | None] = None
     checkpoint_s: ClassVar[float | None] = CHECKPOINT_S
 
@@ -139,6 +141,8 @@ class RecipeParams(BaseModel):
     schedule; patience: epochs without a better validation loss before stopping (None: never); clip, precision, accumulate,
     compiled, keep_last, keep_best: as in `TabularParams`; optimizer, schedule: of torch by name, with arguments (schedule None:
     one cycle); recompute: blocks of a `ModuleList` keep no activations and are computed again for their gradients;
+    nonfinite: a step whose gradients are no finite numbers ends the training ("stop") or changes nothing ("skip"; GPUs wait then for
+    the norm of each step's gradients);
     checkpoint_steps, checkpoint_s: steps and seconds between checkpoints within an epoch (None: only after each epoch).
     """
 
@@ -156,6 +160,7 @@ class RecipeParams(BaseModel):
     optimizer: Named = ADAMW
     schedule: Named | None = None
     recompute: bool = False
+    nonfinite: Nonfinite = "stop"
     checkpoint_steps: int | None = Field(default=None, ge=1)
     checkpoint_s: float | None = Field(default=CHECKPOINT_S, gt=0.0)
     keep_last: int = Field(default=2, ge=1)

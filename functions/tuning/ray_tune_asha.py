@@ -11,7 +11,7 @@ from typing import Any
 
 from ray import tune
 
-from functions.training.loop.training_loop import Epoch
+from functions.training.loop.epoch import Epoch
 from functions.training.params import TabularParams
 from functions.tuning.asha import AshaScheduler
 from functions.tuning.epoch_metrics import FINISHED, METRIC, metrics_of

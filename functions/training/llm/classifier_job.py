@@ -24,10 +24,11 @@ from functions.training.llm.classifier import TextClassifier
 from functions.training.llm.job import Tuned, base_folder, learnt_weights
 from functions.training.llm.network import Pretrained, classifier_tokenizer, new_classifier
 from functions.training.loop.distributed import run_workers
+from functions.training.loop.epoch import OnEpoch
 from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup, SingleProcess
 from functions.training.loop.pulse import Notice, cadence_of
-from functions.training.loop.training_loop import OnEpoch, Trainer, train
+from functions.training.loop.training_loop import Trainer, train
 from functions.training.params import weights_depend_on
 from functions.training.request import TrainingRequest, Watch
 from functions.training.splits import held_out_rows

@@ -25,10 +25,11 @@ from functions.training.llm.preferences import Pairs, PreferenceTask, pair_of
 from functions.training.llm.texts import TextTask, packed, tokens_of_chat, tokens_of_text
 from functions.training.llm.tuner import Tuner
 from functions.training.loop.distributed import run_workers
+from functions.training.loop.epoch import OnEpoch
 from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup
 from functions.training.loop.pulse import Notice, cadence_of
-from functions.training.loop.training_loop import OnEpoch, Trainer, train
+from functions.training.loop.training_loop import Trainer, train
 from functions.training.params import weights_depend_on
 from functions.training.request import LOSS, TrainingRequest, Watch
 from functions.training.splits import held_out_rows

@@ -31,12 +31,12 @@ from functions.runtime.run.room import wait_for_room
 from functions.runtime.spans import current_position, run_span
 from functions.training.errors import TrainingError
 from functions.training.loop.cost import ResourceMeter, ResourceUse
+from functions.training.loop.epoch import Epoch, OnEpoch
 from functions.training.loop.interrupts import interruptible
 from functions.training.loop.keeping import Resting
 from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup, SingleProcess
 from functions.training.loop.pulse import Notice
 from functions.training.loop.series import show_epoch
-from functions.training.loop.training_loop import Epoch, OnEpoch
 from functions.training.request import Watch
 from functions.training.workers import Sharding, Workers
 from registry import Run
@@ -153,6 +153,7 @@ def log_epoch(run: Run, watch: Watch | None = None) -> OnEpoch:
                 "epoch_s": epoch.seconds,
                 "rows_per_s": epoch.rows_per_s,
                 "busy": epoch.busy,
+                **({"skipped_steps": float(epoch.skipped)} if epoch.skipped else {}),
                 **{f"{unit}_per_s": rate for unit, rate in epoch.units_per_s.items()},
             },
             step=epoch.number,

@@ -6,7 +6,7 @@ from prometheus_client import Counter, Gauge
 
 from clusters.telemetry.metrics import Bounded
 from functions.runtime.context import context
-from functions.training.loop.training_loop import Epoch
+from functions.training.loop.epoch import Epoch
 
 __all__ = ["show_epoch"]
 

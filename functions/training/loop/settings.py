@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from functions.training.named import Named
-from functions.training.params import Precision
+from functions.training.params import Nonfinite, Precision
 
 
 class Settings(Protocol):
@@ -22,6 +22,10 @@ class Settings(Protocol):
     @property
     def clip(self) -> float | None:
         """Greatest norm of a step's gradients; None for any."""
+
+    @property
+    def nonfinite(self) -> Nonfinite:
+        """What a step does whose gradients are no finite numbers: stop the training, or be skipped."""
 
     @property
     def precision(self) -> Precision:

@@ -6,6 +6,7 @@ each batch, so N workers take the steps that one would take, up to rounding.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 
 from functions.runtime.spans import span
 from functions.training.errors import TrainingDataError, TrainingDiverged
-from functions.training.loop.compiling import Compiled
+from functions.training.loop.compiling import Compiled, recompute_blocks
+from functions.training.loop.epoch import Epoch, OnEpoch, diverged, not_finite
 from functions.training.loop.first_weights import FirstWeights
 from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup, SingleProcess
-from functions.training.loop.recompute import recompute_blocks
 from functions.training.loop.settings import Settings
 from functions.training.loop.task import (
     Batch,
@@ -35,28 +36,11 @@ from functions.training.loop.task import (
 )
 from functions.training.loop.updates import Updates
 
+_logger = logging.getLogger(__name__)
 _RANK_STRIDE = 1_000_003  # so that no two workers share a random stream
 _STEP_STRIDE, _SEEDS = 10_000_019, 1 << 63
+_MOST_SKIPPED = 10  # steps in a row
 _SCORED_STEPS = 8  # batches scored at once: of the default size, few enough rows for the cache of a core
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """Losses and speed of one pass over the training rows; losses a row: nats, or squared deviations for a number.
-
-    units_per_s: speed in the units of a row, such as tokens; busy: share of the time in which no step waited for rows.
-    """
-
-    number: int
-    train_loss: float
-    valid_loss: float
-    seconds: float
-    rows_per_s: float
-    units_per_s: dict[str, float] = field(default_factory=dict)
-    busy: float = 1.0
-
-
-OnEpoch = Callable[[Epoch], None]
 
 
 OnStep = Callable[[], None]
@@ -64,9 +48,10 @@ OnStep = Callable[[], None]
 
 @dataclass(slots=True)
 class _Part:
-    """Steps of an epoch so far. before: sum of the losses of those that a process before this one took; total: of the others."""
+    """Steps of an epoch so far, and how many were skipped. before: sum of the losses of those that a process before this one took; total: of the others."""
 
     steps: int = 0
+    skipped: int = 0
     before: float = 0.0
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
 
@@ -105,9 +90,11 @@ class Trainer:
             )
         self._batch = settings.batch_rows(task.train_rows, workers=self._group.size)
         self._steps = max(1, task.train_rows // self._batch)
-        self._updates = Updates(net, settings, steps=self._steps * self._epochs)
+        self._updates = Updates(
+            net, settings, steps=self._steps * self._epochs, whole=self._group.full_tensor
+        )
         self._best, self._part = _Best(), _Part()
-        self._waited_s = 0.0
+        self._waited_s, self._skipped_in_a_row = 0.0, 0
 
     @property
     def finished(self) -> bool:
@@ -138,7 +125,9 @@ class Trainer:
         seconds = time.perf_counter() - begin
         rate = self.task.train_rows * (1 - first / self._steps) / seconds
         units = {name: count * rate for name, count in self.task.units.items()}
-        epoch = Epoch(len(self.epochs), train_loss, valid_loss, seconds, rate, units, busy)
+        epoch = Epoch(
+            len(self.epochs), train_loss, valid_loss, seconds, rate, units, busy, self._part.skipped
+        )
         if reason := diverged(epoch, self._settings.lr):
             raise TrainingDiverged(reason)
         self.epochs.append(epoch)
@@ -173,8 +162,11 @@ class Trainer:
         """Tensors, and facts that are JSON, that the next steps depend on; their random numbers follow from seed and step.
 
         Every worker has to call it, since the loss of a part of an epoch is summed over all.
+        Raises: TrainingDiverged if that is no finite number, so that no checkpoint of before makes room for such a state.
         """
-        net = self.learnt()
+        net, loss = self.learnt(), self._loss_so_far()
+        if not math.isfinite(loss):
+            raise TrainingDiverged(not_finite("training", len(self.epochs), loss, self._settings.lr))
         state = {f"net.{name}": value for name, value in net.items()}
         for name, value in self._best.state.items():
             whole = self._group.local_part(net[name]) is net[name]
@@ -183,7 +175,8 @@ class Trainer:
         facts = {
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "best": [self._best.loss, self._best.epoch],
-            "part": [self._part.steps * self._batch, self._loss_so_far()],
+            "part": [self._part.steps * self._batch, loss],
+            "skipped": self._part.skipped,
             **self._updates.facts(),
         }
         return state, facts
@@ -222,7 +215,7 @@ class Trainer:
         self._best = _Best(loss, epoch, best)
         self.epochs[:] = [Epoch(**saved) for saved in facts["epochs"]]
         rows, loss = facts["part"]
-        self._part = _Part(min(rows // self._batch, self._steps), loss)
+        self._part = _Part(min(rows // self._batch, self._steps), facts.get("skipped", 0), loss)
         self._updates.resume(self.step, parts["optimizer"], facts)
 
     def _pass_over_training_rows(self, on_step: OnStep | None = None) -> float:
@@ -235,12 +228,28 @@ class Trainer:
             if isinstance(self.task, PrefetchingTask):
                 self.task.prefetch(self._own_rows(order, step + 1))
             torch.manual_seed(stream_of(seed, step, self._group.rank))  # dropout and hidden categories
-            part.total += self._gradients(own)
-            self._updates.apply()
+            loss = self._gradients(own)
+            if self._updates.apply():
+                part.total, self._skipped_in_a_row = part.total + loss, 0
+            else:
+                self._skip(step)
             part.steps += 1
             if on_step is not None and step + 1 < self._steps:
                 on_step()
-        return self._loss_so_far() / self._steps
+        return self._loss_so_far() / max(1, self._steps - part.skipped)
+
+    def _skip(self, step: int) -> None:
+        """Count a step that changed nothing, and say so. Raises: TrainingDiverged if there were too many in a row."""
+        self._part.skipped += 1
+        self._skipped_in_a_row += 1
+        what = f"gradients of step {step} of epoch {len(self.epochs)} are no finite numbers"
+        if self._group.rank == 0:
+            _logger.warning("%s: the step is skipped", what)
+        if self._skipped_in_a_row > _MOST_SKIPPED:
+            raise TrainingDiverged(
+                f"{what}, as those of the {_MOST_SKIPPED} before: training stopped and registered nothing; lower lr (now "
+                f"{self._settings.lr}) or look for extreme values in the features"
+            )
 
     def _loss_so_far(self) -> float:
         """Sum over the steps of this epoch of their mean losses; every worker has to call it."""
@@ -324,17 +333,6 @@ def train(
 def stream_of(seed: int, step: int, rank: int = 0) -> int:
     """Seed of the random numbers that a worker draws in a step of the epoch with this seed."""
     return ((seed + _RANK_STRIDE * (1 + rank)) * _STEP_STRIDE + step) % _SEEDS
-
-
-def diverged(epoch: Epoch, lr: float) -> str:
-    """Say which loss of an epoch is no finite number, and what to do; empty if both are."""
-    for name, loss in (("training", epoch.train_loss), ("validation", epoch.valid_loss)):
-        if not math.isfinite(loss):
-            return (
-                f"the {name} loss of epoch {epoch.number} is {loss}: training stopped and registered nothing; "
-                f"lower lr (now {lr}) or look for extreme values in the features"
-            )
-    return ""
 
 
 def rows_of_worker(rows: range, group: ProcessGroup) -> tuple[Tensor, bool]:

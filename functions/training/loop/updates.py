@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,23 +19,44 @@ _RISE = 0.25
 
 
 class Updates:
-    """Applies gradients to a network's weights, step by step of `steps`, as its settings say."""
+    """Applies gradients to a network's weights, step by step of `steps`, as its settings say.
 
-    def __init__(self, net: nn.Module, settings: Settings, *, steps: int) -> None:
-        self._net, self._settings, self._steps = net, settings, steps
+    whole: gathers a tensor that may be split among workers.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        settings: Settings,
+        *,
+        steps: int,
+        whole: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> None:
+        self._net, self._settings, self._steps, self._whole = net, settings, steps, whole
         groups = _groups(net, settings.weight_decay)
         self._optimizer = new_optimizer(
             settings.optimizer, groups, lr=settings.lr, weight_decay=settings.weight_decay
         )
         self._schedule = self._new_schedule()
 
-    def apply(self) -> None:
-        """Take a step by the gradients that are there, clipped by their norm over all shards, and clear them."""
-        if self._settings.clip is not None:
-            nn.utils.clip_grad_norm_(self._net.parameters(), self._settings.clip)
-        self._optimizer.step()
-        self._schedule.step()
+    def apply(self) -> bool:
+        """Take a step by the gradients that are there, clipped by their norm over all shards, and clear them.
+
+        Returns whether it was taken, the same in all workers: with `nonfinite="skip"` gradients that are no finite numbers change
+        nothing, and the schedule goes on.
+        """
+        skips, clip, taken = self._settings.nonfinite == "skip", self._settings.clip, True
+        if skips or clip is not None:
+            norm = nn.utils.clip_grad_norm_(self._net.parameters(), math.inf if clip is None else clip)
+            taken = not skips or bool(self._whole(norm).isfinite())
+        with warnings.catch_warnings() if not taken else nullcontext():
+            if taken:
+                self._optimizer.step()
+            else:
+                warnings.simplefilter("ignore", UserWarning)  # a schedule wants a step of the optimizer first
+            self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
+        return taken
 
     @property
     def weights(self) -> list[nn.Parameter]:

@@ -9,9 +9,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from functions.training.loop.epoch import Epoch, OnEpoch
 from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup, SingleProcess
-from functions.training.loop.training_loop import Epoch, OnEpoch, Trainer, train
+from functions.training.loop.training_loop import Trainer, train
 from functions.training.params import TabularParams
 from functions.training.tabular.columns import Columns
 from functions.training.tabular.dataset import (

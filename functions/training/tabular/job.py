@@ -9,10 +9,10 @@ from functions.runtime.context import context
 from functions.training.checkpoints.saved import Checkpoints, retention_of
 from functions.training.errors import TrainingDataError
 from functions.training.loop.distributed import run_workers
+from functions.training.loop.epoch import OnEpoch
 from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup
 from functions.training.loop.pulse import Notice, cadence_of
-from functions.training.loop.training_loop import OnEpoch
 from functions.training.params import TabularParams, weights_depend_on
 from functions.training.request import TrainingRequest, Watch
 from functions.training.tabular.artifact import EXAMPLE_ROWS, tabular_signature, write_artifact

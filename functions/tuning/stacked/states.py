@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from functions.training.errors import TrainingError
-from functions.training.loop.training_loop import Epoch
+from functions.training.loop.epoch import Epoch
 from functions.training.params import TabularParams
 from functions.tuning.epoch_metrics import metrics_of
 from functions.tuning.pbt_state import Member

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
+from functions.training.loop.epoch import Epoch, diverged
 from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.task import Batch, epoch_seed
-from functions.training.loop.training_loop import Epoch, diverged, stream_of
+from functions.training.loop.training_loop import stream_of
 from functions.training.params import TabularParams
 from functions.training.tabular.fitting import Prepared, new_trainer
 from functions.training.tabular.network import TabularNet

@@ -8,7 +8,7 @@ from typing import Any
 from functions.model_formats.torch_threads import torch_threads
 from functions.runtime.run.niceness import lower_priority
 from functions.training.loop.cost import ResourceMeter, ResourceUse
-from functions.training.loop.training_loop import Epoch
+from functions.training.loop.epoch import Epoch
 from functions.training.tabular.fitting import Prepared
 from functions.tuning.epoch_metrics import FINISHED, metrics_of
 from functions.tuning.stacked.states import Stack, StackStates

@@ -12,10 +12,11 @@ import torch
 from functions.training import TrainingDataError, train_tabular
 from functions.training.checkpoints.saved import Checkpoints
 from functions.training.loop import mmap_rows
+from functions.training.loop.epoch import Epoch
 from functions.training.loop.keeping import Keeper
 from functions.training.loop.mmap_rows import MmapRows
 from functions.training.loop.process_group import SingleProcess
-from functions.training.loop.training_loop import Epoch, Trainer
+from functions.training.loop.training_loop import Trainer
 from functions.training.tabular.fitting import Prepared, fit, prepare
 from functions.training.tabular.out_of_core import prepare_on_disk
 from registry import Table, TableSnapshot
