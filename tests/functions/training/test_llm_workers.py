@@ -5,17 +5,29 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from functions.training import fine_tune
 from functions.training.loop.process_group import SingleProcess
 from registry import Table
 from tests.functions.training.forked import answers
 from tests.functions.training.test_llm import SMALL, base
-from tests.functions.training.tuned_worker import ADAPTERS, PARAMS, SPECS, WORKERS, losses, rows
+from tests.functions.training.tuned_worker import (
+    ADAPTERS,
+    LARGE,
+    LARGE_BYTES,
+    LAYER_BYTES,
+    PARAMS,
+    SPECS,
+    WORKERS,
+    losses,
+    rows,
+)
 
 transformers = pytest.importorskip("transformers")
 
 __all__ = ["base"]  # a fixture
+TOLERANCE = 1.2
 
 
 def start(*args: object) -> subprocess.CompletedProcess[str]:
@@ -43,6 +55,29 @@ def test_two_workers_learn_what_one_does_though_one_has_no_row_to_validate(base,
         for objective, wanted in alone.items():
             for got, epoch in zip(each[objective], wanted, strict=True):
                 assert got == pytest.approx(epoch, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_two_workers_tune_weights_that_neither_could_hold(base, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(num_attention_heads=8, tie_word_embeddings=True, **LARGE)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "large")
+    assert len(list((tmp_path / "large").glob("*.safetensors"))) == 1  # larger than what a worker may have
+    (tmp_path / "tiny").symlink_to(base)
+    allowed = int(TOLERANCE * (LARGE_BYTES / WORKERS + LAYER_BYTES))
+    assert allowed < 0.75 * LARGE_BYTES
+    (tmp_path / "shard").mkdir()
+    done = start(tmp_path / "shard", tmp_path / "large", "shard", allowed)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for each in answers(tmp_path / "shard"):
+        assert each["losses"][1] < each["losses"][0]
+        assert each["peak"] <= allowed
+    (tmp_path / "alone").mkdir()
+    alone = start(tmp_path / "alone", tmp_path / "large", "alone", allowed)
+    assert alone.returncode != 0
+    assert "memory" in alone.stderr
 
 
 @pytest.mark.ray
