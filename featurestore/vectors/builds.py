@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from featurestore.definitions.vector_index import Metric, VectorIndex
 from featurestore.definitions.views import FeatureView, digest
 from featurestore.vectors.graph import Graph
-from featurestore.vectors.rows import VectorRows
+from featurestore.vectors.rows import PRESENT, VectorRows
 from featurestore.vectors.visibility import Ints
 from registry.errors import Damaged
 from registry.journal import Entry, Fold, Journal
@@ -25,6 +25,7 @@ from registry.store.blobs import Blob, Blobs, scan
 from registry.times import Clock
 
 _BUILT, _DROPPED = "built", "dropped"
+VECTORS = "vectors.npy"
 _KEPT = 2  # the newest build, and the one before for a reader that has begun to load it
 
 
@@ -160,13 +161,11 @@ def indexed_fields(store: ObjectStore, project: str, view: str) -> list[str]:
 
 
 def write_index(folder: Path, rows: VectorRows, graph: Graph) -> None:
-    """Write rows and graph to a folder: what `open_index` reads."""
-    added = rows.places()
-    table = rows.table.take(pa.array(added)).append_column("present", pa.array(rows.present[added]))
+    """Write rows and graph to a folder that has the rows' vectors as `VECTORS`: what `open_index` reads."""
+    table = rows.added()
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     np.save(folder / "order.npy", rows.ids)
-    np.save(folder / "vectors.npy", rows.vectors)
     graph.save(folder)
 
 
@@ -174,10 +173,8 @@ def open_index(folder: Path, build: IndexBuild, view: FeatureView, field: str) -
     """Open a folder that `write_index` wrote; its vectors stay in the file until they are used."""
     with pa.memory_map(str(folder / "rows.arrow")) as source:
         table = pa.ipc.open_file(source).read_all()
-    vectors, order = np.load(folder / "vectors.npy", mmap_mode="r"), np.load(folder / "order.npy")
-    rows = VectorRows.placed(
-        view, field, table.drop_columns("present"), vectors, order, table.column("present")
-    )
+    vectors, order = np.load(folder / VECTORS, mmap_mode="r"), np.load(folder / "order.npy")
+    rows = VectorRows.placed(view, field, table.drop_columns(PRESENT), vectors, order, table.column(PRESENT))
     graph = Graph.load(folder, build.metric)
     places = rows.places()
     return LoadedIndex(build, rows, graph, places, places[graph.rows])

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,13 +14,12 @@ from featurestore.definitions.times import to_microseconds
 from featurestore.definitions.vector_index import VectorIndex
 from featurestore.definitions.views import FeatureView, digest
 from featurestore.errors import FeatureStoreError
-from featurestore.offline.tables import File, OfflineStore, Version, scan
-from featurestore.rows import offline_schema
-from featurestore.vectors.builds import IndexBuild, IndexBuilds, LoadedIndex, write_index
+from featurestore.offline.tables import File, OfflineStore, Version
+from featurestore.vectors.builds import VECTORS, IndexBuild, IndexBuilds, LoadedIndex, write_index
 from featurestore.vectors.following import paths_of
 from featurestore.vectors.graph import BREADTHS, OVERSAMPLED, Graph
 from featurestore.vectors.nearest import nearest, ordered
-from featurestore.vectors.rows import VectorRows
+from featurestore.vectors.rows import ROWS_AT_ONCE, VectorRows
 from featurestore.vectors.visibility import Bools, Ints
 
 SAMPLED = 200
@@ -54,29 +53,39 @@ class Refresh:
         added = None if loaded is None else self._added(loaded.build, version)
         if loaded is not None and added == []:
             return None
-        rows, graph = self._rows(loaded, version, added)
-        return self._stored(rows, graph, version)
+        folder = Path(tempfile.mkdtemp(prefix="toque-index-"))
+        try:
+            rows, graph = self._rows(loaded, version, added, folder / VECTORS)
+            return self._stored(folder, rows, graph, version)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _added(self, build: IndexBuild, version: Version) -> list[File] | None:
         return self.offline.added_since(self.view, frozenset(build.paths), build.table_version, version)
 
     def _rows(
-        self, loaded: LoadedIndex | None, version: Version, added: list[File] | None
+        self, loaded: LoadedIndex | None, version: Version, added: list[File] | None, path: Path
     ) -> tuple[VectorRows, Graph]:
-        """All rows and a graph over those that are visible now or will be."""
-        schema = offline_schema(self.view)
-        field, metric = self.index.field, self.index.metric
-        if loaded is None or added is None:
-            rows = VectorRows.of(self.view, field, scan(version, version.files, schema))
-            return rows, Graph.build(rows.vectors, self._living(rows), metric)
-        before = len(loaded.rows)
-        both = pa.concat_tables([_as_added(loaded.rows), scan(version, added, schema)])
-        rows = VectorRows.of(self.view, field, both)
+        """All rows, with their vectors in a new file, and a graph over those that are visible now or will be."""
+        if added is None:
+            loaded, added = None, list(version.files)
+        count = sum(each.fragment.count_rows() for each in added)
+        rows = VectorRows.in_file(
+            self.view,
+            self.index.field,
+            path,
+            self._read(version, added),
+            count=count,
+            before=None if loaded is None else loaded.rows,
+        )
         living = self._living(rows)
-        graph = loaded.graph
-        if not np.isin(graph.rows, living).mean() >= 1 - _DEAD_SHARE:
-            return rows, Graph.build(rows.vectors, living, metric)
-        return rows, graph.extended(rows.vectors, living[living >= before])
+        if loaded is None or not np.isin(loaded.graph.rows, living).mean() >= 1 - _DEAD_SHARE:
+            return rows, Graph.build(rows.vectors, living, self.index.metric)
+        return rows, loaded.graph.extended(rows.vectors, living[living >= len(loaded.rows)])
+
+    def _read(self, version: Version, files: Sequence[File]) -> Iterator[pa.Table]:
+        batches = self.offline.batches(self.view, version, files, start=None, end=None, rows=ROWS_AT_ONCE)
+        return (rows for rows, _ in batches)
 
     def _living(self, rows: VectorRows) -> Ints:
         """Rows in the order in which they were added that have a vector and are, or will be, visible."""
@@ -87,7 +96,7 @@ class Refresh:
         )
         return found
 
-    def _stored(self, rows: VectorRows, graph: Graph, version: Version) -> IndexBuild | None:
+    def _stored(self, folder: Path, rows: VectorRows, graph: Graph, version: Version) -> IndexBuild | None:
         breadth, recall, sampled = measured(
             rows, graph, self.index.least_recall, at_us=to_microseconds(self.now)
         )
@@ -96,31 +105,22 @@ class Refresh:
                 f"feature view {self.view.name!r}: an index over {self.index.field!r} finds {recall:.3f} of the ten nearest, less "
                 f"than {self.index.least_recall}; lower least_recall, or search without an index"
             )
-        folder = Path(tempfile.mkdtemp(prefix="toque-index-"))
-        try:
-            write_index(folder, rows, graph)
-            return self.builds.add(
-                folder,
-                {
-                    "metric": self.index.metric,
-                    "semantics": digest(self.view.semantics()),
-                    "table_version": version.number,
-                    "paths": sorted(paths_of(version)),
-                    "rows": len(rows),
-                    "nodes": len(graph.rows),
-                    "built_at": self.now,
-                    "breadth": breadth,
-                    "recall": recall,
-                    "sampled": sampled,
-                },
-            )
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _as_added(rows: VectorRows) -> pa.Table:
-    """Rows in the order in which they were added, in the view's offline schema."""
-    return rows.taken(rows.places())
+        write_index(folder, rows, graph)
+        return self.builds.add(
+            folder,
+            {
+                "metric": self.index.metric,
+                "semantics": digest(self.view.semantics()),
+                "table_version": version.number,
+                "paths": sorted(paths_of(version)),
+                "rows": len(rows),
+                "nodes": len(graph.rows),
+                "built_at": self.now,
+                "breadth": breadth,
+                "recall": recall,
+                "sampled": sampled,
+            },
+        )
 
 
 def measured(rows: VectorRows, graph: Graph, least_recall: float, *, at_us: int) -> tuple[int, float, int]:

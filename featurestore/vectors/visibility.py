@@ -4,7 +4,7 @@ A row exists from the later of its event and created time. It is visible until a
 by event, then created, then content) exists, and at most until its ttl has passed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -38,8 +38,11 @@ def group_codes(rows: pa.Table, keys: Sequence[str]) -> Ints:
     return codes
 
 
-def precedence_order(view: FeatureView, rows: pa.Table) -> Ints:
-    """Order rows by the hash of their key, then key, then precedence, the row that wins last; returns their positions."""
+def precedence_order(view: FeatureView, rows: pa.Table, whole: Callable[[Ints], pa.Table]) -> Ints:
+    """Order rows by the hash of their key, then key, then precedence, the row that wins last; returns their positions.
+
+    rows: keys and times at the least. whole: takes rows at some positions with all their columns.
+    """
     keys = [key.name for key in view.join_keys]
     hashes, codes = key_hashes(rows, keys), group_codes(rows, keys)
     event = microseconds(rows.column(EVENT_TIMESTAMP))
@@ -48,17 +51,17 @@ def precedence_order(view: FeatureView, rows: pa.Table) -> Ints:
     same = np.zeros(len(order), dtype=np.bool_)
     same[1:] = (np.diff(codes[order]) == 0) & (np.diff(event[order]) == 0) & (np.diff(created[order]) == 0)
     if same.any():
-        order = _by_content(view, rows, order, same)
+        order = _by_content(view, whole, order, same)
     return order
 
 
-def _by_content(view: FeatureView, rows: pa.Table, order: Ints, same: Bools) -> Ints:
+def _by_content(view: FeatureView, whole: Callable[[Ints], pa.Table], order: Ints, same: Bools) -> Ints:
     """Order runs of rows that share key and times by their packed bytes. same: whether a row is in the run of the one before."""
     tied = same.copy()
     tied[:-1] |= same[1:]
     at = np.flatnonzero(tied)
     run = np.cumsum(~same)[at]
-    packed = RowLayout(view.schema).encode(rows.take(pa.array(order[at])))
+    packed = RowLayout(view.schema).encode(whole(order[at]))
     content = [value[HEADER_BYTES:] for value in packed]
     within = sorted(range(len(at)), key=lambda i: (run[i], content[i]))
     order[at] = order[at][np.array(within)]

@@ -1,5 +1,8 @@
 """Benchmark of nearest neighbours: run `python -m load.benchmarks.vectors [--rows 100000] [--length 384] [--searches 300]`.
 
+With `--folder` the rows and the index stay there, and what is there is not made again: `--until build` makes them, and a later run
+searches, each in a process of its own, whose greatest memory it prints.
+
 Clustered vectors: 2,000 centres of unequal sizes, 24 directions of spread around each, a little noise, all of length one. Times are of the
 wall and of the searching thread's CPU, since a machine that is shared tells only the second; the floor is one numpy product of the
 query with all vectors, in the same run.
@@ -62,7 +65,9 @@ def filled(folder: Path, rows: int, length: int) -> tuple[FeatureStore, FeatureV
     )
     store = FeatureStore(open_store(folder.as_uri()), clock=lambda: NOW)
     store.apply([view])
-    for first in range(0, rows, AT_ONCE):
+    version = store.offline.version(view)
+    there = 0 if version is None else sum(file.rows for file in version.files)
+    for first in range(there, rows, AT_ONCE):
         store.write_offline(view, table(first, min(AT_ONCE, rows - first), length, hours=24))
     return store, view
 
@@ -104,17 +109,22 @@ def recall(answers: list[Any], exact: list[Any]) -> float:
     return hits / sum(map(len, near))
 
 
-def run(rows: int, length: int, searches: int, folder: Path) -> None:
-    """Measure one size and print its figures."""
-    store, view = filled(folder, rows, length)
+def build(store: FeatureStore, view: FeatureView) -> None:
+    """Build the index of rows that lack one, and print what it took."""
     used, began = time.process_time(), time.perf_counter()
-    build = store.refresh_index(view)
-    assert build is not None  # noqa: S101  # rows were just written
-    print(
-        f"build of {rows:,} x {length}: {time.process_time() - used:.0f} s of CPU, {time.perf_counter() - began:.0f} s of wall; "
-        f"recall {build.recall:.3f} at breadth {build.breadth}"
-    )
-    files = sum(blob.size for blob in build.files.values()) / 2**20
+    made = store.refresh_index(view)
+    if made is not None:
+        print(
+            f"build of {made.rows:,} vectors: {time.process_time() - used:.0f} s of CPU, {time.perf_counter() - began:.0f} s of wall; "
+            f"recall {made.recall:.3f} at breadth {made.breadth}"
+        )
+
+
+def run(store: FeatureStore, view: FeatureView, rows: int, length: int, searches: int) -> None:
+    """Measure searches and print their figures."""
+    newest = store.builds("docs", "v").newest()
+    assert newest is not None  # noqa: S101  # it was just built
+    files = sum(blob.size for blob in newest.files.values()) / 2**20
     queries = clustered(searches, length, 5)
     began = time.perf_counter()
     store.search(view, vector=queries[0])
@@ -127,15 +137,14 @@ def run(rows: int, length: int, searches: int, folder: Path) -> None:
         search = partial(store.search, view, k=K, **options)
         exact, slow = timed(partial(_by, search, exact=True), queries[:50])
         found, fast = timed(partial(_by, search), queries)
-        print(f"{name}, by the index: recall@10 {recall(found[:50], exact):.3f}; {fast}")
-        print(f"{name}, exact: {slow}")
+        print(f"{name}, by the index: recall@10 {recall(found[:50], exact):.3f}; {fast}", flush=True)
+        print(f"{name}, exact: {slow}", flush=True)
     store.write_offline(view, table(rows, 5_000, length, hours=1))
     _, tail = timed(lambda q: store.search(view, vector=q, k=K), queries)
     print(f"with 5,000 rows that came since: {tail}")
     everything = np.load(next(iter(folder_of(store))), mmap_mode="r")
     _, floor = timed(lambda q: np.argpartition(-(everything @ q), K)[:K], queries[:50])
     print(f"floor, one product and a partition in numpy: {floor}")
-    print(f"greatest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
 def _by(search: Callable[..., Any], query: Floats, **options: Any) -> Any:
@@ -153,12 +162,20 @@ def main() -> None:
     parser.add_argument("--rows", default="100000")
     parser.add_argument("--length", type=int, default=384)
     parser.add_argument("--searches", type=int, default=300)
+    parser.add_argument("--folder", default=None, help="where rows and index are kept; by default nowhere")
+    parser.add_argument("--until", choices=["rows", "build", "search"], default="search")
     given = parser.parse_args()
     print_machine()
     print(f"load of the machine: {os.getloadavg()[0]:.1f}")
-    for rows in given.rows.split(","):
-        with tempfile.TemporaryDirectory() as folder:
-            run(int(rows), given.length, given.searches, Path(folder))
+    for rows in map(int, given.rows.split(",")):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(given.folder or temporary) / str(rows)
+            store, view = filled(folder, rows, given.length)
+            if given.until != "rows":
+                build(store, view)
+            if given.until == "search":
+                run(store, view, rows, given.length, given.searches)
+            print(f"greatest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
     print(f"load of the machine: {os.getloadavg()[0]:.1f}")
 
 

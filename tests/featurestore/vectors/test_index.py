@@ -1,6 +1,6 @@
 """Indexes: what they find beside exact search, how they are kept up to date, and what a kill or a lost file leaves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from featurestore import (
     VectorIndex,
     compact,
 )
+from featurestore.offline.tables import OfflineStore
 from featurestore.vectors import refreshing, searched
 from registry import open_store
 from tests.featurestore.vectors.test_search_in_time import Cases
@@ -117,19 +118,19 @@ def test_a_refresh_reads_only_new_rows_and_searches_see_them_before_it(
     assert recall(fs) >= 0.95
     compact(fs, view)
     read: list[int] = []
-    monkeypatch.setattr(refreshing, "scan", _counting(refreshing.scan, read))
+    monkeypatch.setattr(OfflineStore, "batches", _counting(OfflineStore.batches, read))
     second = fs.refresh_index(view)
     assert second is not None
-    assert read == [500]
+    assert sum(read) == 500
     assert (second.number, second.rows) == (first.number + 1, 2500)
     assert recall(fs) >= 0.95
 
 
-def _counting(scan: Callable[..., pa.Table], read: list[int]) -> Callable[..., pa.Table]:
-    def counted(*given: Any, **options: Any) -> pa.Table:
-        found = scan(*given, **options)
-        read.append(found.num_rows)
-        return found
+def _counting(batches: Callable[..., Iterator[Any]], read: list[int]) -> Callable[..., Iterator[Any]]:
+    def counted(*given: Any, **options: Any) -> Iterator[Any]:
+        for rows, ended in batches(*given, **options):
+            read.append(rows.num_rows)
+            yield rows, ended
 
     return counted
 
