@@ -209,6 +209,51 @@ def test_an_iceberg_table_is_read_on_by_its_snapshots(catalog: dict[str, str], s
     assert delays(table) == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
+def readings(*delays: float) -> pa.Table:
+    """Rows of one plane at one time, as corrections of each other."""
+    rows = flights(*delays)
+    names, first = pa.array(["N1"] * len(delays)), pa.repeat(rows["at"][0], len(delays))
+    return pa.table({"plane": names, "at": first, "delay": rows["delay"]})
+
+
+def test_of_corrections_in_several_iceberg_snapshots_the_last_counts(
+    catalog: dict[str, str], store: ObjectStore
+) -> None:
+    table = table_of(IcebergRows("lake.flights", catalog), store, unique=["plane"])
+    theirs = iceberg_table(catalog)
+    for last in (8, 16):  # the first load reads all files, the second those that are new
+        for each in range(8):
+            theirs.append(readings(last - 7 + each))
+        table.load(no_secrets)
+        assert delays(table) == [last]
+    for each in (3, 1, 2):
+        theirs.append(readings(each))
+    day = NOW.replace(year=2013, month=1, day=1, hour=0, minute=0)
+    table.backfill(no_secrets, start=day, end=day + timedelta(days=1))
+    assert delays(table) == [2.0]
+
+
+def test_an_iceberg_table_is_read_file_by_file(
+    catalog: dict[str, str], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyiceberg")
+    from pyiceberg.io.pyarrow import ArrowScan
+
+    files: list[int] = []
+    read = ArrowScan.to_record_batches
+
+    def counted(scan: ArrowScan, tasks: Any) -> Any:
+        files.append(len(list(tasks)))
+        return read(scan, tasks)
+
+    monkeypatch.setattr(ArrowScan, "to_record_batches", counted)
+    theirs = iceberg_table(catalog)
+    for day in range(1, 6):
+        theirs.append(flights(day, day=day))
+    table_of(IcebergRows("lake.flights", catalog), store).load(no_secrets)
+    assert files == [1] * 5
+
+
 def test_an_iceberg_table_that_was_rolled_back_or_made_anew_is_refused(
     catalog: dict[str, str], store: ObjectStore
 ) -> None:
