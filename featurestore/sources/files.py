@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyarrow import csv, fs
 
 from featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
 from featurestore.errors import InvalidDefinition, UnreadableSource
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 BATCH_ROWS = 131_072
 _BLOCK_BYTES = 8 << 20
@@ -247,13 +250,29 @@ def _parquet(
             condition = None if within is None else within.condition(file.schema_arrow)
             if condition is not None:  # leaves out row groups of other times
                 fragment = ParquetFileFormat().make_fragment(path, filesystem=system)
-                for batch in fragment.to_batches(columns=columns, filter=condition):
-                    yield pa.Table.from_batches([batch])
+                yield from _tables(fragment.to_batches(columns=columns, filter=condition))
                 return
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-                yield pa.Table.from_batches([batch])
+            yield from _tables(_by_row_group(file, columns))
     except (pa.ArrowException, OSError) as error:
         raise UnreadableSource(f"file {path!r} is not a whole Parquet file: {error}") from error
+
+
+def _by_row_group(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Read one row group after the other: read together, large ones are held together."""
+    for each in range(file.num_row_groups):
+        yield from file.iter_batches(batch_size=BATCH_ROWS, columns=columns, row_groups=[each])
+
+
+def _tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Put batches of small row groups together."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if 2 * sum(each.num_rows for each in waiting) > BATCH_ROWS:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)
 
 
 def _require(path: str, columns: Sequence[str], names: Sequence[str]) -> None:

@@ -103,7 +103,8 @@ def check(
     if KNOWN_AT not in typed.columns:
         typed = typed.with_columns(pl.lit(loaded_at, pl.Datetime("us", "UTC")).alias(KNOWN_AT))
     schema = row_schema(source)
-    rows = typed.filter(reasons.is_null()).select(schema.names).to_arrow().cast(schema)
+    fitting = typed.filter(reasons.is_null()) if reasons.null_count() < len(reasons) else typed
+    rows = fitting.select(schema.names).to_arrow().cast(schema)
     there_once = {
         there: here for here, there in named.items()
     }  # one column may be read as two, such as both times
@@ -171,7 +172,7 @@ def _reasons(source: Declared, raw: pl.DataFrame, typed: pl.DataFrame) -> pl.Ser
             )
             text = f"column {named[each.column]!r} is outside [{each.least}, {each.most}]"
             conditions.append((outside.fill_null(value=False), text))
-    found = pl.Series("reason", [None] * raw.height, pl.String)
+    found = pl.repeat(None, raw.height, dtype=pl.String, eager=True).alias("reason")
     for condition, text in reversed(conditions):  # the first one counts
         if condition.any():
             found = pl.select(pl.when(condition).then(pl.lit(text)).otherwise(found)).to_series()

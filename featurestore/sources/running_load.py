@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -27,7 +28,7 @@ PART_ROWS = 1 << 20
 
 
 class RunningLoad:
-    """One load: takes pieces or rows, writes files beside the table, and reports.
+    """One load: takes pieces or rows, writes files beside the table, and reports. What follows is read while a file is written.
 
     table: that the files belong to. not_stored: leaves out of rows those that change nothing, after what is stored and the
     earlier files of this load. before: sum of all earlier loads.
@@ -55,6 +56,7 @@ class RunningLoad:
         self.read: list[str] = []
         self._written: list[_Written] = []
         self._waiting: list[pa.Table] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="source-writer")
 
     def take(self, piece: Piece) -> None:
         """Read a piece whole, or leave it out whole."""
@@ -102,8 +104,8 @@ class RunningLoad:
 
     @property
     def parts(self) -> list[Part]:
-        """Files of the load's rows."""
-        return [each.part for each in self._written if each.part is not None]
+        """Files of the load's rows, once all are written. Raises: OSError if one cannot be."""
+        return [each.part.result() for each in self._written if each.part is not None]
 
     def require_fit(self) -> None:
         """Check that few rows were kept aside, and that the newest is fresh. Raises: UnexpectedRows."""
@@ -151,16 +153,21 @@ class RunningLoad:
             if not isinstance(each, Freshness | InRange):  # a row out of its range was kept aside
                 each.check(f"batch source {self._source.name!r}", given)
         first, last = pc.min_max(given.column(EVENT_TIMESTAMP)).as_py().values()
-        parts = [each.part for each in earlier if each.part is not None and each.may_hold(first, last)]
+        parts = [each.part.result() for each in earlier if each.part and each.may_hold(first, last)]
         new = self._not_stored(given, parts)
         if not new.num_rows:
             return _Written(None, known=given.num_rows)
-        new = new.append_column(LOAD, pa.array([self.number] * new.num_rows, pa.int64()))
-        new = new.append_column(LOAD_PART, pa.array([len(earlier)] * new.num_rows, pa.int32()))
+        for name, value in (
+            (LOAD, pa.scalar(self.number, pa.int64())),
+            (LOAD_PART, pa.scalar(len(earlier), pa.int32())),
+        ):
+            new = new.append_column(name, pa.repeat(value, new.num_rows))
         first, last = pc.min_max(new.column(EVENT_TIMESTAMP)).as_py().values()
-        if not self.parts:
+        if not any(each.part for each in earlier):
             self._table.create(new.schema)
-        part = write_part(self._table, new, bounds=(EVENT_TIMESTAMP, KNOWN_AT, LOAD))
+        if earlier and earlier[-1].part:
+            earlier[-1].part.result()  # no more than one file waits to be written
+        part = self._writer.submit(write_part, self._table, new, bounds=(EVENT_TIMESTAMP, KNOWN_AT, LOAD))
         return _Written(part, new.num_rows, given.num_rows - new.num_rows, (first, last))
 
 
@@ -168,7 +175,7 @@ class RunningLoad:
 class _Written:
     """File of new rows, which is None if all were known; between: the first and last event time."""
 
-    part: Part | None
+    part: Future[Part] | None
     rows: int = 0
     known: int = 0
     between: tuple[datetime, datetime] | None = None
