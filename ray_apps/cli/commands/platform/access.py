@@ -122,7 +122,10 @@ def _audit_log(given: Given) -> None:
         everywhere=True if given.everywhere else None,
         limit=given.limit + 1,
     )
-    listing(given.output, _AUDIT, found, empty="nothing was refused or changed", limit=given.limit)
+    empty = "nothing was refused or changed"
+    if not given.everywhere:  # a caller without a valid token is of no workspace
+        empty += " in this workspace; --everywhere shows all, and callers whose token is not valid"
+    listing(given.output, _AUDIT, found, empty=empty, limit=given.limit)
 
 
 def _limits(given: Given) -> dict[str, Any] | None:

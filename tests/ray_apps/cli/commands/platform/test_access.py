@@ -123,6 +123,8 @@ def test_refusals_and_changes_are_listed(
     assert code == 0, err
     assert all(each["who"] == "ada" and each["kind"] == "access" for each in json.loads(out))
     assert "payments" in run(capsys, "audit-log", "--everywhere", "-o", "tsv")[1]
+    assert "--everywhere shows all" in "".join(run(capsys, "audit-log", "--actor", "nobody")[1:])
+    assert "--everywhere" not in "".join(run(capsys, "audit-log", "--actor", "nobody", "--everywhere")[1:])
     code, _, err = run(capsys, "audit-log", "--since", "yesterday")
     assert (code, "since" in err) == (2, True)
 
