@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -18,19 +19,19 @@ EVERY_S = 60.0
 _ROUNDED_S = 0.5  # S3 gives times in whole seconds
 SKEW = Gauge(
     "toque_clock_skew_seconds",
-    "How far this node's clock is at least from the store's, ahead or behind.",
-    multiprocess_mode="livemax",
+    "How far this node's clock is at least from the store's: ahead of it, or behind if negative.",
+    multiprocess_mode="livemostrecent",
 )
 
 
 def measure_clock(store: ObjectStore, *, clock: Callable[[], float] = time.time) -> float:
-    """Measure the least difference that explains the store's answer, in seconds; a slow answer says little.
+    """Measure the least difference that explains the store's answer, in seconds; negative if this clock is behind.
 
-    Raises: Unavailable.
+    A slow answer says little. Raises: Unavailable.
     """
     begun = time.monotonic()
     skew_s = clock_skew_s(store, clock=clock)
-    return max(0.0, abs(skew_s) - (time.monotonic() - begun) / 2 - _ROUNDED_S)
+    return math.copysign(max(0.0, abs(skew_s) - (time.monotonic() - begun) / 2 - _ROUNDED_S), skew_s)
 
 
 def watch_clock(store: ObjectStore) -> None:

@@ -78,7 +78,12 @@ class RedisLease:
 
     def is_free(self) -> bool:
         """Whether no other holder leads; see `Lease`."""
-        return self.client.get(self._key) in {None, self.holder, self.holder.encode()}
+        return self.leader() in {None, self.holder}
+
+    def leader(self) -> str | None:
+        """The holder that leads now, or None. Raises: RedisError."""
+        found = self.client.get(self._key)
+        return found.decode() if isinstance(found, bytes) else found
 
     def release(self) -> None:
         """Give the lease back; see `Lease`."""

@@ -6,12 +6,16 @@ import json
 import socket
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 
 from clusters.redis_clients import RedisAddress, open_redis
+from ray_apps.leader_lease import RedisLease
 from ray_apps.local import jobs, processes, redis_server, state_file
 from ray_apps.local.state_file import RunningPlatform
 
@@ -69,6 +73,9 @@ def status(home: Path) -> Status:
             name="grpc", up=_listens(running.settings.host, running.ports.grpc), where=running.grpc_address
         ),
         PartStatus(name="gateway", up=_answers(f"{running.url}/healthz"), where=running.url),
+        PartStatus(
+            name="ticker", up=any("ServeReplica:ticker" in each for each in commands), where=_leader(running)
+        ),
         *(
             PartStatus(
                 name=f"model {name}",
@@ -85,14 +92,31 @@ def status(home: Path) -> Status:
 def _redis(running: RunningPlatform) -> PartStatus:
     """Check Redis; where it is and, if it answers, which version of which program."""
     address = RedisAddress.of(running.redis_url).where
+    with _asking(running) as client:
+        try:
+            up = redis_server.answers(client)
+            where = f"{address} ({redis_server.describe(client)})" if up else address
+        except RedisError:
+            up, where = False, address
+    return PartStatus(name="redis", up=up, where=where)
+
+
+def _leader(running: RunningPlatform) -> str:
+    """Which process leads the tickers, in words; a ticker takes some seconds after its start to do so."""
+    with _asking(running) as client:
+        try:
+            leader = RedisLease(client, "ticker", "").leader()
+        except RedisError:
+            return "who leads is not known while Redis is away"
+    return f"{leader.rpartition('/')[0]} leads" if leader else "none leads"
+
+
+@contextmanager
+def _asking(running: RunningPlatform) -> Iterator[Any]:
+    """A client of the platform's Redis that waits for nothing."""
     client = open_redis(running.redis_url, connect_timeout_s=1.0, timeout_s=2.0, patience_s=0.0)
     try:
-        up = redis_server.answers(client)
-        return PartStatus(
-            name="redis", up=up, where=f"{address} ({redis_server.describe(client)})" if up else address
-        )
-    except RedisError:
-        return PartStatus(name="redis", up=False, where=address)
+        yield client
     finally:
         client.close()
 

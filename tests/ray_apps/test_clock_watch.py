@@ -13,7 +13,7 @@ from registry import open_store
 @pytest.mark.parametrize("ahead_s", [-40.0, 40.0])
 def test_a_clock_that_is_off_is_measured(tmp_path: Path, ahead_s: float) -> None:
     store = open_store(f"file://{tmp_path}")
-    assert measure_clock(store, clock=lambda: time.time() + ahead_s) == pytest.approx(39.5, abs=2.0)
+    assert measure_clock(store, clock=lambda: time.time() + ahead_s) == pytest.approx(ahead_s, abs=2.5)
 
 
 def test_a_slow_answer_is_no_skew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ FAULTS = (
         severities=_PAGE,
     ),
     _fault("StoreSlow", {'toque_store_request_seconds_bucket{node="a",le="1"': counter(100, 20)}),
-    _fault("ClockSkewed", {"toque_clock_skew_seconds": gauge(0.02, 40)}),
+    _fault("ClockSkewed", {"toque_clock_skew_seconds": gauge(0.02, -40)}),
     _fault("DiskFills", {"toque_disk_free_bytes": gauge(5e10, 1e9)}, severities=_PAGE),
     _fault("OutOfMemory", {"toque_oom_kills_total": counter(0, 0.2)}, severities=_PAGE),
     _fault("PredictionLogBacklog", {"toque_log_backlog_records": gauge(100, 1e6)}),
