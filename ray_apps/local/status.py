@@ -108,7 +108,7 @@ def _leader(running: RunningPlatform) -> str:
             leader = RedisLease(client, "ticker", "").leader()
         except RedisError:
             return "who leads is not known while Redis is away"
-    return f"{leader.rpartition('/')[0]} leads" if leader else "none leads"
+    return f"{leader.rpartition('/')[0]} leads" if leader else "none leads yet"
 
 
 @contextmanager
