@@ -100,8 +100,11 @@ def _text(version: Version) -> str:
 
 
 def url(settings: Settings, port: int) -> str:
-    """Make the server's URL with its password, which is created on first use and kept in the folder."""
-    return f"redis://:{quote(_password(settings.redis_folder))}@{settings.host}:{port}/0"
+    """Make the server's URL with its password, which is created on first use and kept in the folder.
+
+    The user is named since `redis-cli -u` takes an empty name for a user's.
+    """
+    return f"redis://default:{quote(_password(settings.redis_folder))}@{settings.host}:{port}/0"
 
 
 def start(settings: Settings, port: int) -> ProcessSession:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -43,6 +43,7 @@ USE_NOTED_EVERY: Final = timedelta(minutes=10)
 """How exactly the last use of a token is known."""
 _PREFIX = "tq"
 _PARTS = 3  # tq_<id>_<secret>
+_NEVER = datetime.max.replace(tzinfo=UTC)
 _TOKEN = re.compile(rf"{_PREFIX}_[0-9a-z]{{1,32}}_[A-Za-z0-9_-]{{1,128}}\Z")
 
 
@@ -240,16 +241,19 @@ class Access:
         return Principal(name=record.name, grants=record.grants, token=record.id, limits=record.limits)
 
     def revoke(self, name: str) -> None:
-        """End the live token of that name. Raises: NotFound if there is none."""
+        """End the token of that name for good: the live one, else the one that ended last. Raises: NotFound if there is none."""
 
         def decide(state: AccessState) -> dict[str, Any]:
-            live = [token for token in state.tokens.values() if token.name == name]
-            live = [token for token in live if token.is_live(self._clock())]
-            if not live:
-                raise NotFound(f"no live token is named {name!r}")
-            return {"kind": "revoked", "id": live[0].id}
+            found = _revocable(state.tokens, name)
+            if found is None:
+                raise NotFound(f"no token is named {name!r} that was not revoked")
+            return {"kind": "revoked", "id": found.id}
 
         self._fold.transact(decide)
+
+    def find_revocable(self, name: str) -> TokenRecord | None:
+        """Find the token that `revoke` would end, or None."""
+        return _revocable(self._fold.refresh().tokens, name)
 
     def list_tokens(self) -> list[TokenRecord]:
         """List all tokens ever created with their last use, oldest first."""
@@ -362,3 +366,9 @@ def _decode(data: dict[str, Any]) -> AccessState:
         {item["id"]: TokenRecord.model_validate(item) for item in data["tokens"]},
         {item["name"]: Workspace.model_validate(item) for item in data["workspaces"]},
     )
+
+
+def _revocable(tokens: Tokens, name: str) -> TokenRecord | None:
+    """The token of a name that was not revoked and lasts longest: of those at most one lives."""
+    named = [each for each in tokens.values() if each.name == name and each.revoked_at is None]
+    return max(named, key=lambda each: each.expires_at or _NEVER, default=None)

@@ -142,13 +142,18 @@ async def create_token(request: Request, body: TokenRequest, principal: Admin) -
 
 @router.delete("/tokens/{name}", status_code=204)
 async def revoke_token(request: Request, name: Name, principal: Admin) -> Response:
-    """Revoke the live token of that name, if all its grants are within the caller's reach; refused within two seconds."""
-    access, now = _access(request, principal), utc_now()
+    """Revoke the token of that name, if all its grants are within the caller's reach; refused within two seconds.
+
+    It is the live one, else the one that ended last.
+    """
+    access = _access(request, principal)
 
     def revoked() -> None:
-        live = [each for each in access.list_tokens() if each.name == name and each.is_live(now)]
-        if not all(principal.may_give(each.grants) for each in live):
-            raise NotFound(f"no live token is named {name!r}")  # as for a name that nobody has
+        found = access.find_revocable(name)
+        if found is None or not principal.may_give(found.grants):
+            raise NotFound(
+                f"no token is named {name!r} that was not revoked"
+            )  # the same for one that is out of reach
         access.revoke(name)
 
     await services_of(request).run(revoked)

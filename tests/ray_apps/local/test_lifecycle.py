@@ -146,7 +146,11 @@ def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
     other = toque(place, "up", "--project", "json")
     assert "project: the platform in" in other.communicate(timeout=60)[0]
     assert other.returncode != 0
-    until(lambda: re.fullmatch(r".+/\d+ leads", {each.name: each.where for each in status(home).parts}["ticker"]))
+    until(
+        lambda: re.fullmatch(
+            r".+/\d+ leads", {each.name: each.where for each in status(home).parts}["ticker"]
+        )
+    )
     assert status(home).healthy
 
     found = processes.of_platform(home, running.sessions.values())

@@ -93,6 +93,25 @@ def test_a_token_expires(folder_store: ObjectStore):
         access.create_token("other", "viewer", expires_at=datetime(2013, 1, 1))  # noqa: DTZ001 - naive on purpose
 
 
+def test_a_token_that_ended_is_revoked_by_its_name_unless_its_successor_lives(folder_store: ObjectStore):
+    time = Time()
+    access = time.access(folder_store)
+    access.create_token("cli", "viewer", expires_at=START + timedelta(hours=1))
+    time.now = START + timedelta(hours=2)
+    access.revoke("cli")
+    assert [each.revoked_at for each in access.list_tokens()] == [time.now]
+
+    access.create_token("cli", "viewer", expires_at=START + timedelta(hours=3))
+    time.now = START + timedelta(hours=4)
+    successor = access.create_token("cli", "viewer")
+    access.revoke("cli")
+    assert access.verify(successor) is None
+    access.revoke("cli")
+    assert all(each.revoked_at for each in access.list_tokens())
+    with pytest.raises(NotFound, match="'cli'"):
+        access.revoke("cli")
+
+
 def test_the_name_of_a_live_token_is_refused(folder_store: ObjectStore):
     access = Access(folder_store, actor="root")
     access.create_token("cli", "viewer")
