@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from croniter import croniter
 
+from functions.runtime.cards.slices import is_slice
 from functions.runtime.errors import DeclarationError
 
 Overlap = Literal["skip", "queue", "replace"]
@@ -37,6 +38,7 @@ class Resources:
             _require(name, getattr(self, name), at_least=0)
 
 
+_ROUNDING = 1e-9  # of a number of GPUs
 NICENESS = 10  # of an experiment: what serves on its machine has priority
 
 
@@ -45,8 +47,9 @@ class Demand:
     """What an experiment takes while it runs, of its team's quota and of the cluster's cards, and how urgent it is.
 
     cpus, gpus, memory_bytes: of all its workers together; workers: how many start together, each on one node: 1 is the run itself,
-    which then holds the GPUs and the memory; None: it starts others that hold one GPU each. card: type of the GPUs as Ray names
-    it, as in "H100"; None for any.
+    which then holds the GPUs and the memory; None: it starts others that hold one GPU each. Each worker has whole GPUs, or a part
+    of one. card: type of the GPUs as Ray names it, as in "H100", or in "H100-1g.10gb" for slices of it, of which a single worker
+    has one; None for any whole ones.
     priority: a higher one begins first. limit_s: longest run time, after which it is killed; a short run with a limit may start
     before one that waits for room. preemptible: whether it yields to more urgent ones, since it saves its state when
     `preempted()` says so.
@@ -68,6 +71,19 @@ class Demand:
         _require("workers", self.workers, at_least=1)
         if self.limit_s is not None and not self.limit_s > 0:
             raise DeclarationError(f"limit_s={self.limit_s!r} must be above 0, or None for no limit")
+        self._check_cards()
+
+    def _check_cards(self) -> None:
+        each = self.gpus / (self.workers or 1)
+        if self.workers is not None and each > 1 and abs(each - round(each)) > _ROUNDING:
+            raise DeclarationError(
+                f"gpus={self.gpus:g} of workers={self.workers}: {each:g} for each; ask for whole GPUs, or for less than one"
+            )
+        if is_slice(self.card) and (self.workers != 1 or self.gpus > 1):
+            raise DeclarationError(
+                f"card={self.card!r} with workers={self.workers} and gpus={self.gpus:g}: slices of a card cannot work together; "
+                "ask for workers=1 and gpus=1, or for whole cards"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from functions.runtime.cards.driver import energy_reader, visible_cards
 from registry.store.requests import REQUESTS
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -172,15 +173,18 @@ def charge(*, cpu_s: float = 0.0, energy_j: float | None = None) -> None:
     _held.add(cpu_s, energy_j)
 
 
-def meter(*, num_gpus: float) -> Callable[[], Usage]:
-    """Start measuring this process, its ended children and the workers it holds; call the returned function to read the usage.
+def meter(*, num_gpus: float, card_share: float = 1.0) -> Callable[[], Usage]:
+    """Start measuring this process, its ended children, its GPUs and the workers it holds; call the returned function to read the usage.
 
+    num_gpus: as Ray counts them, slices of cards too; card_share: part of a card that one of them is.
     In a thread beside others, the processor time is the thread's, and it holds no workers; memory and requests are the process's.
     """
     alone = threading.current_thread() is threading.main_thread()
     read_cpu_s = _cpu_s if alone else _clock_of_thread()
+    own_energy = energy_reader(visible_cards(), share=min(1.0, num_gpus)) if alone and num_gpus else None
     if alone:
         _reset_peak()
+    own_before = own_energy() if own_energy else None
     started, cpu, requests = time.monotonic(), read_cpu_s(), REQUESTS.charged()
     held_s, others_s, joules = _held.read()
 
@@ -190,14 +194,28 @@ def meter(*, num_gpus: float) -> Callable[[], Usage]:
         return Usage(
             run_s=run_s,
             cpu_s=read_cpu_s() - cpu + cpu_s - others_s,
-            gpu_s=run_s * num_gpus + gpu_s - held_s,
+            gpu_s=run_s * num_gpus * card_share + gpu_s - held_s,
             peak_memory_bytes=_peak_memory_bytes(),
             store_reads=made.reads,
             store_writes=made.writes,
-            energy_j=None if energy_j is None else energy_j - (joules or 0.0),
+            energy_j=_energy_j(own_energy, own_before, energy_j, joules),
         )
 
     return read
+
+
+def _energy_j(
+    own: Callable[[], float | None] | None,
+    own_before: float | None,
+    others: float | None,
+    before: float | None,
+) -> float | None:
+    """Joules of this process's GPUs and of its workers'; None if its own GPUs do not tell, or there are none at all."""
+    from_others = None if others is None else others - (before or 0.0)
+    if own is None:
+        return from_others
+    now = own()
+    return None if now is None or own_before is None else now - own_before + (from_others or 0.0)
 
 
 def _clock_of_thread() -> Callable[[], float]:

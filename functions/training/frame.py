@@ -14,6 +14,7 @@ from functions.evaluation.meanings import MEANINGS, Outcome
 from functions.evaluation.outcome_kinds import GROUP_TAG, kind_of
 from functions.model_formats.load import check_example, load
 from functions.model_formats.mlflow_files import name_as_served
+from functions.runtime.cards.slices import share_of
 from functions.runtime.context import context
 from functions.runtime.receipt import Prices
 from functions.training.errors import TrainingDataError, TrainingError
@@ -129,7 +130,9 @@ def run_training(registry: Registry, job: TrainingJob, prices: Prices | None) ->
     ) as run:
         own_gpus = job.workers.gpus_each if job.workers.count == 1 else 0.0
         device = job.workers.device if own_gpus else "cpu"
-        with metered(run, prices, device=device, gpus=own_gpus) as meter:
+        with metered(
+            run, prices, device=device, gpus=own_gpus, card_share=share_of(job.workers.card)
+        ) as meter:
             return _train(registry, run, job, meter)
 
 

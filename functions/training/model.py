@@ -49,7 +49,9 @@ class TrainableModel(Protocol):
 
 
 def _demand(num_workers: int, worker_cpus: float, worker_gpus: float, priority: int, **_: Any) -> Demand:
-    return Demand(max(1.0, num_workers * worker_cpus), num_workers * worker_gpus, priority)
+    return Demand(
+        max(1.0, num_workers * worker_cpus), num_workers * worker_gpus, priority, workers=num_workers
+    )
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=86_400, demand=_demand)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from functions.runtime.cards.slices import is_slice
+from functions.training.errors import TrainingError
+
 Sharding = Literal["replicate", "shard"]
 
 
@@ -28,7 +31,9 @@ WHOLE = Shard()
 class Workers:
     """Number of workers, CPUs and GPUs of each, and whether each holds the whole model ("replicate") or a shard.
 
-    card: type of the GPUs as Ray names it, None for any. Without GPUs a worker computes on its CPUs.
+    card: type of the GPUs as Ray names it, None for any whole ones; slices of a card, as in "H100-1g.10gb", take one worker.
+    Without GPUs a worker computes on its CPUs.
+    Raises: TrainingError if several are asked to work on slices.
     """
 
     count: int = 1
@@ -36,6 +41,13 @@ class Workers:
     gpus_each: float = 0.0
     sharding: Sharding = "replicate"
     card: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.count > 1 and is_slice(self.card):
+            raise TrainingError(
+                f"card={self.card!r} with num_workers={self.count}: slices of a card cannot work together; ask for "
+                "num_workers=1, or for whole cards"
+            )
 
     @property
     def threads(self) -> int:

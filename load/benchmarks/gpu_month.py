@@ -25,10 +25,10 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
+from functions.runtime.cards.node import Node
 from functions.runtime.durable.admission.occupancy import Shares, Spent
 from functions.runtime.durable.admission.request import Quota, QuotaRequest
 from functions.runtime.durable.admission.rule import next_look, schedule
-from functions.runtime.run.cards import Node
 
 CARDS, EACH = 64, 8
 NODES = [Node(f"node-{number}", EACH) for number in range(CARDS // EACH)]

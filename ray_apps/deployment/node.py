@@ -20,6 +20,7 @@ from types import FrameType
 from urllib.parse import unquote, urlsplit
 
 from clusters.profile import Profile, ProfileError, apply_profile, effective_profile, require_settings
+from ray_apps.deployment.card_slices import VISIBLE, WHOLE_CARDS, CardSlices, card_slices
 from ray_apps.deployment.errors import DeploymentError
 from ray_apps.deployment.node_types import autoscaling_file
 from ray_apps.deployment.serve_settings import HAPROXY, cluster_settings, serve_settings
@@ -107,10 +108,13 @@ def start_node(node: NodeStart, *, report: Report = lambda _: None) -> int:
 
     A raylet gives its agent 15 s to start, which on a machine that is busy with other starts is too little; so it is
     tried again, after what is left of the attempt was ended.
-    Raises: ProfileError, naming what the profile lacks; DeploymentError if Ray does not start.
+    Raises: ProfileError, naming what the profile lacks; DeploymentError if Ray does not start, or this machine's cards are cut
+    into slices of several kinds.
     """
     environment = node_environment(node, os.environ)
-    command = ray_start(node, effective_profile(environment), environment)
+    cut = card_slices(environment.get(VISIBLE))
+    environment |= cut.environment
+    command = ray_start(node, effective_profile(environment), environment, slices=cut)
     for attempt in range(1, ATTEMPTS + 1):
         begun = time.monotonic()
         code = _run(command, environment)
@@ -166,8 +170,10 @@ def node_environment(node: NodeStart, inherited: Mapping[str, str]) -> dict[str,
     return environment
 
 
-def ray_start(node: NodeStart, profile: Profile, environment: Mapping[str, str]) -> list[str]:
-    """Build the `ray start` command of a node; arguments that `node.more` has are not said twice."""
+def ray_start(
+    node: NodeStart, profile: Profile, environment: Mapping[str, str], *, slices: CardSlices = WHOLE_CARDS
+) -> list[str]:
+    """Build the `ray start` command of a node; arguments that `node.more` has are not said twice. slices: that it has for cards."""
     options: dict[str, object] = dict(NODE_PORTS)
     if node.is_head:
         options |= {"port": PORT, "dashboard-host": "127.0.0.1"}
@@ -183,8 +189,11 @@ def ray_start(node: NodeStart, profile: Profile, environment: Mapping[str, str])
     given, more = _resources_in(node.more)
     if resources := node_resources(node) | given:
         options["resources"] = json.dumps(resources)
-    if environment.get("RAY_NODE_TYPE_NAME") != node.type:  # the autoscaler's name for it stays what it is
-        options["labels"] = f"{GROUP_LABEL}={node.type}"
+    options |= slices.options
+    # The autoscaler's name for a type stays what it is.
+    named = environment.get("RAY_NODE_TYPE_NAME") == node.type
+    if labels := ({} if named else {GROUP_LABEL: node.type}) | dict(slices.labels):
+        options["labels"] = ",".join(f"{key}={value}" for key, value in labels.items())
     said = {argument.partition("=")[0] for argument in more}
     flags = [f"--{name}={value}" for name, value in options.items() if f"--{name}" not in said]
     fixed = ["--head"] * node.is_head + ["--block"] * node.block + ["--disable-usage-stats"] * node.is_head

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from clusters.telemetry.tracing import flush_spans
+from functions.runtime.cards.slices import share_of
 from functions.runtime.context import Context, use_context
 from functions.runtime.declaration import Demand
 from functions.runtime.durable.admission.slots import QuotaSlots, demand_of
@@ -143,7 +144,7 @@ def _run_traced(function: DeclaredFunction, run: Run, used: Context, found: list
 def _run_claimed(function: DeclaredFunction, run: Run, used: Context, found: list[Usage]) -> str | None:
     """Run a claimed attempt and record how it ended; returns the type of the error, if there was one."""
     demand = demand_of(run.followed.record, run.ledger)
-    read = run.used = meter(num_gpus=cluster.own_gpus(function, demand))
+    read = run.used = meter(num_gpus=cluster.own_gpus(function, demand), card_share=share_of(demand.card))
     try:
         with use_run(run), use_context(used):
             body = _final_entry(function, run, _run_body(function, run, demand))

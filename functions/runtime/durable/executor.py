@@ -17,6 +17,7 @@ from functools import cache, partial
 from typing import Any
 
 from functions.runtime import catalog
+from functions.runtime.cards.node import Node
 from functions.runtime.changes.announcer import journals_in
 from functions.runtime.changes.feed import watch_of
 from functions.runtime.context import Context
@@ -36,7 +37,6 @@ from functions.runtime.durable.record import Record, initial_record
 from functions.runtime.errors import UnknownFunction
 from functions.runtime.process import enter_worker
 from functions.runtime.run import cluster, room
-from functions.runtime.run.cards import Node
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import Child

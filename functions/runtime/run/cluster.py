@@ -15,6 +15,7 @@ import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, RayTaskError, TaskCancelledError
 
+from functions.runtime.cards.slices import SLICED, SLICED_VALUE, is_slice
 from functions.runtime.declaration import ONCE, Demand, Resources, Retries
 from functions.runtime.errors import Cancelled, InvalidResult, TimedOut, WorkerLost
 from functions.runtime.run.deadline import GRACE_S
@@ -230,13 +231,16 @@ def _placement(
     options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": gpus}
     memory_bytes = max(resources.memory_bytes or 0, demand.memory_bytes if demand.workers == 1 else 0)
     memory = {"memory": memory_bytes} if memory_bytes else {}
-    selector = selector_of(function, avoided) | card_selector(demand.card if gpus else None)
+    selector = selector_of(function, avoided) | card_selector(demand.card, gpus)
     return options | memory | ({"label_selector": selector} if selector else {})
 
 
-def card_selector(card: str | None) -> dict[str, str]:
-    """Build the label of nodes with one type of card; none for any."""
-    return {} if card is None else {CARD: card}
+def card_selector(card: str | None, gpus: float) -> dict[str, str]:
+    """Build the labels of nodes with one type of card, or of any with whole ones; none for work without GPUs."""
+    if gpus <= 0:
+        return {}
+    whole = {} if is_slice(card) else {SLICED: f"!{SLICED_VALUE}"}
+    return whole | ({} if card is None else {CARD: card})
 
 
 def task(name: str, run: Callable[..., Any], options: Mapping[str, Any]) -> Any:

@@ -20,9 +20,10 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]  # no stub
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # the same
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from functions.runtime.cards.node import Node
+from functions.runtime.cards.slices import share_of
 from functions.runtime.errors import NoRoom
 from functions.runtime.run.capture import report_progress
-from functions.runtime.run.cards import Node
 from functions.runtime.run.cluster import AWAY_FROM_SERVING, CARD, NODE_GROUP, SERVING_GROUP, card_selector
 from functions.runtime.run.deadline import paused
 
@@ -100,7 +101,7 @@ def wait_for_room(count: int, each: Amounts, *, what: str, remedy: str, card: st
     needed = Needed(count, {kind: amount for kind, amount in each.items() if amount > 0})
     if not needed.each:
         return
-    selector = AWAY_FROM_SERVING | card_selector(card)
+    selector = AWAY_FROM_SERVING | card_selector(card, each.get("GPU", 0.0))
     group = placement_group(
         [dict(needed.each)] * count, strategy="PACK", bundle_label_selector=[selector] * count
     )
@@ -173,7 +174,7 @@ def cards() -> list[Node] | None:
 
 def _node(name: str, resources: Amounts, card: str | None, *, coming: bool = False) -> Node:
     cpus, memory = resources.get("CPU", math.inf), resources.get("memory", math.inf)
-    return Node(name, resources["GPU"], card, cpus, memory, coming)
+    return Node(name, resources["GPU"] * share_of(card), card, cpus, memory, coming)
 
 
 def _living_nodes() -> list[Any]:

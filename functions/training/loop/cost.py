@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from functions.runtime.receipt import Prices, charge
+from functions.runtime.cards.driver import energy_reader
+from functions.runtime.receipt import Prices
 from functions.training.trained import Cost
 from registry import Run
 from registry.runs.environment import Usage
@@ -56,17 +56,20 @@ class ResourceUse:
 
 
 class ResourceMeter:
-    """Measures what this process, and the GPU it computes on, use from now on."""
+    """Measures what this process, and the GPU it computes on, use from now on.
 
-    def __init__(self, device: str, gpus: float) -> None:
-        self._gpus, self._joules = gpus, _joules(device)
+    gpus: as Ray counts them, slices of cards too; card_share: part of a card that one of them is.
+    """
+
+    def __init__(self, device: str, gpus: float, card_share: float = 1.0) -> None:
+        self._cards, self._joules = gpus * card_share, _joules(device, gpus)
         self._usage, self._energy_j = Usage.now(), self._joules()
 
     def read(self) -> ResourceUse:
         """Use since the meter was made, or since the last lap."""
         used = self._usage.since()
         energy_j = self._joules() - self._energy_j
-        return ResourceUse(used["cpu_s"], used["wall_s"] * self._gpus, energy_j)
+        return ResourceUse(used["cpu_s"], used["wall_s"] * self._cards, energy_j)
 
     def lap(self) -> ResourceUse:
         """Use since the last lap; begins the next one."""
@@ -93,18 +96,17 @@ class CostMeter:
 
 @contextmanager
 def metered(
-    run: Run, prices: Prices | None, *, device: str = "cpu", gpus: float = 0.0
+    run: Run, prices: Prices | None, *, device: str = "cpu", gpus: float = 0.0, card_share: float = 1.0
 ) -> Iterator[CostMeter]:
     """Measure the work done within, and log its cost to `run`, however the work ends.
 
-    device, gpus: what this process itself computes on.
+    device, gpus, card_share: what this process itself computes on, as of `ResourceMeter`.
     """
-    own = ResourceMeter(device, gpus)
+    own = ResourceMeter(device, gpus, card_share)
     meter = CostMeter(own, prices)
     try:
         yield meter
     finally:
-        charge(energy_j=own.read().known_energy_j)
         log_cost(run, meter.cost())
 
 
@@ -115,23 +117,11 @@ def log_cost(run: Run, cost: Cost) -> None:
         run.set_tags({"currency": cost.currency})
 
 
-def _joules(device: str) -> Callable[[], float]:
-    """Make a reader of the joules that GPU `device` has used: NaN if it does not report them, 0 for the CPU."""
+def _joules(device: str, gpus: float) -> Callable[[], float]:
+    """Make a reader of the joules of `gpus` of GPU `device`: NaN if the driver does not tell, 0 for the CPU."""
     if device == "cpu":
         return lambda: 0.0
-    try:
-        nvml = importlib.import_module("pynvml")  # NVIDIA's library, which is not among our requirements
-    except ImportError:
-        return lambda: math.nan
     import torch  # late, as above
 
-    nvml.nvmlInit()
-    handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-
-    def read() -> float:
-        try:
-            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) * _MILLI
-        except nvml.NVMLError_NotSupported:
-            return math.nan
-
-    return read
+    read = energy_reader([str(torch.cuda.get_device_properties(device).uuid)], share=min(1.0, gpus))
+    return lambda: math.nan if (found := read()) is None else found

@@ -125,11 +125,12 @@ def _fit(loop: WorkerLoop[T], workers: Workers) -> Any:
                 "context": context(),
                 "trace": current_position(),
             },
+            torch_config=ray.train.torch.TorchConfig(backend="gloo" if workers.device == "cpu" else "nccl"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=workers.gpus_each > 0,
                 resources_per_worker=_resources(workers),
-                label_selector=AWAY_FROM_SERVING | card_selector(workers.card),  # type: ignore[call-arg]  # the stub is of the old API
+                label_selector=AWAY_FROM_SERVING | card_selector(workers.card, workers.gpus_each),  # type: ignore[call-arg]  # the stub is of the old API
             ),
             run_config=ray.train.RunConfig(
                 name=f"run-{loop.run.id}",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from functions.runtime.cards.node import Node
+from functions.runtime.cards.slices import share_of
 from functions.runtime.durable.admission.capacity import Room, held_by
 from functions.runtime.durable.admission.request import (
     EVERYONE,
@@ -17,7 +19,6 @@ from functions.runtime.durable.admission.request import (
     Quotas,
 )
 from functions.runtime.receipt import Prices
-from functions.runtime.run.cards import Node
 
 Owner = tuple[str, str]  # workspace and team
 _KINDS = ("cpus", "gpus", "at_once")
@@ -194,7 +195,7 @@ class Occupancy:
         room = self.room
         assert room is not None  # noqa: S101 - who calls has looked
         kind = f" ({request.card})" if request.card else ""
-        needed = f"{request.workers} × {request.gpus / max(1, request.workers):g} GPU{kind}"
+        needed = f"{request.workers} × {request.gpus / share_of(request.card) / max(1, request.workers):g} GPU{kind}"
         if sum(held_by(node, request) for node in room.nodes.values()) < request.workers:
             return Blocked("nodes", f"nodes with {needed}: none are there, or may be started")
-        return Blocked("cards", f"cards: it needs {needed}, and {room.free_gpus:g} are free")
+        return Blocked("cards", f"cards: it needs {needed}, and {room.free_gpus:.4g} are free")

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from functions.runtime.cards.slices import share_of
 from functions.runtime.declaration import Demand
 from registry.access import DEFAULT_WORKSPACE
 
@@ -62,7 +63,7 @@ Quotas = Mapping[str, Quota]  # by team
 class QuotaRequest:
     """Request of one experiment, running or waiting: its team, its resources, and since when it waits.
 
-    cpus, gpus, memory_bytes: of all its `workers` together; card: type of its GPUs, None for any; limit_s: longest run time that
+    cpus, gpus, memory_bytes: of all its `workers` together, gpus in cards, of which a slice is a part; card: type of its GPUs, None for any; limit_s: longest run time that
     it declared; preemptible: whether it saves its state and yields when it is asked to; started_at: None while it waits;
     backfilled: it started before one that has to wait for room; yielding: it was asked to yield; nodes: where its workers are, by
     name, or empty if that is not known.
@@ -98,7 +99,8 @@ class QuotaRequest:
     @classmethod
     def of(cls, invocation: str, team: str, demand: Demand, at: datetime, **known: Any) -> Self:
         """Make the request of an invocation with this demand. known: other fields of it."""
-        return cls(invocation, team, **(asdict(demand) | {"workers": pieces_of(demand)}), at=at, **known)
+        counted = {"workers": pieces_of(demand), "gpus": demand.gpus * share_of(demand.card)}
+        return cls(invocation, team, **(asdict(demand) | counted), at=at, **known)
 
     def end(self, now: datetime) -> datetime | None:
         """Time by which it leaves its room for certain; None if it declared no limit."""

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import MAXYEAR, datetime, timedelta
 
+from functions.runtime.cards.node import Node
 from functions.runtime.durable.admission.capacity import held_by
 from functions.runtime.durable.admission.occupancy import Blocked, Occupancy, Shares
 from functions.runtime.durable.admission.request import (
@@ -21,7 +22,6 @@ from functions.runtime.durable.admission.request import (
     blocking_quota,
     why_unsatisfiable,
 )
-from functions.runtime.run.cards import Node
 
 __all__ = ["Decision", "admission_order", "blocking_quota", "next_look", "schedule", "why_unsatisfiable"]
 

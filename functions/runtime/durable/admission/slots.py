@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from functions.runtime import catalog
+from functions.runtime.cards.node import Node
 from functions.runtime.declaration import Demand
 from functions.runtime.durable.admission.board import Board, Posted
 from functions.runtime.durable.admission.occupancy import Shares, Spent
@@ -33,7 +34,6 @@ from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.record import Record
 from functions.runtime.errors import DeclarationError, FunctionError, OverQuota
 from functions.runtime.receipt import Prices, Usage
-from functions.runtime.run.cards import Node
 from functions.runtime.run.declared import DeclaredFunction
 from registry.access import DEFAULT_WORKSPACE
 from registry.journal.entry import Entry

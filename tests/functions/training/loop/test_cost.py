@@ -1,8 +1,11 @@
 """What a training cost."""
 
+import json
 import math
+import os
+import shutil
+import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from functions.runtime.context import context_of
 from functions.runtime.receipt import Prices
 from functions.training.loop.cost import ResourceMeter, ResourceUse
 from functions.training.loop.process_group import SingleProcess
+from tests.functions.runtime.cards.fake_driver import WATTS, fake_driver
 
 PRICES = Prices(currency="EUR", cpu_hour=0.5, gpu_hour=4.0, kwh=0.25)
 
@@ -40,39 +44,30 @@ def test_the_prices_are_the_users_by_the_environment(tmp_path):
             context_of(store | {"TOQUE_PRICES": wrong})
 
 
-class NotSupportedError(Exception):
-    """As NVML says it."""
+METERS = """
+import json, math, time
+from types import SimpleNamespace
+import torch
+from functions.training.loop.cost import ResourceMeter
+torch.cuda.get_device_properties = lambda _: SimpleNamespace(uuid="fake-1")
+meters = ResourceMeter("cuda:0", gpus=0.5), ResourceMeter("cpu", gpus=0)
+time.sleep(0.5)
+half, none = (meter.read() for meter in meters)
+print(json.dumps([half.gpu_s, half.energy_j if math.isfinite(half.energy_j) else None, none.energy_j]))
+"""
 
 
-def driver(readings):
-    """NVML of a GPU that has used so many millijoules, at each reading."""
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler here for the library")
+def test_a_gpus_energy_counter_is_read_before_and_after(tmp_path):
+    def measured(silent=""):
+        told = os.environ | fake_driver(tmp_path, cards=2, silent=silent)
+        done = subprocess.run([sys.executable, "-c", METERS], env=told, check=True, capture_output=True)
+        return json.loads(done.stdout)
 
-    def read(handle):
-        assert handle == "GPU-abc"
-        reading = readings.pop(0)
-        if reading is None:
-            raise NotSupportedError
-        return reading
-
-    return SimpleNamespace(
-        nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByUUID=lambda name: name,
-        nvmlDeviceGetTotalEnergyConsumption=read,
-        NVMLError_NotSupported=NotSupportedError,
-    )
-
-
-def test_a_gpus_energy_counter_is_read_before_and_after(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="abc"))
-    monkeypatch.setitem(sys.modules, "pynvml", driver([1_000, 61_000]))
-    spent = ResourceMeter("cuda:0", gpus=0.5).read()
-    assert spent.energy_j == 60
-    assert spent.gpu_s >= 0
-    monkeypatch.setitem(sys.modules, "pynvml", driver([None, None]))
-    assert math.isnan(ResourceMeter("cuda:0", gpus=1).read().energy_j)
-    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
-    assert math.isnan(ResourceMeter("cuda:0", gpus=1).read().energy_j)
-    assert ResourceMeter("cpu", gpus=0).read().energy_j == 0
+    gpu_s, energy_j, of_cpu = measured()
+    assert energy_j == pytest.approx(WATTS * gpu_s, rel=0.2)
+    assert (gpu_s >= 0.25, of_cpu) == (True, 0)
+    assert measured(silent="yes")[1] is None
 
 
 def test_resource_use_of_the_workers_is_summed():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from functions.runtime.cards.node import Node
 from functions.runtime.durable.admission.occupancy import Shares, Spent
 from functions.runtime.durable.admission.request import (
     EVERYONE,
@@ -21,7 +22,6 @@ from functions.runtime.durable.admission.request import (
 )
 from functions.runtime.durable.admission.rule import Decision, admission_order, next_look, schedule
 from functions.runtime.receipt import Prices
-from functions.runtime.run.cards import Node
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TEAMS = ("ranking", "search", "vision")
