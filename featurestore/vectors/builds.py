@@ -5,7 +5,7 @@ import shutil
 import threading
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from featurestore.definitions.vector_index import Metric, VectorIndex
 from featurestore.definitions.views import FeatureView, digest
 from featurestore.vectors.graph import Graph
 from featurestore.vectors.rows import PRESENT, VectorRows
-from featurestore.vectors.visibility import Ints
+from featurestore.vectors.visibility import Bools, Ints
 from registry.errors import Damaged
 from registry.journal import Entry, Fold, Journal
 from registry.store import ObjectStore, temporary_folder
@@ -72,6 +72,16 @@ class LoadedIndex:
     graph: Graph
     places: Ints
     positions: Ints
+    _allowed: list[tuple[Bools, Bools]] = field(default_factory=list, compare=False, repr=False)
+
+    def allowed(self, chosen: Bools) -> Bools:
+        """Tell which nodes of the graph are of chosen rows; kept for the last array, as most searches choose all that is visible."""
+        for of, nodes in self._allowed[:1]:
+            if of is chosen:
+                return nodes
+        nodes = chosen[self.positions]
+        self._allowed[:] = [(chosen, nodes)]
+        return nodes
 
 
 class IndexBuilds:

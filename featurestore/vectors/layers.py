@@ -19,11 +19,15 @@ class Layers:
     _last: list[tuple[int, int, tuple[Bools, Bools]]] = field(default_factory=list, compare=False, repr=False)
 
     def visible(self, at_us: int) -> tuple[Bools, Bools]:
-        """Tell which rows of base and tail are the row of their key at a time, among the rows of both; not to be changed."""
+        """Tell which rows of base and tail are the row of their key at a time, among the rows of both, and have a vector.
+
+        The same arrays until others are visible; not to be changed.
+        """
         for start, end, masks in self._last[:1]:
             if start <= at_us < end:
                 return masks
-        masks = self._visible(at_us)
+        base, tail = self._visible(at_us)
+        masks = base & self.base.present, tail & self.tail.present
         self._last[:] = [(at_us, min(_next_change(self.base, at_us), _next_change(self.tail, at_us)), masks)]
         return masks
 

@@ -52,10 +52,9 @@ class Searched:
         query, itself = self._query(ask, visible, embed)
         parts, exact = [], True
         for rows, among in zip((self.layers.base, self.layers.tail), visible, strict=True):
-            chosen = among & rows.present
-            if where:
-                chosen &= mask_of(where, rows.table)
+            chosen = among & mask_of(where, rows.table) if where else among
             if itself is not None and itself[0] is rows:
+                chosen = chosen.copy()
                 chosen[itself[1]] = False
             found = None if rows is not self.layers.base else self._by_index(query, chosen, k=k, at=at)
             exact &= found is None
@@ -77,7 +76,7 @@ class Searched:
         loaded = self.loaded
         if loaded is None or at < loaded.build.built_at:
             return None
-        allowed = chosen[loaded.positions]
+        allowed = loaded.allowed(chosen)
         count = int(np.count_nonzero(allowed))
         if count <= EXACT_ROWS:
             return None
@@ -101,7 +100,7 @@ class Searched:
     def _row_of(self, key: tuple[Any, ...], visible: tuple[Bools, Bools]) -> tuple[VectorRows, int]:
         for rows, among in zip((self.layers.base, self.layers.tail), visible, strict=True):
             for position in positions_of(rows, key):
-                if among[position] and rows.present[position]:
+                if among[position]:
                     return rows, position
         raise UnknownDefinition(
             f"feature view {self.view.name!r} has no vector {self.index.field!r} of {key} at that time; "

@@ -2,7 +2,8 @@
 
 Loads Parquet files of ten columns into a source's table, beside polars, which scans the same files and writes them to one, in
 turn in the same run. Each load is a process of its own, whose greatest memory is printed, so that it shows whether that grows
-with the rows; a second load then reads one more file.
+with the rows; a second load then reads one more file. Files that were made in `--folder` stay there for the next run; `--only-files`
+makes them and does no more.
 """
 
 from __future__ import annotations
@@ -44,17 +45,20 @@ rows = pl.scan_parquet(folder / "copy.parquet").select(pl.len()).collect().item(
 """
 
 
-def write_file(folder: Path, number: int) -> None:
-    """Write one file of rows, an hour after the one before."""
-    chance = np.random.default_rng(number)
-    offsets = np.arange(FILE_ROWS, dtype="timedelta64[ms]") * 7
-    times = np.datetime64(START.replace(tzinfo=None) + number * timedelta(hours=1), "us") + offsets
-    frame = pl.DataFrame(
-        {"key": chance.integers(0, 100_000, FILE_ROWS), "at": times}
-        | {name: chance.normal(size=FILE_ROWS) for name in FLOATS}
-    ).with_columns(pl.col("at").dt.replace_time_zone("UTC"))
-    (folder / "in").mkdir(exist_ok=True)
-    frame.write_parquet(folder / "in" / f"{number:05}.parquet")
+def write_file(folder: Path, number: int) -> Path:
+    """Write one file of rows, an hour after the one before, unless it is there."""
+    path = folder / f"{number:05}.parquet"
+    if not path.exists():
+        chance = np.random.default_rng(number)
+        offsets = np.arange(FILE_ROWS, dtype="timedelta64[ms]") * 7
+        times = np.datetime64(START.replace(tzinfo=None) + number * timedelta(hours=1), "us") + offsets
+        frame = pl.DataFrame(
+            {"key": chance.integers(0, 100_000, FILE_ROWS), "at": times}
+            | {name: chance.normal(size=FILE_ROWS) for name in FLOATS}
+        ).with_columns(pl.col("at").dt.replace_time_zone("UTC"))
+        frame.write_parquet(folder / "half.tmp")
+        (folder / "half.tmp").rename(path)
+    return path
 
 
 def loaded(folder: Path) -> int:
@@ -84,26 +88,37 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default="2000000,8000000", help="(default: %(default)s)")
-    parser.add_argument("--folder", default=None, help="for the files")
+    parser.add_argument("--folder", default=None, help="where files are kept; by default nowhere")
+    parser.add_argument("--only-files", action="store_true")
     arguments = parser.parse_args()
     print_machine("polars", "pyarrow", "deltalake")
-    for rows in (int(size) for size in arguments.rows.split(",")):
-        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-            folder, files = Path(name), rows // FILE_ROWS
-            for number in range(files):
-                write_file(folder, number)
-            floor_s, _, copied = measured(_POLARS, folder)
-            first_s, memory, first = measured(_LOAD, folder)
-            if not first == copied == rows:
-                raise RuntimeError(f"{first} rows were loaded and {copied} copied of {rows}")
-            write_file(folder, files)
-            second_s, _, second = measured(_LOAD, folder)
-            print(
-                f"{rows:>11,} rows: {first_s:6.1f} s, {first / first_s / 1e6:.2f} M rows/s, polars {floor_s:6.1f} s, "
-                f"{floor_s / first_s:.2f} of its speed, at most {memory:,.0f} MiB; {second:,} more: {second_s:.1f} s; "
-                f"load {os.getloadavg()[0]:.0f}",
-                flush=True,
-            )
+    with tempfile.TemporaryDirectory() as temporary:
+        files = Path(arguments.folder or temporary)
+        for rows in (int(size) for size in arguments.rows.split(",")):
+            made = [write_file(files, number) for number in range(rows // FILE_ROWS + 1)]
+            if not arguments.only_files:
+                with tempfile.TemporaryDirectory(dir=files) as folder:
+                    compare(Path(folder), made)
+
+
+def compare(folder: Path, files: list[Path]) -> None:
+    """Load all files but the last, copy them by polars, then load the last; prints a line."""
+    (folder / "in").mkdir()
+    for each in files[:-1]:
+        os.link(each, folder / "in" / each.name)
+    rows = FILE_ROWS * (len(files) - 1)
+    floor_s, _, copied = measured(_POLARS, folder)
+    first_s, memory, first = measured(_LOAD, folder)
+    if not first == copied == rows:
+        raise RuntimeError(f"{first} rows were loaded and {copied} copied of {rows}")
+    os.link(files[-1], folder / "in" / files[-1].name)
+    second_s, _, second = measured(_LOAD, folder)
+    print(
+        f"{rows:>11,} rows: {first_s:6.1f} s, {first / first_s / 1e6:.2f} M rows/s, polars {floor_s:6.1f} s, "
+        f"{floor_s / first_s:.2f} of its speed, at most {memory:,.0f} MiB; {second:,} more: {second_s:.1f} s; "
+        f"load {os.getloadavg()[0]:.0f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 `loader` reads pictures and packed tokens as batches, by ours and by the loaders of an interpreter that has `mosaicml-streaming` and
 `webdataset`, in turns. `limit` trains the tabular network from shards of a set many times the memory that its process may have
-(RLIMIT_DATA: all that it allocates, mapped files apart), and prints how busy the training was and what it held.
+(RLIMIT_DATA: all that it allocates, mapped files apart), and prints how busy the training was and what it held. Its tables stay in
+`--folder` for the next run; `rows` makes them and does no more.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["loader", "limit", "train-limited"])
+    parser.add_argument("what", choices=["loader", "limit", "rows", "train-limited"])
     parser.add_argument(
         "--peer-python", default=None, help="interpreter with mosaicml-streaming and webdataset"
     )
@@ -71,8 +72,8 @@ def main() -> None:
         return
     print_machine("pyarrow", "torch", "pillow")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        if arguments.what == "limit":
-            _limit(Path(folder), arguments)
+        if arguments.what in {"limit", "rows"}:
+            _limit(Path(arguments.folder or folder), arguments)
             return
         for kind, count in (("image", arguments.images), ("text", arguments.texts)):
             _loaders(Path(folder), kind, count, arguments)
@@ -177,6 +178,8 @@ def _limit(folder: Path, arguments: argparse.Namespace) -> None:
     rows = int(arguments.times * (arguments.limit_mb << 20) / row_bytes)
     for of, seed in ((rows // 10, 1), (rows, 2)):
         snapshot = _rows(store, f"rows-{of}", of, seed=seed)
+        if arguments.what == "rows":
+            continue
         asked = {"url": url, "snapshot": snapshot.model_dump(), "limit_mb": arguments.limit_mb}
         done = subprocess.run(
             [sys.executable, "-m", "load.benchmarks.training_data", "train-limited"],
@@ -196,10 +199,12 @@ def _limit(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def _rows(store: ObjectStore, name: str, rows: int, *, seed: int) -> TableSnapshot:
-    table, generator = Table(store, name), np.random.default_rng(seed)
+    table, there = Table(store, name), 0
     snapshot = TableSnapshot(name=name, version=0)
-    for at in range(0, rows, PIECE):
-        count = min(PIECE, rows - at)
+    if table.exists():
+        there, snapshot = table.open().count(), TableSnapshot(name=name, version=table.open().version())
+    for at in range(there, rows, PIECE):
+        count, generator = min(PIECE, rows - at), np.random.default_rng([seed, at])
         columns: dict[str, Any] = {column: generator.standard_normal(count) for column in COLUMNS}
         label = (columns["x0"] + generator.standard_normal(count) > 0).astype(np.float64)
         times = pa.array(np.sort(generator.integers(0, 86_400 * 10**6, count)) + at * 10**6)

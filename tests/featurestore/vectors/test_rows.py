@@ -63,3 +63,9 @@ def test_no_rows_are_a_file_of_none(tmp_path: Path) -> None:
 def test_a_file_with_other_rows_than_were_counted_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 vectors were written where 3 were counted"):
         write_vectors(tmp_path / "short.npy", [np.zeros((2, LENGTH), np.float32)], (3, LENGTH))
+
+
+def test_a_full_disk_is_an_error() -> None:
+    vectors = np.zeros((2, LENGTH), np.float32)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_vectors(Path("/dev/full"), [vectors], vectors.shape)
