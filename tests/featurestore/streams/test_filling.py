@@ -100,6 +100,8 @@ def held(folder: str, *, in_parts: bool) -> int:
     return max(memory)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_no_more_is_held_than_some_of_the_events(tmp_path: Path) -> None:
     """Each in a process of its own: what the one leaves free would not count for the other."""
     spawn = multiprocessing.get_context("spawn")
@@ -107,4 +109,4 @@ def test_no_more_is_held_than_some_of_the_events(tmp_path: Path) -> None:
         pool.submit(made, str(tmp_path)).result()
         whole = pool.submit(held, str(tmp_path), in_parts=False).result()
         in_parts = pool.submit(held, str(tmp_path), in_parts=True).result()
-    assert in_parts < whole / 2, (in_parts, whole)
+    assert in_parts < whole / 2, (in_parts, whole)  # a quarter, as measured
