@@ -50,6 +50,7 @@ from featurestore.errors import (
 )
 from featurestore.health import ViewHealth, newest_event, view_health
 from featurestore.online import Materialized, OnlineFeatures, Status
+from featurestore.row_times import RowTime, row_times
 from featurestore.skew import SkewReport, skew_report
 from featurestore.sources import (
     BatchSource,
@@ -61,7 +62,7 @@ from featurestore.sources import (
     SqlTable,
 )
 from featurestore.sources.refresh import Refreshed
-from featurestore.statistics import FeatureStatistics, view_statistics
+from featurestore.statistics import FeatureStatistics, PartStatistics, view_course, view_statistics
 from featurestore.store import FeatureStore
 from featurestore.streams import KafkaTopic, RedisStream, StreamSource
 from featurestore.upkeep import Upkeep, compact, erase, expire
@@ -112,12 +113,14 @@ __all__ = [
     "OnlineFeatures",
     "OnlineStoreUnavailable",
     "ParquetFiles",
+    "PartStatistics",
     "Plan",
     "Projection",
     "RecallTooLow",
     "RedisStream",
     "Refreshed",
     "RequestSource",
+    "RowTime",
     "SkewReport",
     "SourceLoad",
     "SqlTable",
@@ -142,7 +145,9 @@ __all__ = [
     "last_k",
     "newest_event",
     "on_demand_feature_view",
+    "row_times",
     "skew_report",
+    "view_course",
     "view_health",
     "view_statistics",
 ]

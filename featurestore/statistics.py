@@ -5,7 +5,7 @@ Counts, bounds, mean and deviation are of all rows; quartiles, histograms and fr
 
 import math
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,14 @@ from pydantic import BaseModel, ConfigDict
 
 from featurestore.applied.definitions import ViewOrName
 from featurestore.definitions.expectations import missing
-from featurestore.definitions.fields import Field
+from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
 from featurestore.definitions.views import FeatureView
-from featurestore.health import DAY, recent_rows
+from featurestore.health import DAY, newest_event, recent_rows
 from featurestore.store import FeatureStore
 from featurestore.windows.distinct import DistinctSketch
 
 SAMPLE_ROWS = 50_000
+_COURSE_TOP = 5  # frequent values of a part
 _QUARTILES = (0.25, 0.5, 0.75)
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -52,6 +53,16 @@ class FeatureStatistics(BaseModel):
     top: tuple[tuple[str, float], ...] = ()
 
 
+class PartStatistics(BaseModel):
+    """Statistics of a view's features over the rows with start < event time <= end, in schema order."""
+
+    model_config = ConfigDict(frozen=True)
+
+    start: datetime
+    end: datetime
+    features: list[FeatureStatistics]
+
+
 def view_statistics(
     fs: FeatureStore, view: ViewOrName, *, span: timedelta = DAY, bins: int = 30, top: int = 10
 ) -> list[FeatureStatistics]:
@@ -65,17 +76,68 @@ def view_statistics(
     return statistics(found, batches, bins=bins, top=top)
 
 
+def view_course(
+    fs: FeatureStore, view: ViewOrName, *, span: timedelta = DAY, parts: int = 12
+) -> list[PartStatistics]:
+    """Compute statistics of each feature over equal parts of the newest span of a view's rows, oldest first.
+
+    Parts without rows are left out. Histograms have one bin. Raises: UnknownDefinition; ValueError without a part or a span.
+    """
+    if parts < 1 or span <= timedelta(0):
+        raise ValueError(f"parts={parts} and span={span} must be positive")
+    found = fs.get_feature_view(view if isinstance(view, str) else view.name)
+    version, newest = fs.offline.version(found), newest_event(fs, found)
+    if version is None or newest is None:
+        return []
+    width = span / parts
+    taken = [_Rows(found) for _ in range(parts)]
+    for batch in recent_rows(fs, found, version, span=span, now=fs.now()):
+        ages = pc.subtract(pa.scalar(newest), batch.column(EVENT_TIMESTAMP)).cast(pa.int64())
+        places = pc.min_element_wise(pc.divide(ages, width // timedelta(microseconds=1)), parts - 1)
+        for place in pc.unique(places).to_pylist():
+            taken[place].add(batch.filter(pc.equal(places, place)))
+    return [
+        PartStatistics(
+            start=newest - (place + 1) * width,
+            end=newest - place * width,
+            features=rows.figures(1, _COURSE_TOP),
+        )
+        for place, rows in reversed(list(enumerate(taken)))
+        if rows.seen
+    ]
+
+
 def statistics(
     view: FeatureView, batches: Iterable[pa.Table], *, bins: int = 30, top: int = 10
 ) -> list[FeatureStatistics]:
     """Compute statistics of each feature over batches of a view's rows."""
-    columns = [_Column(field) for field in view.schema]
-    sample = _Sample()
+    rows = _Rows(view)
     for batch in batches:
-        for column in columns:
+        rows.add(batch)
+    return rows.figures(bins, top)
+
+
+class _Rows:
+    """Running totals and a sample of the rows of a view."""
+
+    def __init__(self, view: FeatureView) -> None:
+        self._features = view.features
+        self._columns = [_Column(field) for field in view.schema]
+        self._sample = _Sample()
+        self.seen = 0
+
+    def add(self, batch: pa.Table) -> None:
+        """Add a batch of rows to the totals and the sample."""
+        self.seen += batch.num_rows
+        for column in self._columns:
             column.add(batch.column(column.field.name))
-        sample.add(batch.select(view.features))
-    return [column.figures(sample.of(column.field.name), bins=bins, top=top) for column in columns]
+        self._sample.add(batch.select(self._features))
+
+    def figures(self, bins: int, top: int) -> list[FeatureStatistics]:
+        """Compute the statistics of each feature."""
+        return [
+            column.figures(self._sample.of(column.field.name), bins=bins, top=top) for column in self._columns
+        ]
 
 
 class _Column:

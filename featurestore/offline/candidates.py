@@ -28,12 +28,13 @@ def join_in_steps(job: PinnedRetrieval, *, step_rows: int = ROWS_PER_STEP) -> pa
     """
     table = job.entities
     for lookup in job.retrieval.lookups:
-        rows = _answers(job, lookup, step_rows=step_rows)
+        rows = answers_of(job, lookup, step_rows=step_rows)
         table, _ = attach(table, rows, lookup, as_known=job.as_known)
     return finish(table, job.entities.column_names, job.retrieval)
 
 
-def _answers(job: PinnedRetrieval, lookup: Projection, *, step_rows: int) -> pa.Table:
+def answers_of(job: PinnedRetrieval, lookup: Projection, *, step_rows: int = ROWS_PER_STEP) -> pa.Table:
+    """Read the stored rows of a lookup that can be the answer of some entity row."""
     view, prefilter = stored_view(lookup), prefilter_of(job, lookup)
     snapshot = job.versions[view.name]
     version = None if snapshot is None else job.offline.version(view, snapshot.version)

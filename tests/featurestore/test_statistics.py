@@ -7,7 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, Float64, Int64, String, view_statistics
+from featurestore import (
+    Entity,
+    FeatureStore,
+    FeatureView,
+    Field,
+    Float64,
+    Int64,
+    String,
+    view_course,
+    view_statistics,
+)
 from featurestore import statistics as module
 from featurestore.statistics import statistics
 
@@ -75,16 +85,36 @@ def test_of_many_rows_an_even_sample_is_drawn(monkeypatch: pytest.MonkeyPatch) -
 def test_a_views_newest_span_is_read(offline_fs: FeatureStore) -> None:
     offline_fs.apply([view])
     assert [each.rows for each in view_statistics(offline_fs, view)] == [0, 0, 0]
-    given = [
+    offline_fs.write_offline(view, hourly(60))
+    temp = view_statistics(offline_fs, "weather", span=timedelta(hours=9))[0]
+    assert (temp.rows, temp.least, temp.most) == (10, 50.0, 59.0)
+
+
+def hourly(count: int) -> list[dict[str, object]]:
+    return [
         {
             "origin": "JFK",
             "temp": float(n),
             "gusts": n,
-            "sky": "a",
+            "sky": "a" if n < 57 else "b",
             "event_timestamp": START + timedelta(hours=n),
         }
-        for n in range(60)
+        for n in range(count)
     ]
+
+
+def test_a_course_gives_each_part_of_the_newest_span_its_own_rows(offline_fs: FeatureStore) -> None:
+    offline_fs.apply([view])
+    assert view_course(offline_fs, view) == []
+    given = [each for each in hourly(60) if each["gusts"] not in {50, 51, 52}]
     offline_fs.write_offline(view, given)
-    temp = view_statistics(offline_fs, "weather", span=timedelta(hours=9))[0]
-    assert (temp.rows, temp.least, temp.most) == (10, 50.0, 59.0)
+    course = view_course(offline_fs, "weather", span=timedelta(hours=12), parts=4)
+    found = [(part.features[0].least, part.features[0].most, part.features[0].rows) for part in course]
+    assert found == [(47.0, 49.0, 3), (53.0, 53.0, 1), (54.0, 56.0, 3), (57.0, 59.0, 3)]
+    assert course[-1].end == START + timedelta(hours=59)
+    assert all(part.end - part.start == timedelta(hours=3) for part in course)
+    assert [part.features[2].top for part in course[-2:]] == [(("a", 1.0),), (("b", 1.0),)]
+    whole = view_statistics(offline_fs, "weather", span=timedelta(hours=12))[0]
+    assert sum(part.features[0].values for part in course) == whole.values
+    with pytest.raises(ValueError, match="parts=0"):
+        view_course(offline_fs, view, parts=0)
