@@ -34,7 +34,12 @@ from functions.features.vectors import (
     refresh_vector_indexes,
     vector_indexes,
 )
-from functions.features.view_figures import HealthPoint, feature_health_history, feature_statistics
+from functions.features.view_figures import (
+    HealthPoint,
+    feature_course,
+    feature_health_history,
+    feature_statistics,
+)
 
 __all__ = [
     "CatalogEntry",
@@ -54,6 +59,7 @@ __all__ = [
     "VersionOrigins",
     "build_training_set",
     "feature_catalog",
+    "feature_course",
     "feature_health",
     "feature_health_history",
     "feature_statistics",

@@ -8,11 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import FeatureStatistics, view_statistics
+from featurestore import FeatureStatistics, PartStatistics, view_course, view_statistics
 from functions.features.jobs import HEALTH_TABLE
 from functions.runtime.context import context
 from functions.runtime.function import function
 from registry import Table
+
+_MOST_PARTS = 100
 
 
 class HealthPoint(BaseModel):
@@ -30,6 +32,17 @@ class HealthPoint(BaseModel):
 def feature_statistics(view: str, span_hours: float = 24.0) -> list[FeatureStatistics]:
     """Compute the distribution of each feature over the newest span of a view's rows. Raises: UnknownDefinition."""
     return view_statistics(context().features(), view, span=timedelta(hours=span_hours))
+
+
+@function(http=True, role="viewer", timeout_s=300)
+def feature_course(view: str, span_hours: float = 24.0, parts: int = 12) -> list[PartStatistics]:
+    """Compute the distribution of each feature over equal parts of the newest span of a view's rows, oldest first.
+
+    parts: at most 100. Raises: UnknownDefinition; ValueError for parts or a span out of range.
+    """
+    if not 1 <= parts <= _MOST_PARTS:
+        raise ValueError(f"parts={parts} must lie between 1 and {_MOST_PARTS}")
+    return view_course(context().features(), view, span=timedelta(hours=span_hours), parts=parts)
 
 
 @function(http=True, role="viewer", timeout_s=60)

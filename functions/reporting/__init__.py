@@ -10,9 +10,11 @@ from functions.reporting.evidently_page import EvidentlyReport, evidently_report
 from functions.reporting.explained_request import PredictionExplanation, explain_prediction
 from functions.reporting.jobs import AlarmReport, Report, alarm_report, model_report, rollout_report
 from functions.reporting.logged_requests import (
+    FeatureTime,
     LoggedPrediction,
     PredictionInputs,
     list_predictions,
+    prediction_feature_times,
     prediction_inputs,
 )
 from functions.reporting.rollout_record import RolloutRecord, rollout_record
@@ -24,6 +26,7 @@ from functions.reporting.weekly import Week, weeks
 __all__ = [
     "AlarmReport",
     "EvidentlyReport",
+    "FeatureTime",
     "LoggedPrediction",
     "PredictionExplanation",
     "PredictionInputs",
@@ -39,6 +42,7 @@ __all__ = [
     "find_request",
     "list_predictions",
     "model_report",
+    "prediction_feature_times",
     "prediction_inputs",
     "rollout_record",
     "rollout_report",

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from featurestore import UnknownDefinition, row_times
 from functions.prediction_log import find_labels, outcomes
 from functions.prediction_log.reading.outcomes import read_columns
 from functions.runtime.context import context
@@ -63,11 +64,13 @@ def list_predictions(
     entity: str | None = None,
     limit: int = 50,
     order: Literal["newest", "worst"] = "newest",
+    version: int | None = None,
 ) -> list[LoggedPrediction]:
     """List the predictions of a model in some hours before a time, by default now, newest first.
 
     entity: unit, or value of an entity's key, that the request had. order: "worst" lists those with a label, the answer that was
-    furthest from it first: by the difference, or by what the probability of the label's class lacks to 1.
+    furthest from it first: by the difference, or by what the probability of the label's class lacks to 1. version: that answered, by
+    default any.
     Raises: ValueError for hours or a limit out of range.
     """
     if not 0 < hours <= _MOST_HOURS:
@@ -79,10 +82,9 @@ def list_predictions(
     columns = _LISTED if entity is None else (*_LISTED, "unit", "entities")
     start = end - timedelta(hours=hours)
     if order == "worst":
-        return _worst(outcomes(used.store, model, start, end, columns=columns), entity, limit)
-    rows = read_columns(used.store, model, start, end, columns)
-    if entity is not None:
-        rows = rows.filter(_is_of(rows, entity))
+        rows = outcomes(used.store, model, start, end, columns=columns)
+        return _worst(_chosen(rows, entity, version), limit)
+    rows = _chosen(read_columns(used.store, model, start, end, columns), entity, version)
     newest = pc.select_k_unstable(rows, limit, [("predicted_at", "descending")])
     found = rows.take(newest).select(list(_LISTED)).to_pylist()
     ids = [row["prediction_id"] for row in found]
@@ -90,10 +92,15 @@ def list_predictions(
     return [LoggedPrediction(**row, label=labels.get(row["prediction_id"])) for row in found]
 
 
-def _worst(rows: pa.Table, entity: str | None, limit: int) -> list[LoggedPrediction]:
+def _chosen(rows: pa.Table, entity: str | None, version: int | None) -> pa.Table:
+    """Keep the rows of an entity and of a version; None: of any."""
+    if version is not None:
+        rows = rows.filter(pc.equal(rows["version"], version))
+    return rows if entity is None else rows.filter(_is_of(rows, entity))
+
+
+def _worst(rows: pa.Table, limit: int) -> list[LoggedPrediction]:
     """Take the labelled rows whose answers were furthest from their labels."""
-    if entity is not None:
-        rows = rows.filter(_is_of(rows, entity))
     found = zip(rows["outputs"].to_pylist(), rows["label"].to_pylist(), strict=True)
     errors = [_error(outputs or [], label) for outputs, label in found]
     judged = [at for at, error in enumerate(errors) if error is not None]
@@ -113,6 +120,49 @@ def _error(outputs: Sequence[float], label: float | None) -> float | None:
     else:
         return None
     return error if math.isfinite(error) else None
+
+
+class FeatureTime(BaseModel):
+    """Where and when an input of a prediction was known: feature of a view, time of its row, and when that was written.
+
+    event_at, created_at: None if the view had no row that a read at the time of the prediction finds.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    column: str
+    view: str
+    feature: str
+    event_at: datetime | None
+    created_at: datetime | None
+
+
+@function(http=True, timeout_s=120)
+def prediction_feature_times(model: str, prediction_id: str, predicted_at: datetime) -> list[FeatureTime]:
+    """Find the rows of the feature views that a logged prediction's inputs came from, by point in time, as then known.
+
+    predicted_at: of it, as listings have it. Raises: NotFound; ValueError if its version was made with no feature service, or the
+    service is gone.
+    """
+    inputs = prediction_inputs(model, prediction_id, predicted_at)
+    version = context().registry().get_version(model, inputs.version)
+    service = version.tags.get("feature_service")
+    if service is None:
+        raise ValueError(
+            f"{model}@{inputs.version} was made with no feature service, so nothing tells where its inputs came from"
+        )
+    try:
+        found = row_times(context().features(), inputs.entities, service, at=predicted_at)
+    except UnknownDefinition as error:
+        raise ValueError(f"the feature service of {model}@{inputs.version} is gone: {error}") from error
+    return [
+        FeatureTime(
+            column=column, view=row.view, feature=feature, event_at=row.event_at, created_at=row.created_at
+        )
+        for row in found
+        for column, feature in row.columns.items()
+        if column in inputs.values
+    ]
 
 
 @function(http=True, timeout_s=120)

@@ -109,6 +109,7 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "error_budgets",
         "explain_rollout",
         "feature_catalog",
+        "feature_course",
         "feature_health",
         "feature_health_history",
         "feature_statistics",
