@@ -21,8 +21,6 @@ from functions.runtime.function import function
 from functions.runtime.run import cluster, room
 from registry.names import check_name
 
-_LISTED = 10_000
-
 
 class Admission(BaseModel):
     """Experiment that runs or waits.
@@ -128,10 +126,10 @@ def budgets() -> list[Budget]:
 
 @function(http=True, role="viewer")
 def admissions() -> list[Admission]:
-    """List the running experiments of this workspace, and the waiting ones in the order of their start; reads every invocation."""
+    """List the running experiments of this workspace, and the waiting ones in the order of their start."""
     ledger, slots = ledger_of(context()), _slots()
     records: dict[str, Record] = {}
-    for record in ledger.invocations(limit=_LISTED):
+    for record in ledger.unfinished():
         found = catalog.find(record.reference)
         if found is not None and found.demand and (record.runnable or record.status == "running"):
             records[record.id] = record

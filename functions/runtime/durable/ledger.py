@@ -221,6 +221,11 @@ class Ledger:
         )
         yield from islice(matching, limit)
 
+    def unfinished(self) -> Iterator[Record]:
+        """Iterate over the invocations that have not ended, newest first; those that have are not read."""
+        found = (self._find(each) for each in self._listed("queued", None))
+        return (each for each in found if each is not None and each.status not in ENDED)
+
     def _listed(self, status: Status | None, after: str | None) -> Iterable[str]:
         """List ids of invocations that may have a status, newest first, from the one after `after` on."""
         if status == "dead":

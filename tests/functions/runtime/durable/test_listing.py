@@ -90,6 +90,7 @@ def test_what_has_not_ended_is_found_by_the_checkpoint_and_the_notes_since(store
     three = Ledger(store, actor="q").submit(other, {"a": 3})
     assert ids(ledger, status="queued") == [three, two]
     assert ids(ledger, status="queued", after=three) == [two]
+    assert [each.id for each in ledger.unfinished()] == [three, two]
     assert ids(ledger, status="queued", function="other") == [three]
     assert ids(ledger, status="cancelled") == [one]
     assert ids(ledger, function="listed") == [two, one]
