@@ -94,11 +94,15 @@ class Platform:
 
     def trainers(self) -> dict[int, int]:
         """Read the niceness of each training process, by process id."""
+        return self.niceness(TRAINER)
+
+    def niceness(self, command: bytes) -> dict[int, int]:
+        """Read the niceness of the platform's processes whose command begins so, by process id."""
         found, mark = {}, f"TOQUE_SESSION={self.home}\0".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has just ended
-                trains = (folder / "cmdline").read_bytes().startswith(TRAINER)
-                if trains and mark in (folder / "environ").read_bytes():
+                named = (folder / "cmdline").read_bytes().startswith(command)
+                if named and mark in (folder / "environ").read_bytes():
                     fields = (folder / "stat").read_text().rpartition(")")[2].split()
                     found[int(folder.name)] = int(fields[16])
         return found

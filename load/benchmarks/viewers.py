@@ -50,6 +50,7 @@ from load.scenarios.open_loop import OpenLoop, ask_steadily, at_once
 
 MOST = 1.1  # times the p99 alone
 CHANGE_S, RETRY_S = 2.0, 2.0
+GATEWAY = b"ray::ServeReplica:gateway"  # how Ray names its process
 PAGES = (
     ("/ui/models", ("models/*",)),
     (f"/ui/models/{MODEL}", (f"models/{MODEL}",)),
@@ -116,6 +117,7 @@ def _measured(folder: Path, given: argparse.Namespace) -> int:
                 with _viewers(platform, given.viewers) as seen:
                     beside.append(watched(ask, platform))
                 tell(f"{number} with viewers, {seen.pages} pages", beside[-1])
+        print(f"the gateway runs at niceness {sorted(platform.niceness(GATEWAY).values())}")
     return _verdict(alone, beside, given.viewers)
 
 

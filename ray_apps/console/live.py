@@ -30,7 +30,7 @@ MAX_TOPICS: Final = 8
 MAX_STREAMS: Final = 400
 STREAM_S: Final = 55.0
 """Longest time of a stream; the browser opens another, and is admitted anew."""
-_TOPIC = re.compile(r"(?:dead_letters|[a-z][a-z-]{0,31}/(?:\*|[A-Za-z0-9][A-Za-z0-9._-]{0,127}))\Z")
+_TOPIC = re.compile(r"(?:dead_letters|quotas|[a-z][a-z-]{0,31}/(?:\*|[A-Za-z0-9][A-Za-z0-9._-]{0,127}))\Z")
 _FIGURES = "figures/"
 _COUNTED = ("runs/", "invocations/")
 """Topics of one thing that writes objects beside its journal, a run its curves, an invocation its log: they are counted."""
@@ -39,7 +39,8 @@ _IDLE_S = 15.0  # a topic outlives its last listener by so much, as a page that 
 _POLL_S = 15.0  # without Redis pages look again so often
 _NEVER_S = 86_400.0
 _GAP_S, _GAP_OF_ONE_S = 1.5, 0.03
-"""Least time between two changes that a topic tells, and what each of many listeners adds to it: some change all the time."""
+"""Least time between two changes that a topic tells, and what each of many open pages adds to it, whatever they follow: some topics
+change all the time, and each change that is told makes pages be rendered."""
 _SPREAD_S, _SPREAD_MOST_S = (
     0.008,
     1.2,
@@ -61,11 +62,6 @@ class _Topic:
     told_at: float = float("-inf")
     left_at: float = 0.0
     last: str = ""
-
-    @property
-    def gap_s(self) -> float:
-        """Least time between two changes that are told; each makes every listener ask for its page."""
-        return max(_GAP_S, _GAP_OF_ONE_S * len(self.listeners))
 
     def tell(self, kind: str, data: str) -> None:
         for each in self.listeners:
@@ -96,6 +92,11 @@ class LiveChanges:
     def is_full(self) -> bool:
         """Whether this process feeds as many streams as it may; a page works without one."""
         return self._streams >= MAX_STREAMS
+
+    @property
+    def gap_s(self) -> float:
+        """Least time between two changes that a topic tells."""
+        return max(_GAP_S, _GAP_OF_ONE_S * self._streams)
 
     async def stream(self, workspace: str, names: Sequence[str], last_id: str) -> AsyncIterator[bytes]:
         """Yield server-sent events of topics until the stream is old.
@@ -157,7 +158,7 @@ class LiveChanges:
                         topic.watch.close()
                 elif topic.watch is None:
                     await self._look_at_figures(topic, now)
-                elif now - topic.told_at >= topic.gap_s and (
+                elif now - topic.told_at >= self.gap_s and (
                     topic.watch.due() or await self._has_written(topic, now)
                 ):
                     topic.told_at = now
