@@ -51,6 +51,7 @@ PAGES = (
     "/ui/invocations",
     "/ui/invocations?state=dead",
     "/ui/invocations?function=count_flights",
+    "/ui/queue",
     "/ui/costs",
     "/ui/costs?days=30&by=model",
     "/ui/reports",

@@ -26,7 +26,7 @@ from functions import function
 from functions.prediction_log import predictions_table
 from functions.prediction_log.records import PREDICTIONS
 from functions.runtime.durable.ledger import Ledger, invocation_id
-from functions.runtime.durable.queue import index
+from functions.runtime.durable.queue import CHECKPOINT, index
 from functions.runtime.durable.values import put_value
 from registry import ModelPolicy, ObjectStore, Registry, Table, open_store
 from registry.journal.entry import NO_DIGEST, Entry
@@ -208,7 +208,8 @@ def _points(rate: float, at: datetime) -> list[tuple[str, Point]]:
 def _write_invocations(store: ObjectStore, size: Size) -> None:
     """Write invocations as executors leave them: nearly all succeeded, every thousandth is dead.
 
-    The first is submitted by the platform's ledger; the others are like it, but for key, model and time.
+    The first is submitted by the platform's ledger; the others are like it, but for key, model and time. At the end stands the
+    checkpoint of an executor that has read all of them.
     """
     clock = _Clock(size.invocations)
     ledger = Ledger(store, actor="ada", clock=clock)
@@ -229,6 +230,8 @@ def _write_invocations(store: ObjectStore, size: Size) -> None:
         chain.append(ended | {"usage": _USAGE}, at)
         if is_dead:
             ledger.dead_letters.add(made)
+    read = {queue.name: queue.written}
+    store.put(CHECKPOINT, json.dumps({"positions": read, "open": {}}).encode())
 
 
 class Chain:
@@ -240,6 +243,16 @@ class Chain:
     def __init__(self, store: ObjectStore, path: str, *, actor: str) -> None:
         self._store, self._path, self._actor = store, path, actor
         self._number, self._digest = 0, NO_DIGEST
+
+    @property
+    def name(self) -> str:
+        """Last part of the journal's path."""
+        return self._path.rpartition("/")[2]
+
+    @property
+    def written(self) -> int:
+        """Number of entries so far."""
+        return self._number
 
     def append(self, body: dict[str, Any], at: datetime) -> None:
         """Write the next entry, over one that is there."""
