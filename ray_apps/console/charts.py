@@ -33,6 +33,8 @@ _STEP_X = Markup('<text class="tick" x="{x}" y="{y}" text-anchor="middle">{text}
 _BAR = Markup(
     '<rect class="bar-of series-0" x="{x}" y="{y}" width="{width}" height="{height}"><title>{title}</title></rect>'
 )
+_LEGEND = Markup('<ul class="legend">{names}</ul>')
+_NAME = Markup('<li><span class="swatch series-{index}"></span>{name}</li>')
 _LINE = Markup('<path class="line series-{index}" d="{path}"><title>{name}</title></path>')
 _BAND = Markup('<path class="band series-{index}" d="{path}"/>')
 _POINT = Markup(
@@ -113,7 +115,7 @@ def draw_lines(
     marks: Sequence[Mark] = (),
     width: int = WIDTH,
 ) -> Markup:
-    """Draw lines over time or steps with their bands; empty text if no series has a point.
+    """Draw lines over time or steps with their bands, below them the names of several; empty text if no series has a point.
 
     label: what a screen reader says; width: smaller for a chart that stands beside others, so that its texts stay as large.
     """
@@ -130,7 +132,11 @@ def draw_lines(
             parts.append(_LEVEL.format(kind=level.kind, text=level.text, **ends))
     for mark in marks:
         parts.append(_MARK.format(x=scale.x(mark.at), y0=_TOP, y1=HEIGHT - _BOTTOM, text=mark.text))
-    return _SVG.format(width=width, height=HEIGHT, label=label, parts=Markup().join(parts))
+    drawn = _SVG.format(width=width, height=HEIGHT, label=label, parts=Markup().join(parts))
+    if len(series) == 1:
+        return drawn
+    names = [_NAME.format(index=index, name=each.name) for index, each in enumerate(series)]
+    return drawn + _LEGEND.format(names=Markup().join(names))
 
 
 def draw_bars(bars: Sequence[tuple[float | str, float]], *, label: str, width: int = WIDTH) -> Markup:

@@ -36,21 +36,32 @@ class Node:
 
 
 def draw_lineage(
-    version: dict[str, Any], aliases: list[str], arms: list[dict[str, Any]], page: Page
+    version: dict[str, Any],
+    aliases: list[str],
+    arms: list[dict[str, Any]],
+    page: Page,
+    *,
+    run_is_known: bool = False,
 ) -> Markup:
-    """Draw the tables and feature views that a version was made from, its run, and where it answers now."""
+    """Draw the tables and feature views that a version was made from, its run, where it answers now, and its predictions."""
     model, lineage = version["model"], version["lineage"]
     data = [Node("table", f"{each['name']}@{each['version']}") for each in lineage["datasets"]]
-    views = [Node("feature view", name) for name in lineage["features"]]
-    made = [Node("run", lineage["run"])] if lineage["run"] else []
+    views = [Node("feature view", name, link=page.link("features", name)) for name in lineage["features"]]
+    to_run = page.link("runs", lineage["run"]) if run_is_known else ""
+    made = [Node("run", lineage["run"], link=to_run)] if lineage["run"] else []
     made += [Node("code", lineage["code"][:12])] if lineage["code"] else []
     if lineage["parent"]:
         link = page.link("models", model, "versions", lineage["parent"])
         made.append(Node("parent", f"version {lineage['parent']}", link=link))
-    used = [Node("alias", alias, "live") for alias in aliases]
-    used += [Node("traffic", f"{arm['name']}, {100 * arm['share']:.4g} %", "live") for arm in arms]
+    used = [Node("alias", alias, "live", page.link("models", model)) for alias in aliases]
+    to_traffic = page.link("traffic", model)
+    used += [
+        Node("traffic", f"{arm['name']}, {100 * arm['share']:.4g} %", "live", to_traffic) for arm in arms
+    ]
+    answers = page.link("predictions", model=model, version=version["version"])
+    logged = [Node("predictions", "of this version", link=answers)] if used else []
     own = [Node("version", f"{model}@{version['version']}", "own")]
-    columns = [column for column in (data + views, made, own, used) if column]
+    columns = [column for column in (data + views, made, own, used, logged) if column]
     return draw_columns(columns, label=f"Lineage of {model}@{version['version']}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +40,7 @@ def make_templates() -> Environment:
         "words": words,
         "milliseconds": milliseconds,
         "json": json_text,
+        "shell": shell,
     }
     made.filters["aligned"] = aligned
     return made
@@ -103,6 +105,12 @@ def json_text(value: Any) -> str:
     """Write JSON values with indents, as far as a page has room."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return text if len(text) <= _JSON_CHARS else f"{text[:_JSON_CHARS]}…\n({len(text):,} characters)"
+
+
+def shell(value: Any) -> str:
+    """Write a value as one word of a command line, mappings and lists as JSON; no text in it can end the word."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    return shlex.quote(text)
 
 
 def aligned(titles: Sequence[str]) -> list[tuple[str, str]]:

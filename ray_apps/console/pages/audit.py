@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Query
 from starlette.responses import Response
@@ -50,10 +50,22 @@ async def show_audit(
     return await page.render(
         "audit.html",
         entries_found=entries,
+        linked=lambda entry: _link(page, entry),
         following=None if last is None else page.changed(until=last, seen=shown),
         kinds=_KINDS,
         chosen={"kind": kind, "actor": actor, "since": since, "until": until},
     )
+
+
+def _link(page: Page, entry: dict[str, Any]) -> str | None:
+    """Make the address of what an entry changed: a version, a model or the tokens; None if that is no page of the workspace."""
+    kind, _, what = entry["what"].partition(": ")
+    if entry["kind"] == "access" and kind.startswith("token "):
+        return page.link("tokens")
+    if entry["kind"] != "model" or entry["workspace"] != page.workspace:
+        return None
+    model, _, version = what.partition("@")
+    return page.link("models", model, *(("versions", version) if version.isdecimal() else ()))
 
 
 def _moment(text: str) -> str | None:

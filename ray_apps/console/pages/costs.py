@@ -21,6 +21,7 @@ _DAYS: Final = (1, 7, 30)
 _BY: Final = ("function", "model", "team", "caller", "day")
 _SUMMED: Final = ("invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "store_reads", "store_writes", "money")  # fmt: skip
 _BARS = 30
+_CHARS, _FEWEST_CHARS = 100, 12  # of the names under all bars, and of each at least
 By = Literal["function", "model", "team", "caller", "day"]
 
 
@@ -41,7 +42,8 @@ async def show_costs(
     priced = [each | {"money": None if prices is None else _money(each, prices)} for each in looked_at]
     groups = _grouped(priced, by)
     size = "cpu_s" if prices is None else "money"
-    bars = [(str(each["name"])[:12], each[size]) for each in groups[:_BARS]]
+    room = max(_FEWEST_CHARS, _CHARS // max(1, min(len(groups), _BARS)))
+    bars = [(str(each["name"])[:room], each[size]) for each in groups[:_BARS]]
     return await page.render(
         "costs.html",
         live=("invocations/*",),

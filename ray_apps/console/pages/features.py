@@ -14,6 +14,7 @@ from ray_apps.console.api import ApiError
 from ray_apps.console.charts import Point, Series, draw_bars, draw_lines
 from ray_apps.console.entry import Entry
 from ray_apps.console.page import Page
+from ray_apps.console.rendering import number
 from ray_apps.console.route import page_for, pages_router
 from registry import Role
 
@@ -24,6 +25,7 @@ LIVE: Final = ("features/*", "tables/features")
 """Definitions and loads of sources, and rows of the views."""
 _SPANS: Final = (1, 24, 168, 720)
 _LINES = 6
+_VALUES = 4  # most frequent ones, whose shares are drawn
 _CHART_WIDTH: Final = 430
 Viewer = Annotated[Page, page_for(Role.viewer)]
 
@@ -54,11 +56,13 @@ async def list_features(
 async def show_view(
     page: Viewer, view: str, hours: Annotated[float, Query(gt=0, le=24 * 366)] = 24.0
 ) -> Response:
-    """Show one view: how fresh and full it is, now and over time, its distributions, and who uses what of it."""
-    entries, figures, history = await asyncio.gather(
+    """Show one view: how fresh and full it is and how distributed, now and over time, who uses what, and what alarms say of it."""
+    entries, figures, history, course, alarms = await asyncio.gather(
         page.api.call("feature_catalog", words=[view]),
         page.api.call("feature_statistics", view=view, span_hours=hours),
         page.api.call("feature_health_history", view=view),
+        page.api.call("feature_course", view=view, span_hours=hours),
+        page.told(page.api.call("open_alarms")),
     )
     entry = next(each for each in entries if each["name"] == view)
     health, refusal = None, ""
@@ -77,6 +81,8 @@ async def show_view(
         refusal=refusal,
         figures=figures,
         bars={each["name"]: _bars(each) for each in figures},
+        courses={each["name"]: _course(each["name"], course) for each in figures},
+        alarms=alarms if isinstance(alarms, str) else _of_view(alarms, entry),
         fill=_over_time(history, "fill"),
         freshness=_over_time(history, "freshness_s"),
         hours=hours,
@@ -109,6 +115,56 @@ def _bars(feature: dict[str, Any]) -> Markup:
     return draw_bars(
         [(str(value)[:12], share) for value, share in feature["top"]], label=label, width=_CHART_WIDTH
     )
+
+
+def _of_view(alarms: list[dict[str, Any]], view: dict[str, Any]) -> list[dict[str, Any]]:
+    """Keep the alarms that are about features of a view: skew, drift and quality, of the models that were made with it."""
+    models = {each["model"] for each in view["models"]}
+    names = {each["name"] for each in view["features"]}
+
+    def concerns(alarm: dict[str, Any]) -> bool:
+        read = {alarm["subject"], *alarm["columns"]}  # a service may put a prefix before a feature's name
+        return any(each in names or each.rpartition("__")[2] in names for each in read)
+
+    return [each for each in alarms if each["model"] in models and concerns(each)]
+
+
+def _course(name: str, parts: list[dict[str, Any]]) -> Markup:
+    """Draw how a feature was distributed over time: the median within its quartiles, or the shares of the most frequent values."""
+    found = [(_middle(part), each) for part in parts for each in part["features"] if each["name"] == name]
+    if any(each["quartiles"] for _, each in found):
+        return draw_lines(
+            [Series("median", [_quartiles(at, each) for at, each in found if each["quartiles"]])],
+            label=f"Median and quartiles of {name} over time",
+            width=_CHART_WIDTH,
+        )
+    shares: dict[str, float] = {}
+    for _, each in found:
+        for value, share in each["top"]:
+            shares[value] = shares.get(value, 0.0) + share
+    frequent = sorted(shares, key=lambda value: shares[value], reverse=True)[:_VALUES]
+    lines = [
+        Series(
+            str(value), [Point(at, dict(each["top"]).get(value, 0.0)) for at, each in found if each["rows"]]
+        )
+        for value in frequent
+    ]
+    return draw_lines(
+        lines, label=f"Shares of the most frequent values of {name} over time", width=_CHART_WIDTH
+    )
+
+
+def _quartiles(at: datetime, feature: dict[str, Any]) -> Point:
+    low, median, high = feature["quartiles"]
+    note = (
+        f"{number(median)}, half of them from {number(low)} to {number(high)}, {number(feature['rows'])} rows"
+    )
+    return Point(at, median, low, high, note)
+
+
+def _middle(part: dict[str, Any]) -> datetime:
+    start, end = (datetime.fromisoformat(part[name]) for name in ("start", "end"))
+    return start + (end - start) / 2
 
 
 def _over_time(history: list[dict[str, Any]], metric: str) -> Markup:

@@ -53,6 +53,7 @@ async def show_home(page: Annotated[Page, page_for(Role.viewer)]) -> Response:
         live=_LIVE,
         needs=needs,
         rows=_ROWS,
+        failed_where=failed_since(page.now - _FAILED_SINCE),
         days=_FAILED_SINCE.days,
         calm=not any(needs.values()),
         rollouts=_only(rollouts, "is_open"),

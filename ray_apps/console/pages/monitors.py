@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -14,6 +15,7 @@ from ray_apps.console.api import ApiError
 from ray_apps.console.charts import Level, Point, Series, draw_lines
 from ray_apps.console.entry import Entry
 from ray_apps.console.page import Page
+from ray_apps.console.pages.predictions import MOST_HOURS
 from ray_apps.console.rendering import number
 from ray_apps.console.route import CHANGE, Form, page_for, pages_router
 from registry import Role
@@ -93,6 +95,7 @@ async def show_monitors(
         following=history[-1]["number"] if len(history) == ROWS else None,
         hours=_HOURS,
         wrong=WRONG,
+        cohort=lambda of: _cohort(page, model, of),
     )
 
 
@@ -127,6 +130,13 @@ async def search_slices(page: Operator, model: str, _: Sent) -> Response:
     except ApiError as error:
         return page.go(page.link("monitors", model), notice=error.detail, kind="error")
     return page.go(page.link("invocations", accepted["id"]), notice="The search is queued.")
+
+
+def _cohort(page: Page, model: str, of: dict[str, Any]) -> str:
+    """Make the address of the predictions that a finding or an alarm is about, as far back as a list of them may go."""
+    span = datetime.fromisoformat(of["end"]) - datetime.fromisoformat(of["start"])
+    hours = min(max(math.ceil(span.total_seconds() / 3600), 1), MOST_HOURS)
+    return page.link("predictions", model=model, before=of["end"], hours=hours)
 
 
 def _most_suspect(findings: list[dict[str, Any]]) -> str | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import Query
 from starlette.responses import Response
@@ -18,6 +17,7 @@ from registry import Role
 router = pages_router()
 ENTRY = Entry("Predictions", "predictions")
 ROWS = 50
+MOST_HOURS: Final = 24 * 31
 _MODELS = 200
 _EXPECTED = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY})
 Viewer = Annotated[Page, page_for(Role.viewer)]
@@ -31,15 +31,17 @@ async def find_predictions(
     model: Annotated[str, Query(max_length=128)] = "",
     entity: Text = "",
     before: Annotated[str, Query(max_length=64)] = "",
-    hours: Annotated[float, Query(gt=0, le=24 * 31)] = 24.0,
+    hours: Annotated[float, Query(gt=0, le=MOST_HOURS)] = 24.0,
     order: Literal["newest", "worst"] = "newest",
+    version: Annotated[str, Query(pattern=r"^[0-9]{0,10}$")] = "",
 ) -> Response:
-    """Find predictions of a model by time and entity, newest or worst first; or by id, which leads to its page."""
+    """Find predictions of a model by time, entity and version, newest or worst first; or by id, which leads to its page."""
     models = await page.api.get("/models", limit=_MODELS)
     found, refusal = [], ""
     asked: dict[str, Any] = {"model": model, "hours": hours, "limit": ROWS, "order": order}
     asked |= {"entity": entity.strip()} if entity.strip() else {}
     asked |= {"before": _moment(before)} if before else {}
+    asked |= {"version": int(version)} if version else {}
     if model:
         try:
             found = await page.api.call("list_predictions", **asked)
@@ -56,9 +58,10 @@ async def find_predictions(
         before=before,
         hours=hours,
         order=order,
+        version=version,
         predictions=found,
         refusal=refusal,
-        asked=json.dumps(asked),
+        asked=asked,
         following=found[-1]["predicted_at"] if len(found) == ROWS and order == "newest" else None,
     )
 
@@ -76,10 +79,12 @@ async def show_prediction(
     model: Annotated[str | None, Query(max_length=128)] = None,
     days: Days = 30,
     explain: bool = False,  # noqa: FBT001, FBT002  # a query parameter
+    times: bool = False,  # noqa: FBT001, FBT002  # as above
 ) -> Response:
     """Show what became of a request: answers, stages, labels, verdicts; inputs and explanation to those who may read them.
 
-    explain: also what each feature added to the answer, for which the version is loaded.
+    explain: also what each feature added to the answer, for which the version is loaded. times: also when each feature was known,
+    for which the feature views are read.
     """
     try:
         found = await page.api.get(f"/traces/{page.quoted(prediction)}", model=model, days=days)
@@ -95,12 +100,14 @@ async def show_prediction(
     may = page.may("operator", row["model"])
     inputs = await page.told(page.api.call("prediction_inputs", **asked)) if may else None
     explained = await page.told(page.api.call("explain_prediction", **asked)) if may and explain else None
+    known = await page.told(page.api.call("prediction_feature_times", **asked)) if may and times else None
     return await page.render(
         "prediction.html",
+        times=known if known is None or isinstance(known, str) else {each["column"]: each for each in known},
         prediction=prediction,
         rows=rows,
         row=row,
-        asked=json.dumps(asked),
+        asked=asked,
         inputs=inputs,
         explained=_explained(explained, inputs) if isinstance(explained, dict) else explained,
         longest=[max((s["begin_ms"] + s["duration_ms"] for s in row["stages"]), default=0.0) for row in rows],

@@ -26,6 +26,7 @@ async def show_queue(page: Annotated[Page, page_for(Role.viewer)]) -> Response:
     running = [each for each in admissions if each["waits_for"] is None]
     return await page.render(
         "queue.html",
+        live=("invocations/*", "quotas"),
         running=running,
         waiting=[each for each in admissions if each["waits_for"] is not None],
         teams=_teams(quotas, running),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final
@@ -31,6 +32,8 @@ _MOST_COMPARED = 50
 _LOG_MINUTES, _LINES = 10, 200  # of the log of a run
 COMPARED: Final = 20  # runs that one click compares
 _AXES = 8
+_ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_MACHINE: Final = "system/"  # begins the names of metrics of the machine, as MLflow's clients log them
 _CHART_WIDTH: Final = 430
 _NEWEST = "attributes.start_time DESC"
 Viewer = Annotated[Page, page_for(Role.viewer)]
@@ -104,15 +107,20 @@ async def show_run(page: Viewer, run: str) -> Response:
     path = f"/runs/{page.quoted(run)}"
     found, series = await asyncio.gather(page.api.get(path), page.api.get(f"{path}/series", points=_POINTS))
     curves = {name: points for name, points in series.items() if len(points) > 1}
-    facts = dict(found["facts"])
+    shown = [name for name in curves if not name.startswith(_MACHINE)]
+    facts, receipt = dict(found["facts"]), await _receipt(page, found)
     return await page.render(
         "run.html",
-        live=(f"runs/{run}",) if found["status"] == "RUNNING" else (),
+        live=_topics(found),
         run=found,
+        made_by=_made_by(found),
         name=_name(found),
-        curves={name: _curve(name, curves[name]) for name in list(curves)[:_CURVES]},
-        curves_left=max(0, len(curves) - _CURVES),
+        curves={name: _curve(name, curves[name]) for name in shown[:_CURVES]},
+        machine={name: _curve(name, curves[name]) for name in curves if name.startswith(_MACHINE)},
+        curves_left=max(0, len(shown) - _CURVES),
         environment=facts.pop("environment", None),
+        resources=facts.pop("resources", None),
+        receipt=receipt,
         facts=facts,
         lines=await _log(page, found),
         log_minutes=_LOG_MINUTES,
@@ -157,9 +165,31 @@ def _comparison(page: Page, runs: list[str]) -> str:
     )
 
 
+def _topics(run: dict[str, Any]) -> tuple[str, ...]:
+    """Name what the page of a run follows while it runs: what the run logs, and the log of the invocation that makes it."""
+    if run["status"] != "RUNNING":
+        return ()
+    invocation = _made_by(run)
+    return (f"runs/{run['id']}", *((f"invocations/{invocation}",) if invocation else ()))
+
+
+def _made_by(run: dict[str, Any]) -> str:
+    """Id of the invocation that made a run, by its tag; empty if there is none, or it could be no id, as anybody may set tags."""
+    found = str(run["tags"].get("invocation", ""))
+    return found if _ID.fullmatch(found) else ""
+
+
+async def _receipt(page: Page, run: dict[str, Any]) -> dict[str, Any] | None:
+    """Find what the invocation that made a run used; None of a run that was made elsewhere, or has not ended."""
+    invocation = _made_by(run)
+    found = await page.api.find(f"/invocations/{page.quoted(invocation)}") if invocation else None
+    receipt: dict[str, Any] | None = found and found["receipt"]
+    return receipt
+
+
 async def _log(page: Page, run: dict[str, Any]) -> list[dict[str, Any]]:
     """Read the last lines of the invocation that made a run; none of a run that was made elsewhere, or whose log is gone."""
-    invocation = run["tags"].get("invocation")
+    invocation = _made_by(run)
     if not invocation:
         return []
     end = datetime.fromisoformat(run["ended_at"]) if run["ended_at"] else page.now

@@ -51,6 +51,8 @@ async def show_version(page: Viewer, model: str, version: Number) -> Response:
         page.api.get(f"/models/{page.quoted(model)}"),
     )
     aliases = [name for name, number in summary["aliases"].items() if number == version]
+    run = found["lineage"]["run"]
+    made_by = run if run and await page.api.find(f"/runs/{page.quoted(run)}") else None
     arms = [arm for arm in (summary["traffic"] or {"arms": []})["arms"] if arm["version"] == version]
     return await page.render(
         "version.html",
@@ -63,7 +65,8 @@ async def show_version(page: Viewer, model: str, version: Number) -> Response:
         arms=arms,
         champion=summary["aliases"].get("champion"),
         gates={name: _figures(gate["details"]) for name, gate in found["gates"].items()},
-        lineage=draw_lineage(found, aliases, arms, page),
+        made_by=made_by,
+        lineage=draw_lineage(found, aliases, arms, page, run_is_known=made_by is not None),
     )
 
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvicorn
 
-from tests.ray_apps.console.conftest import CHROMIUM, Platform
 from tests.waiting import until
 
+if TYPE_CHECKING:
+    from tests.ray_apps.console.conftest import Platform
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` brings one"
 )
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+LOOKS: dict[str, dict[str, Any]] = {
+    "light-wide": {"color_scheme": "light", "viewport": WIDE},
+    "dark-phone": {"color_scheme": "dark", "viewport": PHONE},
+}
+"""Colours and size of a browser's window."""
 
 
 @dataclass
@@ -86,3 +95,15 @@ def person(chromium: Any, served: Served, **options: Any) -> Person:
     """Open a browser in New York."""
     context = chromium.new_context(**{"viewport": WIDE, "timezone_id": "America/New_York"} | options)
     return Person(context.new_page(), served.url)
+
+
+@pytest.fixture(
+    scope="module"
+)  # while it runs, this thread has an event loop, which tests of other modules need
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright  # late: only where there is a browser
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

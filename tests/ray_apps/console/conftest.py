@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -23,6 +22,7 @@ from ray_apps.gateway.services import Services
 from ray_apps.oidc import OidcSettings
 from registry import Access, open_store
 from tests.featurestore.conftest import RedisServer
+from tests.ray_apps.console.browser import chromium  # noqa: F401  # a fixture
 from tests.ray_apps.console.sample_features import fill_features
 from tests.ray_apps.console.sample_monitors import fill_monitors
 from tests.ray_apps.console.sample_platform import NOW, answer_requests, begin_rollout, fill
@@ -32,7 +32,6 @@ from tests.ray_apps.console.sample_work import FUNCTION, fill_work
 from tests.ray_apps.gateway.conftest import MemoryLabelLog
 
 ORIGIN = "http://gateway"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROJECT = "tests.ray_apps.console.sample_project"
 DISCOVERED = ("functions.reporting", "functions.alerting.jobs", "functions.features.jobs", "functions.quotas")
 
@@ -158,15 +157,3 @@ def counting(redis_server: RedisServer) -> str:
     answer_requests(client, time.time())
     client.close()
     return redis_server.url
-
-
-@pytest.fixture(
-    scope="module"
-)  # while it runs, this thread has an event loop, which tests of other modules need
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright  # late: only where there is a browser
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from functions.live_counts import BINS, WINDOW_S, ArmTally, SplitArm, bin_of, window_at
 from functions.live_counts.counts import encode
 from functions.live_counts.windows import counts_key
+from functions.model_formats.load import PROGRAM_FILE
+from functions.model_formats.program import export_program, save_program
 from functions.rollout import RolloutPolicy
 from registry import (
     Arm,
@@ -28,7 +31,15 @@ MODEL = "late-flights"
 _SIGNATURE = Signature(
     inputs=[TensorSpec(name="input", datatype="FP32", shape=[-1, 3], columns=["distance", "hour", "wind"])],
     outputs=[TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])],
+    example={"input": [[800.0, 9.0, 5.0]]},
 )
+
+
+class _Linear(torch.nn.Module):
+    """.35 + .0002 distance + .01 hour + .0088 wind."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # name of the tensor
+        return 0.35 + input @ torch.tensor([[0.0002], [0.01], [0.0088]])
 
 
 class _Clock:
@@ -112,15 +123,18 @@ def _latencies(rng: np.random.Generator, count: int, median_ms: float) -> np.nda
 def _version(registry: Registry, folder: Path, number: int, *, model: str = MODEL) -> None:
     path = folder / f"{model}-{number}"
     path.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(number)
-    np.save(path / "weights.npy", rng.normal(size=(64, 8)))
-    (path / "columns.json").write_text('["distance", "hour", "wind"]')
+    if model == MODEL:
+        np.save(path / "weights.npy", np.random.default_rng(number).normal(size=(64, 8)))
+        (path / "columns.json").write_text('["distance", "hour", "wind"]')
+    else:  # a model that can be loaded, and its answers explained
+        example = {"input": torch.tensor([[800.0, 9.0, 5.0], [1400.0, 17.0, 12.5]])}
+        save_program(export_program(_Linear(), example), path / PROGRAM_FILE)
     registry.create_version(
         model,
         path,
         signature=_SIGNATURE,
         metrics={"log_loss": 0.52 - 0.012 * number, "auc": 0.71 + 0.011 * number, "ece": 0.031 / number},
-        tags={"trainer": "tabular", "window": f"{number + 2} months"},
+        tags={"trainer": "tabular", "window": f"{number + 2} months", "feature_service": "late_flights"},
         lineage=Lineage(
             run=f"01HX{number:04d}RUN",
             datasets=[TableSnapshot(name="training/late-flights", version=10 + number)],

@@ -25,7 +25,7 @@ def row(name: str, at: datetime, **changes: Any) -> dict[str, Any]:
     return {
         "prediction_id": name, "model": MODEL, "version": 1, "arm": "champion", "shadow": False, "unit": "N14228",
         "predicted_at": at, "latency_ms": 1.75, "numeric": [1_400.0, 17.0, 12.5], "categorical": None,
-        "outputs": [0.25], "missing": ["wind"], "entities": '{"tailnum": "N14228"}', "day": f"{at:%Y-%m-%d}",
+        "outputs": [0.25], "missing": ["wind"], "entities": '{"tailnum": "N14228", "origin": "SFO"}', "day": f"{at:%Y-%m-%d}",
         "trace_id": None, "stages": None,
     } | changes  # fmt: skip
 

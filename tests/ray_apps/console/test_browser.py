@@ -12,13 +12,13 @@ import pytest
 
 from functions.live_counts import End, SplitArm, live_publisher
 from tests.ray_apps.console import test_pages
-from tests.ray_apps.console.browser import PHONE, WIDE, Person, Served, needs_chromium, person, serve
+from tests.ray_apps.console.browser import LOOKS, Person, Served, needs_chromium, person, serve
 from tests.ray_apps.console.conftest import make_platform
 from tests.ray_apps.console.sample_platform import MODEL
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 VERSION = f"/ui/models/{MODEL}/versions/5"
-PAGES = (*test_pages.PAGES, "/ui/rollouts/churn", "/ui/nothing-here")
+PAGES = (*test_pages.PAGES, "/ui/rollouts/churn", "/ui/nothing-here", "/docs")
 MAX_PAGE_BYTES = 300_000
 
 
@@ -30,13 +30,13 @@ def served(filled: Path, counting: str, tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("scheme", "viewport"), [("light", WIDE), ("dark", PHONE)], ids=["wide", "phone"])
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_no_page_has_a_barrier_overflows_or_loads_from_elsewhere(
-    chromium: Any, served: Served, scheme: str, viewport: dict[str, int]
+    chromium: Any, served: Served, look: dict[str, Any]
 ) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
-    visitor = person(chromium, served, color_scheme=scheme, viewport=viewport)
+    visitor = person(chromium, served, **look)
     axe, found = Axe(), []
     visitor.go("/ui/sign-in")
     found += _barriers(axe, visitor, "/ui/sign-in")
@@ -44,7 +44,7 @@ def test_no_page_has_a_barrier_overflows_or_loads_from_elsewhere(
     for path in PAGES:
         visitor.go(path)
         found += _barriers(axe, visitor, path)
-        if visitor.page.evaluate("document.documentElement.scrollWidth") > viewport["width"]:
+        if visitor.page.evaluate("document.documentElement.scrollWidth") > look["viewport"]["width"]:
             found.append(f"{path} is wider than the screen")
         loaded = visitor.page.evaluate(
             "performance.getEntries().reduce((sum, each) => sum + (each.encodedBodySize || 0), 0)"
@@ -63,45 +63,6 @@ def _barriers(axe: Any, visitor: Person, path: str) -> list[str]:
     ]
 
 
-def test_an_approver_finds_the_waiting_version_approves_it_and_moves_ten_percent_to_it(
-    chromium: Any, served: Served
-) -> None:
-    visitor = person(chromium, served)
-    visitor.sign_in(served.platform.tokens["approver"])
-    visitor.click(f"text={MODEL}@5")
-    visitor.page.fill("#approve-comment", "the wind helps")
-    visitor.click("text=Approve version 5")
-    visitor.page.wait_for_selector("text=is approved by you")
-    visitor.page.wait_for_selector("text=It may go live")
-    visitor.click(".side >> text=Traffic")
-    visitor.click(f"main >> text={MODEL}")
-    visitor.page.select_option("select[name=version] >> nth=0", "5")
-    visitor.click("text=Preview who moves")
-    visitor.page.wait_for_selector("text=Who would move")
-    visitor.click("text=Split the traffic so")
-    visitor.page.wait_for_selector("text=The traffic is split as previewed")
-    assert visitor.clicks <= 6
-    traffic = served.platform.context.registry().traffic(MODEL)
-    assert [(arm.version, arm.share) for arm in traffic.arms] == [(3, 0.9), (5, 0.1)]
-    visitor.page.context.close()
-
-
-def test_a_rollout_is_stopped_and_a_token_revoked_in_few_clicks(chromium: Any, served: Served) -> None:
-    visitor = person(chromium, served)
-    visitor.sign_in(served.platform.tokens["admin"])
-    visitor.click(".side >> text=Rollouts")
-    visitor.click(f"main >> text={MODEL}")
-    visitor.page.fill("#reason", "errors at the gate")
-    visitor.click("text=Stop and roll back")
-    visitor.page.wait_for_selector("h1 >> text=rolled back")
-    assert visitor.clicks == 3
-    visitor.click(".side >> text=Tokens")
-    visitor.click("[aria-label='Revoke a-caller']")
-    visitor.page.wait_for_selector("text=a-caller is revoked")
-    assert visitor.clicks == 5
-    visitor.page.context.close()
-
-
 def test_times_are_the_viewers_own_with_utc_on_hover(chromium: Any, served: Served) -> None:
     visitor = person(chromium, served, locale="en-GB")
     visitor.sign_in(served.platform.tokens["viewer"])
@@ -109,6 +70,19 @@ def test_times_are_the_viewers_own_with_utc_on_hover(chromium: Any, served: Serv
     shown = visitor.page.locator("time").first
     assert shown.get_attribute("title") == "2026-02-24 09:30:00 UTC"
     assert shown.inner_text() == "24 Feb 2026, 04:30"
+    visitor.page.context.close()
+
+
+def test_a_models_page_leads_to_the_playground_with_that_model_chosen(chromium: Any, served: Served) -> None:
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["operator"])
+    visitor.go(f"/ui/models/{MODEL}")
+    visitor.click("text=ask it")
+    visitor.page.fill("#token", served.platform.tokens["operator"])
+    visitor.page.press("#token", "Tab")
+    visitor.page.wait_for_selector("#model option")
+    assert visitor.page.input_value("#model") == MODEL  # the first of the list is another
+    assert visitor.page.input_value("#workspace") == "default"
     visitor.page.context.close()
 
 

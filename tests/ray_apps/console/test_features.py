@@ -1,5 +1,7 @@
 """What the pages of features show of a view, its users and its health."""
 
+import re
+
 import pytest
 
 from tests.ray_apps.console.conftest import Platform
@@ -26,6 +28,28 @@ async def test_a_view_shows_freshness_fill_and_distributions(platform: Platform)
     markup = Markup()
     markup.feed(page)
     assert "b" not in markup.tags  # a value of a column
+
+
+async def test_a_view_shows_how_its_features_were_distributed_over_time(platform: Platform) -> None:
+    page = (await (await platform.signed_in("viewer")).get(f"/ui/features/{VIEW}")).text
+    drawn = re.search(
+        r'<svg[^>]*aria-label="Median and quartiles of wind over time".*?</svg>', page, re.DOTALL
+    )
+    assert drawn
+    assert 'class="band series-0"' in drawn[0]
+    assert len(re.findall("half of them from", drawn[0])) == 10  # of twelve parts the first two have no row
+    assert 'aria-label="Shares of the most frequent values of sky over time"' in page
+    assert "</span>cloud</li>" in page  # several lines are named
+
+
+async def test_a_view_names_the_alarms_about_its_features_and_no_others(platform: Platform) -> None:
+    page = (await (await platform.signed_in("viewer")).get(f"/ui/features/{VIEW}")).text
+    assert "wind moved by 0.4 deviations" in page
+    assert "mean loss is 0.61" not in page  # an alarm of the same model, about no feature
+    assert (
+        "No alarm of drift"
+        in (await (await platform.signed_in("viewer")).get("/ui/features/old_weather")).text
+    )
 
 
 @pytest.mark.parametrize("path", ["/ui/features/nothing", "/ui/sources/nothing"])

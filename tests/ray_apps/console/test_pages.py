@@ -36,6 +36,7 @@ PAGES = (
     "/ui/predictions?model=price-of-fuel",
     "/ui/predictions/flight-00",
     "/ui/predictions/flight-00?explain=true",
+    "/ui/predictions/flight-00?times=true",
     "/ui/costs",
     "/ui/queue",
     "/ui/reports",
@@ -235,6 +236,28 @@ async def test_the_audit_names_who_was_refused_and_is_for_admins(platform: Platf
     page = (await admin.get("/ui/audit?kind=model&since=2026-02-01")).text
     assert "seen-in-the-audit" in page
     assert (await admin.get("/ui/audit?since=yesterday")).status_code == 422
+
+
+async def test_an_entry_of_the_audit_leads_to_what_it_changed(platform: Platform) -> None:
+    admin = await platform.signed_in("admin")
+    page = (await admin.get("/ui/audit?since=2026-01-01")).text
+    assert f'<a href="/ui/models/{MODEL}/versions/4">review: {MODEL}@4</a>' in page
+    assert f'<a href="/ui/models/{MODEL}">' in page
+    assert '<a href="/ui/tokens">token created: a-viewer</a>' in page
+    assert 'href="/ui/audit?actor=a-caller"' not in (await admin.get("/ui/tokens")).text  # it was never used
+
+
+async def test_the_drawn_lineage_leads_to_run_views_traffic_and_predictions(platform: Platform) -> None:
+    run = platform.context.registry().get_version(MODEL, 4).lineage.run
+    visitor = await platform.signed_in("viewer")
+    page = (await visitor.get(f"/ui/models/{MODEL}/versions/4")).text
+    for link in (
+        f"/ui/features/{VIEW}",
+        f"/ui/traffic/{MODEL}",
+        f"/ui/predictions?model={MODEL}&amp;version=4",
+    ):
+        assert f'<a href="{link}"><g class="node' in page, link
+    assert f"/ui/runs/{run}" not in page  # the run is not known here
 
 
 async def test_an_admin_revokes_a_token_by_its_button(platform: Platform) -> None:

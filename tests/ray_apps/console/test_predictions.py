@@ -1,14 +1,18 @@
 """Predictions are found by id, time and entity; their inputs are for operators alone."""
 
 import re
+from datetime import timedelta
 
 import pyarrow as pa
+import pytest
 
+from featurestore import FeatureStore
 from functions.prediction_log import predictions_table
 from functions.prediction_log.records import TRACED_PREDICTIONS
 from ray_apps.console.pages.predictions import _explained
 from registry import Table
 from tests.ray_apps.console.conftest import Platform
+from tests.ray_apps.console.sample_features import VIEW
 from tests.ray_apps.console.sample_platform import NOW
 from tests.ray_apps.console.sample_predictions import MODEL, TRACE, row
 from tests.ray_apps.console.test_pages import HOSTILE, Markup
@@ -58,6 +62,53 @@ async def test_inputs_are_shown_to_operators_and_not_to_viewers(platform: Platfo
     assert "shown to operators" in viewer
 
 
+async def test_a_prediction_tells_which_row_of_a_view_each_feature_was_and_when_that_was_known(
+    platform: Platform,
+) -> None:
+    at = NOW - timedelta(hours=3)
+    features = FeatureStore(platform.context.store, clock=lambda: at + timedelta(minutes=5), actor="ada")
+    features.write_offline(
+        VIEW, pa.table({"origin": ["SFO"], "event_timestamp": [at], "wind": [12.5], "sky": ["clear"]})
+    )
+    entities = '{"origin": "SFO"}'
+    logged = [
+        row("known", NOW, entities=entities),
+        row("unknown", NOW - timedelta(minutes=1), entities='{"tailnum": "N1"}'),
+    ]
+    Table(platform.context.store, predictions_table(MODEL)).append(
+        pa.Table.from_pylist(logged, schema=TRACED_PREDICTIONS)
+    )
+    operator = await platform.signed_in("operator")
+    offered = (await operator.get("/ui/predictions/known?days=3650")).text
+    assert "Show when each was known" in offered
+    assert VIEW not in offered
+    told = (await operator.get("/ui/predictions/known?days=3650&times=true")).text
+    cells = re.search(r'<th scope="row">wind.*?</tr>', told, re.DOTALL)
+    assert cells
+    for text in (
+        f'title="{at:%Y-%m-%d %H:%M:%S} UTC"',
+        f"{at + timedelta(minutes=5):%H:%M:%S} UTC",
+        f"/ui/features/{VIEW}",
+    ):
+        assert text in cells[0], text
+    assert "given with the request" in told  # the distance is of no view
+    assert VIEW not in (await operator.get("/ui/predictions/unknown?days=3650&times=true")).text
+    viewer = await platform.signed_in("viewer")
+    assert VIEW not in (await viewer.get("/ui/predictions/known?days=3650&times=true")).text
+
+
+async def test_predictions_of_one_version_are_found(platform: Platform) -> None:
+    rows = [row("by-2", NOW, version=2)]
+    Table(platform.context.store, predictions_table(MODEL)).append(
+        pa.Table.from_pylist(rows, schema=TRACED_PREDICTIONS)
+    )
+    visitor = await platform.signed_in("viewer")
+    assert names((await visitor.get(f"{LIST}&version=2")).text) == ["by-2"]
+    assert names((await visitor.get(f"{LIST}&version=2&order=worst")).text) == []
+    assert set(names((await visitor.get(f"{LIST}&version=1&order=worst")).text)) == {"flight-00"}
+    assert (await visitor.get(f"{LIST}&version=x")).status_code == 422
+
+
 async def test_no_text_of_a_prediction_becomes_markup(platform: Platform) -> None:
     hostile = HOSTILE.replace("/", "")
     rows = [row(hostile, NOW, arm=hostile, unit=hostile, entities='{"<b>": "<i>x</i>"}', missing=["<u>"])]
@@ -82,10 +133,27 @@ async def test_an_operator_has_the_answer_explained_and_a_viewer_is_not_offered_
     offered = (await operator.get(path)).text
     assert re.search(r'href="/ui/predictions/flight-00\?explain=true#explanation"', offered)
     assert "toque run explain_prediction" in offered
-    told = (await operator.get(f"{path}?explain=true")).text
-    assert "It cannot be explained: " in told  # the files of the sample are no model
+    told = (await operator.get(f"{path}?explain=true")).text.partition('id="explanation"')[2]
+    assert "probability is 0.91." in told
+    assert "it is 0.644;" in told
+    added = re.findall(
+        r'<th scope="row">(\w+)</th><td class="num">[^<]*</td><td class="num">([^<]*)</td>', told
+    )
+    assert [name for name, _ in added] == [
+        "distance",
+        "hour",
+        "wind",
+    ]  # by hand: .0002 x 600, .01 x 8, .0088 x 7.5
+    assert [float(value) for _, value in added] == pytest.approx([0.12, 0.08, 0.066], abs=1e-4)
     viewer = (await (await platform.signed_in("viewer")).get(f"{path}?explain=true")).text
     assert "explain" not in viewer
+
+
+async def test_a_prediction_whose_inputs_are_not_the_models_says_so(platform: Platform) -> None:
+    log = Table(platform.context.store, predictions_table(MODEL))
+    log.append(pa.Table.from_pylist([row("odd", NOW, numeric=[4.0])], schema=TRACED_PREDICTIONS))
+    told = (await (await platform.signed_in("operator")).get("/ui/predictions/odd?explain=true")).text
+    assert "It cannot be explained: " in told
 
 
 def test_an_explanation_is_laid_out_with_the_largest_part_first() -> None:

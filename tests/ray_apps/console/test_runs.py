@@ -108,6 +108,32 @@ async def test_a_run_shows_the_last_lines_of_the_invocation_that_made_it(platfor
     assert "The last 10 minutes" not in (await visitor.get(f"/ui/runs/{RUNS[0]}")).text
 
 
+async def test_a_run_shows_what_it_used_and_follows_the_invocation_that_makes_it(platform: Platform) -> None:
+    registry = platform.context.registry()
+    used = {"wall_s": 40.0, "cpu_s": 60.0, "peak_memory_bytes": 1_500_000_000}
+    record = RunRecord(
+        id="d" * 32, experiment=MODEL, name="measured", status="RUNNING", actor="ada", started_at=NOW,
+        tags={"invocation": WORK["succeeded"]}, facts={"remote": True, "resources": used},
+    )  # fmt: skip
+    registry.begin(record)
+    points = [("system/cpu_utilization_percentage", Point(step, 10.0 * step, NOW)) for step in range(3)]
+    registry.store_segment(record.id, 0, Segment(points=points).to_bytes(nonce="n"))
+    visitor = await platform.signed_in("viewer")
+    page = (await visitor.get(f"/ui/runs/{record.id}")).text
+    assert f'data-live="runs/{record.id} invocations/{WORK["succeeded"]}"' in page
+    shown = page.partition("<h2>Resources</h2>")[2].partition("</section>")[0]
+    for text in (
+        "<dd>1.5</dd>",
+        "<dd>1.5\u202fGB</dd>",
+        "<dd>12.25 s</dd>",
+        "<dd>214\u202fMB</dd>",
+        "system/cpu",
+    ):
+        assert text in shown, text
+    registry.end(record, "FINISHED")
+    assert "data-live=" not in (await visitor.get(f"/ui/runs/{record.id}")).text
+
+
 async def test_a_viewer_registers_nothing(platform: Platform) -> None:
     page = f"/ui/runs/{RUNS[2]}"
     visitor = await platform.signed_in("viewer")
@@ -124,7 +150,7 @@ async def test_no_text_of_a_run_becomes_markup(platform: Platform) -> None:
     for number, run_id in enumerate(ids):
         record = RunRecord(
             id=run_id, experiment="hostile", name=HOSTILE, status="RUNNING", actor="<b>eve</b>", started_at=NOW,
-            params={HOSTILE: f"{HOSTILE}{number}"}, tags={HOSTILE: HOSTILE, "error": HOSTILE},
+            params={HOSTILE: f"{HOSTILE}{number}"}, tags={HOSTILE: HOSTILE, "error": HOSTILE, "invocation": HOSTILE},
             facts={"remote": True, "<b>": {"<i>": HOSTILE}},
         )  # fmt: skip
         registry.begin(record)
