@@ -23,11 +23,13 @@ from functions.generative.version_files import (
     PROMPT,
     SETTINGS,
     WEIGHTS,
+    WEIGHTS_FOLDER,
     EngineSettings,
     engine_files,
     is_generative,
     read_prompt,
     read_settings,
+    weights_in,
 )
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "PROMPT",
     "SETTINGS",
     "WEIGHTS",
+    "WEIGHTS_FOLDER",
     "AnswerCheck",
     "EngineSettings",
     "Example",
@@ -57,4 +60,5 @@ __all__ = [
     "read_prompt",
     "read_settings",
     "register_generative",
+    "weights_in",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,14 +19,18 @@ __all__ = [
     "PROMPT",
     "SETTINGS",
     "WEIGHTS",
+    "WEIGHTS_FOLDER",
     "EngineSettings",
     "engine_files",
     "is_generative",
     "read_prompt",
     "read_settings",
+    "weights_in",
 ]
 
 WEIGHTS: Final = "weights.gguf"
+WEIGHTS_FOLDER: Final = "weights"
+"""Folder of Hugging Face with weights as safetensors, in place of `WEIGHTS`, for engines that read one, such as vLLM."""
 ADAPTER: Final = "adapter.gguf"
 """A LoRA of the weights beside it."""
 CHAT_TEMPLATE: Final = "chat_template.jinja"
@@ -80,7 +84,18 @@ def is_generative(version: ModelVersion | Mapping[str, Any]) -> bool:
 
 def engine_files(version: ModelVersion) -> dict[str, Blob]:
     """Files of a version that its engine reads, by name."""
-    return {name: version.files[name] for name in (WEIGHTS, ADAPTER, CHAT_TEMPLATE) if name in version.files}
+    return {
+        name: blob
+        for name, blob in sorted(version.files.items())
+        if name in (WEIGHTS, ADAPTER, CHAT_TEMPLATE) or name.startswith(f"{WEIGHTS_FOLDER}/")
+    }
+
+
+def weights_in(names: Collection[str]) -> str | None:
+    """Name of the weights among the files of a version, `WEIGHTS` or `WEIGHTS_FOLDER`; None if there are none."""
+    if WEIGHTS in names:
+        return WEIGHTS
+    return WEIGHTS_FOLDER if any(name.startswith(f"{WEIGHTS_FOLDER}/") for name in names) else None
 
 
 def read_prompt(folder: Path) -> Prompt:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import os
 import shutil
 import tempfile
 import threading
@@ -17,12 +20,14 @@ from functions.generative import (
     ADAPTER,
     CHAT_TEMPLATE,
     WEIGHTS,
+    WEIGHTS_FOLDER,
     EngineSettings,
     Prompt,
     engine_files,
     is_generative,
     read_prompt,
     read_settings,
+    weights_in,
 )
 from functions.generative.engines import EngineDown, EngineProcesses, EngineSpec, Lease
 from ray_apps.predictor.versions.loaded import LoadError
@@ -79,7 +84,7 @@ class VersionStarter:
 
     def start(self, record: ModelVersion) -> GenerativeVersion:
         """Fetch a version's files, and start its engine unless it runs. Raises: LoadError, with the reason."""
-        if not is_generative(record) or WEIGHTS not in record.files:
+        if not is_generative(record) or weights_in(record.files) is None:
             raise LoadError(f"{record.model}@{record.version} is no version of a language model")
         files = engine_files(record)
         try:
@@ -93,7 +98,7 @@ class VersionStarter:
         except (RegistryError, OSError, ValidationError) as error:
             raise LoadError(f"{record.model}@{record.version} cannot be fetched: {error}") from error
         spec = EngineSpec(
-            self._path(files[WEIGHTS]),
+            self._weights(files),
             self._path(files[ADAPTER]) if ADAPTER in files else None,
             self._path(files[CHAT_TEMPLATE]) if CHAT_TEMPLATE in files else None,
             settings,
@@ -128,18 +133,42 @@ class VersionStarter:
     def _path(self, blob: Blob) -> Path:
         return self._folder / blob.sha256
 
+    def _weights(self, files: Mapping[str, Blob]) -> Path:
+        """Path of a version's weights: the one file, or the folder that has its files by their names."""
+        folder = _in_folder(files)
+        if not folder:
+            return self._path(files[WEIGHTS])
+        listed = "\n".join(f"{name} {blob.sha256}" for name, blob in folder.items())
+        return self._folder / f"{WEIGHTS_FOLDER}-{hashlib.sha256(listed.encode()).hexdigest()}"
+
     def _keep(self, files: Mapping[str, Blob], scratch: Path) -> None:
         with self._guard:
             for name, blob in files.items():
                 if (scratch / name).exists():
                     shutil.move(scratch / name, self._path(blob))
                 self._users[blob.sha256] += 1
+            folder = self._weights(files)
+            for name, blob in _in_folder(files).items():
+                folder.mkdir(exist_ok=True)
+                with contextlib.suppress(FileExistsError):  # another version of the same weights
+                    os.link(self._path(blob), folder / name)
+            self._users[folder.name] += 1
 
     def _release(self, files: Mapping[str, Blob]) -> None:
         """Delete weights that no version here needs any more; an engine that still runs has them open."""
         with self._guard:
-            for blob in files.values():
-                self._users[blob.sha256] -= 1
-                if not self._users[blob.sha256]:
-                    del self._users[blob.sha256]
-                    self._path(blob).unlink(missing_ok=True)
+            for path in [*map(self._path, files.values()), self._weights(files)]:
+                self._users[path.name] -= 1
+                if self._users[path.name]:
+                    continue
+                del self._users[path.name]
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _in_folder(files: Mapping[str, Blob]) -> dict[str, Blob]:
+    """Files of the folder of weights, by their names in it."""
+    beginning = f"{WEIGHTS_FOLDER}/"
+    return {name.removeprefix(beginning): blob for name, blob in files.items() if name.startswith(beginning)}

@@ -94,7 +94,9 @@ class RowRequest:
 def fetched(registry: Registry, version: ModelVersion, folder: Path, *, threads: int) -> AskedVersion:
     """Fetch a version's files into a folder. Raises: EvaluationError if it is no language model's; ArtifactRefused."""
     if not is_generative(version) or WEIGHTS not in version.files:
-        raise EvaluationError(f"{version.model}@{version.version} is no version of a language model")
+        raise EvaluationError(
+            f"{version.model}@{version.version} is no version of a language model with weights as GGUF, which llama.cpp reads"
+        )
     registry.download(version.model, version.version, to=folder)
     files = engine_files(version)
     settings = read_settings(folder)

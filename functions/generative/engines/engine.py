@@ -76,7 +76,11 @@ class LlamaCpp:
         self._python = python
 
     def command(self, spec: EngineSpec, port: int) -> list[str]:
-        """Build the command line; see `llama_cpp_server`."""
+        """Build the command line; see `llama_cpp_server`. Raises: ValueError for weights that it does not read."""
+        if spec.weights.is_dir():
+            raise ValueError(
+                "weights: llama.cpp reads GGUF and no folder of safetensors; register a GGUF file"
+            )
         settings = spec.settings
         line = [
             self._python, "-I", str(_SERVER), "--weights", str(spec.weights), "--port", str(port),

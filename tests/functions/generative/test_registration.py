@@ -9,6 +9,7 @@ from functions.generative import (
     PROMPT,
     SETTINGS,
     WEIGHTS,
+    WEIGHTS_FOLDER,
     EngineSettings,
     GenerativeError,
     Prompt,
@@ -70,6 +71,65 @@ def test_what_is_no_gguf_is_refused(registry: Registry, tmp_path: Path):
         register_generative(registry, "chat", weights=pickled)
     with pytest.raises(GenerativeError, match="weights: missing"):
         register_generative(registry, "chat", prompt=Prompt(parameters={"temperature": 0}))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder as `save_pretrained` writes it."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_weights_may_be_a_folder_of_safetensors_that_versions_keep(registry: Registry, saved: Path):
+    base = register_generative(registry, "chat", weights=saved)
+    names = {f"{WEIGHTS_FOLDER}/{each.name}" for each in saved.iterdir()}
+    assert set(base.files) == {*names, SETTINGS}
+    made = register_generative(registry, "chat", prompt=Prompt(parameters={"temperature": 0}), keep=1)
+    assert set(made.files) == {*names, SETTINGS, PROMPT}
+    assert all(made.files[name] == base.files[name] for name in names)
+    (saved / "model.safetensors").write_text("[]")
+    tuned = register_generative(registry, "chat", weights=saved, keep=2)  # files of the same names
+    assert set(tuned.files) == set(made.files)
+    assert (
+        tuned.files[f"{WEIGHTS_FOLDER}/model.safetensors"]
+        != base.files[f"{WEIGHTS_FOLDER}/model.safetensors"]
+    )
+
+
+def test_a_version_has_one_kind_of_weights(registry: Registry, saved: Path, weights: Path):
+    register_generative(registry, "chat", weights=weights)
+    with pytest.raises(GenerativeError, match=r"to keep has weights\.gguf, which would stand beside"):
+        register_generative(registry, "chat", weights=saved, keep=1)
+    register_generative(registry, "chat", weights=saved)
+    with pytest.raises(GenerativeError, match=r"to keep has weights/config\.json"):
+        register_generative(registry, "chat", weights=weights, keep=2)
+    (saved / "tokenizer.json").unlink()
+    with pytest.raises(GenerativeError, match=r"to keep has weights/tokenizer\.json"):
+        register_generative(registry, "chat", weights=saved, keep=2)
+
+
+@pytest.mark.parametrize(
+    ("added", "removed", "reason"),
+    [
+        ("pytorch_model.bin", None, "pytorch_model.bin, which may execute code"),
+        (None, "config.json", "has no config.json"),
+        (None, "model.safetensors", r"no \*\.safetensors"),
+    ],
+)
+def test_a_folder_that_no_engine_should_read_is_refused(
+    registry: Registry, saved: Path, added: str | None, removed: str | None, reason: str
+):
+    if added:
+        (saved / added).write_bytes(b"x")
+    if removed:
+        (saved / removed).unlink()
+    with pytest.raises(GenerativeError, match=f"weights: .*{reason}"):
+        register_generative(registry, "chat", weights=saved)
+    with pytest.raises(NotFound):
+        registry.get_model("chat")
 
 
 def _folder(tmp_path: Path) -> Path:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import pytest
 import uvicorn
 
 from functions.generative import EngineSettings, register_generative
-from functions.generative.engines import EngineProcesses, engine_of
+from functions.generative.engines import EngineProcesses, Patience, engine_environment, engine_of
 from functions.prediction_log.tensors import LoggedTensor, read_value
 from ray_apps.admission.token_budget import TokenBudgets
 from ray_apps.generative.__main__ import mounted
@@ -34,11 +35,24 @@ from tests.ray_apps.admissions import patient_admission
 MODEL, TOOLED = "smol", "smol-tools"
 TEMPLATE = Path(__file__).with_name("tools_template.jinja")
 SLOTS = 4
+VLLM = os.environ.get("TOQUE_TEST_VLLM")
+"""Command of vLLM in an environment of its own: then it answers in place of llama.cpp, which tests of the client take."""
+START_S = 900.0 if VLLM else 300.0
 
 
 @pytest.fixture(scope="session")
 def weights() -> Path:
     return language_model_weights()
+
+
+@pytest.fixture(scope="session")
+def served_weights(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights as the engine reads them: the file, or for vLLM a folder made of it."""
+    if VLLM is None:
+        return weights
+    from examples.gpt.tune import from_gguf  # late: transformers
+
+    return from_gguf(weights, tmp_path_factory.mktemp("folder") / "weights")
 
 
 @pytest.fixture(scope="session")
@@ -130,14 +144,18 @@ class _Server:
     def _make(self) -> ServedDoor:
         platform = open_store(f"file://{self.folder}/store")
         access, log, budgets = Access(platform, actor="root"), MemoryLog(), TokenBudgets()
-        engines = EngineProcesses(engine_of("llama.cpp"), self.folder / "logs")
+        engines = EngineProcesses(
+            engine_of("vllm", VLLM) if VLLM else engine_of("llama.cpp"), self.folder / "logs",
+            environment=engine_environment(os.environ), patience=Patience(start_s=START_S),
+        )  # fmt: skip
         loop = asyncio.get_running_loop()
 
         def workspace(name: str) -> GenerativeModels:
             registry = Registry(workspace_store(platform, name), actor="generative")
             starter = VersionStarter(
-                registry, engines, workspace=name, loop=loop, folder=self.folder / "weights", threads=1
-            )
+                registry, engines, workspace=name, loop=loop, folder=self.folder / "weights", threads=1,
+                start_s=START_S,
+            )  # fmt: skip
 
             def make(model: str) -> Generator:
                 follower = VersionFollower(model, registry, starter.start, retain=1, dropped=starter.dropped)
@@ -171,7 +189,9 @@ class _Server:
 
 
 @pytest.fixture(scope="session")
-def served(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedDoor]:
+def served(
+    weights: Path, served_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedDoor]:
     """A door with one language model, whose version 1 is the champion; one for all tests, as an engine takes seconds."""
     server = _Server(tmp_path_factory.mktemp("generative"), free_port())
     thread = threading.Thread(target=server.run, daemon=True)
@@ -180,7 +200,7 @@ def served(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     assert server.served is not None
     registry = server.served.registry
     settings = EngineSettings(context_length=512, slots=SLOTS, max_tokens=32)
-    register_generative(registry, MODEL, weights=weights, settings=settings)
+    register_generative(registry, MODEL, weights=served_weights, settings=settings)
     registry.promote(MODEL, 1)
     settings = EngineSettings(context_length=768, slots=1, max_tokens=60)
     template = TEMPLATE.read_text()
