@@ -209,8 +209,10 @@ def main() -> int:
     count = given.rows * sum(map(len, answers.values()))
     print(f"{count} answers, {time.perf_counter() - begin:.0f} s, load {os.getloadavg()[0]:.0f}")
     champions = answers.pop(GOOD_NAME, [])
-    if len(champions) < 2 or not any(answers.values()):  # noqa: PLR2004  # a pair
-        raise SystemExit("too little was answered to judge anything: give more --seconds, and --answers to go on")
+    if len(champions) < 2 or not any(answers.values()):  # a pair
+        raise SystemExit(
+            "too little was answered to judge anything: give more --seconds, and --answers to go on"
+        )
     return _judged(
         champions, {name: said[0] for name, said in answers.items() if said}, [row.expected for row in rows]
     )
