@@ -18,21 +18,10 @@ from ray_apps.new_project.findings import Finding
 from ray_apps.new_project.outcomes import BY_NETWORK
 from ray_apps.new_project.roles import Roles, Wishes, column_named, roles_of
 from ray_apps.new_project.source import Source
+from registry.store import RESERVED_TABLES
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
-_OWN_TABLES = frozenset(
-    {
-        "predictions",
-        "labels",
-        "monitoring",
-        "metrics",
-        "features",
-        "feature_health",
-        "invocations",
-        "reports",
-        "training",
-    }
-)
+_OWN_TABLES = RESERVED_TABLES | {"training"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,7 @@ def _no_space(*_: Any) -> None:
         (("houses", "--from", "data.csv", "--time", "area"), "--time area: its values are of kind number"),
         (("polars", "--from", "data.csv"), "Python finds a package of this name"),
         (("Big-House", "--from", "data.csv"), "begin with a small letter"),
+        (("predictions-large", "--from", "data.csv"), "the name of a table of the platform"),
         (("taken", "--from", "data.csv"), "taken exists; take another name"),
         (("houses", "--from", "postgresql://db/houses"), "export the query's answer to Parquet"),
     ],
