@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from functions.runtime.cards.slices import is_slice
+from functions.runtime.declaration import Demand
 from functions.training.errors import TrainingError
 
 Sharding = Literal["replicate", "shard"]
@@ -58,3 +59,24 @@ class Workers:
     def device(self) -> str:
         """Kind of device that a worker computes on."""
         return "cuda" if self.gpus_each > 0 else "cpu"
+
+
+def workers_demand(
+    num_workers: int,
+    worker_cpus: float,
+    worker_gpus: float,
+    priority: int,
+    card: str | None,
+    limit_s: float | None,
+    **_: Any,
+) -> Demand:
+    """Demand of a function that trains with so many workers, which goes on from its checkpoint when it is preempted."""
+    return Demand(
+        cpus=max(1.0, num_workers * worker_cpus),
+        gpus=num_workers * worker_gpus,
+        priority=priority,
+        workers=num_workers,
+        card=card,
+        limit_s=limit_s,
+        preemptible=True,
+    )

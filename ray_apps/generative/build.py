@@ -20,8 +20,8 @@ from ray_apps.generative.models import GenerativeModels
 from ray_apps.generative.options import GenerativeOptions
 from ray_apps.generative.series import EngineSeries
 from ray_apps.generative.versions import VersionStarter
+from ray_apps.predictor.deploy.replica import confirmation_of, open_log
 from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
-from ray_apps.predictor.inference.confirmation import Confirmation
 from ray_apps.predictor.inference.live import LiveCounter
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.series import ModelSeries
@@ -80,7 +80,7 @@ class _Parts:
             registry, self._engines, workspace=name, loop=self._loop, folder=self._folder / "weights",
             start_s=options.start_s, threads=options.engine_threads,
         )  # fmt: skip
-        log = _open_log(options)
+        log = open_log(options)
         return GenerativeModels(
             registry, lambda model: _generator(model, options, registry, starter, log, self._budgets)
         )
@@ -112,9 +112,6 @@ def _generator(
     if options.redis_url is not None:
         tally = live_publisher(options.redis_url).tally(options.workspace, model)
     journal = journals_in(registry.store, registry.follow(model).journal.path)
-    confirmation = None
-    if log is not None and options.log_mode != "file":
-        confirmation = Confirmation(log, strict=options.log_mode == "two_nodes")
     return Generator(
         VersionFollower(
             model,
@@ -124,23 +121,9 @@ def _generator(
             retain=1,
             dropped=starter.dropped,
         ),
-        Recorder(model, log, confirmation=confirmation),
+        Recorder(model, log, confirmation=confirmation_of(log, options)),
         workspace=options.workspace,
         budgets=budgets,
         live=LiveCounter(tally, series),
         close=series.close if series is not None else lambda: None,
-    )
-
-
-def _open_log(options: GenerativeOptions) -> LogWriter | None:
-    if options.redis_url is None or not options.log:
-        return None
-    return LogWriter(
-        options.wal,
-        "predictions",
-        options.redis_url,
-        workspace=options.workspace,
-        limit_bytes=options.log_limit_bytes,
-        two_nodes=options.log_mode == "two_nodes",
-        answers_first=options.log_mode != "two_nodes",
     )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.runtime.context import context
-from functions.runtime.declaration import Demand, Resources
+from functions.runtime.declaration import Resources
 from functions.runtime.function import function
 from functions.training.errors import TrainingDataError
 from functions.training.frame import TrainingJob, run_training
 from functions.training.llm.tuner import Lora, Tuner
 from functions.training.params import RecipeParams
 from functions.training.trained import Trained
-from functions.training.workers import Workers
+from functions.training.workers import Workers, workers_demand
 from registry import TableSnapshot
 
 if TYPE_CHECKING:
@@ -63,27 +63,7 @@ class FineTune(Tuner):
         return train_model(self, request)
 
 
-def _demand(
-    num_workers: int,
-    worker_cpus: float,
-    worker_gpus: float,
-    priority: int,
-    card: str | None,
-    limit_s: float | None,
-    **_: Any,
-) -> Demand:
-    return Demand(
-        cpus=max(1.0, num_workers * worker_cpus),
-        gpus=num_workers * worker_gpus,
-        priority=priority,
-        workers=num_workers,
-        card=card,
-        limit_s=limit_s,
-        preemptible=True,
-    )
-
-
-@function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=workers_demand)
 def fine_tune(
     model: str,
     base: str,

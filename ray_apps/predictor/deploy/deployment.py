@@ -9,11 +9,10 @@ import time
 from typing import Any
 
 from ray import serve
-from ray.serve.schema import LoggingConfig
 
 from featurestore import FeatureStore
 from functions.live_counts import Tally, live_publisher
-from functions.prediction_log import PSEUDONYM_KEY, LogWriter, Pseudonyms, close_writers
+from functions.prediction_log import PSEUDONYM_KEY, Pseudonyms, close_writers
 from functions.runtime.changes.announcer import journals_in
 from functions.runtime.changes.feed import watch_of
 from functions.runtime.clock import clock_named
@@ -29,13 +28,13 @@ from ray_apps.predictor.deploy.pool import Pool
 from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
 from ray_apps.predictor.deploy.process import configure_process, sandbox_of
 from ray_apps.predictor.deploy.remote import DedicatedVersions
+from ray_apps.predictor.deploy.replica import confirmation_of, deployment_of, open_log
 from ray_apps.predictor.deploy.series import PoolSeries, connect, connect_door
 from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
 from ray_apps.predictor.http.body import LargeBodies
 from ray_apps.predictor.http.bypass import register_bypass
 from ray_apps.predictor.http.endpoint import Endpoint
 from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference.confirmation import Confirmation
 from ray_apps.predictor.inference.embedding import embed
 from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
@@ -44,7 +43,6 @@ from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.versions.engine import POLL_S, Engine, VersionLoader
 from ray_apps.predictor.versions.loaded import tried_first
 from ray_apps.siblings import others_answer
-from ray_apps.spread import laid_out
 from registry import Registry, open_store
 from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
@@ -85,13 +83,6 @@ def _pseudonyms(options: PredictorOptions) -> Pseudonyms | None:
     return Pseudonyms(key, options.pseudonymise)
 
 
-def _confirmation(log: LogWriter | None, options: PredictorOptions) -> Confirmation | None:
-    """Make the waits of a model's answers for their records, as the mode of the log says."""
-    if log is None or options.log_mode == "file":
-        return None
-    return Confirmation(log, strict=options.log_mode == "two_nodes")
-
-
 async def _close(endpoint: Endpoint) -> None:
     """Close a replica's endpoint once its last request is answered, and ship what its log holds."""
     await endpoint.close()
@@ -116,21 +107,11 @@ class _ReplicaResources:
         self._sandbox = sandbox_of(options.sandbox)
         self._clock = clock_named("replay" if options.replay else "system", options.redis_url)
         self._features: FeatureStore | None = None
-        self._log: LogWriter | None = None
+        self._log = open_log(options)
         if options.redis_url is not None:
             self._features = FeatureStore(
                 self._store, redis_url=options.redis_url, project=options.workspace, clock=self._clock
             )
-            if options.log:
-                self._log = LogWriter(
-                    options.wal,
-                    "predictions",
-                    options.redis_url,
-                    workspace=options.workspace,
-                    limit_bytes=options.log_limit_bytes,
-                    two_nodes=options.log_mode == "two_nodes",
-                    answers_first=options.log_mode != "two_nodes",
-                )
         self._pseudonyms = _pseudonyms(options)
         self.auth: Authenticator = NoAuthentication(options.workspace)
         if options.authentication:
@@ -170,7 +151,7 @@ class _ReplicaResources:
                 model,
                 self._log,
                 pseudonyms=self._pseudonyms,
-                confirmation=_confirmation(self._log, self._options),
+                confirmation=confirmation_of(self._log, self._options),
             ),
             features=self._features,
             clock=self._clock if self._options.replay else None,
@@ -346,7 +327,7 @@ def application(model: str, options: PredictorOptions | None = None) -> serve.Ap
     """
     options = options if options is not None else PredictorOptions.from_environment(os.environ)
     name = f"predict-{in_workspace(model, options.workspace)}"
-    bound = _deployment(PredictorReplica, name, options)
+    bound = deployment_of(PredictorReplica, name, options)
     release = time.time_ns() if options.dedicated is not None else 0  # the same again is no new deploy
     application: serve.Application = bound.bind(model, options.model_dump(mode="json"), release)
     return application
@@ -358,29 +339,9 @@ def pool_application(options: PoolOptions | None = None) -> serve.Application:
     options: by default those of this process's environment.
     """
     options = options if options is not None else PoolOptions.from_environment(os.environ)
-    bound = _deployment(PoolReplica, pool_app(options.workspace), options)
+    bound = deployment_of(PoolReplica, pool_app(options.workspace), options)
     application: serve.Application = bound.bind(options.model_dump(mode="json"))
     return application
-
-
-def _deployment(replica: Any, name: str, options: PredictorOptions) -> Any:
-    return serve.deployment(  # Serve's overloads take a class with options for a decorator
-        replica,
-        name=name,
-        **laid_out(
-            {
-                "on_serve_nodes": options.on_serve_nodes,
-                "ray_actor_options": {"num_cpus": options.num_cpus},
-                # One that asks for a core might wait for ever beside its predecessor, which has it.
-                "max_surge_percent": 0 if options.num_cpus else 100,
-                **options.scale,
-            }
-        ),
-        max_ongoing_requests=options.max_ongoing_requests,
-        max_queued_requests=options.max_queued_requests,
-        health_check_period_s=5,
-        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-    )
 
 
 def deploy_model(model: str, options: PredictorOptions | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from ray_apps.cli.command import Commands, Given, add
 from ray_apps.cli.commands.serving.load import EXPERIMENT, target_of, telling
 from ray_apps.cli.errors import UsageError
 from ray_apps.cli.output import chosen, columns, facts, note, say, table, value
+from ray_apps.cli.prices import find_prices
 
 if TYPE_CHECKING:
     from functions.runtime.receipt import Prices
@@ -73,7 +73,7 @@ def _capacity(given: Given) -> int:
 
     if not 0 < given.utilisation < 1:
         raise UsageError(f"--utilisation {given.utilisation:g}: give a share between 0 and 1")
-    prices = _prices()
+    prices = find_prices()
     with telling():
         points = read_points(Path(given.points)) if given.points else _measured(given)
         wish = Wish(
@@ -129,17 +129,6 @@ def _redis_url(given: Given) -> str:
             f"no platform was started in {given.home}; measure where it runs, or give --points"
         ) from None
     return str(state["redis_url"])
-
-
-def _prices() -> Prices | None:
-    """Read the price list of the environment or the profile. Raises: UsageError."""
-    from functions.runtime.receipt import Prices
-
-    text = os.environ.get("TOQUE_PRICES")
-    try:
-        return Prices.model_validate_json(text) if text else None
-    except ValueError as error:
-        raise UsageError(f"TOQUE_PRICES: {error}") from error
 
 
 def _show(given: Given, found: Needs, prices: Prices | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from ray_apps.cli.arguments import arg, flag
 from ray_apps.cli.command import Commands, Given, add, group
 from ray_apps.cli.errors import Failed, UsageError
 from ray_apps.cli.output import chosen, columns, facts, note, say, table, value
+from ray_apps.cli.prices import find_prices
 
 if TYPE_CHECKING:
     from functions.runtime.receipt import Prices
@@ -67,7 +67,7 @@ def _plan_train(given: Given) -> int:
         found = plan(model, asked, card, reached=reached) if given.sharding or best is None else best
     except ValueError as error:
         raise UsageError(str(error)) from error
-    _show(given, found, _prices())
+    _show(given, found, find_prices())
     if not found.fits:
         raise Failed(_refusal(given, found, best))
     if found is best and found.setup.cards != given.cards:
@@ -133,17 +133,6 @@ def _show(given: Given, found: Plan, prices: Prices | None) -> None:
         note("no price list: set `prices` in the profile, or TOQUE_PRICES, to see what it costs")
     say("")
     table(given.output, _PARTS, parts)
-
-
-def _prices() -> Prices | None:
-    """Read the price list of the environment or the profile. Raises: UsageError."""
-    from functions.runtime.receipt import Prices
-
-    text = os.environ.get("TOQUE_PRICES")
-    try:
-        return Prices.model_validate_json(text) if text else None
-    except ValueError as error:
-        raise UsageError(f"TOQUE_PRICES: {error}") from error
 
 
 _PLAN = columns("setup | memory | step | tokens | days | price")
