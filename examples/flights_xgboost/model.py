@@ -1,15 +1,12 @@
 """Definition of the model of late flights: what is known at take-off, XGBoost as its trainer."""
 
-from datetime import timedelta
 from typing import Any
 
+from examples.policies import GOVERNANCE, RETRAINING, ROLLOUT
 from functions.evaluation import Gate
 from functions.monitoring import AnswerMonitor, DriftMonitor, EstimateMonitor, PerformanceMonitor
 from functions.project import ModelDefinition
-from functions.retraining.policy import RetrainingPolicy, TrainingWindow
-from functions.rollout import RolloutPolicy
 from functions.training import XGBoost
-from registry import AutomaticApproval, ModelPolicy
 
 ENTITIES = "flights_xgboost/entities"
 
@@ -27,24 +24,9 @@ late_flights = ModelDefinition(
         AnswerMonitor(),
         EstimateMonitor(min_labels=500),
     ),
-    rollout=RolloutPolicy(
-        dependence="unit",
-        planned_labels=600,
-        shadow_min_labels=200,
-        canary_share=0.3,
-        mismatch_alpha=0.001,
-    ),
-    retraining=RetrainingPolicy(
-        windows=(TrainingWindow(name="all"), TrainingWindow(name="recent", days=5)),
-        holdout=timedelta(days=1),
-        cooldown=timedelta(days=5),
-        settle=timedelta(days=2),
-    ),
-    governance=ModelPolicy(
-        guarded=frozenset({"champion"}),
-        gates=("offline",),
-        automatic_approval=AutomaticApproval(reason="an example without people"),
-    ),
+    rollout=ROLLOUT,
+    retraining=RETRAINING,
+    governance=GOVERNANCE,
 )
 FEATURES: list[Any] = []
 MODELS = [late_flights]

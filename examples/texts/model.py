@@ -1,15 +1,12 @@
 """Definition of the text classifier: one column of text, five classes, words weighted and a linear model as its trainer."""
 
-from datetime import timedelta
 from typing import Any
 
+from examples.policies import GOVERNANCE, RETRAINING, ROLLOUT
 from functions.evaluation import Gate
 from functions.monitoring import PerformanceMonitor, VectorMonitor
 from functions.project import ModelDefinition
-from functions.retraining.policy import RetrainingPolicy, TrainingWindow
-from functions.rollout import RolloutPolicy
 from functions.training import Sklearn
-from registry import AutomaticApproval, ModelPolicy
 
 ENTITIES = "texts/descriptions"
 
@@ -34,24 +31,9 @@ package_model = ModelDefinition(
     trainer=Sklearn(make=classifier, values={"c": 10.0}, valid_fraction=0.2),
     gate=Gate(max_log_loss_ratio={"constant": 0.8}, max_ece=0.3, min_rows=100),
     monitors=(PerformanceMonitor(min_labels=30), VectorMonitor(texts=("text",))),
-    rollout=RolloutPolicy(
-        dependence="unit",
-        planned_labels=600,
-        shadow_min_labels=200,
-        canary_share=0.3,
-        mismatch_alpha=0.001,
-    ),
-    retraining=RetrainingPolicy(
-        windows=(TrainingWindow(name="all"), TrainingWindow(name="recent", days=5)),
-        holdout=timedelta(days=1),
-        cooldown=timedelta(days=5),
-        settle=timedelta(days=2),
-    ),
-    governance=ModelPolicy(
-        guarded=frozenset({"champion"}),
-        gates=("offline",),
-        automatic_approval=AutomaticApproval(reason="an example without people"),
-    ),
+    rollout=ROLLOUT,
+    retraining=RETRAINING,
+    governance=GOVERNANCE,
 )
 FEATURES: list[Any] = []
 MODELS = [package_model]

@@ -5,21 +5,18 @@ Lateness follows the wind at first; from one day on the load.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from examples.loop import DAY, START
+from examples.policies import GOVERNANCE, RETRAINING, ROLLOUT
 from functions.evaluation import Gate
 from functions.monitoring import AnswerMonitor, DriftMonitor, PerformanceMonitor
 from functions.project import ModelDefinition
-from functions.retraining.policy import RetrainingPolicy, TrainingWindow
-from functions.rollout import RolloutPolicy
 from functions.training import FunctionTrainer, Trained, TrainingRequest
 from functions.tuning import Choice, Space
-from registry import AutomaticApproval, ModelPolicy
 
 CROWDED, ROWS_A_DAY = 14, 150
 SPACE: Space = {"steps": Choice(choices=[5, 200])}
@@ -108,24 +105,9 @@ def _model(name: str, train: Any) -> ModelDefinition:
         trainer=FunctionTrainer(function=train, values={"steps": 200}, split="random", valid_fraction=0.2),
         gate=Gate(max_log_loss_ratio={"constant": 0.9, "linear": 1.1}, max_ece=0.2, min_rows=100),
         monitors=(PerformanceMonitor(min_labels=30), DriftMonitor(), AnswerMonitor()),
-        rollout=RolloutPolicy(
-            dependence="unit",
-            planned_labels=600,
-            shadow_min_labels=200,
-            canary_share=0.3,
-            mismatch_alpha=0.001,
-        ),
-        retraining=RetrainingPolicy(
-            windows=(TrainingWindow(name="all"), TrainingWindow(name="recent", days=5)),
-            holdout=timedelta(days=1),
-            cooldown=timedelta(days=5),
-            settle=timedelta(days=2),
-        ),
-        governance=ModelPolicy(
-            guarded=frozenset({"champion"}),
-            gates=("offline",),
-            automatic_approval=AutomaticApproval(reason="a test without people"),
-        ),
+        rollout=ROLLOUT,
+        retraining=RETRAINING,
+        governance=GOVERNANCE,
     )
 
 

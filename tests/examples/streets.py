@@ -6,20 +6,17 @@ From one day on people type on the keys of old telephones: abbreviated, and the 
 from __future__ import annotations
 
 import random
-from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
 
 from examples.loop import DAY, START
+from examples.policies import GOVERNANCE, RETRAINING, ROLLOUT
 from functions.evaluation import Gate
 from functions.monitoring import PerformanceMonitor, VectorMonitor
 from functions.project import ModelDefinition
-from functions.retraining.policy import RetrainingPolicy, TrainingWindow
-from functions.rollout import RolloutPolicy
 from functions.training import Sklearn
 from functions.tuning import Choice, Space
-from registry import AutomaticApproval, ModelPolicy
 
 TELEPHONES = 14  # the day on which people begin to type on them
 ROWS_A_DAY = 120
@@ -76,20 +73,9 @@ streets = ModelDefinition(
     trainer=Sklearn(make=reader, values={"letters": 2}, split="random", valid_fraction=0.2),
     gate=Gate(max_log_loss_ratio={"constant": 0.5, "nearest": 1.5}, min_rows=100),
     monitors=(PerformanceMonitor(min_labels=30), VectorMonitor(texts=("text",))),
-    rollout=RolloutPolicy(
-        dependence="unit", planned_labels=600, shadow_min_labels=200, canary_share=0.3, mismatch_alpha=0.001
-    ),
-    retraining=RetrainingPolicy(
-        windows=(TrainingWindow(name="all"), TrainingWindow(name="recent", days=5)),
-        holdout=timedelta(days=1),
-        cooldown=timedelta(days=5),
-        settle=timedelta(days=2),
-    ),
-    governance=ModelPolicy(
-        guarded=frozenset({"champion"}),
-        gates=("offline",),
-        automatic_approval=AutomaticApproval(reason="a test without people"),
-    ),
+    rollout=ROLLOUT,
+    retraining=RETRAINING,
+    governance=GOVERNANCE,
 )
 FEATURES: list[Any] = []
 MODELS = [streets]
