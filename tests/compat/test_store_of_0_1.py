@@ -32,7 +32,7 @@ from registry.audit_keys import AuditKeys
 from registry.history import adopt_all, audit
 from tests.compat import reading, tasks
 from tests.compat.project import DAY, DRIFT, NOW, PERFORMANCE, QUALITY
-from tests.compat.redis_server import running_redis
+from tests.redis_server import running_redis
 
 HERE = Path(__file__).parent
 EXPECTED: dict[str, Any] = json.loads((HERE / "store_0_1.json").read_text())
@@ -62,8 +62,8 @@ class OldStore:
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_redis(tmp_path_factory.mktemp("redis")) as url:
-        yield url
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
 
 
 def unpacked(folder: Path) -> Path:

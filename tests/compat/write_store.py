@@ -79,7 +79,7 @@ from registry import (
 from registry.times import to_text
 from tests.compat import project, reading, tasks
 from tests.compat.project import DAY, DRIFT, MODELS, NOW, PERFORMANCE, QUALITY, SERVED_FROM, START
-from tests.compat.redis_server import running_redis
+from tests.redis_server import running_redis
 
 PER_DAY = 36
 HOLD = str(Path(tempfile.gettempdir()) / "toque-compat-hold")
@@ -95,9 +95,9 @@ def main() -> None:
     if asked.folder.exists() and any(asked.folder.iterdir()):
         parser.error(f"{asked.folder} is not empty; give another folder")
     os.environ["TOQUE_PROJECT"] = reading.PROJECT  # a class of the project answers for some versions
-    with running_redis(asked.folder / "redis") as redis_url:
-        notes = write(asked.folder.resolve(), redis_url)
-        seen = reading.everything(asked.folder / "store", redis_url, notes)
+    with running_redis(asked.folder / "redis") as server:
+        notes = write(asked.folder.resolve(), server.url)
+        seen = reading.everything(asked.folder / "store", server.url, notes)
     shutil.rmtree(asked.folder / "redis")
     (asked.folder / "expected.json").write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
     if asked.pack:

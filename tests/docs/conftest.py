@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import redis
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -20,10 +18,9 @@ from functions.runtime import catalog
 from functions.runtime.durable.invocation import executor_of, run_pending
 from ray_apps.gateway.app import build_app
 from ray_apps.gateway.services import Services
-from ray_apps.local.redis_server import binary
 from ray_apps.mlflow import build_app as build_mlflow
 from registry import Access, Registry, open_store
-from tests.ports import free_port
+from tests.redis_server import running_redis
 
 DEADLINE_S = 60.0
 PROJECT = "examples.flights"
@@ -54,31 +51,8 @@ class AskedPlatform:
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
     """A Redis of this test's own."""
-    port = free_port()
-    command = [
-        str(binary()),
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--dir",
-        str(tmp_path),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    client = redis.Redis(port=port)
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            client.ping()
-            break
-        except redis.exceptions.ConnectionError:
-            assert time.monotonic() < deadline, "redis-server did not start"
-    yield f"redis://127.0.0.1:{port}/0"
-    client.close()
-    process.kill()
-    process.wait()
+    with running_redis(tmp_path / "redis") as server:
+        yield server.url
 
 
 @pytest.fixture

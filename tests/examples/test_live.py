@@ -12,7 +12,7 @@ from examples.flights.live import AIRPORTS, computed_offline, play
 from examples.flights.plans import ManualClock
 from featurestore import FeatureStore
 from registry import open_store
-from tests.featurestore.conftest import RedisServer
+from tests.redis_server import RedisServer
 
 HOUR = timedelta(hours=1)
 

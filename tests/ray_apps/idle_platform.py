@@ -43,7 +43,7 @@ def main() -> None:
 def _measure(given: argparse.Namespace) -> None:
     from load.benchmarks.serving.floor import small_mlp  # late: only the measuring process needs these
     from load.benchmarks.serving.models import BenchmarkModel, register
-    from tests.functions.prediction_log.conftest import RedisServer
+    from tests.redis_server import RedisServer
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

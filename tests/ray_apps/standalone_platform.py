@@ -23,7 +23,7 @@ from functions.runtime.context import Context, use_context
 from registry import Access, Registry, open_store
 from tests.ports import free_port
 from tests.ray_apps.flights_driver import MAY, MODEL, Driver
-from tests.ray_apps.predictor.conftest import RedisServer
+from tests.redis_server import RedisServer
 from tests.waiting import until
 
 

@@ -10,7 +10,7 @@ from functions.runtime.changes.announcer import connection
 from ray_apps.leader_lease import Leadership, Lease, RedisLease, StoreLease
 from registry import ObjectStore, open_store
 from registry.store import Aged
-from tests.functions.prediction_log.conftest import RedisServer, running_redis
+from tests.redis_server import RedisServer, running_redis
 
 
 @dataclass

@@ -21,7 +21,7 @@ from functions.runtime.durable.dead_letters import DeadLetters
 from ray_apps.platform_series import Lag, PlatformSeries
 from ray_apps.published import FAMILIES
 from registry import Access, Grant, RegistryError, Role, open_store
-from tests.functions.prediction_log.conftest import RedisServer
+from tests.redis_server import RedisServer, running_redis
 
 NOW = datetime(2013, 6, 2, tzinfo=UTC)
 view = FeatureView("weather", [Entity("origin")], [Field("temp", Float64), Field("rain", Float64)])
@@ -121,12 +121,8 @@ def test_a_name_expires_with_its_last_token(context: Context) -> None:
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    (tmp_path / "redis").mkdir()
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    if server.process is not None:
-        server.kill()
+    with running_redis(tmp_path / "redis") as server:
+        yield server
 
 
 def test_the_log_in_redis_has_a_length_and_a_lag(

@@ -25,7 +25,7 @@ from functions.runtime.durable.record import Record
 from ray_apps.cli.platform_folds import platform_fold
 from registry import Registry, open_store, utc_now
 from registry.history import audit
-from tests.compat.redis_server import running_redis
+from tests.redis_server import running_redis
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 HERE = Path(__file__).parent
@@ -96,8 +96,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
-    with running_redis(tmp_path / "redis") as url:
-        yield url
+    with running_redis(tmp_path / "redis") as server:
+        yield server.url
 
 
 def start(name: str, code: Path, folder: Path, redis_url: str) -> subprocess.Popen[bytes]:

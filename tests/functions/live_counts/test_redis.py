@@ -12,15 +12,15 @@ from redis import RedisError
 from clusters.redis_clients import open_redis
 from functions.live_counts import End, LivePublisher, LiveReader, SplitArm, Tally, window_at
 from functions.live_counts.publisher import live_publisher
-from tests.compat.redis_server import running_redis
+from tests.redis_server import running_redis
 
 CANARY = SplitArm(7, 2, "canary", 0.1)
 
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_redis(tmp_path_factory.mktemp("redis")) as url:
-        yield url
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
 
 
 @pytest.fixture

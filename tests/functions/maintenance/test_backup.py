@@ -25,17 +25,17 @@ from registry import NewerFormat, ObjectStore, Refused, Table, open_store
 from registry.transfer import find_marker
 from tests.compat import reading, tasks
 from tests.compat.project import DAY, NOW
-from tests.compat.redis_server import running_redis
 from tests.compat.test_store_of_0_1 import IDS, NOTES, unpacked
 from tests.fragile_store import FragileStore, KilledError
 from tests.functions.prediction_log.logbook import record
+from tests.redis_server import running_redis
 from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_redis(tmp_path_factory.mktemp("redis")) as url:
-        yield url.removesuffix("/0")
+    with running_redis(tmp_path_factory.mktemp("redis")) as running:
+        yield running.url.removesuffix("/0")
 
 
 @pytest.fixture

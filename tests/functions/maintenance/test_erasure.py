@@ -34,17 +34,13 @@ from tests.functions.maintenance.erasure_platform import (
     rides,
     traces_in,
 )
-from tests.functions.prediction_log.conftest import RedisServer
+from tests.redis_server import RedisServer, running_redis
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    (tmp_path / "redis").mkdir()
-    found = RedisServer(tmp_path / "redis")
-    found.start()
-    yield found
-    if found.process is not None:
-        found.kill()
+    with running_redis(tmp_path / "redis") as found:
+        yield found
 
 
 @pytest.fixture

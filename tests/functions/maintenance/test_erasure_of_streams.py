@@ -18,9 +18,10 @@ from functions import Context, use_context
 from functions.maintenance.compaction import compact_open_days, compact_tables
 from functions.maintenance.erasure.jobs import erase_subject
 from registry import open_store
-from tests.featurestore.conftest import RedisServer, spare_redis
+from tests.featurestore.conftest import spare_redis
 from tests.featurestore.streams.events import clicks, user
 from tests.featurestore.streams.history import MemoryLog
+from tests.redis_server import RedisServer
 
 __all__ = ["spare_redis"]
 

@@ -14,9 +14,9 @@ import redis
 from functions.prediction_log import LogUnconfirmedError, LogWriter, drain
 from functions.prediction_log.writing.stream import Stream
 from registry.store import ObjectStore
-from tests.functions.prediction_log.conftest import RedisServer
 from tests.functions.prediction_log.logbook import all_rows, record
 from tests.functions.prediction_log.test_kills import Child
+from tests.redis_server import RedisServer
 from tests.waiting import until
 
 VICTIMS = """
@@ -79,8 +79,7 @@ def replica(tmp_path: Path, redis_server: Any) -> Iterator[RedisServer]:
     client.replicaof("127.0.0.1", redis_server.port)
     until(lambda: client.info("replication")["master_link_status"] == "up")
     yield server
-    if server.process is not None:
-        server.kill()
+    server.kill()
 
 
 def test_kill_9_at_each_step_with_the_disk_lost_takes_nothing_that_redis_confirmed(

@@ -8,18 +8,15 @@ from redis import RedisError
 from functions.runtime.changes.announcer import connection
 from functions.runtime.request_report import RequestReport, platform_totals, read_reports
 from registry.store.requests import RequestCounts
-from tests.functions.prediction_log.conftest import RedisServer
+from tests.redis_server import RedisServer, running_redis
 
 DAY = date(2026, 3, 1)
 
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    if server.process is not None:
-        server.kill()
+    with running_redis(tmp_path) as server:
+        yield server
 
 
 def test_each_request_is_reported_once_and_summed_by_process_and_day(redis_server: RedisServer) -> None:

@@ -12,7 +12,7 @@ import pytest
 from ray_apps.cli import main
 from ray_apps.cli.commands.platform.history import address_of
 from registry import Journal, ObjectStore, open_store
-from tests.compat.redis_server import running_redis
+from tests.redis_server import running_redis
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def test_backup_and_restore_go_there_and_back(
     source: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     backup, place = str(tmp_path / "backup"), f"file://{tmp_path}/new"
-    with running_redis(tmp_path / "redis") as redis_url:
-        assert main(["backup", backup, "--store", source.url, "--redis", redis_url]) == 0
+    with running_redis(tmp_path / "redis") as server:
+        assert main(["backup", backup, "--store", source.url, "--redis", server.url]) == 0
     assert "200 entries" in capsys.readouterr().out
     assert main(["backup", backup, "--store", source.url, "--no-redis", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["objects"] == 0

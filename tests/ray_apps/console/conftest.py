@@ -21,7 +21,6 @@ from ray_apps.gateway.app import build_app
 from ray_apps.gateway.services import Services
 from ray_apps.oidc import OidcSettings
 from registry import Access, open_store
-from tests.featurestore.conftest import RedisServer
 from tests.ray_apps.console.browser import chromium  # noqa: F401  # a fixture
 from tests.ray_apps.console.sample_features import fill_features
 from tests.ray_apps.console.sample_monitors import fill_monitors
@@ -30,6 +29,7 @@ from tests.ray_apps.console.sample_predictions import fill_predictions
 from tests.ray_apps.console.sample_runs import fill_runs
 from tests.ray_apps.console.sample_work import FUNCTION, fill_work
 from tests.ray_apps.gateway.conftest import MemoryLabelLog
+from tests.redis_server import RedisServer, running_redis
 
 ORIGIN = "http://gateway"
 PROJECT = "tests.ray_apps.console.sample_project"
@@ -138,10 +138,8 @@ def platform(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture

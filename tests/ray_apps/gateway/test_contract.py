@@ -3,15 +3,12 @@
 Real stores: a folder and a redis-server; real functions: the platform's own, in threads and child processes.
 """
 
-import subprocess
-import time
 from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 import schemathesis
 from schemathesis import engine
 
@@ -22,9 +19,8 @@ from functions.runtime.context import Context
 from ray_apps.discovery import discover
 from ray_apps.gateway.app import build_app
 from ray_apps.gateway.services import Services
-from ray_apps.local.redis_server import binary
 from registry import Access, ModelPolicy, Registry, open_store
-from tests.ports import free_port
+from tests.redis_server import running_redis
 
 SEED = 20130701
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
@@ -32,31 +28,8 @@ PHASES = ("examples", "coverage", "fuzzing", "stateful")
 
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
-    port = free_port()
-    command = [
-        str(binary()),
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--dir",
-        str(tmp_path),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    client = redis.Redis(port=port)
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            client.ping()
-            break
-        except redis.exceptions.ConnectionError:
-            assert time.monotonic() < deadline, "redis-server did not come up"
-    yield f"redis://127.0.0.1:{port}/0"
-    client.close()
-    process.kill()
-    process.wait()
+    with running_redis(tmp_path / "redis") as server:
+        yield server.url
 
 
 @pytest.fixture

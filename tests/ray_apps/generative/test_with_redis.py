@@ -25,8 +25,8 @@ from ray_apps.generative.build import build_door
 from ray_apps.generative.options import GenerativeOptions
 from ray_apps.predictor.http.auth import TokenAuthenticator
 from registry import Access, Registry, open_store
-from tests.functions.prediction_log.conftest import RedisServer, running_redis
 from tests.ray_apps.admissions import patient_admission
+from tests.redis_server import RedisServer, running_redis
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(900)]
 

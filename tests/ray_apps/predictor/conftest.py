@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
@@ -22,22 +19,7 @@ from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.engine import Engine
 from registry import Access, Registry, Signature, TensorSpec, open_store
 from tests.ray_apps.admissions import patient_admission
-
-
-def _neighbour(name: str) -> ModuleType:
-    """The conftest of the prediction log, for its redis-server."""
-    path = Path(__file__).parents[2] / "functions" / "prediction_log" / "conftest.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_redis = _neighbour("prediction_log_redis")
-redis_server, RedisServer = _redis.redis_server, _redis.RedisServer
+from tests.redis_server import RedisServer, running_redis
 
 SIGNATURE = Signature(
     inputs=[
@@ -177,3 +159,9 @@ async def served_model(make_served_model: Callable[..., ServedModel]) -> AsyncIt
     await made.predictor.close()
     await made.client.aclose()
     await asyncio.sleep(0)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    with running_redis(tmp_path / "redis") as server:
+        yield server

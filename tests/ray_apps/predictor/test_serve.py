@@ -90,7 +90,7 @@ PLACES = {"shared": ["one", "two"], "dedicated": ["--dedicated", "one", "--dedic
 
 @pytest.fixture(scope="module", params=["shared", pytest.param("dedicated", marks=pytest.mark.proof)])
 def platform(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Platform]:
-    from tests.ray_apps.predictor.conftest import RedisServer
+    from tests.redis_server import RedisServer
 
     folder = tmp_path_factory.mktemp("platform")
     (folder / "redis").mkdir()

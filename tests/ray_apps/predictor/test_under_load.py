@@ -26,7 +26,7 @@ from load.scenarios.scenario import Scenario
 from load.scenarios.shape import Steady
 from load.scenarios.target import Target
 from registry import Access, Registry, Signature, TensorSpec, open_store
-from tests.ray_apps.predictor.conftest import RedisServer
+from tests.redis_server import RedisServer
 from tests.waiting import until
 
 pytestmark = [pytest.mark.proof, pytest.mark.ray, pytest.mark.timeout(1800)]

@@ -12,9 +12,9 @@ import pytest
 from ray import serve
 
 from ray_apps.streams import application
-from tests.featurestore.conftest import RedisServer
 from tests.ray_apps.streams.clicking import EVENTS_URL, PARTITIONS, Clicks, spent
 from tests.ray_apps.streams.following import Following, owners, wait_for
+from tests.redis_server import RedisServer
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(280)]
 

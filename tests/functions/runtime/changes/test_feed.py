@@ -12,7 +12,7 @@ from functions.runtime.changes.announcer import Announcer, Watched, connection, 
 from functions.runtime.changes.feed import ChangeFeed, Watch
 from registry import Registry, open_store
 from registry.journal.journal import Journal
-from tests.functions.prediction_log.conftest import RedisServer, running_redis
+from tests.redis_server import RedisServer, running_redis
 from tests.waiting import until
 
 FAR_S = 3600.0

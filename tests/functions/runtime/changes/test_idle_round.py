@@ -14,7 +14,7 @@ from functions.runtime.triggers import events, schedule
 from functions.runtime.triggers.events import publish
 from registry import open_store
 from registry.store.requests import REQUESTS
-from tests.functions.prediction_log.conftest import RedisServer, running_redis
+from tests.redis_server import RedisServer, running_redis
 
 
 @function

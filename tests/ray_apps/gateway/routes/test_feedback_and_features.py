@@ -23,19 +23,16 @@ from featurestore import (
     VectorIndex,
 )
 from functions.prediction_log.writing.columns import label_columns
-from tests.functions.prediction_log.conftest import RedisServer
 from tests.ray_apps.gateway.conftest import Gateway
+from tests.redis_server import RedisServer, running_redis
 
 OBSERVED = "2026-02-28T23:00:00+00:00"
 
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    (tmp_path / "redis").mkdir()
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.kill()
+    with running_redis(tmp_path / "redis") as server:
+        yield server
 
 
 async def post(gateway: Gateway, path: str, body: Any, role: str = "operator") -> Any:

@@ -11,19 +11,15 @@ import pytest
 
 from functions.prediction_log import LogWriter, drain, latest_labels
 from registry import open_store
-from tests.functions.prediction_log.conftest import RedisServer
 from tests.ray_apps.gateway.conftest import Gateway
+from tests.redis_server import RedisServer, running_redis
 from tests.waiting import until
 
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    (tmp_path / "redis").mkdir()
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    if server.process is not None:
-        server.kill()
+    with running_redis(tmp_path / "redis") as server:
+        yield server
 
 
 @pytest.fixture

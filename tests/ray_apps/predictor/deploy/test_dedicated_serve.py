@@ -20,8 +20,8 @@ import pytest
 from functions.runtime.changes.announcer import Announcer
 from registry import Access, Registry, open_store
 from tests.ports import free_port
-from tests.ray_apps.predictor.conftest import RedisServer
 from tests.ray_apps.predictor.test_serve import Callers, Platform, _replicas, _status
+from tests.redis_server import RedisServer
 from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof, pytest.mark.timeout(1200)]

@@ -14,12 +14,12 @@ from ray_apps.predictor.versions.missing_features import (
     PolicyError,
     predict_abstaining,
 )
-from tests.ray_apps.predictor.conftest import SIGNATURE, ServedModel, redis_server
+from tests.ray_apps.predictor.conftest import SIGNATURE, ServedModel
 from tests.ray_apps.predictor.inference import test_keys
 from tests.ray_apps.predictor.inference.test_keys import keyed
 
 by_key = test_keys.by_key
-__all__ = ["by_key", "redis_server"]
+__all__ = ["by_key"]
 
 WHOLE = {"origin": "JFK", "tailnum": "N1"}
 GAPS = {"origin": "LGA", "tailnum": "N9"}  # its wind has expired, its carrier is unknown

@@ -24,7 +24,8 @@ from featurestore import (
 from featurestore.streams.consumer import open_stream
 from functions.features import StreamReplay
 from ray_apps.cli import main
-from tests.featurestore.conftest import RedisServer, spare_redis
+from tests.featurestore.conftest import spare_redis
+from tests.redis_server import RedisServer
 
 __all__ = ["spare_redis"]
 
