@@ -36,7 +36,7 @@ from featurestore import (
     String,
     Windows,
 )
-from featurestore.streams.consumer import open_stream
+from featurestore.streams.opening import open_stream
 from featurestore.windows.aggregations import Function
 from registry import open_store
 

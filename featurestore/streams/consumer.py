@@ -13,10 +13,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,17 +31,14 @@ from featurestore.errors import (
     UnreadableSource,
 )
 from featurestore.online.redis_store import OnlineStore, newest_rows
+from featurestore.streams.commits import Commits
 from featurestore.streams.decode import Decoded, Place, decode
 from featurestore.streams.held_events import HeldEvents, Key
 from featurestore.streams.refresh import events_of, own_rows
 from featurestore.streams.rewrites import rewrites_of
-from featurestore.streams.table import Move, StreamTable
+from featurestore.streams.table import StreamTable
 from registry import Unavailable
 from registry.times import Clock
-
-if TYPE_CHECKING:
-    from featurestore.definitions.batch_source import Secrets
-    from featurestore.store import FeatureStore
 
 POLL_ROWS = 20_000
 BUFFERED_ROWS = 200_000
@@ -71,24 +66,6 @@ class ConsumerCounts:
     watermark_delay_s: dict[int, float] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Buffer:
-    """Events that are online and not yet committed."""
-
-    events: list[pa.Table] = field(default_factory=list)
-    rejected: list[pa.Table] = field(default_factory=list)
-    moves: dict[int, Move] = field(default_factory=dict)
-    rows: int = 0
-
-    def add(self, decoded: Decoded, before: dict[int, Place | None]) -> None:
-        self.events.append(decoded.events)
-        self.rejected.append(decoded.rejected)
-        self.rows += decoded.events.num_rows + decoded.rejected.num_rows
-        for each, after in decoded.places.items():
-            begun = self.moves.get(each)
-            self.moves[each] = Move(before.get(each) if begun is None else begun.before, after)
-
-
 class StreamConsumer:
     """Follows the partitions of one source that are its own, for some of the views over it.
 
@@ -112,14 +89,10 @@ class StreamConsumer:
     ) -> None:
         self._table, self._connection, self._online = table, connection, online
         self._views, self._owned, self._clock = list(views), owned, clock
-        self._poll_rows, self._buffered_rows = poll_rows, buffered_rows
-        self._rewrites = rewrites
-        self._commit_every_s = table.source.commit_every.total_seconds()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="stream-commit")
+        self._poll_rows, self._rewrites = poll_rows, rewrites
+        self._commits = Commits(table, buffered_rows=buffered_rows)
         self._places: dict[int, Place | None] = {}
-        self._buffer, self._sent = _Buffer(), _Buffer()
-        self._committing: Future[float] | None = None
-        self._committed_at = self._measured_at = time.monotonic()
+        self._measured_at = time.monotonic()
         self._held: list[HeldEvents] = []
         self._unsent: dict[str, list[pa.Table]] = {}
         self._coming: dict[str, list[pa.Table]] = {}
@@ -160,7 +133,7 @@ class StreamConsumer:
             _logger.warning(
                 "stream source %r: the next consumer reads again: %s", self._table.source.name, error
             )
-        self._writer.shutdown()
+        self._commits.close()
         self._connection.close()
 
     def step(self, *, timeout_s: float = POLL_S) -> int:
@@ -170,7 +143,7 @@ class StreamConsumer:
         """
         self._follow_owned()
         read = 0
-        if self._has_room():
+        if self._commits.has_room and not self._unsent:
             messages = self._connection.poll(timeout_s=timeout_s, limit=self._poll_rows)
             read = len(messages)
             decoded = decode(self._table.source, messages, self._places, now=self._clock()) if read else None
@@ -185,14 +158,10 @@ class StreamConsumer:
     def flush(self) -> None:
         """Commit what was read and is online. Raises: ConsumerFenced, Unavailable."""
         self._send()
-        if self._committing is not None:
+        self._finish_commit()
+        if self._commits.any_wait and not self._unsent:
+            self._commits.begin()
             self._finish_commit()
-        if self._buffer.moves and not self._unsent:
-            self._begin_commit()
-            self._finish_commit()
-
-    def _has_room(self) -> bool:
-        return not self._unsent and self._buffer.rows + self._sent.rows < self._buffered_rows
 
     def _follow_owned(self) -> None:
         owned = set(self._owned())
@@ -208,7 +177,7 @@ class StreamConsumer:
         """Forget everything, so that the next step begins from the table."""
         self._places = {}
         self._held, self._unsent, self._coming = [], {}, {}
-        self._buffer, self._sent = _Buffer(), _Buffer()
+        self._commits.forget()
 
     def _begin(self, owned: Iterable[int]) -> None:
         """Take up partitions where the table says, with the events that windows still need."""
@@ -252,7 +221,7 @@ class StreamConsumer:
         if decoded is not None:
             before = dict(self._places)
             self._places |= decoded.places
-            self._buffer.add(decoded, before)
+            self._commits.add(decoded, before)
             self.counts.rows += decoded.events.num_rows
             self.counts.rejected += decoded.rejected.num_rows
             self.counts.late += decoded.late
@@ -323,42 +292,24 @@ class StreamConsumer:
             )
 
     def _commit_if_due(self) -> None:
-        if self._committing is not None:
-            if not self._committing.done():
-                return
-            try:
-                self._finish_commit()
-            except ConsumerFenced as error:
-                _logger.info("%s", error)
-                self.counts.fenced += 1
-                self._begin_anew()
-                return
-        waited = time.monotonic() - self._committed_at
-        full = self._buffer.rows >= self._buffered_rows // 2
-        if self._buffer.moves and not self._unsent and (full or waited >= self._commit_every_s):
-            self._begin_commit()
-
-    def _begin_commit(self) -> None:
-        """Commit what is buffered in the other thread, while this one goes on."""
-        self._sent, self._buffer = self._buffer, _Buffer()
-        self._committed_at = time.monotonic()
-        self._committing = self._writer.submit(self._commit, self._sent)
-
-    def _commit(self, buffer: _Buffer) -> float:
-        begun = time.monotonic()
-        self._table.commit(pa.concat_tables(buffer.events), pa.concat_tables(buffer.rejected), buffer.moves)
-        took = time.monotonic() - begun
-        self._table.compact()
-        return took
+        if self._commits.is_under_way:
+            return
+        try:
+            self._finish_commit()
+        except ConsumerFenced as error:
+            _logger.info("%s", error)
+            self.counts.fenced += 1
+            self._begin_anew()
+            return
+        if self._commits.is_due and not self._unsent:
+            self._commits.begin()
 
     def _finish_commit(self) -> None:
-        """Wait for the commit under way. Raises: ConsumerFenced; Unavailable, then what was sent is lost with this consumer's places."""
-        committing, self._committing = self._committing, None
-        if committing is None:
-            return
-        self.counts.commit_s += committing.result()
-        self.counts.commits += 1
-        self._sent = _Buffer()
+        """Wait for the commit under way, if there is one. Raises: ConsumerFenced, Unavailable."""
+        took_s = self._commits.finish()
+        if took_s is not None:
+            self.counts.commit_s += took_s
+            self.counts.commits += 1
 
     def _measure(self) -> None:
         now = time.monotonic()
@@ -380,48 +331,3 @@ def _newest_of(view: FeatureView, parts: list[pa.Table]) -> pa.Table:
     """Put rows of a view together, of each key the newest; computed rows have each key once."""
     whole = view.source is not None and len(parts) == 1
     return parts[0] if whole else newest_rows(view, pa.concat_tables(parts))
-
-
-@dataclass(frozen=True, slots=True)
-class OpenStream:
-    """Stream source whose log was connected to, with the views over it."""
-
-    table: StreamTable
-    views: list[FeatureView]
-    connection: Connection
-    partitions: tuple[int, ...]
-    online: OnlineStore | None
-    clock: Clock
-    rewrites: int
-
-    def consumer(self, owned: Callable[[], Collection[int]] | None = None) -> StreamConsumer:
-        """Make a consumer of the partitions that are its own, by default of all."""
-        return StreamConsumer(
-            self.table,
-            self.views,
-            self.connection,
-            online=self.online,
-            owned=owned or (lambda: self.partitions),
-            clock=self.clock,
-            rewrites=self.rewrites,
-        )
-
-
-def open_stream(features: FeatureStore, source: str, *, secrets: Secrets) -> OpenStream:
-    """Open a source in force, for all views over it.
-
-    Raises: UnknownDefinition; UnreadableSource if the log does not answer, or is not what the source declares;
-    OnlineStoreUnavailable.
-    """
-    online = features.online if features.has_online else None
-    rewrites = rewrites_of(online, source) if online is not None else 0  # before the definitions are read
-    table = features.stream_table(source)
-    connection = table.source.reads.connect(secrets)
-    partitions = tuple(connection.partitions())
-    if len(partitions) > 1 and not table.source.partitioned_by:
-        connection.close()
-        raise UnreadableSource(
-            f"stream source {source!r} has {len(partitions)} partitions; say by which fields the producers choose one: partitioned_by=[…]"
-        )
-    views = [view for view in features.list_feature_views() if view.reads_from(table.source)]
-    return OpenStream(table, views, connection, partitions, online, features.now, rewrites)

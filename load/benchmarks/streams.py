@@ -40,7 +40,8 @@ from featurestore import (
     String,
     Windows,
 )
-from featurestore.streams.consumer import StreamConsumer, open_stream
+from featurestore.streams.consumer import StreamConsumer
+from featurestore.streams.opening import open_stream
 from featurestore.windows.aggregations import Function
 from load.benchmarks.feature_fixtures import redis_server
 from load.benchmarks.timing import print_machine

@@ -24,7 +24,7 @@ class Consumers:
         self._owned: list[set[int]] = [set(range(log.partitions)), set()]
         self._running = [self._start(0), self._start(1)]
 
-    def _start(self, number: int) -> StreamConsumer:
+    def _start(self, number: int, *, mortal: bool = True) -> StreamConsumer:
         table = self._features.stream_table("clicks")
         commit = table.commit
 
@@ -35,7 +35,8 @@ class Consumers:
             if self._chance.random() < 0.1:
                 raise Killed
 
-        table.commit = sometimes_killed  # type: ignore[method-assign]
+        if mortal:
+            table.commit = sometimes_killed  # type: ignore[method-assign]
         return StreamConsumer(
             table,
             self._features.list_feature_views(),
@@ -66,15 +67,14 @@ class Consumers:
     def settle(self) -> None:
         """Read all that the log has, undisturbed, by the first."""
         self._owned = [set(range(self._log.partitions)), set()]
-        last = self._replace(0)
-        last._table = self._features.stream_table("clicks")
+        last = self._replace(0, mortal=False)
         last._poll_rows = 1000
         while self._places(last._table) != {each: len(sent) for each, sent in enumerate(self._log.messages)}:
             last.step(timeout_s=self._log.patience_s)
 
-    def _replace(self, number: int) -> StreamConsumer:
+    def _replace(self, number: int, *, mortal: bool = True) -> StreamConsumer:
         self._end(self._running[number])
-        self._running[number] = self._start(number)
+        self._running[number] = self._start(number, mortal=mortal)
         return self._running[number]
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Consumers:
             self._end(each)
 
     def _end(self, consumer: StreamConsumer) -> None:
-        consumer._writer.shutdown(wait=False)
+        consumer._commits._writer.shutdown(wait=False)
         consumer._connection.close()
 
     def _places(self, table: StreamTable) -> dict[int, int]:

@@ -21,7 +21,7 @@ from featurestore import (
     String,
     Windows,
 )
-from featurestore.streams.consumer import open_stream
+from featurestore.streams.opening import open_stream
 from functions.features import StreamReplay
 from ray_apps.cli import main
 from tests.featurestore.conftest import spare_redis
