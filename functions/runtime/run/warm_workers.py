@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from functions.runtime.errors import FunctionError
 from functions.runtime.run import cluster
@@ -61,12 +61,24 @@ class IdleWorker(Protocol):
         ...
 
 
+class _Key(NamedTuple):
+    """Identity of what idle workers can run: on the cluster or here, a function with its code."""
+
+    on_ray: bool
+    reference: str
+    digest: str
+
+    @classmethod
+    def of(cls, function: DeclaredFunction) -> _Key:
+        return cls(cluster.running(), function.reference, function.digest)
+
+
 @dataclass
 class WorkerPool:
     """Idle workers of one executor, by function."""
 
-    _idle: dict[str, list[IdleWorker]] = field(default_factory=dict)
-    _not_before: dict[str, float] = field(default_factory=dict)
+    _idle: dict[_Key, list[IdleWorker]] = field(default_factory=dict)
+    _not_before: dict[_Key, float] = field(default_factory=dict)
     _ready_since: dict[IdleWorker, float] = field(default_factory=dict)  # of the workers beyond `warm`
 
     def replenish(self, functions: Iterable[DeclaredFunction]) -> None:
@@ -100,10 +112,11 @@ class WorkerPool:
 
         waiting: references of the functions that have waiting runs.
         """
-        if not any(self._idle.values()):
-            return  # the keys below are digests of code: of all functions they take seconds, once in a process
+        known = {key.reference for key, idle in self._idle.items() if idle}
         for function in functions:
-            idle = self._idle.get(_key(function), [])
+            if function.reference not in known:
+                continue  # before its key is asked for: the digests of all functions take seconds, once in a process
+            idle = self._idle.get(_Key.of(function), [])
             spare = [each for each in idle if each.state() in {"ready", "gone", "failed"}][function.warm :]
             for each in spare:
                 expired = function.reference not in waiting or self._idle_s(each) > IDLE_S
@@ -128,10 +141,10 @@ class WorkerPool:
         self._idle.clear()
 
     def _idle_of(self, function: DeclaredFunction) -> list[IdleWorker]:
-        return self._idle.setdefault(_key(function), [])
+        return self._idle.setdefault(_Key.of(function), [])
 
     def _refill(self, function: DeclaredFunction) -> None:
-        idle, key = self._idle_of(function), _key(function)
+        idle, key = self._idle_of(function), _Key.of(function)
         states = [each.state() for each in idle]
         idle[:] = [each for each, state in zip(idle, states, strict=True) if state not in {"gone", "failed"}]
         if "failed" in states:
@@ -146,7 +159,7 @@ class WorkerPool:
 
     def _back_off(self, function: DeclaredFunction, reason: str) -> None:
         _logger.warning("%s: no warm worker for %s s: %s", function.name, AFTER_FAILURE_S, reason)
-        self._not_before[_key(function)] = time.monotonic() + AFTER_FAILURE_S
+        self._not_before[_Key.of(function)] = time.monotonic() + AFTER_FAILURE_S
 
 
 class _WarmChild:
@@ -169,11 +182,6 @@ class _WarmChild:
 
     def kill(self) -> None:
         self._child.kill()
-
-
-def _key(function: DeclaredFunction) -> str:
-    where = "ray" if cluster.running() else "here"
-    return f"{where} {function.reference} {function.digest}"
 
 
 def _start(function: DeclaredFunction, avoided: Collection[str] = ()) -> IdleWorker:
