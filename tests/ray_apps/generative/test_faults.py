@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from functions.generative import EngineSettings, register_generative
-from functions.generative.engines import EngineProcess
+from functions.generative.engines import EngineProcess, Patience
 from registry.errors import Unavailable
 from registry.store import FolderStore
 from tests import waiting
@@ -64,10 +64,11 @@ def is_answered_again(client: openai.OpenAI) -> bool:
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 def test_a_stream_of_an_engine_that_ends_or_hangs_ends_with_an_error_and_the_next_is_answered(
-    faulty: ServedDoor, end: signal.Signals
+    faulty: ServedDoor, end: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ):
     """As when memory runs out: the kernel ends an engine first, by SIGKILL."""
     client, found = faulty.client(timeout=600), engine(faulty)
+    monkeypatch.setattr(found, "_patience", Patience(hung_s=10))  # a third of what it is by default
     pieces = iter(client.chat.completions.create(model=MODEL, stream=True, **ENDLESS))
     cut = next(pieces).id
     assert found.pid is not None

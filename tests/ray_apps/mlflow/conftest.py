@@ -109,6 +109,7 @@ def run_client(script: Path, address: str, token: str, folder: Path, *arguments:
         "MLFLOW_TRACKING_TOKEN": token,
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_REQUIREMENTS_INFERENCE_TIMEOUT": "0",  # else a process for each model finds out what it needs
         "PYTHONWARNINGS": "ignore",
     }
     done = subprocess.run(

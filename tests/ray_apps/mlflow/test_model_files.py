@@ -30,7 +30,8 @@ def lightgbm(folder: str) -> Any:
 
     model = train({"objective": "binary", "verbosity": -1}, Dataset(FRAME, LABEL), 3)
     found = model.predict(FRAME)
-    mlflow.lightgbm.save_model(model, folder, signature=infer_signature(FRAME, LABEL.to_numpy()))
+    signature = infer_signature(FRAME, LABEL.to_numpy())
+    mlflow.lightgbm.save_model(model, folder, signature=signature, pip_requirements=["lightgbm"])
     return "probability", found
 
 
@@ -39,24 +40,32 @@ def xgboost(folder: str) -> Any:
 
     model = train({"objective": "reg:squarederror"}, DMatrix(FRAME, FRAME["b"]), 3)
     found = model.predict(DMatrix(FRAME))
-    mlflow.xgboost.save_model(model, folder, signature=infer_signature(FRAME, found))
+    signature = infer_signature(FRAME, found)
+    mlflow.xgboost.save_model(model, folder, signature=signature, pip_requirements=["xgboost"])
     return "value", found
 
 
 def sklearn(folder: str) -> Any:
     model = LogisticRegression().fit(FRAME, LABEL)
-    signature = infer_signature(FRAME, model.predict(FRAME))
-    mlflow.sklearn.save_model(model, folder, signature=signature, serialization_format="skops")
+    save_by_skops(model, folder, model.predict(FRAME))
     return "probability", model.predict_proba(FRAME)[:, 1]
 
 
 def ridge(folder: str) -> Any:
     model = Ridge().fit(FRAME, FRAME["b"])
     found = model.predict(FRAME)
-    mlflow.sklearn.save_model(
-        model, folder, signature=infer_signature(FRAME, found), serialization_format="skops"
-    )
+    save_by_skops(model, folder, found)
     return "value", found
+
+
+def save_by_skops(model: Any, folder: str, answers: Any) -> None:
+    mlflow.sklearn.save_model(
+        model,
+        folder,
+        signature=infer_signature(FRAME, answers),
+        serialization_format="skops",
+        pip_requirements=["scikit-learn", "skops"],  # else it starts a process that finds them out
+    )
 
 
 def test_a_program_of_torch_is_served_without_what_is_pickled_beside_it(tmp_path):
