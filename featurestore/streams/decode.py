@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import orjson
-import polars as pl
 import pyarrow as pa
 
 from featurestore.definitions.batch_source import KNOWN_AT
@@ -294,8 +293,3 @@ def _time(value: Any, unit_us: int) -> datetime:
 def known_us(events: pa.Table) -> Ints:
     """Microseconds at which events became known."""
     return microseconds(events.column(KNOWN_AT))
-
-
-def frame_of(events: pa.Table) -> pl.DataFrame:
-    """Convert events to a polars frame."""
-    return pl.DataFrame(events)

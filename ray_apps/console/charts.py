@@ -13,11 +13,6 @@ from markupsafe import Markup
 from ray_apps.console.rendering import number
 
 WIDTH, HEIGHT = 860, 280
-_DAY_S: Final = 86_400
-_TIME_STEPS_S: Final = (
-    *(60, 300, 900, 1_800, 3_600, 10_800, 21_600, 43_200),
-    *(days * _DAY_S for days in (1, 2, 7, 14, 28, 56, 112, 224, 448)),
-)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 34, 18, 28
 _Y_TICKS, _X_TICKS = 5, 6
 _BARS_HEIGHT, _BAR_TEXT = 160, 62

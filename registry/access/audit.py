@@ -55,21 +55,6 @@ _Found = tuple[datetime, AuditEntry]
 """An entry, and a time after which none lies that is found later."""
 
 
-def read_refusals(store: ObjectStore, *, since: datetime) -> Iterator[AuditEntry]:
-    """Read refused requests from `since` on, newest first. store: the platform's."""
-    return _in_order(_refusals(store, since))
-
-
-def read_access_changes(store: ObjectStore, *, since: datetime) -> Iterator[AuditEntry]:
-    """Read changes of tokens and workspaces from `since` on, newest first. store: the platform's."""
-    return _in_order(_access_changes(store, since))
-
-
-def read_model_changes(store: ObjectStore, workspace: str, *, since: datetime) -> Iterator[AuditEntry]:
-    """Read changes of all models of a workspace from `since` on, newest first. store: the platform's."""
-    return _in_order(_merged(_model_changes(store, workspace, since)))
-
-
 def newest_first(
     store: ObjectStore, workspaces: Iterable[str], kind: Kind | None, *, since: datetime
 ) -> Iterator[AuditEntry]:

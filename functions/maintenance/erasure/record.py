@@ -105,11 +105,6 @@ class Erasures:
         found = (self._store.find(key) for key in self._store.list(_PENDING))
         return [PendingErasure.model_validate_json(data) for data in found if data is not None]
 
-    def find_pending(self, erasure: str) -> PendingErasure | None:
-        """Find an erasure that is not complete, by id."""
-        data = self._store.find(f"{_PENDING}{erasure}.json")
-        return None if data is None else PendingErasure.model_validate_json(data)
-
     def save(self, pending: PendingErasure) -> None:
         """Store the progress of an erasure."""
         self._store.put(f"{_PENDING}{pending.id}.json", pending.model_dump_json().encode())

@@ -8,7 +8,7 @@ import pytest
 
 from ray_apps.admission.refusals import MAX_UNKNOWN, RefusalLog
 from registry import Access, ObjectStore, Registry, Unavailable
-from registry.access.audit import newest_first, read_access_changes, read_model_changes, read_refusals
+from registry.access.audit import newest_first
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -30,7 +30,7 @@ def test_a_known_callers_refusal_is_written_soon(folder_store: ObjectStore):
     refuse(log)
     refuse(log, what="GET /y")
     deadline = time.monotonic() + 60
-    while not (found := list(read_refusals(folder_store, since=NOW))):
+    while not (found := list(newest_first(folder_store, [], "refusal", since=NOW))):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert {(each.who, each.what, each.status, each.count) for each in found} == {
@@ -45,7 +45,7 @@ def test_a_flood_of_garbage_is_few_records(folder_store: ObjectStore):
         refuse(log, who=None, what=f"GET /{number}", client=f"10.0.0.{number % 250}", status=401)
     refuse(log)
     log.flush()
-    found = list(read_refusals(folder_store, since=NOW))
+    found = list(newest_first(folder_store, [], "refusal", since=NOW))
     assert len(found) == MAX_UNKNOWN + 2
     assert sum(each.count for each in found if each.who is None) == 10_000
     assert [each.count for each in found if each.who == "ada"] == [1]
@@ -63,7 +63,7 @@ def test_refusals_wait_for_a_store_that_is_away(folder_store: ObjectStore, monke
         log.flush()
     refuse(log)
     log.flush()
-    assert sum(each.count for each in read_refusals(folder_store, since=NOW)) == 2
+    assert sum(each.count for each in newest_first(folder_store, [], "refusal", since=NOW)) == 2
 
 
 def test_older_refusals_are_left_out(folder_store: ObjectStore):
@@ -74,7 +74,7 @@ def test_older_refusals_are_left_out(folder_store: ObjectStore):
     now[0] = NOW + timedelta(days=2)
     refuse(log, what="GET /new")
     log.flush()
-    found = read_refusals(folder_store, since=NOW + timedelta(days=1))
+    found = newest_first(folder_store, [], "refusal", since=NOW + timedelta(days=1))
     assert [each.what for each in found] == ["gateway: GET /new"]
 
 
@@ -83,17 +83,17 @@ def test_changes_of_access_and_models_are_part_of_the_audit(folder_store: Object
     access.create_workspace("payments")
     access.create_token("bot", "caller", workspace="payments")
     access.revoke("bot")
-    found = list(read_access_changes(folder_store, since=NOW))
+    found = list(newest_first(folder_store, [], "access", since=NOW))
     assert [(each.who, each.what, each.workspace, each.detail) for each in found] == [
         ("root", "token revoked: bot", "payments", "caller:payments"),
         ("root", "token created: bot", "payments", "caller:payments"),
         ("root", "workspace-created: payments", "payments", ""),
     ]
     Registry(folder_store.within("workspaces/payments"), actor="ada", clock=lambda: NOW).create_model("churn")
-    (made,) = read_model_changes(folder_store, "payments", since=NOW)
+    (made,) = newest_first(folder_store, ["payments"], "model", since=NOW)
     assert (made.who, made.what, made.workspace) == ("ada", "model-created: churn", "payments")
-    assert list(read_model_changes(folder_store, "payments", since=NOW + timedelta(seconds=1))) == []
-    assert list(read_model_changes(folder_store, "default", since=NOW)) == []
+    assert list(newest_first(folder_store, ["payments"], "model", since=NOW + timedelta(seconds=1))) == []
+    assert list(newest_first(folder_store, ["default"], "model", since=NOW)) == []
 
 
 def test_refusals_that_waited_for_the_store_stand_at_their_time(folder_store: ObjectStore):
