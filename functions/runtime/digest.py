@@ -12,13 +12,16 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
+from weakref import ref
 
 from functions.runtime.late_imports import INSTALLED, late_modules
 from functions.runtime.reference import reference
 
+_sources: dict[int, tuple[ref[Any], str]] = {}  # by id, for as long as what has it lives
 _PLAIN = (str, bytes, int, float, bool, type(None), tuple, frozenset)
 
 
@@ -99,6 +102,17 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _source(target: Any) -> str:
+    """Read the source of a function or class, once: of a class it takes a parse of its whole module."""
+    key = id(target)  # classes may be equal to each other
+    known = _sources.get(key)
+    if known is not None:
+        return known[1]
+    text = _read_source(target)
+    _sources[key] = ref(target, lambda _: _sources.pop(key, None)), text
+    return text
+
+
+def _read_source(target: Any) -> str:
     try:
         return inspect.getsource(target)
     except (OSError, TypeError):  # typed at a prompt: the compiled code is all there is
@@ -114,7 +128,12 @@ def _module(module: ModuleType) -> str:
 
 def _ours(module: ModuleType | None) -> bool:
     path = getattr(module, "__file__", None)
-    return bool(path) and not str(Path(str(path)).resolve()).startswith(INSTALLED)
+    return bool(path) and not _is_installed(str(path))
+
+
+@cache
+def _is_installed(path: str) -> bool:
+    return str(Path(path).resolve()).startswith(INSTALLED)
 
 
 def _version(module: str) -> str:

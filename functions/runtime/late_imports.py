@@ -22,6 +22,7 @@ INSTALLED = tuple(
 )
 
 
+@cache
 def late_modules(code: CodeType, package: str) -> dict[str, str]:
     """Map every module of this project that `code` imports, directly or not, to the sha256 of its file, hex.
 

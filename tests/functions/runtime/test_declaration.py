@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from functions import OnEvent, Resources, Retries, function
 from functions.runtime import catalog
+from functions.runtime.digest import _follow
 from functions.runtime.errors import DeclarationError, InvalidArguments, UnknownFunction
 
 
@@ -202,6 +203,39 @@ def test_the_digest_follows_the_code() -> None:
     assert plain.digest != first
     assert make(1).digest == make(1).digest
     assert make(1).digest != make(2).digest
+
+
+class _Meta(type):
+    """Classes that are equal to each other."""
+
+    def __eq__(cls, other: object) -> bool:
+        return isinstance(other, _Meta)
+
+    def __hash__(cls) -> int:
+        return 0
+
+
+class _First(metaclass=_Meta):
+    answer = 1
+
+
+class _Second(metaclass=_Meta):
+    answer = 2
+
+
+def test_classes_that_are_equal_count_by_their_code() -> None:
+    @function
+    def first() -> int:
+        return _First.answer
+
+    @function
+    def second() -> int:
+        return _Second.answer
+
+    parts: dict[str, str] = {}
+    for each in (first, second):
+        _follow(each.body, parts)
+    assert [name for name, text in parts.items() if "answer = 2" in text] == [f"{__name__}:_Second"]
 
 
 CONSTANTS = """
