@@ -26,7 +26,6 @@ from functions import Demand, function
 from functions.quotas import set_quota
 from functions.runtime.context import use_context
 from registry import open_store
-from tests.featurestore.conftest import RedisServer
 from tests.ray_apps.console.browser import CHROMIUM, PHONE, Served, person, serve
 from tests.ray_apps.console.conftest import make_platform
 from tests.ray_apps.console.sample_features import VIEW, fill_features
@@ -35,6 +34,7 @@ from tests.ray_apps.console.sample_platform import MODEL, NOW, answer_requests, 
 from tests.ray_apps.console.sample_predictions import fill_predictions
 from tests.ray_apps.console.sample_runs import RUNS, fill_runs
 from tests.ray_apps.console.sample_work import WORK, Work, fill_work
+from tests.redis_server import RedisServer
 
 
 @dataclass(frozen=True, slots=True)
