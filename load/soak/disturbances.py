@@ -16,13 +16,14 @@ from typing import Any
 import httpx
 
 from load.soak.project import RETRAINED, STEADY
-from load.soak.samples import held_by
+from load.soak.samples import has_ended, held_by
 
 __all__ = ["Disturbances", "Event"]
 
 _BACK_S = 180.0  # for a killed process, or a promoted version
 _FULL_S = 10.0
 _ROUND_S = 1.0
+_DYING_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Event:
 class Disturbances:
     """Thread that disturbs a platform. every_s: pause between two; small_disk: folder that may be filled up, or None.
 
-    client: with an admin's token; retrain: trains the model that is retrained, and returns its version. kills: moments.
+    client: with an admin's token; retrain: trains the model that is retrained, and returns its version. kills: from when to when a
+    process died, as its connections live until its memory is given back.
     """
 
     client: httpx.Client
@@ -47,7 +49,7 @@ class Disturbances:
     small_disk: Path | None
     retrain: Callable[[], int]
     events: list[Event] = field(default_factory=list)
-    kills: list[float] = field(default_factory=list)
+    kills: list[tuple[float, float]] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -91,9 +93,11 @@ class Disturbances:
         before = self._replicas(name)
         if not before:
             raise OSError(f"no process is a replica of {name}")
-        self.kills.append(time.time())
+        deadline, began = time.monotonic() + _BACK_S, time.time()
         os.kill(max(before), signal.SIGKILL)
-        deadline = time.monotonic() + _BACK_S
+        while not has_ended(max(before)) and time.monotonic() < deadline:
+            time.sleep(_DYING_S)
+        self.kills.append((began, time.time()))
         while len(self._replicas(name) - {max(before)}) < len(before):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no new replica of {name} within {_BACK_S:.0f} s")

@@ -29,7 +29,10 @@ Processes = dict[int, Held]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the platform held at a moment (seconds since the epoch). files: of its folders, the store left out."""
+    """What the platform held at a moment (seconds since the epoch).
+
+    files: of its folders, the store left out; redis_keys: those that do not expire by themselves.
+    """
 
     at: float
     files: int
@@ -40,8 +43,9 @@ class Sample:
 def sample(home: Path, folders: list[Path], keys: redis.Redis) -> Sample:
     """Take a sample of the platform that was started in `home`."""
     files = sum(1 for folder in folders for each in folder.rglob("*") if each.is_file())
-    size: int = keys.dbsize()
-    return Sample(time.time(), files, size, held_by(home))
+    databases: dict[str, dict[str, int]] = keys.info("keyspace")
+    lasting = sum(each["keys"] - each["expires"] for each in databases.values())
+    return Sample(time.time(), files, lasting, held_by(home))
 
 
 def held_by(home: Path) -> Processes:
@@ -57,6 +61,16 @@ def held_by(home: Path) -> Processes:
                 descriptors = sum(1 for _ in (folder / "fd").iterdir())
                 found[int(folder.name)] = Held(role_of(command), int(own.split()[1]) << 10, descriptors)
     return found
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process has given back its memory and closed its connections, though its parent may not have heard."""
+    process = Path(f"/proc/{pid}")
+    try:
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        return state in "ZX" and len(list((process / "task").iterdir())) <= 1  # its threads hold them, too
+    except OSError:
+        return True
 
 
 def role_of(command: str) -> str:

@@ -65,16 +65,18 @@ def memory_by_role(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
     return {role: (_memory(first, role), _memory(last, role)) for role in roles}
 
 
-def unexcused(requests: Sequence[Mapping[str, Any]], kills: Sequence[float]) -> list[Mapping[str, Any]]:
-    """List the requests that failed without having been in flight when a process was killed.
+def unexcused(
+    requests: Sequence[Mapping[str, Any]], kills: Sequence[tuple[float, float]]
+) -> list[Mapping[str, Any]]:
+    """List the requests that failed without having been in flight while a killed process died.
 
-    requests: lines with `sent`, `ended` (seconds since the epoch) and `problem`; kills: moments.
+    requests: lines with `sent`, `ended` (seconds since the epoch) and `problem`; kills: from when to when.
     """
     return [
         each
         for each in requests
         if each["problem"]
-        and not any(each["sent"] - _SLACK_S <= at <= each["ended"] + _SLACK_S for at in kills)
+        and not any(each["sent"] - _SLACK_S <= gone and at <= each["ended"] + _SLACK_S for at, gone in kills)
     ]
 
 

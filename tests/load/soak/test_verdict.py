@@ -54,14 +54,15 @@ def test_a_failure_is_excused_only_if_it_was_in_flight_at_a_kill():
     def line(sent: float, ended: float, problem: str | None = "the connection ended") -> dict[str, object]:
         return {"sent": sent, "ended": ended, "problem": problem}
 
-    kills = [100.0, 200.0]
+    kills = [(100.0, 100.1), (200.0, 200.1)]
     inside, after, between, fine = (
         line(99.9, 100.1),
         line(100.2, 100.3),
         line(150, 151),
         line(99.9, 100.1, None),
     )
-    assert unexcused([inside, after, between, fine], kills) == [after, between]
+    dying = line(100.05, 100.3)
+    assert unexcused([inside, dying, after, between, fine], kills) == [after, between]
 
 
 def test_memory_is_told_by_role():
