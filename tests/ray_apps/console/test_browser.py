@@ -80,7 +80,7 @@ def test_a_models_page_leads_to_the_playground_with_that_model_chosen(chromium: 
     visitor.click("text=ask it")
     visitor.page.fill("#token", served.platform.tokens["operator"])
     visitor.page.press("#token", "Tab")
-    visitor.page.wait_for_selector("#model option")
+    visitor.page.wait_for_selector("#model option", state="attached")
     assert visitor.page.input_value("#model") == MODEL  # the first of the list is another
     assert visitor.page.input_value("#workspace") == "default"
     visitor.page.context.close()
