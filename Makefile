@@ -14,7 +14,7 @@ TRIED := .venv/tried
 LOCKS := requirements.lock requirements-torch.lock requirements-triton.lock
 AUDIT ?= # `make audit-dependencies AUDIT=--offline-passes` passes where the service cannot be reached
 EXAMPLES := digits.loop texts.loop ranking.loop flights_xgboost.loop gpt
-BENCHMARKS := capacity counter features features_big functions gpu_month kernels registry sweeps training workers monitoring.bounds \
+BENCHMARKS := platform.capacity platform.counter prep.features prep.features_big platform.functions training.gpu_month training.kernels platform.registry training.sweeps training.tabular training.workers monitoring.bounds \
   serving.throughput serving.dedicated serving.prediction_log serving.policy serving.pool serving.traces serving.metrics statistics.bounds statistics.peeking
 
 help: ## print the targets

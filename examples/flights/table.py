@@ -1,6 +1,6 @@
 """Export of every flight of 2013 with its features: `python -m examples.flights.table FILE` writes one Parquet file.
 
-The file serves to compare learners on the example's data without the platform, as `load/benchmarks/training.py` does.
+The file serves to compare learners on the example's data without the platform, as `load/benchmarks/training/tabular.py` does.
 """
 
 from __future__ import annotations

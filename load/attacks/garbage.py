@@ -23,8 +23,8 @@ import httpx
 import psutil
 
 from load.attacks.target import Finding, Target
-from load.scenarios.open_loop import ask_steadily
 from load.scenarios.payload import tensor_request
+from load.scenarios.sending.open_loop import ask_steadily
 
 MAX_GROWTH_MIB: Final = 100
 MAX_RATIO: Final = 2.0

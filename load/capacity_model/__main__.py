@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from load.benchmarks.feature_fixtures import redis_server
+from load.benchmarks.prep.fixtures import redis_server
 from load.capacity_model.measure import (
     drain_costs,
     drain_seconds,

@@ -19,8 +19,8 @@ import redis
 from load.capacity_model.cpu_time import platform_processes, spent_s
 from load.capacity_model.points import Point
 from load.scenarios.plan import plan_of
-from load.scenarios.processes import put_load
 from load.scenarios.scenario import Ask, Scenario
+from load.scenarios.sending.processes import put_load
 from load.scenarios.shape import Steady
 from load.scenarios.target import NotPossible, Target
 

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from load.scenarios.processes import NotPossible, put_load
-from load.scenarios.result import LoadRun
 from load.scenarios.scenario import Scenario, Slo
+from load.scenarios.sending.processes import NotPossible, put_load
 from load.scenarios.target import find_target
+from load.scenarios.verdicts.result import LoadRun
 
 __all__ = ["SLO", "described", "main", "report_lines"]
 

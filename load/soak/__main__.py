@@ -28,8 +28,8 @@ from typing import Any
 import httpx
 import redis
 
-from load.benchmarks.counter import NotPossible as NotStarted
-from load.benchmarks.counter import Platform, started
+from load.benchmarks.platform.counter import NotPossible as NotStarted
+from load.benchmarks.platform.counter import Platform, started
 from load.benchmarks.serving.floor import small_mlp
 from load.benchmarks.serving.models import (
     KEY,
@@ -40,11 +40,11 @@ from load.benchmarks.serving.models import (
     register,
 )
 from load.benchmarks.timing import print_machine
-from load.benchmarks.training import COLUMNS, synthetic_table
+from load.benchmarks.training.tabular import COLUMNS, synthetic_table
 from load.scenarios.keeping import HttpDoor, record
 from load.scenarios.plan import plan_of
-from load.scenarios.processes import Sending, start_sending
 from load.scenarios.scenario import Ask, Scenario
+from load.scenarios.sending.processes import Sending, start_sending
 from load.scenarios.shape import Wave
 from load.scenarios.target import NotPossible, Target
 from load.soak.disturbances import Disturbances

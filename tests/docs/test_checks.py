@@ -106,7 +106,7 @@ def test_arguments_of_a_module_are_parsed_and_nothing_runs() -> None:
         ("load.scenarios.run", "--no-such-flag"): "unrecognized arguments",
         ("load.benchmarks.statistics.bounds", "--no-such-flag"): "takes no arguments",
         ("load.benchmarks.statistics.bounds",): None,
-        ("load.scenarios.slo",): "does nothing",
+        ("load.scenarios.verdicts.slo",): "does nothing",
         ("examples.flights.demo", "--request", "900"): "unrecognized arguments",
     }
     ran = subprocess.run(

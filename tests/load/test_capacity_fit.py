@@ -86,7 +86,7 @@ def replace_rates(knees: list[Point]) -> list[Point]:
 
 @pytest.mark.parametrize("kind", ["small", "wide"])
 def test_measured_configurations_are_told_from_the_others(kind: str):
-    # By `load.benchmarks.capacity` on two cores at a load average of 30: 14 of these 16 were within 15 %, and all within 21 %.
+    # By `load.benchmarks.platform.capacity` on two cores at a load average of 30: 14 of these 16 were within 15 %, and all within 21 %.
     points = [Point(**each) for each in json.loads(MEASURED.read_text())[kind]]
     errors = []
     for rows, replicas in {(point.rows, point.replicas) for point in points}:

@@ -30,7 +30,6 @@ from functions.monitoring.drift.reference import Reference
 from functions.retraining.jobs import MODELS_PER_RUN, inspect_models
 from functions.runtime import use_context
 from functions.stats import TableSketch, drift
-from load.benchmarks.features_big import GIB, cluster, memory_watch
 from load.benchmarks.monitoring.fixtures import (
     DRIFT,
     HOUR,
@@ -40,6 +39,7 @@ from load.benchmarks.monitoring.fixtures import (
     MonitoredStore,
     declare,
 )
+from load.benchmarks.prep.features_big import GIB, cluster, memory_watch
 from load.benchmarks.timing import timed
 from registry import ObjectStore
 

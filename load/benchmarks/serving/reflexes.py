@@ -35,7 +35,7 @@ import torch
 
 from functions.model_formats.program import export_program, save_program
 from functions.runtime.changes.announcer import Announcer
-from load.benchmarks.counter import Platform, started
+from load.benchmarks.platform.counter import Platform, started
 from load.benchmarks.serving.throughput import free_port
 from load.benchmarks.timing import print_machine
 from registry import Registry, Signature, TensorSpec, open_store

@@ -52,8 +52,8 @@ from load.benchmarks.serving.models import (
     split_models,
 )
 from load.peers import serving as serving_peers
-from load.scenarios.h2load import ask_by_h2load
-from load.scenarios.open_loop import ask_steadily
+from load.scenarios.sending.h2load import ask_by_h2load
+from load.scenarios.sending.open_loop import ask_steadily
 
 BATCH_ROWS = 32
 

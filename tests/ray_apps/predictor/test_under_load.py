@@ -21,8 +21,8 @@ import torch
 from functions.model_formats.program import export_program, save_program
 from functions.runtime.changes.announcer import Announcer
 from load.scenarios.plan import plan_of
-from load.scenarios.processes import start_sending
 from load.scenarios.scenario import Scenario
+from load.scenarios.sending.processes import start_sending
 from load.scenarios.shape import Steady
 from load.scenarios.target import Target
 from registry import Access, Registry, Signature, TensorSpec, open_store

@@ -21,8 +21,8 @@ from ray_apps.cli.output import chosen, columns, note, say, table, value
 
 if TYPE_CHECKING:
     from load.scenarios.knee import Step
-    from load.scenarios.result import LoadRun
     from load.scenarios.target import Target
+    from load.scenarios.verdicts.result import LoadRun
 
 # load and numpy are imported by the commands that need them.
 
@@ -69,9 +69,9 @@ def register(commands: Commands) -> None:
 
 def _run(given: Given) -> int:
     """Run a scenario of load; exit code 1 if an objective is missed or ends it early."""
-    from load.scenarios.processes import put_load
     from load.scenarios.run import SLO, described, report_lines
     from load.scenarios.scenario import Slo
+    from load.scenarios.sending.processes import put_load
 
     with telling():
         name, scenario = Slo.read(Path(given.slo) if given.slo else SLO).pick(given.scenario)
@@ -105,7 +105,7 @@ def _run(given: Given) -> int:
 
 def _compare(given: Given) -> int:
     """Show what changed between two runs of one scenario; exit code 1 if something is worse."""
-    from load.scenarios.compare import compare
+    from load.scenarios.verdicts.compare import compare
 
     with telling():
         found = compare(_read(given, given.before), _read(given, given.after))
@@ -194,7 +194,7 @@ def telling() -> Iterator[None]:
 def _read(given: Given, named: str) -> LoadRun:
     """Read a run of load from a file, or from the platform by its ID. Raises: UsageError."""
     from load.scenarios.keeping import read_file
-    from load.scenarios.result import LoadRun
+    from load.scenarios.verdicts.result import LoadRun
 
     if Path(named).is_file():
         return LoadRun.model_validate_json(Path(named).read_text())

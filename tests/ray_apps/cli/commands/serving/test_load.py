@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import load.scenarios.knee
-import load.scenarios.processes
+import load.scenarios.sending.processes
 from load.scenarios.knee import Knee, Step
 from load.scenarios.scenario import Objectives
 from ray_apps.cli import main
@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the next loads give; nothing is sent."""
     coming: list[Any] = []
-    monkeypatch.setattr(load.scenarios.processes, "put_load", lambda *_, **__: coming.pop(0))
+    monkeypatch.setattr(load.scenarios.sending.processes, "put_load", lambda *_, **__: coming.pop(0))
     return coming
 
 

@@ -1,0 +1,245 @@
+"""Measures the gate of answers on a real language model: prompts made worse on purpose, and pairs of equal ones.
+
+python -m load.benchmarks.generative.answer_gate WEIGHTS.gguf [--rows 200] [--runs 29] [--threads 1] [--answers FILE] [--seconds 7200]
+
+The task has a right answer: which city an order came from. The good prompt answers all rows in so many independent runs, sampled at
+temperature 1; each of 20 worse prompts answers them once, and is held against every run of the good one. Two runs of the good prompt are
+an equal pair, of which the first 400 are judged: they share runs, which moves their spread and not their mean. What was answered is kept
+in FILE, so that a run that was ended, or took all its SECONDS, goes on from there; what there is is judged.
+
+The exit code is 1 if under 95 % of the worse pairs or over 5 % of the equal ones are blocked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, islice
+from pathlib import Path
+from statistics import mean
+from typing import Any, Final
+
+import numpy as np
+
+from functions.evaluation.language import AnswerGate, Scorer, judge_answers
+from functions.evaluation.language.answering import AskedVersion, ask, fetched, prepare, running_engine
+from functions.evaluation.language.evaluation_set import EvaluationRow
+from functions.generative import EngineSettings, Prompt, register_generative
+from functions.generative.engines import engine_environment
+from load.benchmarks.timing import print_machine
+from registry import Registry, open_store
+
+LEAST_BLOCKED, MOST_BLOCKED, EQUAL_PAIRS = 0.95, 0.05, 400
+MODEL: Final = "orders"
+SETTINGS: Final = EngineSettings(context_length=320, slots=8)
+GATE: Final = AnswerGate(scorers=(Scorer(kind="exact"), Scorer(kind="length", max_length=30)), min_rows=50)
+_CITIES: Final = (
+    "Rome", "Paris", "Oslo", "Lima", "Cairo", "Tokyo", "Berlin", "Madrid", "Vienna", "Dublin", "Athens", "Lisbon", "Prague",
+    "Warsaw", "Havana", "Nairobi", "Sydney", "Boston", "Denver", "Munich",
+)  # fmt: skip
+_NAMES: Final = (
+    "Ada",
+    "Bob",
+    "Carla",
+    "David",
+    "Emma",
+    "Frank",
+    "Grace",
+    "Henry",
+    "Irene",
+    "Jack",
+    "Karen",
+    "Louis",
+)
+_THINGS: Final = (
+    "lamps",
+    "chairs",
+    "books",
+    "tables",
+    "shirts",
+    "clocks",
+    "plates",
+    "knives",
+    "pillows",
+    "bikes",
+)
+_TOLD: Final = "Read the order and answer with the name of the city alone."
+_SHOWN: Final = (
+    ("Maria", "London", "desks", 4),
+    ("Peter", "Geneva", "boots", 7),
+    ("Susan", "Milan", "rugs", 2),
+)
+_FIRST_RUNS, _SEEDS_OF_WORSE = 3, 10_000
+GOOD_NAME: Final = "good"
+Shown = tuple[str, str, str, int]
+Answers = dict[str, list[list[str]]]
+"""By prompt, run and row."""
+
+
+def order(shown: Shown) -> str:
+    """Text of an order: who, from which city, what, and how many."""
+    name, city, thing, count = shown
+    return f"{name} from {city} ordered {count} {thing}. Which city?"
+
+
+def prompt(answer: str | None = "{city}", told: str | None = _TOLD, **parameters: Any) -> Prompt:
+    """Make a prompt for the task of orders. answer: how its examples answer, with {name}, {city}, {thing} and {count} in it; None: without examples."""
+    examples = []
+    if answer is not None:
+        for name, city, thing, count in _SHOWN:
+            said = answer.format(name=name, city=city, thing=thing, count=count)
+            examples.append({"user": order((name, city, thing, count)), "assistant": said})
+    return Prompt.model_validate(
+        {
+            "messages": [{"role": "system", "content": told}] if told else [],
+            "examples": examples,
+            "parameters": {"temperature": 1.0, "max_tokens": 16, **parameters},
+        }
+    )
+
+
+GOOD: Final = prompt()
+WORSE: Final[dict[str, Prompt]] = {
+    "loses its examples": prompt(None),
+    "loses all it was told": prompt(None, None),
+    "answers in a sentence": prompt("The city of the order is {city}."),
+    "is polite": prompt("Sure! {city}"),
+    "explains": prompt("{city}, because {name} comes from there."),
+    "writes JSON": prompt('{{"city": "{city}"}}'),
+    "writes a list": prompt("- {city}\n- {name}\n- {thing}"),
+    "fences its answer": prompt("```\n{city}\n```"),
+    "repeats the order": prompt("{name} from {city} ordered {count} {thing}."),
+    "gives the name": prompt("{name}", "Read the order and answer with the name of the person alone."),
+    "gives the thing": prompt("{thing}", "Read the order and answer with what was ordered."),
+    "gives the number": prompt("{count}", "Read the order and answer with the number alone."),
+    "gives one city for all": prompt("London"),
+    "declines": prompt("I'm sorry, but I can't help with that."),
+    "asks back": prompt("Which order do you mean?"),
+    "does not know": prompt("unknown"),
+    "is cut after a token": prompt("The {city}", max_tokens=1),
+    "stops too early": prompt(stop=["o", "a", "e", "i"]),
+    "samples too hot": prompt(temperature=5.0, top_k=0, top_p=1.0, min_p=0.0),
+    "says nothing": prompt(logit_bias={"2": 100}),
+}
+
+
+def make_rows(count: int) -> list[EvaluationRow]:
+    """Make the rows of the evaluation set, each an order and its city."""
+    rng = np.random.default_rng(28)
+    rows = []
+    for number in range(count):
+        name, city, thing = (str(rng.choice(each)) for each in (_NAMES, _CITIES, _THINGS))
+        text = order((name, city, thing, int(rng.integers(2, 30))))
+        rows.append(EvaluationRow(number, [{"role": "user", "content": text}], {}, city))
+    return rows
+
+
+async def fill(
+    answers: Answers,
+    versions: Mapping[str, AskedVersion],
+    rows: Sequence[EvaluationRow],
+    runs: int,
+    file: Path,
+) -> None:
+    """Have one engine answer what is not in `answers` yet, a run at a time, and keep each in the file."""
+    first = versions[GOOD_NAME]
+    async with running_engine(first.spec, engine_environment(os.environ)) as process:
+        slots = asyncio.Semaphore(2 * first.settings.slots)
+        for name, run in _jobs(versions, runs):
+            if run < len(answers.setdefault(name, [])):
+                continue
+            seed = (run + (0 if name == GOOD_NAME else _SEEDS_OF_WORSE)) * len(rows)
+            requests = [prepare(versions[name], row, seed) for row in rows]
+            said = await asyncio.gather(*(ask(versions[name], process, slots, each) for each in requests))
+            answers[name].append([each.text for each in said])
+            file.with_suffix(".part").write_text(json.dumps(answers))
+            file.with_suffix(".part").replace(file)
+
+
+def _jobs(names: Iterable[str], runs: int) -> Iterator[tuple[str, int]]:
+    """Order what is asked: some runs of the good prompt, the worse ones, and the other runs, so that a part says something."""
+    some = min(runs, _FIRST_RUNS)
+    yield from ((GOOD_NAME, run) for run in range(some))
+    yield from ((name, 0) for name in names if name != GOOD_NAME)
+    yield from ((GOOD_NAME, run) for run in range(some, runs))
+
+
+def blocked(candidate: Sequence[str], champion: Sequence[str], expected: Sequence[str]) -> bool:
+    """Whether the gate refuses a candidate; the rows are in a random order by their making."""
+    return not all(each.passed for each in judge_answers(GATE, candidate, champion, expected).checks)
+
+
+def _versions(
+    weights: Path, prompts: Mapping[str, Prompt], folder: Path, threads: int
+) -> dict[str, AskedVersion]:
+    """Register each prompt as a version, as a user does, and fetch it; all share an engine."""
+    registry = Registry(open_store(f"file://{folder}/store"), actor="bench")
+    found: dict[str, AskedVersion] = {}
+    for name, each in prompts.items():
+        kept: dict[str, Any] = {"keep": 1} if found else {"weights": weights, "settings": SETTINGS}
+        made = register_generative(registry, MODEL, prompt=each, description=name, **kept)
+        found[name] = fetched(registry, made, folder / str(made.version), threads=threads)
+    return found
+
+
+def main() -> int:
+    """Have all prompts answer, judge the pairs, and print a line for each kind."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("weights", type=Path)
+    for name, value in (("rows", 200), ("runs", 29), ("threads", 1), ("seconds", 7_200)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--answers", type=Path)
+    given = parser.parse_args()
+    print_machine("xllamacpp", "aiohttp")
+    rows, begin = make_rows(given.rows), time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="toque-bench-") as folder:
+        file = given.answers or Path(folder) / "answers.json"
+        answers: Answers = json.loads(file.read_bytes()) if file.exists() else {}
+        versions = _versions(given.weights, {GOOD_NAME: GOOD, **WORSE}, Path(folder), given.threads)
+        with contextlib.suppress(TimeoutError):
+            filling = fill(answers, versions, rows, given.runs, file)
+            asyncio.run(asyncio.wait_for(filling, given.seconds))
+    count = given.rows * sum(map(len, answers.values()))
+    print(f"{count} answers, {time.perf_counter() - begin:.0f} s, load {os.getloadavg()[0]:.0f}")
+    champions = answers.pop(GOOD_NAME, [])
+    if len(champions) < 2 or not any(answers.values()):  # a pair
+        raise SystemExit(
+            "too little was answered to judge anything: give more --seconds, and --answers to go on"
+        )
+    return _judged(
+        champions, {name: said[0] for name, said in answers.items() if said}, [row.expected for row in rows]
+    )
+
+
+def _judged(
+    champions: Sequence[Sequence[str]], worse: Mapping[str, Sequence[str]], expected: Sequence[str]
+) -> int:
+    """Judge all pairs, and print what came of them; returns the exit code."""
+    print(f"the good prompt: {mean(_right(run, expected) for run in champions):.0%} right")
+    shares = {}
+    for name, said in worse.items():
+        shares[name] = mean(blocked(said, champion, expected) for champion in champions)
+        print(
+            f"{name:24}: {_right(said, expected):4.0%} right, blocked in {shares[name]:.0%} of {len(champions)}"
+        )
+    caught = mean(shares.values())
+    pairs = list(islice(combinations(champions, 2), EQUAL_PAIRS))
+    alarms = mean(blocked(one, other, expected) for one, other in pairs)
+    print(f"worse prompts blocked: {caught:.3f} of {len(shares)} kinds (reach {LEAST_BLOCKED})")
+    print(f"equal pairs blocked: {alarms:.3f} of {len(pairs)} (at most {MOST_BLOCKED})")
+    return int(caught < LEAST_BLOCKED or alarms > MOST_BLOCKED)
+
+
+def _right(said: Sequence[str], expected: Sequence[str]) -> float:
+    return mean(GATE.scorers[0].score(one, wanted) for one, wanted in zip(said, expected, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Verdicts on a load: histograms, objectives, and comparison of runs."""

@@ -1,0 +1,44 @@
+"""How the benchmark of the counter judges its windows, and what its project declares."""
+
+import numpy as np
+import pytest
+
+from functions.project import load_project
+from functions.runtime.declaration import NICENESS
+from load.benchmarks.platform.counter import MODEL, NotPossible, Window, verdict
+from load.scenarios.sending.open_loop import OpenLoop
+
+
+def window(p99: float, *, trainers: tuple[int, ...] = (), waiting: int = 0, failed: int = 0) -> Window:
+    """A hundred requests, all of 1 ms but for the slowest two."""
+    took = np.array([1.0] * 98 + [p99] * 2)
+    return Window(OpenLoop(50.0, took, np.zeros(100), failed), 0.2, 1.6, list(trainers), waiting)
+
+
+STEPPED_BACK = (NICENESS, NICENESS)
+
+
+def test_twice_the_p99_alone_is_allowed(capsys) -> None:
+    alone, beside = [window(5.0), window(5.0)], [window(9.0, trainers=STEPPED_BACK, waiting=22)] * 2
+    assert verdict(alone, beside) == 0
+    assert "p99 beside 1.80 x alone (at most 2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("p99", "trainers"), [(11.0, STEPPED_BACK), (5.0, (NICENESS, NICENESS - 1)), (5.0, ())]
+)
+def test_more_is_missed_and_so_is_a_training_that_did_not_step_back(p99, trainers) -> None:
+    assert verdict([window(5.0)], [window(p99, trainers=trainers, waiting=22)]) == 1
+
+
+def test_windows_in_which_nobody_waited_or_a_request_failed_are_none() -> None:
+    with pytest.raises(NotPossible, match="raise --experiments"):
+        verdict([window(5.0)], [window(5.0, trainers=STEPPED_BACK)])
+    with pytest.raises(NotPossible, match="3 requests failed"):
+        verdict([window(5.0)], [window(5.0, trainers=STEPPED_BACK, waiting=22, failed=3)])
+
+
+def test_its_project_declares_the_model_that_is_served() -> None:
+    definition = load_project("load.benchmarks.platform.counter_project").model(MODEL)
+    assert definition.monitors == ()
+    assert definition.retraining is None
