@@ -123,5 +123,7 @@ def _joules(device: str, gpus: float) -> Callable[[], float]:
         return lambda: 0.0
     import torch  # late, as above
 
+    if not torch.cuda.is_available():  # the training refuses it, and says so
+        return lambda: math.nan
     read = energy_reader([str(torch.cuda.get_device_properties(device).uuid)], share=min(1.0, gpus))
     return lambda: math.nan if (found := read()) is None else found
