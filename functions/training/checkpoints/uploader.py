@@ -19,7 +19,7 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(sys.argv[1]):  # it ended before this was bound to it
         sys.exit(1)
-    os.nice(_NICENESS)
+    os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
     store, key, path = pickle.load(sys.stdin.buffer)  # noqa: S301  # the parent's own
     error: Exception | None = None
     try:

@@ -34,7 +34,7 @@ def ray_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(node, "PAUSE_S", 0.0)
     monkeypatch.setattr(node, "GRACE_S", 1.0)
     script = tmp_path / "ray.py"
-    monkeypatch.setattr(node, "ray_start", lambda *_: [sys.executable, str(script), str(tmp_path)])
+    monkeypatch.setattr(node, "ray_start", lambda *_, **__: [sys.executable, str(script), str(tmp_path)])
     return script
 
 
