@@ -65,11 +65,13 @@ class Consumers:
                 self._replace(number)
 
     def settle(self) -> None:
-        """Read all that the log has, undisturbed, by the first."""
+        """Read all that the log has, undisturbed, by the first: at least once, as time has passed since the last step."""
         self._owned = [set(range(self._log.partitions)), set()]
         last = self._replace(0, mortal=False)
         last._poll_rows = 1000
-        while self._places(last._table) != {each: len(sent) for each, sent in enumerate(self._log.messages)}:
+        ends = {each: len(sent) for each, sent in enumerate(self._log.messages)}
+        last.step(timeout_s=self._log.patience_s)
+        while self._places(last._table) != ends:
             last.step(timeout_s=self._log.patience_s)
 
     def _replace(self, number: int, *, mortal: bool = True) -> StreamConsumer:
