@@ -1,4 +1,7 @@
-"""Parts of a card and slices of one on a Ray cluster: who gets which, what it counts as, and the joules in its receipt."""
+"""Parts of a card and slices of one on a Ray cluster: who gets which, what it counts as, and the joules in its receipt.
+
+It wants a process of its own: after an executor has run on another cluster in this one, its invocations do not end.
+"""
 
 import os
 import shutil
@@ -22,7 +25,7 @@ from tests.waiting import until
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.long,
+    pytest.mark.proof,
     pytest.mark.timeout(900),
     pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler here for the cards' driver"),
 ]
