@@ -27,7 +27,7 @@ class Waiting:
         path.with_suffix(".new").write_text(f"{os.getpid()} {os.nice(0)}")
         path.with_suffix(".new").rename(path.with_suffix(".pid"))
         while True:
-            time.sleep(60)
+            time.sleep(60)  # until it is killed
 
 
 if __name__ == "__main__":

@@ -110,5 +110,5 @@ if __name__ == "__main__":
     folder, base, sharding, *allowed = sys.argv[1:]
     count = 1 if sharding == "alone" else WORKERS
     make = ShardedGroup if sharding == "shard" else ReplicatedGroup
-    todo = large(Path(base), make, int(allowed[0])) if allowed else small(Path(base), make)
-    sys.exit(max(abs(code or 0) for code in on_workers(count, Path(folder), todo)))
+    work = large(Path(base), make, int(allowed[0])) if allowed else small(Path(base), make)
+    sys.exit(max(abs(code or 0) for code in on_workers(count, Path(folder), work)))

@@ -19,7 +19,7 @@ METER = f"""
 import json, time
 from functions.runtime.receipt import meter
 read = meter(num_gpus=GPUS)
-time.sleep({HELD_S})
+time.sleep({HELD_S})  # whose joules are counted
 print(read().model_dump_json())
 """
 DEVICES = """

@@ -1,19 +1,16 @@
 """Submissions bring cards from nothing, all end though a node is lost, receipts tell the truth, and the cards leave."""
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from functions import Context, Demand, Retries, function, use_context
+from functions import Context, Demand, Retries, function
 from functions.quotas import set_quota
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.ledger import Ledger
 from functions.runtime.run.room import cards
-from registry import open_store
 from tests.functions.runtime.run.autoscaled import Autoscaled, autoscaled
+from tests.functions.runtime.run.polled import polled_executor
 from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
@@ -46,21 +43,8 @@ def cluster(tmp_path: Path) -> Iterator[Autoscaled]:
 def used(tmp_path: Path, cluster: Autoscaled) -> Iterator[Context]:
     """Run an executor on the cluster, which is there before it."""
     assert cluster.nodes() == {}
-    url = f"file://{tmp_path / 'store'}"
-    with use_context(Context(open_store(url), url, actor="ada")) as context:
-        executor, stop = Executor(context, Ledger(context.store, actor="executor")), threading.Event()
-
-        def run() -> None:
-            with use_context(context):
-                while not stop.wait(0.1):
-                    executor.poll()
-
-        thread = threading.Thread(target=run)
-        thread.start()
+    with polled_executor(tmp_path) as context:
         yield context
-        stop.set()
-        thread.join()
-        executor.close()
 
 
 def test_cards_come_and_go_with_the_queue_and_receipts_say_for_how_long_they_were_held(

@@ -5,7 +5,6 @@ It wants a process of its own: after an executor has run on another cluster in t
 
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,11 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from functions import Context, Demand, function, use_context
+from functions import Context, Demand, function
 from functions.quotas import admissions, set_quota
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.ledger import Ledger
 from functions.runtime.run.room import cards
-from registry import open_store
 from tests.functions.runtime.cards.fake_driver import WATTS, fake_driver
+from tests.functions.runtime.run.polled import polled_executor
 from tests.waiting import until
 
 pytestmark = [
@@ -43,7 +40,7 @@ def hold(folder: str, number: int, beside: int, gpus: float, card: str | None = 
     Path(folder, str(number)).touch()
     while len(list(Path(folder).iterdir())) < beside:
         time.sleep(0.02)
-    time.sleep(HELD_S)
+    time.sleep(HELD_S)  # whose joules are counted
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
@@ -69,21 +66,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def used(nodes: None, tmp_path: Path) -> Iterator[Context]:
-    url = f"file://{tmp_path / 'store'}"
-    with use_context(Context(open_store(url), url, actor="ada")) as context:
-        executor, stop = Executor(context, Ledger(context.store, actor="executor")), threading.Event()
-
-        def run() -> None:
-            with use_context(context):
-                while not stop.wait(0.1):
-                    executor.poll()
-
-        thread = threading.Thread(target=run)
-        thread.start()
+    with polled_executor(tmp_path) as context:
         yield context
-        stop.set()
-        thread.join()
-        executor.close()
 
 
 def test_two_halves_share_a_card_at_a_time_and_each_pays_for_its_own(used: Context, tmp_path: Path) -> None:

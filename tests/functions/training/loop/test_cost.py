@@ -49,9 +49,10 @@ import json, math, time
 from types import SimpleNamespace
 import torch
 from functions.training.loop.cost import ResourceMeter
+torch.cuda.is_available = lambda: True
 torch.cuda.get_device_properties = lambda _: SimpleNamespace(uuid="fake-1")
 meters = ResourceMeter("cuda:0", gpus=0.5), ResourceMeter("cpu", gpus=0)
-time.sleep(0.5)
+time.sleep(0.5)  # whose joules are counted
 half, none = (meter.read() for meter in meters)
 print(json.dumps([half.gpu_s, half.energy_j if math.isfinite(half.energy_j) else None, none.energy_j]))
 """
