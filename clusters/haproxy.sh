@@ -7,9 +7,15 @@
 # - a replica that is slow to say that it is healthy has half a minute, as Serve itself gives it, while one that cannot
 #   be connected to is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500;
 # - an application that is built anew keeps its replicas meanwhile (kept_servers.py);
-# - it ends with its node: once the node's raylet is gone nobody tells it of replicas any more, while it would go on to
-#   say that it is healthy.
+# - it ends with its node, and does not start after it: once the node's raylet is gone nobody tells it of replicas any
+#   more, while it would go on to say that it is healthy.
 set -eu
+# The parent is the manager, an actor of the raylet; it may outlive it, and then has another parent.
+raylet=${RAY_RAYLET_PID:-$(sed 's/.*) //' "/proc/$PPID/stat" | cut -d ' ' -f 2)}
+if [ ! -e "/proc/$raylet/exe" ]; then
+  echo "HAProxy does not start: the node's raylet, process $raylet, is gone" >&2
+  exit 1
+fi
 config=
 previous=
 for argument; do
@@ -34,7 +40,6 @@ if ! grep -q '^    use_backend ' "$config"; then
     -e 's|^    http-request return status 404 .*|    http-request return status 503 default-errorfiles|' "$config"
 fi
 unset RAY_SERVE_HAPROXY_BINARY_PATH  # names this script
-raylet=$(sed 's/.*) //' "/proc/$PPID/stat" | cut -d ' ' -f 2)  # the parent is the manager, an actor of the raylet
 sh -c 'while [ -e "/proc/$1/exe" ] && [ -e "/proc/$2/exe" ]; do sleep 2; done; kill -USR1 "$2"' end-with-node "$raylet" $$ \
   </dev/null >/dev/null 2>&1 &
 exec python -c '

@@ -2,7 +2,8 @@
 
 Serve's manager of HAProxy learns of its end by health checks alone, three of which must fail before the manager itself
 is replaced: the door is shut for 24 s. Here the manager waits for the end of its process. A manager that was killed
-leaves its HAProxy behind, which holds the ports; the next manager's takes over from it. Serve's controller calls
+leaves its HAProxy behind, which holds the ports; the next manager's takes over from it. A manager may outlive its node,
+whose HAProxy has ended then and stays so. Serve's controller calls
 `install`, which RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH names, before it makes its managers.
 """
 
@@ -40,6 +41,7 @@ class SupervisedManager(_Manager):  # type: ignore[misc]  # a class that Ray wra
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._raylet = os.getppid()
         if left := processes_of(self._haproxy.config_file_path):
             self._haproxy_start_task.cancel()  # it has not begun
             self._haproxy_start_task: asyncio.Task[None] = self.event_loop.create_task(self._take_over(left))
@@ -69,6 +71,8 @@ class SupervisedManager(_Manager):  # type: ignore[misc]  # a class that Ray wra
         while True:
             process = self._haproxy._proc  # noqa: SLF001  # Serve has no public name for it
             await process.wait()
+            if os.getppid() != self._raylet:
+                return  # the node is gone, and its door with it
             async with self._reload_lock:  # a reload under way replaces the process by itself
                 if self._haproxy._proc is process:  # noqa: SLF001  # as above
                     await self._restart(process.returncode)

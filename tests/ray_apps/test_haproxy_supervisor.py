@@ -62,6 +62,10 @@ class Doors:
         )
         return found
 
+    def raylet(self) -> int:
+        """Pid of the node's raylet, the manager's parent."""
+        return int(_text(Path(f"/proc/{self.manager()}/stat")).rpartition(b") ")[2].split()[1])
+
     def through_python_proxy(self) -> int:
         """Requests that HAProxy handed to Serve's Python proxy since it started."""
         said = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics").text
@@ -248,3 +252,18 @@ def test_a_replica_answers_until_a_haproxy_that_learns_late_knows_its_successor(
     assert ended - begun > LATE_S, "nothing was late"
     assert load.failed(begun) == []
     assert doors.through_python_proxy() == indirect
+
+
+def test_a_door_stays_shut_once_its_node_is_gone(doors: Doors) -> None:
+    """The manager outlives its raylet and must not start anew what ended with the node."""
+    manager, raylet = doors.manager(), doors.raylet()
+    assert answers(f"{doors.url}/pid")
+    kill([raylet])
+    until(lambda: not doors.haproxies())
+    for _ in range(30):  # three seconds, in which it came back before
+        assert not answers(f"{doors.url}/pid")
+        time.sleep(0.1)
+    assert doors.haproxies() == []
+    assert Path(f"/proc/{manager}").exists(), (
+        "the manager ended with its raylet: this proves nothing any more"
+    )
