@@ -170,7 +170,7 @@ class TickerReplica:
         self._leadership = leadership_of(used)
         self._replaces = not self._leadership.is_free()
         self._led_at = float("-inf")
-        self._due = Ticker(self._due_tasks, is_leader=self._leadership.renew)
+        self._due = Ticker(self._due_tasks, is_leader=self._leads)
         self._drain = Ticker(
             self._drain_tasks, is_leader=lambda: self._leadership.is_leader, interval_s=DRAIN_EVERY_S
         )
@@ -244,6 +244,21 @@ class TickerReplica:
 
         series = PlatformSeries(self._context, self._access, self._in_workspace)
         return {"measure": lambda: publish(PUBLISHED, series.measure())}
+
+    def _leads(self) -> bool:
+        """Renew the lease, unless this node is lost. A ticker whose own node is lost leaves it to another: Ray starts no worker for it any more."""
+        import ray  # late: as above
+
+        from functions.runtime.run.node_watch import node_watch  # late: as above
+
+        node = ray.get_runtime_context().get_node_id()
+        if not node_watch().is_lost(node):
+            return self._leadership.renew()
+        node_watch().keep_watching()
+        if self._leadership.is_leader:
+            _logger.warning("this ticker's own node %s is silent or given up: another is to lead", node)
+            self._leadership.release()
+        return False
 
     def _leads_or_withdraws(self) -> bool:
         """Whether this ticker leads; one that has not for a while takes back what it published while it did."""

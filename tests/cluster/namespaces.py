@@ -20,7 +20,8 @@ from pathlib import Path
 
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
 PROGRAMS = ("ip", "mount", "nsenter", "unshare")
-STAY = "trap '' CHLD; echo ready; exec {}"  # a first process that ignores SIGCHLD leaves no zombies
+STAY = "echo ready; exec env --ignore-signal=CHLD {}"
+"""A first process that ignores SIGCHLD leaves no zombies. Ray's workers end when their raylet's process is gone, and a zombie is not."""
 SHARED_MEMORY = "2g"
 
 # $1 hosts, $2 disk, $3 name; further: folders below /tmp that must stay readable

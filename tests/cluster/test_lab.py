@@ -34,6 +34,14 @@ def test_machines_share_the_network_and_no_folder_that_can_be_written(pair: Lab)
         pair.run("one", "python", "-c", probe)
 
 
+def test_a_machine_keeps_no_process_that_has_ended(pair: Lab) -> None:
+    orphan = pair.run("one", "sh", "-c", "sleep 0.01 > /dev/null & echo $!").strip()
+    until(
+        lambda: orphan not in pair.run("one", "ps", "-eo", "pid").split(),
+        "a process without a parent is gone",
+    )
+
+
 def test_a_cut_machine_runs_on_unseen_and_comes_back(pair: Lab) -> None:
     with pair.start("two", "python", "-m", "http.server", "8000"):
         until(lambda: pair.reachable("two", 8000, refused=False), "its server answers")

@@ -67,6 +67,10 @@ class Silence:
         checks, since, until = self.missed.get(address, (0, 0.0, 0.0))
         return until - since if checks >= MISSED else 0.0
 
+    def is_lost(self, node: str) -> bool:
+        """Whether the node of an id is silent now, or Ray gave it up; False before the first round."""
+        return bool(self.nodes) and (node in self.silent().values() or node not in self.nodes.values())
+
     def silent(self) -> Nodes:
         """The nodes that are silent now."""
         return {each: self.nodes[each] for each, (checks, *_) in self.missed.items() if checks >= MISSED}
@@ -98,6 +102,10 @@ class NodeWatch:
     def seconds(self, address: str | None) -> float:
         """How long the node at an address has been silent; see `Silence`."""
         return self._silence.seconds(address)
+
+    def is_lost(self, node: str) -> bool:
+        """Whether the node of an id is silent or given up, as far as is known without waiting."""
+        return self._silence.is_lost(node)
 
     def keep_watching(self) -> None:
         """Ask the nodes for ten more seconds; without a cluster there are none."""

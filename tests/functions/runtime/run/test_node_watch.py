@@ -57,6 +57,17 @@ def test_a_node_that_ray_gave_up_counts_as_silent_for_good() -> None:
     assert silence.seconds("10.0.0.9:1") == 0.0  # never seen: perhaps of another cluster
 
 
+def test_a_node_is_lost_that_is_silent_or_was_given_up_and_none_before_it_was_asked() -> None:
+    assert not BEFORE.is_lost("b")
+    assert not rounds([A, B], [A]).is_lost("b")
+    assert rounds([A, B], [A], [A]).is_lost("b")
+    assert not rounds([A, B], [A], [A]).is_lost("a")
+    assert not rounds([A, B], [], [], []).is_lost("b")  # perhaps it is this watcher that is cut off
+    given_up = rounds([A, B]).after({A: "a"}, {A}, begun=1, ended=1.1)
+    assert given_up.is_lost("b")
+    assert not given_up.is_lost("a")
+
+
 def test_many_nodes_are_asked_more_rarely() -> None:
     assert period_s(range(10)) == 1.0
     assert period_s(range(1000)) == 5.0
