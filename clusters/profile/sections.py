@@ -134,6 +134,7 @@ class Placement(Section):
 
     on_serve_nodes: replicas only run where the resource `serve` is. gateway, mlflow, ticker: replicas of each; two or
     more are never all on one node. pool: serve every other registered model from a pool of so many replicas; 0: no.
+    pool_memory_gb: for the models of one replica of a pool, as estimated from their files; 0: 1 GiB.
     streams: replicas that follow stream sources; 0: nothing follows them. generative: replicas of the door of language models,
     each with engines of its own; 0: none.
     """
@@ -143,6 +144,7 @@ class Placement(Section):
     mlflow: Annotated[int, Field(ge=0), Variable("TOQUE_MLFLOW_REPLICAS")] = 2
     ticker: Annotated[int, Field(ge=1), Variable("TOQUE_TICKER_REPLICAS")] = 2
     pool: Annotated[int, Field(ge=0), Variable("TOQUE_POOL_REPLICAS")] = 0
+    pool_memory_gb: Annotated[float, Field(ge=0), Variable("TOQUE_POOL_MEMORY_GB")] = 0.0
     streams: Annotated[int, Field(ge=0), Variable("TOQUE_STREAMS_REPLICAS")] = 0
     generative: Annotated[int, Field(ge=0), Variable("TOQUE_GENERATIVE_REPLICAS")] = 0
 

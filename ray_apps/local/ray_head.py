@@ -19,12 +19,14 @@ from ray_apps.local.state_file import RunningPlatform
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds our packages
 _LOG = "ray_start.log"
-# Names no platform: where the heads of its journals are published, and what is seen of its processes.
+# Names no platform: where the heads of its journals are published, prices, memory, and what is seen of its processes.
 _PASSED_ON = {
     "TOQUE_AUDIT_HEADS",
     "TOQUE_ACCESS_LOG",
     "TOQUE_LOG_FORMAT",
     "TOQUE_LOG_LEVEL",
+    "TOQUE_POOL_MEMORY_GB",
+    "TOQUE_PRICES",
     "TOQUE_TRACE_HEADERS_FILE",
     "TOQUE_TRACE_SHARE",
     "TOQUE_TRACE_SLOW_MS",

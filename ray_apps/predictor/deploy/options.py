@@ -20,6 +20,7 @@ __all__ = ["DedicatedOptions", "PoolOptions", "PredictorOptions"]
 
 POLICY = f"{Policy.__module__}:{Policy.__name__}"
 """Import path of the autoscaling policy, which Serve sends to its controller."""
+_MEMORY, _LEAST_MEMORY = "TOQUE_POOL_MEMORY_GB", 1 << 20
 
 
 class DedicatedOptions(BaseModel):
@@ -189,8 +190,13 @@ class PoolOptions(PredictorOptions):
     """
 
     num_replicas: int = Field(default=2, ge=1)
-    memory_limit_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    memory_limit_bytes: int = Field(default=1 << 30, ge=_LEAST_MEMORY)
     pinned: tuple[str, ...] = ()
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], **changes: Any) -> Self:
+        """Options of the platform and workspace as of a predictor; `TOQUE_POOL_MEMORY_GB` is the memory limit. Raises: ValueError."""
+        return super().from_environment(environment, **(_memory_of(environment.get(_MEMORY)) | changes))
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -202,3 +208,14 @@ class PoolOptions(PredictorOptions):
 def _check_bounds(least: int, most: int) -> None:
     if least > most:
         raise ValueError(f"min_replicas={least} is more than max_replicas={most}; raise max_replicas")
+
+
+def _memory_of(text: str | None) -> dict[str, int]:
+    """Parse the memory limit of a pool in GB; nothing or 0 leaves it at the default. Raises: ValueError below a MiB."""
+    try:
+        size = int(float(text or 0) * 10**9)
+    except (ValueError, OverflowError):
+        size = -1
+    if size and size < _LEAST_MEMORY:
+        raise ValueError(f"{_MEMORY}={text}: give the memory for a pool's models in GB, 0.0011 at least")
+    return {"memory_limit_bytes": size} if size else {}

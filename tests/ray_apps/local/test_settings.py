@@ -78,11 +78,15 @@ def test_processes_get_the_variables_of_their_platform_only(tmp_path: Path) -> N
         "TOQUE_TOKEN": "tq_other",
         "TOQUE_AUDIT_KEY": "ab" * 32,
         "TOQUE_AUDIT_HEADS": "s3://heads",
+        "TOQUE_PRICES": '{"currency": "EUR"}',
+        "TOQUE_POOL_MEMORY_GB": "2",
     }
     environment = ray_head.environment(made(tmp_path), inherited)
     assert environment["TOQUE_STORE"] == f"file://{tmp_path}/store"
     assert environment["TOQUE_AUDIT_KEY_FILE"] == f"{tmp_path}/keys/audit"
     assert environment["TOQUE_AUDIT_HEADS"] == "s3://heads"
+    assert environment["TOQUE_PRICES"] == '{"currency": "EUR"}'  # budgets in money are judged by them
+    assert environment["TOQUE_POOL_MEMORY_GB"] == "2"
     assert "TOQUE_AUDIT_KEY" not in environment
     assert environment["TOQUE_CLOCK"] == "replay"
     assert environment["TOQUE_PROJECT"] == "examples.flights"

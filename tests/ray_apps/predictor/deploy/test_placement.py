@@ -44,6 +44,21 @@ def test_a_fixed_number_of_replicas_is_the_default():
     assert deployment_of(pool_application(PoolOptions(store_url=STORE))).num_replicas == 2
 
 
+def test_the_memory_of_a_pool_is_a_setting_of_the_platform():
+    environment = {"TOQUE_STORE": STORE}
+    assert PoolOptions.from_environment(environment).memory_limit_bytes == 1 << 30
+    for text, size in (("0", 1 << 30), ("1.5", 1_500_000_000)):
+        given = environment | {"TOQUE_POOL_MEMORY_GB": text}
+        assert PoolOptions.from_environment(given).memory_limit_bytes == size
+    found = PoolOptions.from_environment(
+        environment | {"TOQUE_POOL_MEMORY_GB": "1.5"}, memory_limit_bytes=1 << 21
+    )
+    assert found.memory_limit_bytes == 1 << 21  # an option is nearer than the environment
+    for text in ("0.001", "-1", "much", "inf", "nan"):
+        with pytest.raises(ValueError, match=rf"TOQUE_POOL_MEMORY_GB={text}: give the memory .* in GB"):
+            PoolOptions.from_environment(environment | {"TOQUE_POOL_MEMORY_GB": text})
+
+
 def test_a_model_may_go_to_zero_once_nobody_asks():
     options = PredictorOptions(store_url=STORE, min_replicas=0, max_replicas=3, idle_s=60)
     config = deployment_of(application("late", options))._deployment_config.autoscaling_config
