@@ -19,6 +19,7 @@ from zlib import crc32
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
+from prometheus_client import Counter
 from pydantic import BaseModel, ConfigDict
 
 from clusters.redis_clients import open_redis
@@ -117,15 +118,16 @@ def drain(
                 stream = Stream(client, kind, workspace=workspace)
                 total += DrainResult(adopted=adopt_orphans(wal_root, stream))
             for source in streams_of(client, kind, workspace=workspace):
-                moved = _move_all(store, source, max_rounds, share)
-                DRAINED.labels(workspace, kind).inc(moved.predictions + moved.labels)
+                moved = _move_all(store, source, max_rounds, share, DRAINED.labels(workspace, kind))
                 total += moved
         return total
     finally:
         client.close()
 
 
-def _move_all(store: ObjectStore, stream: Stream | OldStream, max_rounds: int, share: Share) -> DrainResult:
+def _move_all(
+    store: ObjectStore, stream: Stream | OldStream, max_rounds: int, share: Share, drained: Counter
+) -> DrainResult:
     total = DrainResult()
     for _ in range(max_rounds):
         batch, is_rest = _next_batch(stream, share)
@@ -133,6 +135,7 @@ def _move_all(store: ObjectStore, stream: Stream | OldStream, max_rounds: int, s
             total += add_records(store, stream.kind, batch) + DrainResult(writers=len(batch))
         for writer, frames in batch.items():
             stream.mark_drained(writer, frames[-1].number)
+            drained.inc(len(frames))
         if is_rest:
             break
     return total

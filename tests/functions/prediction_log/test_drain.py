@@ -27,6 +27,7 @@ from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import encode_frame
 from functions.prediction_log.records import PREDICTIONS
 from functions.prediction_log.writing.drain import Share, waiting_writers
+from functions.prediction_log.writing.series import DRAINED
 from functions.prediction_log.writing.stream import Stream
 from registry import Table, open_store
 from registry.store import ObjectStore
@@ -65,7 +66,12 @@ def test_rows_of_one_request_get_ids_of_their_own(store: ObjectStore, wal_root: 
         categorical=None, missing=None, entities=None,
     )  # fmt: skip
     write(wal_root, redis_server.url, [batch, record("q", numeric=None, outputs=None)])
+    counted = DRAINED.labels("default", "predictions")
+    before = counted._value.get()
     drain(store, redis_server.url)
+    assert (
+        counted._value.get() - before == 2
+    )  # records, as those that are written and shipped; they have three rows
     rows = all_rows(store).select(["prediction_id", "numeric", "outputs", "categorical"]).to_pylist()
     assert rows == [
         {"prediction_id": "p:0", "numeric": [1.0], "outputs": [3.0], "categorical": None},
