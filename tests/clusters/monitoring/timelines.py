@@ -45,6 +45,8 @@ def gone() -> Series:
 
 
 MODEL = 'workspace="default",model="late"'
+HELPER = 'workspace="default",model="helper",version="1",arm="champion"'
+"""A language model: a whole answer takes seconds, its first token does not."""
 DAY_S = 86_400.0
 HEALTHY: Mapping[str, Series] = {
     'up{job="toque",instance="a:8000"}': gauge(1),
@@ -55,6 +57,12 @@ HEALTHY: Mapping[str, Series] = {
     f'toque_predictor_latency_seconds_bucket{{{MODEL},version="1",arm="champion",le="0.25"}}': counter(499.8),
     f'toque_predictor_latency_seconds_bucket{{{MODEL},version="1",arm="champion",le="+Inf"}}': counter(500),
     f'toque_predictor_latency_seconds_count{{{MODEL},version="1",arm="champion"}}': counter(500),
+    f'toque_predictor_latency_seconds_bucket{{{HELPER},le="0.25"}}': counter(0),
+    f'toque_predictor_latency_seconds_bucket{{{HELPER},le="+Inf"}}': counter(300),
+    f"toque_predictor_latency_seconds_count{{{HELPER}}}": counter(300),
+    f'toque_generative_first_token_seconds_bucket{{{HELPER},le="2.5"}}': counter(299.9),
+    f'toque_generative_first_token_seconds_bucket{{{HELPER},le="+Inf"}}': counter(300),
+    f"toque_generative_first_token_seconds_count{{{HELPER}}}": counter(300),
     f'toque_predictor_logged_total{{node="a",{MODEL},outcome="dropped"}}': counter(0),
     'toque_feature_freshness_seconds{workspace="default",view="weather"}': gauge(3_600),
     'toque_feature_fill_ratio{workspace="default",view="weather",feature="wind"}': gauge(0.99),
@@ -133,6 +141,13 @@ FAULTS = (
     _fault(
         "ModelLatencyBudgetBurns",
         {_QUICK: counter(499.8, 200)},
+        severities=_BOTH,
+        within_s=1_080,
+        phases=_LONG,
+    ),
+    _fault(
+        "ModelLatencyBudgetBurns",
+        {f'toque_generative_first_token_seconds_bucket{{{HELPER},le="2.5"': counter(299.9, 100)},
         severities=_BOTH,
         within_s=1_080,
         phases=_LONG,
