@@ -2,11 +2,12 @@
 
     python -m clusters.monitoring.dashboards write
     python -m clusters.monitoring.dashboards check http://127.0.0.1:9090
+    python -m clusters.monitoring.dashboards check http://127.0.0.1:9090 --all [MINUTES]
     python -m clusters.monitoring.dashboards draw http://127.0.0.1:9090 FOLDER [MINUTES]
 
-`write` makes the files anew; `check` prints each panel with how many series its queries found, and ends with exit code
-1 if a panel stays empty that needs no failure to be filled; `draw` makes a picture of each dashboard, of the last hour
-unless MINUTES are given.
+`write` makes the files anew; `check` prints each panel with how many series its queries find now, and ends with exit code
+1 if a panel stays empty that needs no failure to be filled; with `--all` no panel may have been without a number in the last
+MINUTES; `draw` makes a picture of each dashboard. MINUTES are an hour unless given.
 
 Source: Grafana's dashboard JSON model, schema version 39.
 """
@@ -14,19 +15,21 @@ Source: Grafana's dashboard JSON model, schema version 39.
 from __future__ import annotations
 
 import json
+import math
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from clusters.monitoring.drawing import draw
 from clusters.monitoring.panels import DASHBOARDS, Dashboard, Panel
-from clusters.monitoring.queries import ANY, values_now
+from clusters.monitoring.queries import ANY, values_between, values_now
 
 FOLDER = Path(__file__).resolve().parent / "grafana"
 SCHEMA_VERSION = 39
 _COLUMNS, _WIDTH, _HEIGHT = 24, 8, 8
-_MINUTES = 60.0  # of a picture
+_MINUTES, _LOOKS = 60.0, 240  # of a picture, and at how many moments of them panels are looked at
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
@@ -101,35 +104,69 @@ def _variable(name_and_series: tuple[str, str]) -> dict[str, Any]:
 
 
 def check(prometheus: str) -> list[str]:
-    """Ask a Prometheus for every query; returns a line for each panel, and marks those that stay empty.
+    """Ask a Prometheus for every query as of now; returns a line for each panel, and marks those that must not be empty and are.
 
     Raises: OSError if Prometheus does not answer, or refuses a query.
     """
     lines = []
-    for dashboard in DASHBOARDS:
-        for panel in dashboard.panels():
-            found = sum(len(values_now(prometheus, query)) for query, _ in panel.queries)
-            mark = "empty" if not found and not panel.may_be_empty else "ok"
-            lines.append(f"{mark}\t{dashboard.name}\t{panel.title}\t{found}")
+    for dashboard, panel in _panels():
+        found = sum(len(values_now(prometheus, query)) for query, _ in panel.queries)
+        lines.append(_line(dashboard, panel, found, must=not panel.may_be_empty))
     return lines
 
 
+def check_all(prometheus: str, *, minutes: float = _MINUTES) -> list[str]:
+    """As `check`, for the last minutes and without excuse: a series counts that had a number in them, and no panel may be empty."""
+    lines, end = [], time.time()
+    for dashboard, panel in _panels():
+        found = 0
+        for query, _ in panel.queries:
+            between = values_between(
+                prometheus, query, end - 60 * minutes, end, step_s=max(1.0, 60 * minutes / _LOOKS)
+            )
+            found += sum(
+                any(math.isfinite(float(value)) for _, value in series["values"]) for series in between
+            )
+        lines.append(_line(dashboard, panel, found, must=True))
+    return lines
+
+
+def _panels() -> Iterable[tuple[Dashboard, Panel]]:
+    return ((dashboard, panel) for dashboard in DASHBOARDS for panel in dashboard.panels())
+
+
+def _line(dashboard: Dashboard, panel: Panel, found: int, *, must: bool) -> str:
+    mark = "empty" if must and not found else "ok"
+    return f"{mark}\t{dashboard.name}\t{panel.title}\t{found}"
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run `write`, `check URL` or `draw URL FOLDER [MINUTES]`; returns the exit code."""
-    if list(arguments) == ["write"]:
-        for dashboard in DASHBOARDS:
-            (FOLDER / f"{dashboard.name}.json").write_text(render(dashboard))
-        return 0
-    if len(arguments) == 2 and arguments[0] == "check":  # noqa: PLR2004  # a command and its URL
-        return _print(check(arguments[1]))
-    if len(arguments) in (3, 4) and arguments[0] == "draw":
-        minutes = float(arguments[3]) if len(arguments) > 3 else _MINUTES  # noqa: PLR2004  # three of them and the command
-        Path(arguments[2]).mkdir(parents=True, exist_ok=True)
-        for dashboard in DASHBOARDS:
-            draw(dashboard, arguments[1], Path(arguments[2]) / f"{dashboard.name}.png", minutes=minutes)
-        return 0
+    """Run `write`, `check URL [--all [MINUTES]]` or `draw URL FOLDER [MINUTES]`; returns the exit code."""
+    match list(arguments):
+        case ["write"]:
+            for dashboard in DASHBOARDS:
+                (FOLDER / f"{dashboard.name}.json").write_text(render(dashboard))
+            return 0
+        case ["check", url]:
+            return _print(check(url))
+        case ["check", url, "--all", *minutes] if len(minutes) <= 1:
+            return _print(check_all(url, minutes=_minutes(minutes)))
+        case ["draw", url, folder, *minutes] if len(minutes) <= 1:
+            draw_all(url, Path(folder), minutes=_minutes(minutes))
+            return 0
     sys.stderr.write(__doc__ or "")
     return 2
+
+
+def draw_all(prometheus: str, folder: Path, *, minutes: float = _MINUTES) -> None:
+    """Draw every dashboard into a folder, each as a PNG of its name. Raises: as `draw`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for dashboard in DASHBOARDS:
+        draw(dashboard, prometheus, folder / f"{dashboard.name}.png", minutes=minutes)
+
+
+def _minutes(given: Sequence[str]) -> float:
+    return float(given[0]) if given else _MINUTES
 
 
 def _print(lines: Iterable[str]) -> int:

@@ -11,11 +11,11 @@ ANY = ".*"
 _TIMEOUT_S = 30
 
 
-def plain_query(query: str) -> str:
-    """Replace the variables that only Grafana knows, so that Prometheus itself can be asked."""
+def plain_query(query: str, *, window: str = "5m") -> str:
+    """Replace the variables that only Grafana knows, so that Prometheus itself can be asked. window: of rates."""
     for name in ("workspace", "model", "view", "function", "node"):
         query = query.replace(f"${name}", ANY)
-    return query.replace("$__rate_interval", "5m")
+    return query.replace("$__rate_interval", window)
 
 
 def values_now(prometheus: str, query: str) -> list[dict[str, Any]]:
@@ -24,10 +24,11 @@ def values_now(prometheus: str, query: str) -> list[dict[str, Any]]:
 
 
 def values_between(
-    prometheus: str, query: str, start: float, end: float, *, step_s: float
+    prometheus: str, query: str, start: float, end: float, *, step_s: float, window: str = "5m"
 ) -> list[dict[str, Any]]:
-    """Ask for the series of a query from `start` to `end`, in seconds since the epoch. Raises: as `values_now`."""
-    return _asked(prometheus, "query_range", query=plain_query(query), start=start, end=end, step=step_s)
+    """Ask for the series of a query from `start` to `end`, in seconds since the epoch. window: of rates. Raises: as `values_now`."""
+    asked = plain_query(query, window=window)
+    return _asked(prometheus, "query_range", query=asked, start=start, end=end, step=step_s)
 
 
 def _asked(prometheus: str, path: str, **parameters: str | float) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ COSTS: Final = Dashboard(
                 Panel(
                     "Memory of models in pools",
                     "bytes",
-                    (("sum by (pool) (toque_pool_bytes)", "{{pool}}"),),
+                    ((f"sum by (workspace) (toque_pool_bytes{WORKSPACE})", "{{workspace}}"),),
                     may_be_empty=True,
                 ),
             ),

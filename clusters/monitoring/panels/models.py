@@ -9,7 +9,7 @@ from clusters.monitoring.panels.panel import (
     ARMS,
     MODEL,
     OF_MODELS,
-    RATE,
+    WORKSPACE,
     Dashboard,
     Panel,
     quantile,
@@ -88,7 +88,7 @@ MODELS: Final = Dashboard(
                             rate(
                                 "toque_predictor_logged_total",
                                 by="model, outcome",
-                                where=MODEL[:-1] + ',outcome!="written"}',
+                                where=MODEL[:-1] + ',outcome=~"dropped|failures_dropped"}',
                             ),
                             "{{model}} {{outcome}}",
                         ),
@@ -140,10 +140,13 @@ MODELS: Final = Dashboard(
                     "Models that pools load and evict",
                     "cps",
                     (
-                        ("sum by (pool) (rate(toque_pool_loads_total" + RATE + "))", "{{pool}} loads"),
                         (
-                            "sum by (pool) (rate(toque_pool_evictions_total" + RATE + "))",
-                            "{{pool}} evictions",
+                            rate("toque_pool_loads_total", by="workspace", where=WORKSPACE),
+                            "{{workspace}} loads",
+                        ),
+                        (
+                            rate("toque_pool_evictions_total", by="workspace", where=WORKSPACE),
+                            "{{workspace}} evictions",
                         ),
                     ),
                     may_be_empty=True,

@@ -17,7 +17,12 @@ from clusters.monitoring.queries import plain_query
 from tests.clusters.monitoring.answers import prometheus_that_answers
 
 SERIES = re.compile(r"\btoque_[a-z0-9_]+")
-KNOWN = set(SERIES.findall((Path(__file__).parents[3] / "docs" / "metrics.md").read_text()))
+METRICS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
+KNOWN = set(SERIES.findall(METRICS))
+LABELS = {
+    name: {"node", *re.findall(r"`([a-z]+)`", labels)}
+    for name, labels in re.findall(r"^\| `(toque_\w+)` \| \w+ \| (.+?) \|", METRICS, re.MULTILINE)
+}
 
 
 def queries() -> list[str]:
@@ -61,6 +66,26 @@ def _family(name: str) -> str:
     return re.sub(r"_(bucket|sum|count|total)$", "", name)
 
 
+def labels_of(query: str) -> set[str]:
+    """Labels that the series of a query have in common."""
+    found = [
+        LABELS.get(name) or LABELS[_family(name)]
+        for name in SERIES.findall(re.sub(r"\w+:toque", "toque", query))
+    ]
+    return set.intersection(*found)
+
+
+def test_every_label_of_a_query_and_of_a_legend_is_one_that_its_series_have():
+    for each in DASHBOARDS:
+        for panel in each.panels():
+            for query, legend in panel.queries:
+                grouped = [set(re.split(r",\s*", names)) for names in re.findall(r"by \((.*?)\)", query)]
+                for names in grouped:
+                    assert names <= labels_of(query) | {"le"}, (panel.title, query)
+                shown = set(re.findall(r"{{(\w+)}}", legend))
+                assert shown <= (grouped[0] if grouped else labels_of(query)), (panel.title, legend)
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on the PATH")
 def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
     rules = [{"record": f"panel:{index}", "expr": query} for index, query in enumerate(queries())]
@@ -80,6 +105,28 @@ def test_check_names_the_panels_that_stay_empty(capsys: pytest.CaptureFixture[st
     assert len(lines) == len([panel for each in DASHBOARDS for panel in each.panels()])
     with prometheus_that_answers(lambda _: True) as url:
         assert main(["check", url]) == 0
+
+
+def test_check_all_excuses_no_panel_and_takes_no_series_without_a_number(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with prometheus_that_answers(lambda query: "toque_pool_bytes" not in query) as url:
+        assert main(["check", url]) == 0
+        capsys.readouterr()
+        assert main(["check", url, "--all", "5"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [each for each in lines if each.startswith("empty")] == [
+        "empty\tcosts\tMemory of models in pools\t0"
+    ]
+    with prometheus_that_answers(lambda _: True, values=["NaN", "NaN"]) as url:
+        assert main(["check", url, "--all"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert all(each.startswith("empty") for each in lines)
+
+
+def test_wrong_arguments_are_answered_by_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "http://127.0.0.1:9090", "all"]) == 2
+    assert "--all [MINUTES]" in capsys.readouterr().err
 
 
 def test_draw_makes_a_picture_of_each_dashboard(tmp_path: Path) -> None:
