@@ -246,7 +246,7 @@ class TickerReplica:
         return {"measure": lambda: publish(PUBLISHED, series.measure())}
 
     def _leads(self) -> bool:
-        """Renew the lease, unless this node is lost. A ticker whose own node is lost leaves it to another: Ray starts no worker for it any more."""
+        """Renew the lease, unless this ticker's own node is lost: Ray starts no worker for it any more."""
         import ray  # late: as above
 
         from functions.runtime.run.node_watch import node_watch  # late: as above
