@@ -41,8 +41,9 @@ INTERVAL_S = 0.25
 MEASURE_EVERY_S = 30.0
 DRAIN_EVERY_S = 10.0  # each drain is a commit: more often makes the tables slow to read
 REFLEX_EVERY_S = 10.0  # a bad release is pulled back within a minute of its first errors
-SHOWN_S = 60.0  # a ticker that lost its lease to a slow task shows what it measured last for so long: alerts must not clear by it
+SHOWN_S = 60.0  # a ticker that lost its lease shows what it measured last until another has measured: alerts must not clear by it
 PREPARED_WITHIN_S = 60.0
+HANGS_S = 120.0  # of a round of what is due; a store that takes seconds for each request makes one long, and another ticker's no shorter
 QUIET_S = 30.0  # a task that keeps failing is logged this often
 _logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Ticker:
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._logged_at: dict[str, float] = {}
+        self._begun: float | None = None
         self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
         self.ticks = 0
 
@@ -104,14 +106,18 @@ class Ticker:
         """Whether the ticker's thread still runs."""
         return self._thread.is_alive()
 
+    @property
+    def busy_s(self) -> float:
+        """For how long the round that runs now has run, in seconds; 0 between rounds."""
+        begun = self._begun
+        return 0.0 if begun is None else time.monotonic() - begun
+
     def tick(self) -> None:
         """Run every task once while this ticker leads; a task that fails does not keep the others from running."""
         if self._tasks is None:
             self._guarded("prepare", self._make_ready)
         for name, work in (self._tasks or {}).items():
-            if not self._guarded(
-                "lease", self._is_leader
-            ):  # asked again, as a task may take longer than a term
+            if not self._is_leader():  # asked again, as a task may take longer than a term
                 return
             self._guarded(name, work)
         if self._tasks:
@@ -122,29 +128,24 @@ class Ticker:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            begun = time.monotonic()
+            begun = self._begun = time.monotonic()
             self.tick()
+            self._begun = None
             self._stop.wait(max(0.0, self._interval_s - (time.monotonic() - begun)))
 
-    def _guarded(self, name: str, work: Task) -> object:
+    def _guarded(self, name: str, work: Task) -> None:
         begun = time.perf_counter()
         try:
-            found = work()
+            work()
         except Exception:
             FAILURES.labels(name).inc()
-            if name == "lease":
-                LEADER.set(0)
             now = time.monotonic()
             if now - self._logged_at.get(name, float("-inf")) > QUIET_S:
                 self._logged_at[name] = now
                 _logger.exception("%s failed in this round; it is tried again", name)
-            return None
-        if name == "lease":
-            LEADER.set(bool(found))
-        else:
-            SECONDS.labels(name).inc(time.perf_counter() - begun)
-            LAST.labels(name).set_to_current_time()
-        return found
+            return
+        SECONDS.labels(name).inc(time.perf_counter() - begun)
+        LAST.labels(name).set_to_current_time()
 
 
 class TickerReplica:
@@ -171,12 +172,12 @@ class TickerReplica:
         self._replaces = not self._leadership.is_free()
         self._led_at = float("-inf")
         self._due = Ticker(self._due_tasks, is_leader=self._leads)
-        self._drain = Ticker(
-            self._drain_tasks, is_leader=lambda: self._leadership.is_leader, interval_s=DRAIN_EVERY_S
+        self._lease = Ticker(
+            lambda: {"lease": lambda: keep_lead(self._leadership, self._due, _is_lost_here)},
+            is_leader=lambda: True,
         )
-        self._reflexes = Ticker(
-            self._reflex_tasks, is_leader=lambda: self._leadership.is_leader, interval_s=REFLEX_EVERY_S
-        )
+        self._drain = Ticker(self._drain_tasks, is_leader=self._leads, interval_s=DRAIN_EVERY_S)
+        self._reflexes = Ticker(self._reflex_tasks, is_leader=self._leads, interval_s=REFLEX_EVERY_S)
         self._measure = Ticker(
             self._measure_tasks, is_leader=self._leads_or_withdraws, interval_s=MEASURE_EVERY_S
         )
@@ -187,7 +188,7 @@ class TickerReplica:
 
     @property
     def _tickers(self) -> tuple[Ticker, ...]:
-        return self._due, self._drain, self._reflexes, self._measure
+        return self._lease, self._due, self._drain, self._reflexes, self._measure
 
     def check_health(self) -> None:
         """Tell Serve whether the tickers run. Raises: RuntimeError if one has ended."""
@@ -246,19 +247,7 @@ class TickerReplica:
         return {"measure": lambda: publish(PUBLISHED, series.measure())}
 
     def _leads(self) -> bool:
-        """Renew the lease, unless this ticker's own node is lost: Ray starts no worker for it any more."""
-        import ray  # late: as above
-
-        from functions.runtime.run.node_watch import node_watch  # late: as above
-
-        node = ray.get_runtime_context().get_node_id()
-        if not node_watch().is_lost(node):
-            return self._leadership.renew()
-        node_watch().keep_watching()
-        if self._leadership.is_leader:
-            _logger.warning("this ticker's own node %s is silent or given up: another is to lead", node)
-            self._leadership.release()
-        return False
+        return self._leadership.is_leader
 
     def _leads_or_withdraws(self) -> bool:
         """Whether this ticker leads; one that has not for a while takes back what it published while it did."""
@@ -280,6 +269,39 @@ class TickerReplica:
                 failed.append(error)
         if failed:
             raise ExceptionGroup(f"{len(failed)} workspaces", failed)
+
+
+def keep_lead(leadership: Leadership, due: Ticker, is_lost: Callable[[], bool]) -> None:
+    """Renew the lease, in a thread of its own, so that a round may take longer than a term.
+
+    Not where this ticker can do nothing with the lead: what is due is not prepared yet or hangs, or the node is lost, for which
+    Ray starts no worker any more. is_lost: whether it is.
+    """
+    hangs = due.busy_s > HANGS_S
+    if hangs or not due.prepared or is_lost():
+        if leadership.is_leader:
+            why = f"a round takes more than {HANGS_S:.0f} s" if hangs else "its node is silent or given up"
+            _logger.warning("this ticker leaves the lead to another: %s", why)
+            leadership.release()
+        LEADER.set(0)
+        return
+    try:
+        LEADER.set(leadership.renew())
+    except Exception:
+        LEADER.set(0)
+        raise
+
+
+def _is_lost_here() -> bool:
+    """Whether the node of this process is silent or given up."""
+    import ray  # late: the processes that start Ray import this package before it
+
+    from functions.runtime.run.node_watch import node_watch  # late: only a replica needs it
+
+    if not ray.is_initialized() or not node_watch().is_lost(ray.get_runtime_context().get_node_id()):
+        return False
+    node_watch().keep_watching()
+    return True
 
 
 def wait_prepared(tickers: Iterable[Ticker], *, within_s: float) -> bool:

@@ -3,7 +3,10 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from ray_apps.ticker import Ticker, wait_prepared
+from ray_apps import ticker as ticker_module
+from ray_apps.leader_lease import Leadership
+from ray_apps.ticker import Ticker, keep_lead, wait_prepared
+from tests.waiting import until
 
 
 def ticker(tasks: Mapping[str, Callable[[], object]], *, is_leader: bool = True) -> Ticker:
@@ -77,3 +80,56 @@ def test_who_waits_for_tickers_goes_on_when_all_are_prepared_or_time_is_over() -
     assert wait_prepared([fast, slow], within_s=60)
     for each in (fast, slow):
         each.stop()
+
+
+class OneLease:
+    """A lease of five seconds that nobody else wants, and how often it was given back."""
+
+    def __init__(self) -> None:
+        self.at, self.released = 0.0, 0
+
+    def renew(self) -> float:
+        return self.at + 5
+
+    def is_free(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        self.released += 1
+
+    def leadership(self) -> Leadership:
+        return Leadership([(self, 1.0)], clock=lambda: self.at)
+
+
+def test_the_lead_outlasts_a_round_longer_than_its_term_and_ends_with_one_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, go_on, lease = threading.Event(), threading.Event(), OneLease()
+    leadership = lease.leadership()
+    due = ticker({"slow": lambda: begun.set() or go_on.wait(60)})
+    due.start()
+    assert begun.wait(60)
+    for _ in range(4):
+        lease.at += 4
+        keep_lead(leadership, due, lambda: False)
+        assert leadership.is_leader
+    monkeypatch.setattr(ticker_module, "HANGS_S", 0.01)
+    until(lambda: due.busy_s > 0.01)
+    keep_lead(leadership, due, lambda: False)
+    assert not leadership.is_leader
+    assert lease.released == 1
+    go_on.set()
+    due.stop()
+
+
+def test_a_ticker_does_not_lead_before_it_is_prepared_nor_on_a_node_that_is_lost() -> None:
+    lease, due = OneLease(), ticker({"a": lambda: None})
+    leadership = lease.leadership()
+    keep_lead(leadership, due, lambda: False)
+    assert not leadership.is_leader
+    due.tick()
+    keep_lead(leadership, due, lambda: False)
+    assert leadership.is_leader
+    keep_lead(leadership, due, lambda: True)
+    assert not leadership.is_leader
+    assert lease.released == 1
