@@ -8,13 +8,13 @@ It prints `ready` once clients can connect, and ends with its engines on SIGINT 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
+import uvloop
 
 from ray_apps.generative.build import build_door
 from ray_apps.generative.options import ROUTE_PREFIX, GenerativeOptions
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--threads", type=int, help="of each engine (default: all cores)")
     given = parser.parse_args()
-    asyncio.run(
+    uvloop.run(  # as Ray's replicas have it
         _serve(GenerativeOptions.from_environment(os.environ, engine_threads=given.threads), given.port)
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,19 @@ def test_the_page_s_python_registers_adapters_and_prompts(
     assert [sorted(each.files) for each in found][-1] == sorted(
         ["weights.gguf", "adapter.gguf", "engine.json", "prompt.json"]
     )
+
+
+def test_each_fault_of_the_page_names_a_test_that_there_is() -> None:
+    """Rows that say `the same` have that of the row before."""
+    folders = [ROOT / "tests" / room / "generative" for room in ("ray_apps", "functions")]
+    files = [file.read_text() for folder in folders for file in folder.glob("test_*.py")]
+    defined = {
+        name for text in files for name in re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE)
+    }
+    rows = PAGE.text.split("## Faults")[1].split("\n\n")[1].splitlines()[2:]
+    assert len(rows) > 5
+    for row in rows:
+        says = row.rstrip("| ").rpartition(" | ")[2]
+        named = re.findall(r"`(test_\w+)`", says)
+        assert named or says.startswith("the same"), row
+        assert {*named} <= defined, row

@@ -1,4 +1,4 @@
-"""What callers get while an engine is killed, hangs or cannot start, a client reads slowly, or the store is away."""
+"""What callers get while an engine is killed, hangs, runs out of memory or cannot start, a client reads slowly, or the store is away."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,17 +62,46 @@ def is_answered_again(client: openai.OpenAI) -> bool:
     return False
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
-def test_a_stream_of_an_engine_that_ends_or_hangs_ends_with_an_error_and_the_next_is_answered(
-    faulty: ServedDoor, end: signal.Signals, monkeypatch: pytest.MonkeyPatch
+def kill(door: ServedDoor, pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def hang(door: ServedDoor, pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+
+
+def run_out_of_memory(door: ServedDoor, pid: int) -> None:
+    """The kernel ends the engine, which may take no more memory than it has, at a request of more text than that."""
+    group = Path("/sys/fs/cgroup/memory") / f"toque-engine-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(1 << 20))
+    except OSError:
+        pytest.skip("needs a user who may limit memory by a control group")
+    try:
+        (group / "cgroup.procs").write_text(str(pid))
+        large: list[Any] = [{"role": "user", "content": "word " * (1 << 20)}]
+        with pytest.raises(openai.InternalServerError, match="engine") as refusal:
+            door.client(timeout=600).chat.completions.create(model=MODEL, messages=large)
+        assert refusal.value.status_code == 503
+        assert int(refusal.value.response.headers["retry-after"]) >= 1
+        counts = dict(line.split() for line in (group / "memory.oom_control").read_text().splitlines())
+        assert int(counts["oom_kill"]) == 1
+    finally:
+        waiting.until(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+@pytest.mark.parametrize("fault", [kill, hang, run_out_of_memory])
+def test_streams_of_a_faulty_engine_end_with_an_error_and_the_next_is_answered(
+    faulty: ServedDoor, fault: Callable[[ServedDoor, int], None], monkeypatch: pytest.MonkeyPatch
 ):
-    """As when memory runs out: the kernel ends an engine first, by SIGKILL."""
     client, found = faulty.client(timeout=600), engine(faulty)
     monkeypatch.setattr(found, "_patience", Patience(hung_s=10))  # a third of what it is by default
     pieces = iter(client.chat.completions.create(model=MODEL, stream=True, **ENDLESS))
     cut = next(pieces).id
     assert found.pid is not None
-    os.kill(found.pid, end)
+    fault(faulty, found.pid)
     with pytest.raises(openai.APIError, match="engine"):
         list(pieces)
     waiting.until(lambda: is_answered_again(client), within_s=300)

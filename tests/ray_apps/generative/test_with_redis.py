@@ -13,10 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from functions.generative import EngineSettings, Prompt, register_generative
 from functions.monitoring import alarms
-from functions.prediction_log import close_writers, drain, predictions
+from functions.prediction_log import LogMode, close_writers, drain, predictions
 from functions.reflexes import Reflexes, reflexes_of
 from functions.rollout import RolloutPolicy, start_rollout
 from functions.runtime.context import Context, use_context
@@ -98,7 +99,15 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def live(tmp_path: Path, redis_server: RedisServer, small: Path) -> AsyncIterator[Live]:
+def log_mode() -> LogMode:
+    """Where a prediction is when it is answered."""
+    return "file"
+
+
+@pytest.fixture
+async def live(
+    tmp_path: Path, redis_server: RedisServer, small: Path, log_mode: LogMode
+) -> AsyncIterator[Live]:
     """A champion that says yes unless a request says otherwise; version 2 is registered by the tests."""
     url = f"file://{tmp_path}/store"
     registry = Registry(open_store(url), actor="ada")
@@ -111,6 +120,7 @@ async def live(tmp_path: Path, redis_server: RedisServer, small: Path) -> AsyncI
         poll_s=0.1,
         engine_threads=1,
         wal_root=str(tmp_path / "wal"),
+        log_mode=log_mode,
     )
     door = build_door(options)
     access = Access(open_store(url), actor="door")
@@ -155,6 +165,47 @@ async def test_while_redis_is_away_answers_go_on_and_their_rows_come_later(
     while not await is_there():
         assert time.monotonic() < deadline, found
     assert found == {*asked}
+
+
+@pytest.fixture
+def second_redis(tmp_path: Path, redis_server: RedisServer) -> Iterator[RedisServer]:
+    """A replica of the Redis, so that a record can be on two nodes."""
+    with running_redis(tmp_path / "replica") as server, redis.Redis.from_url(server.url) as client:
+        client.config_set("masterauth", "secret")
+        client.replicaof("127.0.0.1", redis_server.port)
+        yield server
+
+
+@pytest.mark.parametrize("log_mode", ["two_nodes"])
+async def test_where_two_nodes_must_have_each_answer_none_is_whole_while_one_is_away(
+    live: Live, redis_server: RedisServer, second_redis: RedisServer
+):
+    """A whole answer is refused, to be sent again; a stream, of which the caller has the most by then, ends with the refusal."""
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+
+    async def whole() -> httpx.Response:
+        return await live.client.post("/v1/chat/completions", json=asked)
+
+    async def until_it_is(status: int) -> httpx.Response:
+        deadline = time.monotonic() + WITHIN_S
+        while (answer := await whole()).status_code != status:
+            assert time.monotonic() < deadline, answer.text
+        return answer
+
+    await until_it_is(200)
+    second_redis.kill()
+    refused = await until_it_is(503)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert "could not be logged on two nodes" in refused.json()["error"]["message"]
+    stream = await live.client.post("/v1/chat/completions", json=asked | {"stream": True})
+    assert stream.status_code == 200
+    assert "could not be logged on two nodes" in stream.text
+    assert "[DONE]" not in stream.text
+    second_redis.start()
+    with redis.Redis.from_url(second_redis.url) as client:
+        client.config_set("masterauth", "secret")
+        client.replicaof("127.0.0.1", redis_server.port)
+    await until_it_is(200)
 
 
 async def test_a_canary_that_declines_twice_as_often_is_rolled_back(live: Live):
