@@ -38,6 +38,8 @@ SLOTS = 4
 VLLM = os.environ.get("TOQUE_TEST_VLLM")
 """Command of vLLM in an environment of its own: then it answers in place of llama.cpp, which tests of the client take."""
 START_S = 900.0 if VLLM else 300.0
+ASK_S = START_S if VLLM else 120.0
+"""How long a client waits, the first one for the engine's start too."""
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +107,7 @@ class ServedDoor:
 
     def client(self, token: str | None = None, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(
-            base_url=self.url, api_key=token or self.token, max_retries=0, **{"timeout": 120, **options}
+            base_url=self.url, api_key=token or self.token, max_retries=0, **{"timeout": ASK_S, **options}
         )
 
     def run(self, work: Any) -> Any:
