@@ -79,7 +79,8 @@ class Commits:
         """Commit what waits; the commit before must be finished."""
         self._sent, self._buffer = self._buffer, _Buffer()
         self._begun_at = time.monotonic()
-        self._under_way = self._writer.submit(self._commit, self._sent)
+        # What was read before a rewrite must not pass for what is read after it, so not the table's count as the thread finds it.
+        self._under_way = self._writer.submit(self._commit, self._sent, self._table.rewritten)
 
     def finish(self) -> float | None:
         """Wait for the commit under way; returns the seconds that it took, None if there is none.
@@ -97,9 +98,10 @@ class Commits:
         """End the thread after the commit under way."""
         self._writer.shutdown()
 
-    def _commit(self, buffer: _Buffer) -> float:
+    def _commit(self, buffer: _Buffer, rewritten: int | None) -> float:
         begun = time.monotonic()
-        self._table.commit(pa.concat_tables(buffer.events), pa.concat_tables(buffer.rejected), buffer.moves)
+        events, rejected = pa.concat_tables(buffer.events), pa.concat_tables(buffer.rejected)
+        self._table.commit(events, rejected, buffer.moves, rewritten=rewritten)
         took_s = time.monotonic() - begun
         self._table.compact()
         return took_s

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.definitions.stream_source import CLOCK_TOLERANCE, Connection
+from featurestore.definitions.stream_source import CLOCK_TOLERANCE, Connection, Messages
 from featurestore.definitions.times import from_microseconds
 from featurestore.definitions.views import FeatureView
 from featurestore.errors import (
@@ -91,6 +91,9 @@ class StreamConsumer:
         self._views, self._owned, self._clock = list(views), owned, clock
         self._poll_rows, self._rewrites = poll_rows, rewrites
         self._commits = Commits(table, buffered_rows=buffered_rows)
+        self._begun: set[int] | None = (
+            None  # partitions that were taken up as the table says; None: they are to be
+        )
         self._places: dict[int, Place | None] = {}
         self._measured_at = time.monotonic()
         self._held: list[HeldEvents] = []
@@ -146,7 +149,7 @@ class StreamConsumer:
         if self._commits.has_room and not self._unsent:
             messages = self._connection.poll(timeout_s=timeout_s, limit=self._poll_rows)
             read = len(messages)
-            decoded = decode(self._table.source, messages, self._places, now=self._clock()) if read else None
+            decoded = self._decode(messages) if read else None
         else:
             decoded = None
             time.sleep(timeout_s)
@@ -154,6 +157,15 @@ class StreamConsumer:
         self._commit_if_due()
         self._measure()
         return read
+
+    def _decode(self, messages: Messages) -> Decoded:
+        strange = set(messages.partitions) - self._places.keys()
+        if strange:
+            raise UnreadableSource(
+                f"stream source {self._table.source.name!r}: its reader gave messages of partition {min(strange)}, which was not "
+                "asked for; its place is not known, so they are read again by who owns it"
+            )
+        return decode(self._table.source, messages, self._places, now=self._clock())
 
     def flush(self) -> None:
         """Commit what was read and is online. Raises: ConsumerFenced, Unavailable."""
@@ -165,7 +177,7 @@ class StreamConsumer:
 
     def _follow_owned(self) -> None:
         owned = set(self._owned())
-        if owned == self._places.keys():
+        if owned == self._begun:
             return
         try:
             self.flush()
@@ -174,12 +186,16 @@ class StreamConsumer:
         self._begin(owned)
 
     def _begin_anew(self) -> None:
-        """Forget everything, so that the next step begins from the table."""
-        self._places = {}
+        """Forget everything, so that the next step begins from the table.
+
+        It does so even if nothing is owned any more: the log would go on giving messages of the partitions that were read, after
+        those that are forgotten here.
+        """
+        self._begun, self._places = None, {}
         self._held, self._unsent, self._coming = [], {}, {}
         self._commits.forget()
 
-    def _begin(self, owned: Iterable[int]) -> None:
+    def _begin(self, owned: set[int]) -> None:
         """Take up partitions where the table says, with the events that windows still need."""
         self._begin_anew()
         places = self._table.places(owned)
@@ -203,7 +219,7 @@ class StreamConsumer:
         if known:
             self._await_coming(ends, from_microseconds(min(known.values())))
         self._connection.assign({each: place.position if place else None for each, place in places.items()})
-        self._places = places
+        self._begun, self._places = owned, places
         self._emit([held.all_keys() for held in self._held])
         self._send()
 

@@ -28,6 +28,7 @@ from featurestore.definitions.stream_source import (
     StreamSource,
 )
 from featurestore.definitions.times import from_microseconds, to_microseconds
+from featurestore.errors import UnreadableSource
 from featurestore.sources.rows import REASON, REJECTED, ROW, judge, row_schema
 
 _TOLERANCE_US = int(CLOCK_TOLERANCE.total_seconds() * 1e6)
@@ -89,11 +90,12 @@ def decode(
     """Decode messages that follow `places`, in which None stands for a partition that was never read.
 
     now: messages that claim to be from long after it are kept aside.
+    Raises: UnreadableSource for a message that lies before its partition's place, whose event may be stored.
     """
     partitions = np.array(messages.partitions, dtype=np.int32)
     taken = np.array(messages.taken_us, dtype=np.int64)
     ahead = taken > to_microseconds(now) + _TOLERANCE_US
-    known, after = _known(messages, partitions, np.where(ahead, 0, taken), places)
+    known, after = _known(source, messages, partitions, np.where(ahead, 0, taken), places)
     columns, reasons = _columns(source, messages.values)
     times = pa.array(known, pa.int64()).cast(TIMESTAMP)
     _, typed, judged = judge(source, pa.table(columns | {KNOWN_AT: times}))
@@ -116,7 +118,11 @@ def decode(
 
 
 def _known(
-    messages: Messages, partitions: np.ndarray[Any, Any], taken: Ints, places: Mapping[int, Place | None]
+    source: StreamSource,
+    messages: Messages,
+    partitions: np.ndarray[Any, Any],
+    taken: Ints,
+    places: Mapping[int, Place | None],
 ) -> tuple[Ints, dict[int, Place]]:
     """When each message became known: when the log took it, and a microsecond after the one before at the least.
 
@@ -127,6 +133,11 @@ def _known(
     for each in np.unique(partitions):
         at = np.flatnonzero(partitions == each)
         before = places.get(int(each)) or Place(0)
+        if messages.positions[at[0]] < before.position:
+            raise UnreadableSource(
+                f"stream source {source.name!r}: partition {each} was read up to position {before.position}, and its reader gave "
+                f"{messages.positions[at[0]]} again; it is read anew from where its events are stored"
+            )
         steps = np.arange(len(at))
         least = np.maximum.accumulate(np.maximum(taken[at], before.known_us + 1) - steps) + steps
         known[at] = least

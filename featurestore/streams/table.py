@@ -53,14 +53,15 @@ class StreamTable:
         self.table = Table(store, f"features/{project}/streams/{source.name}")
         self.rejected = Table(store, f"features/{project}/rejected/{source.name}")
         self._made = False
-        self._rewritten: int | None = None
+        self.rewritten: int | None = None
+        """How often the stored events had been rewritten when `places` read them last; None: never."""
 
     def places(self, partitions: Iterable[int]) -> dict[int, Place | None]:
         """Read how far each partition was read; None: never."""
         if not self.table.exists():
             return dict.fromkeys(partitions)
         opened = self.table.open()
-        self._rewritten = opened.transaction_version(_REWRITTEN)
+        self.rewritten = opened.transaction_version(_REWRITTEN)
         return {each: _place(opened, each) for each in partitions}
 
     def known_partitions(self) -> list[int]:
@@ -76,10 +77,13 @@ class StreamTable:
         found = self.places(self.known_partitions())
         return {each: place.position for each, place in found.items() if place is not None}
 
-    def commit(self, events: pa.Table, rejected: pa.Table, moves: Mapping[int, Move]) -> None:
+    def commit(
+        self, events: pa.Table, rejected: pa.Table, moves: Mapping[int, Move], *, rewritten: int | None = None
+    ) -> None:
         """Store events and the places after them at once, unless they were stored before.
 
-        They follow what `places` gave last: if the table was rewritten since, others may follow from the messages now.
+        rewritten: as it was when `places` gave the places from which the events were read; if the table was rewritten since,
+        others may follow from the messages now.
         Raises: ConsumerFenced if the table is not where they begin; Unavailable if the store does not answer.
         """
         schema = event_schema(self.source)
@@ -100,7 +104,7 @@ class StreamTable:
                 raise FeatureStoreError(
                     f"table {self.table.name} was removed while a stream was written to it"
                 )
-            if opened.transaction_version(_REWRITTEN) != self._rewritten:
+            if opened.transaction_version(_REWRITTEN) != rewritten:
                 raise ConsumerFenced(f"stream source {self.source.name!r}: its stored events were rewritten")
             for each, move in moves.items():
                 if _place(opened, each) != move.before:

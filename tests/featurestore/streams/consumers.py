@@ -28,10 +28,10 @@ class Consumers:
         table = self._features.stream_table("clicks")
         commit = table.commit
 
-        def sometimes_killed(*given: Any) -> None:
+        def sometimes_killed(*given: Any, **more: Any) -> None:
             if self._chance.random() < 0.1:
                 raise Killed
-            commit(*given)
+            commit(*given, **more)
             if self._chance.random() < 0.1:
                 raise Killed
 

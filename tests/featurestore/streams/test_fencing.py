@@ -1,0 +1,123 @@
+"""Consumers that lose their places: what they forgot is read again, by whoever owns the partition then."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore import UnreadableSource
+from featurestore.definitions.stream_source import Messages
+from featurestore.errors import ConsumerFenced
+from featurestore.streams.commits import Commits
+from featurestore.streams.consumer import StreamConsumer
+from featurestore.streams.decode import Place, decode
+from featurestore.streams.table import StreamTable
+from registry import open_store
+from tests.featurestore.streams.events import MINUTE, START, clicks, event, messages
+from tests.featurestore.streams.history import MemoryConnection, MemoryLog
+from tests.waiting import until
+
+NOW = START + 120 * MINUTE
+
+
+def table(folder: Path) -> StreamTable:
+    source = clicks(commit_every=timedelta(milliseconds=1))
+    return StreamTable(source, open_store(f"file://{folder}/store"), "default")
+
+
+def consumer(
+    folder: Path, log: MemoryLog, owned: Callable[[], Collection[int]], connection: Any = None
+) -> StreamConsumer:
+    """Make a consumer that stores events only."""
+    reads = connection or log.connect()
+    return StreamConsumer(table(folder), [], reads, online=None, owned=owned, clock=lambda: NOW)
+
+
+def send(log: MemoryLog, partition: int, count: int) -> None:
+    for number in range(count):
+        log.send(partition, json.dumps(event(number=number)).encode(), at=START + number * MINUTE)
+
+
+def stored(folder: Path) -> list[tuple[int, int]]:
+    rows = table(folder).events()
+    return list(zip(rows["stream_partition"].to_pylist(), rows["stream_position"].to_pylist(), strict=True))
+
+
+def test_a_fenced_consumer_that_owns_nothing_any_more_stores_nothing_of_what_follows(tmp_path: Path) -> None:
+    log, owned = MemoryLog(2), {0, 1}
+    first = consumer(tmp_path, log, lambda: owned)
+    first.step(timeout_s=0)
+    send(log, 0, 1)
+    send(log, 1, 3)
+    other = consumer(tmp_path, log, lambda: {0})
+    other.step(timeout_s=0)
+    other.close()
+
+    def fenced() -> bool:
+        first.step(timeout_s=0)
+        return first.counts.fenced > 0
+
+    until(fenced)
+    owned = set()
+    send(log, 1, 2)
+    for _ in range(2):
+        first.step(timeout_s=0)
+    first.close()
+    assert stored(tmp_path) == [(0, 0)]
+    last = consumer(tmp_path, log, lambda: {0, 1})
+    last.step(timeout_s=0)
+    last.close()
+    assert stored(tmp_path) == [(0, 0), *((1, n) for n in range(5))]
+
+
+class Stale(MemoryConnection):
+    """Connection that once more gives a message of a partition that was taken from it."""
+
+    def poll(self, *, timeout_s: float, limit: int) -> Messages:
+        found = super().poll(timeout_s=timeout_s, limit=limit)
+        found.add(1, 2, *self.log.messages[1][2])
+        return found
+
+
+def test_messages_of_a_partition_that_was_not_asked_for_are_refused(tmp_path: Path) -> None:
+    log = MemoryLog(2)
+    send(log, 1, 3)
+    stale = consumer(tmp_path, log, lambda: {0}, Stale(log))
+    with pytest.raises(UnreadableSource, match="messages of partition 1, which was not asked for"):
+        stale.step(timeout_s=0)
+    stale.close()
+    assert stored(tmp_path) == []
+
+
+def test_messages_that_were_read_before_are_refused() -> None:
+    with pytest.raises(UnreadableSource, match=r"partition 0 was read up to position 3, .* gave 2 again"):
+        decode(clicks(), messages(0, 2, [event()]), {0: Place(3)}, now=NOW)
+
+
+def test_a_commit_of_what_was_read_before_a_rewrite_is_refused_however_late_it_comes(tmp_path: Path) -> None:
+    stream = table(tmp_path)
+    stream.fence()
+    places = stream.places([0])
+    late, commit = threading.Event(), stream.commit
+
+    def held_up(*given: Any, **more: Any) -> None:
+        late.wait()
+        commit(*given, **more)
+
+    stream.commit = held_up  # type: ignore[method-assign]
+    commits = Commits(stream, buffered_rows=10)
+    commits.add(decode(stream.source, messages(0, 0, [event()]), places, now=NOW), places)
+    commits.begin()
+    table(tmp_path).fence()
+    stream.places([0])  # the consumer begins anew meanwhile
+    late.set()
+    with pytest.raises(ConsumerFenced, match="its stored events were rewritten"):
+        commits.finish()
+    commits.close()
+    assert stored(tmp_path) == []
