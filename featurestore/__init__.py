@@ -64,7 +64,7 @@ from featurestore.sources import (
 from featurestore.sources.refresh import Refreshed
 from featurestore.statistics import FeatureStatistics, PartStatistics, view_course, view_statistics
 from featurestore.store import FeatureStore
-from featurestore.streams import KafkaTopic, RedisStream, StreamSource
+from featurestore.streams import KafkaTopic, RedisStream, SchemaRegistry, StreamSource
 from featurestore.upkeep import Upkeep, compact, erase, expire
 from featurestore.vectors import IndexBuild, Neighbour, Neighbours, RecallTooLow
 from featurestore.windows.aggregations import Aggregation, Windows, aggregate_windows, aggregations, last_k
@@ -121,6 +121,7 @@ __all__ = [
     "Refreshed",
     "RequestSource",
     "RowTime",
+    "SchemaRegistry",
     "SkewReport",
     "SourceLoad",
     "SqlTable",

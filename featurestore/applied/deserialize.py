@@ -12,6 +12,7 @@ from featurestore.definitions.derived import Derived
 from featurestore.definitions.dtypes import parse_type
 from featurestore.definitions.expectations import deserialize_expectation
 from featurestore.definitions.fields import Entity, Field, RequestSource
+from featurestore.definitions.schema_registry import SchemaRegistry
 from featurestore.definitions.stream_source import StreamSource
 from featurestore.definitions.vector_index import VectorIndex
 from featurestore.definitions.views import (
@@ -91,6 +92,7 @@ def stream_source(described: Mapping[str, Any]) -> StreamSource:
         allowed_lateness=_microseconds(described["allowed_lateness_us"]),
         expectations=[deserialize_expectation(e) for e in described["expectations"]],
         commit_every=timedelta(microseconds=described["commit_every_us"]),
+        schemas=SchemaRegistry(**described["schemas"]) if "schemas" in described else None,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from featurestore.definitions.batch_source import KNOWN_AT, Secrets, check_columns, check_timezone
 from featurestore.definitions.expectations import Expectation, InRange, refuse_unknown
 from featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name
+from featurestore.definitions.schema_registry import SchemaRegistry
 from featurestore.errors import InvalidDefinition
 
 PARTITION, POSITION = "stream_partition", "stream_position"
@@ -22,6 +23,19 @@ CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far a clock of a producer may be ahead before its events are kept aside."""
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _MICROSECOND = timedelta(microseconds=1)
+
+
+class Unread(bytes):
+    """Message that its schema does not read, as it was sent; it is kept aside. reason: why."""
+
+    reason: str
+
+    @classmethod
+    def of(cls, value: bytes, reason: str) -> Unread:
+        """Mark a message with the reason."""
+        made = cls(value)
+        made.reason = reason
+        return made
 
 
 @dataclass(slots=True)
@@ -85,7 +99,7 @@ class StreamReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StreamSource:
-    """Source of events, one JSON object a message, that is followed as they come.
+    """Source of events, one object a message, that is followed as they come.
 
     reads: the log. schema: fields that are kept, by the names they get here; columns: names there, where they differ.
     timestamp: field there of the time at which the event happened: ISO 8601 text (in `timezone` if it names none) or a
@@ -96,6 +110,7 @@ class StreamSource:
     Empty for a log of one partition.
     allowed_lateness: how far an event may lie behind the watermark, the greatest event time before it in its partition; later
     ones are kept aside. None: however late.
+    schemas: registry by whose schemas the messages are written (Avro or JSON); None: each is JSON by itself.
     expectations: events out of an `InRange` are kept aside. commit_every: from one commit of the offline table to the next.
     Raises: InvalidDefinition.
     """
@@ -112,6 +127,7 @@ class StreamSource:
     allowed_lateness: timedelta | None = None
     expectations: Sequence[Expectation] = ()
     commit_every: timedelta = timedelta(seconds=5)
+    schemas: SchemaRegistry | None = None
     tags: Mapping[str, str] = field(default_factory=dict, hash=False)
     owner: str = ""
     description: str = ""
@@ -153,6 +169,11 @@ class StreamSource:
         return named | {EVENT_TIMESTAMP: self.timestamp, KNOWN_AT: KNOWN_AT}
 
     @property
+    def secret_names(self) -> tuple[str, ...]:
+        """Names of the secrets that its log and its schema registry need."""
+        return (*self.reads.secret_names, *(self.schemas.secret_names if self.schemas else ()))
+
+    @property
     def unit_us(self) -> int:
         """Microseconds of one unit of a time that is given as a number."""
         return _UNITS[self.timestamp_unit]
@@ -174,6 +195,7 @@ class StreamSource:
             "allowed_lateness_us": None if late is None else late // _MICROSECOND,
             "expectations": [each.describe() for each in self.expectations],
             "commit_every_us": self.commit_every // _MICROSECOND,
+            **({} if self.schemas is None else {"schemas": self.schemas.describe()}),
         }
 
     def describe(self) -> dict[str, Any]:

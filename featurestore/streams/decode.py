@@ -26,6 +26,7 @@ from featurestore.definitions.stream_source import (
     POSITION,
     Messages,
     StreamSource,
+    Unread,
 )
 from featurestore.definitions.times import from_microseconds, to_microseconds
 from featurestore.errors import UnreadableSource
@@ -228,7 +229,7 @@ def _parsed(
         except orjson.JSONDecodeError:
             found = None
         if type(found) is not dict:
-            reasons[row] = "the message is not a JSON object"
+            reasons[row] = value.reason if isinstance(value, Unread) else "the message is not a JSON object"
             continue
         for name, column in named:
             column[row] = found.get(name)

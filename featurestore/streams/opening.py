@@ -11,6 +11,7 @@ from featurestore.definitions.views import FeatureView
 from featurestore.errors import UnreadableSource
 from featurestore.online.redis_store import OnlineStore
 from featurestore.streams.consumer import StreamConsumer
+from featurestore.streams.registered import RegisteredConnection, Schemas
 from featurestore.streams.rewrites import rewrites_of
 from featurestore.streams.table import StreamTable
 from registry.times import Clock
@@ -54,7 +55,7 @@ def open_stream(features: FeatureStore, source: str, *, secrets: Secrets) -> Ope
     online = features.online if features.has_online else None
     rewrites = rewrites_of(online, source) if online is not None else 0  # before the definitions are read
     table = features.stream_table(source)
-    connection = table.source.reads.connect(secrets)
+    connection = connect(table, secrets)
     partitions = tuple(connection.partitions())
     if len(partitions) > 1 and not table.source.partitioned_by:
         connection.close()
@@ -63,3 +64,13 @@ def open_stream(features: FeatureStore, source: str, *, secrets: Secrets) -> Ope
         )
     views = [view for view in features.list_feature_views() if view.reads_from(table.source)]
     return OpenStream(table, views, connection, partitions, online, features.now, rewrites)
+
+
+def connect(table: StreamTable, secrets: Secrets) -> Connection:
+    """Connect to the log of a source; its messages come as JSON. Raises: UnreadableSource."""
+    log, declared = table.source.reads.connect(secrets), table.source.schemas
+    return (
+        log
+        if declared is None
+        else RegisteredConnection(log, Schemas.of(declared, table.table.store, secrets))
+    )

@@ -9,9 +9,12 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from featurestore import UnreadableSource
-from featurestore.definitions.stream_source import Connection, StreamSource
+from featurestore.definitions.stream_source import Connection
 from featurestore.definitions.times import from_microseconds
+from featurestore.streams.opening import connect
+from featurestore.streams.registered import RegisteredConnection
 from featurestore.streams.replay import FilledView, ReplayedPartition, fill_views, read_again
+from featurestore.streams.table import StreamTable
 from functions.runtime.context import context
 from functions.runtime.declaration import Retries
 from functions.runtime.function import function
@@ -95,7 +98,7 @@ def replay_stream(source: str, start: datetime | None = None, *, stored: bool = 
     table = features.stream_table(source)
     if stored:
         return StreamReplay(source=source, partitions=[], views=fill_views(features, table))
-    with connected(table.source) as connection:
+    with connected(table) as connection:
         partitions = read_again(table, connection, start=start, clock=features.now)
     return StreamReplay(source=source, partitions=partitions, views=fill_views(features, table))
 
@@ -105,10 +108,12 @@ def _partitions(name: str) -> tuple[list[StreamPartition], str]:
     table, lag, unreadable = context().features().stream_table(name), dict[int, int](), ""
     known = table.known_partitions()
     try:
-        with connected(table.source) as connection:
+        with connected(table) as connection:
             known = sorted({*known, *connection.partitions()})
             places = table.places(known)
             lag = connection.lag({each: place.position if place else None for each, place in places.items()})
+            if isinstance(connection, RegisteredConnection):
+                connection.schemas.require_answer()
     except UnreadableSource as error:
         unreadable, places = str(error), table.places(known)
     partitions = [
@@ -125,11 +130,11 @@ def _partitions(name: str) -> tuple[list[StreamPartition], str]:
 
 
 @contextmanager
-def connected(source: StreamSource) -> Iterator[Connection]:
+def connected(table: StreamTable) -> Iterator[Connection]:
     """Connect to the log of a source with its secrets, within the block. Raises: MissingSecret, UnreadableSource."""
-    names = source.reads.secret_names
-    with use_secrets(f"stream source {source.name!r}", names, context().find_secret):
-        connection = source.reads.connect(secret_value)
+    source = table.source
+    with use_secrets(f"stream source {source.name!r}", source.secret_names, context().find_secret):
+        connection = connect(table, secret_value)
         try:
             yield connection
         finally:

@@ -19,6 +19,7 @@ from featurestore import (
     InRange,
     InvalidDefinition,
     KafkaTopic,
+    SchemaRegistry,
     String,
     Windows,
 )
@@ -36,8 +37,10 @@ def test_a_view_over_a_stream_is_the_same_in_another_process(
         unique=["id"],
         allowed_lateness=HOUR,
         commit_every=timedelta(seconds=2),
+        schemas=SchemaRegistry("https://registry:8081", "$REGISTRY"),
         owner="ada",
     )
+    assert source.secret_names == ("KAFKA", "REGISTRY")
     view = FeatureView("spent", [user], source=sums, events=source)
     make_store().apply([view])
     other = make_store()
