@@ -1,20 +1,17 @@
-"""Benchmark of streams: run `python -m load.benchmarks.prep.streams [--events 200000] [--rate 10000] [--feast PYTHON]`.
+"""Benchmark of streams: run `python -m load.benchmarks.prep.streams [--events 200000] [--feast PYTHON]`.
 
 Measured are events a second from a Redis stream into both stores by one consumer, whose view has a count, sum and mean of an hour and of
 a day for 10,000 users; beside it, on the same messages and redis-server, a plain polars loop without late, doubled or corrected events
-and without any guarantee, and Feast's push of rows that are computed already. Then messages are sent at a rate, and the time is taken
-from when an event was to be sent to when it is in the online row of its key.
+and without any guarantee, and Feast's push of rows that are computed already. How long an event takes is measured by `stream_latency`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import subprocess
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -47,19 +44,14 @@ from load.benchmarks.prep.fixtures import redis_server
 from load.benchmarks.timing import print_machine
 from registry import open_store
 
-USERS, BATCH, PROBES_S = 10_000, 20_000, 0.05
+USERS, BATCH = 10_000, 20_000
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-PROBE = "probe"
 
 
 def main() -> None:
     """Run all cases, and print one line for each figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=200_000)
-    parser.add_argument(
-        "--rate", type=int, default=10_000, help="messages a second in the measurement of latency"
-    )
-    parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--feast", default="", help="interpreter of an environment that has Feast")
     given = parser.parse_args()
     print_machine("polars", "pyarrow", "redis", "deltalake")
@@ -76,8 +68,6 @@ def main() -> None:
             for name in ("online", "both"):
                 show(f"the same, against Feast's push: {name}", ours.a_second, feast[name], peer)
                 show(f"a second of CPU: {name}", ours.a_cpu_second, feast[f"{name}_cpu"], peer)
-    with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as url:
-        latency(Path(folder), url, given.rate, given.seconds)
     print(f"# load {os.getloadavg()[0]:.1f}")
 
 
@@ -218,45 +208,6 @@ def pushed_by_feast(folder: Path, url: str, python: str) -> dict[str, Any]:
         [python, "-P", str(script), str(folder), url], check=True, capture_output=True, text=True
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def produce(url: str, rate: int, seconds: float, begin: float) -> None:
-    """Send messages at a rate from a moment on, and every 50 ms one of a user of its own."""
-    client: Any = redis.Redis.from_url(url)
-    rng, step = np.random.default_rng(2), 0.01
-    for tick in range(int(seconds / step)):
-        time.sleep(max(0.0, begin + tick * step - time.time()))
-        pipe = client.pipeline(transaction=False)
-        for user in rng.integers(0, USERS, int(rate * step)):
-            pipe.xadd("clicks", {"event": event(f"u{user}", 1.0)})
-        if tick % round(PROBES_S / step) == 0:
-            pipe.xadd("clicks", {"event": event(PROBE, 1.0)})
-        pipe.execute()
-
-
-def latency(folder: Path, url: str, rate: int, seconds: float) -> None:
-    """Measure from when an event of the probe was to be sent to when its count is online; prints quantiles."""
-    features, consumer = follower(folder, url)
-    view, stop, begin = features.get_feature_view("spent"), threading.Event(), time.time() + 2
-    following = threading.Thread(target=consumer.run, args=(stop,))
-    following.start()
-    producing = multiprocessing.get_context("spawn").Process(target=produce, args=(url, rate, seconds, begin))
-    producing.start()
-    reader = FeatureStore(open_store(f"file://{folder}/store"), url)
-    waited: list[float] = []
-    probes = int(seconds / PROBES_S)
-    while len(waited) < probes and time.time() < begin + 3 * seconds + 30:
-        (count,) = reader.get_online_features(view, [{"user": PROBE}]).columns()["count_1h"]
-        now = time.time()
-        waited += [now - (begin + number * PROBES_S) for number in range(len(waited), count or 0)]
-        time.sleep(0.002)
-    producing.join()
-    stop.set()
-    following.join()
-    half, most, longest = np.quantile(waited, [0.5, 0.99, 1.0])
-    print(
-        f"event to online at {rate:,}/s, {len(waited)} of {probes}: p50 {half * 1e3:.0f} ms, p99 {most * 1e3:.0f} ms, longest {longest * 1e3:.0f} ms"
-    )
 
 
 if __name__ == "__main__":
