@@ -16,7 +16,7 @@ from functions.tuning.jobs import tune_tabular
 from registry import TableSnapshot, open_store
 from tests.functions.training.tabular_setup import FAST, NAMES, POPULATION
 
-LONG = TabularParams(hidden=(64, 32), batch_size=64, epochs=9, patience=9)
+LONG = TabularParams(hidden=(64, 32), batch_size=64, epochs=30, patience=30)
 SHARD_ROWS = 5_000  # enough commits that one who looks slowly still comes before the last
 
 
