@@ -25,8 +25,8 @@ _SERVER: Final = Path(__file__).with_name("llama_cpp_server.py")
 class EngineSpec:
     """What a process of an engine holds.
 
-    weights, adapter: files or folders; chat_template: file, None: that of the weights. threads: of its computing, None: all
-    cores.
+    weights, adapter: files or folders; chat_template: file, None: that of the weights; all by absolute paths, as an engine runs in
+    a folder of its own. threads: of its computing, None: all cores.
     """
 
     weights: Path

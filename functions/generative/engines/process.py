@@ -147,6 +147,7 @@ class EngineProcess:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", _CHILD, str(os.getpid()), *line, stdin=asyncio.subprocess.DEVNULL,
                 stdout=output, stderr=output, env=self._environment, start_new_session=True,
+                cwd=self._log.parent,  # not the project's: engines would import its `kernels` for Hugging Face's
             )  # fmt: skip
         self.pid = self._process.pid
         until = self._clock() + self._patience.start_s

@@ -131,7 +131,7 @@ def kill_and_count(store_url: str, version: int, prompts: int, kills: int, threa
 def main() -> int:
     """Measure both in turn, then kill; prints a line for each round."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("weights", type=Path)
+    parser.add_argument("weights", type=lambda given: Path(given).resolve())
     for name, value in (("prompts", 1_000), ("tokens", 16), ("rounds", 4), ("kills", 5), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--parts", nargs="+", choices=["speed", "kills"], default=["speed", "kills"])

@@ -71,6 +71,11 @@ async def test_an_engine_is_among_the_first_to_end_when_memory_runs_out(process:
     assert scores[0] >= 800 > scores[1]
 
 
+async def test_an_engine_runs_in_a_folder_of_its_own(process: EngineProcess, tmp_path: Path):
+    """In that of the project its interpreter would find our packages by the names of its own."""
+    assert await asyncio.to_thread(os.readlink, f"/proc/{process.pid}/cwd") == str(tmp_path)
+
+
 async def test_an_engine_answers_nobody_without_its_key(process: EngineProcess):
     asked = {"prompt": "1", "max_tokens": 1}
     async with aiohttp.ClientSession() as stranger:
