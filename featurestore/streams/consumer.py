@@ -31,6 +31,7 @@ from featurestore.errors import (
     UnreadableSource,
 )
 from featurestore.online.redis_store import OnlineStore, newest_rows
+from featurestore.streams.collector import collector_paused
 from featurestore.streams.commits import Commits
 from featurestore.streams.decode import Decoded, Place, decode
 from featurestore.streams.held_events import HeldEvents, Key
@@ -139,6 +140,7 @@ class StreamConsumer:
         self._commits.close()
         self._connection.close()
 
+    @collector_paused()
     def step(self, *, timeout_s: float = POLL_S) -> int:
         """Read once, bring online what follows, and commit if it is time; returns the number of messages.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 from redis.exceptions import RedisError, ResponseError
 
 from clusters.redis_clients import RedisAddress, open_redis
@@ -26,7 +27,7 @@ LAG_SHOWN = 10_000
 _READ_ROWS = 5_000
 """Entries at a time: answers with more are gone through by the garbage collector, which takes longer than to read them."""
 _NUMBER_BITS = 20
-_NUMBERS = 1 << _NUMBER_BITS
+_NUMBERS, _MILLISECONDS = 1 << _NUMBER_BITS, 1 << 43
 _PAUSE_S = 0.01  # of a poll that finds nothing
 
 
@@ -141,12 +142,12 @@ class _RedisConnection:
         for partition, entries in zip(tuple(self._next), answers, strict=True):
             if not entries:
                 continue
-            positions = [_position(given) for given, _ in entries]
+            positions = _positions([given for given, _ in entries])
             found.partitions += [partition] * len(entries)
-            found.positions += positions
-            found.taken_us += [(each >> _NUMBER_BITS) * 1000 for each in positions]
+            found.positions += positions.tolist()
+            found.taken_us += ((positions >> _NUMBER_BITS) * 1000).tolist()
             found.values += [_value(fields, name) for _, fields in entries]
-            self._next[partition] = positions[-1] + 1
+            self._next[partition] = found.positions[-1] + 1
         return any(len(entries) == count for entries in answers)
 
     def lag(self, positions: Mapping[int, int | None]) -> dict[int, int]:
@@ -192,12 +193,13 @@ def _as_given(answer: Any, **options: Any) -> Any:
 
 def _value(fields: Mapping[bytes, bytes] | Sequence[bytes] | None, name: bytes) -> bytes | None:
     """Find the value of one field of an entry: names and values by turns, a mapping from the client of a cluster."""
+    if type(fields) is list and fields[0] == name:  # nearly all
+        value: bytes = fields[1]
+        return value
     if fields is None:
         return None
     if isinstance(fields, Mapping):
         return fields.get(name)
-    if fields[0] == name:
-        return fields[1]
     return next(
         (value for field, value in zip(fields[::2], fields[1::2], strict=True) if field == name), None
     )
@@ -207,11 +209,21 @@ def _text(given: bytes | str) -> str:
     return given.decode() if isinstance(given, bytes) else given
 
 
+def _positions(given: Sequence[bytes | str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Pack the ids of entries into integers, as `_position` does one."""
+    texts = [each.encode() for each in given if isinstance(each, str)] or given
+    numbers = np.fromstring(b"-".join(texts).replace(b"-", b" "), np.int64, sep=" ")  # type: ignore[arg-type]
+    milliseconds, number = numbers[::2], numbers[1::2]
+    if (number >= _NUMBERS).any() or (milliseconds >= _MILLISECONDS).any():
+        return np.array([_position(each) for each in given])  # which says what is wrong
+    return (milliseconds << _NUMBER_BITS) | number
+
+
 def _position(given: bytes | str) -> int:
     """Pack an entry's id into one integer. Raises: UnreadableSource for one that Redis would not have made."""
     text = given.encode() if isinstance(given, str) else given
     milliseconds, number = map(int, text.split(b"-"))
-    if number >= _NUMBERS or milliseconds >= 1 << 43:
+    if number >= _NUMBERS or milliseconds >= _MILLISECONDS:
         raise UnreadableSource(
             f"Redis stream: entry {_text(given)} has an id that is not Redis's own; let XADD make it, with '*'"
         )

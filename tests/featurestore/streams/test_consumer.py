@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -10,12 +11,16 @@ from typing import Any
 
 import pytest
 
-from featurestore import FeatureStore
+from featurestore import FeatureStore, UnreadableSource
+from featurestore.definitions.stream_source import Messages
+from featurestore.streams.consumer import StreamConsumer
+from featurestore.streams.table import StreamTable
 from registry import open_store
 from tests.featurestore.conftest import SettableClock
 from tests.featurestore.streams.checks import check_offline, check_online, check_stored_once, views
 from tests.featurestore.streams.consumers import Consumers
-from tests.featurestore.streams.history import BEGIN, MemoryLog, send_some
+from tests.featurestore.streams.events import clicks
+from tests.featurestore.streams.history import BEGIN, MemoryConnection, MemoryLog, send_some
 from tests.featurestore.streams.kafka import Broker, KafkaLog
 
 
@@ -75,6 +80,24 @@ def test_online_is_offline_is_brute_force_of_a_kafka_topic(
     seed: int, made: Callable[[SettableClock], FeatureStore]
 ) -> None:
     run_history(seed, made, KafkaLog(Broker(), "clicks"))
+
+
+def test_no_cycles_are_collected_during_a_step_and_they_are_after_it_whatever_happens() -> None:
+    seen = []
+
+    class Log(MemoryConnection):
+        def poll(self, *, timeout_s: float, limit: int) -> Messages:
+            seen.append(gc.isenabled())
+            raise UnreadableSource(f"no {limit} messages within {timeout_s} s")
+
+    table = StreamTable(clicks(), open_store("file:///nowhere"), "default")
+    consumer = StreamConsumer(
+        table, [], Log(MemoryLog(1)), online=None, owned=lambda: [0], clock=lambda: BEGIN
+    )
+    with pytest.raises(UnreadableSource):
+        consumer.step(timeout_s=0)
+    assert (seen, gc.isenabled()) == ([False], True)
+    consumer.close()
 
 
 @pytest.mark.proof

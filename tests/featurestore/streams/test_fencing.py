@@ -26,17 +26,17 @@ from tests.waiting import until
 NOW = START + 120 * MINUTE
 
 
-def table(folder: Path) -> StreamTable:
-    source = clicks(commit_every=timedelta(milliseconds=1))
+def table(folder: Path, every: timedelta = timedelta(milliseconds=1)) -> StreamTable:
+    source = clicks(commit_every=every)
     return StreamTable(source, open_store(f"file://{folder}/store"), "default")
 
 
 def consumer(
-    folder: Path, log: MemoryLog, owned: Callable[[], Collection[int]], connection: Any = None
+    folder: Path, log: MemoryLog, owned: Callable[[], Collection[int]], connection: Any = None, **more: Any
 ) -> StreamConsumer:
-    """Make a consumer that stores events only."""
+    """Make a consumer that stores events only. more: of its table."""
     reads = connection or log.connect()
-    return StreamConsumer(table(folder), [], reads, online=None, owned=owned, clock=lambda: NOW)
+    return StreamConsumer(table(folder, **more), [], reads, online=None, owned=owned, clock=lambda: NOW)
 
 
 def send(log: MemoryLog, partition: int, count: int) -> None:
@@ -74,6 +74,31 @@ def test_a_fenced_consumer_that_owns_nothing_any_more_stores_nothing_of_what_fol
     last.step(timeout_s=0)
     last.close()
     assert stored(tmp_path) == [(0, 0), *((1, n) for n in range(5))]
+
+
+def test_a_consumer_that_loses_its_partitions_while_the_log_fails_stores_nothing_of_what_follows(
+    tmp_path: Path,
+) -> None:
+    log, owned, polls = MemoryLog(1), {0}, list[int]()
+
+    class FailsOnce(MemoryConnection):
+        def poll(self, *, timeout_s: float, limit: int) -> Messages:
+            polls.append(len(polls))
+            if len(polls) == 2:  # after the first messages, which are not committed yet
+                owned.clear()
+                send(log, 0, 2)
+                raise UnreadableSource("the log is away")
+            return super().poll(timeout_s=timeout_s, limit=limit)
+
+    send(log, 0, 3)
+    one = consumer(tmp_path, log, lambda: owned, FailsOnce(log), every=timedelta(hours=1))
+    stop = threading.Event()
+    running = threading.Thread(target=one.run, args=(stop,))
+    running.start()
+    until(lambda: len(polls) > 5)
+    stop.set()
+    running.join()
+    assert stored(tmp_path) == []
 
 
 class Stale(MemoryConnection):

@@ -17,6 +17,7 @@ from featurestore import (
     Float64,
     InRange,
     RedisStream,
+    SchemaRegistry,
     StreamSource,
     String,
     Windows,
@@ -25,18 +26,20 @@ from featurestore.streams.opening import open_stream
 from functions.features import StreamReplay
 from ray_apps.cli import main
 from tests.featurestore.conftest import spare_redis
+from tests.featurestore.streams.schema_registry import Registry
 from tests.redis_server import RedisServer
 
 __all__ = ["spare_redis"]
 
 
-def spent(least: float) -> FeatureView:
+def spent(least: float, **more: Any) -> FeatureView:
     clicks = StreamSource(
         "clicks",
         RedisStream("$EVENTS", "clicks"),
         [Field("user", String), Field("amount", Float64)],
         timestamp="at",
         expectations=[InRange("amount", least=least)],
+        **more,
     )
     counted = Windows([Aggregation("count", timedelta(days=1), name="count")])
     return FeatureView("spent", [Entity("user", dtype=String)], source=counted, events=clicks)
@@ -77,3 +80,20 @@ def test_a_stream_is_shown_and_replayed_by_a_corrected_definition(
     heading, line = (each.split("\t") for each in capsys.readouterr().out.splitlines())
     assert dict(zip(heading, line, strict=True))["lag"] == "0"
     assert main(["streams", "show", "nothing"]) == 1
+
+
+def test_a_stream_whose_schema_registry_is_away_says_so(
+    platform: Any, spare_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("EVENTS", spare_redis.url)
+    registry = Registry()
+
+    def unreadable() -> str:
+        assert main(["streams", "list"]) == 0
+        heading, line = (each.split("\t") for each in capsys.readouterr().out.splitlines())
+        return dict(zip(heading, line, strict=True))["unreadable"]
+
+    platform.context.features().apply([spent(0, schemas=SchemaRegistry(registry.url))])
+    assert unreadable() == ""
+    registry.go_away()
+    assert f"schema registry {registry.url} does not answer" in unreadable()
