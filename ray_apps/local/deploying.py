@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from ray_apps.deployment.applications import Layout, applications, follows_streams, placements_of
+from ray_apps.deployment.applications import Layout, applications, placements_of
 from ray_apps.local import ray_head
 from ray_apps.local.errors import LocalError
 from ray_apps.local.state_file import RunningPlatform
@@ -59,7 +59,7 @@ def deploy(running: RunningPlatform) -> None:
         gateway={"with_mlflow": True},
         mlflow=None,
         grpc=grpc,
-        streams={} if follows_streams(running.settings.project) else None,
+        streams={} if running.streams else None,
         generative={"num_replicas": doors, "num_cpus": 0} if doors else None,
     )
     serve.run_many([each.target() for each in applications(placements(running), layout)])

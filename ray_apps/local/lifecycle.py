@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from ray_apps.deployment.applications import follows_streams
 from ray_apps.local import deploying, jobs, processes, ray_head, redis_server, state_file
 from ray_apps.local.admin import admin_token, create_workspaces
 from ray_apps.local.audit_key import make_audit_key
@@ -121,7 +122,9 @@ def _start(settings: Settings, report: Report) -> RunningPlatform:
         for name in create_workspaces(settings):
             report(f"created workspace {name}")
         ray_head.wait_ended(running)
-        running = record_timing("ray", running, models=models.result())
+        running = record_timing(
+            "ray", running, models=models.result(), streams=follows_streams(settings.project)
+        )
     cluster_id = deploying.connect(running)
     running = record_timing(
         "connected", _with_session(running, "jobs", jobs.start(running, cluster_id=cluster_id))

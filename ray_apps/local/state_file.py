@@ -18,7 +18,8 @@ FILE = "up.json"
 class RunningPlatform(BaseModel):
     """A platform that was started: its settings, ports, process sessions, and how long each part took to start.
 
-    models: those of all projects, as `churn` in the default workspace and `payments/churn` in another;
+    models: those of all projects, as `churn` in the default workspace and `payments/churn` in another; streams: whether consumers of
+    streams were started;
     boot: id of the machine's boot in which it was started; run_folder: folder with a short path, for sockets; ready:
     false while the platform is starting; timings_s: seconds from the start until each part was ready.
     """
@@ -32,6 +33,7 @@ class RunningPlatform(BaseModel):
     run_folder: Path
     sessions: dict[str, ProcessSession] = {}
     models: tuple[str, ...] = ()
+    streams: bool = False
     notes: tuple[str, ...] = ()
     timings_s: dict[str, float] = {}
     ready: bool = False

@@ -76,6 +76,7 @@ def status(home: Path) -> Status:
         PartStatus(
             name="ticker", up=any("ServeReplica:ticker" in each for each in commands), where=_leader(running)
         ),
+        *_doors(running, commands),
         *(
             PartStatus(
                 name=f"model {name}",
@@ -87,6 +88,16 @@ def status(home: Path) -> Status:
     )
     logs = running.ray_folder / "session_latest" / "logs"
     return Status(home=home, parts=parts, processes=len(found), logs=logs, running=running)
+
+
+def _doors(running: RunningPlatform, commands: list[str]) -> Iterator[PartStatus]:
+    """Check what only some platforms have: consumers of streams, and the door of language models."""
+    if running.streams:
+        up = any("ServeReplica:streams" in each for each in commands)
+        yield PartStatus(name="streams", up=up, where="consumers of the projects' streams")
+    if running.settings.generative:
+        url = f"{running.url}/v1"
+        yield PartStatus(name="language models", up=_answers(f"{url}/models", alive=True), where=url)
 
 
 def _redis(running: RunningPlatform) -> PartStatus:
