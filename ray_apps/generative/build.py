@@ -112,7 +112,7 @@ def _generator(
     if options.redis_url is not None:
         tally = live_publisher(options.redis_url).tally(options.workspace, model)
     journal = journals_in(registry.store, registry.follow(model).journal.path)
-    return Generator(
+    made = Generator(
         VersionFollower(
             model,
             registry,
@@ -127,3 +127,6 @@ def _generator(
         live=LiveCounter(tally, series),
         close=series.close if series is not None else lambda: None,
     )
+    if series is not None:
+        series.responded(made.statuses)
+    return made

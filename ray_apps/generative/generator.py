@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -64,7 +65,8 @@ ENGINE_S: Final = 10.0
 class Generator:
     """Answers requests for one model with the versions that a follower keeps ready.
 
-    budgets: of tokens, which models share. live: counts for who judges a rollout. workspace: the model's.
+    budgets: of tokens, which models share. live: counts for who judges a rollout. workspace: the model's. statuses: how often each HTTP
+    status was answered; a stream that breaks off counts as what broke it.
     """
 
     def __init__(
@@ -81,9 +83,19 @@ class Generator:
         self._workspace, self._budgets, self._live, self._close = workspace, budgets, live, close
         self._series: dict[tuple[int, str], TokenSeries] = {}
         self.shadows = GenerativeShadows(recorder, live)
+        self.statuses: Counter[int] = Counter()
 
     async def answer(self, ask: Ask, request: Request, limits: Sequence[tuple[str, Limits]]) -> Answer:
         """Answer a request, in pieces by the request's `send` if it asks for a stream. Raises: PredictorError."""
+        try:
+            answer = await self._answered(ask, request, limits)
+        except BaseException as error:
+            self.statuses[_status_of(error)] += 1
+            raise
+        self.statuses[answer[0]] += 1
+        return answer
+
+    async def _answered(self, ask: Ask, request: Request, limits: Sequence[tuple[str, Limits]]) -> Answer:
         call = await self._choose(ask)
         if call.trace is not None:
             call.trace.answered_by(call.id, ask.model, call.number, call.arm, id_made_here=True)
@@ -218,7 +230,7 @@ class Generator:
         events = _events(call)
         headers = [_EVENTS, (b"cache-control", b"no-cache"), *call.headers()]
         await send({"type": "http.response.start", "status": _OK, "headers": headers})
-        request.streamed = True
+        request.streamed, status = True, _OK
         held, holds = list[bytes](), bool(call.version.prompt.guardrails.after)
         try:
             async for data in response.content.iter_any():
@@ -242,9 +254,9 @@ class Generator:
             refusal = (
                 error if isinstance(error, PredictorError) else ApiRefusal(f"engine: {error}", status=503)
             )
-            last = events.failed(error_document(refusal))
+            last, status = events.failed(error_document(refusal)), _status_of(refusal)
         await send({"type": "http.response.body", "body": last})
-        return _OK, headers, b""
+        return status, headers, b""
 
     async def _record(self, call: Call, answer: AnswerRecord, outputs: dict[str, Array]) -> None:
         """Log an answer and count it, before the caller has all of it. Raises: NotLogged."""
