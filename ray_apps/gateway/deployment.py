@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clusters.profile import apply_profile
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_ONGOING_REQUESTS = 1_024  # of which open pages of the console may hold 400
 DISCOVERED_WITHIN_S = 60.0
+NICENESS = 5
+"""Of the gateway's replicas: below what serves models, so that pages and calls take no CPU that an answer waits for; above trainings."""
 
 
 def application(options: dict[str, Any] | None = None) -> Application:
@@ -64,6 +69,7 @@ def build() -> FastAPI:
     from registry.access import DEFAULT_WORKSPACE
 
     apply_profile(os.environ)
+    _let_models_go_first()
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     enter_process("gateway", store_url=context.store_url, environment=os.environ, redis_url=context.redis_url)
 
@@ -106,6 +112,16 @@ def build_with_mlflow() -> ASGIApp:
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     oidc = OidcSettings.from_environment(os.environ)
     return Beside(own, ROUTE_PREFIX, build_mlflow(context.store, clock=context.clock, oidc=oidc))
+
+
+def _let_models_go_first() -> None:
+    """Lower the priority of this process if it is a replica of Serve: of all its threads, as Linux has one for each."""
+    ray: Any = sys.modules.get("ray")  # a replica has imported it
+    if ray is None or not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+        return
+    for thread in Path("/proc/self/task").glob("*"):
+        with suppress(ProcessLookupError):  # it has just ended
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), NICENESS)
 
 
 def _label_writer(context: Context, workspace: str) -> LogWriter:
