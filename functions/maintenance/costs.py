@@ -1,4 +1,4 @@
-"""Summing of what invocations used as a scheduled function, so that whoever looks at costs waits for the last hour's alone."""
+"""Summing of what invocations used as a scheduled function, so that whoever looks at costs waits for the last minutes' alone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from functions.runtime.function import function
     timeout_s=3600,
     retries=Retries(max_attempts=3),
     max_concurrency=1,
-    schedule=Cron("23 * * * *", jitter_s=300),
+    schedule=Cron("*/10 * * * *", jitter_s=120),
 )
 def sum_costs(days: int = 30) -> int:
     """Sum the receipts of the invocations of the last days, today included, and keep the sums; returns how many ended.
 
-    A day is summed once: what is kept of it is only added to. Killed and repeated, it goes on after the last whole day.
+    A day is summed once: what is kept of it is only added to. The newest days come first; killed and repeated, it goes on after the
+    last whole day.
     Raises: ValueError for less than one day.
     """
     if days < 1:

@@ -8,11 +8,12 @@ from urllib.parse import quote, urlencode
 
 from anyio import to_thread
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from ray_apps.console import oidc_sign_in, sign_in
 from ray_apps.console.assets import Assets
 from ray_apps.console.entry import Entry
-from ray_apps.console.live import LiveChanges
+from ray_apps.console.live import LiveChanges, Renderings
 from ray_apps.console.pages import PAGES
 from ray_apps.console.rendering import make_templates
 from ray_apps.console.route import PREFIX
@@ -29,6 +30,7 @@ class Console:
 
     def __init__(
         self,
+        app: ASGIApp,
         store: ObjectStore,
         *,
         redis_url: str | None = None,
@@ -37,6 +39,7 @@ class Console:
     ) -> None:
         self.clock = clock
         self.live = LiveChanges(store, redis_url)
+        self.renderings = Renderings(app)
         self.oidc = None if oidc is None or oidc.client is None else CodeFlow(oidc, oidc.client)
         self.sessions = Sessions(store, clock=clock)
         self.templates = make_templates()
@@ -45,6 +48,9 @@ class Console:
 
     async def find_session(self, session_id: str) -> Session | None:
         """Find a session; None if it ended, expired, or the store does not answer."""
+        known = self.sessions.recall(session_id)
+        if known is not None:
+            return known
         try:
             return await to_thread.run_sync(self.sessions.find, session_id)
         except Unavailable:
@@ -71,7 +77,7 @@ def install(
     store: the platform's, for sessions alone. redis_url: announces what changes, so that open pages follow it. oidc:
     issuer at which people may sign in.
     """
-    app.state.console = Console(store, redis_url=redis_url, oidc=oidc, clock=clock)
+    app.state.console = Console(app, store, redis_url=redis_url, oidc=oidc, clock=clock)
     app.include_router(sign_in.router)
     app.include_router(oidc_sign_in.router)
     for module in PAGES:

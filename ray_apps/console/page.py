@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from ray_apps.admission import Admitted
 from ray_apps.admission.guarded_route import client_of, header
 from ray_apps.console.api import Api, ApiError
+from ray_apps.console.live import PART
 from ray_apps.token_cache import bearer_token
 from registry import DEFAULT_WORKSPACE, Role
 
@@ -74,6 +75,11 @@ class Page:
         """Path and query of this page, for a form that leads back to it."""
         query = self.request.url.query
         return self.request.url.path + (f"?{query}" if query else "")
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the content alone is asked for, which takes the place of that of an open page."""
+        return bool(self.request.scope.get(PART))
 
     @property
     def theme(self) -> str:
@@ -170,7 +176,7 @@ class Page:
 
     async def _workspaces(self) -> list[str]:
         """Names of the workspaces that the viewer may switch to."""
-        if self.admitted is None:
+        if self.admitted is None or self.is_part:
             return []
         try:
             found = await self.api.get("/workspaces")

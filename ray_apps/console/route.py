@@ -149,6 +149,15 @@ def session_of(request: Request) -> Any:
     return request.scope.get("toque.session")
 
 
+async def proof_of_forms(request: Request) -> str | None:
+    """Get what proves the forms of a request's session, as it stands now; None if it has ended, empty if the request had none."""
+    session = session_of(request)
+    if session is None:
+        return ""
+    found = await console_of(request).find_session(session.id)
+    return None if found is None else found.csrf
+
+
 def cookie_name(request: Request) -> str:
     """Name of the session's cookie; over TLS one that the browser takes from this host alone."""
     return "__Host-toque-session" if is_https(request) else "toque-session"

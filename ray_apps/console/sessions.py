@@ -48,7 +48,7 @@ class Session:
 
 
 class Sessions:
-    """Sessions and sign-in codes in the platform's store; its methods block, so they are for threads."""
+    """Sessions and sign-in codes in the platform's store; its methods block, but for `recall`, so they are for threads."""
 
     def __init__(self, store: ObjectStore, *, clock: Clock = utc_now) -> None:
         self._store, self._clock = store, clock
@@ -60,12 +60,18 @@ class Sessions:
         session_id, expires_at = self._keep(_SESSIONS, token, SESSION_LIFETIME)
         return self._remember(Session(session_id, token, expires_at))
 
-    def find(self, session_id: str) -> Session | None:
-        """Find a session that has neither ended nor expired."""
+    def recall(self, session_id: str) -> Session | None:
+        """Find a session that was read within seconds and has not expired; does not block."""
         now = self._clock()
         known = self._read.get(session_id)
-        if known is not None and now - known[0] < REREAD_AFTER and now < known[1].expires_at:
-            return known[1]
+        fresh = known is not None and now - known[0] < REREAD_AFTER and now < known[1].expires_at
+        return known[1] if known is not None and fresh else None
+
+    def find(self, session_id: str) -> Session | None:
+        """Find a session that has neither ended nor expired."""
+        known = self.recall(session_id)
+        if known is not None:
+            return known
         self._read.pop(session_id, None)
         found = self._open(_SESSIONS, session_id)
         return None if found is None else self._remember(Session(session_id, *found))

@@ -10,6 +10,7 @@ GATEWAY: dict[str, tuple[str, ...]] = {
         "POST /features/{view}/search",
         "GET /approvals",
         "GET /costs",
+        "GET /costs/known",
         "GET /experiments",
         "GET /functions",
         "GET /functions/{name}",

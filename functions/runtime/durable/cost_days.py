@@ -3,13 +3,17 @@
 Of a day that is kept only the invocations are read that were submitted since, and those that had not succeeded: a success is
 final, anything else may be run again. An invocation that is deleted later stays in the sums of its day. One whose submitter was
 killed before it was queued, and that was submitted again after its day was summed, is missing.
+
+Whoever looks at costs reads the newest days first and for a while only: of the days that it does not reach, what is kept counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
+from itertools import chain
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -17,6 +21,7 @@ from pydantic import BaseModel
 from functions.runtime.durable.ledger import Ledger
 from functions.runtime.durable.record import Record
 from functions.runtime.receipt import Total
+from registry.journal import Entry
 from registry.store import ObjectStore
 
 _DAY: Final = timedelta(days=1)
@@ -30,19 +35,66 @@ class CostRow(Total, frozen=True):
     model: str = ""
 
 
+class KnownCosts(BaseModel, frozen=True):
+    """Sums that are known at once.
+
+    rows: those of the days. behind: days (UTC) whose sums lack what ended since they were summed, the newest first; never: those among them
+    that were not summed yet, and have no row.
+    """
+
+    rows: list[CostRow]
+    behind: list[date] = []
+    never: list[date] = []
+
+
 class _Kept(BaseModel, frozen=True):
-    """Sums of what one day's invocations used. upto: of what was submitted before it; rows: what has succeeded; others: ids of the rest."""
+    """Sums of what one day's invocations used.
+
+    upto: of what was submitted before it; rows: what has succeeded; others: ids of the rest; other_rows: what these had used when they
+    were read last, and what was submitted after `upto`.
+    """
 
     upto: datetime
     rows: list[CostRow] = []
     others: list[str] = []
+    other_rows: list[CostRow] = []
+
+
+class _Late(Exception):  # noqa: N818  # no failure: what is known must do
+    """Raised when there is no time left to read on."""
 
 
 def costs_since(ledger: Ledger, first: date) -> list[CostRow]:
-    """Sum the receipts of the invocations that were submitted since the beginning of a day (UTC)."""
-    now = ledger.clock()
-    days = [first + number * _DAY for number in range((now.astimezone(UTC).date() - first).days + 1)]
-    return summed(row for day in days for row in _of_day(ledger, day, now))
+    """Sum the receipts of the invocations that were submitted since the beginning of a day (UTC), however long that takes."""
+    return known_costs(ledger, first, within_s=math.inf).rows
+
+
+def known_costs(
+    ledger: Ledger, first: date, *, within_s: float, clock: Callable[[], float] = time.monotonic
+) -> KnownCosts:
+    """Sum the receipts of the invocations that were submitted since the beginning of a day (UTC), as far as they are known in time.
+
+    within_s: how long invocations are read, the newest days first; of the other days what is kept counts.
+    """
+    now, until = ledger.clock(), clock() + within_s
+    walk, there = _Walk(ledger), set(ledger.store.list("costs/"))
+    rows: list[CostRow] = []
+    behind: list[date] = []
+    never: list[date] = []
+    today = now.astimezone(UTC).date()
+    for day in (today - number * _DAY for number in range((today - first).days + 1)):
+        kept = _find(ledger.store, day) if _key(day) in there else None
+        if kept is None and walk.is_over:
+            continue
+        try:
+            rows += _of_day(walk, day, now, kept, lambda: clock() < until)
+        except _Late:
+            if kept is None and not never and walk.is_empty(day):
+                continue
+            behind.append(day)
+            never += [day] if kept is None else []
+            rows += [] if kept is None else [*kept.rows, *kept.other_rows]
+    return KnownCosts(rows=summed(rows), behind=behind, never=never)
 
 
 def costs_of(records: Iterable[Record]) -> list[CostRow]:
@@ -61,29 +113,86 @@ def summed(rows: Iterable[CostRow]) -> list[CostRow]:
     ]
 
 
-def _of_day(ledger: Ledger, day: date, now: datetime) -> list[CostRow]:
-    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    kept = _find(ledger.store, day) or _Kept(upto=start)
+class _Walk:
+    """Walk over invocations from the newest to the oldest, which goes on where it stopped: days without any cost nothing.
+
+    is_over: whether the oldest of all was passed.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.is_over = ledger, False
+        self._left: Iterator[tuple[str, Entry]] = iter(())
+        self._next: tuple[str, Entry] | None = None
+        self._stopped_at: datetime | None = None
+
+    def between(self, start: datetime, end: datetime) -> Iterator[Record]:
+        """Iterate over the invocations that were submitted in [start, end), newest first."""
+        found, self._stopped_at = self._newest(end), None
+        while found is not None and found[1].at >= start:
+            yield self.ledger.follow(*found).record
+            found = self._advance()
+        self._stopped_at = start
+
+    def is_empty(self, day: date) -> bool:
+        """Whether no invocation was submitted on a day."""
+        found = self._newest(_start(day) + _DAY)
+        return found is None or found[1].at < _start(day)
+
+    def _newest(self, end: datetime) -> tuple[str, Entry] | None:
+        """Find the newest invocation that was submitted before a time."""
+        if self._stopped_at != end:
+            self._left, self._stopped_at = self.ledger.submitted(end), end
+            return self._advance()
+        return self._next
+
+    def _advance(self) -> tuple[str, Entry] | None:
+        self._next = next(self._left, None)
+        self.is_over = self._next is None
+        return self._next
+
+
+def _of_day(
+    walk: _Walk, day: date, now: datetime, known: _Kept | None, may_read: Callable[[], bool]
+) -> list[CostRow]:
+    """Sum a day, and keep the sums. Raises: _Late."""
+    start = _start(day)
+    kept = known or _Kept(upto=start)
     end, settled = start + _DAY, min(start + _DAY, now - _SETTLED)
-    records = list(ledger.find_all(kept.others))
-    if kept.upto < end:
-        records += ledger.submitted(kept.upto, end)
+    if kept.upto == end and not kept.others:
+        return kept.rows
+    later = walk.between(kept.upto, end) if kept.upto < end else ()
     final: list[Record] = []
     rest: list[Record] = []
-    for each in records:
+    for each in _while(may_read, chain(walk.ledger.find_all(kept.others), later)):
         is_final = each.status == "succeeded" and each.submitted_at < settled
         (final if is_final else rest).append(each)
-    rows = summed([*kept.rows, *costs_of(final)])
-    if final or settled > kept.upto:
-        others = [each.id for each in rest if each.submitted_at < settled]
-        new = _Kept(upto=max(settled, kept.upto), rows=rows, others=others)
-        ledger.store.put(_key(day), new.model_dump_json().encode())
-    return [*rows, *costs_of(rest)]
+    rows, other_rows = summed([*kept.rows, *costs_of(final)]), costs_of(rest)
+    others = [each.id for each in rest if each.submitted_at < settled]
+    new = _Kept(upto=max(settled, kept.upto), rows=rows, others=others, other_rows=other_rows)
+    went_on = kept.upto < settled == end or settled - kept.upto >= _SETTLED
+    if went_on or (rows, others, other_rows) != (kept.rows, kept.others, kept.other_rows):
+        walk.ledger.store.put(_key(day), new.model_dump_json().encode())
+    return [*rows, *other_rows]
+
+
+def _while(may_read: Callable[[], bool], records: Iterable[Record]) -> Iterator[Record]:
+    """Give records as long as there is time. Raises: _Late."""
+    left = iter(records)
+    while may_read():
+        try:
+            yield next(left)
+        except StopIteration:
+            return
+    raise _Late
 
 
 def _find(store: ObjectStore, day: date) -> _Kept | None:
     data = store.find(_key(day))
     return None if data is None else _Kept.model_validate_json(data)
+
+
+def _start(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def _key(day: date) -> str:

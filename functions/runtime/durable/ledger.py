@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Any
 
 from functions.runtime.durable.dead_letters import DeadLetters
@@ -106,9 +106,12 @@ class Ledger:
         record = self._find(invocation)
         return None if record is None else record.status
 
-    def follow(self, invocation: str) -> FollowedRecord:
-        """Read the record together with its journal, ready to append to. Raises: UnknownInvocation."""
-        journal, first = self.journal(invocation), self.first_entry(invocation)
+    def follow(self, invocation: str, first: Entry | None = None) -> FollowedRecord:
+        """Read the record together with its journal, ready to append to; `first`: its first entry, if that was read.
+
+        Raises: UnknownInvocation.
+        """
+        journal, first = self.journal(invocation), first or self.first_entry(invocation)
         followed = FollowedRecord(journal, initial_record(first, invocation), first.digest)
         followed.refresh()
         return followed
@@ -233,19 +236,19 @@ class Ledger:
             return dead if after is None else dead[dead.index(after) + 1 :] if after in dead else ()
         before = None if after is None else (self.first_entry(after).at, after)
         if status is None or status in ENDED:
-            return newest_first(self.store, self._find_first, actor=self.actor, before=before)
-        found = list_unfinished(self.store, actor=self.actor)
-        dated = [(first.at, each) for each in found if (first := self._find_first(each)) is not None]
+            found = newest_first(self.store, self._find_first, actor=self.actor, before=before)
+            return (invocation for invocation, _ in found)
+        unfinished = list_unfinished(self.store, actor=self.actor)
+        dated = [(first.at, each) for each in unfinished if (first := self._find_first(each)) is not None]
         return [each for at, each in sorted(dated, reverse=True) if before is None or (at, each) < before]
 
     def _find_first(self, invocation: str) -> Entry | None:
         """Find the first entry of an invocation that a queue names; None if it was deleted."""
         return self.journal(invocation).find(0)
 
-    def submitted(self, start: datetime, end: datetime) -> Iterator[Record]:
-        """Iterate over the invocations that were submitted in [start, end), newest first."""
-        ids = newest_first(self.store, self._find_first, actor=self.actor, before=(end, ""))
-        return takewhile(lambda record: record.submitted_at >= start, self.find_all(ids))
+    def submitted(self, before: datetime) -> Iterator[tuple[str, Entry]]:
+        """Iterate over the invocations that were submitted before a time, and their first entries, newest first."""
+        return newest_first(self.store, self._find_first, actor=self.actor, before=(before, ""))
 
     def find_all(self, invocations: Iterable[str]) -> Iterator[Record]:
         """Read the records of invocations in their order; those that were deleted are left out."""
@@ -286,8 +289,11 @@ class FollowedRecord:
         journal.trust(record.length - 1, head)
 
     def refresh(self) -> Record:
-        """Read the entries added since the last read."""
-        for entry in self.journal.entries(self.record.length):
+        """Read the entries added since the last read; after a success there are none."""
+        while self.record.status != "succeeded":
+            entry = self.journal.find(self.record.length)
+            if entry is None:
+                break
             self._fold(entry)
         return self.record
 

@@ -47,24 +47,31 @@ def newest_first(
     *,
     actor: str,
     before: tuple[datetime, str] | None = None,
-) -> Iterator[str]:
-    """Iterate over invocations by the time of their submission, the newest first; one read for each, and one for its note.
+) -> Iterator[tuple[str, Entry]]:
+    """Iterate over invocations and their first entries by the time of their submission, the newest first; one read for each, and one for its note.
 
     first_entry: finds the first entry of an invocation. before: time and id of the invocation that the listing follows.
     An invocation was submitted before each of its notes, so one is given as soon as the notes that are left are older.
     """
     walk = _Walk(store, actor, None if before is None else before[0] + NOTE_DELAY)
     waiting: list[tuple[float, str]] = []
+    entries: dict[str, Entry] = {}
     seen: set[str] = set()
     for at, invocation in walk.notes():
         while waiting and -waiting[0][0] > at:
-            yield heapq.heappop(waiting)[1]
+            yield _pop(waiting, entries)
         first = None if invocation in seen else first_entry(invocation)
         seen.add(invocation)
         if first is not None and (before is None or (before[0], before[1]) > (first.at, invocation)):
             heapq.heappush(waiting, (-first.at.timestamp(), _Backwards(invocation)))
+            entries[invocation] = first
     while waiting:
-        yield heapq.heappop(waiting)[1]
+        yield _pop(waiting, entries)
+
+
+def _pop(waiting: list[tuple[float, str]], entries: dict[str, Entry]) -> tuple[str, Entry]:
+    invocation = str(heapq.heappop(waiting)[1])
+    return invocation, entries.pop(invocation)
 
 
 class _Backwards(str):

@@ -4,8 +4,8 @@ python -m load.benchmarks.console.viewers [--rounds 3] [--seconds 30] [--rate 50
 
 A platform of its own, in a temporary folder and on free ports, serves a small MLP as in `load.benchmarks.platform.counter`; one row is sent about
 `rate` times a second. Windows alone and windows with viewers take turns. A viewer is a page that is open: it holds the stream of its
-topics and asks for the page again whenever that tells of a change, as the console's script does. Of every four, one follows the models,
-one the model, one its traffic with rates and latencies, one the invocations; each two seconds a change of the model and an invocation
+topics and gets the page's content whenever that has changed, or asks for the page if it is told to, as the console's script does. Of every four, one follows the models,
+one the model, one its traffic with rates and latencies, one the invocations; each two seconds an alias of the model and an invocation
 give all of them something to show. The viewers are a process of the lowest priority, as they would be on machines of their own.
 
 The exit code is 1 if the p99 with viewers is more than 1.1 times the one alone; 2 if nothing was measured: the platform did not start,
@@ -24,9 +24,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import httpx
@@ -61,7 +61,7 @@ PAGES = (
 
 @dataclass(slots=True)
 class Seen:
-    """What the viewers saw in a window: pages that they asked for, and the least that one of them did."""
+    """What the viewers saw in a window: contents that they got or asked for, and the least that one of them did."""
 
     pages: int = 0
     least: int = 0
@@ -131,15 +131,15 @@ def _verdict(alone: list[Window], beside: list[Window], viewers: int) -> int:
 
 @contextlib.contextmanager
 def _changes(platform: Platform) -> Iterator[None]:
-    """Change the model and queue an invocation every two seconds, with viewers and without."""
+    """Give the model another alias, and queue an invocation, every two seconds, with viewers and without."""
     ended = threading.Event()
 
     def change() -> None:
-        for number in count():
-            if ended.wait(CHANGE_S):
-                return
-            policy = {"approvals": number % 2}
-            platform.client.put(f"/models/{MODEL}/policy", json=policy).raise_for_status()
+        while not ended.wait(CHANGE_S):
+            alias = {"version": 1, "reason": "seen"}  # each page that lists the model shows it
+            platform.client.put(
+                f"/models/{MODEL}/aliases/seen-{time.time_ns()}", json=alias
+            ).raise_for_status()
             queued = {"Prefer": "respond-async"}
             platform.client.post("/functions/list_rollouts", json={}, headers=queued).raise_for_status()
 
@@ -186,7 +186,7 @@ def _viewers(platform: Platform, viewers: int) -> Iterator[Seen]:
 
 
 async def _view(address: str, token: str, viewers: int) -> None:
-    """Follow pages until interrupted; prints "open" when all are, and at the end how many pages were asked for."""
+    """Follow pages until interrupted; prints "open" when all are, and at the end how many contents came."""
     asked = [0] * viewers
     opened = asyncio.Semaphore(0)
     stop = asyncio.Event()
@@ -223,13 +223,15 @@ async def _follow(
     opened: Callable[[], None],
     saw: Callable[[], None],
 ) -> None:
-    """Be one open page: show it, hold the stream of its topics, and show it again when something changed."""
+    """Be one open page: show it, hold the stream of its topics, and show it anew when that brings its content, or tells of a change."""
     page, topics = what
     (await http.get(page)).raise_for_status()
     first, last_id = True, ""
     while True:
         known = {"Last-Event-ID": last_id} if last_id else {}
-        async with http.stream("GET", "/ui/events", params={"topic": list(topics)}, headers=known) as stream:
+        async with http.stream(
+            "GET", "/ui/events", params={"topic": list(topics), "address": page}, headers=known
+        ) as stream:
             if stream.status_code != httpx.codes.OK:
                 raise NotPossible(f"/ui/events answered {stream.status_code}")
             async for line in stream.aiter_lines():
@@ -240,6 +242,7 @@ async def _follow(
                     last_id = line.removeprefix("id: ")
                 if line == "event: changed":
                     (await http.get(page)).raise_for_status()
+                if line in {"event: changed", "event: page", "event: figures"}:
                     saw()
         await asyncio.sleep(RETRY_S)
 

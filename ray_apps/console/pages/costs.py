@@ -33,11 +33,11 @@ async def show_costs(
     of: Annotated[str, Query(max_length=128)] = "",
 ) -> Response:
     """Show what was used in some days, in sums; `of` is the function, model, team or caller that is looked at alone."""
-    rows, prices, quotas = await asyncio.gather(
-        page.api.get("/costs", days=days), page.api.get("/prices"), page.api.call("quotas")
+    known, prices, quotas = await asyncio.gather(
+        page.api.get("/costs/known", days=days), page.api.get("/prices"), page.api.call("quotas")
     )
     teams = {member: team for team, quota in quotas.items() for member in quota["members"]}
-    named = [each | {"team": teams.get(each["caller"], each["caller"])} for each in rows]
+    named = [each | {"team": teams.get(each["caller"], each["caller"])} for each in known["rows"]]
     looked_at = [each for each in named if not of or of in {each[name] for name in _BY}]
     priced = [each | {"money": None if prices is None else _money(each, prices)} for each in looked_at]
     groups = _grouped(priced, by)
@@ -48,6 +48,8 @@ async def show_costs(
         "costs.html",
         live=("invocations/*",),
         groups=groups,
+        behind=known["behind"],
+        never=known["never"],
         total=_sum("all", priced),
         currency=None if prices is None else prices["currency"],
         chart=draw_bars(bars, label=f"{'CPU seconds' if prices is None else 'Price'} by {by}"),

@@ -51,16 +51,25 @@ function closeMenus() {
   });
 }
 
-// A page follows its topics: it asks for itself again when one changed, and writes figures as they come.
+// A page follows its topics: it gets its content again when one changed, and writes figures as they come. One that is hidden
+// follows nothing, as a browser has few connections to one host, and asks for itself when it is seen again.
 function followChanges() {
   const main = document.querySelector("main[data-live]");
   if (!main) return;
   const button = document.querySelector("[data-live-state]");
   const topics = main.dataset.live.split(" ").map((each) => `topic=${encodeURIComponent(each)}`);
-  let asking = false, missed = false;
+  topics.push(`address=${encodeURIComponent(location.pathname + location.search)}`);
+  let source = null, asking = false, missed = false;
+
+  function write(next) {
+    showTimes(next);
+    showTicks(next);
+    replace(main, next);
+    button.hidden = true;
+  }
 
   async function show() {
-    if (asking || document.hidden) {
+    if (asking) {
       missed = true;
       return;
     }
@@ -69,11 +78,7 @@ function followChanges() {
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
       if (!answer.ok) return location.reload();  // such as when the session has ended
-      const next = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
-      showTimes(next);
-      showTicks(next);
-      replace(main, next);
-      button.hidden = true;
+      write(parsed(await answer.text()).getElementById("main"));
     } catch {
       missed = true;  // the gateway is away; the stream comes back with it, and tells
     } finally {
@@ -82,20 +87,39 @@ function followChanges() {
     if (missed) setTimeout(show, 500);
   }
 
-  const source = new EventSource(`${main.dataset.liveFrom}?${topics.join("&")}`);
-  source.addEventListener("changed", () => {
+  function unlessEdited(update) {
     if (isEdited(main)) button.hidden = false;  // what somebody writes is not taken away
-    else show();
-  });
-  source.addEventListener("figures", (event) => {
-    const figures = JSON.parse(event.data);
-    for (const each of main.querySelectorAll("[data-figure]")) {
-      const text = figures[each.dataset.figure];
-      if (text !== undefined && each.textContent !== text) each.textContent = text;
-    }
-  });
-  button.addEventListener("click", show);
-  document.addEventListener("visibilitychange", () => { if (missed && !document.hidden) show(); });
+    else update();
+  }
+
+  function follow() {
+    source = new EventSource(`${main.dataset.liveFrom}?${topics.join("&")}`);
+    source.addEventListener("changed", () => unlessEdited(show));
+    source.addEventListener("page", (event) => unlessEdited(() => write(parsed(JSON.parse(event.data)).body)));
+    source.addEventListener("figures", (event) => {
+      const figures = JSON.parse(event.data);
+      for (const each of main.querySelectorAll("[data-figure]")) {
+        const text = figures[each.dataset.figure];
+        if (text !== undefined && each.textContent !== text) each.textContent = text;
+      }
+    });
+  }
+
+  // A new stream knows of no content, so whatever it sends later takes the place of what was asked for here.
+  function again(update) {
+    source?.close();
+    if (document.hidden) return;
+    follow();
+    update();
+  }
+
+  button.addEventListener("click", () => again(show));
+  document.addEventListener("visibilitychange", () => again(() => unlessEdited(show)));
+  if (!document.hidden) follow();
+}
+
+function parsed(html) {
+  return new DOMParser().parseFromString(html, "text/html");
 }
 
 function isEdited(main) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from redis import RedisError
 
 from functions.runtime.context import Context
-from functions.runtime.durable.cost_days import CostRow, costs_of, costs_since
+from functions.runtime.durable.cost_days import CostRow, KnownCosts, costs_of, costs_since, known_costs
 from functions.runtime.durable.invocation import Invocation, ledger_of
 from functions.runtime.durable.record import Record
 from functions.runtime.durable.values import get_value
@@ -29,6 +29,7 @@ from ray_apps.gateway.wire import Json, Name, json_of
 from registry import DEFAULT_WORKSPACE, Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["invocations"])
+_KNOWN_WITHIN_S = 0.2
 
 InvocationStatus = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
 
@@ -130,15 +131,47 @@ async def list_costs(
         if days is None:
             first, rows = "", costs_of(ledger.invocations(limit=sys.maxsize))
         else:
-            day = context.clock().astimezone(UTC).date() - timedelta(days=days - 1)
+            day = _first_day(context, days)
             first, rows = day.isoformat(), costs_since(ledger, day)
-        if context.workspace == DEFAULT_WORKSPACE and context.redis_url is not None:
-            with suppress(RedisError):  # what the functions cost is known without it
-                found = platform_totals(context.redis_url)
-                rows += [CostRow(**each.model_dump()) for each in found if each.day >= first]
-        return [each.model_dump(mode="json") for each in rows]
+        return [each.model_dump(mode="json") for each in (*rows, *_platform_rows(context, first))]
 
     return Json(await services.run(summed, await context_of(request)))
+
+
+@router.get("/costs/known", response_model=KnownCosts)
+async def list_known_costs(
+    request: Request,
+    _: Annotated[Principal, allowed(Role.viewer)],
+    days: Annotated[int, Query(ge=1, le=3_650)] = 7,
+) -> Json:
+    """Sum receipts as `GET /costs` does, as far as they are known within a fifth of a second, and say which days are behind.
+
+    The newest days are read first; of those that are not reached the sums count that the function `sum_costs` kept.
+    """
+    services = services_of(request)
+
+    def known(context: Context) -> dict[str, Any]:
+        day = _first_day(context, days)
+        found = known_costs(ledger_of(context), day, within_s=_KNOWN_WITHIN_S)
+        rows = [*found.rows, *_platform_rows(context, day.isoformat())]
+        return found.model_copy(update={"rows": rows}).model_dump(mode="json")
+
+    return Json(await services.run(known, await context_of(request)))
+
+
+def _first_day(context: Context, days: int) -> date:
+    """Find the first of the last `days` (UTC), today included."""
+    return context.clock().astimezone(UTC).date() - timedelta(days=days - 1)
+
+
+def _platform_rows(context: Context, first: str) -> list[CostRow]:
+    """List the store requests of the platform's own processes since a day, in the default workspace, if Redis has them."""
+    if context.workspace != DEFAULT_WORKSPACE or context.redis_url is None:
+        return []
+    with suppress(RedisError):  # what the functions cost is known without it
+        found = platform_totals(context.redis_url)
+        return [CostRow(**each.model_dump()) for each in found if each.day >= first]
+    return []
 
 
 @router.get("/prices", response_model=Prices | None)

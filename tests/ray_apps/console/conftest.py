@@ -17,7 +17,9 @@ from functions.runtime.changes.announcer import announcer_of
 from functions.runtime.clock import FixedClock
 from functions.runtime.context import Context
 from functions.runtime.triggers import schedule
+from ray_apps.console.live import open_pages
 from ray_apps.gateway.app import build_app
+from ray_apps.gateway.routes import invocations
 from ray_apps.gateway.services import Services
 from ray_apps.oidc import OidcSettings
 from registry import Access, open_store
@@ -126,6 +128,13 @@ def make_platform(
         discover=lambda: [import_module(each) for each in DISCOVERED],
     )
     return Platform(context, access, tokens, build_app(services))
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sum costs and render pages for as long as it takes, as a machine that runs tests may be slow."""
+    monkeypatch.setattr(open_pages, "_RENDER_S", 600.0)
+    monkeypatch.setattr(invocations, "_KNOWN_WITHIN_S", 60.0)
 
 
 @pytest.fixture

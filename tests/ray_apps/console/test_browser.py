@@ -15,11 +15,16 @@ from tests.ray_apps.console import test_pages
 from tests.ray_apps.console.browser import LOOKS, Person, Served, needs_chromium, person, serve
 from tests.ray_apps.console.conftest import make_platform
 from tests.ray_apps.console.sample_platform import MODEL
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 VERSION = f"/ui/models/{MODEL}/versions/5"
 PAGES = (*test_pages.PAGES, "/ui/rollouts/churn", "/ui/nothing-here", "/docs")
 MAX_PAGE_BYTES = 300_000
+_HIDE = """(hidden) => {
+  Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
 
 
 @pytest.fixture
@@ -172,6 +177,21 @@ def test_a_change_takes_nothing_away_that_somebody_writes(chromium: Any, served:
     assert visitor.page.input_value("#approve-comment") == "half a sent"
     visitor.page.click("text=Something changed: show it")
     visitor.page.wait_for_selector("text=seen from afar")
+    visitor.page.context.close()
+
+
+def test_a_page_that_is_hidden_follows_nothing_until_it_is_seen_again(chromium: Any, served: Served) -> None:
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["viewer"])
+    visitor.go(VERSION)
+    _until_followed(served)
+    live = served.platform.app.state.console.live
+    visitor.page.evaluate(_HIDE, True)
+    until(lambda: live._streams == 0)
+    served.platform.context.registry().as_actor("grace").approve(MODEL, 5, comment="while away")
+    visitor.page.evaluate(_HIDE, False)
+    visitor.page.wait_for_selector("text=while away")
+    assert live._streams == 1
     visitor.page.context.close()
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 
+from functions.maintenance.costs import sum_costs
 from functions.quotas import set_quota
 from functions.runtime.context import use_context
 from functions.runtime.receipt import Prices
 from ray_apps.console.pages.costs import _money
+from ray_apps.gateway.routes import invocations
 from tests.ray_apps.console.conftest import Platform
 
 
@@ -28,6 +30,24 @@ async def test_a_team_costs_what_its_members_cost(platform: Platform) -> None:
     page = (await (await platform.signed_in("viewer")).get("/ui/costs?by=team")).text
     assert ">forecasting</a>" in page
     assert ">ada<" not in page
+
+
+async def test_a_page_of_costs_shows_what_is_known_and_says_what_is_not(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visitor = await platform.signed_in("viewer")
+    monkeypatch.setattr(invocations, "_KNOWN_WITHIN_S", -1.0)
+    page = (await visitor.get("/ui/costs")).text
+    assert "are not summed yet" in page
+    assert "count_flights" not in page
+    with use_context(platform.context):
+        assert sum_costs(days=3_650) > 0
+    page = (await visitor.get("/ui/costs")).text
+    assert "count_flights" in page
+    assert "not summed yet" not in page
+    assert "since the last sum is missing" in page
+    monkeypatch.undo()
+    assert "sum_costs" not in (await visitor.get("/ui/costs")).text
 
 
 async def test_costs_older_than_the_days_that_are_asked_for_are_left_out(platform: Platform) -> None:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fastapi import Request
 
 from functions.reporting.html import write_page
 from functions.runtime.changes.announcer import announcer_of
 from functions.runtime.changes.feed import Watch
-from ray_apps.console import live
-from ray_apps.console.live import LiveChanges, is_topic
+from ray_apps.console.live import LiveChanges, OpenPage, is_topic
+from ray_apps.console.live import changes as live
+from ray_apps.console.route import _in_session, proof_of_forms
 from registry import Journal, ObjectStore, Registry, Table, open_store
-from tests.ray_apps.console.conftest import Platform
+from tests.ray_apps.console.conftest import Platform, Visitor
+from tests.ray_apps.console.sample_platform import MODEL
+from tests.ray_apps.console.test_pages import PAGES, VERSION
+
+# Pages that follow something: no explanation, which loads a model, and no list of tokens, which tells when they were used.
+_LIVE = [each for each in PAGES if "explain" not in each and "tokens" not in each]
 
 
 @pytest.fixture
@@ -29,6 +39,17 @@ async def hear(stream: object, kind: str) -> str:
             text = (await anext(stream)).decode()
             if f"event: {kind}\n" in text:
                 return text
+
+
+async def opened(platform: Platform, visitor: Visitor, address: str, workspace: str = "default") -> OpenPage:
+    """A page as the stream of a visitor's browser follows it."""
+    sent = visitor.http.build_request("GET", "/ui/events").headers.raw
+    headers = [(name.lower(), value) for name, value in sent]
+    scope = {"type": "http", "method": "GET", "path": "/ui/events", "query_string": b"", "headers": headers}
+    console = platform.app.state.console
+    request = await _in_session(Request(scope | {"app": platform.app, "client": ("127.0.0.1", 1)}), console)
+    proof = partial(proof_of_forms, request)
+    return OpenPage(request, console.renderings, address, workspace=workspace, csrf=proof)
 
 
 async def test_two_pages_share_a_watch_and_hear_of_a_change_of_their_topic_alone(
@@ -210,3 +231,117 @@ async def test_a_gateway_feeds_so_many_streams_and_tells_further_pages_to_do_wit
 )  # fmt: skip
 def test_a_topic_is_a_kind_and_a_name(name: str, *, right: bool) -> None:
     assert is_topic(name) is right
+
+
+async def test_a_page_is_rendered_once_for_all_who_may_see_the_same_and_has_the_forms_of_each(
+    platform: Platform, redis_url: str
+) -> None:
+    console = platform.app.state.console
+    both = [await platform.signed_in("approver") for _ in range(2)]
+    whole = [(await each.get(VERSION)).text for each in both]
+    proofs = [re.search(r'name="csrf" value="(\w+)"', each)[1] for each in whole]  # type: ignore[index]
+    assert proofs[0] != proofs[1]
+    open_pages = [await opened(platform, each, VERSION) for each in both]
+    contents = [json.loads(await each.show("1") or "") for each in open_pages]
+    assert console.renderings.count == 1
+    for text, proof, page in zip(contents, proofs, whole, strict=True):
+        assert text.count(proof) == page.count(proof) - 1  # that of signing out stands in the header
+        assert text.strip() in page
+        assert "<html" not in text
+    assert contents[0].replace(proofs[0], proofs[1]) == contents[1]
+    platform.context.registry().as_actor("grace").approve(MODEL, 5, comment="from afar")
+    assert "from afar" not in (await open_pages[0].show("1") or "")
+    assert "from afar" in (await open_pages[0].show("2") or "")
+    assert console.renderings.count == 2
+    viewer = await opened(platform, await platform.signed_in("viewer"), VERSION)
+    assert "Approve version" not in (await viewer.show("2") or "")
+    assert console.renderings.count == 3
+
+
+async def test_whose_session_or_token_ended_gets_no_content(platform: Platform) -> None:
+    visitor = await platform.signed_in("viewer")
+    page = await opened(platform, visitor, "/ui/models")
+    assert await page.show("1")
+    bearer = platform.visitor(Authorization=f"Bearer {platform.tokens['viewer']}")
+    by_token = await opened(platform, bearer, "/ui/models")
+    assert await by_token.show("1")
+    await visitor.send("/ui/models", "/ui/sign-out")
+    assert await page.show("1") is None
+    platform.access.revoke("a-viewer")
+    async with asyncio.timeout(20):
+        while await by_token.show("1"):  # noqa: ASYNC110  # the door looks at its list now and then
+            await asyncio.sleep(0.05)
+    for wrong in ("/ui/nothing-here", "/ui/sign-out", "/ui/static/console.css"):
+        other = await opened(platform, await platform.signed_in("admin"), wrong)
+        assert await other.show("1") is None
+
+
+@pytest.mark.parametrize("path", _LIVE)
+async def test_a_page_shows_the_same_to_all_who_have_the_same_grants(platform: Platform, path: str) -> None:
+    for name in ("grace", "joan"):
+        platform.tokens[name] = platform.access.create_token(name, "admin")
+    contents = []
+    for name in ("grace", "joan"):
+        visitor = await platform.signed_in(name)
+        contents.append(await (await opened(platform, visitor, path)).show(name))
+        platform.app.state.console.renderings._made.clear()
+    assert contents[0]
+    plain = [re.sub(r'(?<=csrf\\" value=\\")\w+', "", each or "") for each in contents]
+    assert plain[0] == plain[1]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["/ui/events?topic=models/*", "/ui/%65vents/", "/models", "//elsewhere/ui/", "/workspaces/payments/ui/"],
+)
+async def test_an_address_that_is_no_page_of_the_workspace_is_refused(
+    platform: Platform, address: str
+) -> None:
+    visitor = await platform.signed_in("viewer")
+    answer = await visitor.http.get("/ui/events", params={"topic": "models/*", "address": address})
+    assert answer.status_code == 422
+    assert "is no page of this workspace" in answer.text
+
+
+async def test_who_is_of_one_workspace_follows_its_pages_without_naming_it(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "MAX_STREAMS", 0)  # asked for after the address
+    visitor = await platform.signed_in("payments")
+    for address in ("/ui/models", "/workspaces/payments/ui/models"):
+        answer = await visitor.http.get("/ui/events", params={"topic": "models/*", "address": address})
+        assert answer.status_code == 204
+    page = await opened(platform, visitor, "/ui/models", "payments")
+    text = json.loads(await page.show("1") or "")
+    assert "/workspaces/payments/ui" in (await visitor.get("/ui/models")).text
+    assert MODEL not in text
+
+
+async def test_a_page_that_is_followed_gets_its_content_when_it_differs(
+    store: ObjectStore, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_GAP_S", 0.0)
+    shown = ["a"]
+
+    class Shown:
+        address = "/ui/models"
+
+        async def show(self, _: str) -> str | None:
+            return shown[0] or None
+
+    changes = LiveChanges(store, redis_url)
+    streams = [changes.stream("default", ["models/late"], "", Shown()) for _ in range(2)]
+    for each in streams:
+        await anext(each)
+    assert len(changes._pages) == 1
+    (topic,) = changes._topics.values()
+    topic.tell("changed", "")
+    assert ["data: a\n" in await hear(each, "page") for each in streams] == [True, True]
+    for text, kind in (("a", ""), ("b", "page"), ("", "changed"), ("b", "page")):
+        shown[0] = text
+        topic.tell("changed", "")
+        if kind:
+            assert f"data: {text}\n" in await hear(streams[0], kind)
+    for each in streams:
+        await each.aclose()
+    assert not changes._pages

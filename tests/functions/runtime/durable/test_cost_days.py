@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from functions import function
-from functions.runtime.durable.cost_days import CostRow, costs_of, costs_since
+from functions.runtime.durable.cost_days import CostRow, KnownCosts, costs_of, costs_since, known_costs
 from functions.runtime.durable.ledger import Ledger
-from registry import ObjectStore, open_store
+from registry import Entry, ObjectStore, open_store
 
 NOW = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 FIRST = date(2026, 2, 27)
@@ -67,9 +67,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     made = Work(Ledger(store, actor="ada", clock=lambda: made.now))
     follow = made.ledger.follow
 
-    def counted(invocation: str) -> object:
+    def counted(invocation: str, first: Entry | None = None) -> object:
         made.read.append(invocation)
-        return follow(invocation)
+        return follow(invocation, first)
 
     monkeypatch.setattr(made.ledger, "follow", counted)
     return made
@@ -88,10 +88,10 @@ def test_days_add_up_to_all_receipts_by_model_and_what_succeeded_is_read_once(wo
     assert {row.model for row in first} == {"m0", "m1", "m2"}
     assert sum(row.invocations for row in first) == 12
     assert work.costs() == first
-    assert len(work.read) == 2  # the one that was submitted this minute, and one at which the search ends
+    assert len(work.read) == 1  # the one that was submitted this minute
     work.submit("new", NOW - timedelta(seconds=1))
     assert sum(row.invocations for row in work.costs()) == 13
-    assert len(work.read) == 3
+    assert len(work.read) == 2
     assert sum(row.invocations for row in work.costs(date(2026, 3, 2))) == 4
 
 
@@ -104,7 +104,7 @@ def test_what_may_run_again_is_read_again(work: Work) -> None:
     work.end(dead, "succeeded")
     assert work.costs() == everything(work)
     assert sum(row.run_s for row in work.costs()) == pytest.approx(6.0)
-    assert len(work.read) == 1  # at which the search of the running day ends
+    assert not work.read
 
 
 def test_what_is_deleted_stays_in_the_sums_of_its_day(work: Work) -> None:
@@ -122,3 +122,38 @@ def test_a_day_goes_on_after_it_was_looked_at(work: Work) -> None:
         assert sum(row.invocations for row in work.costs()) == minute + 1
     work.now = NOW + timedelta(days=1)
     assert work.costs() == everything(work)
+
+
+def known(work: Work, *, reads: int) -> KnownCosts:
+    """What is known after so many looks at the clock, one of which goes before each invocation that is read."""
+    looks = iter(range(10_000))
+    return known_costs(work.ledger, FIRST, within_s=reads, clock=lambda: float(next(looks)))
+
+
+def test_who_has_no_time_gets_what_is_kept_and_learns_which_days_are_behind(work: Work) -> None:
+    for day in (3, 2, 1):
+        for number in range(5):
+            work.submit(f"{day}-{number}", NOW - timedelta(days=day, minutes=number))
+    work.submit("dead", NOW - timedelta(days=1), ends="dead")
+    days = [date(2026, 3, 1) - timedelta(days=number) for number in range(3)]
+    assert known(work, reads=0) == KnownCosts(rows=[], behind=days, never=days)  # today is known to be empty
+    some = known(work, reads=12)  # today, which is empty, and yesterday
+    assert sum(row.invocations for row in some.rows) == 6
+    assert some.behind == some.never == days[1:]
+    rest = known(work, reads=30)
+    assert rest == KnownCosts(rows=everything(work))
+    work.submit("new", NOW - timedelta(minutes=1))
+    behind = known(work, reads=0)  # the dead one, which might have run again, counts as it was
+    assert behind == KnownCosts(rows=rest.rows, behind=[NOW.date(), days[0]])
+    assert known(work, reads=30).rows == work.costs() == everything(work)
+
+
+def test_a_success_is_read_without_a_look_for_what_follows(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = work.submit("one", NOW)
+    found: list[str] = []
+    find = work.ledger.store.find
+    monkeypatch.setattr(work.ledger.store, "find", lambda key: (found.append(key), find(key))[1])
+    assert work.ledger.read(made).status == "succeeded"
+    assert [key.rpartition("/")[2] for key in found] == ["00000000.json", "00000001.json", "00000002.json"]

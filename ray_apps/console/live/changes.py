@@ -1,8 +1,9 @@
 """Changes told to open pages as they happen: one watcher a topic for all viewers of this process.
 
 A topic is a journal, or all of one kind ("models/late-flights", "rollouts/*"), the tables of one kind ("tables/features"), the
-reports ("reports/*"), or a model's live figures ("figures/late-flights"). Journals, tables and reports are announced by Redis, so watching costs no read; a page that hears of a change asks for itself
-again. Figures are read once for all viewers and sent as they are.
+reports ("reports/*"), or a model's live figures ("figures/late-flights"). Journals, tables and reports are announced by Redis, so
+watching costs no read. A page that is followed with its address gets its content after a change, if that differs from what it got
+last; another hears of the change, and asks for itself again. Figures are read once for all viewers and sent as they are.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import random
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from anyio import to_thread
 from redis import RedisError
@@ -39,13 +41,25 @@ _IDLE_S = 15.0  # a topic outlives its last listener by so much, as a page that 
 _POLL_S = 15.0  # without Redis pages look again so often
 _NEVER_S = 86_400.0
 _GAP_S, _GAP_OF_ONE_S = 1.5, 0.03
-"""Least time between two changes that a topic tells, and what each of many open pages adds to it, whatever they follow: some topics
-change all the time, and each change that is told makes pages be rendered."""
-_SPREAD_S, _SPREAD_MOST_S = (
-    0.008,
-    1.2,
-)  # listeners hear of a change one after another, for each asks for a page
+"""Least time between two changes that a topic tells, and what each of many pages that differ adds to it, whatever they follow: some
+topics change all the time, and each change that is told makes pages be rendered, once for all viewers of the same."""
+_SPREAD_S, _SPREAD_MOST_S, _SENT_S = 0.008, 1.2, 0.4
+"""Listeners are told one after another, so that no answer waits for all of them: time for each whose page must be rendered, for all
+together at most, and for all to whom a page is sent that others see, too."""
 Event = tuple[str, str]
+
+
+class View(Protocol):
+    """Page that is followed with its address."""
+
+    @property
+    def address(self) -> str:
+        """Path and query of the page."""
+        ...
+
+    async def show(self, version: str, /) -> str | None:
+        """Get the page's content as JSON, at a version of its topics or later; None: it must be asked for."""
+        ...
 
 
 @dataclass(eq=False)
@@ -87,6 +101,7 @@ class LiveChanges:
         self._task: asyncio.Task[None] | None = None
         self._process = secrets.token_hex(4)
         self._streams = self._looks = 0
+        self._pages: Counter[tuple[str, object]] = Counter()
 
     @property
     def is_full(self) -> bool:
@@ -96,34 +111,50 @@ class LiveChanges:
     @property
     def gap_s(self) -> float:
         """Least time between two changes that a topic tells."""
-        return max(_GAP_S, _GAP_OF_ONE_S * self._streams)
+        return max(_GAP_S, _GAP_OF_ONE_S * len(self._pages))
 
-    async def stream(self, workspace: str, names: Sequence[str], last_id: str) -> AsyncIterator[bytes]:
+    async def stream(
+        self, workspace: str, names: Sequence[str], last_id: str, view: View | None = None
+    ) -> AsyncIterator[bytes]:
         """Yield server-sent events of topics until the stream is old.
 
-        last_id: of the stream before; if something changed since, the first event says so.
+        last_id: of the stream before; if something changed since, the first event tells it. view: page whose content is sent after a
+        change; None: the change alone is told.
         """
+        page = (workspace, object() if view is None else view.address)
         self._streams += 1
+        self._pages[page] += 1
         topics = [self._topic(workspace, name) for name in dict.fromkeys(names)]
         queue: asyncio.Queue[Event] = asyncio.Queue()
         for topic in topics:
             topic.listeners.add(queue)
         try:
             yield b"retry: 2000\n\n"
+            sent = ""
             if last_id and last_id != self._id(topics):
-                yield self._event(topics, "changed", "")
+                queue.put_nowait(("changed", ""))
             until = self._clock() + STREAM_S * random.uniform(0.8, 1.0)
             while (left := until - self._clock()) > 0:
                 try:
                     kind, data = await asyncio.wait_for(queue.get(), min(_BEAT_S, left))
                 except TimeoutError:
-                    yield self._event(topics, "beat", "")
+                    yield self._event(self._id(topics), "beat", "")
                     continue
+                await asyncio.sleep(random.uniform(0, self._spread_s(topics)))
+                version = self._id(
+                    topics
+                )  # before the page is rendered: what changes meanwhile is told with the next
                 if kind == "changed":
-                    await asyncio.sleep(random.uniform(0, self._spread_s(topics)))
-                yield self._event(topics, kind, data)
+                    content = None if view is None else await view.show(version)
+                    if content is not None and content == sent:
+                        continue
+                    kind, data = ("changed", "") if content is None else ("page", content)
+                    sent = data
+                yield self._event(version, kind, data)
         finally:
             self._streams -= 1
+            self._pages[page] -= 1
+            self._pages += Counter()  # without pages that nobody has open
             for topic in topics:
                 topic.listeners.discard(queue)
                 topic.left_at = self._clock()
@@ -196,12 +227,14 @@ class LiveChanges:
     def _id(self, topics: Sequence[_Topic]) -> str:
         return f"{self._process}-{'.'.join(str(topic.count) for topic in topics)}"
 
-    def _event(self, topics: Sequence[_Topic], kind: str, data: str) -> bytes:
-        return f"id: {self._id(topics)}\nevent: {kind}\ndata: {data}\n\n".encode()
-
     @staticmethod
-    def _spread_s(topics: Sequence[_Topic]) -> float:
-        return min(_SPREAD_MOST_S, _SPREAD_S * max(len(topic.listeners) for topic in topics))
+    def _event(version: str, kind: str, data: str) -> bytes:
+        return f"id: {version}\nevent: {kind}\ndata: {data}\n\n".encode()
+
+    def _spread_s(self, topics: Sequence[_Topic]) -> float:
+        listeners = max(len(topic.listeners) for topic in topics)
+        rendered = _SPREAD_S * min(listeners, len(self._pages))
+        return min(_SPREAD_MOST_S, max(rendered, min(_SENT_S, _SPREAD_S * listeners)))
 
 
 def is_topic(name: str) -> bool:
