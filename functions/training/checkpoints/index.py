@@ -5,7 +5,6 @@ Torch's own index is a pickle, which may run anything when it is read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,6 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from functions.training.errors import TrainingError
 
-BLOCK_BYTES = 1 << 20
 _DTYPES = {str(each): each for each in vars(torch).values() if isinstance(each, torch.dtype)}
 
 
@@ -102,11 +100,3 @@ class Index:
 def place(index: MetadataIndex) -> tuple[str, tuple[int, ...]]:
     """Name of a tensor and where its part begins."""
     return index.fqn, tuple(index.offset or ())
-
-
-def digests_of(data: memoryview) -> tuple[str, ...]:
-    """SHA-256 of each block of a piece, shortened to 128 bits."""
-    return tuple(
-        hashlib.sha256(data[start : start + BLOCK_BYTES]).hexdigest()[:32]
-        for start in range(0, len(data), BLOCK_BYTES)
-    )

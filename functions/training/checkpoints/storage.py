@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from functions.training.checkpoints.index import BLOCK_BYTES, Index, Piece, digests_of, place
+from functions.training.checkpoints.index import Index, Piece, place
+from functions.training.checkpoints.uploader import BLOCK_BYTES, digests_of
 from functions.training.checkpoints.uploads import upload
 from functions.training.errors import TrainingError
 from registry import ObjectStore
@@ -63,17 +64,20 @@ class StoreWriter(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the tensors of a plan, one after the other, and upload them as one object. Raises: RegistryError."""
         done: Future[list[WriteResult]] = Future()
-        results: list[WriteResult] = []
         key = f"{self._folder}{uuid.uuid4().hex}.bin"
+        spans, digests = [], []
         with tempfile.NamedTemporaryFile(prefix="toque-checkpoint-") as file:
             for item in plan.items:
                 data = _bytes_of(planner, item)
-                piece = Piece(key, file.tell(), len(data), digests_of(data))
+                spans.append((file.tell(), len(data)))
                 file.write(data)
-                results.append(WriteResult(item.index, len(data), piece))
             file.flush()
-            if results:
-                upload(self._store, key, Path(file.name))
+            if spans:
+                digests = upload(self._store, key, Path(file.name), spans)
+        results = [
+            WriteResult(item.index, size_bytes, Piece(key, start, size_bytes, found))
+            for item, (start, size_bytes), found in zip(plan.items, spans, digests, strict=True)
+        ]
         done.set_result(results)
         return done
 

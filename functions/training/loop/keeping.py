@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -64,6 +65,7 @@ class Keeper:
         self._group, self._checkpoints = group, checkpoints
         self._pulse = Pulse(group, cadence, notice=notice)
         self._pending: Future[Any] | None = None
+        self._stager: DefaultStager | None = None
 
     @property
     def writing(self) -> bool:
@@ -91,6 +93,7 @@ class Keeper:
         if self._checkpoints is None:
             return
         self.wait()
+        self._stager = self._stager or _new_stager()
         tensors, facts = trainer.state()
         step, checkpoints = trainer.step, self._checkpoints
 
@@ -102,6 +105,7 @@ class Keeper:
             tensors,
             storage_writer=writer,
             process_group=self._group.host_group,
+            async_stager=self._stager,
             no_dist=self._group.size == 1,
         )  # type: ignore[assignment]  # a future, as the checkpointer's type says
         self._pulse.saved()
@@ -114,6 +118,15 @@ class Keeper:
                 pending.result()
             except CheckpointException as error:
                 raise next(iter(error.failures.values()))[0] from error
+
+    def close(self) -> None:
+        """Wait as `wait` does, and give the memory of the copies back. Raises: what the checkpoint raised."""
+        try:
+            self.wait()
+        finally:
+            if self._stager is not None:
+                self._stager.close()
+                self._stager = None
 
     def resume(self, trainer: Kept) -> None:
         """Put the newest whole checkpoint into the trainer, the same in all workers; do nothing if there is none."""
@@ -139,3 +152,15 @@ class Keeper:
             return False
         trainer.resume(tensors, index.facts)
         return True
+
+
+def _new_stager() -> DefaultStager:
+    """Make what copies a state, into memory that it keeps from one checkpoint to the next: fresh pages cost more than the copy."""
+    return DefaultStager(
+        StagingOptions(
+            use_pinned_memory=False,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=False,
+        )
+    )

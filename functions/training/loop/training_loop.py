@@ -326,7 +326,7 @@ def train(
             epoch = trainer.run_epoch(lambda: keeper.after_step(trainer))
         report(epoch)
         keeper.save(trainer, loss=epoch.valid_loss)
-    keeper.wait()
+    keeper.close()
     trainer.restore_best()
 
 

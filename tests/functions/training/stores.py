@@ -34,4 +34,4 @@ if __name__ == "__main__":
     from tests.functions.training import stores  # by the name under which another process finds it
 
     store: ObjectStore = stores.Waiting()  # type: ignore[assignment]  # of which only uploads are asked
-    upload_apart(store, "waits", Path(sys.argv[1]))
+    upload_apart(store, "waits", Path(sys.argv[1]), [])

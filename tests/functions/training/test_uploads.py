@@ -1,13 +1,16 @@
 """Uploads of large parts of a checkpoint through a process of their own."""
 
+import os
 import subprocess
 import sys
+from hashlib import sha256
 
 import psutil
 import pytest
 
 from functions.training.checkpoints import uploads
 from functions.training.checkpoints.saved import Checkpoints
+from functions.training.checkpoints.uploader import upload_pieces
 from functions.training.checkpoints.uploads import upload_apart
 from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import SingleProcess
@@ -26,11 +29,19 @@ def file(tmp_path):
     return path
 
 
-def test_a_file_arrives_and_errors_are_the_stores_own(context, file):
-    upload_apart(context.store, "checkpoints/one", file)
+SPANS = [(0, 2), (2, 5), (7, 0)]
+
+
+@pytest.mark.parametrize("way", [upload_apart, upload_pieces])
+def test_a_file_arrives_whole_and_its_pieces_are_hashed(context, file, way):
+    found = way(context.store, "checkpoints/one", file, SPANS)
     assert context.store.get("checkpoints/one") == b"weights"
+    assert found == [(sha256(b"we").hexdigest()[:32],), (sha256(b"ights").hexdigest()[:32],), ()]
+
+
+def test_errors_are_the_stores_own(context, file):
     with pytest.raises(RegistryError) as apart:
-        upload_apart(context.store, "../out", file)
+        upload_apart(context.store, "../out", file, SPANS)
     with pytest.raises(type(apart.value)) as here:
         context.store.upload("../out", file)
     assert str(apart.value) == str(here.value)
@@ -38,15 +49,20 @@ def test_a_file_arrives_and_errors_are_the_stores_own(context, file):
 
 def test_an_upload_that_is_killed_says_so(file):
     with pytest.raises(Unavailable, match="checkpoints/one: the process that uploads it ended with code -9"):
-        upload_apart(Killed(), "checkpoints/one", file)
+        upload_apart(Killed(), "checkpoints/one", file, SPANS)
 
 
-def test_an_upload_has_the_lowest_priority_and_ends_with_a_training_that_is_killed(file):
-    training = subprocess.Popen([sys.executable, "-m", "tests.functions.training.stores", str(file)])
+@pytest.mark.parametrize(("of_training", "idle"), [(0, False), (15, True)])
+def test_an_upload_has_the_lowest_priority_and_ends_with_a_training_that_is_killed(file, of_training, idle):
+    training = subprocess.Popen(
+        ["nice", "-n", str(of_training), sys.executable, "-m", "tests.functions.training.stores", str(file)]
+    )
     said = file.with_suffix(".pid")
     until(said.exists)
     process, niceness = map(int, said.read_text().split())
     assert niceness == 19
+    ours = os.sched_getscheduler(0)
+    assert os.sched_getscheduler(process) == (os.SCHED_IDLE if idle else ours)
     upload = psutil.Process(process)
     training.kill()
     training.wait()
@@ -58,7 +74,7 @@ def test_a_training_whose_parts_go_through_a_process_resumes_from_them(context, 
 
     def spy(*given: object):
         apart.append(given)
-        upload_apart(*given)
+        return upload_apart(*given)
 
     monkeypatch.setattr(uploads, "APART_FROM_BYTES", 0)
     monkeypatch.setattr(uploads, "upload_apart", spy)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import resource
 import subprocess
 import sys
 import threading
@@ -10,9 +11,12 @@ from contextlib import suppress
 import pytest
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
-from functions.training.checkpoints.index import Index, Piece, digests_of
+from functions.training.checkpoints.index import Index, Piece
 from functions.training.checkpoints.saved import Checkpoints, Retention
+from functions.training.checkpoints.storage import StoreReader
+from functions.training.checkpoints.uploader import digests_of
 from functions.training.loop.keeping import Keeper, Resting
 from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.pulse import Cadence, Pulse
@@ -153,3 +157,33 @@ def test_a_first_checkpoint_counts_though_nobody_has_opened_the_folder(context):
     checkpoints.commit(1, 0.5, Index(Metadata({}), {("w", (0,)): piece}))
     assert context.store.get(file) == b"weights"
     assert [saved.step for saved, _ in Checkpoints(context.store, "checkpoints/late/").find_latest()] == [1]
+
+
+class Large:
+    """Trainer whose state is large, of which a step changes all."""
+
+    def __init__(self) -> None:
+        self.step, self._weight = 0, torch.zeros(8 << 20)  # 32 MiB
+
+    def state(self):
+        self.step += 1
+        return {"weight": self._weight.add_(1)}, {}
+
+
+def test_the_copy_of_a_state_is_kept_from_one_checkpoint_to_the_next(context):
+    keeper, trained = Keeper(SingleProcess(), Checkpoints(context.store, "checkpoints/large/")), Large()
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        keeper.save(trained)
+        faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+        keeper.wait()
+    assert faults[0] > 32 * 2**20 / 4096 / 2  # pages that the thread of the steps touches
+    assert max(faults[1:]) < faults[0] / 10
+    keeper.close()
+    read = {"weight": torch.empty(8 << 20)}
+    saved = Checkpoints(context.store, "checkpoints/large/")
+    (newest, index), *_ = saved.find_latest()
+    load(read, storage_reader=StoreReader(context.store, index), no_dist=True)
+    assert newest.step == 3
+    assert read["weight"].eq(3).all()
