@@ -15,7 +15,8 @@ from functions.tuning.pbt_state import Member
 from functions.tuning.ray_tune_asha import AshaSearcher, TrialStates
 from functions.tuning.ray_tune_pbt import resume_population
 from functions.tuning.space import Limits, Search, Space, Trial
-from functions.tuning.stacked import StackStates, run_stacked
+from functions.tuning.stacked.pool import run_stacked
+from functions.tuning.stacked.states import StackStates
 from functions.tuning.tpe import TpeSampler
 from functions.tuning.tracking import TrialTracker, finished_trials, losses_of
 from functions.tuning.trial_files import TrialFiles

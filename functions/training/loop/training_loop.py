@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from functions.training.errors import TrainingDataError, TrainingDiverged
 from functions.training.loop.compiling import Compiled, recompute_blocks
 from functions.training.loop.epoch import Epoch, OnEpoch, diverged, not_finite
 from functions.training.loop.first_weights import FirstWeights
-from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup, SingleProcess
 from functions.training.loop.settings import Settings
 from functions.training.loop.task import (
@@ -35,6 +34,9 @@ from functions.training.loop.task import (
     uniform_order,
 )
 from functions.training.loop.updates import Updates
+
+if TYPE_CHECKING:
+    from functions.training.loop.keeping import Keeper
 
 _logger = logging.getLogger(__name__)
 _RANK_STRIDE = 1_000_003  # so that no two workers share a random stream
@@ -316,6 +318,8 @@ def train(
     keeper: writes checkpoints, from which an interrupted training resumes.
     Raises: TrainingDiverged if a loss stops being a number; Resting if a machine will be taken; what a checkpoint raised.
     """
+    from functions.training.loop.keeping import Keeper  # late: trials of sweeps start a second sooner without
+
     keeper = keeper or Keeper(group, None)
     keeper.resume(trainer)
     report = on_epoch or (lambda _: None)

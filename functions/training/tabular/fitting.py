@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from functions.training.loop.epoch import Epoch, OnEpoch
-from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import ProcessGroup, SingleProcess
 from functions.training.loop.training_loop import Trainer, train
 from functions.training.params import TabularParams
@@ -26,6 +25,9 @@ from functions.training.tabular.scorer import TabularScorer
 from functions.training.tabular.target import Regression, Target, target_of
 from functions.training.tabular.task import Examples, LabelledRows, RowSource, TabularTask
 from functions.training.tabular.warm_start import WarmStart
+
+if TYPE_CHECKING:
+    from functions.training.loop.keeping import Keeper
 
 _SCORING_ROWS = 16_384  # rows scored at once: few enough for the cache of a core
 
@@ -99,6 +101,11 @@ def prepare(
 def new_trainer(prepared: Prepared, params: TabularParams, group: ProcessGroup | None = None) -> Trainer:
     """Make a trainer of a new network, or of one with the weights of the warm start; equal seeds give equal networks."""
     params = params.resolved(len(prepared.train))
+    return Trainer(new_network(prepared, params), new_task(prepared, params), params, group)
+
+
+def new_network(prepared: Prepared, params: TabularParams) -> TabularNet:
+    """Make a new network, or one with the weights of the warm start; equal seeds give equal networks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         line = isinstance(prepared.target, Regression)
@@ -107,9 +114,13 @@ def new_trainer(prepared: Prepared, params: TabularParams, group: ProcessGroup |
         prepared.warm_start.load(net)
     elif net.line is not None:
         net.line.fit(prepared.train, prepared.valid)
+    return net
+
+
+def new_task(prepared: Prepared, params: TabularParams) -> TabularTask:
+    """Make the task of learning the prepared rows."""
     offset = prepared.preprocessing.offset
-    task = TabularTask(prepared.train, prepared.valid, prepared.target, offset, params.unknown_rate)
-    return Trainer(net, task, params, group)
+    return TabularTask(prepared.train, prepared.valid, prepared.target, offset, params.unknown_rate)
 
 
 def fit(

@@ -51,6 +51,7 @@ def run_stacks(
     while True:
         while pool.free and not tracker.limit_reached() and (stack := sweep.next()) is not None:
             pool.start(stack)
+            sweep.begin(stack)  # while it trains
         if not sweep.training and (not sweep.waiting or tracker.limit_reached()):
             return sweep.errors
         ended = pool.wait()
@@ -76,10 +77,12 @@ class _StackedSweep:
         if not self.waiting:
             return None
         self.training += 1
-        stack = self.waiting.popleft()
+        return self.waiting.popleft()
+
+    def begin(self, stack: Stack) -> None:
+        """Begin the runs of a stack's trials that have none yet."""
         for number in stack.trials:
             self._tracker.begin_trial(number)
-        return stack
 
     def record(self, stack: Stack, results: Results | Exception) -> None:
         """Record an epoch of a stack; the trials that have not reached their rung go on."""

@@ -9,20 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
 from functions.training.loop.epoch import Epoch, diverged
-from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.task import Batch, epoch_seed
 from functions.training.loop.training_loop import stream_of
 from functions.training.params import TabularParams
-from functions.training.tabular.fitting import Prepared, new_trainer
-from functions.training.tabular.network import TabularNet
-from functions.training.tabular.task import TabularTask
+from functions.training.tabular.fitting import Prepared, new_network, new_task
 from functions.tuning.stacked.network import StackedNet
 from functions.tuning.stacked.updates import StackedUpdates
 from functions.tuning.trial_files import Snapshot
@@ -68,9 +65,8 @@ class StackedTrainer:
         rows = len(prepared.train)
         self._members = [_Member(number, each.resolved(rows), []) for number, each in trials.items()]
         first = self._members[0].settings
-        alone = new_trainer(prepared, first, SingleProcess(device))  # equal seeds give equal first weights
-        self._device, self._task = device, cast("TabularTask", alone.task)
-        self._stack = StackedNet(cast("TabularNet", alone.net), len(trials))
+        self._device, self._task = device, new_task(prepared, first)
+        self._stack = StackedNet(new_network(prepared, first).to(device), len(trials))  # as each has it alone
         self._batch = first.batch_rows(rows)
         self._steps = max(1, rows // self._batch)
         self._updates = StackedUpdates(self._stack.weights, total=self._steps * first.epochs_and_patience[0])
