@@ -216,16 +216,6 @@ def train_under_kills(
     assert list(context.store.list("checkpoints/")) == []
 
 
-@pytest.mark.long
-@pytest.mark.timeout(1_800)
-def test_a_training_goes_on_after_the_loss_of_a_worker_and_of_the_head(
-    shared_context: Context,
-    begin: Callable[..., Victim],
-    undisturbed: tuple[dict[str, float], dict[int, float]],
-) -> None:
-    train_under_kills(shared_context, begin, undisturbed, ["one worker", "head"], seed=4)
-
-
 @pytest.mark.proof
 @pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("number", range(TRAININGS))
