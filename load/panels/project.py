@@ -21,7 +21,7 @@ from featurestore.windows.aggregations import Function
 from functions import Cron, Retries, context, function
 from functions.features.jobs import record_feature_health
 from functions.placement import Placement
-from functions.project import ModelDefinition
+from load.unmonitored import unmonitored
 
 ANSWERING, CODES, KEYED = "answering", "codes", "keyed"
 POOLED = tuple(f"pooled-{number}" for number in range(7))
@@ -61,22 +61,9 @@ FEATURES: list[Entity | FeatureView | FeatureService] = [
 ]
 
 
-def _model(name: str, placement: Placement) -> ModelDefinition:
-    return ModelDefinition(
-        name=name,
-        service="none",
-        entities="none",
-        label="y",
-        numeric=("x",),
-        monitors=(),
-        retraining=None,
-        placement=placement,
-    )
-
-
 MODELS = [
-    *(_model(name, Placement()) for name in (ANSWERING, CODES, KEYED)),
-    *(_model(name, Placement(pool=True)) for name in POOLED),
+    *(unmonitored(name) for name in (ANSWERING, CODES, KEYED)),
+    *(unmonitored(name, Placement(pool=True)) for name in POOLED),
 ]
 
 

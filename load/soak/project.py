@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from functions.placement import Placement
-from functions.project import ModelDefinition
+from load.unmonitored import unmonitored
 
 FEATURES: list[object] = []
 STEADY, RETRAINED, KEYED = "mlp", "tabular", "forty-by-key"
 
 
-def _model(name: str, replicas: int) -> ModelDefinition:
-    return ModelDefinition(
-        name=name,
-        service="none",
-        entities="none",
-        label="y",
-        numeric=("x",),
-        monitors=(),
-        retraining=None,
-        placement=Placement(min_replicas=replicas, max_replicas=replicas),
-    )
-
-
-MODELS = [_model(STEADY, 2), _model(RETRAINED, 1), _model(KEYED, 1)]
+MODELS = [
+    unmonitored(name, Placement(min_replicas=replicas, max_replicas=replicas))
+    for name, replicas in ((STEADY, 2), (RETRAINED, 1), (KEYED, 1))
+]

@@ -1,20 +1,10 @@
 """Project of `load.benchmarks.platform.capacity`: a cheap and a dear model, each in one replica and in two."""
 
 from functions.placement import Placement
-from functions.project import ModelDefinition
+from load.unmonitored import unmonitored
 
 FEATURES: list[object] = []
 REPLICAS = {"small-1": 1, "small-2": 2, "wide-1": 1, "wide-2": 2}
 MODELS = [
-    ModelDefinition(
-        name=name,
-        service="none",
-        entities="none",
-        label="y",
-        numeric=("x",),
-        monitors=(),
-        retraining=None,
-        placement=Placement(min_replicas=count, max_replicas=count),
-    )
-    for name, count in REPLICAS.items()
+    unmonitored(name, Placement(min_replicas=count, max_replicas=count)) for name, count in REPLICAS.items()
 ]

@@ -1,16 +1,6 @@
 """Project of `load.benchmarks.platform.counter`: one model to serve, without monitors or retraining."""
 
-from functions.project import ModelDefinition
+from load.unmonitored import unmonitored
 
 FEATURES: list[object] = []
-MODELS = [
-    ModelDefinition(
-        name="mlp",
-        service="none",
-        entities="none",
-        label="y",
-        numeric=("x",),
-        monitors=(),
-        retraining=None,
-    )
-]
+MODELS = [unmonitored("mlp")]
