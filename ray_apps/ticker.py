@@ -278,18 +278,15 @@ def keep_lead(leadership: Leadership, due: Ticker, is_lost: Callable[[], bool]) 
     Ray starts no worker any more. is_lost: whether it is.
     """
     hangs = due.busy_s > HANGS_S
-    if hangs or not due.prepared or is_lost():
-        if leadership.is_leader:
+    try:
+        if due.prepared and not hangs and not is_lost():
+            leadership.renew()
+        elif leadership.is_leader:
             why = f"a round takes more than {HANGS_S:.0f} s" if hangs else "its node is silent or given up"
             _logger.warning("this ticker leaves the lead to another: %s", why)
             leadership.release()
-        LEADER.set(0)
-        return
-    try:
-        LEADER.set(leadership.renew())
-    except Exception:
-        LEADER.set(0)
-        raise
+    finally:
+        LEADER.set(leadership.is_leader)
 
 
 def _is_lost_here() -> bool:
