@@ -30,12 +30,13 @@ def serve_settings() -> dict[str, str]:
 
 
 NODE_LOSS = {
-    "patient": {"period_ms": "4000", "timeout_ms": "2000", "failure_threshold": "10"},
+    "patient": {"period_ms": "4000", "timeout_ms": "2000", "failure_threshold": "14"},
     "fast": {"period_ms": "500", "timeout_ms": "1500", "failure_threshold": "3"},
 }
-"""How the head asks nodes whether they live. Patient: the tenth failure in a row is a node's death, 36 to 60 s after it
-vanished, so that one that was cut off for half a minute comes back whole. Fast: the third, after 6 to 8 s; a node that
-stalls for 5 s lives, and one that is cut off for longer has to be started again."""
+"""How the head asks nodes whether they live. Patient: the fourteenth failure in a row is a node's death, 52 to 84 s after it
+vanished, so that one that was cut off for half a minute comes back whole: the head's kernel, which sends again after twice
+as long each time, does so 51 to 60 s after the cut, and not before. Fast: the third, after 6 to 8 s; a node that stalls for
+5 s lives, and one that is cut off for longer has to be started again."""
 
 
 GONE_PEER_MS = 10_000

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from functions.runtime.context import Context
 
 MAX_ONGOING_REQUESTS = 1_024  # of which open pages of the console may hold 400
-DISCOVERED_WITHIN_S = 60.0
+DISCOVERED_WITHIN_S = 180.0
+"""Longest wait for the functions of a release that replaces another; the one before answers meanwhile."""
 NICENESS = 5
-"""Of the gateway's replicas: below what serves models, so that pages and calls take no CPU that an answer waits for; above trainings."""
+"""Of a gateway's replica above its usual one, once it is built: pages and calls take no CPU that a model's answer waits for, and come before
+trainings."""
 
 
 def application(options: dict[str, Any] | None = None) -> Application:
@@ -69,7 +71,6 @@ def build() -> FastAPI:
     from registry.access import DEFAULT_WORKSPACE
 
     apply_profile(os.environ)
-    _let_models_go_first()
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     enter_process("gateway", store_url=context.store_url, environment=os.environ, redis_url=context.redis_url)
 
@@ -96,7 +97,10 @@ def build() -> FastAPI:
     discovering.start()
     if replaces:
         discovering.join(DISCOVERED_WITHIN_S)
-    return build_app(services)
+    app = build_app(services)
+    if is_worker_of_ray():
+        _let_models_go_first()
+    return app
 
 
 def build_with_mlflow() -> ASGIApp:
@@ -114,14 +118,28 @@ def build_with_mlflow() -> ASGIApp:
     return Beside(own, ROUTE_PREFIX, build_mlflow(context.store, clock=context.clock, oidc=oidc))
 
 
-def _let_models_go_first() -> None:
-    """Lower the priority of this process if it is a replica of Serve: of all its threads, as Linux has one for each."""
+def is_worker_of_ray() -> bool:
+    """Whether Ray has started this process, as it does a replica of Serve."""
     ray: Any = sys.modules.get("ray")  # a replica has imported it
-    if ray is None or not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
-        return
+    return (
+        ray is not None
+        and ray.is_initialized()
+        and bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
+    )
+
+
+def _let_models_go_first() -> None:
+    """Lower the priority of this process: of all its threads, as Linux has one for each.
+
+    Not before it is built: with many processes that start at once it would come last, and its first requests wait for its imports.
+    """
+    lowered = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
     for thread in Path("/proc/self/task").glob("*"):
         with suppress(ProcessLookupError):  # it has just ended
-            os.setpriority(os.PRIO_PROCESS, int(thread.name), NICENESS)
+            own = os.getpriority(os.PRIO_PROCESS, int(thread.name))
+            os.setpriority(
+                os.PRIO_PROCESS, int(thread.name), max(own, lowered)
+            )  # never raised, which needs root
 
 
 def _label_writer(context: Context, workspace: str) -> LogWriter:

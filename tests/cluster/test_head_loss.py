@@ -13,7 +13,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.figures import settled
 from tests.cluster.load import outage_of
 
-AWAY_S, RATE, LOSSES = 60, 50.0, int(os.environ.get("TOQUE_CLUSTER_HEAD_LOSSES") or 1)
+AWAY_S, AFTER_S, RATE, LOSSES = 60, 15, 50.0, int(os.environ.get("TOQUE_CLUSTER_HEAD_LOSSES") or 1)
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900 + 600 * LOSSES)]
 
 
@@ -23,7 +23,7 @@ def test_doors_answer_while_the_head_is_away_and_every_application_is_there_afte
     losses = []
     for _ in range(LOSSES):
         before = cluster.applications()
-        with cluster.load(cluster.workers, AWAY_S + 60, rate=RATE) as outcomes:
+        with cluster.load(cluster.workers, 600, ends_with_block=True, rate=RATE) as outcomes:
             time.sleep(3)
             at = time.time()
             cluster.lab.kill("head")
@@ -32,6 +32,7 @@ def test_doors_answer_while_the_head_is_away_and_every_application_is_there_afte
             back = time.time()
             cluster.wait_whole()
             whole = time.time()
+            time.sleep(AFTER_S)  # of load on the whole cluster
         answered = {each.name for each in outcomes if not each.failed}
         failed = [each for each in outcomes if each.failed]
         losses.append(

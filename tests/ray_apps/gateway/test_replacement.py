@@ -10,17 +10,23 @@ from pathlib import Path
 import pytest
 
 BUILT = """
-import sys, threading
+import os, sys, threading
 import ray_apps.discovery, ray_apps.gateway.deployment as gateway
 
 entered, go = threading.Event(), threading.Event()
+usual, said = os.getpriority(os.PRIO_PROCESS, 0), []
+
+def lowered():
+    return os.getpriority(os.PRIO_PROCESS, os.getpid()) - usual
 
 def discover(projects, *, awaited):
     assert awaited == (sys.argv[1] == "others")
+    said.append(lowered())
     entered.set()
     go.wait()
 
 ray_apps.discovery.discover = discover
+gateway.is_worker_of_ray = lambda: True
 gateway.others_answered_at_start = lambda: sys.argv[1] == "others"
 building = threading.Thread(target=gateway.build, daemon=True)
 building.start()
@@ -30,6 +36,7 @@ print("waits" if building.is_alive() else "is ready")
 go.set()
 building.join(120)
 print("waits" if building.is_alive() else "is ready")
+print(*said, lowered(), gateway.NICENESS)
 """
 
 
@@ -44,4 +51,10 @@ def test_a_gateway_is_ready_before_its_functions_only_where_nobody_else_answers(
         text=True,
         check=False,
     )
-    assert done.stdout.splitlines() == said, done.stderr[-3000:]
+    *states, priorities = done.stdout.splitlines()
+    assert states == said, done.stderr[-3000:]
+    at_imports, at_last, asked = map(int, priorities.split())
+    assert (at_imports, at_last) == (
+        0,
+        asked,
+    )  # with its imports last among all that start, it would answer nobody

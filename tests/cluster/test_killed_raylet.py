@@ -1,4 +1,7 @@
-"""A worker's raylet is killed while its machine stays up, as the kernel does that is out of memory: nothing there goes on for long."""
+"""A worker's raylet is killed while its machine stays up, as the kernel does that is out of memory: nothing there goes on for long.
+
+Ray gives the node up a minute later; meanwhile the laboratory's own tests run, which come next by name.
+"""
 
 from __future__ import annotations
 
