@@ -13,7 +13,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.figures import settled
 from tests.cluster.load import outage_of
 
-AWAY_S, AFTER_S, RATE, LOSSES = 60, 15, 50.0, int(os.environ.get("TOQUE_CLUSTER_HEAD_LOSSES") or 1)
+AWAY_S, AFTER_S, RATE, LOSSES = 60, 10, 50.0, int(os.environ.get("TOQUE_CLUSTER_HEAD_LOSSES") or 1)
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900 + 600 * LOSSES)]
 
 
