@@ -31,11 +31,12 @@ import redis
 from clusters.monitoring.dashboards import check_all, draw_all
 from load.benchmarks.platform.counter import NotPossible, Platform, started
 from load.benchmarks.timing import print_machine
+from load.otlp_receiver import Receiver, receiving
 from load.panels.callers import Callers
 from load.panels.disturbances import kill_engine, stop_redis
 from load.panels.models import prepare
 from load.panels.project import ANSWERING, CODES, KEYED
-from load.panels.watching import Collector, NotWatched, collecting, watched
+from load.panels.watching import NotWatched, watched
 
 _READY_S = 300.0
 _LEAST_S, _LOOK_S = 180.0, 10.0
@@ -75,7 +76,7 @@ def fill(given: argparse.Namespace) -> int:
     store_url, home = (folder / "store").as_uri(), folder / "home"
     prepared = prepare(store_url, folder / "artifacts", given.weights)
     with ExitStack() as running:
-        collector = running.enter_context(collecting())
+        collector = running.enter_context(receiving())
         platform = running.enter_context(
             started(
                 home, store_url, project="load.panels.project", cpus=8, environment=_environment(collector)
@@ -105,7 +106,7 @@ def fill(given: argparse.Namespace) -> int:
     return 1 if empty else 0
 
 
-def _environment(collector: Collector) -> dict[str, str]:
+def _environment(collector: Receiver) -> dict[str, str]:
     return {
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "TOQUE_TRACE_SHARE": "0.2",
@@ -166,8 +167,8 @@ def _hold(file: Path | None, addresses: dict[str, Any]) -> None:
         time.sleep(1)
 
 
-def _report(callers: Callers, collector: Collector, minutes: float) -> None:
-    print(f"{minutes:.1f} min; {collector.spans} spans came to the collector")
+def _report(callers: Callers, collector: Receiver, minutes: float) -> None:
+    print(f"{minutes:.1f} min; {len(collector.spans)} spans came to the collector")
     for name in sorted({*callers.done, *callers.failed}):
         problem = callers.problems.get(name, "")
         print(f"  {name}: {callers.done[name]} times, {callers.failed[name]} failed {problem}")

@@ -1,28 +1,20 @@
-"""What watches the platform that fills every panel: a Prometheus with the rules of `clusters.monitoring`, and a collector of spans."""
+"""What watches the platform that fills every panel: a Prometheus with the rules of `clusters.monitoring`."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import urlopen
 
 import yaml
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
 
 from load.benchmarks.serving.throughput import free_port
 
-__all__ = ["Collector", "NotWatched", "collecting", "watched"]
+__all__ = ["NotWatched", "watched"]
 
 _SCRAPES = Path(__file__).resolve().parents[2] / "clusters" / "monitoring" / "prometheus"
 _EVERY = "5s"
@@ -31,43 +23,6 @@ _START_S = 60.0
 
 class NotWatched(Exception):  # noqa: N818 - a state of the world, said to a person
     """Raised where Prometheus is not there or does not start."""
-
-
-@dataclass
-class Collector:
-    """Takes spans by OTLP over HTTP. url: as OTEL_EXPORTER_OTLP_ENDPOINT; spans: how many came."""
-
-    url: str = ""
-    spans: int = 0
-
-
-@contextlib.contextmanager
-def collecting() -> Iterator[Collector]:
-    """Collect spans on a free port within the block."""
-    found = Collector()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            sent = ExportTraceServiceRequest.FromString(body)
-            found.spans += sum(len(scope.spans) for each in sent.resource_spans for scope in each.scope_spans)
-            answer = ExportTraceServiceResponse().SerializeToString()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/x-protobuf")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_: object) -> None:
-            """Keep silent on each request."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        found.url = f"http://127.0.0.1:{server.server_port}"
-        yield found
-        server.shutdown()
 
 
 @contextlib.contextmanager

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Final
 
 from clusters.telemetry.tracing import RequestTrace
 from functions.generative import Finding
 from functions.generative.engines import Lease
 from ray_apps.admission.token_budget import Reservation
 from ray_apps.generative.openai.answers import AnswerRecord
-from ray_apps.generative.openai.requests import Ask
+from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, Ask
 from ray_apps.generative.versions import GenerativeVersion
 from ray_apps.predictor.versions.routes import Routes
 from registry.models.traffic import Traffic
 
 __all__ = ["Call"]
+
+_OPERATIONS: Final = {CHAT: "chat", COMPLETION: "text_completion", EMBEDDING: "embeddings"}
 
 
 @dataclass(slots=True)
@@ -58,10 +61,31 @@ class Call:
         """Milliseconds since the request came in."""
         return (time.perf_counter() - self.begin) * 1e3
 
-    def heard(self, answer: AnswerRecord) -> None:
-        """Note when the first token came, by which versions are compared: how long the rest takes is as long as the answer is."""
-        if math.isfinite(answer.first_token_s):
+    def heard(self, answer: AnswerRecord) -> bool:
+        """Note when the first token came, by which versions are compared: how long the rest takes is as long as the answer is.
+
+        Returns: whether it has come.
+        """
+        has_come = math.isfinite(answer.first_token_s)
+        if has_come:
             self.first_token_ms = answer.first_token_s * 1e3
+        return has_come
+
+    def describe(self, answer: AnswerRecord) -> None:
+        """Say in the request's trace what was asked and answered, by OpenTelemetry's conventions for generative models."""
+        if self.trace is None:
+            return
+        self.trace.attributes |= {
+            "gen_ai.operation.name": _OPERATIONS[self.ask.kind],
+            "gen_ai.provider.name": self.lease.process.engine.name,
+            "gen_ai.request.model": self.ask.model,
+            "gen_ai.response.model": str(self.version),
+            "gen_ai.response.id": self.id,
+            "gen_ai.usage.input_tokens": answer.prompt_tokens,
+            "gen_ai.usage.output_tokens": answer.completion_tokens,
+        }
+        if answer.finish_reason:
+            self.trace.attributes["gen_ai.response.finish_reasons"] = [answer.finish_reason]
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Headers of the response that say what answered."""

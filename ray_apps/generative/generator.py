@@ -12,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from clusters.telemetry.tracing import current_request
+from clusters.telemetry.tracing import current_request, mark
 from functions.generative import GenerativeError
 from functions.generative.engines import EngineDown, EngineProcess
 from functions.prediction_log import PINNED
@@ -109,6 +109,7 @@ class Generator:
             )
             call.reservation = self._reserve(limits, prompt_tokens + most)
             call.used_tokens = prompt_tokens  # so much of one that is given up
+            mark("prompt")
             work = self._ask_engine(call, body, request)
             return await Caller(request.receive).run_while_connected(work)
         except BaseException as error:
@@ -197,6 +198,7 @@ class Generator:
             if call.ask.stream and call.ask.kind != EMBEDDING:
                 return await self._pass_stream_on(call, response, request)
             document = orjson.loads(await response.read())
+        mark("engine")
         return await self._answer_whole(call, document)
 
     async def _answer_whole(self, call: Call, document: dict[str, Any]) -> Answer:
@@ -237,13 +239,14 @@ class Generator:
                 piece = events.feed(data, time.perf_counter())
                 call.used_tokens += events.pieces - call.pieces
                 call.pieces = events.pieces
-                if call.first_token_ms is None:
-                    call.heard(events.record)
+                if call.first_token_ms is None and call.heard(events.record):
+                    mark("first token")
                 if holds:
                     held.append(piece)
                 elif piece:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             answer = events.finish()
+            mark("engine")
             found = guard_answer(answer, call.version.prompt)
             call.findings += found
             await self._record(call, answer, response_tensors(answer))
@@ -269,14 +272,8 @@ class Generator:
         )  # fmt: skip
         if logged is not None:
             await self.recorder.confirmed(logged)
-        if call.trace is not None:
-            call.trace.attributes |= {
-                "gen_ai.operation.name": "embeddings" if call.ask.kind == EMBEDDING else "chat",
-                "gen_ai.request.model": call.ask.model,
-                "gen_ai.response.model": str(call.version),
-                "gen_ai.usage.input_tokens": answer.prompt_tokens,
-                "gen_ai.usage.output_tokens": answer.completion_tokens,
-            }
+        mark("log")
+        call.describe(answer)
         series = self._series.get((call.number, call.arm))
         if series is None:
             series = TokenSeries(self._workspace, call.ask.model, call.number, call.arm)

@@ -15,6 +15,7 @@ from clusters.telemetry.tracing.trace_context import TraceContext, new_span_id, 
 __all__ = ["RequestTrace", "begin_request", "current_request", "mark"]
 
 _FAULT = 500
+_ID_DIGITS = 32  # of a trace
 _MAX_ID = 128  # characters of a caller's request id that stand in a log line
 
 
@@ -65,10 +66,10 @@ class RequestTrace:
     def answered_by(
         self, prediction_id: str, model: str, version: int, arm: str, *, id_made_here: bool
     ) -> None:
-        """Note the prediction; its id, if it was made here, is the id of the trace that begins here, too."""
+        """Note the prediction. The trace that begins here has its id too, if that was made here: the 32 digits with which it ends."""
         self.prediction_id, self.model, self.version, self.arm = prediction_id, model, version, arm
         if id_made_here and self.trace_id is None and b"traceparent" not in self.headers:
-            self.trace_id = prediction_id
+            self.trace_id = prediction_id[-_ID_DIGITS:]  # `chatcmpl-` stands before those of an answer
 
     def identity(self) -> dict[str, str]:
         """Ids of this request for a log line; a request without an id of its caller's has its trace's."""

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from clusters.telemetry.logs import AccessLog
 from clusters.telemetry.tracing import Keeper, Tracing, begin_request, current_request, use_tracing
 from clusters.telemetry.tracing.active import provider_of
-from tests.clusters.telemetry.otlp_receiver import Receiver, receiving
+from load.otlp_receiver import Receiver, receiving
 from tests.ports import free_port
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

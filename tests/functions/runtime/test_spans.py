@@ -11,7 +11,7 @@ from clusters.telemetry.tracing import Keeper, Tracing, begin_request, use_traci
 from functions import Context
 from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.spans import current_position
-from tests.clusters.telemetry.otlp_receiver import Receiver, receiving
+from load.otlp_receiver import Receiver, receiving
 from tests.functions.runtime import span_functions
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -27,9 +27,9 @@ import tritonclient.http as triton
 from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import default_wal_root, drain, predictions
 from functions.runtime.changes.announcer import Announcer
+from load.otlp_receiver import Receiver, Span, receiving
 from ray_apps.cli.main import main as cli_main
 from registry import Access, Registry, Signature, TensorSpec, open_store
-from tests.clusters.telemetry.otlp_receiver import Receiver, Span, receiving
 from tests.ports import free_port
 from tests.ray_apps.served_gateway import gateway_of
 from tests.waiting import until
