@@ -25,6 +25,8 @@ from tests.ray_apps.generative.conftest import ServedDoor
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
+GROUPS = Path("/sys/fs/cgroup")
+"""Control groups of version 2, or of version 1 with a folder for each controller."""
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 MODEL, CONTEXT = "faulty", 8_192
 SETTINGS = EngineSettings(context_length=CONTEXT, slots=2, max_tokens=CONTEXT)
@@ -70,14 +72,25 @@ def hang(door: ServedDoor, pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
 
 
+def make_memory_group() -> tuple[Path, Path]:
+    """Make a control group of a megabyte; returns it, and its file that counts processes that the kernel ended. Raises: OSError."""
+    is_second = (GROUPS / "cgroup.controllers").exists()
+    group = (GROUPS if is_second else GROUPS / "memory") / f"toque-engine-{os.getpid()}"
+    if is_second:
+        (GROUPS / "cgroup.subtree_control").write_text("+memory")
+    group.mkdir()
+    (group / ("memory.max" if is_second else "memory.limit_in_bytes")).write_text(str(1 << 20))
+    if (swap := group / "memory.swap.max").exists():
+        swap.write_text("0")
+    return group, group / ("memory.events" if is_second else "memory.oom_control")
+
+
 def run_out_of_memory(door: ServedDoor, pid: int) -> None:
     """The kernel ends the engine, which may take no more memory than it has, at a request of more text than that."""
-    group = Path("/sys/fs/cgroup/memory") / f"toque-engine-{os.getpid()}"
     try:
-        group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(1 << 20))
-    except OSError:
-        pytest.skip("needs root and control groups of version 1: the engine's memory cannot be limited here")
+        group, events = make_memory_group()
+    except OSError as error:
+        pytest.skip(f"the engine's memory cannot be limited here: {error}; it needs root and control groups")
     try:
         (group / "cgroup.procs").write_text(str(pid))
         large: list[Any] = [{"role": "user", "content": "word " * (1 << 20)}]
@@ -85,7 +98,7 @@ def run_out_of_memory(door: ServedDoor, pid: int) -> None:
             door.client(timeout=600).chat.completions.create(model=MODEL, messages=large)
         assert refusal.value.status_code == 503
         assert int(refusal.value.response.headers["retry-after"]) >= 1
-        counts = dict(line.split() for line in (group / "memory.oom_control").read_text().splitlines())
+        counts = dict(line.split() for line in events.read_text().splitlines())
         assert int(counts["oom_kill"]) == 1
     finally:
         waiting.until(lambda: not (group / "cgroup.procs").read_text())
