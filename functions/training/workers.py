@@ -33,8 +33,9 @@ class Workers:
     """Number of workers, CPUs and GPUs of each, and whether each holds the whole model ("replicate") or a shard.
 
     card: type of the GPUs as Ray names it, None for any whole ones; slices of a card, as in "H100-1g.10gb", take one worker.
-    Without GPUs a worker computes on its CPUs.
-    Raises: TrainingError if several are asked to work on slices.
+    Without GPUs a worker computes on its CPUs. least: fewest workers that go on where there is no room for `count`, until there is;
+    None: always `count`.
+    Raises: TrainingError if several are asked to work on slices, or `least` is not between 1 and `count`.
     """
 
     count: int = 1
@@ -42,8 +43,13 @@ class Workers:
     gpus_each: float = 0.0
     sharding: Sharding = "replicate"
     card: str | None = None
+    least: int | None = None
 
     def __post_init__(self) -> None:
+        if self.least is not None and not 1 <= self.least <= self.count:
+            raise TrainingError(
+                f"min_workers={self.least} and num_workers={self.count}: give 1 to {self.count}, or null"
+            )
         if self.count > 1 and is_slice(self.card):
             raise TrainingError(
                 f"card={self.card!r} with num_workers={self.count}: slices of a card cannot work together; ask for "

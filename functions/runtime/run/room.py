@@ -12,9 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray._private.state import state as cluster_state
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # no stub
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # the same
@@ -31,6 +32,8 @@ _UNBOUNDED = 10_000  # nodes of a type without a limit
 _MOST_COMING = 256  # of each type that the queue counts with
 _CARD = "accelerator_type:"  # Ray's resource of a node type that names its card
 _POLL_S = 1.0
+_AT_ONCE_S = 0.001
+_SETTLED_S = 20.0  # in which a lost node is noticed
 _SURE_AFTER_S = 20.0  # of the autoscaler's answer that it can start no such nodes: a node that was just lost comes back first
 _SLACK = 1e-9
 _logger = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ class Needed:
 
     def fits(self, nodes: Iterable[Amounts]) -> bool:
         """Whether nodes with these total resources hold all workers."""
-        return sum(self._held(node) for node in nodes) >= self.count
+        return sum(self.held(node) for node in nodes) >= self.count
 
     def missing(self, nodes: Sequence[Amounts]) -> str:
         """Name the first resource of which `nodes` together have too little, or else the largest node's share."""
@@ -60,10 +63,11 @@ class Needed:
             wanted, there = self.count * each, sum(node.get(kind, 0.0) for node in nodes)
             if wanted > there + _SLACK:
                 return f"{kind}={wanted:g} is wanted and there is {kind}={there:g}"
-        largest = max((self._held(node) for node in nodes), default=0)
+        largest = max((self.held(node) for node in nodes), default=0)
         return f"one node holds {largest} of such workers at most"
 
-    def _held(self, node: Amounts) -> int:
+    def held(self, node: Amounts) -> int:
+        """Count the workers that one node with these resources holds."""
         shares = [int(node.get(kind, 0.0) / each + _SLACK) for kind, each in self.each.items() if each > 0]
         return min(shares, default=self.count)
 
@@ -101,10 +105,7 @@ def wait_for_room(count: int, each: Amounts, *, what: str, remedy: str, card: st
     needed = Needed(count, {kind: amount for kind, amount in each.items() if amount > 0})
     if not needed.each:
         return
-    selector = AWAY_FROM_SERVING | card_selector(card, each.get("GPU", 0.0))
-    group = placement_group(
-        [dict(needed.each)] * count, strategy="PACK", bundle_label_selector=[selector] * count
-    )
+    group = _asked(count, each, card)
     try:
         if not group.wait(_POLL_S):
             with paused():
@@ -113,6 +114,70 @@ def wait_for_room(count: int, each: Amounts, *, what: str, remedy: str, card: st
         remove_placement_group(
             group
         )  # whoever asked takes the room at once, before its nodes are idle for long
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Room for workers more, which is asked for and taken as soon as it is there; the autoscaler sees the demand.
+
+    Ask only once those who are to run now have their own: it may be the last there is. It is given back when who asked ends.
+    """
+
+    groups: Sequence[PlacementGroup]
+
+    @classmethod
+    def of(cls, count: int, each: Amounts, *, card: str | None = None) -> Self:
+        """Ask for `count` times the resources `each`, away from nodes that serve."""
+        return cls([_asked(1, each, card) for _ in range(count)])
+
+    def came(self) -> bool:
+        """Whether any of it is there; asked from any process of the cluster."""
+        return any(group.wait(_AT_ONCE_S) for group in self.groups)
+
+    def withdraw(self) -> None:
+        """Give it back, and ask no longer."""
+        for group in self.groups:
+            remove_placement_group(group)
+
+
+def room_between(
+    least: int, most: int, each: Amounts, *, what: str, remedy: str, card: str | None = None
+) -> int:
+    """Wait until the cluster holds `least` workers with the resources `each`, and say for how many of `most` it has room.
+
+    Where there is no room for `most` within some seconds, in which nodes that were lost are noticed and those of work that just
+    ended are free again, fewer are tried. Other arguments and errors are those of `wait_for_room`.
+    """
+    if not any(amount > 0 for amount in each.values()):
+        return most
+    count = most
+    while count > least:
+        group = _asked(count, each, card)
+        try:
+            if group.wait(_SETTLED_S):
+                return count
+        finally:
+            remove_placement_group(group)
+        count = max(least, min(count - 1, _free(each, card)))
+    wait_for_room(least, each, what=what, remedy=remedy, card=card)
+    return least
+
+
+def _asked(count: int, each: Amounts, card: str | None) -> PlacementGroup:
+    selector = AWAY_FROM_SERVING | card_selector(card, each.get("GPU", 0.0))
+    bundle = {kind: amount for kind, amount in each.items() if amount > 0}
+    group: PlacementGroup = placement_group(
+        [bundle] * count, strategy="PACK", bundle_label_selector=[selector] * count
+    )
+    return group
+
+
+def _free(each: Amounts, card: str | None) -> int:
+    """Count the workers for which there are free resources now, by what the nodes said last."""
+    free: Mapping[str, Amounts] = available_resources_per_node()  # type: ignore[no-untyped-call]  # Ray leaves it so
+    nodes = [node for node in _living_nodes() if card is None or node["Labels"].get(CARD) == card]
+    needed = Needed(1, {kind: amount for kind, amount in each.items() if amount > 0})
+    return sum(needed.held(free.get(node["NodeID"], {})) for node in nodes)
 
 
 def _wait(group: PlacementGroup, needed: Needed, *, what: str, remedy: str) -> None:

@@ -75,6 +75,7 @@ def fine_tune(
     preference: Preference | None = None,
     params: RecipeParams = RecipeParams(lr=1e-4, epochs=3, batch_size=8),  # noqa: B008 - frozen
     num_workers: int = 1,
+    min_workers: int | None = None,
     worker_cpus: float = 1.0,
     worker_gpus: float = 0.0,
     sharding: Literal["replicate", "shard"] = "replicate",
@@ -98,7 +99,7 @@ def fine_tune(
         trainer=trainer,
         code=trainer.code,
         training_set=training_set,
-        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card),
+        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card, min_workers),
         experiment=experiment,
         params={"num_workers": num_workers, "sharding": sharding},
         tags={"base": base},

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
@@ -27,7 +28,7 @@ from functions.runtime.process import enter_worker
 from functions.runtime.receipt import charge, holding
 from functions.runtime.run.cluster import AWAY_FROM_SERVING, card_selector
 from functions.runtime.run.niceness import lower_priority
-from functions.runtime.run.room import wait_for_room
+from functions.runtime.run.room import Asked, room_between
 from functions.runtime.spans import current_position, run_span
 from functions.training.errors import TrainingError
 from functions.training.loop.cost import ResourceMeter, ResourceUse
@@ -43,7 +44,10 @@ from registry import Run
 
 __all__ = ["Sharding", "WorkerLoop", "Workers", "WorkersResult", "log_epoch", "run_on_cluster", "run_workers"]
 
-_MAX_LOST_GROUPS = 2  # how often the group may be started again after a worker died
+_MAX_LOST_GROUPS = (
+    2  # how often the group may be started again after a worker died; an elastic one that lasted counts anew
+)
+_LASTING_S = 60.0  # of a group, before it makes way for a larger one
 _logger = logging.getLogger(__name__)
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -96,11 +100,12 @@ def run_workers(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
 def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     """Train on several workers of the cluster; a training that a lost worker interrupted resumes at its last checkpoint.
 
-    When a machine will be taken, the workers save and end, and others go on where there is room.
+    When a machine will be taken, the workers save and end, and others go on where there is room; with `workers.least`, as many as
+    there is room for, and more once there is room for more.
 
     Raises: Preempted once the state is saved, if the queue asks for the room; TrainingError as the loop does, if Ray is not running, or if no node that could ever be there has the CPUs or GPUs.
     """
-    while isinstance(result := _fit(loop, workers), Resting):  # until there is room on machines that stay
+    while isinstance(result := _outlast(loop, workers), Resting):  # until there is room on machines that stay
         _logger.info("%s", result)
         if notice_of(context())():
             raise Preempted(str(result))
@@ -113,21 +118,42 @@ def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     return result
 
 
+def _outlast(loop: WorkerLoop[T], workers: Workers) -> Any:
+    """Train with one group of workers; where fewer may go on, with groups of what there is room for, as long as groups last."""
+    lost, began = 0, time.monotonic()
+    while True:
+        try:
+            return _fit(loop, workers)
+        except ray.train.WorkerGroupError as error:
+            lost = lost + 1 if time.monotonic() - began < _LASTING_S else 1
+            if workers.least is None or lost > _MAX_LOST_GROUPS:
+                raise
+            _logger.warning("a group of workers was lost, others go on at its last checkpoint: %s", error)
+            began = time.monotonic()
+
+
 def _fit(loop: WorkerLoop[T], workers: Workers) -> Any:
-    """Wait for room, and train with one group of workers after another until one returns something."""
-    _wait_for_room(workers)
+    """Wait for room, and train with one group of workers after another until one returns something.
+
+    Ray's own elastic policy is not used: it counts what nodes have in total, as if nothing else ran there, and ends workers to
+    start more of them without a checkpoint.
+    """
+    count = _wait_for_room(workers)
+    sized, missing = replace(workers, count=count), workers.count - count
     with tempfile.TemporaryDirectory(prefix="toque-train-") as folder:
         trainer = ray.train.torch.TorchTrainer(
             _work,  # type: ignore[arg-type]  # a result is returned, which the stub does not know
             train_loop_config={
                 "loop": loop,
-                "workers": workers,
+                "workers": sized,
+                "missing": missing,
+                "lasting_s": _LASTING_S,
                 "context": context(),
                 "trace": current_position(),
             },
             torch_config=ray.train.torch.TorchConfig(backend="gloo" if workers.device == "cpu" else "nccl"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers.count,
+                num_workers=count,
                 use_gpu=workers.gpus_each > 0,
                 resources_per_worker=_resources(workers),
                 label_selector=AWAY_FROM_SERVING | card_selector(workers.card, workers.gpus_each),  # type: ignore[call-arg]  # the stub is of the old API
@@ -135,15 +161,20 @@ def _fit(loop: WorkerLoop[T], workers: Workers) -> Any:
             run_config=ray.train.RunConfig(
                 name=f"run-{loop.run.id}",
                 storage_path=folder,
-                failure_config=ray.train.FailureConfig(max_failures=_MAX_LOST_GROUPS),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=_MAX_LOST_GROUPS if workers.least is None else 0
+                ),
             ),
         )
-        with interruptible(), holding(workers.count * workers.gpus_each):
+        with interruptible(), holding(count * workers.gpus_each):
             return trainer.fit().return_value  # type: ignore[attr-defined]  # the stub is of the old API
 
 
-def log_epoch(run: Run, watch: Watch | None = None) -> OnEpoch:
-    """Make a callback that logs each epoch's losses and speed to `run`, and lets `watch` see the losses."""
+def log_epoch(run: Run, watch: Watch | None = None, *, elastic: bool = False) -> OnEpoch:
+    """Make a callback that logs each epoch's losses and speed to `run`, and lets `watch` see the losses.
+
+    elastic: whether the size of the group may change, and is logged too.
+    """
 
     def log(epoch: Epoch) -> None:
         show_epoch(run.experiment, epoch)
@@ -155,6 +186,7 @@ def log_epoch(run: Run, watch: Watch | None = None) -> OnEpoch:
                 "rows_per_s": epoch.rows_per_s,
                 "busy": epoch.busy,
                 **({"skipped_steps": float(epoch.skipped)} if epoch.skipped else {}),
+                **({"workers": float(epoch.workers)} if elastic else {}),
                 **{f"{unit}_per_s": rate for unit, rate in epoch.units_per_s.items()},
             },
             step=epoch.number,
@@ -179,13 +211,17 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     asked = (
         notice_of(config["context"]) if first else lambda: False
     )  # what one is told, all learn in their next step
+    # asked for now that this group has its own room, and gone with this process
+    room = Asked.of(config["missing"] if first else 0, _resources(workers), card=workers.card)
+    grows = _notice_of_room(room, config["lasting_s"])
     try:
         with use_context(config["context"]), torch_threads(workers.threads), in_trace:
-            on_epoch = log_epoch(loop.run, loop.watch) if first else None
-            result = loop.train(group, on_epoch, lambda: _taken_soon() or asked())
+            on_epoch = log_epoch(loop.run, loop.watch, elastic=workers.least is not None) if first else None
+            result = loop.train(group, on_epoch, lambda: _taken_soon() or asked() or grows())
     except TrainingError as error:
         return error
     finally:
+        room.withdraw()
         flush_spans()
     if first:
         loop.run.flush()
@@ -197,18 +233,26 @@ def _taken_soon() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
+def _notice_of_room(asked: Asked, lasting_s: float) -> Notice:
+    """Make what a group asks to know whether to rest, so that a larger one goes on; not before it has lasted for a while."""
+    began = time.monotonic()
+    return lambda: time.monotonic() - began > lasting_s and asked.came()
+
+
 def _resources(workers: Workers) -> dict[str, float]:
     gpus = {"GPU": workers.gpus_each} if workers.gpus_each > 0 else {}
     return {"CPU": workers.cpus_each, **gpus}
 
 
-def _wait_for_room(workers: Workers) -> None:
+def _wait_for_room(workers: Workers) -> int:
+    """Wait for room, and say for how many workers it is."""
     if not ray.is_initialized():
         raise TrainingError(
             f"num_workers={workers.count} needs a Ray cluster: call ray.init() first, or train with num_workers=1"
         )
     try:
-        wait_for_room(
+        return room_between(
+            workers.least or workers.count,
             workers.count,
             _resources(workers),
             what=f"num_workers={workers.count}",

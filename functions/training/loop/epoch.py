@@ -12,7 +12,7 @@ class Epoch:
     """Losses and speed of one pass over the training rows; losses a row: nats, or squared deviations for a number.
 
     units_per_s: speed in the units of a row, such as tokens; busy: share of the time in which no step waited for rows; skipped: steps
-    whose gradients were no finite numbers, which changed nothing and whose losses are left out.
+    whose gradients were no finite numbers, which changed nothing and whose losses are left out; workers: size of the group at its end.
     """
 
     number: int
@@ -23,6 +23,7 @@ class Epoch:
     units_per_s: dict[str, float] = field(default_factory=dict)
     busy: float = 1.0
     skipped: int = 0
+    workers: int = 1
 
 
 OnEpoch = Callable[[Epoch], None]

@@ -28,7 +28,7 @@ warnings.filterwarnings(
 
 
 class Resting(TrainingError):  # noqa: N818 - says what happens
-    """The machine of a worker will be taken: the state is saved, and the training rests until it is started again."""
+    """The workers are to make way, for a machine will be taken or more workers have room: the state is saved, others go on."""
 
 
 class Kept(Protocol):
@@ -82,7 +82,7 @@ class Keeper:
         if told == "rest":
             self.wait()
             raise Resting(
-                f"a machine will be taken: saved after step {trainer.step}; start the training again"
+                f"the workers are to make way: saved after step {trainer.step}; start the training again"
             )
 
     def save(self, trainer: Kept, *, loss: float | None = None) -> None:

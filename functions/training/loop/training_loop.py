@@ -127,9 +127,8 @@ class Trainer:
         seconds = time.perf_counter() - begin
         rate = self.task.train_rows * (1 - first / self._steps) / seconds
         units = {name: count * rate for name, count in self.task.units.items()}
-        epoch = Epoch(
-            len(self.epochs), train_loss, valid_loss, seconds, rate, units, busy, self._part.skipped
-        )
+        counts = self._part.skipped, self._group.size
+        epoch = Epoch(len(self.epochs), train_loss, valid_loss, seconds, rate, units, busy, *counts)
         if reason := diverged(epoch, self._settings.lr):
             raise TrainingDiverged(reason)
         self.epochs.append(epoch)

@@ -25,6 +25,7 @@ def train_recipe(
     options: dict[str, Any] | None = None,
     params: RecipeParams = RecipeParams(),  # noqa: B008 - frozen
     num_workers: int = 1,
+    min_workers: int | None = None,
     worker_cpus: float = 1.0,
     worker_gpus: float = 0.0,
     sharding: Literal["replicate", "shard"] = "replicate",
@@ -38,7 +39,8 @@ def train_recipe(
     """Train the network of a recipe of the project and register it as the next version of `model`.
 
     recipe: a name in the project's RECIPES; options: its fields; num_workers: 1 trains here, more train on the Ray cluster
-    with `worker_cpus` and `worker_gpus` each; sharding: every worker holds the whole model ("replicate", DDP) or a shard
+    with `worker_cpus` and `worker_gpus` each; min_workers: fewest that go on where there is no room for all, until there is (null:
+    it waits for all); sharding: every worker holds the whole model ("replicate", DDP) or a shard
     of weights, optimiser and checkpoints ("shard", FSDP2); experiment: where the run is tracked (default: the model's name).
     priority: of a submitted call in the queue of experiments, the higher first; card: type of the GPUs as Ray names it, None for any;
     limit_s: longest run time of a submitted call, which may then fill a gap in the queue; None: as long as it takes.
@@ -51,7 +53,7 @@ def train_recipe(
         model=model,
         trainer=trainer,
         code=trainer.code,
-        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card),
+        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card, min_workers),
         experiment=experiment,
         params={"num_workers": num_workers, "sharding": sharding, **found.model_dump()},
         tags={"data": found.data(), **(tags or {})},

@@ -34,7 +34,8 @@ def worker_loop(context, snapshot, params):
 
 
 def run_worker(loop, context):
-    return distributed._work({"loop": loop, "workers": Workers(), "context": context, "trace": None})
+    given = {"missing": 0, "lasting_s": 60.0, "context": context, "trace": None}
+    return distributed._work({"loop": loop, "workers": Workers(), **given})
 
 
 def test_a_group_of_one_worker_learns_what_a_single_process_learns(context, training_set, group):
@@ -69,8 +70,14 @@ def test_an_error_that_the_workers_return_is_raised(
 ):
     ended = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=returned))
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *_, **__: ended)
-    monkeypatch.setattr(distributed, "_wait_for_room", lambda _: None)
+    monkeypatch.setattr(distributed, "_wait_for_room", lambda workers: workers.count)
     loop = worker_loop(context, training_set, FAST)
     with pytest.raises(error, match=says):
         run_on_cluster(loop, Workers(2))
     loop.run.finish()
+
+
+@pytest.mark.parametrize("least", [0, 3])
+def test_fewest_workers_are_of_those_that_are_asked_for(least):
+    with pytest.raises(TrainingError, match=f"min_workers={least} and num_workers=2: give 1 to 2, or null"):
+        Workers(2, least=least)
