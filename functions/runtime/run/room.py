@@ -19,7 +19,12 @@ from ray._private.state import available_resources_per_node
 from ray._private.state import state as cluster_state
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # no stub
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # the same
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from functions.runtime.cards.node import Node
 from functions.runtime.cards.slices import share_of
@@ -32,7 +37,6 @@ _UNBOUNDED = 10_000  # nodes of a type without a limit
 _MOST_COMING = 256  # of each type that the queue counts with
 _CARD = "accelerator_type:"  # Ray's resource of a node type that names its card
 _POLL_S = 1.0
-_AT_ONCE_S = 0.001
 _SETTLED_S = 20.0  # in which a lost node is noticed
 _SURE_AFTER_S = 20.0  # of the autoscaler's answer that it can start no such nodes: a node that was just lost comes back first
 _SLACK = 1e-9
@@ -131,8 +135,8 @@ class Asked:
         return cls([_asked(1, each, card) for _ in range(count)])
 
     def came(self) -> bool:
-        """Whether any of it is there; asked from any process of the cluster."""
-        return any(group.wait(_AT_ONCE_S) for group in self.groups)
+        """Whether any of it is there; it does not wait, as `PlacementGroup.wait` does for whole seconds only."""
+        return any(placement_group_table(group).get("state") == "CREATED" for group in self.groups)
 
     def withdraw(self) -> None:
         """Give it back, and ask no longer."""
