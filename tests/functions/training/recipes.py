@@ -1,5 +1,6 @@
 """A project with a small recipe: a network with blocks, and one that does not work out."""
 
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -47,9 +48,11 @@ class Sums:
     scale: float
     train_rows: int = 400
     valid_rows: int = 103
+    step_s: float = 0.0
     units: dict[str, int] = field(default_factory=lambda: {"numbers": 3})
 
     def train_batch(self, rows):
+        time.sleep(self.step_s)
         return self._rows(0)[rows], self._rows(0)[rows, :2].sum(1) * self.scale
 
     def valid_batch(self, rows):
@@ -64,16 +67,17 @@ class Sums:
 
 
 class SumRecipe(Recipe):
-    """width: an odd one is split unevenly."""
+    """width: an odd one is split unevenly; step_s: what a step takes at least."""
 
     width: int = 5
     scale: float = 1.0
+    step_s: float = 0.0
 
     def network(self):
         return Stack(self.width)
 
     def task(self):
-        return Sums(self.scale)
+        return Sums(self.scale, step_s=self.step_s)
 
     def data(self):
         return f"sums:{self.scale}"

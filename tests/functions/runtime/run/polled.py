@@ -14,10 +14,10 @@ from registry import open_store
 
 
 @contextmanager
-def polled_executor(folder: Path) -> Iterator[Context]:
+def polled_executor(folder: Path, *, project: str | None = None) -> Iterator[Context]:
     """Run what is submitted in a context over a new store in `folder`, which is the one in force."""
     url = f"file://{folder / 'store'}"
-    with use_context(Context(open_store(url), url, actor="ada")) as context:
+    with use_context(Context(open_store(url), url, project=project, actor="ada")) as context:
         executor, stop = Executor(context, Ledger(context.store, actor="executor")), threading.Event()
 
         def run() -> None:

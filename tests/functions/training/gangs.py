@@ -1,0 +1,32 @@
+"""A gang whose workers hold cards of Ray's that nobody has plugged in, and compute on CPUs; everything else of it is real."""
+
+from functions import Demand, function
+from functions.runtime.context import context
+from functions.training import Trained
+from functions.training.frame import TrainingJob, run_training
+from functions.training.recipe.trainer import RecipeTrainer
+from functions.training.workers import Workers
+from tests.functions.training.recipes import FAST
+
+
+class FakeCards(Workers):
+    """Workers that hold GPUs as all do, and compute on their CPUs."""
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+
+@function(
+    timeout_s=None,
+    demand=lambda gang, priority, **_: Demand(
+        cpus=gang, gpus=gang, workers=gang, card="H100", priority=priority, preemptible=True
+    ),
+)
+def train_gang(model: str, *, step_s: float, epochs: int, gang: int = 2, priority: int = 0) -> Trained:
+    """Train sums on a card for each worker, as `train_recipe` does."""
+    params = FAST.model_copy(update={"epochs": epochs})
+    trainer = RecipeTrainer(recipe="sums", options={"step_s": step_s}, params=params)
+    workers = FakeCards(gang, 1.0, 1.0, card="H100")
+    job = TrainingJob(model=model, trainer=trainer, code=trainer.code, workers=workers)
+    return run_training(context().registry(), job, context().prices)
