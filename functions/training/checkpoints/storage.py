@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -35,6 +38,17 @@ Commit = Callable[[Index], None]
 
 class CheckpointDamaged(TrainingError):  # noqa: N818 - as in `registry.errors`
     """Bytes of a checkpoint are absent or not those that were written: the one before it is used."""
+
+
+@contextmanager
+def _part_file() -> Iterator[tuple[BinaryIO, Path]]:
+    """Open a file for a part; its path is for this process and those that it starts. On Linux nothing is left of it if they are killed."""
+    if sys.platform == "linux":
+        with tempfile.TemporaryFile() as file:
+            yield file, Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+    else:
+        with tempfile.NamedTemporaryFile(prefix="toque-checkpoint-") as named:
+            yield cast("BinaryIO", named), Path(named.name)
 
 
 class StoreWriter(StorageWriter):
@@ -66,14 +80,14 @@ class StoreWriter(StorageWriter):
         done: Future[list[WriteResult]] = Future()
         key = f"{self._folder}{uuid.uuid4().hex}.bin"
         spans, digests = [], []
-        with tempfile.NamedTemporaryFile(prefix="toque-checkpoint-") as file:
+        with _part_file() as (file, path):
             for item in plan.items:
                 data = _bytes_of(planner, item)
                 spans.append((file.tell(), len(data)))
                 file.write(data)
             file.flush()
             if spans:
-                digests = upload(self._store, key, Path(file.name), spans)
+                digests = upload(self._store, key, path, spans)
         results = [
             WriteResult(item.index, size_bytes, Piece(key, start, size_bytes, found))
             for item, (start, size_bytes), found in zip(plan.items, spans, digests, strict=True)

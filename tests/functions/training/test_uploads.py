@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from hashlib import sha256
 
 import psutil
@@ -69,11 +70,15 @@ def test_an_upload_has_the_lowest_priority_and_ends_with_a_training_that_is_kill
     until(lambda: not upload.is_running() or upload.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_a_training_whose_parts_go_through_a_process_resumes_from_them(context, monkeypatch):
-    apart = []
+def test_a_training_whose_parts_go_through_a_process_resumes_from_them(context, monkeypatch, tmp_path):
+    apart, scratch = [], tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
 
     def spy(*given: object):
-        apart.append(given)
+        apart.append(
+            [each for each in scratch.iterdir() if each.is_file()]
+        )  # what would be left if it were killed now
         return upload_apart(*given)
 
     monkeypatch.setattr(uploads, "APART_FROM_BYTES", 0)
@@ -83,5 +88,5 @@ def test_a_training_whose_parts_go_through_a_process_resumes_from_them(context, 
     train(undisturbed, SingleProcess(), keeper=Keeper(SingleProcess(), checkpoints, Cadence()))
     resumed = trainer(params)
     Keeper(SingleProcess(), checkpoints).resume(resumed)
-    assert len(apart) == 2
+    assert apart == [[], []]
     assert [e.valid_loss for e in resumed.epochs] == [e.valid_loss for e in undisturbed.epochs]
