@@ -14,7 +14,7 @@ from functions.training.loop import distributed
 from tests.functions.training.recipes import FAST
 from tests.waiting import until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.proof]
 LONG = FAST.model_copy(update={"epochs": 40})
 
 
