@@ -40,7 +40,7 @@ class Span:
 
 @dataclass
 class Receiver:
-    """What came so far. url: base URL, as the variable OTEL_EXPORTER_OTLP_ENDPOINT wants it; headers: of each request."""
+    """The spans that have come so far. url: base URL, as the variable OTEL_EXPORTER_OTLP_ENDPOINT wants it; headers: of each request."""
 
     url: str
     spans: list[Span] = field(default_factory=list)

@@ -66,7 +66,7 @@ class RequestTrace:
     def answered_by(
         self, prediction_id: str, model: str, version: int, arm: str, *, id_made_here: bool
     ) -> None:
-        """Note the prediction. The trace that begins here has its id too, if that was made here: the 32 digits with which it ends."""
+        """Note the prediction that answers the request. The trace that begins here has its id too, if that was made here: the 32 digits with which it ends."""
         self.prediction_id, self.model, self.version, self.arm = prediction_id, model, version, arm
         if id_made_here and self.trace_id is None and b"traceparent" not in self.headers:
             self.trace_id = prediction_id[-_ID_DIGITS:]  # `chatcmpl-` stands before those of an answer
