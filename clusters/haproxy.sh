@@ -5,7 +5,8 @@
 # - a connection to a machine that vanished ends after a second without an acknowledgement from its kernel, instead of
 #   hanging for a quarter of an hour; a busy replica's kernel still acknowledges, so slow answers are waited for;
 # - a replica that is slow to say that it is healthy has half a minute, as Serve itself gives it, while one that cannot
-#   be connected to is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500;
+#   be connected to is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500, and of one
+#   that ended with a request a 502; clients of language models read either in OpenAI's shape, and may always try again;
 # - an application that is built anew keeps its replicas meanwhile (kept_servers.py);
 # - it ends with its node, and does not start after it: once the node's raylet is gone nobody tells it of replicas any
 #   more, while it would go on to say that it is healthy.
@@ -30,7 +31,10 @@ flock "$config.lock" sed -i -E \
   -e "/^listen stats\$/,/bind/s/bind \*?:/bind $address:/" \
   -e '/stats socket /s/ mode 666 / mode 600 /' \
   -e '/^    server .* check/{/ tcp-ut /!s/$/ tcp-ut 1s/}' \
+  -e '/^    errorfile .*\/openai\.http$/d' \
   -e "s|^    errorfile 503 .*|    errorfile 503 $here/503.http|" \
+  -e "s|^    errorfile 50([24]) .*|    errorfile 50\1 $here/502.http|" \
+  -e "s|^backend http-generative\$|&\n    errorfile 502 $here/openai.http\n    errorfile 503 $here/openai.http\n    errorfile 504 $here/openai.http|" \
   -e '/^    timeout check /d; /^    option srvtcpka$/d; /^    srvtcpka-/d' \
   -e '/^defaults$/a\    timeout check 30s\n    option srvtcpka\n    srvtcpka-idle 1s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 2' \
   "$config"

@@ -38,6 +38,7 @@ def write(
     host: str = "127.0.0.1",
     port: int | None = None,
     fallback: ServerConfig | None = None,
+    application: str = "app",
 ) -> Path:
     """Write the file as Serve does. servers: ports of the replicas of an application at `/`, by name; fallback: Serve's proxy."""
     seconds = int(serve_settings()["RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S"])
@@ -54,10 +55,11 @@ def write(
     )
     file = tmp_path / "haproxy.cfg"
     replicas = [ServerConfig(name, "127.0.0.1", port) for name, port in servers.items()]
-    application = BackendConfig(
-        app_name="app", name="http-app", path_prefix="/", servers=replicas, fallback_server=fallback
+    name = f"http-{application}"
+    backend = BackendConfig(
+        app_name=application, name=name, path_prefix="/", servers=replicas, fallback_server=fallback
     )
-    backends = {"http-app": application} if servers or fallback else {}
+    backends = {name: backend} if servers or fallback else {}
     HAProxyApi(served, backends, str(file))._generate_config_file_internal()
     return file
 
@@ -118,10 +120,10 @@ class Replica(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def door(tmp_path: Path, servers: dict[str, int]) -> Iterator[str]:
+def door(tmp_path: Path, servers: dict[str, int], *, application: str = "app") -> Iterator[str]:
     """Address of an HAProxy with these replicas of an application at `/`."""
     port = free_port()
-    configuration = write(tmp_path, servers, host="127.0.0.1", port=port)
+    configuration = write(tmp_path, servers, host="127.0.0.1", port=port, application=application)
     with subprocess.Popen([str(HAPROXY), "-db", "-f", str(configuration)], env=_environment()) as process:
         try:
             until = time.monotonic() + 60
@@ -166,6 +168,49 @@ def test_without_a_replica_the_answer_says_to_try_again(tmp_path: Path) -> None:
         answer = httpx.get(url, timeout=60)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert "try again" in answer.json()["error"]
+
+
+class Ending(Replica):
+    """Ends the connection of every request in place of an answer, as a replica that is killed."""
+
+    def do_POST(self) -> None:
+        self.close_connection = True
+
+
+@pytest.fixture
+def ending() -> Iterator[int]:
+    """Port of a replica that is healthy and answers no request."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ending) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_of_a_replica_that_ended_with_a_request_the_answer_says_that_it_may_have_been_carried_out(
+    tmp_path: Path, ending: int
+) -> None:
+    with door(tmp_path, {"ending": ending}) as url:
+        answer = httpx.post(url, content=b"{}", timeout=60)
+    assert answer.status_code == 502
+    assert "retry-after" not in answer.headers
+    assert "is not known" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_clients_of_language_models_read_in_their_shape_that_no_replica_answered(
+    tmp_path: Path, ending: int, *, is_there: bool
+) -> None:
+    servers = {"replica": ending if is_there else free_port()}
+    with door(tmp_path, servers, application="generative") as url:
+        answer = httpx.post(url, content=b"{}", timeout=60)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    error = answer.json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("server_error", None, None)
+    assert "again" in error["message"]
+    once = (tmp_path / "haproxy.cfg").read_text()
+    assert once.count("openai.http") == 3
+    launch(tmp_path / "haproxy.cfg")
+    assert (tmp_path / "haproxy.cfg").read_text() == once  # as after a reload that changed nothing
 
 
 def test_while_no_route_is_known_the_answer_says_to_try_again(tmp_path: Path) -> None:

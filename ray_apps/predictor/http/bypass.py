@@ -10,7 +10,7 @@ RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH switches it on where the cluster start
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -20,12 +20,12 @@ from ray_apps.deployment.deregistration import answer_until_deregistered, note_r
 from ray_apps.deployment.proxy_class import load_proxy_class_here
 from ray_apps.loopback import bind_to_loopback
 from ray_apps.predictor.http.connections import TimedProtocol
+from ray_apps.predictor.http.unanswered import App, answered
 
 __all__ = ["BypassMiddleware", "middlewares", "register_bypass", "unregister_bypass"]
 
 DIRECT = "toque.direct"
 """Mark in the scope of a request that came by this replica's own port, and not by Serve's Python proxy."""
-App = Callable[[Any, Any, Any], Awaitable[None]]
 _endpoints: dict[str, App] = {}  # route prefix -> application, of the one replica in this process
 
 
@@ -55,7 +55,7 @@ class BypassMiddleware:
                     scope["root_path"] = prefix
                     await endpoint(scope, receive, send)
                     return
-        await self._app(scope, receive, send)
+        await answered(self._app, scope, receive, send)
 
 
 def middlewares() -> list[Middleware]:
