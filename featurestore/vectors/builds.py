@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from featurestore.definitions.vector_index import Metric, VectorIndex
 from featurestore.definitions.views import FeatureView, digest
-from featurestore.vectors.graph import Graph
+from featurestore.vectors.inverted_lists import LISTS_FILE, InvertedLists
 from featurestore.vectors.rows import PRESENT, VectorRows
 from featurestore.vectors.visibility import Bools, Ints
 from registry.errors import Damaged
@@ -32,9 +32,9 @@ _KEPT = 2  # the newest build, and the one before for a reader that has begun to
 class IndexBuild(BaseModel):
     """Build of an index, as its journal has it.
 
-    number: of its journal entry, from 0. files: by name. semantics: digest of the view's definition. paths: of the offline files whose rows it has. rows: all, and nodes: of
-    them in the graph, which has those that were visible at `built_at` or later. breadth: with which it was measured to find
-    `recall` of the ten nearest, among `sampled` stored vectors.
+    number: of its journal entry, from 0. files: by name. semantics: digest of the view's definition. paths: of the offline files whose rows it has. rows: all, and indexed: of
+    them in the lists, which have those that were visible at `built_at` or later. probes: lists to scan, with which it was
+    measured to find `recall` of the ten nearest, among `sampled` stored vectors.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,41 +47,41 @@ class IndexBuild(BaseModel):
     table_version: int
     paths: list[str]
     rows: int
-    nodes: int
+    indexed: int
     built_at: datetime
-    breadth: int
+    probes: int
     recall: float
     sampled: int
 
 
 def _step(state: tuple[IndexBuild, ...], entry: Entry) -> tuple[IndexBuild, ...]:
-    if _DROPPED in entry.body:
-        return ()
+    if _DROPPED in entry.body or LISTS_FILE not in entry.body[_BUILT]["files"]:
+        return ()  # dropped, or a graph, as indexes were before: the next refresh makes lists
     return (*state, IndexBuild.model_validate(entry.body[_BUILT]))[-_KEPT:]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedIndex:
-    """An index on this machine: its rows, mapped from files, and the graph over them.
+    """An index on this machine: its rows, mapped from files, and the lists of them.
 
-    places: position among the rows of each vector in the file; positions: of each node of the graph.
+    places: position among the rows of each vector in the file; positions: of each entry of the lists.
     """
 
     build: IndexBuild
     rows: VectorRows
-    graph: Graph
+    lists: InvertedLists
     places: Ints
     positions: Ints
     _allowed: list[tuple[Bools, Bools]] = field(default_factory=list, compare=False, repr=False)
 
     def allowed(self, chosen: Bools) -> Bools:
-        """Tell which nodes of the graph are of chosen rows; kept for the last array, as most searches choose all that is visible."""
-        for of, nodes in self._allowed[:1]:
+        """Tell which entries of the lists are of chosen rows; kept for the last array, as most searches choose all that is visible."""
+        for of, entries in self._allowed[:1]:
             if of is chosen:
-                return nodes
-        nodes = chosen[self.positions]
-        self._allowed[:] = [(chosen, nodes)]
-        return nodes
+                return entries
+        entries = chosen[self.positions]
+        self._allowed[:] = [(chosen, entries)]
+        return entries
 
 
 class IndexBuilds:
@@ -100,6 +100,7 @@ class IndexBuilds:
             _step,
             encode=lambda state: [build.model_dump(mode="json") for build in state],
             decode=lambda kept: tuple(IndexBuild.model_validate(each) for each in kept),
+            schema="2",
         )
 
     def newest(self) -> IndexBuild | None:
@@ -170,13 +171,13 @@ def indexed_fields(store: ObjectStore, project: str, view: str) -> list[str]:
     return list(dict.fromkeys(key.removeprefix(prefix).partition("/")[0] for key in store.list(prefix)))
 
 
-def write_index(folder: Path, rows: VectorRows, graph: Graph) -> None:
-    """Write rows and graph to a folder that has the rows' vectors as `VECTORS`: what `open_index` reads."""
+def write_index(folder: Path, rows: VectorRows, lists: InvertedLists) -> None:
+    """Write rows and lists to a folder that has the rows' vectors as `VECTORS`: what `open_index` reads."""
     table = rows.added()
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     np.save(folder / "order.npy", rows.ids)
-    graph.save(folder)
+    lists.save(folder)
 
 
 def open_index(folder: Path, build: IndexBuild, view: FeatureView, field: str) -> LoadedIndex:
@@ -185,9 +186,9 @@ def open_index(folder: Path, build: IndexBuild, view: FeatureView, field: str) -
         table = pa.ipc.open_file(source).read_all()
     vectors, order = np.load(folder / VECTORS, mmap_mode="r"), np.load(folder / "order.npy")
     rows = VectorRows.placed(view, field, table.drop_columns(PRESENT), vectors, order, table.column(PRESENT))
-    graph = Graph.load(folder, build.metric)
+    lists = InvertedLists.load(folder, build.metric)
     places = rows.places()
-    return LoadedIndex(build, rows, graph, places, places[graph.rows])
+    return LoadedIndex(build, rows, lists, places, places[lists.rows])
 
 
 class Loader:

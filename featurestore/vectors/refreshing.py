@@ -1,35 +1,47 @@
-"""Refresh of an index: rows that came since the last build are read, added to its graph, and measured against exact search."""
+"""Refresh of an index: rows that came since the last build are read, added to its lists, and measured against exact search."""
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from featurestore.definitions.times import to_microseconds
-from featurestore.definitions.vector_index import VectorIndex
+from featurestore.definitions.vector_index import Metric, VectorIndex
 from featurestore.definitions.views import FeatureView, digest
 from featurestore.errors import FeatureStoreError
 from featurestore.offline.tables import File, OfflineStore, Version
 from featurestore.vectors.builds import VECTORS, IndexBuild, IndexBuilds, LoadedIndex, write_index
 from featurestore.vectors.following import paths_of
-from featurestore.vectors.graph import BREADTHS, OVERSAMPLED, Graph
-from featurestore.vectors.nearest import nearest, ordered
+from featurestore.vectors.inverted_lists import OVERSAMPLED, SHARES, InvertedLists, compared, lists_for
+from featurestore.vectors.nearest import distances_of, ordered
 from featurestore.vectors.rows import ROWS_AT_ONCE, VectorRows
 from featurestore.vectors.visibility import Bools, Ints
 
 SAMPLED = 200
 _NEIGHBOURS = 10
 _DEAD_SHARE = 0.3
-"""Share of a graph's nodes that are no longer visible above which it is built anew."""
+"""Share of the indexed rows that are no longer visible above which the lists are built anew."""
+_FEW_LISTS = 0.5
+"""Share of the lists that so many rows should have below which they are built anew."""
 
 
 class RecallTooLow(FeatureStoreError, ValueError):  # noqa: N818  # the name says what happened, as in errors
     """An index finds too few of the nearest; it was not stored, and searches go on as before."""
+
+
+class Measured(NamedTuple):
+    """What lists were measured to find: probes, 0 if none are enough; `recall` of the ten nearest of `sampled` stored vectors."""
+
+    probes: int
+    recall: float
+    sampled: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +67,10 @@ class Refresh:
             return None
         folder = Path(tempfile.mkdtemp(prefix="toque-index-"))
         try:
-            rows, graph = self._rows(loaded, version, added, folder / VECTORS)
-            return self._stored(folder, rows, graph, version)
+            before, files = (None, list(version.files)) if added is None else (loaded, added)
+            rows = self._rows(before, version, files, folder / VECTORS)
+            lists, found = self._lists(before, rows)
+            return self._stored(folder, rows, lists, found, version)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -64,24 +78,28 @@ class Refresh:
         return self.offline.added_since(self.view, frozenset(build.paths), build.table_version, version)
 
     def _rows(
-        self, loaded: LoadedIndex | None, version: Version, added: list[File] | None, path: Path
-    ) -> tuple[VectorRows, Graph]:
-        """All rows, with their vectors in a new file, and a graph over those that are visible now or will be."""
-        if added is None:
-            loaded, added = None, list(version.files)
-        count = sum(each.fragment.count_rows() for each in added)
-        rows = VectorRows.in_file(
+        self, before: LoadedIndex | None, version: Version, files: list[File], path: Path
+    ) -> VectorRows:
+        """Rows of the index before, then those of the files, with the vectors of all in a new file."""
+        return VectorRows.in_file(
             self.view,
             self.index.field,
             path,
-            self._read(version, added),
-            count=count,
-            before=None if loaded is None else loaded.rows,
+            self._read(version, files),
+            count=sum(each.fragment.count_rows() for each in files),
+            before=None if before is None else before.rows,
         )
-        living = self._living(rows)
-        if loaded is None or not np.isin(loaded.graph.rows, living).mean() >= 1 - _DEAD_SHARE:
-            return rows, Graph.build(rows.vectors, living, self.index.metric)
-        return rows, loaded.graph.extended(rows.vectors, living[living >= len(loaded.rows)])
+
+    def _lists(self, before: LoadedIndex | None, rows: VectorRows) -> tuple[InvertedLists, Measured]:
+        """Lists of the rows that are visible now or will be: those before with what is new, or others where these no longer fit."""
+        living, at_us = self._living(rows), to_microseconds(self.now)
+        if before is not None and not _outgrown(before.lists, living):
+            lists = before.lists.extended(rows.vectors, living[living >= len(before.rows)])
+            found = measured(rows, lists, self.index.least_recall, at_us=at_us)
+            if found.probes:
+                return lists, found
+        lists = InvertedLists.build(rows.vectors, living, self.index.metric)
+        return lists, measured(rows, lists, self.index.least_recall, at_us=at_us)
 
     def _read(self, version: Version, files: Sequence[File]) -> Iterator[pa.Table]:
         batches = self.offline.batches(self.view, version, files, start=None, end=None, rows=ROWS_AT_ONCE)
@@ -96,16 +114,15 @@ class Refresh:
         )
         return found
 
-    def _stored(self, folder: Path, rows: VectorRows, graph: Graph, version: Version) -> IndexBuild | None:
-        breadth, recall, sampled = measured(
-            rows, graph, self.index.least_recall, at_us=to_microseconds(self.now)
-        )
-        if breadth == 0:
+    def _stored(
+        self, folder: Path, rows: VectorRows, lists: InvertedLists, found: Measured, version: Version
+    ) -> IndexBuild | None:
+        if not found.probes:
             raise RecallTooLow(
-                f"feature view {self.view.name!r}: an index over {self.index.field!r} finds {recall:.3f} of the ten nearest, less "
+                f"feature view {self.view.name!r}: an index over {self.index.field!r} finds {found.recall:.3f} of the ten nearest, less "
                 f"than {self.index.least_recall}; lower least_recall, or search without an index"
             )
-        write_index(folder, rows, graph)
+        write_index(folder, rows, lists)
         return self.builds.add(
             folder,
             {
@@ -114,52 +131,68 @@ class Refresh:
                 "table_version": version.number,
                 "paths": sorted(paths_of(version)),
                 "rows": len(rows),
-                "nodes": len(graph.rows),
+                "indexed": len(lists.rows),
                 "built_at": self.now,
-                "breadth": breadth,
-                "recall": recall,
-                "sampled": sampled,
+                **found._asdict(),
             },
         )
 
 
-def measured(rows: VectorRows, graph: Graph, least_recall: float, *, at_us: int) -> tuple[int, float, int]:
-    """Measure a graph on a sample of its own vectors: the least breadth that is good enough, its recall, and how many were asked.
+def _outgrown(lists: InvertedLists, living: Ints) -> bool:
+    """Whether too many of the indexed rows are gone, or too many came, for lists that were made for those before."""
+    gone = not len(lists.rows) or np.isin(lists.rows, living).mean() < 1 - _DEAD_SHARE
+    return bool(gone or lists.count < _FEW_LISTS * lists_for(len(living)))
 
-    A breadth of 0 tells that none is.
-    """
+
+def measured(rows: VectorRows, lists: InvertedLists, least_recall: float, *, at_us: int) -> Measured:
+    """Measure lists on a sample of their own vectors, and find the fewest probes that are enough."""
     visible = rows.visible(at_us) & rows.present
     candidates = np.flatnonzero(visible & (rows.norms[rows.ids] > 0))
     sample = np.random.default_rng(1).permutation(candidates)[:SAMPLED]
     if len(candidates) <= _NEIGHBOURS:
-        return BREADTHS[0], 1.0, len(sample)
-    farthest = []
-    for position in sample.tolist():
-        others = visible.copy()
-        others[position] = False
-        query = np.array(rows.vectors[rows.ids[position]])
-        found = nearest(rows, query, graph.metric, among=others, k=_NEIGHBOURS)
-        farthest.append(float(found.distances[-1]))
+        return Measured(1, 1.0, len(sample))
+    farthest = _farthest(rows, lists.metric, visible, sample)
     reserve, recall = least_recall + (1 - least_recall) / 2, 0.0
-    for breadth in (
-        BREADTHS
-    ):  # the least that leaves half of the allowed misses in reserve, else the widest that is good enough
-        recall = _recall(rows, graph, visible, sample, farthest, breadth)
+    for share in SHARES:  # the least that leaves half of the allowed misses in reserve, else the most
+        probes = math.ceil(share * lists.count)
+        recall = _recall(rows, lists, visible, sample, farthest, probes)
         if recall >= reserve:
-            return breadth, recall, len(sample)
-    return (BREADTHS[-1] if recall >= least_recall else 0), recall, len(sample)
+            return Measured(probes, recall, len(sample))
+    return Measured(probes if recall >= least_recall else 0, recall, len(sample))
+
+
+def _farthest(rows: VectorRows, metric: Metric, visible: Bools, sample: Ints) -> list[float]:
+    """Distance of the last of the nearest others of each sampled row; all rows are compared, part by part."""
+    ids, own = np.sort(rows.ids[visible]), rows.ids[sample]
+    parts = [ids[at : at + ROWS_AT_ONCE] for at in range(0, len(ids), ROWS_AT_ONCE)]
+    queries = rows.vectors[own]
+    near = [
+        part[compared(queries, rows.vectors[part], metric, k=min(2 * _NEIGHBOURS, len(part)))]
+        for part in parts
+    ]
+    farthest = []
+    for itself, query, candidates in zip(own, queries, np.concatenate(near, axis=1), strict=True):
+        others = candidates[candidates != itself]
+        distances = distances_of(rows.vectors[others], query, metric)
+        farthest.append(float(np.partition(distances, _NEIGHBOURS - 1)[_NEIGHBOURS - 1]))
+    return farthest
 
 
 def _recall(
-    rows: VectorRows, graph: Graph, visible: Bools, sample: Ints, farthest: Sequence[float], breadth: int
+    rows: VectorRows,
+    lists: InvertedLists,
+    visible: Bools,
+    sample: Ints,
+    farthest: Sequence[float],
+    probes: int,
 ) -> float:
-    """Share of the nearest that the graph finds. farthest: distance of the last of the nearest of each sampled row."""
+    """Share of the nearest that the lists find. farthest: distance of the last of the nearest of each sampled row."""
     places = rows.places()
-    allowed = visible[places[graph.rows]]
+    allowed = visible[places[lists.rows]]
     hits = 0
     for position, last in zip(sample.tolist(), farthest, strict=True):
         query = np.array(rows.vectors[rows.ids[position]])
-        at = places[graph.search(query, k=OVERSAMPLED * _NEIGHBOURS, allowed=allowed, breadth=breadth)]
-        kept = ordered(rows, query, graph.metric, at[at != position], k=_NEIGHBOURS)
+        at = places[lists.search(query, k=OVERSAMPLED * _NEIGHBOURS, allowed=allowed, probes=probes)]
+        kept = ordered(rows, query, lists.metric, at[at != position], k=_NEIGHBOURS)
         hits += int((kept.distances <= last).sum())
     return hits / (_NEIGHBOURS * len(sample))

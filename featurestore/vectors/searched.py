@@ -14,7 +14,7 @@ from featurestore.definitions.views import FeatureView
 from featurestore.errors import InvalidRows, UnknownDefinition
 from featurestore.offline.partitioning import key_hashes
 from featurestore.vectors.builds import LoadedIndex
-from featurestore.vectors.graph import OVERSAMPLED
+from featurestore.vectors.inverted_lists import OVERSAMPLED
 from featurestore.vectors.layers import Layers
 from featurestore.vectors.nearest import Found, merged, nearest, ordered
 from featurestore.vectors.query import Ask, Embed, Neighbours, key_of, neighbours_of, vector_of
@@ -23,8 +23,7 @@ from featurestore.vectors.visibility import Bools
 from featurestore.vectors.where import Condition, mask_of
 
 EXACT_ROWS = 5_000
-"""Rows that are compared as fast as a graph is walked."""
-MOST_BREADTH = 4_096
+"""Rows that are compared as fast as lists are scanned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +79,9 @@ class Searched:
         count = int(np.count_nonzero(allowed))
         if count <= EXACT_ROWS:
             return None
-        breadth = min(loaded.build.breadth * len(allowed) // count, MOST_BREADTH)
-        rows = loaded.graph.search(query, k=OVERSAMPLED * k, allowed=allowed, breadth=breadth)
+        some = allowed if count < len(allowed) else None
+        probes = loaded.build.probes * len(allowed) // count  # the nearest of fewer rows lie farther away
+        rows = loaded.lists.search(query, k=OVERSAMPLED * k, allowed=some, probes=probes)
         at_rows = loaded.places[rows]
         found = ordered(loaded.rows, query, self.index.metric, at_rows, k=k)
         return found if len(found.positions) == k else None

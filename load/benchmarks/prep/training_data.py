@@ -2,8 +2,8 @@
 
 `loader` reads pictures and packed tokens as batches, by ours and by the loaders of an interpreter that has `mosaicml-streaming` and
 `webdataset`, in turns. `limit` trains the tabular network from shards of a set many times the memory that its process may have
-(RLIMIT_DATA: all that it allocates, mapped files apart), and prints how busy the training was and what it held. Its tables stay in
-`--folder` for the next run; `rows` makes them and does no more.
+(RLIMIT_DATA: all that it allocates, mapped files apart; stacks of threads count whole, so they are of 1 MiB), and prints how busy the
+training was and what it held. Its tables stay in `--folder` for the next run; `rows` makes them and does no more.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from registry import ObjectStore, Table, TableSnapshot, open_store
 
 BATCH = {"image": 64, "text": 16}
 LENGTH, SIDE, PIECE = 2_048, 224, 250_000
+_STACK_KB = 1_024
 COLUMNS = [f"x{number}" for number in range(20)]
 
 
@@ -182,7 +183,15 @@ def _limit(folder: Path, arguments: argparse.Namespace) -> None:
             continue
         asked = {"url": url, "snapshot": snapshot.model_dump(), "limit_mb": arguments.limit_mb}
         done = subprocess.run(
-            [sys.executable, "-m", "load.benchmarks.prep.training_data", "train-limited"],
+            [
+                "sh",
+                "-c",
+                f'ulimit -s {_STACK_KB}; exec "$0" "$@"',
+                sys.executable,
+                "-m",
+                "load.benchmarks.prep.training_data",
+                "train-limited",
+            ],
             input=json.dumps(asked),
             check=False,
             capture_output=True,

@@ -116,7 +116,7 @@ def build(store: FeatureStore, view: FeatureView) -> None:
     if made is not None:
         print(
             f"build of {made.rows:,} vectors: {time.process_time() - used:.0f} s of CPU, {time.perf_counter() - began:.0f} s of wall; "
-            f"recall {made.recall:.3f} at breadth {made.breadth}"
+            f"recall {made.recall:.3f} at {made.probes} probes"
         )
 
 

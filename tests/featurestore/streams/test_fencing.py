@@ -146,3 +146,39 @@ def test_a_commit_of_what_was_read_before_a_rewrite_is_refused_however_late_it_c
         commits.finish()
     commits.close()
     assert stored(tmp_path) == []
+
+
+def test_a_consumer_whose_commits_hang_reads_no_more_than_it_may_hold_and_all_of_it_later(
+    tmp_path: Path,
+) -> None:
+    log, store = MemoryLog(1), threading.Event()
+    stream = table(tmp_path)
+    commit = stream.commit
+
+    def held_up(*given: Any, **more: Any) -> None:
+        store.wait()
+        commit(*given, **more)
+
+    stream.commit = held_up  # type: ignore[method-assign]
+    send(log, 0, 100)
+    one = StreamConsumer(
+        stream,
+        [],
+        log.connect(),
+        online=None,
+        owned=lambda: {0},
+        clock=lambda: NOW,
+        poll_rows=10,
+        buffered_rows=40,
+    )
+    steps = [one.step(timeout_s=0) for _ in range(12)]
+    assert (sum(steps), steps[-1]) == (40, 0)
+    store.set()
+
+    def all_read() -> bool:
+        one.step(timeout_s=0)
+        return one.counts.rows == 100
+
+    until(all_read)
+    one.close()
+    assert stored(tmp_path) == [(0, n) for n in range(100)]

@@ -26,7 +26,10 @@ from featurestore import (
 )
 from featurestore.offline.tables import OfflineStore
 from featurestore.vectors import refreshing, searched
+from featurestore.vectors.builds import Loader
+from featurestore.vectors.inverted_lists import codes_for, lists_for
 from registry import open_store
+from registry.journal import Journal
 from tests.featurestore.vectors.test_search_in_time import Cases
 from tests.fragile_store import FragileStore, KilledError
 
@@ -42,8 +45,8 @@ view = FeatureView(
 
 
 @pytest.fixture(autouse=True)
-def use_graphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Use the graph for few rows too, and keep its copies apart."""
+def use_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Use the lists for few rows too, and keep its copies apart."""
     monkeypatch.setattr(searched, "EXACT_ROWS", 50)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
@@ -91,7 +94,7 @@ def test_an_index_finds_nearly_all_with_and_without_a_filter(fs: FeatureStore) -
     fs.write_offline(view, rows(0, 3000, seed=1))
     build = fs.refresh_index(view)
     assert build is not None
-    assert (build.rows, build.nodes, build.sampled) == (3000, 3000, 200)
+    assert (build.rows, build.indexed, build.sampled) == (3000, 3000, 200)
     assert build.recall >= 0.95
     assert recall(fs) >= 0.95
     assert recall(fs, where={"lang": "de"}) >= 0.95
@@ -163,7 +166,7 @@ def test_an_index_that_finds_too_little_is_refused_and_searches_stay_exact(
         "docs", view.entities, view.schema, ttl=view.ttl, indexes=[VectorIndex("v", least_recall=1)]
     )
     fs.apply([strict])
-    monkeypatch.setattr(refreshing, "BREADTHS", (1,))
+    monkeypatch.setattr(refreshing, "SHARES", (0.01,))
     monkeypatch.setattr(refreshing, "OVERSAMPLED", 1)
     fs.write_offline("docs", rows(0, 3000, seed=1))
     with pytest.raises(RecallTooLow, match="of the ten nearest, less than 1; lower least_recall"):
@@ -173,6 +176,10 @@ def test_an_index_that_finds_too_little_is_refused_and_searches_stay_exact(
     fs.apply([plain])
     with pytest.raises(InvalidDefinition, match=r"declares no index over 'v'; give it indexes="):
         fs.refresh_index(plain)
+
+
+def test_a_vector_has_about_96_codes_each_of_a_whole_number_of_its_numbers() -> None:
+    assert [codes_for(length) for length in (1, 16, 97, 192, 384, 385, 1536)] == [1, 16, 97, 96, 96, 385, 384]
 
 
 def test_a_changed_definition_waits_for_its_own_build(fs: FeatureStore) -> None:
@@ -188,6 +195,68 @@ def test_a_changed_definition_waits_for_its_own_build(fs: FeatureStore) -> None:
     assert build is not None
     assert build.metric is Metric.L2
     assert not fs.search(other, vector=clustered(1, 3)[0], max_age_s=0).exact
+
+
+def loaded_lists(fs: FeatureStore, of: FeatureView) -> Any:
+    found = Loader().newest(fs.builds("docs", "v"), of, of.indexes[0])
+    assert found is not None
+    return found.lists
+
+
+def test_lists_that_were_made_for_few_of_the_rows_are_made_anew(fs: FeatureStore) -> None:
+    fs.write_offline(view, rows(0, 500, seed=1))
+    fs.refresh_index(view)
+    fs.write_offline(view, rows(500, 100, seed=2))
+    fs.refresh_index(view)
+    assert loaded_lists(fs, view).count == lists_for(500)
+    fs.write_offline(view, rows(600, 2400, seed=3))
+    fs.refresh_index(view)
+    assert loaded_lists(fs, view).count == lists_for(3000)
+    assert recall(fs) >= 0.95
+
+
+def test_lists_that_find_too_little_of_other_vectors_that_came_are_made_anew(fs: FeatureStore) -> None:
+    far = FeatureView("docs", view.entities, view.schema, ttl=view.ttl, indexes=[VectorIndex("v", Metric.L2)])
+    fs.apply([far])
+    fs.write_offline(far, rows(0, 3000, seed=1))
+    assert fs.refresh_index(far) is not None
+    moved = rows(3000, 2000, seed=2)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(100 + clustered(2000, 2).reshape(-1)), SIZE)
+    fs.write_offline(far, moved.set_column(1, "v", vectors))
+    build = fs.refresh_index(far)
+    assert build is not None
+    assert loaded_lists(fs, far).count == lists_for(5000)
+    assert build.recall >= 0.95
+
+
+def test_a_graph_as_indexes_were_before_is_left_aside_and_replaced_by_the_next_refresh(
+    fs: FeatureStore,
+) -> None:
+    fs.write_offline(view, rows(0, 500, seed=1))
+    prefix = "features/default/indexes/docs/v"
+    file = f"{prefix}/files/00000000-abc/graph.faiss"
+    fs._store.put(file, b"a graph")
+    blob = {"sha256": "0" * 64, "size": 7, "generation": 0}
+    before = {
+        "number": 0,
+        "token": "abc",
+        "files": {"graph.faiss": blob},
+        "metric": "cosine",
+        "semantics": "s",
+    }
+    before |= {"table_version": 0, "paths": [], "rows": 500, "nodes": 500, "built_at": NOW.isoformat()}
+    before |= {"breadth": 64, "recall": 0.99, "sampled": 200}
+    Journal(fs._store, prefix, actor="a", clock=lambda: NOW).append({"built": before}, at=0)
+    builds = fs.builds("docs", "v")
+    assert builds.newest() is None
+    assert fs.search(view, vector=clustered(1, 3)[0], max_age_s=0).exact
+    build = fs.refresh_index(view)
+    assert build is not None
+    assert (build.number, build.indexed) == (1, 500)
+    assert not fs.search(view, vector=clustered(1, 3)[0], max_age_s=0).exact
+    fs.write_offline(view, rows(1000, 1, seed=2))
+    assert fs.refresh_index(view) is not None
+    assert fs._store.find(file) is None  # as every build but the last two
 
 
 class _Fragile(FragileStore):

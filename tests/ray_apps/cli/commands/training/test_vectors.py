@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from featurestore import Entity, FeatureView, Field, Metric, String, Vector, VectorIndex
+from featurestore.vectors.refreshing import Measured
 from functions import use_context
 from functions.features import IndexRefreshError, refresh_vector_indexes
 from functions.maintenance.erasure.indexes import drop_indexes
@@ -61,6 +62,8 @@ def test_an_index_that_fails_is_told_after_the_others_and_an_erasure_drops_it(
         features = filled.context.features()
         assert drop_indexes(features, ["features/default/pages", "features/default/sources/x", "labels"]) == 1
         assert features.builds("pages", "v").newest() is None
-        monkeypatch.setattr("featurestore.vectors.refreshing.measured", lambda *_, **__: (0, 0.5, 200))
+        monkeypatch.setattr(
+            "featurestore.vectors.refreshing.measured", lambda *_, **__: Measured(0, 0.5, 200)
+        )
         with pytest.raises(IndexRefreshError, match=r"finds 0\.500 of the ten nearest"):
             refresh_vector_indexes(["pages"])
