@@ -90,8 +90,8 @@ class InvertedLists:
 
 
 def lists_for(rows: int) -> int:
-    """Number of lists for so many rows: to find the nearest lists then costs about as much as to scan them."""
-    return max(1, int(4 * math.sqrt(rows)))
+    """Number of lists for so many rows: few, as a search that must scan all of them takes longer with more."""
+    return max(1, math.isqrt(rows))
 
 
 def compared(queries: Floats, vectors: Floats, metric: Metric, *, k: int) -> Ints:
