@@ -46,6 +46,8 @@ class InvertedLists:
         measure = _measure(metric)
         centres = faiss.IndexFlat(length, measure)
         index = faiss.IndexIVFPQFastScan(centres, length, count, codes_for(length), _CODE_BITS, measure)
+        # Other vectors than those of length one may lie far apart, which would leave codes too coarse for what lies near.
+        index.by_residual = metric is not Metric.COSINE
         index.cp.niter, index.cp.max_points_per_centroid = _ROUNDS, _TRAINED_ON
         index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
         sample = np.random.default_rng(0).permutation(rows)[: _TRAINED_ON * count]
