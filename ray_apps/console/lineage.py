@@ -11,9 +11,9 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from ray_apps.console.page import Page
 
-_WIDTH, _HEIGHT = 196, 46  # of a box
-_GAP, _ROW = 64, 60
-_CHARS: Final = 25
+_WIDTH, _HEIGHT = 188, 46  # of a box
+_GAP, _ROW = 28, 60  # five columns, of which a served version has no more, fit the page in a window of 1,280
+_CHARS: Final = 24
 _NODE = Markup(
     '<g class="node {kind}"><title>{title}</title><rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6"/>'
     '<text class="above" x="{text_x}" y="{above_y}">{above}</text>'

@@ -28,7 +28,7 @@ from functions.runtime.context import use_context
 from registry import open_store
 from tests.ray_apps.console.browser import CHROMIUM, PHONE, Served, person, serve
 from tests.ray_apps.console.conftest import make_platform
-from tests.ray_apps.console.sample_features import VIEW, fill_features
+from tests.ray_apps.console.sample_features import SOURCE, VIEW, fill_features
 from tests.ray_apps.console.sample_monitors import fill_monitors
 from tests.ray_apps.console.sample_platform import MODEL, NOW, answer_requests, begin_rollout, fill
 from tests.ray_apps.console.sample_predictions import fill_predictions
@@ -55,9 +55,10 @@ PICTURES = (
     Picture("models", "/ui/models", 420),
     Picture("model", f"/ui/models/{MODEL}", 1000),
     Picture("version", f"/ui/models/{MODEL}/versions/5", 1000),
-    Picture("lineage", f"/ui/models/{MODEL}/versions/4", 300, width=1560, to="text=From data to predictions"),
+    Picture("lineage", f"/ui/models/{MODEL}/versions/4", 300, width=1280, to="text=From data to predictions"),
     Picture("compare", f"/ui/models/{MODEL}/compare?version=3&version=5", 700),
     Picture("approvals", "/ui/approvals", 380),
+    Picture("traffic-list", "/ui/traffic", 380),
     Picture("traffic", f"/ui/traffic/{MODEL}", 1040),
     Picture("rollouts", "/ui/rollouts", 400),
     Picture("rollout", f"/ui/rollouts/{MODEL}", 1040, dark=True),
@@ -69,6 +70,7 @@ PICTURES = (
     Picture("explanation", "/ui/predictions/flight-00?explain=true", 560, to="#explanation"),
     Picture("features", "/ui/features", 560),
     Picture("feature", f"/ui/features/{VIEW}", 1500),
+    Picture("source", f"/ui/sources/{SOURCE}", 420),
     Picture("experiments", "/ui/experiments", 380),
     Picture("experiment", f"/ui/experiments/{MODEL}", 640),
     Picture("run", f"/ui/runs/{RUNS[0]}", 1100),

@@ -1,16 +1,29 @@
-"""A feature view with rows, a service that serves it, and figures of its health on some days."""
+"""A feature view with rows, a service that serves it, figures of its health on some days, and a batch source with a load."""
 
+import tempfile
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64, String
+from featurestore import (
+    BatchSource,
+    CsvFiles,
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    Float64,
+    String,
+)
 from functions.features.jobs import HEALTH_TABLE
 from registry import ObjectStore, Table
 from tests.ray_apps.console.sample_platform import NOW
 
-VIEW = "flight_weather"
+VIEW, SOURCE = "flight_weather", "rain_gauges"
+UNREADABLE = "<b>april<i>.csv"
 
 
 def fill_features(store: ObjectStore) -> None:
@@ -61,6 +74,28 @@ def fill_features(store: ObjectStore) -> None:
         )
     ]
     Table(store, HEALTH_TABLE).append(pa.Table.from_pylist(rows_of_health, schema=_SCHEMA))
+    _load_source(features)
+
+
+def _load_source(features: FeatureStore) -> None:
+    """Apply a source and load it once: a row that fits, one that does not, and a file that nobody can read."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "march.csv").write_text(
+            "airport,at,rain\nEWR,2026-03-01 10:00,0.5\nJFK,<b>yesterday</b>,0.1\n"
+        )
+        Path(folder, UNREADABLE).write_text("something else\n1\n")
+        source = BatchSource(
+            SOURCE,
+            CsvFiles(f"{folder}/*.csv"),
+            [Field("origin", String), Field("rain", Float64)],
+            "at",
+            timezone="UTC",
+            columns={"origin": "airport"},
+            owner="operations",
+            bad_share=0.5,
+        )
+        features.apply([source])
+        features.source_table(SOURCE).load(lambda name: name)
 
 
 _SCHEMA = pa.schema(

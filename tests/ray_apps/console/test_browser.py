@@ -91,6 +91,18 @@ def test_a_models_page_leads_to_the_playground_with_that_model_chosen(chromium: 
     visitor.page.context.close()
 
 
+def test_the_lineage_of_a_served_version_is_seen_whole_in_a_wide_window(
+    chromium: Any, served: Served
+) -> None:
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["viewer"])
+    visitor.go(f"/ui/models/{MODEL}/versions/4")
+    region = visitor.page.locator("[aria-label=Lineage]")
+    assert "of this version" in region.text_content()  # its predictions, which come last
+    assert region.evaluate("each => each.scrollWidth <= each.clientWidth")
+    visitor.page.context.close()
+
+
 def test_the_chosen_colours_stay_and_come_without_a_flash(chromium: Any, served: Served) -> None:
     visitor = person(chromium, served, color_scheme="light")
     visitor.sign_in(served.platform.tokens["viewer"])

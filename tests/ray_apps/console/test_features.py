@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.ray_apps.console.conftest import Platform
-from tests.ray_apps.console.sample_features import VIEW
+from tests.ray_apps.console.sample_features import SOURCE, UNREADABLE, VIEW
 from tests.ray_apps.console.sample_platform import MODEL
 from tests.ray_apps.console.test_pages import Markup
 
@@ -50,6 +50,20 @@ async def test_a_view_names_the_alarms_about_its_features_and_no_others(platform
         "No alarm of drift"
         in (await (await platform.signed_in("viewer")).get("/ui/features/old_weather")).text
     )
+
+
+async def test_a_source_tells_what_its_last_load_brought_and_what_could_not_be_read(
+    platform: Platform,
+) -> None:
+    visitor = await platform.signed_in("viewer")
+    assert f'href="/ui/sources/{SOURCE}"' in (await visitor.get("/ui/features")).text
+    page = (await visitor.get(f"/ui/sources/{SOURCE}")).text
+    assert "owned by operations" in page
+    markup = Markup()
+    markup.feed(page)
+    assert "column 'at' is not" in markup.text
+    assert UNREADABLE in markup.text  # a name that whoever writes the files chose
+    assert not {"b", "i"} & markup.tags
 
 
 @pytest.mark.parametrize("path", ["/ui/features/nothing", "/ui/sources/nothing"])

@@ -13,7 +13,7 @@ from ray_apps.console.rendering import number, percent, size, time_of
 from ray_apps.console.route import ANYBODY, CHANGE, pages_router
 from registry import Registry
 from tests.ray_apps.console.conftest import Platform
-from tests.ray_apps.console.sample_features import VIEW
+from tests.ray_apps.console.sample_features import SOURCE, VIEW
 from tests.ray_apps.console.sample_platform import MODEL
 from tests.ray_apps.console.sample_runs import RUNS
 from tests.ray_apps.console.sample_work import WORK
@@ -42,6 +42,7 @@ PAGES = (
     "/ui/reports",
     "/ui/features",
     f"/ui/features/{VIEW}",
+    f"/ui/sources/{SOURCE}",
     "/ui/monitors",
     f"/ui/monitors/{MODEL}",
     "/ui/experiments",
