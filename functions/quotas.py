@@ -109,7 +109,7 @@ def remove_quota(team: str) -> dict[str, Quota]:
     return quotas.state
 
 
-@function(http=True, role="viewer")
+@function(http=True, role="viewer", in_thread=True)
 def quotas() -> dict[str, Quota]:
     """List the quotas of all teams, by name."""
     return quotas_in(context().store, context().actor).refresh()

@@ -152,7 +152,7 @@ def acknowledge_alert(model: str, about: str) -> AlertState:
     return fold.state
 
 
-@function(http=True, role="viewer", timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
 def alert_status(model: str) -> AlertState:
     """Report a model's standing alerts, who acknowledged them, and what is silenced."""
     return alert_journal(model).refresh()

@@ -74,7 +74,7 @@ class CatalogEntry(BaseModel):
         return " ".join([*parts, *(each.model for each in self.models)]).lower()
 
 
-@function(http=True, role="viewer", timeout_s=120)
+@function(http=True, role="viewer", timeout_s=120, in_thread=True)
 def feature_catalog(words: list[str] | None = None, *, unused: bool = False) -> list[CatalogEntry]:
     """List the views in force with owner, use, origin and cost; reads no rows.
 

@@ -93,7 +93,7 @@ def refresh_features(
     return FeatureRefresh(loads=loads, views=refreshed)
 
 
-@function(http=True, role="viewer", timeout_s=600)
+@function(http=True, role="viewer", timeout_s=600, in_thread=True)
 def source_status(sources: list[str] | None = None, loads: int = 5) -> list[SourceStatus]:
     """Tell of batch sources what they read, what their last loads brought, and which views use them.
 

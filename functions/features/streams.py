@@ -50,7 +50,7 @@ class StreamStatus(BaseModel):
     unreadable: str = ""
 
 
-@function(http=True, role="viewer", timeout_s=600)
+@function(http=True, role="viewer", timeout_s=600, in_thread=True)
 def stream_status(sources: list[str] | None = None) -> list[StreamStatus]:
     """Tell of stream sources what they read, how far, how many messages are behind that, and which views use them.
 

@@ -45,7 +45,7 @@ def feature_course(view: str, span_hours: float = 24.0, parts: int = 12) -> list
     return view_course(context().features(), view, span=timedelta(hours=span_hours), parts=parts)
 
 
-@function(http=True, role="viewer", timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
 def feature_health_history(view: str, days: int = 30) -> list[HealthPoint]:
     """List the figures of a view that `record_feature_health` measured in the last days, oldest first."""
     used = context()

@@ -68,7 +68,7 @@ class AlarmEntry(BaseModel):
     alarm: Alarm
 
 
-@function(http=True, role="viewer", timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
 def open_alarms() -> list[Alarm]:
     """List the alarms of all models that were raised and have not recovered, newest first."""
     used = context()
@@ -80,7 +80,7 @@ def open_alarms() -> list[Alarm]:
     return sorted(found, key=lambda alarm: alarm.raised_at, reverse=True)
 
 
-@function(http=True, role="viewer", timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
 def alarm_history(model: str, before: int | None = None, limit: int = 50) -> list[AlarmEntry]:
     """List alarms and recoveries of a model, newest first, from the journal's entry before number `before`.
 

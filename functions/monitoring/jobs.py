@@ -235,7 +235,7 @@ def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> ChangeFind
     )
 
 
-@function(http=True, role="viewer", timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
 def monitor_status(model: str) -> list[MonitorStatus]:
     """Report what each monitor of a model judged last, and the problems it found."""
     return last_judged(context().store, model)
@@ -268,7 +268,7 @@ def unknown_labels(hours: float = 24.0, days: int = 30) -> UnknownLabels:
     return find_unknown(used.store, used.registry().list_models(), used.clock(), hours=hours, days=days)
 
 
-@function(http=True, role="viewer", timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
 def standing_alarms(model: str) -> list[Alarm]:
     """List the alarms of a model that were raised and have not recovered, oldest first."""
     return alarms(model).standing()

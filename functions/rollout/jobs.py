@@ -130,7 +130,7 @@ def start_rollout(
     return rollouts(model).start(version, policy, reason=reason, rivals=rivals)
 
 
-@function(http=True, role="viewer", timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
 def list_rollouts() -> list[RolloutSummary]:
     """List the newest rollout of each model of the workspace, those under way first, then the newest."""
     found = [

@@ -58,7 +58,7 @@ class ErrorBudget(BaseModel):
     text: str
 
 
-@function(http=True, role="viewer", timeout_s=120)
+@function(http=True, role="viewer", timeout_s=120, in_thread=True)
 def error_budgets() -> list[ErrorBudget]:
     """List the error budgets of all models that declare objectives, those that need somebody first, then the emptiest.
 

@@ -135,13 +135,15 @@ class Function(Generic[P, R]):
     def start(self, arguments: dict[str, Any]) -> Future[R]:
         """Start a run on validated arguments, on the cluster or in a thread."""
         position = current_position()
-        if cluster.running():
+        if cluster.running() and not self.in_thread:
             started = self._task.remote(arguments, context().packed(), position)
             return cluster.ClusterRun(self.name, started, timeout_s=self.timeout_s)
-        cluster.say_if_unconnected()
+        if not self.in_thread:
+            cluster.say_if_unconnected()
         job = partial(_attempt_in_trace, self, arguments, context(), position)
+        killed_after_s = None if self.in_thread else self.timeout_s
         return LocalRun(
-            self.name, job, retries=self.retries, timeout_s=self.timeout_s, module=self.body.__module__
+            self.name, job, retries=self.retries, timeout_s=killed_after_s, module=self.body.__module__
         )
 
     def submit(self, *args: Any, key: str | None = None, **kwargs: Any) -> Invocation[R]:
@@ -309,7 +311,7 @@ def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     at a time: of durable ones across the cluster, of one `map` otherwise. cache: store results, and return
     the stored one for arguments that the same code has run on. secrets: names of the secrets that the body
     reads by `context().secret(name)`. warm: workers that wait for durable runs with the imports done; 0
-    scales to zero. in_thread: a durable run is a thread of the process that dispatches it, which starts at once and
+    scales to zero. in_thread: a run is a thread of the process that calls or dispatches it, which starts at once and
     is never killed; for functions of the platform that wait for others, with timeouts of their own. demand: computes
     what a durable run takes of its team's quota from the arguments by name; a run waits for its turn. schedule: one or several Crons; on: one or several OnEvents. http: callable by
     HTTP in the workspaces that see it; by default only Python, schedules and events start it. role: who may

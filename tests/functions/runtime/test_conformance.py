@@ -1,5 +1,6 @@
 """Conformance of runs: the same tests in this process and on a Ray cluster."""
 
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -232,3 +233,12 @@ def test_cache_returns_the_result_for_known_arguments(traces: Any) -> None:
 def test_the_context_is_sent_with_a_run(used: Context) -> None:
     assert who.remote().result(60) == f"ada {used.store_url}"
     assert who.submit().result(60) == f"ada {used.store_url}"
+
+
+def test_what_only_waits_for_others_is_a_thread_of_its_caller(backend: str) -> None:
+    def process() -> int:
+        return os.getpid()
+
+    process.__module__ = "functions.sample"  # it is for the platform's own
+    here = function(in_thread=True, timeout_s=60)(process)
+    assert here.remote().result() == os.getpid()
