@@ -98,6 +98,26 @@ def test_an_alert_fires_for_its_fault_alone_and_clears(tmp_path: Path, fault: Fa
     promtool(tmp_path, [timeline(fault.alert, series, fault.phases, [*checks, firing(last - STEP_S)])])
 
 
+@needs_promtool
+def test_a_writer_that_never_comes_back_is_told_of_for_a_day_and_the_next_one_again(tmp_path: Path) -> None:
+    (name,) = (each for each in HEALTHY if each.startswith("toque_log_writers_missing"))
+    hour_steps, lost = 3_600 // STEP_S, [("LogWritersLost", "ticket")]
+    first, second = 2 * hour_steps, 30 * hour_steps
+    values = f"0x{first - 1} 1x{second - first - 1} 2x{30 * hour_steps}"
+    checks = [
+        firing(first * STEP_S - STEP_S),
+        *(firing(first * STEP_S + after_s, *lost) for after_s in (300, 23 * 3_600)),
+        firing(first * STEP_S + 26 * 3_600),
+        *(firing(second * STEP_S + after_s, *lost) for after_s in (300, 23 * 3_600)),
+        firing(second * STEP_S + 26 * 3_600),
+    ]
+    given = timeline("lost for good", {name: lambda _: values}, (0, 0, 0), checks)
+    given["input_series"] += [
+        {"series": 'toque_ticker_leader{node="a"}', "values": f"1x{70 * hour_steps}"}
+    ]
+    promtool(tmp_path, [given])
+
+
 def test_each_alert_has_a_fault_that_raises_it() -> None:
     assert {fault.alert for fault in FAULTS} == set(NAMES)
 
