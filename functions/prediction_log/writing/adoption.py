@@ -61,7 +61,11 @@ def _orphans(kind: Path) -> Iterator[Path]:
 
 def _adopt(folder: Path, stream: Stream) -> None:
     writer, last, node = folder.name, recover(folder), os.uname().nodename
-    if stream.drained(writer) >= last:
+    state = stream.state(writer)
+    if state.drained >= last and state.lost_ms:
+        stream.report_alive(writer, node=node, reserved=last)  # forgotten once its loss is taken back
+        return
+    if state.drained >= last:
         for _, segment in segments_of(folder):
             segment.unlink()
         (folder / "lock").unlink()

@@ -44,9 +44,9 @@ def used(tmp_path: Path, redis_server: Any) -> Context:
     return Context(open_store(url), url, redis_url=redis_server.url, actor="ada")
 
 
-def dead_writer(wal_root: Path, url: str) -> str:
+def dead_writer(wal_root: Path, url: str, code: str = DYING) -> str:
     """A writer that was killed with one record in Redis and one that is only in its file."""
-    child = Child(DYING, wal_root, url)
+    child = Child(code, wal_root, url)
     until(lambda: child.lines, within_s=60)
     child.kill()
     return child.lines[0]
@@ -98,6 +98,26 @@ def test_a_writer_that_comes_back_before_its_files_are_gone_is_taken_back(
     assert (state.writers, state.requests_at_most, state.standing) == (1, 0, {})
     assert written_off(used, client) == []
     assert sorted(all_rows(used.store)["prediction_id"].to_pylist()) == ["kept", "shipped"]
+
+
+def test_a_writer_with_nothing_left_to_ship_is_taken_back_before_it_is_forgotten(
+    used: Context, wal_root: Path, redis_server: Any
+):
+    client = redis.Redis.from_url(redis_server.url)
+    writer = dead_writer(wal_root, redis_server.url, DYING.replace('log.append(record("kept"))', ""))
+    away = wal_root.with_name("unplugged")
+    shutil.move(wal_root, away)
+    drain(used.store, redis_server.url, wal_root=wal_root)
+    found: list[Loss] = []
+    until(lambda: found.extend(written_off(used, client)) or found)
+    shutil.move(away, wal_root)
+    drain(used.store, redis_server.url, wal_root=wal_root)
+    (back,) = written_off(used, client)
+    assert (back.back, back.writer) == (True, writer)
+    assert losses_of(used).refresh().standing == {}
+    drain(used.store, redis_server.url, wal_root=wal_root)
+    assert Stream(client, "predictions").states() == []
+    assert written_off(used, client) == []
 
 
 def test_a_report_that_was_cut_short_is_repeated_without_a_second_event(
