@@ -22,8 +22,8 @@ from featurestore.definitions.stream_source import Connection, Messages
 from featurestore.definitions.times import to_microseconds
 from featurestore.errors import InvalidDefinition, UnreadableSource
 
-LAG_SHOWN = 10_000
-"""Lag is counted up to so many entries."""
+LAG_COUNTED = 10_000
+"""Entries that are counted; of more, the number follows from how fast the last of these came."""
 _READ_ROWS = 5_000
 """Entries at a time: answers with more are gone through by the garbage collector, which takes longer than to read them."""
 _NUMBER_BITS = 20
@@ -151,17 +151,22 @@ class _RedisConnection:
         return any(len(entries) == count for entries in answers)
 
     def lag(self, positions: Mapping[int, int | None]) -> dict[int, int]:
-        """Count the entries from each position on, up to `LAG_SHOWN`."""
+        """Count the entries from each position on; beyond `LAG_COUNTED` their number is told from the times of those."""
         with self._readable():
             return {partition: self._count(partition, at or 0) for partition, at in positions.items()}
 
     def _count(self, partition: int, at: int) -> int:
-        counted, more = 0, True
-        while more and counted < LAG_SHOWN:
-            entries = self._client.xrange(self._reads.key_of(partition), min=_id(at), count=_READ_ROWS)
+        key, counted, entries, more = self._reads.key_of(partition), 0, [], True
+        while more and counted < LAG_COUNTED:
+            entries = self._client.xrange(key, min=_id(at), count=_READ_ROWS)
             counted, more = counted + len(entries), len(entries) == _READ_ROWS
             at = _position(entries[-1][0]) + 1 if entries else at
-        return counted
+        newest = self._client.xrevrange(key, count=1) if more else []
+        if not newest:
+            return counted
+        begin, end, last = (_position(each[0]) for each in (entries[0], entries[-1], newest[0]))
+        further = (len(entries) - 1) * (last - end) // max(1, end - begin)
+        return counted + max(0, min(further, self._client.xlen(key) - counted))
 
     def position_at(self, partition: int, at: datetime) -> int:
         """Find the position of a time, whether or not there is an entry."""

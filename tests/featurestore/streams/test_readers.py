@@ -111,6 +111,25 @@ def test_it_is_read_on_from_a_position(
     assert numbers(read(second, 1), 1) == [99]
 
 
+def test_the_lag_of_a_redis_stream_is_told_from_times_where_it_is_too_long_to_be_counted(
+    redis_url: str, connect: Callable[[StreamReader], Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_stream, "_READ_ROWS", 8)
+    monkeypatch.setattr(redis_stream, "LAG_COUNTED", 16)
+    client: Any = redis.Redis.from_url(redis_url)
+    for n in range(1_000):
+        client.xadd("long", {"event": b"{}"}, id=f"{1_000 + 10 * n}-0")
+    connection = connect(RedisStream("$EVENTS", "long"))
+    assert connection.lag({0: None}) == {0: 1_000}
+    assert connection.lag({0: 6_000 << 20}) == {0: 500}
+    assert connection.lag({0: 10_900 << 20}) == {0: 10}
+    for n in range(100):
+        client.xadd("long", {"event": b"{}"}, id=f"{1_000_000}-{n}")  # at once, after a pause
+    assert connection.lag({0: 10_930 << 20}) == {0: 107}
+    client.xtrim("long", minid="10850-0")
+    assert connection.lag({0: 10_850 << 20})[0] <= 115  # no more than there are
+
+
 def test_a_redis_stream_is_read_in_pages(
     redis_url: str, connect: Callable[[StreamReader], Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
