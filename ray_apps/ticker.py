@@ -260,15 +260,21 @@ class TickerReplica:
         return False
 
     def _in_each(self, work: Callable[[Context], object]) -> None:
-        """Do `work` in every workspace. Raises: an ExceptionGroup of those that failed, once all had their turn."""
-        failed: list[Exception] = []
-        for workspace in self._access.known_workspaces():
-            try:
-                work(self._in_workspace(workspace.name))
-            except Exception as error:  # noqa: BLE001  # raised below
-                failed.append(error)
-        if failed:
-            raise ExceptionGroup(f"{len(failed)} workspaces", failed)
+        names = [workspace.name for workspace in self._access.known_workspaces()]
+        run_in_each(names, lambda name: work(self._in_workspace(name)))
+
+
+def run_in_each(workspaces: Iterable[str], work: Callable[[str], object]) -> None:
+    """Do `work` for every workspace, whichever fails. Raises: an ExceptionGroup of the failures, each with its workspace's name."""
+    failed: list[Exception] = []
+    for name in workspaces:
+        try:
+            work(name)
+        except Exception as error:  # noqa: BLE001  # raised below
+            error.add_note(f"in the workspace {name}")
+            failed.append(error)
+    if failed:
+        raise ExceptionGroup(f"{len(failed)} workspaces", failed)
 
 
 def keep_lead(leadership: Leadership, due: Ticker, is_lost: Callable[[], bool]) -> None:

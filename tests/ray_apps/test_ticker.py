@@ -5,7 +5,7 @@ import pytest
 
 from ray_apps import ticker as ticker_module
 from ray_apps.leader_lease import Leadership
-from ray_apps.ticker import Ticker, keep_lead, wait_prepared
+from ray_apps.ticker import Ticker, keep_lead, run_in_each, wait_prepared
 from tests.waiting import until
 
 
@@ -30,6 +30,23 @@ def test_a_task_that_fails_does_not_keep_others_from_running(caplog: pytest.LogC
     assert [record.getMessage() for record in caplog.records] == [
         "bad failed in this round; it is tried again"
     ]
+
+
+def test_the_log_names_the_workspace_whose_round_failed_and_the_others_had_their_turn(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[str] = []
+
+    def drain(workspace: str) -> None:
+        seen.append(workspace)
+        if workspace == "payments":
+            raise OSError("403 Forbidden")
+
+    ticker({"drain": lambda: run_in_each(["default", "payments", "risk"], drain)}).tick()
+    assert seen == ["default", "payments", "risk"]
+    assert "403 Forbidden" in caplog.text
+    assert "in the workspace payments" in caplog.text
+    assert "in the workspace risk" not in caplog.text
 
 
 def test_a_ticker_that_does_not_lead_runs_nothing() -> None:

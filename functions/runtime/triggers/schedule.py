@@ -137,6 +137,10 @@ def _count(workspace: str, handled: Fired, at: datetime) -> None:
         LATENESS.labels(workspace, handled.schedule).observe(max(0.0, (at - handled.tick).total_seconds()))
     else:
         skipped.inc()
+        _logger.warning(
+            "schedule %s: the tick of %s is skipped: %s",
+            handled.schedule, handled.tick.isoformat(), handled.skipped,
+        )  # fmt: skip
 
 
 def status(used: Context, *, schedules: Iterable[Schedule] | None = None) -> list[ScheduleStatus]:
@@ -262,7 +266,8 @@ class _ScheduleRunner:
             if tick.action == "skip":
                 return body | {"kind": "skipped", "reason": tick.reason}
             if busy:
-                return body | {"kind": "skipped", "reason": f"the run of {state.fired} is not over"}
+                reason = f"the run of {state.fired} is not over: invocation {state.invocation}"
+                return body | {"kind": "skipped", "reason": reason}
             invocation = invocation_id(self._schedule.function.name, self._key(tick.at))
             return body | {"kind": "fired", "invocation": invocation}
 

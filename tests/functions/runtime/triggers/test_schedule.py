@@ -139,6 +139,19 @@ def test_a_dead_ticker_s_tick_is_submitted_while_another_claims_the_next(
     }
 
 
+def test_a_tick_that_is_skipped_is_logged_with_the_invocation_that_is_not_over(
+    used: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    each = hourly()
+    run_due(used, now=NOON, schedules=[each])
+    (first,) = run_due(used, now=NOON + timedelta(hours=1), schedules=[each])
+    (second,) = run_due(used, now=NOON + timedelta(hours=2), schedules=[each])
+    assert second.skipped is not None
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "schedule hourly: the tick of 2024-03-01T14:00:00+00:00 is skipped" in line
+    assert f"invocation {first.invocation}" in line
+
+
 @pytest.mark.parametrize(
     ("overlap", "second"), [("skip", "skipped"), ("queue", "nothing"), ("replace", "fired")]
 )
