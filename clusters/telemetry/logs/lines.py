@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from logging.handlers import MemoryHandler
@@ -38,7 +39,9 @@ class _Lines(logging.Formatter):
 
     def _trace_back(self, record: logging.LogRecord) -> str | None:
         if record.exc_info and record.exc_info[0] is not None:
-            return redact(self.formatException(record.exc_info), self._masks)
+            # Not `formatException`, which prints: Serve replaces `print` by one that writes tuples.
+            text = "".join(traceback.format_exception(*record.exc_info))
+            return redact(text.rstrip("\n"), self._masks)
         return None
 
 

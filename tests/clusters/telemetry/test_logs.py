@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 
 import pytest
+from ray.serve._private.logging_utils import redirected_print
 
 from clusters.telemetry.identity import current_work
 from clusters.telemetry.logs import AccessLog, LogSettings, set_up_logs
@@ -77,6 +79,21 @@ def test_a_line_for_people_says_the_same(stream: io.StringIO) -> None:
     assert line.endswith(
         f" WARNING ticker kitchen: Authorization: *** was sent trace_id={TRACE} request_id=order-7"
     )
+
+
+@bare_root()
+def test_a_traceback_for_people_reads_as_python_writes_it_where_serve_has_replaced_print(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtins, "print", redirected_print)
+    set_up_logs("ticker", settings(), stream=stream)
+    try:
+        raise ExceptionGroup("1 workspaces", [OSError("403 Forbidden")])  # noqa: TRY301
+    except ExceptionGroup:
+        logging.getLogger("kitchen").exception("drain failed")
+    lines = stream.getvalue().splitlines()
+    assert lines[1] == "  + Exception Group Traceback (most recent call last):"
+    assert "    | OSError: 403 Forbidden" in lines
 
 
 @bare_root()
