@@ -83,12 +83,14 @@ class HeldEvents:
 
     def add(self, events: pa.Table) -> set[Key]:
         """Add events in the order in which they became known; returns the keys to which something happened."""
-        events = events_of(self.view, events)
-        if not events.num_rows:
-            return set()
-        first = self._append(events)
-        touched = self._add_to_keys(events, first)
-        return touched | self._replace_named(events, first) if self._unique else touched
+        events, touched = events_of(self.view, events), set[Key]()
+        for begin in range(0, events.num_rows, _SEGMENT_ROWS):  # a consumer that begins adds all that its windows need
+            part = events.slice(begin, _SEGMENT_ROWS)
+            first = self._append(part)
+            touched |= self._add_to_keys(part, first)
+            if self._unique:
+                touched |= self._replace_named(part, first)
+        return touched
 
     def _add_to_keys(self, events: pa.Table, first: int) -> set[Key]:
         """Note which events are of which key, the integer of the first being `first`; returns the keys."""

@@ -13,6 +13,7 @@ import pytest
 
 from featurestore import FeatureStore, UnreadableSource
 from featurestore.definitions.stream_source import Messages
+from featurestore.streams import held_events
 from featurestore.streams.consumer import StreamConsumer
 from featurestore.streams.table import StreamTable
 from registry import open_store
@@ -72,6 +73,16 @@ def run_history(
 def test_online_is_offline_is_brute_force_whatever_happens(
     seed: int, made: Callable[[SettableClock], FeatureStore]
 ) -> None:
+    run_history(seed, made)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_so_where_more_events_come_at_once_than_a_segment_has_rows(
+    seed: int, made: Callable[[SettableClock], FeatureStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a consumer begins that needs more than 65,536 stored events."""
+    monkeypatch.setattr(held_events, "SEGMENT_BITS", 2)
+    monkeypatch.setattr(held_events, "_SEGMENT_ROWS", 4)
     run_history(seed, made)
 
 
