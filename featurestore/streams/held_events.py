@@ -84,7 +84,9 @@ class HeldEvents:
     def add(self, events: pa.Table) -> set[Key]:
         """Add events in the order in which they became known; returns the keys to which something happened."""
         events, touched = events_of(self.view, events), set[Key]()
-        for begin in range(0, events.num_rows, _SEGMENT_ROWS):  # a consumer that begins adds all that its windows need
+        for begin in range(
+            0, events.num_rows, _SEGMENT_ROWS
+        ):  # a consumer that begins adds all that its windows need
             part = events.slice(begin, _SEGMENT_ROWS)
             first = self._append(part)
             touched |= self._add_to_keys(part, first)

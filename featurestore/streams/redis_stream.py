@@ -156,7 +156,8 @@ class _RedisConnection:
             return {partition: self._count(partition, at or 0) for partition, at in positions.items()}
 
     def _count(self, partition: int, at: int) -> int:
-        key, counted, entries, more = self._reads.key_of(partition), 0, [], True
+        key, counted, more = self._reads.key_of(partition), 0, True
+        entries: list[Any] = []
         while more and counted < LAG_COUNTED:
             entries = self._client.xrange(key, min=_id(at), count=_READ_ROWS)
             counted, more = counted + len(entries), len(entries) == _READ_ROWS
@@ -166,7 +167,8 @@ class _RedisConnection:
             return counted
         begin, end, last = (_position(each[0]) for each in (entries[0], entries[-1], newest[0]))
         further = (len(entries) - 1) * (last - end) // max(1, end - begin)
-        return counted + max(0, min(further, self._client.xlen(key) - counted))
+        there: int = self._client.xlen(key)
+        return counted + max(0, min(further, there - counted))
 
     def position_at(self, partition: int, at: datetime) -> int:
         """Find the position of a time, whether or not there is an entry."""
