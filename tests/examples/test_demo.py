@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pytest
@@ -20,11 +21,15 @@ from featurestore import FeatureStore
 from functions.features.jobs import training_set_lineage
 from functions.prediction_log import predictions_table
 from functions.reporting import trace_prediction
+from functions.rollout import rollout_status
 from functions.runtime.context import Context, use_context
 from functions.training import train_tabular
 from ray_apps.local import down, processes
 from ray_apps.local.state_file import find_platform
-from registry import Registry, Table, open_store
+from registry import Access, Registry, Table, open_store
+from tests.examples.console_scene import on_the_demo, set_scene, tokens
+from tests.ray_apps.console.browser import LOOKS, Person, needs_chromium
+from tests.ray_apps.console.tasks import MOST_CLICKS, TASKS
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 REQUESTS = 400
@@ -143,6 +148,32 @@ def test_one_answer_leads_to_version_run_data_features_and_code(demo: Shown) -> 
     views = FeatureStore(store).definitions_digest(delay_model.service)
     assert trace.lineage.features == made_from.views == views
     assert {view.name for view in (*STORED, timetable)} == set(views)
+
+
+@needs_chromium
+def test_twelve_tasks_are_done_in_the_console_light_and_dark_wide_and_on_a_phone(
+    demo: Shown, chromium: Any
+) -> None:
+    running = find_platform(demo.home)
+    assert running is not None
+    with on_the_demo(running) as used:
+        for name, look in LOOKS.items():
+            scene, token = set_scene(running, used, name), tokens(used, name)
+            for role, task in TASKS:
+                context = chromium.new_context(timezone_id="America/New_York", **look)
+                visitor = Person(context.new_page(), running.url)
+                visitor.sign_in(token[role])
+                task(visitor, scene)
+                assert visitor.clicks <= MOST_CLICKS, task.__name__
+                assert not visitor.complaints, task.__name__
+                assert not visitor.elsewhere
+                context.close()
+            assert used.registry().traffic(scene.model).arms[1].version == scene.waiting
+            assert rollout_status(scene.model).outcomes[-1].stage == "rolled_back"
+            (token_of,) = [
+                each for each in Access(used.store, actor="t").list_tokens() if each.name == scene.token
+            ]
+            assert token_of.revoked_at is not None
 
 
 def test_after_down_no_process_is_left(demo: Shown) -> None:
