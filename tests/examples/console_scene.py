@@ -21,7 +21,7 @@ from functions.rollout import start_rollout
 from functions.runtime.context import Context, context_of, use_context
 from functions.training import train_tabular
 from ray_apps.local.state_file import RunningPlatform
-from registry import Access, Journal, ModelVersion, Table, TableSnapshot
+from registry import Access, Entry, Journal, ModelVersion, Table, TableSnapshot
 from tests.ray_apps.console.tasks import Scene
 from tests.waiting import until
 
@@ -61,7 +61,7 @@ def set_scene(running: RunningPlatform, used: Context, look: str) -> Scene:
         base_url=running.url, headers={"Authorization": f"Bearer {running.token()}"}, timeout=60
     ) as http:
         _kill_letter(http)
-        http.post("/functions/sum_costs", json={"days": 1}).raise_for_status()
+        http.post("/functions/sum_costs", json={"days": 2}).raise_for_status()
         callers = {
             each["caller"] for each in http.get("/costs", params={"days": 3650}).raise_for_status().json()
         }
@@ -69,7 +69,7 @@ def set_scene(running: RunningPlatform, used: Context, look: str) -> Scene:
             each["name"] for each in http.get("/reports", params={"subject": MODEL}).raise_for_status().json()
         ]
     set_quota(TEAM, members=sorted(callers))
-    may = f"{used.clock():%Y-%m}"
+    promotion = _first_promotion(used)
     return Scene(
         model=MODEL,
         failed=failed,
@@ -83,10 +83,10 @@ def set_scene(running: RunningPlatform, used: Context, look: str) -> Scene:
         dead=DEAD,
         told=f"drift/{look}",
         silenced=f"performance/{look}",
-        since=f"{may}-01",
-        until=f"{used.clock() + timedelta(days=2):%Y-%m-%d}",
-        changed_by=_promoter(used),
-        reason=f"alias: {MODEL}@1",
+        since=f"{promotion.at:%Y-%m-%d}",
+        until=f"{promotion.at + timedelta(days=31):%Y-%m-%d}",
+        changed_by=promotion.actor,
+        reason=f"alias: {MODEL}@{promotion.body['version']}",
         token=f"intern-{look}",
         stale=_view(look),
         users=f"closures_{look.replace('-', '_')}_service",
@@ -96,18 +96,17 @@ def set_scene(running: RunningPlatform, used: Context, look: str) -> Scene:
     )
 
 
-def _promoter(used: Context) -> str:
-    """Find who made the first version the champion: the account of the demo."""
+def _first_promotion(used: Context) -> Entry:
+    """Find the entry that made the first version the champion: of the account that ran the demo."""
     history = used.registry().history(MODEL)
-    return next(each.actor for each in history if each.body["kind"] == "alias")
+    return next(each for each in history if each.body["kind"] == "alias")
 
 
 def _versions(used: Context) -> tuple[int, int, int]:
-    """Train a version that hardly learns, so that its gate fails; register the champion's files again: as a version that waits for approval, and one to roll out."""
+    """Find a version whose gate failed, or make one; register the champion's files again: as a version that waits for approval, and one to roll out."""
     registry = used.registry()
     champion = registry.get_version(MODEL, "champion")
-    failed = _untrained(used)
-    assert not _judged(used, failed)
+    failed = next(iter(_refused(used)), None) or _untrained(used)
     with tempfile.TemporaryDirectory() as folder:
         registry.download(MODEL, champion.version, folder)
         waiting, rolled = (_again(used, champion, Path(folder)).version for _ in range(2))
@@ -116,8 +115,15 @@ def _versions(used: Context) -> tuple[int, int, int]:
     return failed, waiting, rolled
 
 
+def _refused(used: Context) -> list[int]:
+    """List the versions whose gate failed."""
+    found = used.registry().get_model(MODEL).versions.items()
+    gates = {number: version.gates.get(delay_model.gate.name) for number, version in found}
+    return [number for number, gate in gates.items() if gate is not None and not gate.passed]
+
+
 def _untrained(used: Context) -> int:
-    """Train a version for one epoch of steps that are next to nothing."""
+    """Train a version for one epoch of steps that are next to nothing, and see its gate fail."""
     made = train_tabular(
         MODEL,
         _snapshot(used, f"training/{MODEL}/train"),
@@ -130,6 +136,7 @@ def _untrained(used: Context) -> int:
         feature_service=flight_delay.name,
     )
     assert made.version is not None
+    assert not _judged(used, made.version)
     return made.version
 
 

@@ -151,6 +151,8 @@ def test_one_answer_leads_to_version_run_data_features_and_code(demo: Shown) -> 
 
 
 @needs_chromium
+@pytest.mark.proof
+@pytest.mark.timeout(1_800)  # with the demo
 def test_twelve_tasks_are_done_in_the_console_light_and_dark_wide_and_on_a_phone(
     demo: Shown, chromium: Any
 ) -> None:
