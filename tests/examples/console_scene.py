@@ -40,10 +40,13 @@ def on_the_demo(running: RunningPlatform) -> Iterator[Context]:
         yield used
 
 
-def tokens(used: Context, look: str) -> dict[str, str]:
-    """Make a token for each role."""
+def tokens(running: RunningPlatform, used: Context, look: str) -> dict[str, str]:
+    """Make a token for each role, and wait until the gateway knows the last of them, which takes it two seconds at most."""
     access = _access(used)
-    return {role: access.create_token(f"{role}-{look}", role) for role in ROLES}
+    made = {role: access.create_token(f"{role}-{look}", role) for role in ROLES}
+    asked = {"Authorization": f"Bearer {made[ROLES[-1]]}"}
+    until(lambda: httpx.get(f"{running.url}/models", headers=asked, timeout=60).is_success)
+    return made
 
 
 def _access(used: Context) -> Access:

@@ -160,7 +160,7 @@ def test_twelve_tasks_are_done_in_the_console_light_and_dark_wide_and_on_a_phone
     assert running is not None
     with on_the_demo(running) as used:
         for name, look in LOOKS.items():
-            scene, token = set_scene(running, used, name), tokens(used, name)
+            scene, token = set_scene(running, used, name), tokens(running, used, name)
             for role, task in TASKS:
                 context = chromium.new_context(timezone_id="America/New_York", **look)
                 visitor = Person(context.new_page(), running.url)
