@@ -64,8 +64,7 @@ def test_the_page_s_python_registers_adapters_and_prompts(
 
 def test_each_fault_of_the_page_names_a_test_that_there_is() -> None:
     """Rows that say `the same` have that of the row before."""
-    folders = [ROOT / "tests" / room / "generative" for room in ("ray_apps", "functions")]
-    files = [file.read_text() for folder in folders for file in folder.glob("test_*.py")]
+    files = [file.read_text() for file in (ROOT / "tests").rglob("test_*.py")]
     defined = {
         name for text in files for name in re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE)
     }
