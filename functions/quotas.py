@@ -115,7 +115,7 @@ def quotas() -> dict[str, Quota]:
     return quotas_in(context().store, context().actor).refresh()
 
 
-@function(http=True, role="viewer")
+@function(http=True, role="viewer", in_thread=True)
 def budgets() -> list[Budget]:
     """List the budgets of this month, and what is spent of each."""
     return [
@@ -124,7 +124,7 @@ def budgets() -> list[Budget]:
     ]
 
 
-@function(http=True, role="viewer")
+@function(http=True, role="viewer", in_thread=True)
 def admissions() -> list[Admission]:
     """List the running experiments of this workspace, and the waiting ones in the order of their start."""
     ledger, slots = ledger_of(context()), _slots()

@@ -96,7 +96,7 @@ def alarm_history(model: str, before: int | None = None, limit: int = 50) -> lis
     return [AlarmEntry(number=each.number, alarm=alarm) for each, alarm in zip(entries, alarms, strict=True)]
 
 
-@function(http=True, role="viewer", timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
 def monitor_findings(model: str, monitor: str, subject: str | None = None, days: int = 60) -> list[Finding]:
     """List what a monitor found in the cohorts of the last days, oldest first, on one subject if it is given."""
     used = context()

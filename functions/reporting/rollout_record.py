@@ -71,7 +71,7 @@ class RolloutRecord(BaseModel):
     changes: tuple[Change, ...]
 
 
-@function(http=True, role="viewer", timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
 def rollout_record(model: str, rollout: int | None = None) -> RolloutRecord:
     """Give the looks, decisions and changes of one rollout of `model`; looks that only held are thinned out.
 

@@ -182,7 +182,7 @@ def end_rollout(
     return rollouts(model).end(action, reason=reason)
 
 
-@function(http=True, role="viewer", timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
 def rollout_status(model: str) -> History:
     """Return the newest rollout and how the last ones ended."""
     return rollouts(model).history()
