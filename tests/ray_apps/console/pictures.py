@@ -39,7 +39,7 @@ from tests.redis_server import RedisServer
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Page that is pictured. height: of the picture at most, in pixels; to: part of the page that is scrolled to."""
+    """Page that is pictured. height: of the picture at most, in pixels; to: part of the page that is scrolled to; by: whose session."""
 
     name: str
     path: str
@@ -47,16 +47,19 @@ class Picture:
     dark: bool = False
     width: int = 1120
     to: str = ""
+    by: str = "admin"
 
 
 _COMPARED = "&".join(f"run={each}" for each in RUNS)
 PICTURES = (
+    Picture("sign-in", "/ui/sign-in", 420, by=""),
     Picture("home", "/ui/", 1200),
     Picture("models", "/ui/models", 420),
     Picture("model", f"/ui/models/{MODEL}", 1000),
     Picture("version", f"/ui/models/{MODEL}/versions/5", 1000),
     Picture("lineage", f"/ui/models/{MODEL}/versions/4", 300, width=1280, to="text=From data to predictions"),
     Picture("compare", f"/ui/models/{MODEL}/compare?version=3&version=5", 700),
+    Picture("playground", f"/docs#default/{MODEL}", 700, by="operator"),
     Picture("approvals", "/ui/approvals", 380),
     Picture("traffic-list", "/ui/traffic", 380),
     Picture("traffic", f"/ui/traffic/{MODEL}", 1040),
@@ -112,13 +115,14 @@ def main(arguments: list[str]) -> int:
         for each in PICTURES:
             if chosen and each.name not in chosen:
                 continue
-            look = (each.width, each.dark)
+            look = (each.width, each.dark, each.by)
             if look not in visitors:
                 scheme = "dark" if each.dark else "light"
                 viewport = {"width": each.width, "height": 900}
                 visitors[look] = person(browser, running, color_scheme=scheme, viewport=viewport)
                 visitors[look].page.set_default_timeout(_TIMEOUT_MS)
-                visitors[look].sign_in(running.platform.tokens["admin"])
+                if each.by:
+                    visitors[look].sign_in(running.platform.tokens[each.by])
             _take(visitors[look], running, each, folder)
     return 0
 
