@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, SchemaMismatchError, TableNotFoundError
 from pyarrow import fs
 
@@ -41,6 +41,8 @@ _CONFIGURATION_OF_STREAMS = _CONFIGURATION | {
     "delta.deletedFileRetentionDuration": "interval 2 hours",
     "delta.logRetentionDuration": "interval 6 hours",
 }
+# Who reads a table in batches holds about three row groups of it, however small the batches are.
+_ROW_GROUP_BYTES, _FEWEST_ROWS = 16 << 20, 8_192
 _METADATA = "toque"  # key of our metadata among a commit's
 _COMMIT = "toque_commit"  # and of a commit's id
 
@@ -122,7 +124,14 @@ class Table:
                 table = self.create(data.schema, partition_by, bounds)
             stands = all(table.transaction_version(app) == at for app, at in (expected or {}).items())
             if stands and not already_in(table, transactions):
-                write_deltalake(table, data, mode="append", schema_mode=mode, commit_properties=commit)
+                write_deltalake(
+                    table,
+                    data,
+                    mode="append",
+                    schema_mode=mode,
+                    commit_properties=commit,
+                    writer_properties=_row_groups(data),
+                )
             return table
 
         return self.commit(write)
@@ -136,7 +145,14 @@ class Table:
 
         def write(table: DeltaTable | None) -> DeltaTable:
             table = table if table is not None else self.create(data.schema, partition_by)
-            write_deltalake(table, data, mode="overwrite", schema_mode="overwrite", commit_properties=commit)
+            write_deltalake(
+                table,
+                data,
+                mode="overwrite",
+                schema_mode="overwrite",
+                commit_properties=commit,
+                writer_properties=_row_groups(data),
+            )
             return table
 
         return self.commit(write)
@@ -285,6 +301,14 @@ def dataset_of(opened: DeltaTable, table: Table) -> ds.FileSystemDataset:
 def _files_of(opened: DeltaTable, table: Table) -> fs.FileSystem:
     sizes = opened._table.get_add_file_sizes()  # noqa: SLF001 - what deltalake gives to its own handler
     return file_system(table.store, table.name, sizes)
+
+
+def _row_groups(data: pa.Table) -> WriterProperties:
+    """Write row groups of about `_ROW_GROUP_BYTES` in memory."""
+    row_bytes = max(1, data.nbytes // max(1, data.num_rows))
+    return WriterProperties(
+        compression="SNAPPY", max_row_group_size=max(_FEWEST_ROWS, _ROW_GROUP_BYTES // row_bytes)
+    )
 
 
 def commit_properties(

@@ -51,3 +51,15 @@ def test_only_row_groups_that_overlap_are_read(tmp_path):
     (got,) = pinned.slices(1_500_000, 1_500_010, rows=10)
     assert got["n"].to_pylist() == list(range(1_500_000, 1_500_010))
     assert len(groups) == 1
+
+
+@pytest.mark.parametrize("write", [Table.append, Table.overwrite])
+def test_row_groups_are_of_a_size_in_memory_so_that_readers_hold_little(tmp_path, write):
+    made = Table(open_store(f"file://{tmp_path}"), "rows")
+    columns = {f"x{number}": np.random.default_rng(number).standard_normal(250_000) for number in range(22)}
+    write(made, pa.table(columns))
+    (file,) = made.dataset().get_fragments()
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    assert sum(group.num_rows for group in groups) == 250_000
+    assert max(group.num_rows for group in groups) * 22 * 8 <= 16 << 20
+    assert groups[0].column(0).compression == "SNAPPY"
