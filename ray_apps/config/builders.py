@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from clusters.profile import apply_profile
+from ray_apps.priority import step_back
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
-_NICENESS = 10
+_NICENESS = 10  # of a task that builds one application and ends
 
 
 class AppArgs(BaseModel):
@@ -131,21 +132,11 @@ def pool(args: Args) -> Application:
 
 
 def _prepared(kind: type[_Kind], args: BaseModel | dict[str, Any]) -> _Kind:
-    _step_back()
+    # Those of all applications import their modules at once, beside replicas that answer: on two cores these got so
+    # little of them that every request ran out of time.
+    step_back(_NICENESS)
     apply_profile(os.environ)
     return kind.model_validate(args if isinstance(args, dict) else args.model_dump())
-
-
-def _step_back() -> None:
-    """Lower the priority of a task of Serve, which builds one application and ends.
-
-    Those of all applications import their modules at once, beside replicas that answer: on two cores these got so
-    little of them that every request ran out of time. The task shares a session with them, so that niceness counts.
-    """
-    import ray  # late: this module is imported where Ray is not, too
-
-    if ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
-        os.nice(_NICENESS)
 
 
 def _changes(args: PoolArgs) -> dict[str, Any]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clusters.profile import apply_profile
 from ray_apps.garbage_collector import freeze
+from ray_apps.priority import step_back
 from ray_apps.siblings import others_answered_at_start
 from registry.errors import Unavailable
 
@@ -98,8 +96,8 @@ def build() -> FastAPI:
     if replaces:
         discovering.join(DISCOVERED_WITHIN_S)
     app = build_app(services)
-    if is_worker_of_ray():
-        _let_models_go_first()
+    # Not before it is built: with many processes that start at once it would come last, and its first requests wait for its imports.
+    step_back(NICENESS)
     return app
 
 
@@ -116,30 +114,6 @@ def build_with_mlflow() -> ASGIApp:
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     oidc = OidcSettings.from_environment(os.environ)
     return Beside(own, ROUTE_PREFIX, build_mlflow(context.store, clock=context.clock, oidc=oidc))
-
-
-def is_worker_of_ray() -> bool:
-    """Whether Ray has started this process, as it does a replica of Serve."""
-    ray: Any = sys.modules.get("ray")  # a replica has imported it
-    return (
-        ray is not None
-        and ray.is_initialized()
-        and bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
-    )
-
-
-def _let_models_go_first() -> None:
-    """Lower the priority of this process: of all its threads, as Linux has one for each.
-
-    Not before it is built: with many processes that start at once it would come last, and its first requests wait for its imports.
-    """
-    lowered = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
-    for thread in Path("/proc/self/task").glob("*"):
-        with suppress(ProcessLookupError):  # it has just ended
-            own = os.getpriority(os.PRIO_PROCESS, int(thread.name))
-            os.setpriority(
-                os.PRIO_PROCESS, int(thread.name), max(own, lowered)
-            )  # never raised, which needs root
 
 
 def _label_writer(context: Context, workspace: str) -> LogWriter:

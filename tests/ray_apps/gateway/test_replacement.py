@@ -11,7 +11,7 @@ import pytest
 
 BUILT = """
 import os, sys, threading
-import ray_apps.discovery, ray_apps.gateway.deployment as gateway
+import ray_apps.discovery, ray_apps.gateway.deployment as gateway, ray_apps.priority
 
 entered, go = threading.Event(), threading.Event()
 usual, said = os.getpriority(os.PRIO_PROCESS, 0), []
@@ -26,7 +26,7 @@ def discover(projects, *, awaited):
     go.wait()
 
 ray_apps.discovery.discover = discover
-gateway.is_worker_of_ray = lambda: True
+ray_apps.priority.is_worker_of_ray = lambda: True
 gateway.others_answered_at_start = lambda: sys.argv[1] == "others"
 building = threading.Thread(target=gateway.build, daemon=True)
 building.start()
