@@ -17,7 +17,7 @@ from featurestore.vectors.rows import Floats
 from featurestore.vectors.visibility import Bools, Ints
 
 LISTS_FILE = "lists.faiss"
-SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Of the lists, how many a search scans; the least that reaches the recall is chosen."""
 OVERSAMPLED = 20
 """Candidates for each neighbour wanted that are compared exactly."""
