@@ -44,6 +44,7 @@ def write_samples(
             write_shard(form, path, rows)
             key = f"{folder}/{len(shards):06d}.{_SUFFIX[form]}"
             shards.append(_uploaded(store, form, path, rows, key))
+            del rows  # not held while the next shard is collected
     index = SetIndex(format=form, columns=columns, shards=tuple(shards), origin=dict(origin or {}))
     return publish(store, name, index)
 

@@ -1,12 +1,15 @@
 """Rows of one version of a table by their numbers, read range by range, so that nobody holds the whole.
 
 A row's number is its place in the order of `Table.read`. Workers on many nodes each read ranges of their own: of a range only
-the Parquet row groups that overlap it are fetched, and memory holds a slice and a row group, whatever the table's size.
+the Parquet row groups that overlap it are fetched, and memory holds a slice and two row groups, whatever the table's size. Arrow's own
+batches run ahead of a slow reader by as many row groups as it pleases.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -16,8 +19,7 @@ from registry.store.tables import Table, dataset_of
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
-_FEWEST_BATCH_ROWS, _BATCH_ROWS = 4_096, 65_536
-"""Rows that are decoded at a time: a file is passed through in such pieces, however small the slices are that are asked for."""
+BATCH_ROWS = 65_536
 
 
 class PinnedRows:
@@ -51,9 +53,9 @@ class PinnedRows:
         """Iterate over the rows numbered `start` to `stop` (exclusive) in tables of `rows`, the last perhaps shorter."""
         waiting: list[pa.Table] = []
         have = 0
-        for batch in self._batches(start, stop, columns, min(max(rows, _FEWEST_BATCH_ROWS), _BATCH_ROWS)):
-            waiting.append(batch)
-            have += batch.num_rows
+        for part in self._parts(start, stop, columns):
+            waiting.append(part)
+            have += part.num_rows
             while have >= rows:
                 whole = pa.concat_tables(waiting)
                 yield whole.slice(0, rows)
@@ -62,36 +64,44 @@ class PinnedRows:
         if have:
             yield pa.concat_tables(waiting)
 
-    def _batches(self, start: int, stop: int, columns: Sequence[str] | None, rows: int) -> Iterator[pa.Table]:
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Iterate over all rows in tables of `BATCH_ROWS` at most; each is of one row group, so that nothing is copied."""
+        for part in self._parts(0, self.count, columns):
+            for at in range(0, part.num_rows, BATCH_ROWS):
+                yield part.slice(at, BATCH_ROWS)
+
+    def _parts(self, start: int, stop: int, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        """Read the rows a row group at a time, each while the caller has the one before."""
         names = None if columns is None else list(columns)
-        for fragment, numbers in self._files:
+        with ThreadPoolExecutor(1, thread_name_prefix="toque-rows") as reader:
+            ahead: deque[tuple[int, Future[pa.Table]]] = deque()
+            for group, at in self._groups(start, stop):
+                ahead.append((at, reader.submit(self._read, group, names)))
+                if len(ahead) > 1:
+                    yield _cut(*ahead.popleft(), start, stop)
+            while ahead:
+                yield _cut(*ahead.popleft(), start, stop)
+
+    def _groups(self, start: int, stop: int) -> Iterator[tuple[ds.Fragment, int]]:
+        """Find the row groups that hold some of these rows, and the number of each one's first row."""
+        for file, numbers in self._files:
             if numbers.stop <= start or numbers.start >= stop:
                 continue
-            wanted = range(max(start, numbers.start) - numbers.start, min(stop, numbers.stop) - numbers.start)
-            part, at = _overlapping(fragment, wanted, count=len(numbers))
-            for batch in self._of(part).to_batches(
-                columns=names, batch_size=rows, batch_readahead=1, fragment_readahead=1
-            ):
-                skipped = max(wanted.start - at, 0)
-                kept = batch.slice(skipped, max(min(wanted.stop - at, batch.num_rows) - skipped, 0))
-                if kept.num_rows:
-                    yield pa.Table.from_batches([kept])
-                at += batch.num_rows
+            at = numbers.start
+            for group in file.split_by_row_group():
+                count = group.row_groups[0].num_rows
+                if at < stop and at + count > start:
+                    yield group, at
+                at += count
 
-    def _of(self, fragment: ds.Fragment) -> ds.FileSystemDataset:
+    def _read(self, group: ds.Fragment, names: list[str] | None) -> pa.Table:
         dataset = self._dataset
-        return type(dataset)([fragment], self.schema, dataset.format, dataset.filesystem)
+        alone = type(dataset)([group], self.schema, dataset.format, dataset.filesystem)
+        return alone.to_table(columns=names)
 
 
-def _overlapping(fragment: ds.Fragment, wanted: range, *, count: int) -> tuple[ds.Fragment, int]:
-    """Cut a file down to the row groups that hold some of its rows; also returns the number of the first row left."""
-    if len(wanted) == count:
-        return fragment, 0
-    groups: list[int] = []
-    first = begin = 0
-    for group in fragment.row_groups:
-        if first < wanted.stop and first + group.num_rows > wanted.start:
-            begin = begin if groups else first
-            groups.append(group.id)
-        first += group.num_rows
-    return fragment.subset(row_group_ids=groups), begin
+def _cut(at: int, read: Future[pa.Table], start: int, stop: int) -> pa.Table:
+    """Cut a row group, whose first row has the number `at`, down to the rows from `start` to `stop`."""
+    rows = read.result()
+    first = max(start - at, 0)
+    return rows.slice(first, max(stop - at, 0) - first)

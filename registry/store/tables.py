@@ -179,8 +179,10 @@ class Table:
 
     def head(self, rows: int, *, version: int | None = None) -> pa.Table:
         """Read the first rows of a version, in the order of `read`. Raises: NotFound if there is no such table or version."""
-        # Not the first small batch: Arrow would go on cutting the rest to that size after the reader has left.
-        return self.dataset(version).head(rows)
+        from registry.store.row_ranges import PinnedRows  # late: it reads tables of this module
+
+        pinned = PinnedRows(self, self.version() if version is None else version)
+        return next(pinned.slices(0, rows, rows=rows), pinned.schema.empty_table())
 
     def batches(
         self, *, version: int | None = None, columns: Sequence[str] | None = None
@@ -189,11 +191,11 @@ class Table:
 
         Raises: NotFound if there is no such table or version.
         """
-        dataset = self.dataset(version)
-        names = None if columns is None else [name for name in dataset.schema.names if name in columns]
-        for batch in dataset.to_batches(columns=names, batch_size=65_536):
-            if batch.num_rows:
-                yield pa.Table.from_batches([batch])
+        from registry.store.row_ranges import PinnedRows  # late: it reads tables of this module
+
+        rows = PinnedRows(self, self.version() if version is None else version)
+        names = None if columns is None else [name for name in rows.schema.names if name in columns]
+        yield from rows.batches(names)
 
     def transaction(self, app_id: str, *, version: int | None = None) -> int | None:
         """Last transaction version committed under `app_id` by `version` (default: the newest), or None (also if there is no table)."""

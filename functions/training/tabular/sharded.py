@@ -39,7 +39,6 @@ SAMPLE_ROWS = 200_000  # from which medians, bins and vocabularies are learnt
 VALID_ROWS = 250_000  # of those held out, at most, by which training stops, is calibrated and measured
 _EXAMPLE_ROWS = 64
 _SHARD_BYTES = 32 << 20
-_BATCH_ROWS = 65_536
 _LAYOUT = "1"  # of the samples; another number makes other sets
 
 
@@ -185,13 +184,7 @@ class _Streamed:
         return TabularData(numeric, categorical, torch.zeros(rows.num_rows))
 
     def _batches(self, columns: list[str]) -> Iterator[pa.Table]:
-        dataset = self.table.dataset(self.snapshot.version)
-        names = [name for name in dataset.schema.names if name in columns]
-        for batch in dataset.to_batches(
-            columns=names, batch_size=_BATCH_ROWS, batch_readahead=1, fragment_readahead=1
-        ):
-            if batch.num_rows:
-                yield pa.Table.from_batches([batch])
+        return self.table.batches(version=self.snapshot.version, columns=columns)
 
 
 def _chosen(parts: Iterator[pa.Table], held_out: HeldOut, *, valid: bool, every: int) -> Iterator[pa.Table]:

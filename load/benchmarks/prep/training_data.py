@@ -2,8 +2,9 @@
 
 `loader` reads pictures and packed tokens as batches, by ours and by the loaders of an interpreter that has `mosaicml-streaming` and
 `webdataset`, in turns. `limit` trains the tabular network from shards of a set many times the memory that its process may have
-(RLIMIT_DATA: all that it allocates, mapped files apart; stacks of threads count whole, so they are of 1 MiB), and prints how busy the
-training was and what it held. Its tables stay in `--folder` for the next run; `rows` makes them and does no more.
+(RLIMIT_DATA: all that it allocates, mapped files apart; stacks of threads count whole, so they are of 1 MiB, and so does what an
+allocator keeps for later, so it is libc's for all, which gives large pieces back), and prints how busy the training was and what it
+held. Its tables stay in `--folder` for the next run; `rows` makes them and does no more.
 """
 
 import argparse
@@ -42,6 +43,11 @@ from registry import ObjectStore, Table, TableSnapshot, open_store
 BATCH = {"image": 64, "text": 16}
 LENGTH, SIDE, PIECE = 2_048, 224, 250_000
 _STACK_KB = 1_024
+_ALLOCATOR = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+}
 COLUMNS = [f"x{number}" for number in range(20)]
 
 
@@ -196,7 +202,7 @@ def _limit(folder: Path, arguments: argparse.Namespace) -> None:
             check=False,
             capture_output=True,
             text=True,
-            env={**os.environ, "MALLOC_ARENA_MAX": "2", "TMPDIR": str(folder)},
+            env={**os.environ, **_ALLOCATOR, "TMPDIR": str(folder)},
         )
         if done.returncode:
             raise RuntimeError(done.stderr[-3_000:])

@@ -1,6 +1,7 @@
+import time
+
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pytest
 
 from registry import Table, open_store
@@ -31,26 +32,37 @@ def test_ranges_are_the_rows_of_a_read_by_their_numbers(table, bounds, rows):
     assert got == whole.slice(bounds[0], bounds[1] - bounds[0]).select(["day", "n"]).to_pydict()
 
 
-def test_only_row_groups_that_overlap_are_read(tmp_path):
+def test_only_row_groups_that_overlap_are_read(tmp_path, monkeypatch):
     made = Table(open_store(f"file://{tmp_path}"), "rows")
     made.append(pa.table({"n": np.arange(3_000_000)}))
-    groups: list[int] = []
-    subset = ds.ParquetFileFragment.subset
-    pinned = PinnedRows(made, made.version())
+    rows_read: list[int] = []
+    read = PinnedRows._read
 
-    class Spy:
-        def __init__(self, fragment) -> None:
-            self._fragment = fragment
-            self.row_groups = fragment.row_groups
+    def spied(self, group, names):
+        found = read(self, group, names)
+        rows_read.append(found.num_rows)
+        return found
 
-        def subset(self, row_group_ids):
-            groups.extend(row_group_ids)
-            return subset(self._fragment, row_group_ids=row_group_ids)
-
-    pinned._files = [(Spy(fragment), numbers) for fragment, numbers in pinned._files]
-    (got,) = pinned.slices(1_500_000, 1_500_010, rows=10)
+    monkeypatch.setattr(PinnedRows, "_read", spied)
+    (got,) = PinnedRows(made, made.version()).slices(1_500_000, 1_500_010, rows=10)
     assert got["n"].to_pylist() == list(range(1_500_000, 1_500_010))
-    assert len(groups) == 1
+    assert len(rows_read) == 1
+    assert rows_read[0] < 3_000_000
+
+
+def test_a_slow_reader_holds_two_row_groups(tmp_path):
+    made = Table(open_store(f"file://{tmp_path}"), "rows")
+    made.append(
+        pa.table(
+            {f"x{number}": np.random.default_rng(number).standard_normal(800_000) for number in range(22)}
+        )
+    )
+    pa.default_memory_pool().release_unused()
+    before, held = pa.total_allocated_bytes(), []
+    for _ in made.batches():
+        time.sleep(0.05)  # as long as a reader that computes takes
+        held.append(pa.total_allocated_bytes() - before)
+    assert max(held) < 5 * (16 << 20)  # of one that is being read also the bytes of the file
 
 
 @pytest.mark.parametrize("write", [Table.append, Table.overwrite])
