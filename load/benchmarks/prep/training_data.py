@@ -3,8 +3,8 @@
 `loader` reads pictures and packed tokens as batches, by ours and by the loaders of an interpreter that has `mosaicml-streaming` and
 `webdataset`, in turns. `limit` trains the tabular network from shards of a set many times the memory that its process may have
 (RLIMIT_DATA: all that it allocates, mapped files apart; stacks of threads count whole, so they are of 1 MiB, and so does what an
-allocator keeps for later, so it is libc's for all, which gives large pieces back), and prints how busy the training was and what it
-held. Its tables stay in `--folder` for the next run; `rows` makes them and does no more.
+allocator keeps for later, so it is libc's for all, which gives pieces of 64 KiB and more back), and prints how busy the training was
+and what it held. Its tables stay in `--folder` for the next run; `rows` makes them and does no more.
 """
 
 import argparse
@@ -46,7 +46,7 @@ _STACK_KB = 1_024
 _ALLOCATOR = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 16),
 }
 COLUMNS = [f"x{number}" for number in range(20)]
 
