@@ -27,7 +27,7 @@ from registry.store.requests import REQUESTS, Operation
 from registry.store.series import observed
 
 if TYPE_CHECKING:
-    from registry.store.object_store import Announce, Progress
+    from registry.store.object_store import Announce, Progress, Stream
 
 _TMP = ".tmp"
 _CHUNK_BYTES = 1 << 20
@@ -190,12 +190,16 @@ class FolderStore:
         except OSError:
             return datetime.now(UTC)
 
-    def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
-        """Stream the file at `path` into the object; `on_progress` gets the bytes of each piece."""
+    def upload(self, key: str, source: Path | Stream, *, on_progress: Progress | None = None) -> None:
+        """Stream the file or the bytes of `source` into the object; `on_progress` gets the bytes of each piece."""
         target = self._path(key)
         with self._request("put", key), self._temporary() as temporary:
-            with path.open("rb") as source, _open_new(temporary, self._mode) as sink:
-                _copy(source, sink, on_progress)
+            with _open_new(temporary, self._mode) as sink:
+                if isinstance(source, Path):
+                    with source.open("rb") as file:
+                        _copy(file, sink, on_progress)
+                else:
+                    _copy(source, sink, on_progress)
                 _sync_file(sink)
             changed = self._make_parent(target)
             temporary.replace(target)
@@ -349,7 +353,7 @@ def _open_new(path: Path, mode: int) -> BinaryIO:
     return file
 
 
-def _copy(source: BinaryIO, sink: BinaryIO, on_progress: Progress | None) -> None:
+def _copy(source: BinaryIO | Stream, sink: BinaryIO, on_progress: Progress | None) -> None:
     while chunk := source.read(_CHUNK_BYTES):
         sink.write(chunk)
         if on_progress:

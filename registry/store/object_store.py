@@ -32,6 +32,16 @@ class ObjectInfo:
     modified_at: datetime
 
 
+class Stream(Protocol):
+    """Bytes that are read once, from the first to the last, and how many they are."""
+
+    size_bytes: int
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read so many of the next bytes, or all that are left; fewer only where there are no more."""
+        ...
+
+
 @runtime_checkable
 class ObjectStore(Protocol):
     """Store of whole objects under keys like `models/flights/0001.json`; picklable, rebuilt from its url.
@@ -109,8 +119,8 @@ class ObjectStore(Protocol):
         """Time by the store's clock, which gives objects their times; to the second in S3."""
         ...
 
-    def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
-        """Stream the file at `path` into the object, in parts where the store supports them.
+    def upload(self, key: str, source: Path | Stream, *, on_progress: Progress | None = None) -> None:
+        """Stream the file or the bytes of `source` into the object, in parts where the store supports them.
 
         on_progress: called with the bytes moved since the call before; negative when a part is sent again.
         """

@@ -32,10 +32,11 @@ from registry.store.requests import Operation
 from registry.store.series import observed
 
 if TYPE_CHECKING:
-    from registry.store.object_store import Announce, Progress
+    from registry.store.object_store import Announce, Progress, Stream
 
 _PART_BYTES = 32 << 20
 _MAX_PARTS = 9_000  # S3 allows 10,000
+_STREAMED_PARTS = 3  # of a stream in memory at a time
 _CONFIG = Config(
     connect_timeout=5,
     read_timeout=30,
@@ -261,28 +262,26 @@ class S3Store:
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
-        """Store the file at `path`; above 32 MiB in parallel parts, each checked by a CRC.
+    def upload(self, key: str, source: Path | Stream, *, on_progress: Progress | None = None) -> None:
+        """Store the file or the bytes of `source`; above 32 MiB in parallel parts, each checked by a CRC.
 
         on_progress: called with the bytes moved since the call before; negative when a part is sent again.
         """
         name = self._name(key)
-        size_bytes = path.stat().st_size
+        size_bytes = source.stat().st_size if isinstance(source, Path) else source.size_bytes
         part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
         in_parts = size_bytes >= part_bytes  # then one request more begins it, and one ends it
         requests = 2 + -(-size_bytes // part_bytes) if in_parts else 1
         parts = TransferConfig(
             multipart_threshold=part_bytes, multipart_chunksize=part_bytes, max_concurrency=8
         )
+        parts.max_in_memory_upload_chunks = _STREAMED_PARTS
+        options = {"Config": parts, "Callback": on_progress, "ExtraArgs": self._encryption or None}
         with self._request("put", key, requests):
-            self._client.upload_file(
-                str(path),
-                self._bucket,
-                name,
-                Config=parts,
-                Callback=on_progress,
-                ExtraArgs=self._encryption or None,
-            )
+            if isinstance(source, Path):
+                self._client.upload_file(str(source), self._bucket, name, **options)
+            else:
+                self._client.upload_fileobj(source, self._bucket, name, **options)
 
     def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
         """Write the object to `path`, which appears whole or not at all. Raises: NotFound."""

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +24,7 @@ from torch.futures import Future
 
 from functions.training.checkpoints.index import Index, Piece, place
 from functions.training.checkpoints.uploader import BLOCK_BYTES, digests_of
-from functions.training.checkpoints.uploads import upload
+from functions.training.checkpoints.uploads import Pace, upload
 from functions.training.errors import TrainingError
 from registry import ObjectStore
 
@@ -40,26 +36,17 @@ class CheckpointDamaged(TrainingError):  # noqa: N818 - as in `registry.errors`
     """Bytes of a checkpoint are absent or not those that were written: the one before it is used."""
 
 
-@contextmanager
-def _part_file() -> Iterator[tuple[BinaryIO, Path]]:
-    """Open a file for a part; its path is for this process and those that it starts. On Linux nothing is left of it if they are killed."""
-    if sys.platform == "linux":
-        with tempfile.TemporaryFile() as file:
-            yield file, Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
-    else:
-        with tempfile.NamedTemporaryFile(prefix="toque-checkpoint-") as named:
-            yield cast("BinaryIO", named), Path(named.name)
-
-
 class StoreWriter(StorageWriter):
     """Writes each worker's part as one object below `folder`; the first worker then commits the index of all parts.
 
-    facts: of the training, as JSON; commit: called with the index once all parts are in the store.
+    facts: of the training, as JSON; commit: called with the index once all parts are in the store; pace: of a worker's bytes.
     """
 
-    def __init__(self, store: ObjectStore, folder: str, facts: dict[str, Any], commit: Commit) -> None:
+    def __init__(
+        self, store: ObjectStore, folder: str, facts: dict[str, Any], commit: Commit, pace: Pace
+    ) -> None:
         super().__init__()
-        self._store, self._folder, self._facts, self._commit = store, folder, facts, commit
+        self._store, self._folder, self._facts, self._commit, self._pace = store, folder, facts, commit, pace
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Do nothing, since a writer writes one checkpoint."""
@@ -76,21 +63,15 @@ class StoreWriter(StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write the tensors of a plan, one after the other, and upload them as one object. Raises: RegistryError."""
+        """Upload the tensors of a plan, one after the other, as one object. Raises: RegistryError."""
         done: Future[list[WriteResult]] = Future()
         key = f"{self._folder}{uuid.uuid4().hex}.bin"
-        spans, digests = [], []
-        with _part_file() as (file, path):
-            for item in plan.items:
-                data = _bytes_of(planner, item)
-                spans.append((file.tell(), len(data)))
-                file.write(data)
-            file.flush()
-            if spans:
-                digests = upload(self._store, key, path, spans)
+        pieces = [_bytes_of(planner, item) for item in plan.items]
+        digests = upload(self._store, key, pieces, self._pace) if pieces else []
+        starts = accumulate(map(len, pieces), initial=0)
         results = [
-            WriteResult(item.index, size_bytes, Piece(key, start, size_bytes, found))
-            for item, (start, size_bytes), found in zip(plan.items, spans, digests, strict=True)
+            WriteResult(item.index, len(data), Piece(key, start, len(data), found))
+            for item, data, start, found in zip(plan.items, pieces, starts, digests, strict=False)
         ]
         done.set_result(results)
         return done

@@ -1,4 +1,5 @@
-"""Hashes and uploads one file for the training that started it: reads store, key, path and spans, answers with digests or an error.
+"""Hashes and uploads one object for the training that started it: reads store, key, the sizes of its pieces and then their bytes, and
+answers with digests or an error.
 
 The kernel ends it with the thread that waits for it, and so with a training that is killed: what it was uploading counts for nothing.
 It must not import torch, which takes seconds.
@@ -6,52 +7,75 @@ It must not import torch, which takes seconds.
 
 import ctypes
 import hashlib
-import mmap
 import os
 import pickle
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 BLOCK_BYTES = 1 << 20
 _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _NICENESS = 19
 
-Span = tuple[int, int]
-"""Where a piece of a file begins, and its size in bytes."""
+Digests = tuple[str, ...]
+"""SHA-256 of each block of a piece, shortened to 128 bits."""
 
 
-def digests_of(data: memoryview) -> tuple[str, ...]:
-    """SHA-256 of each block of a piece, shortened to 128 bits."""
-    return tuple(
-        hashlib.sha256(data[start : start + BLOCK_BYTES]).hexdigest()[:32]
-        for start in range(0, len(data), BLOCK_BYTES)
-    )
+class Pieces:
+    """Stream of the pieces that `source` holds one after the other; each of their blocks is hashed as it is read.
+
+    sizes: of the pieces in bytes. digests: of the pieces that were read, complete at the end.
+    """
+
+    def __init__(self, source: BinaryIO, sizes: Sequence[int]) -> None:
+        self.size_bytes, self.digests = sum(sizes), list[list[str]]([] for _ in sizes)
+        self._source = source
+        self._blocks = [
+            (number, min(BLOCK_BYTES, size - start))
+            for number, size in enumerate(sizes)
+            for start in range(0, size, BLOCK_BYTES)
+        ][::-1]  # the next one last
+        self._begun = hashlib.sha256()  # of the present block
+        self._left = self._blocks[-1][1] if self._blocks else 0  # of the present block
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read so many of the next bytes, or all that are left. Raises: EOFError if the source ends before the pieces do."""
+        found = []
+        while self._blocks and size != 0:
+            data = self._source.read(self._left if size < 0 else min(size, self._left))
+            if not data:
+                raise EOFError("the training ended while its checkpoint was sent")
+            found.append(data)
+            size -= len(data) if size > 0 else 0
+            self._hash(data)
+        return b"".join(found)
+
+    def _hash(self, data: bytes) -> None:
+        self._begun.update(data)
+        self._left -= len(data)
+        if not self._left:
+            self.digests[self._blocks.pop()[0]].append(_shortened(self._begun))
+            self._begun = hashlib.sha256()
+            self._left = self._blocks[-1][1] if self._blocks else 0
 
 
-def upload_pieces(store: Any, key: str, path: Path, spans: Sequence[Span]) -> list[tuple[str, ...]]:
-    """Store a file; returns the digests of its pieces. Raises: what the store's own `upload` does."""
-    found = _digests(path, spans)
-    store.upload(key, path)
-    return found
+def digests_of(data: memoryview) -> Digests:
+    """Digests of one piece."""
+    blocks = (data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES))
+    return tuple(_shortened(hashlib.sha256(block)) for block in blocks)
 
 
-def _digests(path: Path, spans: Sequence[Span]) -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
-    if not path.stat().st_size:  # which cannot be mapped
-        return [() for _ in spans]
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as data,
-    ):
-        for start, size_bytes in spans:
-            with data[start : start + size_bytes] as piece:
-                found.append(digests_of(piece))
-    return found
+def _shortened(found: Any) -> str:
+    return str(found.hexdigest())[:32]
+
+
+def upload_pieces(store: Any, key: str, source: BinaryIO, sizes: Sequence[int]) -> list[Digests]:
+    """Store the pieces that a source holds as one object; returns their digests. Raises: what the store's own `upload` does."""
+    pieces = Pieces(source, sizes)
+    store.upload(key, pieces)
+    return [tuple(each) for each in pieces.digests]
 
 
 def _yield_to_steps() -> None:
@@ -74,9 +98,11 @@ def main() -> None:
     if os.getppid() != int(sys.argv[1]):  # it ended before this was bound to it
         sys.exit(1)
     _yield_to_steps()
-    answer: list[tuple[str, ...]] | Exception
+    source = sys.stdin.buffer
+    answer: list[Digests] | Exception
     try:
-        answer = upload_pieces(*pickle.load(sys.stdin.buffer))  # noqa: S301  # the parent's own
+        store, key, sizes = pickle.load(source)  # noqa: S301  # the parent's own
+        answer = upload_pieces(store, key, source, sizes)
     except Exception as error:  # noqa: BLE001  # the parent raises it
         answer = error
     pickle.dump(answer, sys.stdout.buffer)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -17,10 +19,12 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from functions.training.checkpoints.index import Index
 from functions.training.checkpoints.saved import Checkpoints
 from functions.training.checkpoints.storage import CheckpointDamaged, StoreReader, StoreWriter
+from functions.training.checkpoints.uploads import Pace
 from functions.training.errors import TrainingError
 from functions.training.loop.process_group import ProcessGroup
 from functions.training.loop.pulse import Cadence, Notice, Pulse
 
+_WRITING_SHARE = 0.25  # of an interval, at the end of which another checkpoint is written
 _logger = logging.getLogger(__name__)
 warnings.filterwarnings(
     "ignore", "torch.distributed is disabled", UserWarning
@@ -51,7 +55,7 @@ class Kept(Protocol):
 class Keeper:
     """Writes checkpoints of a trainer while it goes on, one at a time, and reads the newest one back.
 
-    checkpoints: None to keep nothing. notice: see `Pulse`.
+    checkpoints: None to keep nothing. notice, clock: see `Pulse`.
     """
 
     def __init__(
@@ -61,10 +65,12 @@ class Keeper:
         cadence: Cadence = Cadence(),  # noqa: B008 - frozen
         *,
         notice: Notice = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._group, self._checkpoints = group, checkpoints
-        self._pulse = Pulse(group, cadence, notice=notice)
+        self._pulse = Pulse(group, cadence, notice=notice, clock=clock)
         self._pending: Future[Any] | None = None
+        self._pace = Pace()
         self._stager: DefaultStager | None = None
 
     @property
@@ -88,6 +94,7 @@ class Keeper:
     def save(self, trainer: Kept, *, loss: float | None = None) -> None:
         """Copy the state to host memory and write it beside the next steps; the checkpoint before must be there first.
 
+        A large part is written over a quarter of the time since the save before, so that steps notice little of it.
         loss: of the rows held out, after an epoch. Raises: what the checkpoint before raised.
         """
         if self._checkpoints is None:
@@ -96,11 +103,12 @@ class Keeper:
         self._stager = self._stager or _new_stager()
         tensors, facts = trainer.state()
         step, checkpoints = trainer.step, self._checkpoints
+        self._pace = Pace(self._pulse.saved() * _WRITING_SHARE)
 
         def commit(index: Index) -> None:
             checkpoints.commit(step, loss, index)
 
-        writer = StoreWriter(checkpoints.store, checkpoints.parts, facts, commit)
+        writer = StoreWriter(checkpoints.store, checkpoints.parts, facts, commit, self._pace)
         self._pending = async_save(
             tensors,
             storage_writer=writer,
@@ -108,10 +116,10 @@ class Keeper:
             async_stager=self._stager,
             no_dist=self._group.size == 1,
         )  # type: ignore[assignment]  # a future, as the checkpointer's type says
-        self._pulse.saved()
 
     def wait(self) -> None:
-        """Wait until the checkpoint that is under way counts. Raises: what it raised."""
+        """Wait until the checkpoint that is under way counts, which is written as fast as it can be now. Raises: what it raised."""
+        self._pace.hurry()
         if self._pending is not None:
             pending, self._pending = self._pending, None
             try:

@@ -47,9 +47,11 @@ class Pulse:
         self._steps = self._since_saved = 0
         self._next, self._asked_at, self._saved_at = 1, clock(), clock()
 
-    def saved(self) -> None:
-        """Begin a new interval, since a checkpoint was just begun."""
-        self._since_saved, self._saved_at = 0, self._clock()
+    def saved(self) -> float:
+        """Begin a new interval, since a checkpoint is begun; returns the seconds of the one that ended."""
+        now, before = self._clock(), self._saved_at
+        self._since_saved, self._saved_at = 0, now
+        return now - before
 
     def beat(self) -> Beat:
         """Count a step that was taken, and say what is next; every worker has to call it after each step."""

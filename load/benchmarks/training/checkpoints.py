@@ -2,7 +2,8 @@
 
 A network of linear layers under AdamW, whose state (weights and two moments) is `--gib` large, is trained in one process with
 `--threads` threads. Steps without a checkpoint are the floor; steps while one is written to the store take turns with them, so that a
-noisy neighbour hits both. Printed are their medians and the ratio, by the clock and in processor seconds of the thread that steps, what a
+noisy neighbour hits both. A checkpoint is written as one after `--interval` seconds would be, though the benchmark waits for `--quiet`
+steps only. Printed are their medians and the ratio, by the clock and in processor seconds of the thread that steps, what a
 checkpoint takes until it counts, and how long the steps stand while it is staged in host memory.
 
 Then 1, 2 and 4 processes, each with a part of the network, read it back: seconds, and bytes that were read over the state's.
@@ -44,7 +45,6 @@ WIDTH, LEAST_ROWS, STEPS = 2_048, 16, 10_000  # more steps than are taken
 LAYER_BYTES = 3 * 4 * WIDTH * (WIDTH + 1)  # weights and two moments
 MOST, MOST_READ = 1.02, 1.05
 FOLDER = "benchmarks/checkpoints/"
-DEFAULT_INTERVAL_S = 600.0
 
 
 class Layers(nn.Module):
@@ -104,6 +104,22 @@ def new_trainer(layers: int, rows: int, steps: int, group: ProcessGroup) -> Trai
     return Trainer(net, Noise(rows, steps), params, group, Initialised(reset, 0))
 
 
+@dataclass(slots=True)
+class Clock:
+    """Clock of the training, by which an interval passes whenever it is told to."""
+
+    interval_s: float
+    now_s: float = 0.0
+
+    def __call__(self) -> float:
+        """Read the clock, in seconds."""
+        return self.now_s
+
+    def pass_interval(self) -> None:
+        """Let an interval pass."""
+        self.now_s += self.interval_s
+
+
 class Enough(Exception):  # noqa: N818 - ends an epoch that has no end
     """As many checkpoints were written as were wanted."""
 
@@ -111,8 +127,8 @@ class Enough(Exception):  # noqa: N818 - ends an epoch that has no end
 class Rounds:
     """Has a checkpoint written beside the steps after each `quiet` ones without; called after each step."""
 
-    def __init__(self, trainer: Trainer, keeper: Keeper, checkpoints: int, quiet: int) -> None:
-        self._trainer, self._keeper = trainer, keeper
+    def __init__(self, trainer: Trainer, keeper: Keeper, clock: Clock, checkpoints: int, quiet: int) -> None:
+        self._trainer, self._keeper, self._clock = trainer, keeper, clock
         self._checkpoints, self._quiet = checkpoints, quiet
         self.taken: list[Step] = []
         self.staged_s: list[float] = []
@@ -135,18 +151,22 @@ class Rounds:
                 raise Enough
         elif not self._beside and self._since > self._quiet:
             self._began = time.perf_counter()
+            self._clock.pass_interval()
             self._keeper.save(self._trainer)
             self.staged_s.append(time.perf_counter() - self._began)
             self._beside = True
         self._last, self._last_cpu = time.perf_counter(), time.thread_time()
 
 
-def measure(store: ObjectStore, layers: int, rows: int, checkpoints: int, quiet: int) -> dict[str, Any]:
+def measure(
+    store: ObjectStore, layers: int, rows: int, checkpoints: int, quiet: int, interval_s: float
+) -> dict[str, Any]:
     """Take steps with checkpoints beside some of them; returns medians, and what checkpoints took."""
     trainer = new_trainer(layers, rows, STEPS, SingleProcess())
-    keeper = Keeper(SingleProcess(), Checkpoints(store, FOLDER))
+    clock = Clock(interval_s)
+    keeper = Keeper(SingleProcess(), Checkpoints(store, FOLDER), clock=clock)
     keeper.resume(trainer)  # sees to what a run before has left, which a first commit would take for it
-    rounds = Rounds(trainer, keeper, checkpoints, quiet)
+    rounds = Rounds(trainer, keeper, clock, checkpoints, quiet)
     with suppress(Enough):
         trainer.run_epoch(rounds.after_step)
     return _summary(rounds.taken, rounds.staged_s, rounds.written_s)
@@ -209,6 +229,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="that compute a step")
     parser.add_argument("--quiet", type=int, default=8, help="steps between checkpoints")
+    parser.add_argument("--interval", type=float, default=600.0, help="seconds between checkpoints")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print_machine("torch", "boto3")
@@ -217,7 +238,8 @@ def main() -> None:
     for key in list(store.list(FOLDER)):  # of a run that was stopped
         store.delete(key)
     state = layers * LAYER_BYTES
-    found = measure(store, layers, max(LEAST_ROWS, given.rows), given.checkpoints, given.quiet)
+    rows = max(LEAST_ROWS, given.rows)
+    found = measure(store, layers, rows, given.checkpoints, given.quiet, given.interval)
     wall, cpu = found["seconds"], found["cpu_s"]
     lost = float(np.median(found["staged_s"])) + found["steps_beside"] / given.checkpoints * (
         wall["beside"] - wall["alone"]
@@ -226,7 +248,7 @@ def main() -> None:
         f"state {state / 2**30:.2f} GiB; step alone {wall['alone']:.3f} s, beside a write {wall['beside']:.3f} s: "
         f"{wall['ratio']:.3f} × ({cpu['ratio']:.3f} × in processor seconds)\n"
         f"until it counts {np.median(found['written_s']):.1f} s; staged in {np.median(found['staged_s']):.2f} s; "
-        f"in all {lost:.2f} s a checkpoint, {lost / DEFAULT_INTERVAL_S:.2%} of the default interval"
+        f"in all {lost:.2f} s a checkpoint, {lost / given.interval:.2%} of an interval of {given.interval:.0f} s"
     )
     most_read = 0.0
     for count in (1, 2, 4):

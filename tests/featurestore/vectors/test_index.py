@@ -262,8 +262,8 @@ def test_a_graph_as_indexes_were_before_is_left_aside_and_replaced_by_the_next_r
 class _Fragile(FragileStore):
     """A store whose process dies at one of its writes, uploads among them."""
 
-    def upload(self, key: str, path: Path, **options: Any) -> None:
-        self._write(lambda *given: super(_Fragile, self).upload(*given, **options), key, path)
+    def upload(self, key: str, source: Any, **options: Any) -> None:
+        self._write(lambda *given: super(_Fragile, self).upload(*given, **options), key, source)
 
 
 def test_killed_at_any_write_the_index_before_stays_and_a_refresh_completes(

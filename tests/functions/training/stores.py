@@ -1,4 +1,4 @@
-"""Stores whose uploads end otherwise than well, and a process that uploads to the one that waits: the file to upload."""
+"""Stores whose uploads end otherwise than well, and a process that uploads to the one that waits: where it tells its upload's id."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from functions.training.checkpoints.uploads import upload_apart
+from functions.training.checkpoints.uploads import Pace, upload_apart
 from registry import ObjectStore
 
 
@@ -21,11 +21,14 @@ class Killed:
 
 @dataclass
 class Waiting:
-    """Store whose uploads never end; each leaves its process id and niceness beside the file."""
+    """Store whose uploads never end; each leaves its process id and niceness in `told`."""
 
-    def upload(self, _: str, path: Path) -> None:
-        path.with_suffix(".new").write_text(f"{os.getpid()} {os.nice(0)}")
-        path.with_suffix(".new").rename(path.with_suffix(".pid"))
+    told: Path
+
+    def upload(self, *_: object) -> None:
+        new = self.told.with_suffix(".new")
+        new.write_text(f"{os.getpid()} {os.nice(0)}")
+        new.rename(self.told)
         while True:
             time.sleep(60)  # until it is killed
 
@@ -33,5 +36,5 @@ class Waiting:
 if __name__ == "__main__":
     from tests.functions.training import stores  # by the name under which another process finds it
 
-    store: ObjectStore = stores.Waiting()  # type: ignore[assignment]  # of which only uploads are asked
-    upload_apart(store, "waits", Path(sys.argv[1]), [])
+    store: ObjectStore = stores.Waiting(Path(sys.argv[1]))  # type: ignore[assignment]  # of which only uploads are asked
+    upload_apart(store, "waits", [memoryview(bytes(8 << 20))], Pace())

@@ -1,9 +1,11 @@
 """Uploads of large parts of a checkpoint through a process of their own."""
 
+import io
 import os
 import subprocess
 import sys
-import tempfile
+import threading
+import time
 from hashlib import sha256
 
 import psutil
@@ -11,8 +13,8 @@ import pytest
 
 from functions.training.checkpoints import uploads
 from functions.training.checkpoints.saved import Checkpoints
-from functions.training.checkpoints.uploader import upload_pieces
-from functions.training.checkpoints.uploads import upload_apart
+from functions.training.checkpoints.uploader import BLOCK_BYTES, Pieces, digests_of
+from functions.training.checkpoints.uploads import Pace, upload, upload_apart
 from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.pulse import Cadence
@@ -22,43 +24,54 @@ from tests.functions.training.recipes import FAST, trainer
 from tests.functions.training.stores import Killed
 from tests.waiting import until
 
-
-@pytest.fixture
-def file(tmp_path):
-    path = tmp_path / "part.bin"
-    path.write_bytes(b"weights")
-    return path
+PIECES = [memoryview(b"we"), memoryview(b"ights"), memoryview(b"")]
 
 
-SPANS = [(0, 2), (2, 5), (7, 0)]
-
-
-@pytest.mark.parametrize("way", [upload_apart, upload_pieces])
-def test_a_file_arrives_whole_and_its_pieces_are_hashed(context, file, way):
-    found = way(context.store, "checkpoints/one", file, SPANS)
+@pytest.mark.parametrize("way", [upload_apart, upload])
+def test_a_part_arrives_whole_and_its_pieces_are_hashed(context, way):
+    found = way(context.store, "checkpoints/one", PIECES, Pace())
     assert context.store.get("checkpoints/one") == b"weights"
     assert found == [(sha256(b"we").hexdigest()[:32],), (sha256(b"ights").hexdigest()[:32],), ()]
 
 
-def test_errors_are_the_stores_own(context, file):
+@pytest.mark.parametrize("read", [1 << 19, BLOCK_BYTES + 1, 5 << 20, -1])
+def test_blocks_are_hashed_however_they_are_read(read):
+    whole = os.urandom((7 << 20) + 3)
+    sizes = [3, 0, BLOCK_BYTES, (3 << 20) + 1]
+    sizes.append(len(whole) - sum(sizes))
+    pieces = Pieces(io.BytesIO(whole + b"what follows"), sizes)
+    assert b"".join(iter(lambda: pieces.read(read), b"")) == whole
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    wanted = [digests_of(memoryview(whole)[at : at + size]) for at, size in zip(starts, sizes, strict=True)]
+    assert [tuple(each) for each in pieces.digests] == wanted
+
+
+def test_a_source_that_ends_early_is_no_whole_part():
+    with pytest.raises(EOFError):
+        Pieces(io.BytesIO(b"weigh"), [2, 5]).read()
+
+
+def test_errors_are_the_stores_own(context):
     with pytest.raises(RegistryError) as apart:
-        upload_apart(context.store, "../out", file, SPANS)
+        upload_apart(context.store, "../out", [memoryview(bytes(8 << 20))], Pace())  # more than a pipe holds
     with pytest.raises(type(apart.value)) as here:
-        context.store.upload("../out", file)
+        context.store.put("../out", b"")
     assert str(apart.value) == str(here.value)
 
 
-def test_an_upload_that_is_killed_says_so(file):
+def test_an_upload_that_is_killed_says_so():
     with pytest.raises(Unavailable, match="checkpoints/one: the process that uploads it ended with code -9"):
-        upload_apart(Killed(), "checkpoints/one", file, SPANS)
+        upload_apart(Killed(), "checkpoints/one", PIECES, Pace())
 
 
 @pytest.mark.parametrize(("of_training", "idle"), [(0, False), (15, True)])
-def test_an_upload_has_the_lowest_priority_and_ends_with_a_training_that_is_killed(file, of_training, idle):
+def test_an_upload_has_the_lowest_priority_and_ends_with_a_training_that_is_killed(
+    tmp_path, of_training, idle
+):
+    said = tmp_path / "upload.pid"
     training = subprocess.Popen(
-        ["nice", "-n", str(of_training), sys.executable, "-m", "tests.functions.training.stores", str(file)]
+        ["nice", "-n", str(of_training), sys.executable, "-m", "tests.functions.training.stores", str(said)]
     )
-    said = file.with_suffix(".pid")
     until(said.exists)
     process, niceness = map(int, said.read_text().split())
     assert niceness == 19
@@ -70,23 +83,43 @@ def test_an_upload_has_the_lowest_priority_and_ends_with_a_training_that_is_kill
     until(lambda: not upload.is_running() or upload.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_a_training_whose_parts_go_through_a_process_resumes_from_them(context, monkeypatch, tmp_path):
-    apart, scratch = [], tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+def test_a_part_is_sent_evenly_over_its_time(context):
+    began = time.monotonic()
+    upload_apart(context.store, "checkpoints/one", [memoryview(bytes(8 << 20))] * 2, Pace(1.6))
+    assert time.monotonic() - began >= 1.5  # the last of sixteen blocks goes after fifteen sixteenths
 
-    def spy(*given: object):
-        apart.append(
-            [each for each in scratch.iterdir() if each.is_file()]
-        )  # what would be left if it were killed now
-        return upload_apart(*given)
 
+def test_a_part_that_is_waited_for_is_sent_at_once(context):
+    pace, began = Pace(3_600.0), time.monotonic()
+    sent = threading.Thread(
+        target=upload_apart, args=(context.store, "checkpoints/one", [memoryview(bytes(8 << 20))], pace)
+    )
+    sent.start()
+    pace.hurry()
+    sent.join()
+    assert time.monotonic() - began < 60
+    assert context.store.get("checkpoints/one") == bytes(8 << 20)
+
+
+def test_a_training_whose_parts_go_through_a_process_resumes_from_them(context, monkeypatch):
     monkeypatch.setattr(uploads, "APART_FROM_BYTES", 0)
-    monkeypatch.setattr(uploads, "upload_apart", spy)
     params = FAST.model_copy(update={"epochs": 2})
     undisturbed, checkpoints = trainer(params), Checkpoints.of(context.store, {"apart": 1})
     train(undisturbed, SingleProcess(), keeper=Keeper(SingleProcess(), checkpoints, Cadence()))
     resumed = trainer(params)
     Keeper(SingleProcess(), checkpoints).resume(resumed)
-    assert apart == [[], []]
     assert [e.valid_loss for e in resumed.epochs] == [e.valid_loss for e in undisturbed.epochs]
+
+
+def test_the_next_checkpoint_and_the_end_wait_for_no_interval(context, monkeypatch):
+    monkeypatch.setattr(uploads, "APART_FROM_BYTES", 0)
+    now = iter(range(0, 10**9, 3_600))  # each look at the clock an hour later
+    keeper = Keeper(
+        SingleProcess(), Checkpoints.of(context.store, {"slow": 1}), clock=lambda: float(next(now))
+    )
+    each, began = trainer(), time.monotonic()
+    keeper.save(each)
+    assert keeper.writing
+    keeper.save(each)
+    keeper.close()
+    assert time.monotonic() - began < 60

@@ -4,6 +4,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from multiprocessing.context import ForkServerContext
@@ -155,6 +156,34 @@ def test_upload_and_download_keep_every_byte(store: ObjectStore, tmp_path: Path,
     assert sum(moved) == 2 * size_bytes
     assert max(moved, default=0) <= 8 << 20  # in pieces
     assert target.read_bytes() == source.read_bytes()
+
+
+@dataclass
+class Zeros:
+    """Stream of zeros. error: raised at the end."""
+
+    size_bytes: int
+    error: Exception | None = None
+
+    def read(self, size: int = -1, /) -> bytes:
+        found = bytes(self.size_bytes if size < 0 else min(size, self.size_bytes))
+        self.size_bytes -= len(found)
+        if self.error is not None and not self.size_bytes:
+            raise self.error
+        return found
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, (65 << 20) + 1])
+def test_a_stream_is_uploaded_whole(store: ObjectStore, size_bytes: int):
+    store.upload("big/stream", Zeros(size_bytes))
+    assert store.get("big/stream") == bytes(size_bytes)
+
+
+@pytest.mark.parametrize("size_bytes", [1, (65 << 20) + 1])
+def test_a_stream_that_breaks_leaves_nothing(store: ObjectStore, size_bytes: int):
+    with pytest.raises(EOFError):
+        store.upload("big/broken", Zeros(size_bytes, EOFError("the writer ended")))
+    assert store.find("big/broken") is None
 
 
 def test_a_failed_download_leaves_nothing(store: ObjectStore, tmp_path: Path):
