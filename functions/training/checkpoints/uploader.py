@@ -62,7 +62,7 @@ class Pieces:
 
 
 def digests_of(data: memoryview) -> Digests:
-    """Digests of one piece."""
+    """Hash each block of one piece that is in memory."""
     blocks = (data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES))
     return tuple(_shortened(hashlib.sha256(block)) for block in blocks)
 

@@ -116,7 +116,7 @@ class Clock:
         return self.now_s
 
     def pass_interval(self) -> None:
-        """Let an interval pass."""
+        """Let one interval between checkpoints pass."""
         self.now_s += self.interval_s
 
 

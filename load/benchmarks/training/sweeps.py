@@ -1,7 +1,7 @@
 """Benchmark of sweeps: early stopping beside the full grid, and stacked trials beside trials one by one.
 
 python -m load.benchmarks.training.sweeps --flights FILE [--trials 16] [--epochs 9]
-python -m load.benchmarks.training.sweeps --stack 32 [--trials 64] [--epochs 9]
+python -m load.benchmarks.training.sweeps --stack 32 [--trials 64] [--epochs 9] [--rows 2000]
 
 FILE is what `python -m examples.flights.table FILE` writes; January to March is learnt. The exit code is 1 if the sweep's best
 validation loss is more than 1 % above that of the full grid, or if it took more than 30 % of its epochs.
@@ -48,19 +48,20 @@ def main() -> None:
     parser.add_argument("--stack", type=int, help="trials that each of two workers trains together")
     parser.add_argument("--trials", type=int)
     parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--rows", type=int, default=SMALL_ROWS, help="of the made-up table")
     given = parser.parse_args()
     if (given.flights is None) == (given.stack is None):
         parser.error("want one of --flights FILE and --stack N")
     torch.set_num_threads(1)
     print_machine("torch", "ray", "pyarrow")
     if given.stack is not None:
-        sys.exit(not stacked_is_fast(given.trials or 64, given.epochs, given.stack))
+        sys.exit(not stacked_is_fast(given.trials or 64, given.epochs, given.stack, given.rows))
     sys.exit(not asha_finds_the_best(given.flights, given.trials or 16, given.epochs))
 
 
-def stacked_is_fast(trials: int, epochs: int, stack: int) -> bool:
+def stacked_is_fast(trials: int, epochs: int, stack: int, rows: int) -> bool:
     """Run the same sweep one by one and stacked, and compare time and best loss."""
-    table = synthetic_table().slice(0, SMALL_ROWS)
+    table = synthetic_table().slice(0, rows)
     params = TabularParams(hidden=(32, 16), epochs=epochs, patience=epochs, split="random")
     space: Space = {name: source for name, source in DEFAULT_SPACE.items() if name in OWN}
     arithmetic(table, params, draw_points(space, params, stack, seed=0))
