@@ -25,6 +25,7 @@ from functions.training.loop.process_group import ProcessGroup
 from functions.training.loop.pulse import Cadence, Notice, Pulse
 
 _WRITING_SHARE = 0.25  # of an interval, at the end of which another checkpoint is written
+_MOST_WRITING_S = 300.0  # well within what a worker with a smaller part waits for the others
 _logger = logging.getLogger(__name__)
 warnings.filterwarnings(
     "ignore", "torch.distributed is disabled", UserWarning
@@ -94,7 +95,8 @@ class Keeper:
     def save(self, trainer: Kept, *, loss: float | None = None) -> None:
         """Copy the state to host memory and write it beside the next steps; the checkpoint before must be there first.
 
-        A large part is written over a quarter of the time since the save before, so that steps notice little of it.
+        A large part is written over a quarter of the time since the save before, five minutes at most, so that steps notice
+        little of it.
         loss: of the rows held out, after an epoch. Raises: what the checkpoint before raised.
         """
         if self._checkpoints is None:
@@ -103,7 +105,7 @@ class Keeper:
         self._stager = self._stager or _new_stager()
         tensors, facts = trainer.state()
         step, checkpoints = trainer.step, self._checkpoints
-        self._pace = Pace(self._pulse.saved() * _WRITING_SHARE)
+        self._pace = Pace(min(self._pulse.saved() * _WRITING_SHARE, _MOST_WRITING_S))
 
         def commit(index: Index) -> None:
             checkpoints.commit(step, loss, index)
