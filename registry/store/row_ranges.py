@@ -19,7 +19,7 @@ from registry.store.tables import Table, dataset_of
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
-BATCH_ROWS = 65_536
+BATCH_ROWS = 16_384
 
 
 class PinnedRows:
