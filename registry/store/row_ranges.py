@@ -88,7 +88,9 @@ class PinnedRows:
             if numbers.stop <= start or numbers.start >= stop:
                 continue
             at = numbers.start
-            for group in file.split_by_row_group():
+            # Of a copy: what is read of a file's footer stays with it, and a table may have many files.
+            copy = file.format.make_fragment(file.path, file.filesystem, file.partition_expression)
+            for group in copy.split_by_row_group():
                 count = group.row_groups[0].num_rows
                 if at < stop and at + count > start:
                     yield group, at

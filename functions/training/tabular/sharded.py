@@ -38,7 +38,7 @@ from registry import ObjectStore, Table, TableSnapshot
 SAMPLE_ROWS = 200_000  # from which medians, bins and vocabularies are learnt
 VALID_ROWS = 250_000  # of those held out, at most, by which training stops, is calibrated and measured
 _EXAMPLE_ROWS = 64
-_SHARD_BYTES = 32 << 20
+_SHARD_BYTES = 16 << 20
 _LAYOUT = "1"  # of the samples; another number makes other sets
 
 
