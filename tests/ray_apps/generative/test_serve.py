@@ -1,11 +1,15 @@
 """The door behind HAProxy, as a platform serves it: an answer, a stream in pieces, a caller who hangs up, guardrails."""
 
+import contextlib
+import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,9 @@ import openai
 import pytest
 
 from functions.generative import EngineSettings, Prompt, register_generative
-from registry import Access, Registry, open_store
+from registry import Access, ObjectStore, Registry, open_store
 from tests.ports import free_port
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.slow]
 GUARDED, GREEDY = "guarded", {"temperature": 0, "max_tokens": 16}
@@ -31,9 +36,14 @@ ASKED: Any = [{"role": "user", "content": "What is 2+2?"}]
 
 
 @pytest.fixture(scope="module")
-def client(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> ObjectStore:
+    """The store of the platform, whose URL is in the environment of all its processes."""
+    return open_store(f"file://{tmp_path_factory.mktemp('serve')}/store")
+
+
+@pytest.fixture(scope="module")
+def client(weights: Path, store: ObjectStore) -> Iterator[openai.OpenAI]:
     """OpenAI's client of a door that Serve runs, with a plain model and one whose answers must have no digit."""
-    store = open_store(f"file://{tmp_path_factory.mktemp('serve')}/store")
     registry = Registry(store, actor="ada")
     settings = EngineSettings(context_length=512, slots=1)
     register_generative(registry, "smol", weights=weights, settings=settings)
@@ -128,3 +138,88 @@ def test_what_no_rule_is_against_goes_through_as_it_was(client: openai.OpenAI):
     found = [client.chat.completions.create(**each) for each in asked]
     assert found[0].choices[0].message.content == found[1].choices[0].message.content
     assert found[0].usage.prompt_tokens == found[1].usage.prompt_tokens
+
+
+BACKEND = "http-generative"
+
+
+def pids(store: ObjectStore, command: bytes) -> list[int]:
+    """Processes of the platform with this in their command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            is_ours = store.url.encode() in (folder / "environ").read_bytes()
+            if is_ours and command in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def stop_engines(replica: int) -> list[int]:
+    """Let the engines of a replica stand still; they know nothing of the platform, but are its children."""
+    listed = [each.read_text().split() for each in Path(f"/proc/{replica}/task").glob("*/children")]
+    found = [int(pid) for each in listed for pid in each]
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    return found
+
+
+def haproxy(store: ObjectStore, command: str) -> str:
+    """What HAProxy's admin socket says to a command."""
+    (pid, *_) = pids(store, b"haproxy.cfg")
+    line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    configuration = Path(next(each for each in line if each.endswith(b"haproxy.cfg")).decode())
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(configuration.with_name("admin.sock")))
+        connection.sendall(f"{command}\n".encode())
+        return b"".join(iter(lambda: connection.recv(65_536), b"")).decode()
+
+
+def servers(store: ObjectStore) -> list[dict[str, str]]:
+    """What HAProxy counts of the door's replica and of Serve's Python proxy, which is a backup."""
+    rows = csv.DictReader(haproxy(store, "show stat").removeprefix("# ").splitlines())
+    return [
+        each for each in rows if each["pxname"] == BACKEND and each["svname"] not in {"BACKEND", "FRONTEND"}
+    ]
+
+
+def is_answered(client: openai.OpenAI) -> bool:
+    """Whether a request is answered; one that is not must be told to come again."""
+    try:
+        client.chat.completions.create(model="smol", messages=ASKED, max_tokens=1)
+    except openai.InternalServerError as error:
+        refusal = error
+    else:
+        return True
+    check_told_to_come_again(refusal)
+    return False
+
+
+def check_told_to_come_again(refusal: openai.InternalServerError) -> None:
+    response, body = refusal.response, refusal.body
+    assert response.headers["content-type"] == "application/json", response.text
+    assert isinstance(body, dict), response.text
+    assert (refusal.status_code, body["type"]) == (503, "server_error"), response.text
+    assert int(response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("by", ["replica", "python proxy"])
+def test_a_request_whose_replica_is_killed_is_told_to_come_again(
+    client: openai.OpenAI, store: ObjectStore, by: str
+):
+    """Its engine stands still, so that the request is under way when the kernel ends both."""
+    once = client.with_options(max_retries=0)
+    until(lambda: is_answered(once), within_s=300)
+    (replica,) = pids(store, b"ray::ServeReplica:generative")
+    if by == "python proxy":  # HAProxy takes it where no replica says in time that it is healthy
+        for name in (each["svname"] for each in servers(store)):
+            if not name.startswith("SERVE_PROXY"):
+                haproxy(store, f"set server {BACKEND}/{name} state maint")
+    assert stop_engines(replica)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(once.chat.completions.create, model="smol", messages=ASKED)
+        until(lambda: sum(int(each["scur"]) for each in servers(store)) == 1)
+        os.kill(replica, signal.SIGKILL)
+        with pytest.raises(openai.InternalServerError) as refusal:
+            asked.result(120)
+    check_told_to_come_again(refusal.value)
+    until(lambda: is_answered(once), within_s=300)
