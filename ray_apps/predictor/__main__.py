@@ -40,6 +40,7 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.http.bypass.middlewares",
     "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "ray_apps.haproxy_supervisor.install",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # by default an HAProxy that is not there in 5 s, as on a busy machine, is killed
     "RAY_worker_niceness": "0",  # Ray's default of 15 lets any other program starve the replicas
 }
 """Serve's settings for speed; they count only in processes that start with them."""
