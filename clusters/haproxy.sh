@@ -8,6 +8,7 @@
 #   be connected to is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500, and of one
 #   that ended with a request a 502; clients of language models read either in OpenAI's shape, and may always try again;
 # - an application that is built anew keeps its replicas meanwhile (kept_servers.py);
+# - a conversation with a language model stays on the replica whose engine has its prefix (conversations.py);
 # - it ends with its node, and does not start after it: once the node's raylet is gone nobody tells it of replicas any
 #   more, while it would go on to say that it is healthy.
 set -eu
@@ -39,6 +40,7 @@ flock "$config.lock" sed -i -E \
   -e '/^defaults$/a\    timeout check 30s\n    option srvtcpka\n    srvtcpka-idle 1s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 2' \
   "$config"
 flock "$config.lock" python -I -S "$here/kept_servers.py" "$config"
+flock "$config.lock" python -I -S "$here/conversations.py" "$config"
 if ! grep -q '^    use_backend ' "$config"; then
   flock "$config.lock" sed -i \
     -e 's|^    http-request return status 404 .*|    http-request return status 503 default-errorfiles|' "$config"

@@ -24,13 +24,15 @@ _SAMPLING: Final = frozenset(
 _FIELDS: Final = {
     CHAT: _SHARED | _SAMPLING | {
         "messages", "variables", "max_completion_tokens", "tools", "tool_choice", "parallel_tool_calls",
-        "response_format", "top_logprobs", "store", "reasoning_effort",
+        "response_format", "top_logprobs", "store", "reasoning_effort", "prompt_cache_key",
     },
-    COMPLETION: _SHARED | _SAMPLING | {"prompt", "response_format"},
+    COMPLETION: _SHARED | _SAMPLING | {"prompt", "response_format", "prompt_cache_key"},
     EMBEDDING: _SHARED | {"input", "encoding_format", "dimensions"},
     RESPONSE: responses.FIELDS,
 }  # fmt: skip
-_NOT_FOR_ENGINES: Final = (*_SHARED, "variables", "max_completion_tokens", "store", "n", "stream_options")
+_NOT_FOR_ENGINES: Final = (
+    *_SHARED, "variables", "max_completion_tokens", "store", "n", "stream_options", "prompt_cache_key",
+)  # fmt: skip
 _MAX_UNIT: Final = 256
 _MAX_ATTRIBUTES: Final = 64
 

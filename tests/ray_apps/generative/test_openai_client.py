@@ -14,7 +14,9 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
 
 
 def test_chat(client: openai.OpenAI, served: ServedDoor):
-    answer = client.chat.completions.create(model=MODEL, messages=ASKED, **GREEDY)
+    answer = client.chat.completions.create(
+        model=MODEL, messages=ASKED, prompt_cache_key="conversation-7", **GREEDY
+    )
     assert "4" in (answer.choices[0].message.content or "")
     assert answer.model == f"{MODEL}@1"
     assert answer.usage is not None
