@@ -16,6 +16,7 @@ from functions.generative.guardrails import (
 )
 from functions.generative.prompt import Example, Prompt, PromptMessage, Variable, difference
 from functions.generative.registration import register_generative
+from functions.generative.tools import call_tool
 from functions.generative.version_files import (
     ADAPTER,
     CHAT,
@@ -51,6 +52,7 @@ __all__ = [
     "PromptMessage",
     "RequestCheck",
     "Variable",
+    "call_tool",
     "check_answer",
     "check_request",
     "declines",

@@ -15,6 +15,7 @@ from functions.evaluation.language.answering import fetched, running_engine
 from functions.generative.engines import EngineDown, EngineProcess, engine_environment, scratch_folder
 from functions.retrieval.view import WORDS
 from functions.runtime.context import context
+from functions.runtime.spans import span
 from functions.stats.text import text_vectors
 from registry import InvalidInput
 
@@ -37,6 +38,15 @@ class Embedder:
         """Make the vectors of texts, (texts, length). model: must be the embedder. Raises: InvalidInput; EngineDown."""
         if model != self.name:
             raise InvalidInput(f"embedder {self.name!r} cannot make vectors of {model!r}; use the view's own")
+        about: dict[str, Any] = {
+            "gen_ai.operation.name": "embeddings",
+            "gen_ai.request.model": model,
+            "gen_ai.embeddings.dimension.count": self.length,
+        }
+        with span(f"embeddings {model}", **about):
+            return self._vectors(texts)
+
+    def _vectors(self, texts: Sequence[str]) -> Vectors:
         if self._process is None:
             return text_vectors(texts, width=self.length).astype(np.float32)
         found = self._runner.run(_embedded(self._process, texts))

@@ -21,6 +21,7 @@ from functions.runtime.context import context
 from functions.runtime.declaration import Resources, Retries
 from functions.runtime.function import function
 from functions.runtime.run.capture import report_progress
+from functions.runtime.spans import span
 from registry import InvalidInput, ObjectStore, Table, TableSnapshot
 
 __all__ = [
@@ -223,7 +224,9 @@ def _write(features: FeatureStore, view: str, rows: Sequence[dict[str, Any]]) ->
 
 
 def _retrieved(features: FeatureStore, view: str, question: str, k: int, embed: Embedder) -> Retrieved:
-    found = features.search(view, text=question, k=k, embed=embed)
+    about = {"gen_ai.operation.name": "retrieval", "gen_ai.data_source.id": view, "gen_ai.request.top_k": k}
+    with span(f"retrieval {view}", **about):
+        found = features.search(view, text=question, k=k, embed=embed)
     passages = [
         Passage(
             chunk=each.key["chunk"],

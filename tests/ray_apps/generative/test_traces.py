@@ -81,6 +81,7 @@ def test_an_answer_that_is_kept_is_a_trace_with_the_digits_of_its_id(
     assert (told["gen_ai.operation.name"], told["gen_ai.provider.name"]) == (operation, "llama.cpp")
     assert (told["gen_ai.request.model"], told["gen_ai.response.model"]) == (MODEL, f"{MODEL}@1")
     assert told["gen_ai.usage.input_tokens"] > 0
+    assert 0 <= told["gen_ai.usage.cache_read.input_tokens"] <= told["gen_ai.usage.input_tokens"]
     below = [each for each in collector.of_trace(trace_id) if each.parent_id == found.span_id]
     assert [each.name for each in sorted(below, key=lambda each: each.end_ns)] == stages
 
