@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,9 @@ class Placement(Section):
     more are never all on one node. pool: serve every other registered model from a pool of so many replicas; 0: no.
     pool_memory_gb: for the models of one replica of a pool, as estimated from their files; 0: 1 GiB.
     streams: replicas that follow stream sources; 0: nothing follows them. generative: replicas of the door of language models,
-    each with engines of its own; 0: none.
+    each with engines of its own; 0: none. generative_max: if it is not 0, as many of them run as it takes, `generative` at least,
+    which may be 0 then, and so many at most: for generative_tokens in flight in each (0: for 8 requests), and for 95 % of the first
+    tokens to come within generative_first_token_ms (0: whenever they come).
     """
 
     on_serve_nodes: Annotated[bool, Variable("TOQUE_ON_SERVE_NODES")] = True
@@ -147,6 +149,24 @@ class Placement(Section):
     pool_memory_gb: Annotated[float, Field(ge=0), Variable("TOQUE_POOL_MEMORY_GB")] = 0.0
     streams: Annotated[int, Field(ge=0), Variable("TOQUE_STREAMS_REPLICAS")] = 0
     generative: Annotated[int, Field(ge=0), Variable("TOQUE_GENERATIVE_REPLICAS")] = 0
+    generative_max: Annotated[int, Field(ge=0), Variable("TOQUE_GENERATIVE_MAX_REPLICAS")] = 0
+    generative_tokens: Annotated[int, Field(ge=0), Variable("TOQUE_GENERATIVE_TOKENS")] = 0
+    generative_first_token_ms: Annotated[float, Field(ge=0), Variable("TOQUE_GENERATIVE_FIRST_TOKEN_MS")] = (
+        0.0
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.generative_max:
+            if self.generative > self.generative_max:
+                raise ValueError(
+                    f"generative={self.generative} is more than generative_max={self.generative_max}; raise generative_max"
+                )
+        elif self.generative_tokens or self.generative_first_token_ms:
+            raise ValueError(
+                "generative_tokens and generative_first_token_ms scale replicas, and nothing is scaled; say generative_max"
+            )
+        return self
 
 
 class Profile(Section):

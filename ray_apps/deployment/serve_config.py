@@ -27,7 +27,7 @@ def layout_of(profile: Profile) -> Layout:
         mlflow={"num_replicas": place.mlflow} | there if place.mlflow else None,
         ticker={"num_replicas": place.ticker} | there,
         streams={"num_replicas": place.streams} | there if place.streams else None,
-        generative={"num_replicas": place.generative} | there if place.generative else None,
+        generative=_generative(profile) | there if place.generative or place.generative_max else None,
         grpc={
             "url": f"http://127.0.0.1:{profile.ports.http}",  # each node's own
             "host": profile.bind,
@@ -38,6 +38,19 @@ def layout_of(profile: Profile) -> Layout:
         models=profile.models,
         pool={"num_replicas": place.pool} if place.pool else None,
     )
+
+
+def _generative(profile: Profile) -> dict[str, Any]:
+    """Options of the door of language models that say how many replicas it has."""
+    place = profile.placement
+    if not place.generative_max:
+        return {"num_replicas": place.generative}
+    return {
+        "min_replicas": place.generative,
+        "max_replicas": place.generative_max,
+        "target_tokens": place.generative_tokens or None,
+        "target_latency_ms": place.generative_first_token_ms or None,
+    }
 
 
 def serve_config(profile: Profile, models: Mapping[str, Placement], release: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ray_apps.admission import open_admission
 from ray_apps.admission.token_budget import TokenBudgets
 from ray_apps.generative.door import GenerativeDoor
 from ray_apps.generative.generator import Generator
+from ray_apps.generative.load import LoadMeter
 from ray_apps.generative.models import GenerativeModels
 from ray_apps.generative.options import GenerativeOptions
 from ray_apps.generative.series import EngineSeries
@@ -58,7 +59,7 @@ class _Parts:
             self._folder / "logs",
             environment=engine_environment(os.environ),
         )
-        self._budgets, self._loop = TokenBudgets(), asyncio.get_running_loop()
+        self._budgets, self._meter, self._loop = TokenBudgets(), LoadMeter(), asyncio.get_running_loop()
 
     def door(self) -> GenerativeDoor:
         """Make the door, with no workspace opened yet."""
@@ -69,6 +70,7 @@ class _Parts:
             max_body_bytes=options.max_body_bytes,
             max_in_flight=options.max_ongoing_requests + max(0, options.max_queued_requests),
             series=EngineSeries(self._engines) if options.metrics else None,
+            meter=self._meter,
             on_close=self._close,
         )
 
@@ -82,7 +84,8 @@ class _Parts:
         )  # fmt: skip
         log = open_log(options)
         return GenerativeModels(
-            registry, lambda model: _generator(model, options, registry, starter, log, self._budgets)
+            registry,
+            lambda model: _generator(model, options, registry, starter, log, self._budgets, self._meter),
         )
 
     def _authenticator(self) -> Authenticator:
@@ -106,6 +109,7 @@ def _generator(
     starter: VersionStarter,
     log: LogWriter | None,
     budgets: TokenBudgets,
+    meter: LoadMeter,
 ) -> Generator:
     series = ModelSeries(model, options.workspace) if options.metrics else None
     tally = None
@@ -125,6 +129,7 @@ def _generator(
         workspace=options.workspace,
         budgets=budgets,
         live=LiveCounter(tally, series),
+        meter=meter,
         close=series.close if series is not None else lambda: None,
     )
     if series is not None:

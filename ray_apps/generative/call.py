@@ -11,6 +11,7 @@ from clusters.telemetry.tracing import RequestTrace
 from functions.generative import Finding
 from functions.generative.engines import Lease
 from ray_apps.admission.token_budget import Reservation
+from ray_apps.generative.load import Load
 from ray_apps.generative.openai.answers import AnswerRecord
 from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, Ask
 from ray_apps.generative.versions import GenerativeVersion
@@ -28,7 +29,7 @@ class Call:
 
     unit: whom the split assigned, the one that was named, else the conversation. used_tokens: those it came to; pieces: of its
     stream; first_token_ms: from the request to the first token, None before it; is_counted: whether log and counts have it; findings: of its
-    version's guardrails.
+    version's guardrails. load: what it is of the replica's.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Call:
     begin: float
     lease: Lease
     trace: RequestTrace | None
+    load: Load
     reservation: Reservation | None = field(default=None)
     used_tokens: int = 0
     pieces: int = 0
@@ -69,6 +71,7 @@ class Call:
         has_come = math.isfinite(answer.first_token_s)
         if has_come:
             self.first_token_ms = answer.first_token_s * 1e3
+            self.load.first_token(answer.first_token_s)
         return has_come
 
     def describe(self, answer: AnswerRecord) -> None:
@@ -83,6 +86,7 @@ class Call:
             "gen_ai.response.id": self.id,
             "gen_ai.usage.input_tokens": answer.prompt_tokens,
             "gen_ai.usage.output_tokens": answer.completion_tokens,
+            "gen_ai.usage.cache_read.input_tokens": answer.cached_tokens,
         }
         if answer.finish_reason:
             self.trace.attributes["gen_ai.response.finish_reasons"] = [answer.finish_reason]
@@ -98,5 +102,6 @@ class Call:
     def close(self) -> None:
         """Give back the engine, and the tokens that were reserved and not used."""
         self.lease.release()
+        self.load.close()
         if self.reservation is not None:
             self.reservation.settle(self.used_tokens)

@@ -29,6 +29,10 @@ class GenerativeReplica:
         """The application that Serve's HTTP server of this replica calls."""
         return self._door
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Metrics that Serve scales by; it asks once a second if the deployment is autoscaled."""
+        return self._door.autoscaling_metrics()
+
     async def __del__(self) -> None:
         """Close the door and end its engines; Serve calls this before it ends the replica."""
         await self._door.close()

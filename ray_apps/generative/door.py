@@ -10,6 +10,7 @@ import orjson
 
 from clusters.telemetry.tracing import mark
 from ray_apps.admission.admission import ANY_MODEL, Admitted, NotAdmitted
+from ray_apps.generative.load import LoadMeter
 from ray_apps.generative.models import GenerativeModels
 from ray_apps.generative.openai.errors import ApiRefusal, error_document
 from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, parse_request
@@ -33,7 +34,7 @@ class GenerativeDoor(Endpoint):
     """An ASGI application, mounted at `/v1`. auth: admits a request or refuses it, on every route, and tells its workspace.
 
     open_workspace: makes the models of one; reads the store. max_body_bytes: bound on a request's body, unpacked. max_in_flight: beyond it requests are refused with 429. series: of the
-    engines, kept as long as the door. on_close: ends what the workspaces share.
+    engines, kept as long as the door; meter: of the load of all models. on_close: ends what the workspaces share.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class GenerativeDoor(Endpoint):
         max_body_bytes: int = 16 << 20,
         max_in_flight: int = 512,
         series: EngineSeries | None = None,
+        meter: LoadMeter | None = None,
         on_close: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(max_in_flight=max_in_flight)
@@ -51,6 +53,7 @@ class GenerativeDoor(Endpoint):
         self._workspaces: dict[str, asyncio.Future[GenerativeModels]] = {}
         self._max_body_bytes, self._on_close = max_body_bytes, on_close
         self._large, self._series = LargeBodies(), series
+        self.meter = meter if meter is not None else LoadMeter()
 
     async def answer(self, request: Request) -> Answer:
         """Status, headers and body of the answer to one request. Raises: PredictorError."""
@@ -87,6 +90,10 @@ class GenerativeDoor(Endpoint):
         if after is not None or refusal.status in _MAY_RETRY:
             headers.append((b"retry-after", b"%d" % max(1, round(after or 1))))
         return refusal.status, headers, error_document(refusal)
+
+    def autoscaling_metrics(self) -> dict[str, float]:
+        """Metrics of the last seconds; called once a second."""
+        return self.meter.autoscaling_metrics()
 
     async def close(self) -> None:
         """Close all models and end their engines."""

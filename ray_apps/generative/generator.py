@@ -28,6 +28,7 @@ from ray_apps.generative.guarding import (
     guarded_request,
     refusal_of,
 )
+from ray_apps.generative.load import LoadMeter
 from ray_apps.generative.openai.answers import AnswerRecord, EventStream, as_choice, record_of
 from ray_apps.generative.openai.errors import ApiRefusal, error_document
 from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, Ask
@@ -65,7 +66,7 @@ ENGINE_S: Final = 10.0
 class Generator:
     """Answers requests for one model with the versions that a follower keeps ready.
 
-    budgets: of tokens, which models share. live: counts for who judges a rollout. workspace: the model's. statuses: how often each HTTP
+    budgets: of tokens, and meter, of the replica's load: models share them. live: counts for who judges a rollout. workspace: the model's. statuses: how often each HTTP
     status was answered; a stream that breaks off counts as what broke it.
     """
 
@@ -77,10 +78,12 @@ class Generator:
         workspace: str,
         budgets: TokenBudgets,
         live: LiveCounter,
+        meter: LoadMeter | None = None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self.follower, self.recorder = follower, recorder
         self._workspace, self._budgets, self._live, self._close = workspace, budgets, live, close
+        self._meter = meter if meter is not None else LoadMeter()
         self._series: dict[tuple[int, str], TokenSeries] = {}
         self.shadows = GenerativeShadows(recorder, live)
         self.statuses: Counter[int] = Counter()
@@ -108,6 +111,7 @@ class Generator:
                 call.lease.process, call.version.settings, call.ask, body
             )
             call.reservation = self._reserve(limits, prompt_tokens + most)
+            call.load.hold(prompt_tokens + most)
             call.used_tokens = prompt_tokens  # so much of one that is given up
             mark("prompt")
             work = self._ask_engine(call, body, request)
@@ -145,7 +149,8 @@ class Generator:
         else:
             arm, version = PINNED, await self._pinned(ask.model, ask.selector)
         lease = version.lease.again()
-        return Call(call_id, ask, ask.split_key, arm, version, routes, begin, lease, current_request())
+        load = self._meter.begin()
+        return Call(call_id, ask, ask.split_key, arm, version, routes, begin, lease, current_request(), load)
 
     async def _pinned(self, model: str, selector: int | str) -> GenerativeVersion:
         """Find a version by number or alias, and start it if it is not ready. Raises: ApiRefusal, NotReady."""

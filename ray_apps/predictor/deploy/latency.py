@@ -19,7 +19,7 @@ from ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS
 from ray_apps.predictor.http.endpoint import Answer, Endpoint, Message, Request
 from ray_apps.predictor.protocol.errors import DeadlineExceeded
 
-__all__ = ["LatencyMeter", "LatencySummary", "TimedEndpoint", "Window"]
+__all__ = ["Average", "LatencyMeter", "LatencySummary", "TimedEndpoint", "Window"]
 
 LEAST_S, GROWTH, BUCKETS = 1e-5, 1.1, 192
 """Buckets a tenth wide, from 10 µs to a quarter of an hour: a percentile is right to 5 %."""
@@ -78,6 +78,30 @@ def _bucket_of(rank: int, counts: list[int]) -> int:
     raise ValueError(f"the rank is {rank} more than the number of durations")
 
 
+class Average:
+    """Average over time of a number that rises and falls, between the last five calls of `roll`. clock: in seconds; value: the number now."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self.value, self._changed_at, self._sum = clock, 0.0, clock(), 0.0
+        self._rolls: deque[tuple[float, float]] = deque([(self._changed_at, 0.0)], maxlen=REPORTS)
+
+    def add(self, amount: float) -> float:
+        """Change the number; returns the time."""
+        now = self._clock()
+        self._sum += self.value * (now - self._changed_at)
+        self._changed_at = now
+        self.value += amount
+        return now
+
+    def roll(self) -> tuple[float, float]:
+        """Average since the fifth call before this one, and how many seconds that is."""
+        now = self.add(0)
+        then, before = self._rolls[0]
+        self._rolls.append((now, self._sum))
+        span_s = max(now - then, 1e-9)
+        return (self._sum - before) / span_s, span_s
+
+
 class LatencyMeter:
     """Measures a replica's answers, and how long requests wait for its event loop, for Serve's autoscaler.
 
@@ -91,28 +115,19 @@ class LatencyMeter:
     ) -> None:
         self.now, self._chance = clock, chance or random.Random()
         self._answers, self._delays = Window(), Window()
-        self._open, self._changed_at = 0, clock()
-        self._request_s = 0.0
-        self._rolls: deque[tuple[float, float]] = deque([(clock(), 0.0)], maxlen=REPORTS)
+        self._open = Average(clock)
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> float:
         """Count a request that comes in; returns its time."""
-        return self._change(1)
+        return self._open.add(1)
 
     def end(self, begin: float, *, answered: bool) -> None:
         """Count a request that leaves; begin: measured from. answered: whether its duration is an answer's latency."""
-        now = self._change(-1)
+        now = self._open.add(-1)
         if answered:
             self._answers.add(now - begin)
-
-    def _change(self, requests: int) -> float:
-        now = self.now()
-        self._request_s += self._open * (now - self._changed_at)
-        self._changed_at = now
-        self._open += requests
-        return now
 
     def autoscaling_metrics(self) -> dict[str, float]:
         """Metrics of the time since the fifth call before this one; to be called once a second, on the event loop.
@@ -122,12 +137,8 @@ class LatencyMeter:
         if self._timer is None:
             self._due = self.now()
             self._tick()
-        now = self._change(0)
-        then, request_s = self._rolls[0]
-        self._rolls.append((now, self._request_s))
+        in_endpoint, span_s = self._open.roll()
         answers, delays = self._answers.roll(), self._delays.roll()
-        span_s = max(now - then, 1e-9)
-        in_endpoint = (self._request_s - request_s) / span_s
         before_loop = ROUNDS * delays.mean_s * answers.number / span_s
         return {
             ANSWERS: answers.number,

@@ -169,12 +169,14 @@ class PredictorOptions(BaseModel):
                 "downscale_to_zero_delay_s": self.idle_s,
                 "look_back_period_s": 5.0,
                 "metrics_interval_s": 1.0,
-                "policy": {
-                    "policy_function": POLICY,
-                    "policy_kwargs": {"target_latency_ms": self.target_latency_ms},
-                },
+                "policy": {"policy_function": POLICY, "policy_kwargs": self.targets},
             }
         }
+
+    @property
+    def targets(self) -> dict[str, float | None]:
+        """Arguments of the autoscaling policy."""
+        return {"target_latency_ms": self.target_latency_ms}
 
     @property
     def wal(self) -> Path:

@@ -1,4 +1,4 @@
-"""Autoscaling policy: the number of replicas by the requests in flight and the latency of answers.
+"""Autoscaling policy: the number of replicas by the requests or tokens in flight and the latency of answers.
 
 `Policy` is called by Serve's controller, ten times a second. The module is sent there by value, so it imports
 no other module of the project. It decides for this moment only: Serve applies the deployment's bounds and delays
@@ -13,11 +13,24 @@ from typing import Any, Protocol
 
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 
-__all__ = ["ANSWERS", "IN_FLIGHT", "LATENCY_MS", "Policy", "TimedValue", "pooled", "replicas_by_latency"]
+__all__ = [
+    "ANSWERS",
+    "IN_FLIGHT",
+    "LATENCY_MS",
+    "TOKENS",
+    "Policy",
+    "TimedValue",
+    "pooled",
+    "replicas_by_latency",
+    "replicas_by_tokens",
+    "tokens_in_flight",
+]
 
 ANSWERS, LATENCY_MS, IN_FLIGHT = "toque_answers", "toque_latency_ms", "toque_in_flight"
 """Metrics that a replica reports of its last seconds: the number of answers, the 95th percentile of their latency, and
 the average number of requests in flight, which counts those that wait for the event loop; Serve's own does not."""
+TOKENS = "toque_tokens"
+"""Metric of a replica of language models: the average number of tokens that the requests in flight may come to."""
 AT_ONCE = 2.0
 """Largest factor by which one decision raises the number of replicas, however late the answers are."""
 SETTLED_S = 10.0
@@ -74,29 +87,43 @@ def pooled(figures: Figures, *, since: float) -> tuple[float | None, float]:
     return total_ms / answers if answers else None, in_flight
 
 
+def tokens_in_flight(figures: Figures, *, since: float) -> float:
+    """Sum the tokens in flight of all replicas. since: in seconds of the epoch; older values are ignored."""
+    last = [values[-1] for values in figures.get(TOKENS, {}).values() if values]
+    return sum(each.value for each in last if each.timestamp >= since)
+
+
+def replicas_by_tokens(tokens: float, target: float, *, requests: float) -> int:
+    """Number of replicas of which each has at most `target` tokens in flight; at least one while there are requests.
+
+    tokens, requests: in flight in all of them. A request whose prompt has not been counted yet has no tokens.
+    """
+    return max(math.ceil(tokens / target), int(requests > 0))
+
+
 class Policy:
     """Autoscaling policy for Serve: the replicas that requests in flight need, or that latency needs if that is more.
 
     Serve's own rule counts no request that waits for the event loop or is answered on it: a fast model would be taken
     for idle while it answers. So the requests that the replicas themselves count are used too.
-    target_latency_ms: bound for the 95th percentile; None scales by requests alone.
+    target_latency_ms: bound for the 95th percentile; None scales by what is in flight alone. target_tokens: of a replica in
+    flight; None: requests count, as the deployment's target says.
     """
 
-    def __init__(self, target_latency_ms: float | None = None) -> None:
-        self._target_ms = target_latency_ms
+    def __init__(self, target_latency_ms: float | None = None, target_tokens: float | None = None) -> None:
+        self._target_ms, self._target_tokens = target_latency_ms, target_tokens
 
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
         """Number of replicas wanted now, and the state to pass to the next call.
 
         context: Serve's `AutoscalingContext`.
         """
-        by_requests, _ = replica_queue_length_autoscaling_policy(context)
         running, since = _running_since(context)
         memory = {"running": running, "since": since}
         latency_ms, requests = pooled(context.raw_metrics or {}, since=context.current_time - STALE_S)
-        by_requests = max(by_requests, math.ceil(requests / context.config.get_target_ongoing_requests()))
+        by_load = self._by_load(context, requests)
         if latency_ms is None or self._target_ms is None:
-            return by_requests, memory
+            return by_load, memory
         target = context.target_num_replicas
         by_latency = replicas_by_latency(
             latency_ms,
@@ -105,7 +132,15 @@ class Policy:
             requests=max(requests, context.total_num_requests),
             settled=running == target and context.current_time - since >= SETTLED_S,
         )
-        return max(by_requests, by_latency), memory
+        return max(by_load, by_latency), memory
+
+    def _by_load(self, context: Any, requests: float) -> float:
+        by_requests, _ = replica_queue_length_autoscaling_policy(context)
+        if self._target_tokens is not None:
+            tokens = tokens_in_flight(context.raw_metrics or {}, since=context.current_time - STALE_S)
+            return replicas_by_tokens(tokens, self._target_tokens, requests=max(requests, by_requests))
+        found: float = max(by_requests, math.ceil(requests / context.config.get_target_ongoing_requests()))
+        return found
 
 
 def _running_since(context: Any) -> tuple[int, float]:

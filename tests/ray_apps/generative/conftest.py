@@ -20,6 +20,7 @@ from ray_apps.admission.token_budget import TokenBudgets
 from ray_apps.generative.__main__ import mounted
 from ray_apps.generative.door import GenerativeDoor
 from ray_apps.generative.generator import Generator
+from ray_apps.generative.load import LoadMeter
 from ray_apps.generative.models import GenerativeModels
 from ray_apps.generative.versions import VersionStarter
 from ray_apps.predictor.http.auth import TokenAuthenticator
@@ -146,6 +147,7 @@ class _Server:
     def _make(self) -> ServedDoor:
         platform = open_store(f"file://{self.folder}/store")
         access, log, budgets = Access(platform, actor="root"), MemoryLog(), TokenBudgets()
+        meter = LoadMeter()
         engines = EngineProcesses(
             engine_of("vllm", VLLM) if VLLM else engine_of("llama.cpp"), self.folder / "logs",
             environment=engine_environment(os.environ), patience=Patience(start_s=START_S),
@@ -162,14 +164,16 @@ class _Server:
             def make(model: str) -> Generator:
                 follower = VersionFollower(model, registry, starter.start, retain=1, dropped=starter.dropped)
                 return Generator(
-                    follower, Recorder(model, log), workspace=name, budgets=budgets, live=LiveCounter(None)
-                )
+                    follower, Recorder(model, log), workspace=name, budgets=budgets, live=LiveCounter(None),
+                    meter=meter,
+                )  # fmt: skip
 
             return GenerativeModels(registry, make)
 
         door = GenerativeDoor(
             workspace,
             TokenAuthenticator(patient_admission(Access(platform, actor="door")), workspace=None),
+            meter=meter,
             on_close=engines.close,
         )
         return ServedDoor(

@@ -1,12 +1,9 @@
 """The door behind HAProxy, as a platform serves it: an answer, a stream in pieces, a caller who hangs up, guardrails."""
 
-import contextlib
 import csv
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +14,8 @@ import openai
 import pytest
 
 from functions.generative import EngineSettings, Prompt, register_generative
-from registry import Access, ObjectStore, Registry, open_store
-from tests.ports import free_port
+from registry import ObjectStore, Registry, open_store
+from tests.ray_apps.generative.served import REPLICA, pids, served_door
 from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.slow]
@@ -51,21 +48,8 @@ def client(weights: Path, store: ObjectStore) -> Iterator[openai.OpenAI]:
     register_generative(registry, GUARDED, weights=weights, settings=settings, prompt=rules)
     for name in ("smol", GUARDED):
         registry.promote(name, 1)
-    token = Access(store, actor="root").create_token("caller", "caller")
-    port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TOQUE_")}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.ray_apps.generative.served", str(port)],
-        env=environment | {"TOQUE_STORE": store.url}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert server.stdout is not None
-    try:
-        assert any(line == "ready\n" for line in server.stdout)
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=token, timeout=120, max_retries=3)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
-        server.stdout.close()
+    with served_door(store) as client:
+        yield client
 
 
 def test_serve_passes_streams_on_and_a_hang_up_too(client: openai.OpenAI):
@@ -143,17 +127,6 @@ def test_what_no_rule_is_against_goes_through_as_it_was(client: openai.OpenAI):
 BACKEND = "http-generative"
 
 
-def pids(store: ObjectStore, command: bytes) -> list[int]:
-    """Processes of the platform with this in their command line."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            is_ours = store.url.encode() in (folder / "environ").read_bytes()
-            if is_ours and command in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-    return found
-
-
 def stop_engines(replica: int) -> list[int]:
     """Let the engines of a replica stand still; they know nothing of the platform, but are its children."""
     listed = [each.read_text().split() for each in Path(f"/proc/{replica}/task").glob("*/children")]
@@ -209,7 +182,7 @@ def test_a_request_whose_replica_is_killed_is_told_to_come_again(
     """Its engine stands still, so that the request is under way when the kernel ends both."""
     once = client.with_options(max_retries=0)
     until(lambda: is_answered(once), within_s=300)
-    (replica,) = pids(store, b"ray::ServeReplica:generative")
+    (replica,) = pids(store, REPLICA)
     if by == "python proxy":  # HAProxy takes it where no replica says in time that it is healthy
         for name in (each["svname"] for each in servers(store)):
             if not name.startswith("SERVE_PROXY"):

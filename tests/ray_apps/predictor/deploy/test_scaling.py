@@ -23,9 +23,20 @@ from ray.serve._private.common import (
 from ray.serve._private.config import DeploymentConfig
 from ray.serve._private.deployment_info import DeploymentInfo
 
+from ray_apps.generative.deployment import application as generative_application
+from ray_apps.generative.options import GenerativeOptions
 from ray_apps.predictor import DedicatedOptions, PredictorOptions, application
 from ray_apps.predictor.deploy.dedicated import version_application
-from ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS, pooled, replicas_by_latency
+from ray_apps.predictor.deploy.scaling import (
+    ANSWERS,
+    IN_FLIGHT,
+    LATENCY_MS,
+    TOKENS,
+    pooled,
+    replicas_by_latency,
+    replicas_by_tokens,
+    tokens_in_flight,
+)
 
 STORE = "file:///tmp/nowhere"
 TARGET_MS = 100.0
@@ -129,11 +140,39 @@ def test_replicas_count_by_their_answers_and_stale_or_half_figures_not_at_all():
     assert pooled({}, since=5) == (None, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "in_flight", "wanted"),
+    [(0, 0, 0), (0, 0.2, 1), (1, 0.2, 1), (4_000, 99, 1), (4_001, 1, 2), (40_000, 3, 10)],
+)
+def test_replicas_by_tokens_hold_the_target_and_one_answers_while_there_are_requests(
+    tokens: float, in_flight: float, wanted: int
+):
+    assert replicas_by_tokens(tokens, 4_000, requests=in_flight) == wanted
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6), requests)
+def test_more_tokens_never_ask_for_fewer_replicas(one: float, other: float, load: float):
+    fewer, more = sorted((one, other))
+    assert replicas_by_tokens(fewer, 4_000, requests=load) <= replicas_by_tokens(more, 4_000, requests=load)
+    assert replicas_by_tokens(more, 4_000, requests=load) * 4_000 >= more
+
+
+def test_tokens_are_those_of_replicas_that_report_now():
+    def at(time: float, value: float) -> list[SimpleNamespace]:
+        return [SimpleNamespace(timestamp=time, value=value)]
+
+    figures: dict[str, dict[Any, Any]] = {
+        TOKENS: {"a": at(9, 70), "b": at(9, 5), "gone": at(4, 900), "new": []}
+    }
+    assert tokens_in_flight(figures, since=5) == 75
+    assert tokens_in_flight({}, since=5) == 0
+
+
 class Serve:
     """What Serve's controller keeps of a deployment, as it is deployed, and asks its policy by; without a cluster."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, **options: Any) -> None:
-        made: Any = application("late", PredictorOptions(store_url=STORE, **options))
+    def __init__(self, patch: pytest.MonkeyPatch, made: Any = None, **options: Any) -> None:
+        made = application("late", PredictorOptions(store_url=STORE, **options)) if made is None else made
         sent = made._bound_deployment._deployment_config.to_proto_bytes()
         config = DeploymentConfig.from_proto_bytes(sent)
         self.now_s = 1e9
@@ -147,26 +186,43 @@ class Serve:
         )
         self.target = self._state.register(info, 1)
 
-    def after(self, seconds: int, *, in_flight: float, latency_ms: float | None, waiting: float = 0.0) -> int:
+    def after(
+        self,
+        seconds: int,
+        *,
+        in_flight: float,
+        latency_ms: float | None,
+        waiting: float = 0.0,
+        tokens: float = 0.0,
+    ) -> int:
         """How many replicas there are once each said this every second; new ones start within one.
 
-        in_flight: in all of them, as Serve counts. waiting: that only the replicas know of.
+        in_flight: in all of them, as Serve counts. waiting: that only the replicas know of. tokens: of all requests in flight.
         """
         for _ in range(seconds):
             self.now_s += 1
             running = [ReplicaID(str(number), self._id) for number in range(self.target)]
             self._state.update_running_replica_ids(running)
             for replica in running:
-                self._report(replica, in_flight / len(running), waiting / len(running), latency_ms)
+                self._report(
+                    replica,
+                    in_flight / len(running),
+                    waiting / len(running),
+                    latency_ms,
+                    tokens / len(running),
+                )
             self.target = self._state.get_decision_num_replicas(self.target)
         return self.target
 
-    def _report(self, replica: ReplicaID, in_flight: float, waiting: float, latency_ms: float | None) -> None:
+    def _report(
+        self, replica: ReplicaID, in_flight: float, waiting: float, latency_ms: float | None, tokens: float
+    ) -> None:
         said: Mapping[str, float] = {
             RUNNING_REQUESTS_KEY: in_flight,
             ANSWERS: 0 if latency_ms is None else 20,
             LATENCY_MS: latency_ms or 0.0,
             IN_FLIGHT: in_flight + waiting,
+            TOKENS: tokens,
         }
         points: Any = {name: [TimeStampedValue(self.now_s, value)] for name, value in said.items()}
         self._state.record_request_metrics_for_replica(
@@ -226,6 +282,31 @@ def test_a_fast_model_without_a_target_is_neither_idle_nor_alone_while_many_ask(
     assert serve.after(120, in_flight=0, latency_ms=None) == 0
 
 
+def language_models(**options: Any) -> Any:
+    return generative_application(GenerativeOptions(store_url=STORE, **options))
+
+
+def test_language_models_are_scaled_by_their_tokens_and_not_by_their_requests(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    made = language_models(min_replicas=0, max_replicas=4, target_tokens=4_000, idle_s=30)
+    serve = Serve(monkeypatch, made)
+    assert serve.after(60, in_flight=30, tokens=3_000, latency_ms=500) == 1  # many that are short
+    assert serve.after(60, in_flight=3, tokens=11_000, latency_ms=500) == 3  # few that are long
+    assert serve.after(60, in_flight=1, tokens=200, latency_ms=500) == 1
+    assert serve.after(60, in_flight=1, tokens=0, latency_ms=None) == 1  # its prompt is not counted yet
+    assert serve.after(120, in_flight=0, tokens=0, latency_ms=None) == 0
+
+
+def test_late_first_tokens_bring_replicas_that_the_tokens_in_flight_do_not(monkeypatch: pytest.MonkeyPatch):
+    made = language_models(max_replicas=3, target_tokens=4_000, target_latency_ms=TARGET_MS, idle_s=30)
+    serve = Serve(monkeypatch, made)
+    assert serve.after(60, in_flight=6, tokens=900, latency_ms=5_000) == 3
+    assert serve.after(90, in_flight=6, tokens=900, latency_ms=60) == 3
+    assert serve.after(90, in_flight=6, tokens=900, latency_ms=10) == 1
+    assert serve.after(60, in_flight=6, tokens=9_000, latency_ms=10) == 3
+
+
 def test_always_as_many_replicas_have_no_policy():
     assert PredictorOptions(store_url=STORE, num_replicas=3).scale == {"num_replicas": 3}
 
@@ -240,6 +321,8 @@ def test_a_version_of_its_own_has_a_target_of_its_own():
 def test_a_target_where_nothing_is_scaled_is_refused():
     with pytest.raises(ValidationError, match=r"target_latency_ms=40 without max_replicas"):
         PredictorOptions(store_url=STORE, target_latency_ms=40)
+    with pytest.raises(ValidationError, match=r"target_tokens=4000 without max_replicas"):
+        GenerativeOptions(store_url=STORE, target_tokens=4_000)
     with pytest.raises(ValidationError, match=r"say dedicated\.target_latency_ms"):
         PredictorOptions(store_url=STORE, target_latency_ms=40, dedicated=DedicatedOptions(max_replicas=2))
     with pytest.raises(ValidationError, match=r"target_latency_ms=40 for always 2 replicas"):
