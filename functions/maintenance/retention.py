@@ -20,7 +20,7 @@ from registry.store import table_names
 from registry.store.table_upkeep import drop_days
 
 _DIGEST = re.compile(r'"sha256": ?"([0-9a-f]{64})"')
-_PREDICTED = ("predictions/", "predictions_large/")
+_PREDICTED = ("predictions/", "predictions_large/", "scores/")
 _UNUSED_FOR = timedelta(
     days=1
 )  # a value younger than this may belong to an invocation that is being accepted
@@ -29,7 +29,7 @@ _UNUSED_FOR = timedelta(
 class Retention(BaseModel):
     """Days that a workspace keeps each kind of data; None keeps it for ever, as without any setting.
 
-    predictions, labels: by the day they were made or received. invocations: ended ones with arguments, results and logs,
+    predictions, with the scores of their answers, and labels: by the day they were made or received. invocations: ended ones with arguments, results and logs,
     and cached results. reports: pages that were not written again meanwhile.
     """
 

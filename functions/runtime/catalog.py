@@ -29,6 +29,7 @@ PLATFORM = (
     "functions.prediction_log.jobs",
     "functions.retrieval.jobs",
     "functions.monitoring.jobs",
+    "functions.monitoring.language.jobs",
     "functions.alerting.jobs",
     "functions.rollout",
     "functions.retraining.jobs",

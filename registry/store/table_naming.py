@@ -24,10 +24,13 @@ RESERVED_TABLES: Final = frozenset(
         "feature_health",
         "invocations",
         "reports",
+        "scores",
     }
 )
 """First parts of the names of tables that the platform writes itself."""
-LOGS: Final = frozenset({"predictions", "predictions_large", "labels", "monitoring", "feature_health"})
+LOGS: Final = frozenset(
+    {"predictions", "predictions_large", "labels", "monitoring", "feature_health", "scores"}
+)
 """First parts of the names of tables that nothing names by version: files that are out of use may go after a week."""
 _STREAMS = re.compile(r"features/[^/]+/(streams|rejected)/[^/]+")
 

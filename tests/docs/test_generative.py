@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from functions.generative import CHAT, PROMPT, WEIGHTS
+from functions.generative import CHAT, PROMPT, WEIGHTS, register_generative
 from ray_apps.cli import main
 from tests.docs.commands import commands_of
 from tests.docs.conftest import AskedPlatform
@@ -42,6 +42,22 @@ def test_the_page_s_commands_register_weights_and_prompts(
     assert first.files[WEIGHTS] == second.files[WEIGHTS]
     folder = asked.registry.download("support", 2, tmp_path / "out", paths=[PROMPT])
     assert json.loads((folder / PROMPT).read_text())["parameters"]["max_tokens"] == 80
+
+
+def test_the_commands_that_score_live_answers_run(
+    asked: AskedPlatform, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.gguf"
+    weights.write_bytes(b"GGUF and so on")
+    register_generative(asked.registry, "support", weights=weights)
+    page = Page(ROOT / "docs" / "live-answers.md")
+    commands = [words for block in page.blocks if block.language == "bash" for words in commands_of(block)]
+    assert [words[1] for words in commands] == ["run", "run", "scores"]
+    for _, *words in commands:
+        assert main(words) == 0, f"toque {' '.join(words)}: {capsys.readouterr().err}"
+    printed = capsys.readouterr()
+    assert '"scores": 0' in printed.out
+    assert "no answer of support is scored" in printed.err
 
 
 def test_the_page_s_python_registers_adapters_and_prompts(

@@ -6,12 +6,13 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.evaluation.errors import EvaluationError
+from functions.generative import declines
 
 __all__ = ["Scorer"]
 
@@ -28,15 +29,16 @@ class Scorer(BaseModel):
     kind: `exact` for the expected text, whatever its case and the space around it; `contains` for the expected text somewhere
     in the answer; `number` for the expected number as the last one of the answer, within `tolerance`; `similarity` for the
     share of characters in common with the expected text; `regex` for `pattern` somewhere in the answer; `json` for JSON, with
-    the fields `required`; `length` for at most `max_length` characters, and at least one; `likelihood` for the probability of a
-    token of the expected text (geometric mean), which `evaluate_likelihoods` computes. name: in results, by default the kind.
+    the fields `required`; `length` for at most `max_length` characters, and at least one; `refusal` for an answer by which the model
+    does not decline to answer; `likelihood` for the probability of a token of the expected text (geometric mean), which
+    `evaluate_likelihoods` computes. name: in results, by default the kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["exact", "contains", "number", "similarity", "regex", "json", "length", "likelihood"] = (
-        "exact"
-    )
+    kind: Literal[
+        "exact", "contains", "number", "similarity", "regex", "json", "length", "refusal", "likelihood"
+    ] = "exact"
     name: str = Field(default="", max_length=100)
     pattern: str = Field(default="", max_length=500)
     required: tuple[str, ...] = ()
@@ -69,8 +71,12 @@ class Scorer(BaseModel):
         """Whether a row must say what is expected."""
         return self.kind in {"exact", "contains", "number", "similarity"}
 
-    def score(self, answer: str, expected: str = "") -> float:
-        """Score an answer from 0, wrong, to 1, right. Raises: EvaluationError for a likelihood, which answers do not show."""
+    def score(self, answer: str, expected: str = "", *, declining: Sequence[str] = ()) -> float:
+        """Score an answer from 0, wrong, to 1, right.
+
+        declining: patterns by which an answer declines beside the English ones, of the model's policy.
+        Raises: EvaluationError for a likelihood, which answers do not show.
+        """
         if self.kind == "likelihood":
             raise EvaluationError(
                 "kind='likelihood' is not a score of answers: judge the version by evaluate_likelihoods"
@@ -83,6 +89,8 @@ class Scorer(BaseModel):
             return float(re.search(self.pattern, answer) is not None)
         if self.kind == "json":
             return float(self._is_json(answer))
+        if self.kind == "refusal":
+            return float(not declines({"content": answer}, also=declining))
         return float(0 < len(answer.strip()) <= (self.max_length or 0))
 
     def _likeness(self, said: str, wanted: str) -> float:

@@ -12,7 +12,7 @@ from functions.maintenance.erasure.record import TableErasure
 from registry import Dependent, Registry, Table, TableSnapshot
 from registry.store import table_names
 
-_NEVER_TRAINING_SETS = ("predictions/", "features/", "monitoring/", "labels")
+_NEVER_TRAINING_SETS = ("predictions/", "features/", "monitoring/", "labels", "scores/")
 
 
 def affected(

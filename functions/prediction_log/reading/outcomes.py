@@ -69,10 +69,11 @@ def read_columns(
     columns: Sequence[str],
     *,
     version: int | None = None,
+    ids: Sequence[str] | None = None,
 ) -> pa.Table:
     """Read columns of the predictions with start <= predicted_at < end, in no order; null where no row needed a column.
 
-    columns: of `records.LOGGED`. version: of these predictions; None: all.
+    columns: of `records.LOGGED`. version, ids: of these predictions; None: all.
     Raises: ValueError if a time is naive.
     """
     _aware(start, end)
@@ -84,6 +85,8 @@ def read_columns(
     where = predicted_within(start, end)
     if version is not None:
         where = where & (pc.field("version") == version)
+    if ids is not None:
+        where = where & pc.field("prediction_id").isin(list(ids))
     there = [name for name in schema.names if name in dataset.schema.names]
     rows = dataset.to_table(columns=there, filter=where)
     for name in schema.names:

@@ -63,13 +63,14 @@ async def show_monitors(
     subject: Name = None,
     before: Annotated[int | None, Query(ge=0)] = None,
 ) -> Response:
-    """Show what stands, who looks after it, what each monitor judged last, one monitor's findings and all alarms."""
-    _, standing, alerts, monitors, history = await asyncio.gather(
+    """Show what stands, who looks after it, what each monitor judged last, one monitor's findings, scores and all alarms."""
+    _, standing, alerts, monitors, history, scores = await asyncio.gather(
         page.api.get(f"/models/{page.quoted(model)}"),
         page.api.call("standing_alarms", model=model),
         page.api.call("alert_status", model=model),
         page.api.call("monitor_status", model=model),
         page.api.call("alarm_history", model=model, before=before, limit=ROWS),
+        page.api.call("live_scores", model=model),
     )
     chosen = monitor or next((each["monitor"] for each in monitors), None)
     findings = []
@@ -79,12 +80,13 @@ async def show_monitors(
     shown = subject if subject in subjects else _most_suspect(findings)
     return await page.render(
         "monitor.html",
-        live=(f"alarms/{model}", f"alerts/{model}"),
+        live=(f"alarms/{model}", f"alerts/{model}", "tables/scores"),
         model=model,
         standing=[each | {"about": f"{each['monitor']}/{each['subject']}"} for each in standing[::-1]],
         told=alerts["standing"],
         silences=alerts["silences"],
         monitors=monitors,
+        scores=scores,
         monitor=chosen,
         subjects=subjects,
         subject=shown,

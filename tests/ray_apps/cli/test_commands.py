@@ -126,6 +126,7 @@ MODEL_COMMANDS = [
     "rollout abort {} --reason r",
     "rollout end {} promote --reason r",
     "monitors {}",
+    "scores {}",
     "incidents {}",
     "why {}",
     "drift {}",
@@ -263,6 +264,7 @@ def test_no_listing_shows_a_name_of_our_code_or_a_python_value(
         "traffic show late",
         "rollout status late",
         "monitors late",
+        "scores late",
         "incidents late",
         "alerts status late",
         "functions cli_add",
@@ -308,7 +310,7 @@ def test_the_client_finds_what_up_left_in_the_state_folder(home: Path) -> None:
 
 
 PLAIN = (
-    "models list", "models show late", "functions", "invocations list", "costs", "rollout status late", "monitors late",
+    "models list", "models show late", "functions", "invocations list", "costs", "rollout status late", "monitors late", "scores late",
     'run cli_add --json {"a":1}', "experiments", "token list",
 )  # fmt: skip
 

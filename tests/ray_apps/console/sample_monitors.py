@@ -4,7 +4,11 @@ import math
 from datetime import timedelta
 from typing import Any
 
+from functions.evaluation.language import Scorer
 from functions.monitoring.alarms import Alarm, Alarms
+from functions.monitoring.language import LanguageMonitors
+from functions.monitoring.language.scores import ScoreTable, rule_of
+from functions.monitoring.language.scoring import score_row
 from functions.monitoring.results import record
 from registry import Journal, ObjectStore
 from tests.ray_apps.console.sample_platform import MODEL, NOW
@@ -22,6 +26,23 @@ def fill_monitors(store: ObjectStore) -> None:
     rows = [row for day in range(_DAYS) for row in _findings(day)]
     record(store, MODEL, "drift", rows, upto=_DAYS)
     tell(store, "drift/wind")
+    _score(store)
+
+
+def _score(store: ObjectStore) -> None:
+    """Score forty live answers of two arms, as a language model's are."""
+    monitors = LanguageMonitors(scorers=(Scorer(kind="json"),))
+    body = {"monitors": monitors.model_dump(mode="json")}
+    Journal(store, f"language_monitors/{MODEL}", actor="ticker").append(body, at=0)
+    rows = [
+        {
+            "prediction_id": f"p{number}", "version": 3 + number % 2, "arm": ("champion", "canary")[number % 2],
+            "shadow": False, "predicted_at": NOW - timedelta(hours=1), "rule": rule_of(monitors.scorers[0]),
+        }
+        for number in range(40)
+    ]  # fmt: skip
+    scored = [score_row(row, "json", float(at % 8 > 0), NOW) for at, row in enumerate(rows)]
+    ScoreTable(store, MODEL).append(scored, after=None)
 
 
 def raise_alarm(alarms: Alarms, monitor: Any, subject: str, *, days: int, text: str, **fields: Any) -> None:

@@ -38,6 +38,18 @@ async def test_a_model_shows_what_stands_its_cohorts_and_its_alarms_in_time(plat
     assert 'aria-label="hour: value of each cohort"' in chosen
 
 
+async def test_scores_of_live_answers_stand_by_version_and_arm_with_their_interval(
+    platform: Platform,
+) -> None:
+    page = (await (await platform.signed_in("viewer")).get(PAGE)).text
+    table = page.partition('aria-label="Scores of live answers"')[2].partition("</table>")[0]
+    rows = [re.sub(r"<[^>]*>|\s+", " ", row).split() for row in table.partition("<tbody>")[2].split("</tr>")]
+    assert [row[:6] for row in rows if row] == [
+        ["json", "version", "3", "champion", "20", "0.75"], ["json", "version", "4", "canary", "20", "1"],
+    ]  # fmt: skip
+    assert f"toque scores {MODEL}" in page
+
+
 async def test_the_alarms_of_a_model_are_paged_by_cursor(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,7 +133,9 @@ def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
     running = up(place)
     assert call(running, "/functions/sample_add", {"a": 2}) == 3
     assert call(running, "/functions/sample_add", {"a": 5}, **{"Idempotency-Key": "five"}) == 6
-    own = {"apply_retention", "compact_open_days", "compact_tables", "finish_erasures", "sum_costs"}
+    own = {
+        "apply_retention", "compact_open_days", "compact_tables", "finish_erasures", "sum_costs", "watch_language_models",
+    }  # fmt: skip
     assert {each["name"] for each in call(running, "/schedules")} == own
     assert any("haproxy" in each for each in left(home, running))
     with triton.InferenceServerClient(running.grpc_address) as client:

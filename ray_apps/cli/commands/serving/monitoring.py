@@ -1,4 +1,4 @@
-"""`toque monitors`, `incidents`, `drift`, `why` and `alerts`: what monitors found, and what became of it."""
+"""`toque monitors`, `scores`, `incidents`, `drift`, `why` and `alerts`: what monitors found, and what became of it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ _ALERT = arg("alert about", "MONITOR/SUBJECT, as `toque alerts status MODEL` sho
 _ABOUT = arg("about", "MONITOR/SUBJECT as alerts name it, a monitor, or '*' for everything")
 _HOURS = arg("--hours H", "how long; 0 ends a silence", type=float, required=True)
 
+_SINCE = arg("--days D", "how far back (default: 30)", type=float, default=30.0)
 _WITHIN = arg("--hours H", "how far back (default: 24)", type=float, default=24.0)
 
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
     add(commands, "monitors", _monitors, MODEL, limit(None))
+    add(commands, "scores", _scores, MODEL, _SINCE, limit(None))
     add(commands, "labels", _labels, _WITHIN)
     add(commands, "incidents", _incidents, MODEL, limit())
     add(commands, "why", _why, MODEL, _ALARM)
@@ -41,6 +43,16 @@ def _monitors(given: Given) -> None:
     note(
         f"today so far: {today['answers']} answers, {today['unanswered']} requests without one, {today['labels']} labels; {logged}"
     )
+
+
+def _scores(given: Given) -> None:
+    """Show the mean scores of a language model's live answers by version and arm, each with its interval."""
+    found = ask(given, "live_scores", days=given.days)
+    empty = (
+        f"no answer of {given.model} is scored: `toque run set_language_monitors` sets scorers, which run every "
+        "ten minutes"
+    )
+    listing(given.output, _SCORES, found, empty=empty, limit=given.limit)
 
 
 def _labels(given: Given) -> None:
@@ -114,6 +126,10 @@ _MONITORS = columns(
     wide="judged at: judged_at | next cohort starts: next_start",
     texts="wrong",
     values={"wrong": lambda row: "; ".join(row["wrong"]) or "nothing"},
+)
+_SCORES = columns(
+    "scorer | version | arm | answers | mean | from: lower | to: upper",
+    wide="first answer: since | last answer: until",
 )
 _ALARMS = columns(
     "raised: raised_at | monitor | subject | version | what: text",

@@ -1,0 +1,8 @@
+"""Live answers of language models: scores of a sample, and drift of what is asked and answered.
+
+Knows the prediction log, scorers, judges and the drift of answers. Must not know engines at work or how versions are served.
+"""
+
+from functions.monitoring.language.settings import LanguageMonitors
+
+__all__ = ["LanguageMonitors"]

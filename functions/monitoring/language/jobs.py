@@ -1,0 +1,141 @@
+"""Functions that watch language models' live answers: settings, the run on a schedule, and the scores to read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.evaluation.language import Judge
+from functions.evaluation.language.judge import Preference
+from functions.evaluation.language.judging import Pair, calibrated, choices_of
+from functions.generative import GenerativeError, is_generative
+from functions.generative.engines import scratch_folder
+from functions.monitoring.language.sample import Sample
+from functions.monitoring.language.scores import LiveScore, ScoreTable, means, rule_of
+from functions.monitoring.language.scoring import judge_sample, score_sample
+from functions.monitoring.language.settings import LanguageMonitors, monitors_journal, watched_models
+from functions.runtime.context import context
+from functions.runtime.declaration import Cron, Resources, Retries
+from functions.runtime.function import function
+
+__all__ = [
+    "LanguageWatch",
+    "language_monitors",
+    "live_scores",
+    "set_language_monitors",
+    "watch_language_model",
+    "watch_language_models",
+]
+
+_JUDGE_THREADS = 1
+
+
+class LanguageWatch(BaseModel):
+    """Result of one run over a language model's live answers. scores, judged: that were added."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    scores: int = 0
+    judged: int = 0
+
+
+@function(http=True, timeout_s=60)
+def set_language_monitors(model: str, monitors: LanguageMonitors | None) -> LanguageMonitors | None:
+    """Set what is watched of a language model's live answers, in place of what was; None ends it.
+
+    Raises: GenerativeError if the model has no version of a language model; EvaluationError if the judge is not known to agree with
+    people as it must; NotFound.
+    """
+    used = context()
+    registry = used.registry()
+    if not any(map(is_generative, registry.get_model(model).versions.values())):
+        raise GenerativeError(f"model: {model!r} has no version of a language model; register one first")
+    if monitors is not None and monitors.judge is not None:
+        calibrated(registry, monitors.judge)
+    kept = None if monitors is None else monitors.model_dump(mode="json", exclude_defaults=True)
+    fold = monitors_journal(used.store, model, actor=used.actor)
+    fold.transact(lambda before: {"monitors": kept} if before.monitors != monitors else None)
+    return monitors
+
+
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
+def language_monitors(model: str) -> LanguageMonitors | None:
+    """Read what is watched of a language model's live answers; None: nothing."""
+    used = context()
+    return monitors_journal(used.store, model, actor=used.actor).refresh().monitors
+
+
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
+def live_scores(model: str, days: float = 30.0) -> list[LiveScore]:
+    """Average the scores of a language model's live answers of the last days, by scorer, version and arm.
+
+    By the scorers and the judge as they are set now. The intervals hold at every look at the same answers and more: as long as the
+    first answer of a version lies within the days. Raises: ValueError for days out of range.
+    """
+    if not 0 < days <= _MOST_DAYS:
+        raise ValueError(f"days={days} must lie between 0 and {_MOST_DAYS}")
+    monitors = language_monitors(model)
+    if monitors is None:
+        return []
+    rules = [rule_of(each) for each in (*monitors.scorers, *([monitors.judge] if monitors.judge else []))]
+    used = context()
+    since = used.clock() - timedelta(days=days)
+    return list(means(ScoreTable(used.store, model).read(since), rules))
+
+
+_MOST_DAYS = 366
+
+
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=3600, max_concurrency=1)
+def watch_language_model(model: str) -> LanguageWatch:
+    """Score the sampled live answers of a language model that have no score yet; nothing where nothing is set.
+
+    Safe to kill, to repeat, and to run twice at once: each answer gets each score once.
+    Raises: EvaluationError if the judge no longer agrees with people as it must; EngineDown if its engine does not start.
+    """
+    used, monitors = context(), language_monitors(model)
+    if monitors is None:
+        return LanguageWatch(model=model)
+    policy = used.registry().get_model(model).policy
+    sample = Sample(used.store, model, monitors, used.clock(), policy.declining)
+    scores = score_sample(sample)
+    judged = 0 if monitors.judge is None else judge_sample(sample, monitors.judge, _ask)
+    return LanguageWatch(model=model, scores=scores, judged=judged)
+
+
+@function(
+    http=True,
+    resources=Resources(num_cpus=1),
+    timeout_s=3600,
+    retries=Retries(max_attempts=3),
+    max_concurrency=1,
+    schedule=Cron("*/10 * * * *", jitter_s=120),
+)
+def watch_language_models() -> list[LanguageWatch]:
+    """Watch the live answers of every language model that has settings for it; one that fails does not stop the others.
+
+    Raises: ExceptionGroup of what failed, at the end.
+    """
+    done, failed = [], []
+    for model in watched_models(context().store):
+        try:
+            done.append(watch_language_model(model))
+        except Exception as error:  # noqa: BLE001 - one model's failure must not stop the others
+            error.add_note(f"while the answers of {model!r} were watched")
+            failed.append(error)
+    if failed:
+        raise ExceptionGroup(f"{len(failed)} language models were not watched", failed)
+    return done
+
+
+def _ask(judge: Judge, pairs: Sequence[Pair]) -> Sequence[tuple[Preference | None, Preference | None]]:
+    """Have a judge that agrees with people choose of each pair, by an engine that ends with it."""
+    registry = context().registry()
+    calibrated(registry, judge)
+    with scratch_folder() as folder:
+        place = folder / "judge"
+        return choices_of(registry, judge, pairs, place, threads=_JUDGE_THREADS, environment=os.environ)
