@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore import FeatureStore
+from functions.generative import is_generative
 from functions.monitoring.alarms import Alarm, Alarms
 from functions.monitoring.diagnosis.slices_and_features import (
     ChangeFindings,
@@ -16,7 +17,7 @@ from functions.monitoring.diagnosis.slices_and_features import (
     find_changes,
     find_slices,
 )
-from functions.monitoring.drift.answers import AnswerMonitor, watch_version
+from functions.monitoring.drift.answers import AnswerMonitor, answer_table, watch_version
 from functions.monitoring.drift.dataset_sketches import DatasetRows
 from functions.monitoring.drift.monitor import DriftMonitor
 from functions.monitoring.drift.watch import watch_features
@@ -24,6 +25,8 @@ from functions.monitoring.estimates.classes import watch_estimates
 from functions.monitoring.estimates.monitor import EstimateMonitor, check_estimable
 from functions.monitoring.estimates.numbers import watch_number_estimates
 from functions.monitoring.labels import UnknownLabels, find_unknown
+from functions.monitoring.language.figures import figure_table
+from functions.monitoring.language.settings import LanguageMonitors, monitors_journal
 from functions.monitoring.operations import OperationsMonitor, watch_service
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality.monitor import QualityMonitor
@@ -31,7 +34,7 @@ from functions.monitoring.quality.watch import Views, spoiled_columns, watch_row
 from functions.monitoring.results import MonitorStatus, RunningFigures, last_judged
 from functions.monitoring.skew import SkewMonitor, watch_skewed
 from functions.monitoring.vectors import VectorMonitor, watch_vectors
-from functions.monitoring.watch import MonitorResult, MonitorRun, watch_loss
+from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows, watch_loss
 from functions.prediction_log import outcomes, predicted_within, predictions, predictions_table
 from functions.runtime.context import context
 from functions.runtime.function import function
@@ -145,17 +148,14 @@ def watch_embeddings(model: str, monitor: VectorMonitor) -> MonitorResult:
 
 @function(http=True, timeout_s=300)
 def watch_answers(model: str, monitor: AnswerMonitor = AnswerMonitor()) -> MonitorResult:  # noqa: B008 — frozen
-    """Compare the champion's answers with those of its own first days, window by window, and raise alarms of drift."""
+    """Compare the champion's answers with those of its own first days, window by window, and raise alarms of drift.
+
+    Of a language model also what is asked, of the share of the answers that `set_language_monitors` has.
+    """
     champion = _champion(model)
     if champion is None:
         return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
-    store = context().store
-    return watch_version(
-        _run(model),
-        champion,
-        monitor,
-        lambda start, end: predictions(store, model, start, end, columns=_ANSWERED),
-    )
+    return watch_version(_run(model), champion, monitor, _answers_of(champion))
 
 
 @function(http=True, timeout_s=300)
@@ -272,6 +272,20 @@ def unknown_labels(hours: float = 24.0, days: int = 30) -> UnknownLabels:
 def standing_alarms(model: str) -> list[Alarm]:
     """List the alarms of a model that were raised and have not recovered, oldest first."""
     return alarms(model).standing()
+
+
+def _answers_of(champion: ModelVersion) -> ReadRows:
+    """Make the reader of what is compared of a version's answers."""
+    used, model = context(), champion.model
+    if not is_generative(champion):
+        return lambda start, end: answer_table(
+            predictions(used.store, model, start, end, columns=_ANSWERED), champion
+        )
+    monitors = monitors_journal(used.store, model, actor=used.actor).refresh().monitors
+    settings, policy = monitors or LanguageMonitors(share=1.0), used.registry().get_model(model).policy
+    return lambda start, end: figure_table(
+        settings.sample(used.store, model, policy, start, end), champion.version
+    )
 
 
 def alarms(model: str) -> Alarms:

@@ -232,7 +232,6 @@ def context_of(environment: Mapping[str, str]) -> Context:
     url = environment.get("TOQUE_STORE") or f"file://{Path(DEFAULT_STORE).resolve()}"
     redis_url = redis_url_of(environment)
     projects = projects_of(environment.get("TOQUE_PROJECT") or "")
-    prices = environment.get("TOQUE_PRICES")  # as in {"currency": "EUR", "cpu_hour": 0.05, "gpu_hour": 3}
     platform = Context(
         store=open_store(url, audit_keys=_audit_keys(environment), announce=announcer_of(redis_url)),
         store_url=url,
@@ -241,7 +240,7 @@ def context_of(environment: Mapping[str, str]) -> Context:
         clock=clock_named(environment.get("TOQUE_CLOCK") or "system", redis_url),
         actor=environment.get("TOQUE_ACTOR") or getpass.getuser(),
         secrets_dir=environment.get("TOQUE_SECRETS") or None,
-        prices=Prices.model_validate_json(prices) if prices else None,
+        prices=Prices.of_environment(environment),
         projects=tuple(projects.items()),
         alert_hosts=_hosts_of(environment.get("TOQUE_ALERT_HOSTS")),
         console_url=_web_address(environment.get("TOQUE_CONSOLE_URL")),

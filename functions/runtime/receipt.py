@@ -7,7 +7,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -63,10 +63,30 @@ class Receipt(BaseModel, frozen=True):
     energy_j: float | None = None
 
 
-class Prices(BaseModel, frozen=True, extra="forbid"):
-    """Prices of an hour of a CPU and of a GPU, of a kilowatt-hour unless the hours include it, and of store requests.
+class TokenPrice(BaseModel, frozen=True, extra="forbid"):
+    """Price of a million tokens of a language model: of prompts, of those of them that were cached, and of answers.
 
-    store_reads_1000, store_writes_1000: of a thousand GET, and of a thousand PUT, POST or LIST; None: not charged.
+    cached_million: None: as other tokens of prompts.
+    """
+
+    prompt_million: float = Field(ge=0)
+    answer_million: float = Field(ge=0)
+    cached_million: float | None = Field(default=None, ge=0)
+
+    def money(self, *, prompt: float, cached: float, answer: float) -> float:
+        """Compute the price of an answer by its tokens. cached: among those of the prompt."""
+        of_cached = self.prompt_million if self.cached_million is None else self.cached_million
+        millionths = (
+            (prompt - cached) * self.prompt_million + cached * of_cached + answer * self.answer_million
+        )
+        return millionths / 1e6
+
+
+class Prices(BaseModel, frozen=True, extra="forbid"):
+    """Prices of an hour of a CPU and of a GPU, of a kilowatt-hour unless the hours include it, of store requests, and of tokens.
+
+    store_reads_1000, store_writes_1000: of a thousand GET, and of a thousand PUT, POST or LIST; None: not charged. tokens: of language
+    models by name, "*" of all others; a model without one has no cost in the prediction log.
     """
 
     currency: str = Field(min_length=1)
@@ -75,6 +95,13 @@ class Prices(BaseModel, frozen=True, extra="forbid"):
     kwh: float = Field(default=0.0, ge=0)
     store_reads_1000: float | None = Field(default=None, ge=0)
     store_writes_1000: float | None = Field(default=None, ge=0)
+    tokens: dict[str, TokenPrice] = {}
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str]) -> Prices | None:
+        """Read the list of `TOQUE_PRICES`; None without one. Raises: pydantic.ValidationError."""
+        text = environment.get("TOQUE_PRICES")  # as in {"currency": "EUR", "cpu_hour": 0.05, "gpu_hour": 3}
+        return cls.model_validate_json(text) if text else None
 
     def money(self, *, cpu_s: float, gpu_s: float, energy_j: float | None = None) -> float:
         """Compute the price of a use. energy_j: None if unknown; it is not charged then."""

@@ -130,6 +130,7 @@ def _generator(
         budgets=budgets,
         live=LiveCounter(tally, series),
         meter=meter,
+        price=options.token_price(model),
         close=series.close if series is not None else lambda: None,
     )
     if series is not None:

@@ -16,6 +16,7 @@ from clusters.telemetry.tracing import current_request, mark
 from functions.generative import GenerativeError
 from functions.generative.engines import EngineDown, EngineProcess
 from functions.prediction_log import PINNED
+from functions.runtime.receipt import TokenPrice
 from ray_apps.admission.request_limits import TooManyRequests
 from ray_apps.admission.token_budget import Reservation, TokenBudgets
 from ray_apps.generative.call import Call
@@ -36,6 +37,7 @@ from ray_apps.generative.openai.response_stream import ResponseStream
 from ray_apps.generative.openai.responses import items_of, response_of
 from ray_apps.generative.recording import (
     IN_VIEW,
+    LoggedRow,
     embedding_tensors,
     live_outputs,
     request_tensors,
@@ -51,7 +53,7 @@ from ray_apps.predictor.inference.recording import Failure, Recorder
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.protocol.errors import NotFound, PredictorError
 from ray_apps.predictor.versions.follower import VersionFollower
-from registry import Limits
+from registry import Limits, ModelPolicy
 from registry.models.traffic import is_shadowed
 
 __all__ = ["Generator"]
@@ -59,6 +61,7 @@ __all__ = ["Generator"]
 _PREFIX: Final = {CHAT: "chatcmpl-", COMPLETION: "cmpl-", EMBEDDING: "embd-", RESPONSE: "resp_"}
 _OK, _CALLER_GONE, _FAULT = 200, 499, 500
 _EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
+_NO_POLICY: Final = ModelPolicy()
 ENGINE_S: Final = 10.0
 """How long a request waits for an engine that is being started anew."""
 
@@ -66,7 +69,8 @@ ENGINE_S: Final = 10.0
 class Generator:
     """Answers requests for one model with the versions that a follower keeps ready.
 
-    budgets: of tokens, and meter, of the replica's load: models share them. live: counts for who judges a rollout. workspace: the model's. statuses: how often each HTTP
+    budgets: of tokens, and meter, of the replica's load: models share them. live: counts for who judges a rollout. price: of the
+    model's tokens, for the log. workspace: the model's. statuses: how often each HTTP
     status was answered; a stream that breaks off counts as what broke it.
     """
 
@@ -79,13 +83,15 @@ class Generator:
         budgets: TokenBudgets,
         live: LiveCounter,
         meter: LoadMeter | None = None,
+        price: TokenPrice | None = None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self.follower, self.recorder = follower, recorder
         self._workspace, self._budgets, self._live, self._close = workspace, budgets, live, close
         self._meter = meter if meter is not None else LoadMeter()
+        self._price = price
         self._series: dict[tuple[int, str], TokenSeries] = {}
-        self.shadows = GenerativeShadows(recorder, live)
+        self.shadows = GenerativeShadows(recorder, live, price=price)
         self.statuses: Counter[int] = Counter()
 
     async def answer(self, ask: Ask, request: Request, limits: Sequence[tuple[str, Limits]]) -> Answer:
@@ -269,11 +275,14 @@ class Generator:
     async def _record(self, call: Call, answer: AnswerRecord, outputs: dict[str, Array]) -> None:
         """Log an answer and count it, before the caller has all of it. Raises: NotLogged."""
         call.used_tokens = answer.prompt_tokens + answer.completion_tokens
+        row = LoggedRow.of(
+            call.id, request_tensors(call.ask), outputs | finding_tensors(call.findings), answer, price=self._price,
+            keep_texts=self._policy.keep_texts,
+        )  # fmt: skip
         logged = self.recorder.record(
             id=call.id, version=call.number, arm=call.arm, shadow=False, unit=call.unit,
-            at_us=time.time_ns() // 1_000, latency_ms=call.elapsed_ms(), rows=1, inputs=request_tensors(call.ask),
-            outputs=outputs | finding_tensors(call.findings), trace=call.trace.row() if call.trace is not None else None,
-            propensity=call.routes.chance(call.arm), in_view=IN_VIEW,
+            at_us=time.time_ns() // 1_000, latency_ms=call.elapsed_ms(), rows=1, inputs=row.inputs, outputs=row.outputs,
+            trace=call.trace.row() if call.trace is not None else None, propensity=call.routes.chance(call.arm), in_view=IN_VIEW,
         )  # fmt: skip
         if logged is not None:
             await self.recorder.confirmed(logged)
@@ -283,7 +292,7 @@ class Generator:
         if series is None:
             series = TokenSeries(self._workspace, call.ask.model, call.number, call.arm)
             self._series[call.number, call.arm] = series
-        declined = answer.declines(self._declining())
+        declined = answer.declines(self._policy.declining)
         series.count(answer, declined=declined)
         series.found(call.findings)
         call.heard(answer)
@@ -306,15 +315,16 @@ class Generator:
             except (ApiRefusal, EngineDown):  # it refuses the request or its variables, or goes just now
                 self.shadows.failed += 1
                 continue
-            at_us, declining = time.time_ns() // 1_000, self._declining()
+            at_us = time.time_ns() // 1_000
             self.shadows.offer(
-                ShadowAsk(shadow, lease, ask, body, call.id, call.unit, at_us, call.traffic, declining)
+                ShadowAsk(shadow, lease, ask, body, call.id, call.unit, at_us, call.traffic, self._policy)
             )
 
-    def _declining(self) -> tuple[str, ...]:
-        """Patterns of the model's policy as it is now, by which an answer of any version declines."""
+    @property
+    def _policy(self) -> ModelPolicy:
+        """The model's policy as it is now, which says for all versions what declines and which texts are kept."""
         view = self.follower.view
-        return () if view is None else view.policy.declining
+        return _NO_POLICY if view is None else view.policy
 
     def _failed(self, call: Call, error: BaseException) -> None:
         """Log and count a request that was not answered, once."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Self
+from collections.abc import Mapping
+from typing import Any, Final, Self
 
 from pydantic import Field, model_validator
 
+from functions.runtime.receipt import Prices, TokenPrice
 from ray_apps.predictor.deploy.options import PredictorOptions
 
 __all__ = ["APP", "ROUTE_PREFIX", "GenerativeOptions"]
@@ -23,6 +25,8 @@ class GenerativeOptions(PredictorOptions):
 
     target_latency_ms: of the first token. target_tokens: scale the replicas so that the requests in flight in each may come to so
     many tokens, prompts and answers together, whatever their number is; None: by their number.
+
+    token_prices: by which each answer's cost is logged, as of `Prices.tokens`; by default those of the environment.
     """
 
     max_body_bytes: int = Field(default=16 << 20, ge=1 << 10)
@@ -31,6 +35,7 @@ class GenerativeOptions(PredictorOptions):
     engine_threads: int | None = Field(default=None, ge=1)
     start_s: float = Field(default=300.0, gt=0)
     target_tokens: float | None = Field(default=None, gt=0)
+    token_prices: dict[str, TokenPrice] = Field(default_factory=dict)
 
     @property
     def targets(self) -> dict[str, float | None]:
@@ -44,3 +49,14 @@ class GenerativeOptions(PredictorOptions):
                 f"target_tokens={self.target_tokens:g} without max_replicas: nothing is scaled; say max_replicas"
             )
         return self
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], **changes: Any) -> Self:
+        """Options as of a predictor, and the prices of tokens. Raises: ValueError if the environment contradicts itself."""
+        prices = Prices.of_environment(environment)
+        tokens = {"token_prices": prices.tokens} if prices is not None else {}
+        return super().from_environment(environment, **(tokens | changes))
+
+    def token_price(self, model: str) -> TokenPrice | None:
+        """Find the price of a model's tokens; None if they have none."""
+        return self.token_prices.get(model) or self.token_prices.get("*")

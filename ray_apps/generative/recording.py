@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 
 from functions.generative import CHAT
+from functions.prediction_log.sampling import is_sampled
+from functions.runtime.receipt import TokenPrice
 from ray_apps.generative.openai.answers import AnswerRecord
 from ray_apps.generative.openai.requests import Ask
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.versions.in_view import InView
 
-__all__ = ["IN_VIEW", "embedding_tensors", "live_outputs", "request_tensors", "response_tensors"]
+__all__ = ["IN_VIEW", "LoggedRow", "embedding_tensors", "live_outputs", "request_tensors", "response_tensors"]
 
 IN_VIEW = InView.of(CHAT)
 _ASKED = ("messages", "prompt", "input")
@@ -47,6 +50,35 @@ def embedding_tensors(data: Sequence[dict[str, Any]], prompt_tokens: int) -> dic
         "embedding": np.concatenate(vectors)[None, :] if vectors else np.zeros((1, 0), np.float32),
         "tokens": np.array([[prompt_tokens, 0, 0]], np.int64),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRow:
+    """What a row of the log has of a request and its answer; without texts where they are not kept."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+    @classmethod
+    def of(
+        cls,
+        call_id: str,
+        inputs: dict[str, Array],
+        outputs: dict[str, Array],
+        answer: AnswerRecord,
+        *,
+        price: TokenPrice | None,
+        keep_texts: float,
+    ) -> LoggedRow:
+        """Make the row of an answer. price: of its tokens; None: it has no cost. keep_texts: share of the answers that keep theirs."""
+        if price is not None:
+            cost = price.money(
+                prompt=answer.prompt_tokens, cached=answer.cached_tokens, answer=answer.completion_tokens
+            )
+            outputs = {**outputs, "cost": np.array([[cost]], np.float64)}
+        if keep_texts < 1 and not is_sampled(call_id, keep_texts):
+            return cls({}, {name: value for name, value in outputs.items() if name != "message"})
+        return cls(inputs, outputs)
 
 
 def live_outputs(answer: AnswerRecord, *, embeds: bool, declined: bool) -> dict[str, Array]:

@@ -14,14 +14,16 @@ import aiohttp
 import orjson
 
 from functions.generative.engines import EngineDown, Lease
+from functions.runtime.receipt import TokenPrice
 from ray_apps.generative.guarding import finding_tensors, guard_answer
 from ray_apps.generative.openai.answers import record_of
 from ray_apps.generative.openai.requests import EMBEDDING, Ask
-from ray_apps.generative.recording import IN_VIEW, live_outputs, request_tensors, response_tensors
+from ray_apps.generative.recording import IN_VIEW, LoggedRow, live_outputs, request_tensors, response_tensors
 from ray_apps.generative.versions import GenerativeVersion
 from ray_apps.predictor.inference.live import LiveCounter
 from ray_apps.predictor.inference.recording import Failure, Recorder
 from ray_apps.predictor.protocol.errors import PredictorError
+from registry import ModelPolicy
 from registry.models.traffic import Traffic
 
 __all__ = ["GenerativeShadows", "ShadowAsk"]
@@ -35,7 +37,7 @@ _log = logging.getLogger("ray.serve")
 class ShadowAsk:
     """A request that was answered, to be answered by a shadow too.
 
-    body: as the shadow's prompt makes it. declining: patterns of the model's policy.
+    body: as the shadow's prompt makes it. policy: of the model.
     """
 
     version: GenerativeVersion
@@ -46,17 +48,19 @@ class ShadowAsk:
     unit: str | None
     at_us: int
     traffic: Traffic | None
-    declining: tuple[str, ...] = ()
+    policy: ModelPolicy
 
 
 class GenerativeShadows:
     """A bounded queue of requests for shadows, and the task that has them answered.
 
-    answered, failed, dropped: counts; those beyond `limit` are dropped.
+    price: of tokens, for the log. answered, failed, dropped: counts; those beyond `limit` are dropped.
     """
 
-    def __init__(self, recorder: Recorder, live: LiveCounter, *, limit: int = 64) -> None:
-        self._recorder, self._live = recorder, live
+    def __init__(
+        self, recorder: Recorder, live: LiveCounter, *, limit: int = 64, price: TokenPrice | None = None
+    ) -> None:
+        self._recorder, self._live, self._price = recorder, live, price
         self._queue: asyncio.Queue[ShadowAsk] = asyncio.Queue(limit)
         self._task: asyncio.Task[None] | None = None
         self.answered, self.failed, self.dropped = 0, 0, 0
@@ -109,12 +113,15 @@ class GenerativeShadows:
         elapsed_s = time.perf_counter() - begin
         answer = record_of(orjson.loads(content), elapsed_s)
         found = guard_answer(answer, job.version.prompt)
-        outputs = response_tensors(answer)
+        row = LoggedRow.of(
+            job.id, request_tensors(job.ask), response_tensors(answer) | finding_tensors(found), answer, price=self._price,
+            keep_texts=job.policy.keep_texts,
+        )  # fmt: skip
         self._recorder.record(
             id=job.id, version=job.version.version, arm=SHADOW, shadow=True, unit=job.unit, at_us=job.at_us,
-            latency_ms=elapsed_s * 1e3, rows=1, inputs=request_tensors(job.ask), outputs=outputs | finding_tensors(found), in_view=IN_VIEW,
+            latency_ms=elapsed_s * 1e3, rows=1, inputs=row.inputs, outputs=row.outputs, in_view=IN_VIEW,
         )  # fmt: skip
-        judged = live_outputs(answer, embeds=False, declined=answer.declines(job.declining))
+        judged = live_outputs(answer, embeds=False, declined=answer.declines(job.policy.declining))
         self._live.scored(job, SHADOW, judged)
 
     def _fail(self, job: ShadowAsk, error: Exception, latency_ms: float) -> None:

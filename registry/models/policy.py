@@ -82,7 +82,8 @@ class ModelPolicy(BaseModel):
     automatic_approval: whether retraining may approve its own challengers; None: people do. trusted_types: classes that a model
     saved by skops may name beside those that skops knows to be safe, such as "sklearn.tree._tree.Tree". declining: regular
     expressions of RE2 by which an answer of a language model declines to answer, beside the English ones that the door knows;
-    those of the policy, as they count for all versions alike.
+    those of the policy, as they count for all versions alike. keep_texts: share of a language model's answers of which the prediction
+    log keeps what was asked and said; rows with counts and times are kept of all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,6 +99,7 @@ class ModelPolicy(BaseModel):
     automatic_approval: AutomaticApproval | None = None
     trusted_types: frozenset[str] = frozenset()
     declining: tuple[str, ...] = Field(default=(), max_length=100)
+    keep_texts: float = Field(default=1.0, ge=0.0, le=1.0)
 
     @field_validator("signers")
     @classmethod

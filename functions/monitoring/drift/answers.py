@@ -67,14 +67,15 @@ def watch_version(
 ) -> MonitorResult:
     """Judge the window that ends with each cohort of answers that is due.
 
-    read: logged predictions in [start, end), with `outputs`.
+    read: columns to compare of the champion's answers in [start, end), with `predicted_at`, in order of time, as `answer_table`
+    makes them.
     """
     grid, windows = Cohorts(monitor.cohort), monitor.windows
     due = grid.index(run.now - monitor.delay)
     state = _state(run, champion, monitor, due)
     if state.next_cohort >= due:
         return run.nothing_due(monitor, champion, state.next_cohort, monitor.delay)
-    rows = answer_table(read(grid.start(state.next_cohort), grid.start(due)), champion)
+    rows = read(grid.start(state.next_cohort), grid.start(due))
     cohorts = _by_cohort(rows, grid, state.next_cohort, due)
     reference = _find_reference(run, champion, monitor)
     if reference is None:

@@ -13,10 +13,11 @@ from functions.evaluation.language.judge import Preference
 from functions.evaluation.language.judging import Pair, calibrated, choices_of
 from functions.generative import GenerativeError, is_generative
 from functions.generative.engines import scratch_folder
-from functions.monitoring.language.sample import Sample
+from functions.monitoring.jobs import watch_answers
 from functions.monitoring.language.scores import LiveScore, ScoreTable, means, rule_of
 from functions.monitoring.language.scoring import judge_sample, score_sample
 from functions.monitoring.language.settings import LanguageMonitors, monitors_journal, watched_models
+from functions.monitoring.watch import MonitorResult
 from functions.runtime.context import context
 from functions.runtime.declaration import Cron, Resources, Retries
 from functions.runtime.function import function
@@ -34,13 +35,14 @@ _JUDGE_THREADS = 1
 
 
 class LanguageWatch(BaseModel):
-    """Result of one run over a language model's live answers. scores, judged: that were added."""
+    """Result of one run over a language model's live answers. scores, judged: that were added; drift: None if it is not watched."""
 
     model_config = ConfigDict(frozen=True)
 
     model: str
     scores: int = 0
     judged: int = 0
+    drift: MonitorResult | None = None
 
 
 @function(http=True, timeout_s=60)
@@ -92,7 +94,7 @@ _MOST_DAYS = 366
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=3600, max_concurrency=1)
 def watch_language_model(model: str) -> LanguageWatch:
-    """Score the sampled live answers of a language model that have no score yet; nothing where nothing is set.
+    """Score the sampled live answers of a language model that have no score yet, and judge their drift; nothing where nothing is set.
 
     Safe to kill, to repeat, and to run twice at once: each answer gets each score once.
     Raises: EvaluationError if the judge no longer agrees with people as it must; EngineDown if its engine does not start.
@@ -100,11 +102,12 @@ def watch_language_model(model: str) -> LanguageWatch:
     used, monitors = context(), language_monitors(model)
     if monitors is None:
         return LanguageWatch(model=model)
-    policy = used.registry().get_model(model).policy
-    sample = Sample(used.store, model, monitors, used.clock(), policy.declining)
-    scores = score_sample(sample)
+    policy, now = used.registry().get_model(model).policy, used.clock()
+    sample = monitors.sample(used.store, model, policy, now - monitors.lookback, now)
+    scores = score_sample(sample, monitors.scorers)
+    drift = None if monitors.drift is None else watch_answers(model, monitors.drift)
     judged = 0 if monitors.judge is None else judge_sample(sample, monitors.judge, _ask)
-    return LanguageWatch(model=model, scores=scores, judged=judged)
+    return LanguageWatch(model=model, scores=scores, judged=judged, drift=drift)
 
 
 @function(

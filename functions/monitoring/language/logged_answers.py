@@ -28,7 +28,7 @@ class LoggedAnswer:
 
     asked: messages, or a text, as they were sent; None if they were not kept. message: of the assistant, as of OpenAI's API; None
     if it was not kept, and of embeddings. tokens: of the prompt, of those that were cached, and of the answer; timings_ms: until
-    the first token, and between two; NaN where they are not in the log.
+    the first token, and between two; cost: by the price of its tokens. NaN where one is not in the log.
     """
 
     prediction_id: str
@@ -41,6 +41,7 @@ class LoggedAnswer:
     finish_reason: str
     tokens: tuple[float, float, float]
     timings_ms: tuple[float, float]
+    cost: float
 
     @property
     def text(self) -> str | None:
@@ -87,6 +88,7 @@ def _answer(row: Mapping[str, Any], large: Mapping[tuple[str, str], bytes]) -> L
         finish_reason=_text(found, "finish_reason") or "",
         tokens=_numbers(tokens, 3),
         timings_ms=_numbers(timings, 2),
+        cost=_numbers(found.get("cost"), 1)[0],
     )
 
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from functions.monitoring.language.logged_answers import ANSWER_COLUMNS, LoggedAnswer, logged_answers
-from functions.monitoring.language.settings import LanguageMonitors
 from functions.prediction_log import predictions
 from functions.prediction_log.reading.outcomes import read_columns
 from functions.prediction_log.sampling import is_sampled
@@ -26,24 +25,20 @@ _MOMENT: Final = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Sampled answers of a model within the time that is looked back to. declining: patterns of the model's policy."""
+    """Sampled answers of a model from `start` to before `end`. declining: patterns of the model's policy."""
 
     store: ObjectStore
     model: str
-    monitors: LanguageMonitors
-    now: datetime
+    share: float
+    start: datetime
+    end: datetime
     declining: Sequence[str] = ()
-
-    @property
-    def start(self) -> datetime:
-        """Time from which on answers are scored."""
-        return self.now - self.monitors.lookback
 
     def answered(self) -> pl.DataFrame:
         """Ids, versions, arms and times of the sampled answers, shadows' included, oldest first."""
-        rows = predictions(self.store, self.model, self.start, self.now, columns=(*_IDS, "outputs"))
+        rows = predictions(self.store, self.model, self.start, self.end, columns=(*_IDS, "outputs"))
         rows = rows.filter(pc.is_valid(rows["outputs"])).select(list(_IDS))
-        chosen = [is_sampled(each, self.monitors.share) for each in rows["prediction_id"].to_pylist()]
+        chosen = [is_sampled(each, self.share) for each in rows["prediction_id"].to_pylist()]
         return as_frame(rows.filter(pa.array(chosen, pa.bool_())))
 
     def read(self, keys: pl.DataFrame) -> dict[tuple[str, int, bool], LoggedAnswer]:

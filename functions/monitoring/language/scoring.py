@@ -34,12 +34,12 @@ _JUDGED: Final = 200
 """Pairs of one run, as a judge takes seconds for each."""
 
 
-def score_sample(sample: Sample) -> int:
-    """Score the sampled answers that have no score yet by a rule; returns the number of scores that were added.
+def score_sample(sample: Sample, scorers: Sequence[Scorer]) -> int:
+    """Score the sampled answers that have no score yet by a scorer; returns the number of scores that were added.
 
     Raises: PredictionLogError if a large value of the log is gone.
     """
-    rules = {rule_of(each): each for each in sample.monitors.scorers}
+    rules = {rule_of(each): each for each in scorers}
     table, added = ScoreTable(sample.store, sample.model), 0
     while rules:
         place = (
@@ -98,7 +98,7 @@ def _judged(
     if pairs:
         choices = ask(list(pairs.values()))
         scores |= {at: _WORTH[verdict(*both)] for at, both in zip(pairs, choices, strict=True)}
-    return [score_row(each, JUDGE, scores.get(at), sample.now) for at, each in enumerate(keys)]
+    return [score_row(each, JUDGE, scores.get(at), sample.end) for at, each in enumerate(keys)]
 
 
 _TIE: Final = 0.5
@@ -143,7 +143,7 @@ def _scored(
         score = None
         if text is not None:
             score = scorer.score(text, expected.get(each["prediction_id"], ""), declining=sample.declining)
-        rows.append(score_row(each, scorer.label, score, sample.now))
+        rows.append(score_row(each, scorer.label, score, sample.end))
     return rows
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.evaluation.language import Judge, Scorer
 from functions.monitoring.drift.answers import AnswerMonitor
-from registry import Entry, Fold, Journal, ObjectStore
+from functions.monitoring.language.sample import Sample
+from registry import Entry, Fold, Journal, ModelPolicy, ObjectStore
 
 __all__ = ["LanguageMonitors", "monitors_journal", "watched_models"]
 
@@ -44,6 +45,13 @@ class LanguageMonitors(BaseModel):
                 "scorers: kind='likelihood' is not a score of answers that were given; leave it out"
             )
         return self
+
+    def sample(
+        self, store: ObjectStore, model: str, policy: ModelPolicy, start: datetime, end: datetime
+    ) -> Sample:
+        """Sample the model's answers in [start, end): where the policy has the log keep fewer texts, of those that have theirs."""
+        share = min(self.share, policy.keep_texts) or self.share
+        return Sample(store, model, share, start, end, policy.declining)
 
 
 class _Setting(BaseModel):

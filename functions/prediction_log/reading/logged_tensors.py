@@ -22,6 +22,8 @@ __all__ = ["TEXT_COLUMNS", "answered_texts", "large_values", "tensor_values"]
 Array = npt.NDArray[Any]
 _MESSAGE = "message"
 """Output of a language model that has the whole message, as the API gives it."""
+_TIMINGS = "timings_ms"
+"""Output that every answer of a language model has but embeddings."""
 TEXT_COLUMNS = ("prediction_id", "tensors", "day")
 """Columns of the log that `answered_texts` needs."""
 
@@ -40,12 +42,20 @@ def answered_texts(
     large = large_values(store, model, chosen)
     found: list[str | None] = [None] * rows.num_rows
     for place, row in zip(places, chosen.to_pylist(), strict=True):
+        if _is_without_its_message(row["tensors"] or ()):
+            continue
         texts = [each for each in row["tensors"] or () if each["output"] and each["datatype"] == "BYTES"]
         for name, values in tensor_values(texts[:1], row["prediction_id"], large, output=True).items():
             item = values.ravel()[0] if values.size else None
             text = None if item is None else item.decode("utf-8", "replace")
             found[place] = _content(text) if name == _MESSAGE and text is not None else text
     return found
+
+
+def _is_without_its_message(tensors: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a row is a language model's whose texts the log did not keep: then why it ended is no answer."""
+    names = {each["name"] for each in tensors if each["output"]}
+    return _TIMINGS in names and _MESSAGE not in names
 
 
 def _content(text: str) -> str | None:

@@ -35,7 +35,9 @@ from tests.redis_server import RedisServer, running_redis
 
 ORIGIN = "http://gateway"
 PROJECT = "tests.ray_apps.console.sample_project"
-DISCOVERED = ("functions.reporting", "functions.alerting.jobs", "functions.features.jobs", "functions.quotas")
+DISCOVERED = (
+    "functions.reporting", "functions.alerting.jobs", "functions.features.jobs", "functions.monitoring.language.jobs", "functions.quotas",
+)  # fmt: skip
 
 
 @dataclass

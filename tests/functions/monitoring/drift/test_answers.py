@@ -80,7 +80,8 @@ def watched(store: ObjectStore, version: ModelVersion, days: list[pa.Table]) -> 
 
     def read(start: datetime, end: datetime) -> pa.Table:
         first, last = ((moment - START) // DAY for moment in (start, end))
-        return pa.concat_tables(days[max(first, 0) : last] or [days[0].slice(0, 0)])
+        rows = pa.concat_tables(days[max(first, 0) : last] or [days[0].slice(0, 0)])
+        return answer_table(rows, version)
 
     return [
         watch_version(

@@ -14,9 +14,10 @@ from functions.generative import Prompt, register_generative
 from functions.prediction_log import LABELS_TABLE, Label, encode_labels, epoch_us, predictions_table
 from functions.prediction_log.writing.columns import label_columns, large_columns, prediction_columns
 from functions.runtime import Context
+from functions.runtime.receipt import TokenPrice
 from ray_apps.generative.openai.answers import AnswerRecord
 from ray_apps.generative.openai.requests import CHAT, Ask
-from ray_apps.generative.recording import IN_VIEW, request_tensors, response_tensors
+from ray_apps.generative.recording import IN_VIEW, LoggedRow, request_tensors, response_tensors
 from ray_apps.predictor.inference.recording import Recorder
 from registry import ObjectStore, Registry, Table, open_store
 
@@ -66,7 +67,8 @@ class Talk:
         at: datetime | None = None,
         tokens: tuple[int, int] = (20, 5),
         first_token_s: float = 0.05,
-        **options: Any,
+        price: TokenPrice | None = None,
+        keep_texts: float = 1.0,
     ) -> None:
         """Log an answer; text: None for a call of a tool."""
         message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -78,9 +80,12 @@ class Talk:
         )  # fmt: skip
         body = {"model": MODEL, "messages": [{"role": "user", "content": asked}]}
         ask = Ask(CHAT, MODEL, None, body, None, None)
-        Recorder(MODEL, self.records, **options).record(
+        row = LoggedRow.of(
+            name, request_tensors(ask), response_tensors(answer), answer, price=price, keep_texts=keep_texts
+        )
+        Recorder(MODEL, self.records).record(
             id=name, version=version, arm=arm, shadow=arm == "shadow", unit=None, at_us=epoch_us(at or self.now),
-            latency_ms=80.0, rows=1, inputs=request_tensors(ask), outputs=response_tensors(answer), in_view=IN_VIEW,
+            latency_ms=80.0, rows=1, inputs=row.inputs, outputs=row.outputs, in_view=IN_VIEW,
         )  # fmt: skip
 
     def drain(self) -> None:

@@ -223,8 +223,7 @@ def test_a_judge_compares_shadows_with_what_callers_got(talk: Talk) -> None:
     talk.drain()
     talk.later(1)
     judge = Judge(model="judge", version=1)
-    monitors = LanguageMonitors(share=1.0, judge=judge)
-    sample = Sample(talk.store, MODEL, monitors, talk.now)
+    sample = Sample(talk.store, MODEL, 1.0, talk.now - timedelta(days=1), talk.now)
     asked = []
 
     def ask(_: Judge, pairs: Any) -> Any:
