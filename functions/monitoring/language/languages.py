@@ -70,7 +70,7 @@ _OWN_LETTERS: Final[Mapping[str, str]] = {
 def language_of(text: str) -> str:
     """Find the language of a text as its two-letter code, or `UNKNOWN`.
 
-    Of the Latin script 17 languages are told by their commonest words and own letters, Russian and Bulgarian of the Cyrillic, and 12 by their script.
+    Of the Latin script 17 languages are told by their commonest words and own letters, Russian and Bulgarian of the Cyrillic, and 13 by their script and its letters.
     """
     letters = _LETTERS.findall(text[:_READ].casefold())
     count = sum(map(len, letters))
