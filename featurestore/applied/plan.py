@@ -156,12 +156,27 @@ def _change(catalog: Catalog, key: str, definition: Definition) -> Change:
         elif kind in SOURCES:
             _refuse_other_types(record, definition.describe())
     now = catalog.find(kind, name)
+    differences = () if now is None else _differences(now.definition, definition.describe())
+    if now is not None and not differences:
+        return Change("unchanged", kind, name, now.version)
+    if isinstance(definition, StreamSource):
+        _refuse_unknown_partition(definition)
     if now is None:
         return Change("added", kind, name, len(versions) + 1)
-    differences = _differences(now.definition, definition.describe())
-    if not differences:
-        return Change("unchanged", kind, name, now.version)
     return Change("changed", kind, name, now.version + 1, differences)
+
+
+def _refuse_unknown_partition(source: StreamSource) -> None:
+    """Refuse a source that no consumer can begin. Where the reader does not say how many partitions there are, the consumer does.
+
+    It is refused here and not where it is declared, so that one which an earlier release took can still be read.
+    """
+    partitions = source.reads.describe().get("partitions", 1)
+    if partitions > 1 and not source.partitioned_by:
+        raise InvalidDefinition(
+            f"stream source {source.name!r} has {partitions} partitions; say by which fields the producers choose one: "
+            "partitioned_by=[…]"
+        )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ _logger = logging.getLogger(__name__)
 class ConsumerCounts:
     """What a consumer has done, and how far behind it is.
 
-    lag: messages by partition; watermark_delay_s: from the greatest event time to now, by partition.
+    failures: steps that the log or the store failed; lag: messages by partition; watermark_delay_s: from the greatest event time to now, by partition.
     """
 
     rows: int = 0
@@ -62,6 +62,7 @@ class ConsumerCounts:
     commits: int = 0
     commit_s: float = 0.0
     fenced: int = 0
+    failures: int = 0
     held: int = 0
     lag: dict[int, int] = field(default_factory=dict)
     watermark_delay_s: dict[int, float] = field(default_factory=dict)
@@ -112,6 +113,7 @@ class StreamConsumer:
             try:
                 self.step()
             except (UnreadableSource, Unavailable, OSError) as error:
+                self.counts.failures += 1
                 _logger.warning(
                     "stream source %r: %s; it is tried again in %.1f s",
                     self._table.source.name,

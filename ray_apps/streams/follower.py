@@ -16,7 +16,7 @@ from featurestore.streams.consumer import StreamConsumer
 from featurestore.streams.opening import open_stream
 from ray_apps.leader_lease import REDIS_BEAT_S, STORE_BEAT_S, Leadership, Lease, RedisLease, StoreLease
 from ray_apps.streams.ownership import PartitionLeases, RedisMembers
-from ray_apps.streams.series import ConsumerSeries
+from ray_apps.streams.series import FAILURES, ConsumerSeries
 
 if TYPE_CHECKING:
     from featurestore import FeatureStore
@@ -53,6 +53,7 @@ class Follower:
         except StreamRewritten as error:
             _logger.info("%s", error)
         except Exception:  # the thread ends, `alive` says so, and `look` begins another
+            FAILURES.labels(self._used.workspace, self._source).inc()
             _logger.exception("stream source %r is not followed; it is tried again", self._source)
 
     def _consume(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prometheus_client import Counter, Gauge
 
 from featurestore.streams.consumer import ConsumerCounts
@@ -28,6 +30,9 @@ HELD = Gauge(
 ROWS = Counter("toque_stream_rows", "Events that came in and fit.", _LABELS)
 REJECTED = Counter("toque_stream_rejected", "Messages that were kept aside, late ones among them.", _LABELS)
 LATE = Counter("toque_stream_late", "Events that were kept aside because they came too late.", _LABELS)
+FAILURES = Counter(
+    "toque_stream_failures", "Times that a consumer could not begin or go on, and tried again.", _LABELS
+)
 COMMITS = Counter("toque_stream_commits", "Commits of events to the offline store.", _LABELS)
 COMMIT_SECONDS = Counter("toque_stream_commit_seconds", "Seconds that commits took in all.", _LABELS)
 FENCED = Counter(
@@ -59,9 +64,10 @@ class ConsumerSeries:
             (COMMITS, counts.commits, before.commits),
             (COMMIT_SECONDS, counts.commit_s, before.commit_s),
             (FENCED, counts.fenced, before.fenced),
+            (FAILURES, counts.failures, before.failures),
         ):
             series.labels(*labels).inc(max(0, now - then))
-        self._shown = counts
+        self._shown = replace(counts)  # the consumer goes on counting in the same object
 
     def withdraw(self) -> None:
         """Take back what is measured now, when the consumer ends."""

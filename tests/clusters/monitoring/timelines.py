@@ -69,6 +69,7 @@ HEALTHY: Mapping[str, Series] = {
     'toque_stream_lag{workspace="default",source="clicks",partition="0"}': gauge(20),
     'toque_stream_rows_total{workspace="default",source="clicks"}': counter(12_000),
     'toque_stream_rejected_total{workspace="default",source="clicks"}': counter(12),
+    'toque_stream_failures_total{workspace="default",source="clicks"}': counter(0),
     'toque_labels_received_total{workspace="default"}': counter(20),
     'toque_gateway_requests_total{route="/feedback",status="200"}': counter(20),
     'toque_gateway_requests_total{route="/feedback",status="500"}': counter(0),
@@ -168,6 +169,17 @@ FAULTS = (
         severities=_PAGE,
     ),
     _fault("StreamStands", {"toque_stream_lag": gone()}, within_s=480, severities=_PAGE),
+    _fault(
+        "StreamStands",
+        {
+            "toque_stream_failures": counter(0, 24),
+            "toque_stream_rows": counter(12_000, 0),
+            "toque_stream_rejected": counter(12, 0),
+            "toque_stream_lag": gauge(0),
+        },
+        within_s=900,
+        severities=_PAGE,
+    ),
     _fault("LabelsStopped", {"toque_labels": counter(20, 0)}, within_s=300, phases=(GOOD, 20, AFTER)),
     _fault("LabelsStopped", {"toque_labels": counter(6, 0)}, within_s=2_040, phases=(GOOD, 20, AFTER)),
     _fault(
