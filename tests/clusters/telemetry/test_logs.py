@@ -144,10 +144,10 @@ def test_the_level_is_a_setting_and_the_access_log_is_written_at_any(stream: io.
 
 
 @bare_root()
-def test_handlers_that_serve_made_write_the_same_lines(stream: io.StringIO) -> None:
+def test_handlers_that_serve_made_write_the_same_lines_and_keep_no_warning_back(stream: io.StringIO) -> None:
     logger = logging.getLogger("ray.serve")
     before, propagate = logger.handlers[:], logger.propagate
-    buffered = MemoryHandler(10, target=logging.StreamHandler(stream), flushLevel=logging.WARNING)
+    buffered = MemoryHandler(10, target=logging.StreamHandler(stream), flushLevel=logging.ERROR)
     logger.handlers[:], logger.propagate = [logging.StreamHandler(stream), buffered], False
     try:
         set_up_logs("predictor/late", settings(TOQUE_LOG_FORMAT="json"), stream=io.StringIO())
