@@ -99,7 +99,7 @@ def set_up_logs(
     if settings.level < root.level:
         root.setLevel(settings.level)
     for handler in logging.getLogger(SERVE_LOGGER).handlers:
-        target = handler
+        target: logging.Handler | None = handler
         if isinstance(handler, MemoryHandler):
             # Serve keeps a thousand lines below an error in memory: warnings were read days later, or died with the replica.
             handler.flushLevel = logging.WARNING
