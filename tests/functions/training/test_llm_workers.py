@@ -57,8 +57,7 @@ def test_two_workers_learn_what_one_does_though_one_has_no_row_to_validate(base,
                 assert got == pytest.approx(epoch, abs=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.proof  # minutes; `loop/test_first_weights.py` has four workers that train what none of them could hold
 @pytest.mark.timeout(900)
 def test_two_workers_tune_weights_that_neither_could_hold(base, tmp_path):
     torch.manual_seed(0)
