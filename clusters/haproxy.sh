@@ -40,7 +40,7 @@ flock "$config.lock" sed -i -E \
   -e '/^defaults$/a\    timeout check 30s\n    option srvtcpka\n    srvtcpka-idle 1s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 2' \
   "$config"
 flock "$config.lock" python -I -S "$here/kept_servers.py" "$config"
-flock "$config.lock" python -I -S "$here/conversations.py" "$config"
+flock "$config.lock" python -I -S "$here/conversations.py" "$config" || echo "conversations are not kept on their replicas" >&2
 if ! grep -q '^    use_backend ' "$config"; then
   flock "$config.lock" sed -i \
     -e 's|^    http-request return status 404 .*|    http-request return status 503 default-errorfiles|' "$config"
