@@ -14,6 +14,7 @@ import pytest
 import functions.alerting.jobs
 import functions.features.jobs
 import functions.monitoring
+import functions.monitoring.language.jobs
 import functions.reporting
 import functions.rollout  # noqa: F401  # these declare what the commands call
 from ray_apps.cli import main
