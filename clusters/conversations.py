@@ -40,6 +40,9 @@ _CHOICE: Final = "\n".join(
         "balance hash var(txn.conversation)",
         "hash-type consistent sdbm avalanche",
         f"hash-balance-factor {MOST_OF_SHARE}",
+        # A request whose replica dies is answered 503 then: where it came by a connection that another had used, HAProxy would
+        # close that of the caller without an answer.
+        "option http-server-close",
         "http-request wait-for-body time 60s if METH_POST",
         "acl begins_with_user req.body,json_query('$.messages[0].role') -m str user",
         "acl begins_with_user req.body,json_query('$.input[0].role') -m str user",
