@@ -70,8 +70,8 @@ class Generator:
     """Answers requests for one model with the versions that a follower keeps ready.
 
     budgets: of tokens, and meter, of the replica's load: models share them. live: counts for who judges a rollout. price: of the
-    model's tokens, for the log. workspace: the model's. statuses: how often each HTTP
-    status was answered; a stream that breaks off counts as what broke it.
+    model's tokens, for the log. workspace: the model's. statuses: how often each HTTP status was answered; a stream that breaks off
+    counts as what broke it.
     """
 
     def __init__(

@@ -22,10 +22,8 @@ class GenerativeOptions(PredictorOptions):
 
     engine: `llama.cpp` or `vllm`; engine_program: Python of llama.cpp's environment, or the command `vllm`; None: this
     process's, or that on the path. engine_threads: of each engine, None: all cores. start_s: for a version to be ready.
-
     target_latency_ms: of the first token. target_tokens: scale the replicas so that the requests in flight in each may come to so
     many tokens, prompts and answers together, whatever their number is; None: by their number.
-
     token_prices: by which each answer's cost is logged, as of `Prices.tokens`; by default those of the environment.
     """
 

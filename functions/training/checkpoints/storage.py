@@ -68,10 +68,10 @@ class StoreWriter(StorageWriter):
         key = f"{self._folder}{uuid.uuid4().hex}.bin"
         pieces = [_bytes_of(planner, item) for item in plan.items]
         digests = upload(self._store, key, pieces, self._pace) if pieces else []
-        starts = accumulate(map(len, pieces), initial=0)
+        starts = list(accumulate(map(len, pieces), initial=0))[:-1]
         results = [
             WriteResult(item.index, len(data), Piece(key, start, len(data), found))
-            for item, data, start, found in zip(plan.items, pieces, starts, digests, strict=False)
+            for item, data, start, found in zip(plan.items, pieces, starts, digests, strict=True)
         ]
         done.set_result(results)
         return done

@@ -26,12 +26,11 @@ from statistics import median
 from typing import Any
 
 import aiohttp
-import orjson
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions, gRPCOptions
 
 from functions.generative import EngineSettings, register_generative
-from load.benchmarks.generative.door import MODEL, Side, start, wait_ready
+from load.benchmarks.generative.door import MODEL, Side, events, start, wait_ready
 from load.benchmarks.serving.throughput import free_port
 from load.benchmarks.timing import print_machine
 from registry import Access, Registry, open_store
@@ -93,10 +92,7 @@ async def _ask(
     begin, first, said, usage = time.perf_counter(), 0.0, list[str](), dict[str, Any]()
     async with session.post(f"{side.url}/chat/completions", json=body, headers=side.headers) as answer:
         answer.raise_for_status()
-        async for line in answer.content:
-            if not line.startswith(b"data: {"):
-                continue
-            event = orjson.loads(line[6:])
+        async for event in events(answer):
             usage = event.get("usage") or usage
             if event["choices"] and event["choices"][0]["delta"].get("content"):
                 first = first or time.perf_counter() - begin

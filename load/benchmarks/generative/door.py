@@ -20,9 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import aiohttp
 import orjson
@@ -59,6 +61,13 @@ class Measured:
     first_ms: float
 
 
+async def events(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """Iterate over the events of a streamed answer."""
+    async for line in answer.content:
+        if line.startswith(b"data: {"):
+            yield orjson.loads(line[6:])
+
+
 async def stream(session: aiohttp.ClientSession, side: Side, number: int, tokens: int) -> tuple[int, float]:
     """Ask for one answer; returns its tokens and the seconds until the first. Raises: aiohttp.ClientError."""
     body = {
@@ -73,10 +82,7 @@ async def stream(session: aiohttp.ClientSession, side: Side, number: int, tokens
     begin, first, count = time.perf_counter(), 0.0, 0
     async with session.post(f"{side.url}/chat/completions", json=body, headers=side.headers) as answer:
         answer.raise_for_status()
-        async for line in answer.content:
-            if not line.startswith(b"data: {"):
-                continue
-            event = orjson.loads(line[6:])
+        async for event in events(answer):
             if not first and event["choices"] and event["choices"][0]["delta"].get("content"):
                 first = time.perf_counter() - begin
             if event.get("usage"):
