@@ -67,11 +67,11 @@ class BatchPredictions(BaseModel):
     where: Literal["ray", "here"]
 
 
-def _demand(max_actors: int, threads: int, priority: int, **_: Any) -> Demand:
-    return Demand(cpus=max(1.0, float(max_actors * threads)), priority=priority)
+def _demand(max_actors: int, threads: int, priority: int, limit_s: float | None, **_: Any) -> Demand:
+    return Demand(cpus=max(1.0, float(max_actors * threads)), priority=priority, limit_s=limit_s)
 
 
-@function(http=True, resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def predict_batch(
     model: str,
     dataset: TableSnapshot,
@@ -82,13 +82,15 @@ def predict_batch(
     max_actors: int = 2,
     threads: int = 1,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
+    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
 ) -> BatchPredictions:
     """Score every row of `dataset` with a version and append the predictions to a table, each row exactly once.
 
     version: a number or an alias; output: the table's name (default: "batch/{model}"); keep: input columns to carry
     over (default: none); shard_rows: rows written by one commit (default: 50,000, of a language model 64); max_actors: the
     pool grows up to it; threads: of the engine of a language model;
-    priority: of a submitted call in the queue of experiments, the higher first.
+    priority: of a submitted call in the queue of experiments, the higher first; limit_s: its longest run time, None for as
+    long as it takes.
     The output has `row` (the row's number in the snapshot), the kept columns, the model's outputs, `source` (the
     snapshot) and `model_version`.
     Raises: NotFound; TrainingDataError if the dataset does not fit the version's signature; InvalidInput for the name of a

@@ -32,6 +32,7 @@ from functions.monitoring import (
 from functions.prediction_log import drain_predictions, shared_scans
 from functions.retraining.challengers import Challenger, best_of, train_challengers
 from functions.retraining.definition import InspectedModel, InspectedProject
+from functions.retraining.heartbeat import heartbeats, last_seen
 from functions.retraining.policy import (
     Finished,
     RetrainDecision,
@@ -48,6 +49,7 @@ from functions.runtime.context import context
 from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
 from functions.runtime.definitions import declarations, model_definition, pick
 from functions.runtime.function import function
+from functions.runtime.run.deadline import paused
 from functions.runtime.triggers.schedule import Schedule
 from registry import Fold, Refused
 
@@ -132,7 +134,7 @@ def inspect_models(models: list[str]) -> list[InspectionResult]:
     return found
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=3600, on=OnEvent(TOPIC, payload_as="alarm"))
+@function(resources=Resources(num_cpus=1), timeout_s=None, on=OnEvent(TOPIC, payload_as="alarm"))
 def retrain(alarm: Alarm) -> RetrainResult:
     """Decide whether `alarm` leads to a retrain, and if so train challengers, judge them, and roll the best one out.
 
@@ -147,7 +149,8 @@ def retrain(alarm: Alarm) -> RetrainResult:
     if running is None:
         return _result(alarm, decision.action, decision.rule, decision.text)
     try:
-        finished, challengers = _carry_out(definition, policy, running)
+        with heartbeats(alarm.model, running, policy, system_clock):
+            finished, challengers = _carry_out(definition, policy, running)
     except Exception as error:
         _end(fold, running, _finished(running, "failed", None, f"{type(error).__name__}: {error}"), ())
         raise
@@ -220,7 +223,8 @@ def _offer_alarms(definition: InspectedModel, seen: InspectionResult) -> Inspect
     if definition.alerts is not None:
         for alarm in alarms(definition.name).standing():
             tell_people(alarm)
-    offered = [retrain(alarm) for alarm in due_alarms(definition)] if definition.retraining else []
+    with paused():  # a training takes as long as it takes
+        offered = [retrain(alarm) for alarm in due_alarms(definition)] if definition.retraining else []
     return seen.model_copy(update={"retraining": tuple(offered)})
 
 
@@ -255,7 +259,7 @@ def _begin(
     fold: Fold[RetrainState], alarm: Alarm, policy: RetrainingPolicy
 ) -> tuple[RetrainDecision, Running | None]:
     """Decide and append the decision to the journal; of concurrent callers one starts."""
-    now, situation = context().clock(), _situation(alarm.model)
+    now, situation = context().clock(), _situation(alarm.model, fold.refresh().running)
     decided: list[RetrainDecision] = []
 
     def choose(state: RetrainState) -> dict[str, Any] | None:
@@ -281,7 +285,7 @@ def _begin(
     return decision, fold.state.running if decision.action in ("retrain", "resume") else None
 
 
-def _situation(model: str) -> Situation:
+def _situation(model: str, running: Running | None) -> Situation:
     champion, history = champion_of(model), rollout_status(model)
     return Situation(
         champion=None if champion is None else champion.version,
@@ -289,6 +293,7 @@ def _situation(model: str) -> Situation:
         rollout_open=history.open is not None,
         ends={outcome.challenger: outcome.stage for outcome in history.outcomes},
         wall=system_clock(),
+        seen=last_seen(model, running),
         incidents={
             name: one.text
             for one in alarms(model).standing()

@@ -70,7 +70,7 @@ class RetrainingPolicy(BaseModel):
     max_champion_ratio: log loss of a challenger over the champion's on the held-out rows, at most; None: not compared.
     approver: in whose name a challenger that passed its gate is approved, if the model's registry policy has
         `automatic_approval`, which is off by default; None: never automatically.
-    lost_after: wall-clock time after which a retrain that has not ended counts as dead and is taken up again.
+    lost_after: wall-clock time without a heartbeat after which a retrain counts as dead and is taken up again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -156,7 +156,7 @@ class Situation(BaseModel):
     """Situation of the model beside the alarm, as an input of the decision.
 
     champion_since: when it took over. rollout_open: whether a rollout is under way. ends: how rollouts ended, by challenger.
-    wall: the wall clock, by which a retrain counts as dead; `now` may be a replayed time.
+    wall: the wall clock, by which a retrain counts as dead; `now` may be a replayed time. seen: last heartbeat of the retrain that runs.
     incidents: for each column that a standing data-quality incident spoils, what it says. standing: what the alarms are about
     that stand against the champion and are not explained, "monitor/subject".
     """
@@ -168,6 +168,7 @@ class Situation(BaseModel):
     rollout_open: bool = False
     ends: dict[int, Stage] = {}
     wall: AwareDatetime
+    seen: AwareDatetime | None = None
     incidents: dict[str, str] = {}
     standing: tuple[str, ...] = ()
 
@@ -236,13 +237,15 @@ def _dead(inputs: _RuleInput) -> Finding:
 
 
 def _age(inputs: _RuleInput, rule: Literal["running", "dead"]) -> Finding:
-    """Tell a running retrain from one that counts as dead, since it took too long."""
+    """Tell a running retrain from one that counts as dead, since it has been silent for too long."""
     running = inputs.state.running
     if running is None:
         return Finding(rule=rule, fired=False, text="no retrain has begun and not ended")
-    age, limit = inputs.world.wall - running.wall, inputs.policy.lost_after
-    text = f"retrain {running.number} began {age} ago and has not ended; dead after {limit}"
-    return Finding(rule=rule, fired=(age < limit) == (rule == "running"), text=text)
+    wall, limit = inputs.world.wall, inputs.policy.lost_after
+    silence = wall - max(running.wall, inputs.world.seen or running.wall)
+    silent = "" if inputs.world.seen is None else f", silent for {silence}"
+    text = f"retrain {running.number} began {wall - running.wall} ago and has not ended{silent}; dead after {limit}"
+    return Finding(rule=rule, fired=(silence < limit) == (rule == "running"), text=text)
 
 
 def _no_trigger(inputs: _RuleInput) -> Finding:

@@ -44,7 +44,8 @@ class Receipt(BaseModel, frozen=True):
 
     queue_s: from acceptance to the first start; gpu_s: GPUs held x time, those of all its workers; energy_j: joules of its GPUs
     where the driver tells; store_reads, store_writes: requests to the store, 0 in receipts of older releases. Of a killed worker
-    it has what the last heartbeat said, which is a third of a lease old at most.
+    it has what the last heartbeat said, which is a third of a lease old at most. limit_s: declared longest run time of an attempt, None
+    for as long as it takes; timed_out: whether that ended it.
     """
 
     invocation: str
@@ -61,6 +62,8 @@ class Receipt(BaseModel, frozen=True):
     store_reads: int = 0
     store_writes: int = 0
     energy_j: float | None = None
+    limit_s: float | None = None
+    timed_out: bool = False
 
 
 class TokenPrice(BaseModel, frozen=True, extra="forbid"):

@@ -48,13 +48,14 @@ class TrainableModel(Protocol):
     def governance(self) -> ModelPolicy: ...
 
 
-def _demand(num_workers: int, worker_cpus: float, worker_gpus: float, priority: int, **_: Any) -> Demand:
-    return Demand(
-        max(1.0, num_workers * worker_cpus), num_workers * worker_gpus, priority, workers=num_workers
-    )
+def _demand(
+    num_workers: int, worker_cpus: float, worker_gpus: float, priority: int, limit_s: float | None, **_: Any
+) -> Demand:
+    cpus, gpus = max(1.0, num_workers * worker_cpus), num_workers * worker_gpus
+    return Demand(cpus, gpus, priority, workers=num_workers, limit_s=limit_s)
 
 
-@function(http=True, resources=Resources(num_cpus=1), timeout_s=86_400, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def train_model(
     model: str,
     training_set: TableSnapshot,
@@ -72,13 +73,15 @@ def train_model(
     tags: dict[str, str] | None = None,
     start_from: int | None = None,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
+    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
 ) -> Trained:
     """Train a model of the project on a training set by its declared trainer, and register it as the next version.
 
     parameters: changes to those of the trainer, kept with the version so that retraining uses them again; num_workers: 1 trains
     here, more (of the tabular network or a recipe) train on the Ray cluster with `worker_cpus` and `worker_gpus` each; experiment:
     where the run is tracked (default: the model's name); features, datasets, parent: lineage beside the training set;
-    start_from: a version that the trainer begins with, if it can. priority: of a submitted call in the queue of experiments.
+    start_from: a version that the trainer begins with, if it can. priority: of a submitted call in the queue of experiments; limit_s: its
+    longest run time, None for as long as it takes.
     Raises: ProjectError if the project does not define the model; TrainingError; the run is then FAILED, nothing is registered.
     """
     definition: TrainableModel = model_definition(context().project, model)
@@ -98,7 +101,7 @@ def train_model(
     return run_training(context().registry(), job, context().prices)
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=86_400)
+@function(resources=Resources(num_cpus=1), timeout_s=None)
 def train_declared(
     definition: Any,
     training_set: TableSnapshot,

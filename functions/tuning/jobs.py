@@ -75,12 +75,13 @@ class Sweep(BaseModel):
 
 
 def _demand(
-    concurrency: int, cpus_per_trial: float, gpus_per_trial: float, priority: int, **_: Any
-) -> Demand:
-    return Demand(max(1.0, concurrency * cpus_per_trial), concurrency * gpus_per_trial, priority)
+    concurrency: int, cpus_per_trial: float, gpus_per_trial: float, priority: int, limit_s: float | None, **_: Any
+) -> Demand:  # fmt: skip
+    cpus, gpus = max(1.0, concurrency * cpus_per_trial), concurrency * gpus_per_trial
+    return Demand(cpus, gpus, priority, limit_s=limit_s)
 
 
-@function(http=True, resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def tune_tabular(
     model: str,
     training_set: TableSnapshot,
@@ -100,6 +101,7 @@ def tune_tabular(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     gpus_per_trial: float = 0.0,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
+    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
     copy_every: int | None = None,
     stack: int = 1,
 ) -> Sweep:
@@ -114,7 +116,8 @@ def tune_tabular(
     the longest trial (default: those of params); concurrency: trials at a time, each with `cpus_per_trial` and
     `gpus_per_trial`; stack: trials that each of these trains together in one process, for networks so small that a step costs
     more than its arithmetic; experiment: where sweep and trials are tracked (default: "{model}-sweep").
-    priority: of a submitted call in the queue of experiments, the higher first.
+    priority: of a submitted call in the queue of experiments, the higher first; limit_s: its longest run time, after which it is
+    killed with its trials, None for as long as it takes (`limits` end it with what it has).
     An interrupted sweep repeats no epoch when it is called again with the same arguments.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
     """

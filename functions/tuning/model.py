@@ -74,11 +74,14 @@ class ModelSweep(BaseModel):
     stopped: str | None = None
 
 
-def _demand(concurrency: int, workers_per_trial: int, priority: int, **_: Any) -> Demand:
-    return Demand(cpus=max(1.0, float(concurrency * workers_per_trial)), priority=priority)
+def _demand(
+    concurrency: int, workers_per_trial: int, priority: int, limit_s: float | None, **_: Any
+) -> Demand:
+    cpus = max(1.0, float(concurrency * workers_per_trial))
+    return Demand(cpus=cpus, priority=priority, limit_s=limit_s)
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=None)  # the sweep has one, which ends its trials too
+@function(resources=Resources(num_cpus=1), timeout_s=None)  # the sweep's limits end its trials too
 def train_trial(
     model: str, training_set: TableSnapshot, parameters: dict[str, Any], sweep_key: str, number: int, sweep: str,
     experiment: str, workers: int,
@@ -102,7 +105,7 @@ def train_trial(
     return _trial_of(registry.get_run(trained.run_id).record())
 
 
-@function(http=True, resources=Resources(num_cpus=1), timeout_s=86_400, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def tune_model(
     model: str,
     training_set: TableSnapshot,
@@ -117,13 +120,15 @@ def tune_model(
     experiment: str | None = None,
     seed: int = 0,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
+    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
 ) -> ModelSweep:
     """Try parameters of a model's declared trainer and return the best; nothing is registered.
 
     space: parameter -> what to draw from; num_samples: trials; search: "random" draws them, "optuna" proposes them by the losses
     before, "grid" tries every combination instead; concurrency: trials at a time, each with `workers_per_trial`; objectives:
     metrics that are compared, the first decides (default: the lowest "valid_loss"); limits: at the first of which no further trial
-    begins; experiment: where sweep and trials are tracked (default: "{model}-sweep").
+    begins; experiment: where sweep and trials are tracked (default: "{model}-sweep"); limit_s: longest run time of a submitted
+    call, after which it is killed with its trials, None for as long as it takes.
     A sweep called again with the same arguments repeats no trial that has ended.
     Raises: ProjectError if the project does not define the model; TrainingDataError for a space that cannot be used; TrainingError if
     every trial fails.

@@ -19,8 +19,8 @@ from typing import Any
 from clusters.telemetry.tracing import flush_spans
 from functions.runtime.cards.slices import share_of
 from functions.runtime.context import Context, use_context
-from functions.runtime.declaration import Demand
 from functions.runtime.durable.admission.slots import QuotaSlots, demand_of
+from functions.runtime.durable.admission.time_limit import TimeLimit, asked_to_save
 from functions.runtime.durable.code_versions import bound_to_other_code, code_changed_entry, earliest_start
 from functions.runtime.durable.concurrency import ConcurrencySlots
 from functions.runtime.durable.heartbeat import repeated, write_heartbeat
@@ -28,7 +28,7 @@ from functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
 from functions.runtime.durable.record import Record
 from functions.runtime.durable.values import put_value
 from functions.runtime.durable.workflow import Preempted, Run, Suspended, use_run
-from functions.runtime.errors import Cancelled, FunctionError
+from functions.runtime.errors import Cancelled, FunctionError, TimedOut
 from functions.runtime.receipt import Usage, meter
 from functions.runtime.run import cluster
 from functions.runtime.run.deadline import waited_s, with_deadline
@@ -99,6 +99,8 @@ def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str, found: list[Us
     function, used, known = attempt.function, attempt.context, attempt.record
     followed = FollowedRecord(ledger.journal(known.id), known, attempt.head)
     body = {"kind": "started", "worker": worker, "lease_s": ledger.lease_s, "digest": function.digest}
+    limit = TimeLimit.of(function, demand_of(known, ledger))
+    body |= {"limit_s": limit and limit.seconds}
     sent_at = getattr(attempt, "sent_at", None)  # a ticker of the release before sends none
     body |= {"node": cluster.own_node(), "sent": sent_at and sent_at.isoformat()}
     # The code on disk may differ from the executor's.
@@ -145,11 +147,15 @@ def _run_claimed(function: DeclaredFunction, run: Run, used: Context, found: lis
     """Run a claimed attempt and record how it ended; returns the type of the error, if there was one."""
     demand = demand_of(run.followed.record, run.ledger)
     read = run.used = meter(num_gpus=cluster.own_gpus(function, demand), card_share=share_of(demand.card))
+    limit = TimeLimit.of(function, demand)
     try:
-        with use_run(run), use_context(used):
-            body = _final_entry(function, run, _run_body(function, run, demand))
+        with use_run(run), use_context(used), asked_to_save(run, limit, demand) as asked:
+            body = _final_entry(function, run, _run_body(function, run, limit))
     except Preempted:
         body = {"kind": "preempted"}
+        if limit is not None and asked.is_set():
+            reached = TimedOut(limit.reached(function.name))
+            body = _failed_entry(function, run, ErrorRecord.of(reached, retries=function.retries))
     except Suspended as wait:
         due = {"due": wait.due.isoformat()} if wait.due else {}
         body = {"kind": "waiting", "signal": wait.signal} | due
@@ -164,15 +170,15 @@ def _run_claimed(function: DeclaredFunction, run: Run, used: Context, found: lis
     return failure.get("type")
 
 
-def _run_body(function: DeclaredFunction, run: Run, demand: Demand) -> Outcome:
+def _run_body(function: DeclaredFunction, run: Run, limit: TimeLimit | None) -> Outcome:
     try:
         arguments = function.signature.load(run.ledger.arguments(run.followed.record))
     except FunctionError as error:
         return Outcome.failed(error, retries=function.retries)
-    limits = [each for each in (function.timeout_s, demand.limit_s) if each is not None]
-    return function.attempt(
-        arguments, None, body=with_deadline(function.name, function.body, min(limits, default=None))
-    )
+    body = function.body
+    if limit is not None:
+        body = with_deadline(function.name, body, limit.seconds, limit=limit.name)
+    return function.attempt(arguments, None, body=body)
 
 
 def _final_entry(function: DeclaredFunction, run: Run, outcome: Outcome) -> dict[str, Any]:
@@ -183,6 +189,10 @@ def _final_entry(function: DeclaredFunction, run: Run, outcome: Outcome) -> dict
             return {"kind": "succeeded", "result": put_value(run.ledger.store, result)}
         except FunctionError as refused:
             error = ErrorRecord.of(refused, retries=function.retries)
+    return _failed_entry(function, run, error)
+
+
+def _failed_entry(function: DeclaredFunction, run: Run, error: ErrorRecord) -> dict[str, Any]:
     failure = {"type": error.type, "message": error.message, "traceback": error.traceback}
     attempt = run.followed.record.attempts + 1
     if not error.retryable or attempt >= function.retries.max_attempts:
@@ -212,12 +222,10 @@ def loss_entry(
     if function is None:
         raise FunctionError(f"{record.reference} is not declared here; its retries are unknown")
     retries = function.retries
-    if (
-        function.timeout_s
-        and record.started_at
-        and now - record.started_at >= timedelta(seconds=function.timeout_s + waited_s)
-    ):
-        reason = f"ran past timeout_s={function.timeout_s} and its worker was killed"
+    limit_s = function.timeout_s if record.limit_s is None else record.limit_s
+    if limit_s and record.started_at and now - record.started_at >= timedelta(seconds=limit_s + waited_s):
+        name = "timeout_s" if limit_s == function.timeout_s else "limit_s"
+        reason = f"ran past {name}={limit_s} and its worker was killed"
         failure = {"type": "TimedOut", "message": reason}
         if record.attempts + 1 >= retries.max_attempts:
             return {"kind": "dead", "failure": failure} | used

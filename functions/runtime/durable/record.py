@@ -48,7 +48,7 @@ class Record(BaseModel, frozen=True):
     due: when it may run (again); attempts, lost: runs that ended by themselves, and with their worker;
     preempting: since when its run is asked to yield; preemptions: runs that have yielded;
     started_digest: the code that started it, since the last redrive; claim: number of its worker's first entry; node: address
-    of the worker's Ray node, for executors alone.
+    of the worker's Ray node, for executors alone; limit_s: longest run time of its attempt, None for as long as it takes.
     """
 
     id: str
@@ -72,6 +72,7 @@ class Record(BaseModel, frozen=True):
     claim: int = 0
     node: str | None = Field(default=None, exclude=True)
     lease_s: float = 0.0
+    limit_s: float | None = None
     started_at: datetime | None = None
     first_started_at: datetime | None = None
     started_digest: str | None = None
@@ -128,6 +129,7 @@ def _started(record: Record, entry: Entry) -> dict[str, Any]:
         "claim": entry.number,
         "node": entry.body.get("node"),  # older releases wrote none
         "lease_s": entry.body["lease_s"],
+        "limit_s": entry.body.get("limit_s"),
         "started_at": entry.at,
         "first_started_at": record.first_started_at or entry.at,
         "started_digest": entry.body["digest"],
@@ -198,6 +200,8 @@ def _ended(record: Record, entry: Entry, *, attempts: int) -> dict[str, Any]:
         finished_at=entry.at,
         attempts=attempts,
         queue_s=max(0.0, waited / timedelta(seconds=1)),
+        limit_s=record.limit_s,
+        timed_out=entry.body.get("failure", {}).get("type") == "TimedOut",
         **usage.model_dump(),
     )
     ended = {"finished_at": entry.at, "attempts": attempts, "waits_for": None, "waits_until": None}

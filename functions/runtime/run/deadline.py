@@ -26,6 +26,11 @@ class _Alarm:
         self._stopped_at: float | None = None
 
     @property
+    def stopped(self) -> bool:
+        """Whether the alarm is stopped."""
+        return self._stopped_at is not None
+
+    @property
     def waited_s(self) -> float:
         """Seconds for which the alarm has been stopped so far."""
         return self._waited_s + (time.monotonic() - self._stopped_at if self._stopped_at else 0.0)
@@ -47,21 +52,25 @@ class _Alarm:
 _alarm: _Alarm | None = None  # of the run in this process, if it has a time limit
 
 
-def with_deadline(name: str, body: Callable[..., Any], timeout_s: float | None) -> Callable[..., Any]:
-    """Wrap `body` so that it runs to its end within the deadline."""
+def with_deadline(
+    name: str, body: Callable[..., Any], timeout_s: float | None, *, limit: str = "timeout_s"
+) -> Callable[..., Any]:
+    """Wrap `body` so that it runs to its end within the deadline. limit: see `deadline`."""
     if timeout_s is None:
         return body
 
     def run(**arguments: Any) -> Any:
-        with deadline(name, timeout_s):
+        with deadline(name, timeout_s, limit=limit):
             return run_to_end(body, arguments)
 
     return run
 
 
 @contextmanager
-def deadline(name: str, timeout_s: float | None) -> Iterator[None]:
+def deadline(name: str, timeout_s: float | None, *, limit: str = "timeout_s") -> Iterator[None]:
     """Raise TimedOut in the block after `timeout_s`; code that ignores the signal is killed `GRACE_S` later.
+
+    limit: name by which the time was declared, for the error.
 
     The alarm interrupts Python code and system calls. A loop in C does not see it: faulthandler's watchdog,
     which needs no interpreter lock, then ends the process.
@@ -72,7 +81,7 @@ def deadline(name: str, timeout_s: float | None) -> Iterator[None]:
         return
 
     def raise_timed_out(*_: object) -> None:
-        raise TimedOut(f"{name} ran past timeout_s={timeout_s} and was killed")
+        raise TimedOut(f"{name} ran past {limit}={timeout_s} and was killed")
 
     previous = signal.signal(signal.SIGALRM, raise_timed_out)
     with open(os.devnull, "w") as devnull:  # noqa: PTH123  # the watchdog wants a descriptor
@@ -88,9 +97,9 @@ def deadline(name: str, timeout_s: float | None) -> Iterator[None]:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Stop the clock of this process's deadline within the block: waiting for room on the cluster is no run time."""
+    """Stop the clock of this process's deadline within the block, as waiting for room on the cluster is no run time."""
     alarm = _alarm
-    if alarm is None or threading.current_thread() is not threading.main_thread():
+    if alarm is None or alarm.stopped or threading.current_thread() is not threading.main_thread():
         yield
         return
     left_s = alarm.stop()

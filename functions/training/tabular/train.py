@@ -18,11 +18,12 @@ from functions.training.workers import Workers
 from registry import TableSnapshot
 
 
-def _demand(num_workers: int, worker_cpus: float, priority: int, **_: Any) -> Demand:
-    return Demand(cpus=max(1.0, num_workers * worker_cpus), priority=priority)
+def _demand(num_workers: int, worker_cpus: float, priority: int, limit_s: float | None, **_: Any) -> Demand:
+    cpus = max(1.0, num_workers * worker_cpus)
+    return Demand(cpus=cpus, priority=priority, limit_s=limit_s, preemptible=True)
 
 
-@function(http=True, resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def train_tabular(
     model: str,
     training_set: TableSnapshot,
@@ -42,6 +43,7 @@ def train_tabular(
     tags: dict[str, str] | None = None,
     start_from: int | None = None,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
+    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
 ) -> Trained:
     """Train the tabular network on a training set and register it as the next version of `model`.
 
@@ -51,7 +53,8 @@ def train_tabular(
     other tables, and the version this one challenges; feature_service: what serves its features by key, kept as a tag.
     start_from: a version of `model` whose weights, preprocessing and target training begins with (a warm start; a lower
     params.lr suits it); the new version names it as its parent.
-    priority: of a submitted call in the queue of experiments, the higher first.
+    priority: of a submitted call in the queue of experiments, the higher first; limit_s: its longest run time, None for as
+    long as it takes.
     An interrupted training resumes at its last checkpoint when it is called again with the same arguments.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """

@@ -22,6 +22,7 @@ from functions.monitoring import Alarm, alarms
 from functions.project import ModelDefinition, Project, load_project
 from functions.retraining import challengers
 from functions.retraining import jobs as module
+from functions.retraining.heartbeat import last_seen
 from functions.retraining.jobs import (
     RetrainResult,
     inspect_model,
@@ -43,6 +44,7 @@ from functions.retraining.windows import TrainingWindow
 from functions.rollout import rollout_status
 from functions.training import TabularParams, train_tabular
 from registry import AutomaticApproval, ModelPolicy, Table, TableSnapshot, open_store
+from tests.waiting import until
 
 MODEL, DAY = "late", timedelta(days=1)
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -278,6 +280,28 @@ def test_a_retrain_that_was_killed_is_taken_up_again_by_the_next_inspection(
     assert stub.calls == 2
     assert events(ctx) == ["started", "skipped", "resumed", "finished"]
     assert retrains(MODEL).refresh().running is None
+
+
+def test_a_retrain_that_takes_long_is_running_as_long_as_its_heart_beats(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = POLICY.model_copy(update={"lost_after": timedelta(seconds=1)})
+    changed = DEFINITION.model_copy(update={"retraining": impatient})
+    monkeypatch.setattr(sys.modules["turned_project"], "MODELS", [changed])
+    rules: list[str] = []
+
+    def trains_for_days(*_: Any) -> tuple[()]:
+        clock.wall += 3 * DAY
+        until(lambda: last_seen(MODEL, retrains(MODEL).refresh().running) == clock.wall)
+        rules.extend(one.rule for one in inspect_model(MODEL).retraining)
+        clock.wall += timedelta(seconds=0.9)
+        rules.append(retrain(alarm(clock, 1)).rule)
+        return ()
+
+    monkeypatch.setattr(module, "train_challengers", trains_for_days)
+    assert retrain(alarm(clock)).rule == "no_challenger"
+    assert rules == ["running", "running"]
+    assert events(ctx) == ["started", "skipped", "finished"]
 
 
 @pytest.mark.slow

@@ -19,11 +19,13 @@ class FakeCards(Workers):
 
 @function(
     timeout_s=None,
-    demand=lambda gang, priority, **_: Demand(
-        cpus=gang, gpus=gang, workers=gang, card="H100", priority=priority, preemptible=True
+    demand=lambda gang, priority, limit_s, **_: Demand(
+        gang, gang, priority, workers=gang, card="H100", limit_s=limit_s, preemptible=True
     ),
 )
-def train_gang(model: str, *, step_s: float, epochs: int, gang: int = 2, priority: int = 0) -> Trained:
+def train_gang(
+    model: str, *, step_s: float, epochs: int, gang: int = 2, priority: int = 0, limit_s: float | None = None
+) -> Trained:
     """Train sums on a card for each worker, as `train_recipe` does."""
     params = FAST.model_copy(update={"epochs": epochs})
     trainer = RecipeTrainer(recipe="sums", options={"step_s": step_s}, params=params)
