@@ -5,18 +5,48 @@ What deltalake makes for a table holds the credentials of that moment, so a read
 
 from __future__ import annotations
 
+import re
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow import fs
 
+from registry.errors import Forbidden, Unavailable
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from registry.store.object_store import ObjectStore
+
+# In what deltalake raises, of many classes, for a request that its S3 client gave up, and for one that was refused.
+_REQUEST_FAILED, _REQUEST_REFUSED = "Error performing ", "lacked the necessary privileges"
+_LAYOUT = re.compile(r"\x1b\[\d+m|↳")  # of Delta's kernel, which draws its errors as a tree in colours
+
+
+@contextmanager
+def request_errors(store: ObjectStore, name: str) -> Iterator[None]:
+    """Translate what deltalake raises for a failed request of the table `name`; a commit that met another's stays what it is.
+
+    Raises: Unavailable; Forbidden if the store refused the credentials.
+    """
+    try:
+        yield
+    except CommitFailedError:
+        raise
+    except (DeltaError, OSError) as error:
+        said = " ".join(_LAYOUT.sub("", str(error)).split())
+        if _REQUEST_REFUSED in said:
+            raise Forbidden(
+                f"table {name}: {store.url} refused the credentials; check the bucket's policy: {said}"
+            ) from error
+        if _REQUEST_FAILED in said:
+            raise Unavailable(f"table {name}: {store.url} did not take a request: {said}") from error
+        raise
 
 
 class TableFiles(DeltaStorageHandler):

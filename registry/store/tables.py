@@ -15,7 +15,7 @@ from pyarrow import fs
 from registry.backoff import backoff_s
 from registry.errors import InvalidInput, NotFound, Unavailable
 from registry.names import check_name
-from registry.store.table_files import file_system
+from registry.store.table_files import file_system, request_errors
 from registry.store.table_naming import TableSnapshot, is_log, is_stream
 
 if TYPE_CHECKING:
@@ -226,13 +226,14 @@ class Table:
     def commit(self, write: Callable[[DeltaTable | None], DeltaTable]) -> TableSnapshot:
         """Run `write` on the newest version (None: there is no table), and retry while other writers conflict.
 
-        Raises: Unavailable if they do for a minute; InvalidInput if columns do not fit.
+        Raises: Unavailable if they do for a minute, or the store does not answer; Forbidden; InvalidInput if columns do not fit.
         """
         deadline = time.monotonic() + _PATIENCE_S
         attempt = 0
         while True:
             try:
-                table = write(self._find())
+                with request_errors(self.store, self.name):
+                    table = write(self._find())
             except CommitFailedError as error:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"table {self.name}: no commit in {_PATIENCE_S} s: {error}") from error
@@ -268,16 +269,18 @@ class Table:
         return table
 
     def _find(self, version: int | None = None) -> DeltaTable | None:
+        """Open a version; None if it is not there. Raises: Unavailable, Forbidden."""
         uri, options = self.store.table_location(self.name)
-        try:
-            table = DeltaTable(uri, storage_options=options or None)
-        except TableNotFoundError:
-            return None
-        if version is None or version == table.version():
-            return table
-        if not 0 <= version < table.version():
-            return None
-        return DeltaTable(uri, version=version, storage_options=options or None)
+        with request_errors(self.store, self.name):
+            try:
+                table = DeltaTable(uri, storage_options=options or None)
+            except TableNotFoundError:
+                return None
+            if version is None or version == table.version():
+                return table
+            if not 0 <= version < table.version():
+                return None
+            return DeltaTable(uri, version=version, storage_options=options or None)
 
 
 def table_properties(name: str) -> dict[str, str]:

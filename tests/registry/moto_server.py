@@ -2,6 +2,7 @@
 
 --ignore-conditions: as servers do that do not know If-None-Match. --key-in=FILE: the only access key that is accepted.
 --late-by=FILE, --ahead-by=FILE: seconds by which answers are late, and by which the server's clock is ahead.
+--refuse-writes=FILE: its text is the status with which every write is answered, such as `503 Slow Down`; empty: none is.
 """
 
 import sys
@@ -19,7 +20,9 @@ def _file_of(option: str) -> Path | None:
     return next((Path(each.partition("=")[2]) for each in sys.argv if each.startswith(f"{option}=")), None)
 
 
-KEY_FILE, LATE_FILE, AHEAD_FILE = map(_file_of, ("--key-in", "--late-by", "--ahead-by"))
+KEY_FILE, LATE_FILE, AHEAD_FILE, REFUSAL_FILE = map(
+    _file_of, ("--key-in", "--late-by", "--ahead-by", "--refuse-writes")
+)
 
 
 class Dated(WSGIRequestHandler):
@@ -42,6 +45,10 @@ class Locked:
                 b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
             ]
         if environ["REQUEST_METHOD"] in {"PUT", "POST", "DELETE"}:
+            if refusal := REFUSAL_FILE.read_text() if REFUSAL_FILE else "":
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                start_response(refusal, [("Content-Type", "application/xml")])
+                return [b"<Error><Code>Refused</Code><Message>Writes are refused.</Message></Error>"]
             if "--ignore-conditions" in sys.argv:
                 environ.pop("HTTP_IF_NONE_MATCH", None)
             with self._lock:
