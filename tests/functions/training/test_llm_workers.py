@@ -80,8 +80,7 @@ def test_two_workers_tune_weights_that_neither_could_hold(base, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.proof  # the next-cheapest is above: two processes without Ray
 @pytest.mark.timeout(900)
 def test_two_workers_of_ray_fine_tune_as_one_does(context, base, shared_ray):
     shared_ray(2)
