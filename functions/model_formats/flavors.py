@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from functions.model_formats.categories import CATEGORIES_FILE, Categories
 from functions.model_formats.errors import ArtifactRefused, TrainingDataError
+from functions.model_formats.formats import PYTHON_MODEL
 from functions.model_formats.table_inputs import own_columns
 from functions.model_formats.text_classifier import CLASSIFIER_FILE, read_text_classifier
 from registry.models import Signature, TensorSpec
@@ -58,14 +59,19 @@ def load_answer(folder: Path, name: str, signature: Signature, trusted_types: Co
             return _sklearn(folder / name, signature, trusted_types)
         return FLAVORS[name](folder / name, signature)
     except ImportError as error:
-        extra = "llm" if name == CLASSIFIER_FILE else "flavors"
         raise ArtifactRefused(
-            f"{name} needs {error.name}, which is not installed: pip install toque[{extra}]"
+            f"{name} needs {error.name}, which is not installed: {_remedy(name)}"
         ) from error
     except (ArtifactRefused, TrainingDataError, MemoryError):
         raise
     except Exception as error:  # each library has errors of its own for a file that it cannot read
         raise ArtifactRefused(f"{name} cannot be read: {error}") from error
+
+
+def _remedy(name: str) -> str:
+    if name == PYTHON_MODEL:
+        return "install what the project's class imports where its replicas run"
+    return f"pip install toque[{'llm' if name == CLASSIFIER_FILE else 'flavors'}]"
 
 
 def fitted_output(spec: TensorSpec, value: Any) -> Array:
@@ -189,7 +195,7 @@ FLAVORS: dict[str, Callable[[Path, Signature], Answer]] = {
     SKOPS_FILE: partial(_sklearn, trusted_types=()),
     "model.ubj": _xgboost,
     "model.txt": _lightgbm,
-    "python_model.json": _python,
+    PYTHON_MODEL: _python,
     CLASSIFIER_FILE: read_text_classifier,
 }
 

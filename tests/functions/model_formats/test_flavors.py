@@ -195,6 +195,21 @@ def test_a_class_of_the_project(tmp_path: Path, project: Callable[..., None]) ->
     assert got["named"].tolist() == [b"UA!", b"None!"]
 
 
+def test_a_package_that_the_projects_class_lacks_is_not_looked_for_among_the_platforms(
+    tmp_path: Path, project: Callable[..., None]
+) -> None:
+    class Sorter(Ranker):
+        def load(self, folder: Path) -> None:  # noqa: ARG002 - the protocol's
+            import tomato_sorter  # type: ignore[import-not-found]  # noqa: F401
+
+    project(sorter=Sorter)
+    (tmp_path / "python_model.json").write_text('{"scorer": "sorter"}')
+    with pytest.raises(
+        ArtifactRefused, match=r"tomato_sorter, which is not installed: install what the project's class"
+    ):
+        answer(tmp_path, signed(-1))
+
+
 def test_a_model_that_forgets_an_output_is_refused(tmp_path: Path, project: Callable[..., None]) -> None:
     class Mute:
         def load(self, folder: Path) -> None: ...
