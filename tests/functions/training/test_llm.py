@@ -1,6 +1,7 @@
 """Fine-tunes of a small language model, beside transformers and peft alone."""
 
 import json
+from statistics import fmean
 
 import pyarrow as pa
 import pytest
@@ -15,6 +16,7 @@ from functions.training.llm.texts import IGNORED, Tokens, packed, tokens_of_chat
 from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer
 from registry import Signature, Table, TensorSpec
+from tests.functions.training.peft_alone import learn_alone
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -137,35 +139,8 @@ def test_the_loss_curve_is_that_of_peft_and_transformers_alone(base, rows, lora)
     ours = Trainer(new_network(base, lora), task, PARAMS, SingleProcess(), Pretrained(base, PARAMS.seed))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     theirs = adapted(theirs, lora) if lora else theirs
-    theirs.load_state_dict({name: value.clone() for name, value in ours.learnt().items()}, strict=False)
-    groups = [[p for p in theirs.parameters() if p.requires_grad]]
-    optimizer = torch.optim.AdamW(groups[0], lr=PARAMS.lr, weight_decay=0.0)
-    steps = task.train_rows // 4
-    cycle = torch.optim.lr_scheduler.LambdaLR(optimizer, ours._updates._rate)
-    for _ in range(PARAMS.epochs):
-        order, total = ours._order(ours_seed(ours)), 0.0
-        for step in range(steps):
-            ids, labels, positions = task.train_batch(order[step * 4 : step * 4 + 4])
-            logits = (
-                theirs(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1].transpose(1, 2)
-            )
-            each = torch.nn.functional.cross_entropy(
-                logits, labels[:, 1:], ignore_index=IGNORED, reduction="none"
-            )
-            loss = (each.sum(1) / (labels[:, 1:] != IGNORED).sum(1)).mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(groups[0], 1.0)
-            optimizer.step()
-            cycle.step()
-            optimizer.zero_grad()
-            total += float(loss.detach())
-        assert ours.run_epoch().train_loss == pytest.approx(total / steps, abs=1e-4)
-
-
-def ours_seed(trainer: Trainer) -> int:
-    from functions.training.loop.task import epoch_seed
-
-    return epoch_seed(PARAMS.seed, len(trainer.epochs))
+    alone = learn_alone(theirs, ours.learnt(), task, PARAMS)
+    assert [ours.run_epoch().train_loss for _ in alone] == pytest.approx([*map(fmean, alone)], abs=1e-4)
 
 
 def test_a_fine_tune_ends_as_a_folder_that_transformers_opens(context, base, rows, tmp_path):
