@@ -1,8 +1,7 @@
-"""Fast numeric functions for hashing and histograms.
+"""Fast numeric functions for hashing and histograms; `kernels.encoder` has the first layer of tabular networks.
 
 Pure functions from arrays to arrays. This package knows nothing of models, features, stores or Ray; every
-other package may call it. Importing it imports neither torch nor Triton: functions import them when they get
-a tensor.
+other package may call it. Importing it imports neither torch nor Triton: `kernels.encoder` needs torch, and Triton on a GPU.
 """
 
 from kernels.hashing import hash_strings

@@ -8,44 +8,39 @@ where a search per value mispredicts (1M float32 values, 32 edges, one core: 8 m
 The first and last bin are open: an outlier is counted, and stretches nothing. NaN is counted as null.
 """
 
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from kernels.histogram_checks import check_histogram
-
-if TYPE_CHECKING:
-    import torch
 
 _ROWS = 32_768  # rows compared at a time: a float32 column of them and its mask stay in the L2 cache
 _SORT_ABOVE = 256  # from here on sorting a column once beats comparing it with every edge
 
 
-@overload
-def histogram(values: npt.NDArray[Any], edges: npt.NDArray[Any]) -> npt.NDArray[np.int64]: ...
-@overload
-def histogram(values: "torch.Tensor", edges: "torch.Tensor") -> "torch.Tensor": ...
-def histogram(values: Any, edges: Any) -> Any:
+def histogram(values: npt.NDArray[Any], edges: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Count the values of each column in the bins of that column, and its nulls.
 
-    values: [rows, columns], floats (integers and booleans are read as float64); NaN is null.
+    values: [rows, columns], floats (half precision is read as float32, integers and booleans as float64); NaN is null.
     edges: [columns, bins + 1], each row in ascending order. Bin j holds edges[j] <= x < edges[j + 1];
         values below the first edge fall in the first bin, values from the last edge on in the last. Repeated
-        edges make empty bins. Edges are rounded to the dtype of the values.
-    Returns: int64 counts [columns, bins + 1], the last one the nulls: an array for arrays; for tensors a tensor
-        on their device. Tensors on a CUDA device are counted there by a Triton kernel.
+        edges make empty bins. Edges are rounded to the dtype that the values are read as.
+    Returns: int64 counts [columns, bins + 1], the last one the nulls.
     Raises: ValueError if the shapes disagree or an edge is NaN or out of order.
     """
-    if isinstance(values, np.ndarray):
-        return _histogram_numpy(values, np.asarray(edges))
-    if values.device.type == "cuda":
-        from kernels.histogram_triton import histogram_triton  # late: Triton is needed with a GPU only
-
-        return histogram_triton(values, edges)
-    return values.new_tensor(
-        _histogram_numpy(values.detach().numpy(), edges.detach().numpy()), dtype=None
-    ).long()
+    edges = np.asarray(edges)
+    _check(values, edges)
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
+    floors = edges[:, :-1].astype(values.dtype)
+    floors[:, 0] = -np.inf  # every value that is not NaN reaches the first floor
+    count = _reaching_by_sort if floors.shape[1] > _SORT_ABOVE else _reaching_by_comparison
+    reaching = np.zeros(floors.shape, dtype=np.int64)  # [columns, bins]
+    for start in range(0, len(values), _ROWS):
+        block = np.ascontiguousarray(values[start : start + _ROWS].T)  # [columns, ROWS]
+        for column, row in enumerate(block):
+            reaching[column] += count(row, floors[column])
+    nulls = len(values) - reaching[:, :1]
+    return np.concatenate([reaching[:, :-1] - reaching[:, 1:], reaching[:, -1:], nulls], axis=1)
 
 
 def quantile_edges(values: npt.NDArray[Any], *, bins: int) -> npt.NDArray[np.float32]:
@@ -63,21 +58,22 @@ def quantile_edges(values: npt.NDArray[Any], *, bins: int) -> npt.NDArray[np.flo
     return np.stack([_column_edges(matrix[:, column], bins, column) for column in range(matrix.shape[1])])
 
 
-def _histogram_numpy(values: npt.NDArray[Any], edges: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Count on the CPU, a block of rows at a time."""
-    check_histogram(values, edges)
-    if values.dtype not in (np.float32, np.float64):
-        values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
-    floors = edges[:, :-1].astype(values.dtype)
-    floors[:, 0] = -np.inf  # every value that is not NaN reaches the first floor
-    count = _reaching_by_sort if floors.shape[1] > _SORT_ABOVE else _reaching_by_comparison
-    reaching = np.zeros(floors.shape, dtype=np.int64)  # [columns, bins]
-    for start in range(0, len(values), _ROWS):
-        block = np.ascontiguousarray(values[start : start + _ROWS].T)  # [columns, ROWS]
-        for column, row in enumerate(block):
-            reaching[column] += count(row, floors[column])
-    nulls = len(values) - reaching[:, :1]
-    return np.concatenate([reaching[:, :-1] - reaching[:, 1:], reaching[:, -1:], nulls], axis=1)
+def _check(values: npt.NDArray[Any], edges: npt.NDArray[Any]) -> None:
+    """Raise ValueError unless values [rows, columns] and edges [columns, bins + 1] fit together."""
+    if values.ndim != 2 or edges.ndim != 2:  # noqa: PLR2004 - a matrix has two axes
+        raise ValueError(
+            f"histogram takes values [rows, columns] and edges [columns, bins + 1], got {values.shape} "
+            f"and {edges.shape}; reshape one column to [rows, 1]"
+        )
+    if edges.shape[0] != values.shape[1] or edges.shape[1] < 2:  # noqa: PLR2004 - one bin has two edges
+        raise ValueError(
+            f"values have {values.shape[1]} columns, edges are {edges.shape}; "
+            "give each column its row of at least two edges"
+        )
+    ascending = np.all(edges[:, 1:] >= edges[:, :-1], axis=1)
+    if not ascending.all():
+        column = int(np.argmin(ascending))
+        raise ValueError(f"edges of column {column} are not ascending numbers: {edges[column].tolist()}")
 
 
 def _reaching_by_comparison(row: npt.NDArray[Any], floors: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -59,7 +59,7 @@ CASES = (
     Case(8_000, 1, 300),
     Case(12_289, 2, 33, "outlier", "float64"),
 )
-"""Test cases small enough for Triton's interpreter."""
+"""Test cases that take no time."""
 
 BENCHMARKS = (
     Case(1_000_000, 20, 20),

@@ -4,23 +4,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from kernels.histogram import histogram, quantile_edges
 from kernels.histogram_cases import CASES, Case
-from kernels.histogram_triton import histogram_reference, histogram_triton
-
-INTERPRETED = """
-import torch
-from kernels.histogram_cases import CASES
-from kernels.histogram_triton import histogram_reference, histogram_triton
-
-for case in CASES:
-    values, edges = map(torch.from_numpy, case.arrays())
-    for layout in (values, values.T.contiguous().T):
-        assert torch.equal(histogram_triton(layout, edges), histogram_reference(layout, edges)), case
-print("agree", len(CASES))
-"""
 
 
 def expected(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -42,34 +28,14 @@ def test_counts_are_those_of_a_plain_loop(case: Case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_arrays_and_tensors_agree_with_the_reference(case: Case):
+def test_counts_are_those_of_a_search_for_each_value(case: Case):
     values, edges = case.arrays()
-    reference = histogram_reference(torch.from_numpy(values), torch.from_numpy(edges))
-    assert np.array_equal(histogram(values, edges), reference.numpy())
-    assert torch.equal(histogram(torch.from_numpy(values), torch.from_numpy(edges)), reference)
-    assert reference.sum(1).tolist() == [case.rows] * case.columns
-
-
-def test_the_kernel_agrees_with_the_reference_under_the_interpreter():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == f"agree {len(CASES)}"
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_kernel_agrees_with_the_reference_on_the_gpu(case: Case):
-    values, edges = (torch.from_numpy(a).cuda() for a in case.arrays())
-    assert torch.equal(histogram_triton(values, edges), histogram_reference(values, edges))
+    counts = histogram(values, edges)
+    values = values.astype(np.promote_types(values.dtype, np.float32))
+    for column, row, found in zip(values.T, edges, counts, strict=True):
+        places = np.searchsorted(row[1:-1].astype(values.dtype), column[~np.isnan(column)], side="right")
+        assert found[:-1].tolist() == np.bincount(places, minlength=case.bins).tolist()
+    assert counts.sum(axis=1).tolist() == [case.rows] * case.columns
 
 
 def test_one_outlier_hides_nothing():

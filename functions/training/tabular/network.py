@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import cast
+
 from torch import Tensor, nn
 
 from functions.training.params import TabularParams
 from functions.training.tabular.line import Line
 from functions.training.tabular.preprocessing import Preprocessing
+from kernels.encoder import encode_linear
 
 
 class TabularNet(nn.Module):
@@ -41,8 +43,12 @@ class TabularNet(nn.Module):
 
     def forward(self, numeric: Tensor, missing: Tensor, category: Tensor) -> Tensor:
         """Compute logits of encoded rows (see `EncodedRows` for the shapes)."""
-        embedded = self.embedding(category).flatten(1)
-        logits: Tensor = self.layers(
-            torch.cat([self.preprocessing.bins(numeric), numeric, missing, embedded], dim=1)
-        )
+        first, *others = self.layers
+        first = cast("nn.Linear", first)
+        logits = encode_linear(
+            numeric, missing, category, self.preprocessing.left, self.preprocessing.inverse_width, self.embedding.weight,
+            first.weight, first.bias,
+        )  # fmt: skip
+        for layer in others:
+            logits = layer(logits)
         return logits if self.line is None else logits + self.line(numeric, missing, category)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from functions.training.tabular.dataset import TabularData
+from kernels.encoder import piecewise_linear
 
 _PADDING = np.iinfo(np.int64).max  # behind every real hash, so a padded vocabulary stays sorted
 _NORMAL_IQR = 1.349  # the interquartile range of a standard normal
@@ -92,7 +93,7 @@ class Preprocessing(nn.Module):
 
     def bins(self, scaled: Tensor) -> Tensor:
         """Code scaled numbers piecewise linearly: (rows, features) to (rows, features * bins) in [0, 1]."""
-        return ((scaled.unsqueeze(2) - self.left) * self.inverse_width).clamp(0.0, 1.0).flatten(1)
+        return piecewise_linear(scaled, self.left, self.inverse_width)
 
     def _scale(self, numeric: Tensor) -> tuple[Tensor, Tensor]:
         numeric = at_least_one_column(numeric)

@@ -1,43 +1,67 @@
-"""Benchmark of the Triton kernels: run `python -m load.benchmarks.training.kernels`.
+"""Benchmark of the numeric core: `python -m load.benchmarks.training.kernels [--cases cpu,card]`.
 
-Baselines, in the same process: for the histogram a search and a bincount (NumPy on the CPU, torch on a GPU); for
-the hashes one call of xxhash a string.
+cpu: the histogram beside a binary search for each value in NumPy, the hashes beside one call of xxhash a string.
+card: the encoder's Triton kernels, forward and with gradients, beside torch's operators, eager and through torch.compile, on a CUDA
+device. Shares: of the bandwidth that a copy reaches there, for the bytes that the step cannot do without; and of its bound, the
+longer of that copy's time and of the matrix products alone, on codes that are ready. Without a device `--cases card` is refused.
 """
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 import xxhash
+from torch import Tensor
 
 from kernels import hash_strings, histogram
+from kernels.encoder import encode_linear, encode_linear_reference, piecewise_linear
+from kernels.encoder_cases import BENCHMARKS as ENCODERS
+from kernels.encoder_cases import Case as Encoder
 from kernels.histogram_cases import BENCHMARKS, Case
-from kernels.histogram_triton import histogram_reference, histogram_triton
 from load.benchmarks.timing import Timing, print_machine, timed
+
+_COPIED_BYTES = 1 << 30
+_LEAST_SHARE = 0.70
+_LEARNT = 3  # the last arguments of the encoder: table, weight and bias
 
 
 def main() -> None:
-    """Run every case and print one line for each."""
+    """Run the cases and print one line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", help="cpu, card, or both; left out: cpu, and card where there is one")
+    given = parser.parse_args()
+    cases = set((given.cases or "cpu,card").split(","))
+    if not cases <= {"cpu", "card"}:
+        parser.error(f"--cases {given.cases}: want cpu, card, or both with a comma between")
+    card = torch.cuda.is_available()
+    if given.cases and "card" in cases and not card:
+        parser.error(
+            f"--cases card: torch {torch.__version__} finds no CUDA device here; nothing was measured"
+        )
     print_machine("numpy", "torch", "triton", "pyarrow", "xxhash")
     print(f"{'p20 / p50 / p80':>42}")
-    for case in BENCHMARKS:
-        _bench_histogram(case)
-    for words in (4_000, 300_000):
-        _bench_hashes(rows=300_000, words=words)
+    if "cpu" in cases:
+        for case in BENCHMARKS:
+            _bench_histogram(case)
+        for words in (4_000, 300_000):
+            _bench_hashes(rows=300_000, words=words)
+    if card and "card" in cases:
+        _bench_encoders()
+    elif "card" in cases:
+        print("encoder on a card: not measured, there is no CUDA device here")
 
 
 def _bench_histogram(case: Case) -> None:
-    """Compare one case on the CPU and, where there is one, on the GPU."""
     values, edges = case.arrays()
     baseline = timed(lambda: _searched(values, edges), repeats=5)
     _line(f"search + bincount, NumPy  {case}", baseline, baseline)
-    _line(f"histogram on the CPU      {case}", timed(lambda: histogram(values, edges), repeats=5), baseline)
-    if torch.cuda.is_available():
-        on_gpu = [torch.from_numpy(array).cuda() for array in (values, edges)]
-        wait = torch.cuda.synchronize
-        reference = timed(lambda: histogram_reference(*on_gpu), settle=wait)
-        _line(f"torch on {torch.cuda.get_device_name()}  {case}", reference, reference)
-        _line(f"Triton, same card  {case}", timed(lambda: histogram_triton(*on_gpu), settle=wait), reference)
+    _line(f"histogram                 {case}", timed(lambda: histogram(values, edges), repeats=5), baseline)
 
 
 def _searched(
@@ -57,6 +81,86 @@ def _bench_hashes(*, rows: int, words: int) -> None:
     _line(f"list             {shape}", timed(lambda: hash_strings(values), repeats=5), baseline)
     column = pa.array(values)
     _line(f"Arrow            {shape}", timed(lambda: hash_strings(column), repeats=5), baseline)
+
+
+def _bench_encoders() -> None:
+    copied = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device="cuda")
+    bytes_s = 2 * _COPIED_BYTES / _on_card(copied.clone).p50_s
+    del copied
+    print(f"{torch.cuda.get_device_name()}: a copy reaches {bytes_s / 1e9:,.0f} GB/s")
+    for case in ENCODERS:
+        torch.compiler.reset()  # or it would give up after eight shapes
+        compiled = torch.compile(encode_linear_reference, dynamic=False)
+        ways = {"eager": encode_linear_reference, "torch.compile": compiled, "Triton": encode_linear}
+        for learns in (False, True):
+            bench_encoder(case, ways, bytes_s, learns=learns, device="cuda")
+
+
+def bench_encoder(
+    case: Encoder, ways: Mapping[str, Callable[..., Tensor]], bytes_s: float, *, learns: bool, device: str
+) -> None:
+    """Time a case each way, and print the shares of `bytes_s`, the bandwidth, and of the case's bound."""
+    tensors = case.tensors(device=device)
+    least_s = max(least_bytes(case, learns=learns) / bytes_s, _products(tensors, learns=learns).p50_s)
+    change = torch.randn_like(encode_linear_reference(*tensors))
+    eager: Timing | None = None
+    for name, encode in ways.items():
+        step = partial(_learn, encode, tensors, change) if learns else partial(_score, encode, tensors)
+        timing = _on_card(step)
+        eager = eager or timing
+        share, bound = least_bytes(case, learns=learns) / bytes_s / timing.p50_s, least_s / timing.p50_s
+        told = (
+            "" if name != "Triton" or bound >= _LEAST_SHARE else f"  (below {_LEAST_SHARE:.0%} of its bound)"
+        )
+        what = "forward and gradients" if learns else "forward"
+        _line(
+            f"{name:<13} {what}  {share:.1%} of bandwidth, {bound:.1%} of its bound{told}  {case}",
+            timing,
+            eager,
+        )
+
+
+def least_bytes(case: Encoder, *, learns: bool) -> int:
+    """Bytes that a step must move: rows and weights read, the result written; with gradients its own read, and rows again."""
+    size = case.dtype.itemsize
+    row, result = 2 * case.features * size + case.columns * 8, case.hidden * size
+    weights = (case.hidden * (case.inputs + 1) + case.columns * case.entries * case.width) * size
+    forward = case.rows * (row + result) + weights
+    return 2 * forward + weights if learns else forward
+
+
+def _products(tensors: tuple[Tensor, ...], *, learns: bool) -> Timing:
+    """Time of the layer's matrix products alone, on codes that are ready."""
+    numeric, missing, category, left, inverse_width, table, weight, _ = tensors
+    embedded = torch.nn.functional.embedding(category, table).flatten(1)
+    codes = torch.cat([piecewise_linear(numeric, left, inverse_width), numeric, missing, embedded], dim=1)
+    result = codes @ weight.T
+    own = weight[:, weight.shape[1] - embedded.shape[1] :]
+
+    def multiply() -> None:
+        torch.mm(codes, weight.T)
+        if learns:
+            torch.mm(result.T, codes)
+            torch.mm(result, own)
+
+    return _on_card(multiply)
+
+
+def _score(encode: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Tensor:
+    with torch.no_grad():
+        return encode(*tensors)
+
+
+def _learn(encode: Callable[..., Tensor], tensors: tuple[Tensor, ...], change: Tensor) -> tuple[Tensor, ...]:
+    learnt = [each.requires_grad_() for each in tensors[-_LEARNT:]]
+    return torch.autograd.grad(encode(*tensors), learnt, change)
+
+
+def _on_card(step: Callable[[], object]) -> Timing:
+    """Time a step on the card by its own clock, with its cache emptied before each repeat."""
+    from triton.testing import do_bench  # late: it looks for a card
+
+    return Timing(*(each / 1e3 for each in do_bench(step, quantiles=[0.2, 0.5, 0.8])))
 
 
 def _line(what: str, timing: Timing, baseline: Timing) -> None:

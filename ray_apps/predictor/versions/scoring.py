@@ -27,6 +27,7 @@ from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.protocol.errors import DeviceFailed, DeviceOutOfMemory
 from ray_apps.predictor.versions.cuda_device import CudaDevice, Device, Outputs
 from ray_apps.predictor.versions.cuda_scoring import CudaScorer, UnfitForDevice
+from ray_apps.predictor.versions.fused import fuse
 from ray_apps.predictor.versions.loaded import Scorer
 from ray_apps.predictor.versions.parity import samples
 from registry.models import Signature
@@ -127,6 +128,8 @@ def place_on_device(data: bytes, checked: ScoringModel, signature: Signature, de
         raise UnfitForDevice("its signature has no example to compare by")
     with device.stream():
         program = load_program(data, device=str(device.torch_device))
+    if isinstance(program, torch.fx.GraphModule):
+        fuse(program)
     run = _without_wrappers(program) if isinstance(program, torch.fx.GraphModule) else None
     if run is None:
         raise UnfitForDevice("it calls modules")

@@ -18,14 +18,14 @@ from ray import serve
 from ray.exceptions import RayTaskError
 
 from functions.model_formats.load import ScoringModel, load
-from functions.model_formats.program import export_program, save_program
+from functions.model_formats.program import export_program, load_program, save_program
 from functions.training.tabular.artifact import tabular_signature, write_artifact
 from functions.training.tabular.fitting import fit, prepare
 from ray_apps.predictor import DedicatedOptions, PredictorOptions, breakdown
 from ray_apps.predictor.deploy import dedicated
 from ray_apps.predictor.deploy.dedicated import ServeDeployments, VersionReplica, device_of
 from ray_apps.predictor.protocol.errors import DeviceFailed, DeviceOutOfMemory
-from ray_apps.predictor.versions import scoring
+from ray_apps.predictor.versions import fused, scoring
 from ray_apps.predictor.versions.cuda_device import (
     CapturedGraph,
     CudaDevice,
@@ -150,6 +150,33 @@ def test_a_tabular_program_answers_as_on_the_cpu_captured_or_not(
             assert got["probability"].shape == (count, 1)
     assert not scorer.graphs.unsupported
     assert len(scorer.graphs) == 5  # 1, 4 by the example, 8, 64 and one that is too large to be padded
+
+
+def test_the_first_layer_of_a_tabular_program_is_computed_by_one_kernel(
+    folder: Path, tabular: ScoringModel, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    chosen = fused.encode_linear
+
+    def counted(*tensors: torch.Tensor) -> torch.Tensor:
+        calls.append(len(tensors[0]))
+        return chosen(*tensors)
+
+    monkeypatch.setattr(fused, "encode_linear", counted)
+    scorer = placed(folder, tabular.signature, device)
+    calls.clear()
+    inputs = rows(7)
+    alike(tabular.predict(inputs), scorer.predict(inputs))
+    assert calls == [8]  # padded
+
+
+def test_a_program_without_such_a_layer_is_left_alone(tmp_path: Path) -> None:
+    folder = saved(tmp_path, torch.nn.Linear(2, 2), {"input": torch.rand(4, 2)})
+    program = load_program((folder / "model.pt2").read_bytes())
+    assert isinstance(program, torch.fx.GraphModule)
+    before = program.code
+    assert fused.fuse(program) == 0
+    assert program.code == before
 
 
 def test_two_threads_at_once_get_their_own_answers(
