@@ -20,6 +20,7 @@ from prometheus_client import Metric
 
 from clusters.redis_clients import RedisAddress, open_redis
 from functions.features.jobs import latest_feature_health
+from functions.monitoring.language.scores import kept_means
 from functions.prediction_log import losses_of
 from functions.prediction_log.writing.stream import Stream
 from functions.runtime.context import Context
@@ -129,6 +130,7 @@ class _Workspace:
         yield "features", self._features
         yield "functions", self._functions
         yield "losses", self._lost
+        yield "scores", self._scores
         if self._client is not None:
             yield "log", self._log
 
@@ -156,6 +158,15 @@ class _Workspace:
             families.add(
                 "toque_log_drain_lag_seconds", self._lags[kind].at(shipped, drained), self._name, kind
             )
+
+    def _scores(self, families: Families) -> None:
+        for model, means in kept_means(self._used.store):
+            for each in means:
+                labels = (self._name, model, str(each.version), each.arm, each.scorer)
+                families.add("toque_live_score_mean", each.mean, *labels)
+                families.add("toque_live_score_lower", each.lower, *labels)
+                families.add("toque_live_score_upper", each.upper, *labels)
+                families.add("toque_live_score_answers", each.answers, *labels)
 
     def _features(self, families: Families) -> None:
         now = self._used.clock()

@@ -22,6 +22,7 @@ _VIEW = ("workspace", "view")
 _QUOTA = ("workspace", "team", "resource")
 _BUDGET = ("workspace", "team", "budget")
 _KIND = ("workspace", "kind")
+_SCORE = ("workspace", "model", "version", "arm", "scorer")
 
 FAMILIES: dict[str, Family] = {
     "toque_platform_readable": Family("Whether a part of what the ticker measures could be read.", ("part",)),
@@ -41,6 +42,12 @@ FAMILIES: dict[str, Family] = {
     "toque_log_requests_lost_at_most": Family("Answered requests whose rows may be missing.", _WORKSPACE),
     "toque_log_waiting_records": Family("Records in Redis that are not in the tables.", _KIND),
     "toque_log_drain_lag_seconds": Family("Since when a record in Redis has waited for a drain.", _KIND),
+    "toque_live_score_mean": Family("Mean score of the sampled answers of a version that is served.", _SCORE),
+    "toque_live_score_lower": Family(
+        "Lower end of the mean's 95 % interval, which holds at every look.", _SCORE
+    ),
+    "toque_live_score_upper": Family("Upper end of the same.", _SCORE),
+    "toque_live_score_answers": Family("Answers that have the score.", _SCORE),
     "toque_feature_rows": Family("Rows of a view's offline table.", _VIEW),
     "toque_feature_freshness_seconds": Family(
         "Age of a view's newest row that was there when it was measured.", _VIEW

@@ -24,8 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from functions.evaluation.meanings import Loss
 from functions.evaluation.realised_loss import Scored
 from functions.monitoring.cohorts import CohortState
-from functions.rollout.evidence.sums import ClusterSums
-from functions.stats import Cusum, PageHinkley
+from functions.stats import ClusterSums, Cusum, PageHinkley
 
 Measure = Literal["loss", "surprise", "overstated", "understated"]
 MEASURES: tuple[Measure, ...] = ("loss", "surprise", "overstated", "understated")

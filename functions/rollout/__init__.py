@@ -12,7 +12,6 @@ from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.evidence.metrics import MetricValue
 from functions.rollout.evidence.sums import (
     ArmCounts,
-    ClusterSums,
     Evidence,
     MetricSums,
     PairedLoss,
@@ -40,6 +39,7 @@ from functions.rollout.policy import Guardrail, RolloutPolicy, Slo
 from functions.rollout.state import History, Outcome, RolloutState
 from functions.rollout.status import RolloutStatus
 from functions.rollout.tick_result import TickResult
+from functions.stats import ClusterSums
 
 __all__ = [
     "ArmCounts",

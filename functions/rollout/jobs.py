@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Literal, Protocol
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -11,14 +12,16 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from functions.evaluation.meanings import MEANINGS
 from functions.generative import is_generative
 from functions.live_counts import live_reader
+from functions.monitoring.language.settings import monitors_journal
 from functions.prediction_log import outcomes
 from functions.rollout.budget import Budget
 from functions.rollout.controller import Rollouts
 from functions.rollout.errors import RolloutError
 from functions.rollout.evidence.live import ReadLive
-from functions.rollout.evidence.metrics import MetricValue, read_metric, write_metric
+from functions.rollout.evidence.metrics import MetricRows, MetricValue, read_metric, write_metric
+from functions.rollout.evidence.scores import read_score
 from functions.rollout.explain import Explanation
-from functions.rollout.policy import MetricName, RolloutPolicy
+from functions.rollout.policy import Guardrail, MetricName, RolloutPolicy
 from functions.rollout.state import History, RolloutState
 from functions.rollout.status import RolloutStatus
 from functions.rollout.tick_result import TickResult
@@ -86,7 +89,7 @@ def rollouts(model: str, *, read_live: ReadLive | None = None) -> Rollouts:
         read=lambda start, end: outcomes(
             used.store, model, start, end, labelled_only=False, columns=_COLUMNS
         ),
-        read_metric=lambda name, since: read_metric(used.store, name, since),
+        read_metric=lambda guardrail, since: _metric_rows(used, model, guardrail, since),
         read_live=read_live or live_counts(used),
         clock=used.clock,
         actor=used.actor,
@@ -123,10 +126,11 @@ def start_rollout(
 
     policy: the one of the model's definition unless given.
     rivals: further versions that compete with it in the shadow; the best goes on alone, at alpha over their number.
-    Raises: RolloutActive while another version is under way; RolloutError if one cannot be served, or the loss is none of texts
-    and the version a language model's.
+    Raises: RolloutActive while another version is under way; RolloutError if one cannot be served, the loss is none of texts
+    and the version a language model's, or a guardrail names a score that nobody makes.
     """
     policy = _fitting(policy or declared_policy(model), model, version)
+    _check_scores(policy, model)
     return rollouts(model).start(version, policy, reason=reason, rivals=rivals)
 
 
@@ -218,6 +222,27 @@ def _fitting(policy: RolloutPolicy, model: str, version: int) -> RolloutPolicy:
             f"one of {', '.join(losses)}"
         )
     return policy.model_copy(update={"loss": losses[0]})
+
+
+def _check_scores(policy: RolloutPolicy, model: str) -> None:
+    """Refuse guardrails by scores that are not made of the model's live answers. Raises: RolloutError."""
+    wanted = [each.name for each in policy.guardrails if each.source == "score"]
+    if not wanted:
+        return
+    used = context()
+    monitors = monitors_journal(used.store, model, actor=used.actor).refresh().monitors
+    known = [] if monitors is None else [each.label for each in monitors.scorers]
+    if missing := sorted(set(wanted) - set(known)):
+        raise RolloutError(
+            f"guardrails: {missing} with source='score', and the live answers of {model!r} are scored by {known}; have "
+            "set_language_monitors score them first"
+        )
+
+
+def _metric_rows(used: Context, model: str, guardrail: Guardrail, since: datetime) -> MetricRows:
+    if guardrail.source == "score":
+        return read_score(used, model, guardrail.name, since)
+    return MetricRows(read_metric(used.store, guardrail.name, since))
 
 
 def _models_with_rollouts(store: ObjectStore) -> Iterator[str]:

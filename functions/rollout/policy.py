@@ -18,22 +18,32 @@ Level = Annotated[float, Field(gt=0.0, lt=0.5)]
 class Guardrail(BaseModel):
     """Business metric whose mean a canary must not worsen, compared with the champion's at the same time.
 
-    name: also of the metric's table, if source is "table" (`record_metric` writes it, by prediction id).
+    name: also of the metric's table, if source is "table" (`record_metric` writes it, by prediction id), and of the scorer, if
+        source is "score".
     source: where a value comes from: the "label" (what became of an answer: a sale, a complaint), the first "output",
-        "latency_ms", or a "table" of its own.
+        "latency_ms", a "table" of its own, or a "score" of a language model's live answers, of which a sample has one.
     margin: the mean may be worse by this much. Proven worse by more, the rollout is rolled back; until it is proven not to
         be, nothing is promoted.
-    better: which direction is good. floor, cap: values are held within, fixed before any is seen, which bounds one outlier.
+    better: which direction is good. floor, cap: values are held within, fixed before any is seen, which bounds one outlier; with
+        both of them, and of a score, values that are all the same are judged, too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: MetricName
-    source: Literal["label", "output", "latency_ms", "table"] = "label"
+    source: Literal["label", "output", "latency_ms", "table", "score"] = "label"
     margin: float = Field(ge=0.0, allow_inf_nan=False)
     better: Literal["higher", "lower"] = "higher"
     floor: float | None = Field(default=None, allow_inf_nan=False)
     cap: float | None = Field(default=None, allow_inf_nan=False)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Least and greatest value that there can be; None where one is not known."""
+        least, most = (0.0, 1.0) if self.source == "score" else (None, None)
+        least = least if self.floor is None else self.floor
+        most = most if self.cap is None else self.cap
+        return None if least is None or most is None else (least, most)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -8,6 +8,7 @@ from functions.stats.change import Adwin, Cusum, PageHinkley
 from functions.stats.class_estimate import ClassSketch, estimate_class_losses, estimate_shares
 from functions.stats.comparison.bandit import Allocation, epsilon_greedy, thompson
 from functions.stats.comparison.betting import BettingCS, betting_cs
+from functions.stats.comparison.cluster_sums import ClusterSums
 from functions.stats.comparison.counts import SequentialCounts, sequential_counts
 from functions.stats.comparison.effects import (
     CupedEffect,
@@ -45,6 +46,7 @@ __all__ = [
     "AsymptoticCS",
     "BettingCS",
     "ClassSketch",
+    "ClusterSums",
     "CoMoments",
     "CupedEffect",
     "Cusum",

@@ -35,12 +35,13 @@ from load.otlp_receiver import Receiver, receiving
 from load.panels.callers import Callers
 from load.panels.disturbances import kill_engine, stop_redis
 from load.panels.models import prepare
-from load.panels.project import ANSWERING, CODES, KEYED
+from load.panels.project import ANSWERING, CODES, HELPER, KEYED
 from load.panels.watching import NotWatched, watched
 
 _READY_S = 300.0
 _LEAST_S, _LOOK_S = 180.0, 10.0
 _BROKEN_AT_S = ((50.0, "engine"), (70.0, "redis"), (130.0, "redis"))
+_SCORED = {"share": 1, "scorers": [{"kind": "refusal"}, {"kind": "length", "max_length": 200}], "drift": None}
 _QUOTA = {"team": "kitchen", "at_once": 1, "cpus": 4, "members": ["admin"], "money": 0.05}
 _PRICES = {"currency": "EUR", "cpu_hour": 0.4, "gpu_hour": 2.0}
 _POOL_GB = 0.0011
@@ -119,6 +120,7 @@ def _environment(collector: Receiver) -> dict[str, str]:
 def _make_ready(platform: Platform) -> None:
     """Set the quota, and wait until the models answer; the language model has its time later. Raises: NotPossible, httpx.HTTPError."""
     platform.call("set_quota", _QUOTA)
+    platform.call("set_language_monitors", {"model": HELPER, "monitors": _SCORED})
     for model in (ANSWERING, CODES, KEYED):
         _until(
             lambda model=model: platform.client.get(f"/v2/models/{model}/ready").status_code == 200,  # type: ignore[misc]

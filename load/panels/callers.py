@@ -72,6 +72,7 @@ class Callers:
                 ("refused", self.refused, 3.0),
                 ("dead letters", self.dead_letters, 30.0),
                 ("trainings", self.trainings, 45.0),
+                ("scores", self.scores, 60.0),
                 ("pages", self.pages, 2.0),
             )
         ]
@@ -176,6 +177,10 @@ class Callers:
                 "params": {"seed": number, "epochs": 12}, "register": False,
             }  # fmt: skip
             self._post("/functions/train_tabular", arguments, Prefer="respond-async")
+
+    def scores(self, _: int) -> None:
+        """Have the language model's answers scored, more often than by the schedule."""
+        self._post("/functions/watch_language_model", {"model": HELPER}, Prefer="respond-async")
 
     def pages(self, _: int) -> None:
         """Read the lists that the console shows."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from functions.generative import CHAT, PROMPT, WEIGHTS, register_generative
+from functions.generative import CHAT, PROMPT, WEIGHTS, Prompt, register_generative
 from ray_apps.cli import main
 from tests.docs.commands import commands_of
 from tests.docs.conftest import AskedPlatform
@@ -50,9 +50,11 @@ def test_the_commands_that_score_live_answers_run(
     weights = tmp_path / "weights.gguf"
     weights.write_bytes(b"GGUF and so on")
     register_generative(asked.registry, "support", weights=weights)
+    register_generative(asked.registry, "support", prompt=Prompt(parameters={"temperature": 0}), keep=1)
+    asked.registry.promote("support", 1)
     page = Page(ROOT / "docs" / "live-answers.md")
     commands = [words for block in page.blocks if block.language == "bash" for words in commands_of(block)]
-    assert [words[1] for words in commands] == ["run", "run", "scores"]
+    assert [words[1] for words in commands] == ["run", "run", "scores", "rollout"]
     for _, *words in commands:
         assert main(words) == 0, f"toque {' '.join(words)}: {capsys.readouterr().err}"
     printed = capsys.readouterr()

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from featurestore import Entity, FeatureView, Field, Float64
 from functions import Context, use_context
 from functions.features.jobs import record_feature_health
+from functions.monitoring.language.scores import LiveScore, keep_means
 from functions.prediction_log import LogWriter, losses_of
 from functions.prediction_log.writing.losses import Loss
 from functions.quotas import set_quota
@@ -103,6 +104,20 @@ def test_losses_dead_letters_and_quotas_are_gauges(context: Context) -> None:
     assert found["toque_quota_limit", "default", "fraud", "cpus"] == 8.0
     assert found["toque_quota_used", "default", "fraud", "cpus"] == 0.0
     assert ("toque_quota_limit", "default", "fraud", "gpus") not in found
+
+
+def test_the_means_of_scores_are_gauges_with_their_intervals(context: Context) -> None:
+    times = {"since": NOW - timedelta(hours=1), "until": NOW}
+    of = {"scorer": "json", "answers": 7, "mean": 0.75, "lower": 0.5, "upper": 0.9} | times
+    keep_means(context.store, "support", [LiveScore(version=2, arm="canary", **of)])
+    found = {key: value for key, value in measured(context).items() if key[0].startswith("toque_live")}
+    names = ("default", "support", "2", "canary", "json")
+    assert found == {
+        ("toque_live_score_mean", *names): 0.75,
+        ("toque_live_score_lower", *names): 0.5,
+        ("toque_live_score_upper", *names): 0.9,
+        ("toque_live_score_answers", *names): 7.0,
+    }
 
 
 def test_a_name_expires_with_its_last_token(context: Context) -> None:

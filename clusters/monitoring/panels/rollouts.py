@@ -71,6 +71,16 @@ ROLLOUTS: Final = Dashboard(
                     ),
                 ),
                 Panel(
+                    "Scores of live answers, with their 95 % intervals",
+                    "short",
+                    tuple(
+                        (f"toque_live_score_{part}{MODEL}", f"{ARM} {{{{scorer}}}} {part}")
+                        for part in ("mean", "lower", "upper")
+                    ),
+                    "Of language models whose answers are scored; a guardrail of the rollout may be one of them.",
+                    may_be_empty=True,
+                ),
+                Panel(
                     "Copies for shadows",
                     "reqps",
                     (

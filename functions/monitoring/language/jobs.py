@@ -14,7 +14,7 @@ from functions.evaluation.language.judging import Pair, calibrated, choices_of
 from functions.generative import GenerativeError, is_generative
 from functions.generative.engines import scratch_folder
 from functions.monitoring.jobs import watch_answers
-from functions.monitoring.language.scores import LiveScore, ScoreTable, means, rule_of
+from functions.monitoring.language.scores import LiveScore, ScoreTable, keep_means, means, rule_of
 from functions.monitoring.language.scoring import judge_sample, score_sample
 from functions.monitoring.language.settings import LanguageMonitors, monitors_journal, watched_models
 from functions.monitoring.watch import MonitorResult
@@ -96,17 +96,22 @@ _MOST_DAYS = 366
 def watch_language_model(model: str) -> LanguageWatch:
     """Score the sampled live answers of a language model that have no score yet, and judge their drift; nothing where nothing is set.
 
+    The means of the versions that are served are kept, for the series of Prometheus.
     Safe to kill, to repeat, and to run twice at once: each answer gets each score once.
     Raises: EvaluationError if the judge no longer agrees with people as it must; EngineDown if its engine does not start.
     """
     used, monitors = context(), language_monitors(model)
     if monitors is None:
+        keep_means(used.store, model, [])
         return LanguageWatch(model=model)
-    policy, now = used.registry().get_model(model).policy, used.clock()
+    found, now = used.registry().get_model(model), used.clock()
+    policy = found.policy
     sample = monitors.sample(used.store, model, policy, now - monitors.lookback, now)
     scores = score_sample(sample, monitors.scorers)
     drift = None if monitors.drift is None else watch_answers(model, monitors.drift)
     judged = 0 if monitors.judge is None else judge_sample(sample, monitors.judge, _ask)
+    served = () if found.traffic is None else found.traffic.versions
+    keep_means(used.store, model, [each for each in live_scores(model) if each.version in served])
     return LanguageWatch(model=model, scores=scores, judged=judged, drift=drift)
 
 

@@ -10,12 +10,12 @@ from typing import Any, Final
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter
 
 from functions.stats.comparison.betting import betting_cs
 from registry import ObjectStore, Table
 
-__all__ = ["KEY", "SCORES", "LiveScore", "ScoreTable", "means", "rule_of"]
+__all__ = ["KEY", "SCORES", "LiveScore", "ScoreTable", "keep_means", "kept_means", "means", "rule_of"]
 
 _TIME = pa.timestamp("us", tz="UTC")
 SCORES: Final = pa.schema(
@@ -36,6 +36,8 @@ SCORES: Final = pa.schema(
 answer has no text to score. day: of the answer, by which retention removes rows."""
 KEY: Final = ("prediction_id", "version", "shadow", "rule")
 _COMMITS: Final = "scores"
+_MEANS: Final = "score_means/"
+"""Objects with the means as the last run found them, one a model; they can be made again from the scores."""
 _GRID: Final = 200
 _ALPHA: Final = 0.05
 
@@ -57,6 +59,9 @@ class LiveScore(BaseModel):
     upper: float
     since: AwareDatetime
     until: AwareDatetime
+
+
+_KEPT: Final = TypeAdapter(list[LiveScore])
 
 
 def rule_of(settings: BaseModel) -> str:
@@ -111,3 +116,19 @@ def means(scores: pa.Table, rules: Collection[str]) -> Iterator[LiveScore]:
             scorer=scorer, version=version, arm=arm, answers=found.n, mean=found.mean, lower=found.lower,
             upper=found.upper, since=group["predicted_at"].min(), until=group["predicted_at"].max(),
         )  # fmt: skip
+
+
+def keep_means(store: ObjectStore, model: str, found: Sequence[LiveScore]) -> None:
+    """Keep the means of a model for those who read them often, in place of those before; none: nothing is kept."""
+    if found:
+        store.put(f"{_MEANS}{model}", _KEPT.dump_json(list(found)))
+    else:
+        store.delete(f"{_MEANS}{model}")
+
+
+def kept_means(store: ObjectStore) -> Iterator[tuple[str, list[LiveScore]]]:
+    """Iterate over the models whose means are kept."""
+    for key in list(store.list(_MEANS)):
+        kept = store.find(key)
+        if kept is not None:
+            yield key.removeprefix(_MEANS), _KEPT.validate_json(kept)

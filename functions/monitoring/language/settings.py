@@ -50,8 +50,11 @@ class LanguageMonitors(BaseModel):
         self, store: ObjectStore, model: str, policy: ModelPolicy, start: datetime, end: datetime
     ) -> Sample:
         """Sample the model's answers in [start, end): where the policy has the log keep fewer texts, of those that have theirs."""
-        share = min(self.share, policy.keep_texts) or self.share
-        return Sample(store, model, share, start, end, policy.declining)
+        return Sample(store, model, self.share_of(policy), start, end, policy.declining)
+
+    def share_of(self, policy: ModelPolicy) -> float:
+        """Share of the model's answers that is looked at: no larger than that of which the log keeps the texts."""
+        return min(self.share, policy.keep_texts) or self.share
 
 
 class _Setting(BaseModel):

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from functions.evaluation.realised_loss import Scored, score
 from functions.prediction_log import PINNED
 from functions.rollout.evidence.assigned_units import AssignedUnits, count_assigned
-from functions.rollout.evidence.metrics import ReadMetric, metric_sums
+from functions.rollout.evidence.metrics import FROM_TABLES, MetricRows, ReadMetric, metric_sums
 from functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss
-from functions.rollout.policy import RolloutPolicy
+from functions.rollout.policy import Guardrail, RolloutPolicy
 from functions.rollout.state import RolloutState
 from registry.models.traffic import HOLDOUT
 from registry.models.traffic_rules import BY_RULE
@@ -77,9 +77,9 @@ class CohortSums(BaseModel):
         )
 
 
-def no_metrics(name: str, since: datetime) -> pa.Table:
+def no_metrics(guardrail: Guardrail, since: datetime) -> MetricRows:
     """Refuse to read a metric, for platforms without business metrics. Raises: LookupError."""
-    raise LookupError(f"no reader of metrics was given, and metric {name!r} is wanted from {since}")
+    raise LookupError(f"no reader of metrics was given, and metric {guardrail.name!r} is wanted from {since}")
 
 
 def sum_cohorts(
@@ -138,16 +138,16 @@ def randomised_rows(rows: pa.Table) -> pa.Table:
     return rows.filter(pc.not_equal(rows["arm"], HOLDOUT))
 
 
-def _metric_tables(state: RolloutState, read_metric: ReadMetric, since: datetime) -> dict[str, pa.Table]:
-    """Read the tables of the guardrails that have their own table."""
+def _metric_tables(state: RolloutState, read_metric: ReadMetric, since: datetime) -> dict[str, MetricRows]:
+    """Read the tables of the guardrails whose values stand in one."""
     if state.stage != "canary":
         return {}
-    wanted = [guardrail.name for guardrail in state.policy.guardrails if guardrail.source == "table"]
-    return {name: read_metric(name, since) for name in wanted}
+    wanted = [guardrail for guardrail in state.policy.guardrails if guardrail.source in FROM_TABLES]
+    return {guardrail.name: read_metric(guardrail, since) for guardrail in wanted}
 
 
 def _finish(
-    sums: CohortSums, rows: Scored, state: RolloutState, due: int, tables: dict[str, pa.Table]
+    sums: CohortSums, rows: Scored, state: RolloutState, due: int, tables: dict[str, MetricRows]
 ) -> tuple[CohortSums, Scored]:
     """Add every cohort that is due; return the rows that are not."""
     while sums.next_cohort < due:
@@ -166,7 +166,7 @@ def _with_open_cohorts(sums: CohortSums, rows: Scored, state: RolloutState) -> C
     return sums
 
 
-def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, pa.Table]) -> dict[str, MetricSums]:
+def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, MetricRows]) -> dict[str, MetricSums]:
     """Sum the business metrics of one cohort of a canary."""
     if state.canary_since is None:
         return {}

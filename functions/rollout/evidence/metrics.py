@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,8 +15,10 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from functions.evaluation.realised_loss import Scored
-from functions.rollout.evidence.sums import ClusterSums, MetricSums
+from functions.prediction_log.sampling import is_sampled
+from functions.rollout.evidence.sums import MetricSums
 from functions.rollout.policy import Guardrail
+from functions.stats import ClusterSums
 from registry import ObjectStore, Table
 
 METRIC = pa.schema(
@@ -26,8 +29,25 @@ METRIC = pa.schema(
         pa.field("day", pa.string(), nullable=False),
     ]
 )
-# (name, observed from) -> prediction_id and value, each id once
-ReadMetric = Callable[[str, datetime], pa.Table]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRows:
+    """Values of a metric that are read from a table.
+
+    values: `prediction_id` and `value`, each id once. share: of the predictions that are looked at, as `is_sampled` draws them;
+    the others are not expected to have a value.
+    """
+
+    values: pa.Table
+    share: float = 1.0
+
+
+ReadMetric = Callable[
+    [Guardrail, datetime], MetricRows
+]  # of a guardrail in whose `FROM_TABLES` it is; observed from
+FROM_TABLES = frozenset({"table", "score"})
+"""Sources whose values stand in a table of their own."""
 
 
 class MetricValue(BaseModel):
@@ -59,10 +79,10 @@ def read_metric(store: ObjectStore, name: str, since: datetime) -> pa.Table:
     return rows.sort("observed_at").unique("prediction_id", keep="last", maintain_order=True).to_arrow()
 
 
-def metric_values(rows: Scored, guardrail: Guardrail, metric: pa.Table | None) -> npt.NDArray[np.float64]:
+def metric_values(rows: Scored, guardrail: Guardrail, metric: MetricRows | None) -> npt.NDArray[np.float64]:
     """Look up the guardrail's value of each row (rows,), clipped to its floor and cap; NaN where it is missing."""
-    if guardrail.source == "table":
-        values = _table_values(rows, metric)
+    if guardrail.source in FROM_TABLES:
+        values = _table_values(rows, None if metric is None else metric.values)
     else:
         source = "told" if guardrail.source == "label" else guardrail.source
         values = np.asarray(getattr(rows, source), dtype=np.float64)
@@ -73,16 +93,23 @@ def metric_values(rows: Scored, guardrail: Guardrail, metric: pa.Table | None) -
 
 
 def metric_sums(
-    champion: Scored, challenger: Scored, guardrail: Guardrail, metric: pa.Table | None
+    champion: Scored, challenger: Scored, guardrail: Guardrail, metric: MetricRows | None
 ) -> MetricSums:
-    """Sum the metric over one cohort. champion, challenger: what each arm answered, without shadows."""
-    arms = [arm.first_by_id() for arm in (champion, challenger)]
+    """Sum the metric over one cohort, of the answers that are looked at. champion, challenger: what each arm answered, without shadows."""
+    share = 1.0 if metric is None else metric.share
+    arms = [_sampled(arm.first_by_id(), share) for arm in (champion, challenger)]
     sums = []
     for arm in arms:
         values = metric_values(arm, guardrail, metric)
         known = np.isfinite(values)
         sums.append(ClusterSums.of(values[known], arm.unit[known].astype(str)))
-    return MetricSums.of_cohort(*sums, requests=sum(len(arm) for arm in arms))
+    return MetricSums.of_cohort(*sums, requests=sum(len(arm) for arm in arms), bounds=guardrail.bounds)
+
+
+def _sampled(rows: Scored, share: float) -> Scored:
+    if share >= 1.0:
+        return rows
+    return rows.where(np.array([is_sampled(str(each), share) for each in rows.id], dtype=bool))
 
 
 def _table_values(rows: Scored, metric: pa.Table | None) -> npt.NDArray[np.float64]:

@@ -25,8 +25,7 @@ from functions.monitoring import DriftMonitor, PerformanceMonitor
 from functions.monitoring.drift.monitor import compare_window
 from functions.monitoring.drift.reference import Cycle, NumberedSketch, Reference
 from functions.monitoring.performance import Cohort, PerformanceState, judge
-from functions.rollout.evidence.sums import ClusterSums
-from functions.stats import Cusum, Moments, TableSketch, drift, one_row_per_unit
+from functions.stats import ClusterSums, Cusum, Moments, TableSketch, drift, one_row_per_unit
 from load.benchmarks.monitoring.scale import an_hour_of_models, day_from_hours, rows_beyond_memory
 from load.benchmarks.monitoring.table import compare_with_peers
 from load.benchmarks.timing import print_machine

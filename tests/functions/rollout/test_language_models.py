@@ -59,28 +59,35 @@ def message(text: str) -> AnswerRecord:
 
 
 def chats(
-    platform: RolloutPlatform, arms: dict[int, str], labels: dict[int, Any], *, each: int = 400
+    platform: RolloutPlatform,
+    arms: dict[int, str],
+    labels: dict[int, Any],
+    *,
+    each: int = 400,
+    says: dict[int, list[str]] | None = None,
 ) -> None:
-    """Log chats of each version's arm as the door does, `each` in this hour, and what users said of them, in turn."""
+    """Log chats of each version's arm as the door does, `each` in this hour, what it says, and what users said of it, in turn."""
     kept, said = Kept(), []
     ask = Ask(CHAT, MODEL, None, {"messages": [{"role": "user", "content": "Hi"}]}, None, None)
     for version, arm in arms.items():
-        recorder = Recorder(MODEL, kept)
+        recorder, texts = Recorder(MODEL, kept), ["Yes."] if says is None else says[version]
         for number in range(each):
             at = platform.now + HOUR * (number / each)
             name = f"{platform.now:%j%H}-{version}-{number}"
             recorder.record(
                 id=name, version=version, arm=arm, shadow=False, unit=name, at_us=int(at.timestamp() * 1e6),
-                latency_ms=5.0, rows=1, inputs=request_tensors(ask), outputs=response_tensors(message("Yes.")),
+                latency_ms=5.0, rows=1, inputs=request_tensors(ask), outputs=response_tensors(message(texts[number % len(texts)])),
                 in_view=IN_VIEW,
             )  # fmt: skip
-            said.append(Label(name, labels[version][number % len(labels[version])], at, at))
+            if version in labels:
+                said.append(Label(name, labels[version][number % len(labels[version])], at, at))
     Table(platform.store, predictions_table(MODEL)).append(
         prediction_columns(kept)[MODEL], partition_by=["day"], merge_schema=True
     )
-    Table(platform.store, LABELS_TABLE).append(
-        label_columns([encode_labels(said)]), partition_by=["day"], merge_schema=True
-    )
+    if said:
+        Table(platform.store, LABELS_TABLE).append(
+            label_columns([encode_labels(said)]), partition_by=["day"], merge_schema=True
+        )
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from functions.monitoring.language.jobs import (
     watch_language_models,
 )
 from functions.monitoring.language.sample import Sample
-from functions.monitoring.language.scores import ScoreTable
+from functions.monitoring.language.scores import ScoreTable, kept_means
 from functions.monitoring.language.scoring import judge_sample
 from functions.prediction_log.sampling import is_sampled
 from functions.runtime import use_context
@@ -71,6 +71,30 @@ def test_each_sampled_answer_is_scored_once_by_each_scorer_and_late_rows_by_the_
         ("p0", "json"): (0.0, "champion"),
         ("p0", "length"): (1.0, "champion"),
     }
+
+
+def test_the_means_of_served_versions_are_kept_until_the_watch_ends(talk: Talk) -> None:
+    with use_context(talk.context()):
+        set_language_monitors(MODEL, ALL)
+        for number, text in enumerate(["{}", "no", "{}"]):
+            talk.say(f"a{number}", text)
+        talk.say("b1", "no", version=2, arm="canary")
+        talk.drain()
+        talk.later(1)
+        watch_language_model(MODEL)
+        ((name, kept),) = kept_means(talk.store)
+        assert name == MODEL
+        assert kept == [each for each in live_scores(MODEL) if each.version == 1]
+        assert {(each.scorer, each.answers, round(each.mean, 9)) for each in kept} == {
+            ("json", 3, 0.666666667),
+            ("length", 3, 1.0),
+        }
+        talk.registry().set_traffic(MODEL, {"canary": (2, 0.5)})
+        watch_language_model(MODEL)
+        assert {each.version for _, found in kept_means(talk.store) for each in found} == {1, 2}
+        set_language_monitors(MODEL, None)
+        watch_language_model(MODEL)
+        assert list(kept_means(talk.store)) == []
 
 
 def test_what_is_expected_comes_as_a_label_that_is_a_text(talk: Talk) -> None:

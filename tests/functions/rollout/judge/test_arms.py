@@ -9,8 +9,9 @@ import pytest
 
 from functions.rollout import Evidence, PairedLoss, RolloutError, RolloutPolicy, decide
 from functions.rollout.budget import budget
-from functions.rollout.evidence.sums import ArmCounts, ClusterSums
+from functions.rollout.evidence.sums import ArmCounts
 from functions.rollout.state import AlphaSpent, History, RolloutState
+from functions.stats import ClusterSums
 from tests.functions.rollout.conftest import RolloutPlatform
 
 START = datetime(2013, 5, 1, tzinfo=UTC)

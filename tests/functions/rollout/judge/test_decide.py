@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.rollout.evidence.sums import ArmCounts, ClusterSums, Evidence, PairedLoss
+from functions.rollout.evidence.sums import ArmCounts, Evidence, PairedLoss
 from functions.rollout.judge.decide import Decision, decide
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
+from functions.stats import ClusterSums
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 from pydantic import ValidationError
 
 from functions.evaluation.realised_loss import Scored, score
+from functions.prediction_log.sampling import is_sampled
 from functions.rollout import Evidence, Guardrail, MetricSums, MetricValue, RolloutPolicy, UnitCounts, decide
 from functions.rollout.evidence.assigned_units import MAX_UNITS, AssignedUnits, count_assigned
-from functions.rollout.evidence.metrics import metric_sums, read_metric, write_metric
-from functions.rollout.evidence.sums import ArmCounts, ClusterSums, PairedLoss
+from functions.rollout.evidence.metrics import MetricRows, metric_sums, read_metric, write_metric
+from functions.rollout.evidence.sums import ArmCounts, PairedLoss
 from functions.rollout.explain import explain
 from functions.rollout.state import RolloutState
+from functions.stats import ClusterSums
 from registry import Entry
 from registry.models.traffic import Traffic
 from tests.functions.rollout.conftest import RolloutPlatform
@@ -218,6 +221,67 @@ def test_a_metric_at_its_margin_is_judged_wrongly_at_most_alpha(shock: float) ->
     assert passed / 150 <= bound
 
 
+def scores(
+    rng: np.random.Generator, champion: float, challenger: float, answers: int, share: float
+) -> MetricSums:
+    """Scores 0 and 1 of the answers of one cohort, of which the canary has its share."""
+    ours = int(rng.binomial(answers, share))
+    arms = [
+        ClusterSums._from((rng.random(count) < mean).astype(float), np.ones(count))
+        for count, mean in ((answers - ours, champion), (ours, challenger))
+    ]
+    return MetricSums.of_cohort(*arms, requests=answers, bounds=(0.0, 1.0))
+
+
+def score_verdicts(
+    rng: np.random.Generator, champion: float, challenger: float, margin: float, *, runs: int
+) -> tuple[float, float]:
+    """Shares of canaries of a tenth that are rolled back, and that are ever shown harmless, within 20 looks at 200 new answers."""
+    quality = Guardrail(name="sales", source="score", margin=margin)
+    policy = RolloutPolicy(guardrails=(quality,), dependence="unit")
+    stopped = passed = 0
+    for _ in range(runs):
+        sums, rules = MetricSums(), set()
+        for _ in range(20):
+            sums += scores(rng, champion, challenger, 200, 0.1)
+            found = judge(
+                Evidence(champion=1, loss=LOSS, canary=BUSY, metrics={"sales": sums}), policy=policy
+            )
+            rules.add(found.rule)
+        stopped += "guardrails" in rules
+        passed += "better" in rules
+    return stopped / runs, passed / runs
+
+
+# Rolled back though equal: at most .05 + 4 s.e. of 200 runs = .112, however rare a score of 1, or of 0, is.
+@pytest.mark.parametrize("mean", [0.02, 0.5, 0.98])
+def test_scores_roll_an_equal_canary_back_at_most_as_often_as_declared(mean: float) -> None:
+    stopped, _ = score_verdicts(np.random.default_rng(11), mean, mean, 0.0, runs=200)
+    assert stopped <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 200)
+
+
+def test_scores_roll_a_worse_canary_back_and_pass_an_equal_one_that_never_fails() -> None:
+    stopped, passed = score_verdicts(np.random.default_rng(12), 0.9, 0.6, 0.1, runs=50)
+    assert (stopped, passed) == (1.0, 0.0)
+    # all scores are 1: nothing varies, and that is judged, too
+    assert score_verdicts(np.random.default_rng(13), 1.0, 1.0, 0.05, runs=5) == (0.0, 1.0)
+
+
+# Just at its margin, shown harmless at most .05 + 4 s.e. of 100 runs = .137.
+def test_a_canary_at_the_margin_of_a_score_is_shown_harmless_at_most_as_often_as_declared() -> None:
+    _, passed = score_verdicts(np.random.default_rng(14), 1.0, 0.95, 0.05, runs=100)
+    assert passed <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 100)
+
+
+def test_of_a_sample_only_its_answers_are_expected_to_have_a_score() -> None:
+    names = [f"p{number}" for number in range(400)]
+    arm = replace(rows([1] * 400, names), id=np.array(names, dtype=object))
+    looked_at = [name for name in names if is_sampled(name, 0.25)]
+    table = pa.table({"prediction_id": looked_at[:-3], "value": np.ones(len(looked_at) - 3)})
+    sums = metric_sums(arm, arm, Guardrail(name="json", source="score", margin=0.0), MetricRows(table, 0.25))
+    assert (sums.rows, sums.requests) == (2 * len(looked_at) - 6, 2 * len(looked_at))
+
+
 def test_values_come_from_a_table_by_prediction_within_their_limits(platform: RolloutPlatform) -> None:
     def value(name: str, number: float, hour: int) -> MetricValue:
         return MetricValue(prediction_id=name, value=number, observed_at=START + timedelta(hours=hour))
@@ -225,12 +289,13 @@ def test_values_come_from_a_table_by_prediction_within_their_limits(platform: Ro
     given = [value("0-0", 5.0, 1), value("0-2", 1e9, 1), value("0-0", 3.0, 2), value("elsewhere", 7.0, 1)]
     assert write_metric(platform.store, "spend", given) == 4
     table = read_metric(platform.store, "spend", START)
+    metric = MetricRows(table)
     assert (
         dict(zip(table["prediction_id"].to_pylist(), table["value"].to_pylist(), strict=True))["0-0"] == 3.0
     )
     guardrail = Guardrail(name="spend", source="table", margin=0.0, cap=10.0)
     arm = rows([1, 1, 1], ["a", "b", "c"])
-    sums = metric_sums(arm, arm, guardrail, table)
+    sums = metric_sums(arm, arm, guardrail, metric)
     assert (sums.rows, sums.requests, sums.champion_total) == (4, 6, 13.0)
     assert metric_sums(arm, arm, guardrail, None) == MetricSums(requests=6)
     assert isinstance(read_metric(platform.store, "never-written", START), pa.Table)

@@ -11,8 +11,9 @@ import pytest
 
 from functions.prediction_log import outcomes
 from functions.rollout import Evidence, PairedLoss, RolloutPolicy, RolloutState, decide, plan
-from functions.rollout.evidence.sums import ArmCounts, ClusterSums
+from functions.rollout.evidence.sums import ArmCounts
 from functions.rollout.planning.replay import replayed_loss
+from functions.stats import ClusterSums
 from registry import Signature, TensorSpec
 from tests.functions.rollout.conftest import RolloutPlatform
 
