@@ -126,7 +126,7 @@ class SweepRun:
             sampler=sampler,
             members=members,
             done=losses_of(self.registry, done),
-            close_trial=tracker.close_trial,
+            close_trial=tracker.beat_trial if search.stack > 1 else tracker.close_trial,
         )
         if isinstance(states, StackStates):
             run_stacked(prepared, searcher, states, tracker, resources, size=search.stack)

@@ -102,6 +102,7 @@ class TrialTracker(tune.Callback):
         self._failed: dict[int, str] = {}
         self._members = members or {}
         self._tracked: dict[int, _TrackedTrial] = {}
+        self._beaten: list[int] = []
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
         """Start the run of a trial, once, and with the first one the sweep's clock."""
@@ -158,8 +159,18 @@ class TrialTracker(tune.Callback):
         """End the run of a trial that will not train again."""
         self._close(self._of(number), error="")
 
+    def beat_trial(self, number: int) -> None:
+        """Remember that a paused trial will not be resumed, until there is time to end its run."""
+        self._beaten.append(number)
+
+    def close_beaten(self) -> None:
+        """End the runs of the paused trials that will not be resumed."""
+        while self._beaten:
+            self.close_trial(self._beaten.pop())
+
     def close(self, errors: Mapping[int, str], *, ended: bool) -> None:
         """End the runs still open after a sweep that ended or was interrupted; errors: of failed trials, by number."""
+        self.close_beaten()
         if ended:  # paused trials of an interrupted sweep that were never resumed
             for number in [each for each, member in self._members.items() if member.metrics]:
                 self._of(number)

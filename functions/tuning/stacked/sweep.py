@@ -52,6 +52,7 @@ def run_stacks(
         while pool.free and not tracker.limit_reached() and (stack := sweep.next()) is not None:
             pool.start(stack)
             sweep.begin(stack)  # while it trains
+        tracker.close_beaten()  # the same
         if not sweep.training and (not sweep.waiting or tracker.limit_reached()):
             return sweep.errors
         ended = pool.wait()

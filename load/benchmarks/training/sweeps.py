@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
+import functions.tuning.sweep  # noqa: F401 - read now, so that neither of the two ways pays for it
 from functions import Context, use_context
 from functions.training.params import TabularParams
 from functions.training.tabular.columns import Columns
@@ -64,6 +65,7 @@ def stacked_is_fast(trials: int, epochs: int, stack: int, rows: int) -> bool:
     table = synthetic_table().slice(0, rows)
     params = TabularParams(hidden=(32, 16), epochs=epochs, patience=epochs, split="random")
     space: Space = {name: source for name, source in DEFAULT_SPACE.items() if name in OWN}
+    assert tune_tabular.digest  # noqa: S101 - found now, so that neither of the two pays for it
     arithmetic(table, params, draw_points(space, params, stack, seed=0))
     found = {}
     for size in (1, stack):

@@ -68,7 +68,7 @@ class Sweep:
             sampler=None,
             members=members,
             done={},
-            close_trial=self.tracker.close_trial,
+            close_trial=self.tracker.beat_trial,
         )
         self.pool = LocalPool(prepared, self.states, **(pool or {}))
         self.size = size
