@@ -1,1 +1,1 @@
-"""Benchmarks of training: speed, memory, workers, checkpoints, sweeps, plans, the GPU queue and kernels."""
+"""Benchmarks of training: speed, memory, workers, checkpoints, sweeps, plans, the GPU queue, kernels and the use of a card's peak."""
