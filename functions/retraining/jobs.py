@@ -158,7 +158,7 @@ def retrain(alarm: Alarm) -> RetrainResult:
     return _result(alarm, decision.action, finished.outcome, finished.text, finished.version, challengers)
 
 
-@function(http=True, timeout_s=60)
+@function(http=True, timeout_s=None)
 def request_retrain(model: str, reason: str) -> RetrainResult:
     """Request a retrain by hand; the policy's rules apply to it as to any alarm."""
     now = context().clock()

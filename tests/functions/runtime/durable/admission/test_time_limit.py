@@ -117,7 +117,7 @@ def test_a_worker_killed_at_its_declared_limit_timed_out_and_is_not_run_again(us
 def test_no_training_of_the_platform_has_a_limit_that_nobody_declared() -> None:
     catalog.discover()
     names = ("train_model", "train_declared", "train_tabular", "train_recipe", "fine_tune", "tune_model")
-    names += ("tune_tabular", "train_trial", "predict_batch", "retrain")
+    names += ("tune_tabular", "train_trial", "predict_batch", "retrain", "request_retrain")
     assert {name: catalog.get(name).timeout_s for name in names} == dict.fromkeys(names)
 
 
