@@ -13,29 +13,13 @@ Sharding = Literal["replicate", "shard"]
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """Rows of a split tensor that one of `size` workers holds, as `torch.chunk` deals them."""
-
-    rank: int = 0
-    size: int = 1
-
-    def rows(self, count: int) -> range:
-        """Range of this worker's rows of `count`; empty for the last workers if there are too few."""
-        each = -(-count // self.size)
-        return range(min(count, self.rank * each), min(count, (self.rank + 1) * each))
-
-
-WHOLE = Shard()
-
-
-@dataclass(frozen=True, slots=True)
 class Workers:
     """Number of workers, CPUs and GPUs of each, and whether each holds the whole model ("replicate") or a shard.
 
     card: type of the GPUs as Ray names it, None for any whole ones; slices of a card, as in "H100-1g.10gb", take one worker.
     Without GPUs a worker computes on its CPUs. least: fewest workers that go on where there is no room for `count`, until there is;
-    None: always `count`.
-    Raises: TrainingError if several are asked to work on slices, or `least` is not between 1 and `count`.
+    None: always `count`. tensor: how many workers split each layer of a sharded model among them, and so take the same rows.
+    Raises: TrainingError if several are asked to work on slices, `least` is not between 1 and `count`, or `tensor` does not fit.
     """
 
     count: int = 1
@@ -44,6 +28,7 @@ class Workers:
     sharding: Sharding = "replicate"
     card: str | None = None
     least: int | None = None
+    tensor: int = 1
 
     def __post_init__(self) -> None:
         if self.least is not None and not 1 <= self.least <= self.count:
@@ -54,6 +39,24 @@ class Workers:
             raise TrainingError(
                 f"card={self.card!r} with num_workers={self.count}: slices of a card cannot work together; ask for "
                 "num_workers=1, or for whole cards"
+            )
+
+        if self.tensor != 1:
+            self._check_tensor()
+
+    def _check_tensor(self) -> None:
+        given = f"tensor={self.tensor} with num_workers={self.count}"
+        if self.tensor < 1 or self.count % self.tensor:
+            raise TrainingError(
+                f"{given}: the workers that split a layer are a divisor of all; give one, or 1"
+            )
+        if self.sharding != "shard":
+            raise TrainingError(
+                f"{given} and sharding={self.sharding!r}: layers are split with sharding='shard'"
+            )
+        if self.least is not None:
+            raise TrainingError(
+                f"{given} and min_workers={self.least}: layers are split by a fixed number of workers; leave it out"
             )
 
     @property

@@ -79,6 +79,7 @@ def fine_tune(
     worker_cpus: float = 1.0,
     worker_gpus: float = 0.0,
     sharding: Literal["replicate", "shard"] = "replicate",
+    tensor: int = 1,
     experiment: str | None = None,
     register: bool = True,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
@@ -89,8 +90,12 @@ def fine_tune(
 
     column, length, lora, preference: see `FineTune`; the other arguments are those of `train_recipe`. The version is a Hugging Face folder:
     adapters are merged into its weights. An interrupted training resumes at its last checkpoint when it is called again.
-    Raises: TrainingDataError, TrainingDiverged; the run is then FAILED and nothing is registered.
+    Raises: TrainingDataError, also for adapters with `tensor`; TrainingDiverged; the run is then FAILED and nothing is registered.
     """
+    if lora is not None and tensor > 1:
+        raise TrainingDataError(
+            f"tensor={tensor} with lora: adapters of layers that are split are not there; pass lora=None, or leave tensor out"
+        )
     trainer = FineTune(
         base=base, column=column, length=length, lora=lora, preference=preference, params=params
     )
@@ -99,9 +104,9 @@ def fine_tune(
         trainer=trainer,
         code=trainer.code,
         training_set=training_set,
-        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card, min_workers),
+        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card, min_workers, tensor),
         experiment=experiment,
-        params={"num_workers": num_workers, "sharding": sharding},
+        params={"num_workers": num_workers, "sharding": sharding, "tensor": tensor},
         tags={"base": base},
         register=register,
     )

@@ -79,7 +79,7 @@ class FineTuneLoop:
                 task.refer_to(
                     trainer.net,
                     group,
-                    rows=params.batch_rows(task.train_rows, workers=group.size),
+                    rows=params.batch_rows(task.train_rows, workers=group.rows_size),
                     half=params.precision == "bf16",
                 )
             keeper = Keeper(group, self.checkpoints, cadence_of(params), notice=notice)

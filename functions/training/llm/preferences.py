@@ -120,7 +120,7 @@ class PreferenceTask:
                     likelihoods = log_likelihoods(base, ids, labels).float()
                 if counted:
                     found[own.to(group.device)] = likelihoods
-            part.reference.copy_(group.all_reduce_sum(found).cpu())
+            part.reference.copy_(group.all_reduce_sum(found).cpu() / group.copies)
 
 
 def log_likelihoods(module: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:

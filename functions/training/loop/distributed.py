@@ -35,6 +35,7 @@ from functions.training.loop.cost import ResourceMeter, ResourceUse
 from functions.training.loop.epoch import Epoch, OnEpoch
 from functions.training.loop.interrupts import interruptible
 from functions.training.loop.keeping import Resting
+from functions.training.loop.layer_split import LayerSplitGroup
 from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup, SingleProcess
 from functions.training.loop.pulse import Notice
 from functions.training.loop.series import show_epoch
@@ -204,7 +205,7 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     lower_priority()
     enter_worker(config["context"])
     device = "cpu" if workers.device == "cpu" else str(ray.train.torch.get_device())
-    group = ShardedGroup(device) if workers.sharding == "shard" else ReplicatedGroup(device)
+    group = _group_of(workers, device)
     first, meter = group.rank == 0, ResourceMeter(device, workers.gpus_each)
     facts = {"toque.run": loop.run.id, "toque.workers": workers.count}
     in_trace = run_span("train", config["trace"], **facts) if first and config["trace"] else nullcontext()
@@ -226,6 +227,12 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     if first:
         loop.run.flush()
     return WorkersResult(result, meter.read().over(group))
+
+
+def _group_of(workers: Workers, device: str) -> ReplicatedGroup:
+    if workers.tensor > 1:
+        return LayerSplitGroup(device, workers.tensor)
+    return ShardedGroup(device) if workers.sharding == "shard" else ReplicatedGroup(device)
 
 
 def _taken_soon() -> bool:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from functions.training.errors import TrainingError
-from functions.training.workers import Shard
 
 Rows = Callable[[range], Tensor]
 """Reads some rows of a weight; a range over all of them reads the whole weight."""
+Held = tuple[range, ...]
+"""Places of a weight that a worker holds, one range for each of its dimensions."""
 
 
 class FirstWeights(Protocol):
@@ -77,11 +78,16 @@ def without_weights() -> Iterator[None]:
 
 
 def fill(
-    net: nn.Module, source: FirstWeights, *, device: str, shard: Shard, local: Callable[[Tensor], Tensor]
+    net: nn.Module,
+    source: FirstWeights,
+    *,
+    device: str,
+    held: Callable[[Tensor], Held],
+    local: Callable[[Tensor], Tensor],
 ) -> None:
     """Give a network without weights the memory of its shard on `device`, and fill it.
 
-    local: rows that this worker holds of a weight; the weight itself if it is not split.
+    held: places that this worker holds of a weight; local: the tensor that holds them, the weight itself if it is not split.
     """
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     with _same_objects():  # so that a weight that two modules share stays one
@@ -93,22 +99,24 @@ def fill(
         own = {n: w for n, w in module.named_parameters(recurse=False) if id(w) not in filled}
         if own:
             filled |= {id(weight) for weight in own.values()}
-            _fill(own, source.of(module, path), shard, local)
+            _fill(own, source.of(module, path), held, local)
 
 
 def _fill(
     own: Mapping[str, nn.Parameter],
     found: Mapping[str, Rows],
-    shard: Shard,
+    held: Callable[[Tensor], Held],
     local: Callable[[Tensor], Tensor],
 ) -> None:
     with torch.no_grad():
         for name, weight in own.items():
             part = local(weight)
-            count = weight.shape[0] if weight.ndim else 1
-            rows = range(count) if part is weight else shard.rows(count)
+            rows, *others = held(weight) or (range(1),)
             if part.numel():
-                part.copy_(found[name](rows))
+                values = found[name](rows)
+                for dimension, places in enumerate(others, start=1):
+                    values = values.narrow(dimension, places.start, len(places))
+                part.copy_(values)
 
 
 def _to_meta(module: nn.Module, name: str, weight: nn.Parameter | None) -> nn.Parameter | None:  # noqa: ARG001 - torch's hook

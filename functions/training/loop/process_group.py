@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from functions.training.loop.first_weights import FirstWeights, fill
-from functions.training.workers import WHOLE, Shard
+from functions.training.loop.first_weights import FirstWeights, Held, fill
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
@@ -35,8 +38,16 @@ class ProcessGroup(Protocol):
         """Device that this worker computes on, as torch names it."""
 
     @property
-    def shard(self) -> Shard:
-        """Shard of the weights that this worker holds."""
+    def copies(self) -> int:
+        """Number of workers that take the same rows, since they split each layer: neighbours by their numbers."""
+
+    @property
+    def rows_rank(self) -> int:
+        """Number of this worker's rows among the parts of a batch, from 0."""
+
+    @property
+    def rows_size(self) -> int:
+        """Number of parts of a batch, each taken by `copies` workers."""
 
     @property
     def host_group(self) -> torch.distributed.ProcessGroup | None:
@@ -71,8 +82,18 @@ class SingleProcess:
     """Process group of one worker, without any communication."""
 
     def __init__(self, device: str = "cpu") -> None:
-        self.rank, self.size, self.device, self.shard = 0, 1, device, WHOLE
+        self.rank, self.size, self.device, self.copies = 0, 1, device, 1
         self.host_group: torch.distributed.ProcessGroup | None = None
+
+    @property
+    def rows_rank(self) -> int:
+        """Number of this worker's rows among the parts of a batch, from 0."""
+        return self.rank // self.copies
+
+    @property
+    def rows_size(self) -> int:
+        """Number of parts of a batch, each taken by `copies` workers."""
+        return self.size // self.copies
 
     def broadcast(self, value: T) -> T:
         """Return the value, which is the first worker's."""
@@ -81,7 +102,7 @@ class SingleProcess:
     def place(self, net: nn.Module, weights: FirstWeights | None, *, half: bool) -> nn.Module:  # noqa: ARG002 - autocast
         """Bring the network to the device, and return it, since there are no other gradients."""
         if weights is not None:
-            fill(net, weights, device=self.device, shard=self.shard, local=self.local_part)
+            fill(net, weights, device=self.device, held=self.held, local=self.local_part)
         return net.to(self.device)
 
     def micro_step(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - no other worker
@@ -91,6 +112,10 @@ class SingleProcess:
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Return the values unchanged, since one worker's sum is the sum."""
         return values
+
+    def held(self, tensor: Tensor) -> Held:
+        """Places of a tensor that this worker holds: all of them."""
+        return tuple(range(size) for size in tensor.shape)
 
     def local_part(self, tensor: Tensor) -> Tensor:
         """Return the tensor itself, which is not split."""
@@ -146,7 +171,6 @@ class ShardedGroup(ReplicatedGroup):
         super().__init__(device)
         if device == "cpu":
             _return_freed_memory()
-        self.shard = Shard(self.rank, self.size)
         self._mesh = init_device_mesh(torch.device(device).type, (self.size,))
 
     def place(self, net: nn.Module, weights: FirstWeights | None, *, half: bool) -> nn.Module:
@@ -160,14 +184,30 @@ class ShardedGroup(ReplicatedGroup):
         low = torch.bfloat16 if half else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if half else None)
         blocks = [each for found in net.modules() if isinstance(found, nn.ModuleList) for each in found]
-        for unit in (*reversed(blocks), net):  # blocks within a block before the outer one
-            fully_shard(unit, mesh=self._mesh, mp_policy=policy)
+        units = (*reversed(blocks), net)  # blocks within a block before the outer one
+        meshes = self._meshes(units)
+        for unit in units:
+            fully_shard(unit, mesh=meshes[unit], mp_policy=policy)
         if self.device == "cpu":  # it has no stream on which the layer before could be gathered meanwhile
             for block in blocks:
                 cast("FSDPModule", block).set_modules_to_backward_prefetch([cast("FSDPModule", net)])
         if weights is not None:
-            fill(net, weights, device=self.device, shard=self.shard, local=self.local_part)
+            fill(net, weights, device=self.device, held=self.held, local=self.local_part)
         return net
+
+    def _meshes(self, units: Sequence[nn.Module]) -> Mapping[nn.Module, DeviceMesh]:
+        """Mesh over which the weights of each unit are split that are in no unit before it."""
+        return dict.fromkeys(units, self._mesh)
+
+    def held(self, tensor: Tensor) -> Held:
+        """Places of a weight that this worker holds; all of one that is not split."""
+        from torch.distributed.tensor import DTensor  # late: needed to split a model only
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        if not isinstance(tensor, DTensor):
+            return super().held(tensor)
+        placed = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        return tuple(range(start, start + size) for size, start in zip(*placed, strict=True))
 
     def micro_step(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - each is alike
         """Context that reduces gradients after each micro-batch, so that a worker never holds those of the whole model."""
@@ -180,13 +220,14 @@ class ShardedGroup(ReplicatedGroup):
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def from_local(self, part: Tensor, like: Tensor) -> Tensor:
-        """Distributed weight that this worker's `part` is the rows of."""
-        from torch.distributed.tensor import DTensor, placement_types  # late: needed to split a model only
+        """Distributed weight that this worker's `part` belongs to."""
+        from torch.distributed.tensor import DTensor  # late: needed to split a model only
 
+        assert isinstance(like, DTensor)  # noqa: S101 - who calls has looked whether it is split
         return DTensor.from_local(
             part,
-            self._mesh,
-            [placement_types.Shard(0)],
+            like.device_mesh,
+            like.placements,
             run_check=False,
             shape=like.shape,
             stride=like.stride(),

@@ -85,12 +85,12 @@ class Trainer:
         self._module = self._group.place(net, weights, half=settings.precision == "bf16")
         self._stepped = Compiled(self._module) if settings.compiled else self._module
         self._epochs, self._patience = settings.epochs_and_patience
-        if task.train_rows < self._group.size:
+        if task.train_rows < self._group.rows_size:
             raise TrainingDataError(
                 f"{task.train_rows} rows to learn from and num_workers={self._group.size}: each worker needs one; give more "
                 "rows, or ask for fewer workers"
             )
-        self._batch = settings.batch_rows(task.train_rows, workers=self._group.size)
+        self._batch = settings.batch_rows(task.train_rows, workers=self._group.rows_size)
         self._steps = max(1, task.train_rows // self._batch)
         self._updates = Updates(
             net, settings, steps=self._steps * self._epochs, whole=self._group.full_tensor
@@ -228,7 +228,7 @@ class Trainer:
             own = self._own_rows(order, step)
             if isinstance(self.task, PrefetchingTask):
                 self.task.prefetch(self._own_rows(order, step + 1))
-            torch.manual_seed(stream_of(seed, step, self._group.rank))  # dropout and hidden categories
+            torch.manual_seed(stream_of(seed, step, self._group.rows_rank))  # dropout and hidden categories
             loss = self._gradients(own)
             if self._updates.apply():
                 part.total, self._skipped_in_a_row = part.total + loss, 0
@@ -276,7 +276,8 @@ class Trainer:
 
     def _own_rows(self, order: Order, step: int) -> Tensor:
         """Numbers of the rows of a step that this worker takes."""
-        return order[step * self._batch : (step + 1) * self._batch][self._group.rank :: self._group.size]
+        group = self._group
+        return order[step * self._batch : (step + 1) * self._batch][group.rows_rank :: group.rows_size]
 
     def _fetched(self, rows: Tensor) -> Batch:
         began = time.perf_counter()
@@ -294,7 +295,7 @@ class Trainer:
                 own, counted = rows_of_worker(range(start, min(start + most, rows)), self._group)
                 loss = self._loss(self.net, self.task.valid_batch(own), "sum")
                 total += loss if counted else torch.zeros_like(loss)
-        return float(self._group.all_reduce_sum(total)) / rows
+        return float(self._group.all_reduce_sum(total)) / (rows * self._group.copies)
 
     def _loss(self, module: nn.Module, batch: Batch, reduction: str) -> Tensor:
         device = self._group.device
@@ -344,7 +345,7 @@ def rows_of_worker(rows: range, group: ProcessGroup) -> tuple[Tensor, bool]:
     A worker that is left without any gets the first row, which does not count: of a split model every worker has to take each
     pass, and networks of `transformers` refuse a batch of no rows.
     """
-    own = torch.arange(rows.start, rows.stop)[group.rank :: group.size]
+    own = torch.arange(rows.start, rows.stop)[group.rows_rank :: group.rows_size]
     return (own, True) if len(own) else (torch.tensor([rows.start]), False)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -37,6 +38,9 @@ class Updates:
         self._optimizer = new_optimizer(
             settings.optimizer, groups, lr=settings.lr, weight_decay=settings.weight_decay
         )
+        if len(_by_mesh(self.weights)) > 1:  # torch's fused loops over all weights want one mesh
+            for group in self._optimizer.param_groups:
+                group.update({"foreach": False} if "foreach" in group else {})
         self._schedule = self._new_schedule()
 
     def apply(self) -> bool:
@@ -47,8 +51,8 @@ class Updates:
         """
         skips, clip, taken = self._settings.nonfinite == "skip", self._settings.clip, True
         if skips or clip is not None:
-            norm = nn.utils.clip_grad_norm_(self._net.parameters(), math.inf if clip is None else clip)
-            taken = not skips or bool(self._whole(norm).isfinite())
+            norm = self._clipped(math.inf if clip is None else clip)
+            taken = not skips or bool(norm.isfinite())
         with warnings.catch_warnings() if not taken else nullcontext():
             if taken:
                 self._optimizer.step()
@@ -57,6 +61,21 @@ class Updates:
             self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         return taken
+
+    def _clipped(self, most: float) -> Tensor:
+        """Clip the gradients by their norm over all weights and shards, and return it. torch does so for weights of one mesh alone."""
+        weights = [weight for weight in self._net.parameters() if weight.grad is not None]
+        meshes = _by_mesh(weights)
+        if len(meshes) < 2:  # noqa: PLR2004 - torch's own does
+            return self._whole(nn.utils.clip_grad_norm_(weights, most))
+        norms = [
+            self._whole(nn.utils.get_total_norm([weight.grad for weight in alike if weight.grad is not None]))
+            for alike in meshes
+        ]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        for alike in meshes:
+            nn.utils.clip_grads_with_norm_(alike, most, norm)
+        return norm
 
     @property
     def weights(self) -> list[nn.Parameter]:
@@ -116,6 +135,14 @@ def one_cycle(step: int, total: int) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
+
+
+def _by_mesh(weights: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Weights that are split over the same workers, together."""
+    found: dict[Any, list[nn.Parameter]] = {}
+    for weight in weights:
+        found.setdefault(getattr(weight, "device_mesh", None), []).append(weight)
+    return list(found.values())
 
 
 def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

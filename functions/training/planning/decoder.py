@@ -83,11 +83,6 @@ class Decoder:
         """Number of weights; norms and biases, which are few, are left out."""
         return self.layers * self.block_parameters + self.outer_parameters
 
-    @property
-    def multiplied(self) -> int:
-        """Number of weights that each token is multiplied by: the embedding is looked up, not multiplied."""
-        return self.layers * self.block_parameters + self.width * self.vocabulary
-
     def adapters(self, rank: int) -> int:
         """Number of weights in low-rank adapters of all linear layers of the blocks."""
         keys = self.key_heads * self.head_width
@@ -96,9 +91,22 @@ class Decoder:
         shapes += [(self.width, self.inner)] * (2 if self.gated else 1) + [(self.inner, self.width)]
         return self.layers * rank * sum(a + b for a, b in shapes)
 
-    def token_flops(self, length: int) -> float:
-        """Operations of a token's forward pass: two a weight, and attention to half of `length` tokens on average."""
-        return 2.0 * self.multiplied + 2.0 * self.layers * self.heads * self.head_width * length
+    def token_flops(self, length: int, *, tensor: int = 1) -> float:
+        """Operations of a token's forward pass: two a weight, and attention to half of `length` tokens on average.
+
+        tensor: how many cards split each block; of one of them.
+        """
+        blocks = 2.0 * self.layers * (self.block_parameters + self.heads * self.head_width * length)
+        return blocks / tensor + 2.0 * self.width * self.vocabulary
+
+    def splits_into(self, tensor: int) -> bool:
+        """Whether so many cards share the heads and the inner width of each block evenly."""
+        return not any(each % tensor for each in (self.heads, self.key_heads, self.inner))
+
+    @property
+    def block_width_activations(self) -> int:
+        """Numbers of `block_activations` that are as wide as the model: what its two norms keep."""
+        return 6 * self.width
 
     @property
     def block_activations(self) -> int:
@@ -108,7 +116,7 @@ class Decoder:
         keeps what each matrix gave, the activation, and the product.
         """
         attention = self.head_width * (3 * self.heads + 2 * self.key_heads)
-        return 6 * self.width + attention + self.inner * (4 if self.gated else 2)
+        return self.block_width_activations + attention + self.inner * (4 if self.gated else 2)
 
 
 def _size(config: Mapping[str, Any], fields: tuple[str, ...]) -> int:

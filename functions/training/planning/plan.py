@@ -27,7 +27,7 @@ Sharding = Literal["replicate", "shard"]
 class Setup:
     """How a model is trained. cards: workers, one each; batch: rows of `length` tokens in a step over all; lora: rank of adapters.
 
-    accumulate, recompute, sharding: as `RecipeParams` and `train_recipe` take them; half: computes in bfloat16.
+    accumulate, recompute, sharding, tensor: as `RecipeParams` and `train_recipe` take them; half: computes in bfloat16.
     """
 
     cards: int
@@ -38,16 +38,23 @@ class Setup:
     recompute: bool = False
     half: bool = True
     lora: int = 0
+    tensor: int = 1
+
+    @property
+    def parts(self) -> int:
+        """Parts of a step, each computed by cards of its own or after another."""
+        return self.cards // self.tensor * self.accumulate
 
     @property
     def tokens(self) -> int:
-        """Tokens that a card computes at once."""
-        return -(-self.batch // (self.cards * self.accumulate)) * self.length
+        """Tokens that a card computes at once, with those that split its layers."""
+        return -(-self.batch // self.parts) * self.length
 
     @property
     def words(self) -> str:
         """The setup as arguments of a training."""
         given = [f"num_workers={self.cards}", f'sharding="{self.sharding}"', f"batch_size={self.batch}"]
+        given += [f"tensor={self.tensor}"] if self.tensor > 1 else []
         given += [f"accumulate={self.accumulate}"] if self.accumulate > 1 else []
         given += ["recompute=True"] if self.recompute else []
         return ", ".join([*given, f'precision="{"bf16" if self.half else "fp32"}"'])
@@ -94,9 +101,10 @@ class Plan:
 def plan(model: Decoder, setup: Setup, card: Card, *, reached: float = REACHED) -> Plan:
     """Compute memory and time of a training. reached: share of the card's peak that its arithmetic reaches.
 
-    Raises: ValueError if the step has fewer rows than there are pieces to compute.
+    Raises: ValueError if the step has fewer rows than there are pieces to compute, or layers cannot be split so.
     """
-    if setup.batch < setup.cards * setup.accumulate:
+    _check_tensor(model, setup)
+    if setup.batch < setup.parts:
         raise ValueError(
             f"batch={setup.batch} rows for {setup.cards} cards with accumulate={setup.accumulate}: each piece needs a row at least"
         )
@@ -116,9 +124,10 @@ def memory(model: Decoder, setup: Setup) -> dict[str, float]:
     if (
         setup.sharding == "shard" and setup.cards > 1
     ):  # the outer layers stay, one block works, the next is on its way
-        gathered = (model.outer_parameters + 2 * model.block_parameters) * low
+        gathered = (model.outer_parameters + 2 * model.block_parameters / setup.tensor) * low
     gradients = learnt * _FLOAT / share
-    kept = float(setup.tokens * model.block_activations * low)
+    wide = model.block_width_activations
+    kept = setup.tokens * (wide + (model.block_activations - wide) / setup.tensor) * low
     layers = (
         setup.tokens * model.width * low * model.layers + kept if setup.recompute else kept * model.layers
     )
@@ -140,19 +149,32 @@ def _step(model: Decoder, setup: Setup, card: Card, reached: float) -> dict[str,
     passes = (2.0 if setup.lora else 3.0) + (
         1.0 if setup.recompute else 0.0
     )  # a frozen weight has no gradient to compute
-    flops = setup.tokens * setup.accumulate * model.token_flops(setup.length) * passes
+    flops = setup.tokens * setup.accumulate * model.token_flops(setup.length, tensor=setup.tensor) * passes
     compute = flops / ((card.flops_s if setup.half else card.flops32_s) * reached)
     learnt = model.adapters(setup.lora) if setup.lora else model.parameters
     update = learnt / share * _FLOAT * _STATE_PASSES / card.bytes_s
     link = card.node_bytes_s if setup.cards <= card.cards else NETWORK_BYTES_S
     low = _HALF if setup.half else _FLOAT
     if setup.sharding == "shard":  # gathered for both passes and reduced, in each micro-batch
-        sent = setup.accumulate * (2 * model.parameters * low + learnt * _FLOAT)
+        sent = setup.accumulate * (2 * model.parameters * low + learnt * _FLOAT) / setup.tensor
     else:
         sent = 2 * learnt * _FLOAT
     wire = sent * (setup.cards - 1) / setup.cards / link
     hidden = compute if setup.sharding == "shard" else compute * (1 - 1 / passes)
-    return {"arithmetic": compute, "update": update, "communication": max(0.0, wire - hidden)}
+    return {
+        "arithmetic": compute,
+        "update": update,
+        "communication": max(0.0, wire - hidden) + _sums(model, setup, card, passes),
+    }
+
+
+def _sums(model: Decoder, setup: Setup, card: Card, passes: float) -> float:
+    """Seconds of a step in which cards that split layers wait for each other's sums: two of a block in each pass, before it can go on."""
+    link = card.node_bytes_s if setup.tensor <= card.cards else NETWORK_BYTES_S
+    one = setup.tokens * model.width * (_HALF if setup.half else _FLOAT)
+    there_and_back = 2 * (setup.tensor - 1) / setup.tensor
+    rounds = passes - 1.0  # the gradients of weights need no sum
+    return 2 * model.layers * setup.accumulate * rounds * one * there_and_back / link
 
 
 def proposed(
@@ -160,23 +182,45 @@ def proposed(
 ) -> Plan | None:
     """Find the setup with the fewest card-hours that fits, of those with as many cards as asked, or else the next power of two.
 
+    Layers are split only where nothing else fits, by as few cards as it takes, and within a machine.
     Returns: None if none fits, up to `most_cards`.
     """
     cards = setup.cards
-    while cards <= min(most_cards, setup.batch):
-        found = [each for each in _plans(model, replace(setup, cards=cards), card, reached) if each.fits]
-        if found:
-            return min(found, key=lambda each: each.step_s)
+    while cards <= min(most_cards, setup.batch * card.cards):
+        for tensor in _tensors(model, setup, cards, card):
+            ways = _plans(model, replace(setup, cards=cards, tensor=tensor), card, reached)
+            found = [each for each in ways if each.fits]
+            if found:
+                return min(found, key=lambda each: each.step_s)
         cards = 1 << cards.bit_length()
     return None
 
 
+def _tensors(model: Decoder, setup: Setup, cards: int, card: Card) -> Iterator[int]:
+    """Numbers of cards of a machine that may split a layer, the fewest first; adapters are not split."""
+    for tensor in range(1, (1 if setup.lora else min(cards, card.cards)) + 1):
+        if cards % tensor == 0 and model.splits_into(tensor):
+            yield tensor
+
+
+def _check_tensor(model: Decoder, setup: Setup) -> None:
+    given = f"tensor={setup.tensor} of {setup.cards} cards"
+    if setup.tensor < 1 or setup.cards % setup.tensor or not model.splits_into(setup.tensor):
+        raise ValueError(
+            f"{given}: it divides the cards, and the model's heads ({model.heads}), those of keys ({model.key_heads}) and the inner "
+            f"width ({model.inner})"
+        )
+    if setup.tensor > 1 and (setup.sharding != "shard" or setup.lora):
+        raise ValueError(f"{given}: layers are split with sharding='shard' and without adapters")
+
+
 def _plans(model: Decoder, setup: Setup, card: Card, reached: float) -> Iterator[Plan]:
     """Plans of all ways to compute the same step on so many cards."""
-    for sharding in ("replicate", "shard") if setup.cards > 1 else ("replicate",):
+    kinds: tuple[Sharding, ...] = ("replicate", "shard") if setup.cards > 1 else ("replicate",)
+    for sharding in kinds if setup.tensor == 1 else ("shard",):
         for recompute in (False, True):
             accumulate = 1
-            while accumulate * setup.cards <= setup.batch:
+            while accumulate * (setup.cards // setup.tensor) <= setup.batch:
                 way = replace(setup, sharding=sharding, recompute=recompute, accumulate=accumulate)
                 yield plan(model, way, card, reached=reached)
                 accumulate *= 2

@@ -29,6 +29,7 @@ def train_recipe(
     worker_cpus: float = 1.0,
     worker_gpus: float = 0.0,
     sharding: Literal["replicate", "shard"] = "replicate",
+    tensor: int = 1,
     experiment: str | None = None,
     register: bool = True,
     tags: dict[str, str] | None = None,
@@ -41,7 +42,7 @@ def train_recipe(
     recipe: a name in the project's RECIPES; options: its fields; num_workers: 1 trains here, more train on the Ray cluster
     with `worker_cpus` and `worker_gpus` each; min_workers: fewest that go on where there is no room for all, until there is (null:
     it waits for all); sharding: every worker holds the whole model ("replicate", DDP) or a shard
-    of weights, optimiser and checkpoints ("shard", FSDP2); experiment: where the run is tracked (default: the model's name).
+    of weights, optimiser and checkpoints ("shard", FSDP2); tensor: how many workers split each layer of a shard among them; experiment: where the run is tracked (default: the model's name).
     priority: of a submitted call in the queue of experiments, the higher first; card: type of the GPUs as Ray names it, None for any;
     limit_s: longest run time of a submitted call, which may then fill a gap in the queue; None: as long as it takes.
     An interrupted training resumes at its last checkpoint when it is called again, also with fewer or more workers.
@@ -53,9 +54,9 @@ def train_recipe(
         model=model,
         trainer=trainer,
         code=trainer.code,
-        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card, min_workers),
+        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card, min_workers, tensor),
         experiment=experiment,
-        params={"num_workers": num_workers, "sharding": sharding, **found.model_dump()},
+        params={"num_workers": num_workers, "sharding": sharding, "tensor": tensor, **found.model_dump()},
         tags={"data": found.data(), **(tags or {})},
         register=register,
     )

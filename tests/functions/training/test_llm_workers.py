@@ -11,6 +11,7 @@ from functions.training import fine_tune
 from functions.training.loop.process_group import SingleProcess
 from registry import Table
 from tests.functions.training.forked import answers
+from tests.functions.training.split_worker import STEADY
 from tests.functions.training.test_llm import SMALL, base
 from tests.functions.training.tuned_worker import (
     ADAPTERS,
@@ -99,3 +100,19 @@ def test_two_workers_of_ray_fine_tune_as_one_does(context, base, shared_ray):
     assert curves[1] == pytest.approx(curves[0], abs=1e-4)
     assert "adapter/adapter_model.safetensors" in registry.get_version("two", two.version).files
     assert list(context.store.list("checkpoints/")) == []
+
+
+@pytest.mark.ray
+@pytest.mark.proof  # `loop/test_layer_split.py` has four such workers without Ray
+@pytest.mark.timeout(900)
+def test_two_workers_of_ray_that_split_layers_fine_tune_as_one_does(context, base, shared_ray):
+    shared_ray(2)
+    registry = context.registry()
+    registry.create_model("tiny")
+    registry.create_version("tiny", base, signature=SMALL)
+    snapshot = Table(context.store, "training/sums").overwrite(rows())
+    given = {"length": 32, "lora": None, "params": PARAMS.model_copy(update={"optimizer": STEADY})}
+    one = fine_tune("one", "tiny@1", snapshot, **given)
+    two = fine_tune("two", "tiny@1", snapshot, **given, num_workers=2, sharding="shard", tensor=2)
+    assert two.metrics["valid_loss"] == pytest.approx(one.metrics["valid_loss"], abs=1e-5)
+    assert registry.get_run(two.run_id).record().params["tensor"] == "2"

@@ -1,4 +1,4 @@
-"""A model that is split among workers: two processes of this machine, and files of shares without any."""
+"""A model that is split among workers: two processes of this machine."""
 
 import json
 import subprocess
@@ -11,17 +11,8 @@ from functions.training.checkpoints.saved import Checkpoints
 from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.training_loop import train
-from functions.training.workers import Shard
 from tests.functions.training.recipes import trainer
 from tests.functions.training.shard_worker import QUICK
-
-
-@pytest.mark.parametrize(("count", "size"), [(1, 3), (5, 2), (7, 3), (8, 4), (0, 2)])
-def test_a_shard_is_what_torch_chunk_gives(count, size):
-    numbers = torch.arange(count)
-    chunks = [each.tolist() for each in torch.chunk(numbers, size)] if count else []
-    shares = [list(Shard(rank, size).rows(count)) for rank in range(size)]
-    assert [shard for shard in shares if shard] == chunks
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ _LENGTH = arg("--length TOKENS", "tokens of a row (default: 1024)", type=int, de
 _SHARDING = arg(
     "--sharding KIND", "replicate or shard (default: the faster that fits)", choices=("replicate", "shard")
 )
+_TENSOR = arg("--tensor N", "cards that split each layer, with --sharding shard (default: 1)", type=int)
 _ACCUMULATE = arg("--accumulate N", "micro-batches of a step (default with --sharding: 1)", type=int)
 _RECOMPUTE = flag("--recompute", "activation checkpointing, with --sharding")
 _PRECISION = arg("--precision KIND", "bf16 or fp32 (default: bf16)", choices=("bf16", "fp32"), default="bf16")
@@ -37,7 +38,7 @@ _RUN_RECOMPUTED = flag("--run-recomputed", "the short run had activation checkpo
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
     actions = group(commands, "plan", "Say what a training needs and costs before it is paid for.")
-    ways = (_SHARDING, _ACCUMULATE, _RECOMPUTE, _PRECISION, _LORA, _RUN, _RUN_RECOMPUTED)
+    ways = (_SHARDING, _TENSOR, _ACCUMULATE, _RECOMPUTE, _PRECISION, _LORA, _RUN, _RUN_RECOMPUTED)
     add(actions, "train", _plan_train, _CONFIG, _TOKENS, _CARD, _CARDS, _BATCH, _LENGTH, *ways)
 
 
@@ -47,8 +48,10 @@ def _plan_train(given: Given) -> int:
 
     if given.card not in CARDS:
         raise UsageError(f"--card {given.card!r}: choose one of {', '.join(CARDS)}")
-    if given.sharding is None and (given.accumulate or given.recompute):
-        raise UsageError("--accumulate and --recompute are chosen for you unless --sharding is given")
+    if given.sharding is None and (given.accumulate or given.recompute or given.tensor):
+        raise UsageError(
+            "--accumulate, --recompute and --tensor are chosen for you unless --sharding is given"
+        )
     card = CARDS[given.card]
     try:
         model = Decoder.read(Path(given.config))
@@ -61,6 +64,7 @@ def _plan_train(given: Given) -> int:
             given.recompute,
             half=given.precision == "bf16",
             lora=given.lora,
+            tensor=given.tensor or 1,
         )
         reached = _reached(given, asked, model, card)
         best = proposed(model, asked, card, reached=reached)
@@ -84,8 +88,10 @@ def _reached(given: Given, asked: Setup, model: Decoder, card: Card) -> float:
     if given.run_tokens_s is None:
         note("no --run-tokens-s: times are for .35 of the card's peak; published runs reach .27 to .42")
         return REACHED
-    alone = replace(asked, cards=1, sharding="replicate", accumulate=1, recompute=given.run_recomputed)
-    alone = replace(alone, batch=max(1, asked.batch // asked.cards))
+    alone = replace(
+        asked, cards=1, sharding="replicate", tensor=1, accumulate=1, recompute=given.run_recomputed
+    )
+    alone = replace(alone, batch=max(1, asked.batch // asked.cards * asked.tensor))
     whole = plan(model, alone, card, reached=1.0)
     spent = alone.tokens / given.run_tokens_s - whole.step["update"]
     share = whole.step["arithmetic"] / spent if spent > 0 else 2.0

@@ -12,7 +12,6 @@ from functions.training import RecipeParams, TrainingError
 from functions.training.loop.first_weights import Initialised, fill, reset, without_weights
 from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer, train
-from functions.training.workers import WHOLE, Shard
 from tests.functions.training.forked import answers
 from tests.functions.training.memory_worker import BLOCK_BYTES, STATE_BYTES
 from tests.functions.training.recipes import Sums, TiedStack
@@ -24,7 +23,7 @@ def tied(seed: int = 0) -> nn.Module:
     with without_weights():
         net = TiedStack()
     assert all(weight.is_meta for weight in net.parameters())
-    fill(net, Initialised(reset, seed), device="cpu", shard=WHOLE, local=lambda weight: weight)
+    fill(net, Initialised(reset, seed), device="cpu", held=SingleProcess().held, local=lambda weight: weight)
     return net
 
 
@@ -39,9 +38,9 @@ def test_weights_follow_from_the_seed_and_tied_ones_stay_one():
 
 def test_a_shard_is_the_rows_of_the_whole():
     whole, source = nn.Linear(3, 5), Initialised(reset, 0)
-    fill(whole, source, device="cpu", shard=WHOLE, local=lambda weight: weight)
+    fill(whole, source, device="cpu", held=SingleProcess().held, local=lambda weight: weight)
     rows = source.of(whole, "")["weight"]
-    parts = [rows(Shard(rank, 2).rows(5)) for rank in range(2)]
+    parts = [rows(range(3)), rows(range(3, 5))]
     assert torch.equal(torch.cat(parts), whole.weight)
 
 
@@ -52,7 +51,13 @@ def test_a_module_that_cannot_initialise_itself_is_named():
             self.scale = nn.Parameter(torch.ones(2))
 
     with pytest.raises(TrainingError, match=r"Bare has weights but no reset_parameters\(\)"):
-        fill(Bare(), Initialised(reset, 0), device="cpu", shard=WHOLE, local=lambda weight: weight)
+        fill(
+            Bare(),
+            Initialised(reset, 0),
+            device="cpu",
+            held=SingleProcess().held,
+            local=lambda weight: weight,
+        )
 
 
 def test_blocks_that_are_computed_again_learn_the_same():

@@ -1,6 +1,7 @@
 """Plans of trainings, beside what others have published of theirs and what hand calculations give."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -71,6 +72,49 @@ def test_the_proposal_fits_and_takes_more_cards_only_where_none_fits():
     assert fits_one is not None
     assert (fits_one.setup.cards, fits_one.setup.recompute) == (1, False)
     assert proposed(LLAMA_8B, Setup(1, 2, 8_192), CARDS["t4"]) is None
+
+
+def test_layers_are_split_where_none_fits_otherwise():
+    wide = Decoder(8, 16_384, 128, 8, 128, 53_248, 32_000)  # two gathered blocks are 13 GB, of 14.7 usable
+    asked = Setup(1, 64, 512)
+    found = proposed(wide, asked, CARDS["t4"])
+    assert found is not None
+    assert found.fits
+    assert (found.setup.tensor, found.setup.sharding) == (4, "shard")
+    assert "tensor=4" in found.setup.words
+    for tensor in (1, 2):
+        assert not plan(wide, replace(found.setup, tensor=tensor, accumulate=1), CARDS["t4"]).fits
+    for model, batch in ((LLAMA_8B, 64), (GPT2, 64)):
+        fits = proposed(model, Setup(1, batch, 1_024), CARDS["h100"])
+        assert fits is not None
+        assert fits.setup.tensor == 1
+
+
+def test_cards_that_split_layers_share_a_block_and_what_it_keeps_and_take_the_same_rows():
+    one, four = (plan(LLAMA_8B, Setup(8, 16, 1_024, tensor=each), CARDS["h100"]) for each in (1, 4))
+    outer, block = LLAMA_8B.outer_parameters, LLAMA_8B.block_parameters
+    assert four.setup.tokens == 4 * one.setup.tokens
+    assert four.memory["weights and moments"] == one.memory["weights and moments"]
+    assert four.memory["gathered weights"] == 2 * (outer + 2 * block / 4)
+    # of a token two bytes a number: 6 x 4096 of the norms, and a quarter of 32 x 128 x 3 + 8 x 128 x 2 + 4 x 14336
+    assert four.memory["activations"] == 32 * four.setup.tokens * 2 * (
+        6 * 4_096 + (12_288 + 2_048 + 57_344) / 4
+    )
+    # sums of 8192 tokens x 4096 x 2 bytes, 4 of each of 32 blocks, 3/4 of each sent twice over 450 GB/s
+    waits = 4 * 32 * 8_192 * 4_096 * 2 * 1.5 / 450e9
+    assert four.step["communication"] >= waits
+    assert waits == pytest.approx(0.0286, rel=0.01)
+
+
+def test_a_mesh_that_cannot_be_is_refused_with_what_it_has_to_divide():
+    for tensor in (3, 16):
+        with pytest.raises(
+            ValueError,
+            match=rf"tensor={tensor} of 16 cards: it divides the cards, and the model's heads \(32\)",
+        ):
+            plan(LLAMA_8B, Setup(16, 16, 512, tensor=tensor), CARDS["h100"])
+    with pytest.raises(ValueError, match="without adapters"):
+        plan(LLAMA_8B, Setup(16, 16, 512, tensor=2, lora=8), CARDS["h100"])
 
 
 @pytest.mark.parametrize(
