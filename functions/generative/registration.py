@@ -66,7 +66,7 @@ def register_generative(
         if prompt is not None:
             Path(folder, PROMPT).write_text(prompt.model_dump_json(indent=1, exclude_defaults=True))
         if settings is not None or kept is None:
-            Path(folder, SETTINGS).write_text((settings or EngineSettings()).model_dump_json(indent=1))
+            Path(folder, SETTINGS).write_text((settings or EngineSettings()).to_json())
         return registry.create_version(
             model,
             folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,6 +65,7 @@ class EngineSettings(BaseModel):
 
     context_length: tokens of one request, prompt and answer together. slots: requests at once; others wait for one.
     max_tokens: of an answer, where neither request nor prompt says. adapter_scale: strength of the adapter.
+    task: "generate" texts; or "embed", make embeddings alone, for which vLLM needs an engine of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +74,15 @@ class EngineSettings(BaseModel):
     slots: int = Field(default=8, ge=1, le=256)
     max_tokens: int = Field(default=512, ge=1)
     adapter_scale: float = Field(default=1.0, ge=0, le=10)
+    task: Literal["generate", "embed"] = "generate"
+
+    def to_json(self) -> str:
+        """Write the settings whole, so that a later release's defaults change no version.
+
+        The task is left out where it is the default: an earlier release, which does not know it, reads the file then.
+        """
+        left_out = {"task"} if self.task == "generate" else None
+        return self.model_dump_json(indent=1, exclude=left_out)
 
 
 def is_generative(version: ModelVersion | Mapping[str, Any]) -> bool:

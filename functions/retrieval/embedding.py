@@ -6,13 +6,20 @@ import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from functions.evaluation.language.answering import fetched, running_engine
-from functions.generative.engines import EngineDown, EngineProcess, engine_environment, scratch_folder
+from functions.generative.engines import (
+    EngineDown,
+    EngineProcess,
+    ask_embeddings,
+    engine_environment,
+    scratch_folder,
+)
 from functions.retrieval.view import WORDS
 from functions.runtime.context import context
 from functions.runtime.spans import span
@@ -22,7 +29,6 @@ from registry import InvalidInput
 __all__ = ["Embedder", "embedder_of"]
 
 Vectors = npt.NDArray[np.float32]
-_OK: Final = 200
 _AT_ONCE: Final = 16
 """Texts of one request to an engine."""
 
@@ -76,9 +82,13 @@ def embedder_of(name: str, length: int, *, threads: int = 1) -> Iterator[Embedde
         registry = context().registry()
         with scratch_folder() as folder:
             asked = fetched(registry, registry.get_version(model, int(version)), folder, threads=threads)
+            # whatever else the version does: this engine embeds alone, whole chunks and several at once
+            settings = asked.spec.settings.model_copy(update={"task": "embed"})
             held = AsyncExitStack()
             try:
-                running = running_engine(asked.spec, engine_environment(os.environ))
+                running = running_engine(
+                    replace(asked.spec, settings=settings), engine_environment(os.environ)
+                )
                 process = runner.run(held.enter_async_context(running))
                 yield Embedder(name, length, runner, process)
             finally:
@@ -92,11 +102,7 @@ async def _embedded(process: EngineProcess, texts: Sequence[str]) -> Vectors:
 
 
 async def _asked(process: EngineProcess, texts: Sequence[str]) -> list[list[float]]:
-    body: dict[str, Any] = {"model": process.engine.model_name(process.spec), "input": list(texts)}
-    async with process.client.post(f"{process.base}/v1/embeddings", json=body) as answer:
-        document = await answer.json(content_type=None)
-        if answer.status != _OK:
-            raise EngineDown(
-                f"status {answer.status}: {document!r:.200}; are chunks longer than its context?"
-            )
+    status, document = await ask_embeddings(process, {"input": list(texts)})
+    if not isinstance(document, dict):
+        raise EngineDown(f"status {status}: {document!r:.200}; are chunks longer than its context?")
     return [each["embedding"] for each in sorted(document["data"], key=lambda each: each["index"])]

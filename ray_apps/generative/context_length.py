@@ -1,4 +1,4 @@
-"""Refuses a request that does not fit the context, before it takes a slot of the engine."""
+"""Refuses a request that does not fit the version's task or its context, before it takes a slot of the engine."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ async def check_context(
     """Check that prompt and answer fit; returns a bound on the prompt's tokens, and that of the answer.
 
     A token has at least one byte, so short requests need no count; others are counted by the engine. An answer whose length the
-    caller did not say gets what is left. Raises: ApiRefusal with the numbers.
+    caller did not say gets what is left. Raises: ApiRefusal with the numbers, or if the version makes embeddings alone.
     """
     if ask.kind == EMBEDDING:
         return await _check_texts(process, settings, ask), 0
+    if settings.task == "embed":
+        raise ApiRefusal("model: this version makes embeddings alone; ask /v1/embeddings", param="model")
     most = int(body["max_tokens"])
     prompt = _bound(body)
     if prompt + most > settings.context_length:
@@ -42,13 +44,19 @@ async def check_context(
 async def _check_texts(process: EngineProcess, settings: EngineSettings, ask: Ask) -> int:
     given = ask.body["input"]
     texts = given if isinstance(given, list) and all(isinstance(each, str) for each in given) else [given]
-    total = 0
+    most, total = process.engine.embedding_bounds(process.spec).tokens, 0
     for text in texts:
         size = len(text.encode()) + _PER_REQUEST if isinstance(text, str) else len(text)
-        if size > settings.context_length and isinstance(text, str):
+        if size > most and isinstance(text, str):
             size = await process.engine.count_tokens(process.client, process.base, {"prompt": text})
         if size > settings.context_length:
             raise _too_long(settings, size, 0, "input")
+        if size > most:
+            raise ApiRefusal(
+                f"input: this version embeds texts of {most} tokens, and one has {size}; cut it, or register a version with the "
+                "task 'embed', which takes its whole context",
+                param="input", code="context_length_exceeded",
+            )  # fmt: skip
         total += size
     return total
 

@@ -14,7 +14,7 @@ import orjson
 
 from clusters.telemetry.tracing import current_request, mark
 from functions.generative import GenerativeError
-from functions.generative.engines import EngineDown, EngineProcess
+from functions.generative.engines import EngineDown, EngineProcess, ask_embeddings
 from functions.prediction_log import PINNED
 from functions.runtime.receipt import TokenPrice
 from ray_apps.admission.request_limits import TooManyRequests
@@ -201,12 +201,18 @@ class Generator:
 
     async def _ask_engine(self, call: Call, body: dict[str, Any], request: Request) -> Answer:
         process = call.lease.process
+        if call.ask.kind == EMBEDDING:
+            status, found = await ask_embeddings(process, body)
+            if not isinstance(found, dict):
+                raise _refused(status, found)
+            mark("engine")
+            return await self._answer_whole(call, found)
         address = f"{process.base}/v1/{call.ask.kind}"
         body["model"] = process.engine.model_name(process.spec)
         async with process.client.post(address, data=orjson.dumps(body), headers=_JSON_HEADERS) as response:
             if response.status != _OK:
                 raise _refused(response.status, await response.read())
-            if call.ask.stream and call.ask.kind != EMBEDDING:
+            if call.ask.stream:
                 return await self._pass_stream_on(call, response, request)
             document = orjson.loads(await response.read())
         mark("engine")

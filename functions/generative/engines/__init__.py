@@ -1,5 +1,6 @@
 """Engines: programs that answer for weights over OpenAI's API, each in a supervised process on a private port."""
 
+from functions.generative.engines.embedding import ask_embeddings
 from functions.generative.engines.engine import Engine, EngineSpec, engine_of
 from functions.generative.engines.environment import engine_environment
 from functions.generative.engines.process import EngineDown, EngineProcess, Patience
@@ -14,6 +15,7 @@ __all__ = [
     "EngineSpec",
     "Lease",
     "Patience",
+    "ask_embeddings",
     "engine_environment",
     "engine_of",
     "scratch_folder",

@@ -19,6 +19,7 @@ def main() -> None:
         parser.add_argument(name, required=True)
     for name in ("--port", "--context", "--slots"):
         parser.add_argument(name, required=True, type=int)
+    parser.add_argument("--embed", action="store_true")
     parser.add_argument("--adapter")
     parser.add_argument("--chat-template")
     parser.add_argument("--adapter-scale", type=float, default=1.0)
@@ -44,6 +45,9 @@ def _parameters(given: argparse.Namespace) -> xllamacpp.CommonParams:
     found.ui, found.endpoint_slots = False, True
     # An engine that embeds answers chats too; the other way round it refuses.
     found.embedding, found.pooling_type = True, xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    if given.embed:  # whole texts at once, of any lengths: else a text's mean is that of its last part
+        found.kv_unified = True
+        found.n_batch = found.n_ubatch = max(given.context, found.n_ubatch)
     if given.threads:
         found.cpuparams.n_threads = found.cpuparams_batch.n_threads = given.threads
     if given.chat_template:

@@ -29,6 +29,11 @@ _STARTS: Final = 3
 """Starts that failed one after the other, from which on nobody waits: the weights are spoilt, or there is no memory for them."""
 _TAIL_BYTES: Final = 4_096
 _OK: Final = 200
+_PROBES: Final[dict[str, tuple[str, dict[str, Any], str]]] = {
+    "generate": ("/v1/completions", {"prompt": "1", "max_tokens": 1, "temperature": 0}, "choices"),
+    "embed": ("/v1/embeddings", {"input": "1"}, "data"),
+}
+"""By task: the path of a small request, its body, and the field of the answer that has what was made."""
 _log = logging.getLogger("ray.serve")
 
 
@@ -47,7 +52,8 @@ class EngineProcess:
     """Process of an engine for one spec, and the task that keeps it alive; of one event loop.
 
     log: file that gets what the engine prints. client: a session that has the engine's key, which is new for each supervisor,
-    since others on this machine reach the port too. takes_tools: whether tools of a request reach the model. environment: of the
+    since others on this machine reach the port too. embedding: held by who asks for the embedding of a text, where the engine makes one
+    at a time. takes_tools: whether tools of a request reach the model. environment: of the
     process, whole, but for the key; None: that of this process. restarts: how often it was started again.
     """
 
@@ -68,6 +74,7 @@ class EngineProcess:
         self.base = ""
         self.pid: int | None = None
         self.takes_tools = False
+        self.embedding = asyncio.Lock()
         self.restarts = -1
         self.starts_s: list[float] = []
         self._ready, self._hopeless = asyncio.Event(), asyncio.Event()
@@ -163,17 +170,13 @@ class EngineProcess:
         self._ready.set()
 
     async def _answers(self) -> bool:
-        """Whether the engine makes a token, which needs everything that a request needs."""
-        asked: dict[str, Any] = {
-            "model": self.engine.model_name(self.spec),
-            "prompt": "1",
-            "max_tokens": 1,
-            "temperature": 0,
-        }
+        """Whether the engine makes a token, or an embedding, which needs everything that a request needs."""
+        path, asked, answered = _PROBES[self.spec.settings.task]
+        asked = {"model": self.engine.model_name(self.spec), **asked}
         with suppress(aiohttp.ClientError, OSError, TimeoutError):
             timeout = aiohttp.ClientTimeout(total=self._patience.hung_s)
-            async with self.client.post(f"{self.base}/v1/completions", json=asked, timeout=timeout) as answer:
-                return answer.status == _OK and bool((await answer.json()).get("choices"))
+            async with self.client.post(f"{self.base}{path}", json=asked, timeout=timeout) as answer:
+                return answer.status == _OK and bool((await answer.json()).get(answered))
         return False
 
     async def _watch(self) -> None:

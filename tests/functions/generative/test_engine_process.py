@@ -186,5 +186,8 @@ def test_vllm_is_another_command_line():
     assert line[:3] == ["/env/bin/vllm", "serve", "/w"]
     assert {"--max-model-len", "4096", "--max-num-seqs", "16", "--enable-prefix-caching"} <= set(line)
     assert Vllm("v").model_name(spec) != Vllm("v").model_name(EngineSpec(Path("/w")))
+    embedding = Vllm("v").command(EngineSpec(Path("/w"), settings=EngineSettings(task="embed")), 7)
+    assert embedding[-4:] == ["--runner", "pooling", "--convert", "embed"]
+    assert "--runner" not in line
     with pytest.raises(ValueError, match=r"there are 'llama\.cpp' and 'vllm'"):
         engine_of("other")

@@ -1,3 +1,4 @@
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -137,3 +138,11 @@ def _folder(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "x.txt").write_text("x")
     return folder
+
+
+def test_an_earlier_release_reads_the_settings_but_of_a_version_that_embeds_alone():
+    known = {"context_length", "slots", "max_tokens", "adapter_scale"}
+    assert json.loads(EngineSettings(slots=2).to_json()).keys() == known
+    embedding = EngineSettings(task="embed")
+    assert json.loads(embedding.to_json()).keys() == known | {"task"}
+    assert EngineSettings.model_validate_json(embedding.to_json()) == embedding

@@ -1,14 +1,19 @@
 """The unmodified `openai` client against a real engine: what it can ask, and what it is told when it may not."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 
+from functions.generative import EngineSettings, register_generative
 from tests import waiting
-from tests.ray_apps.generative.conftest import MODEL, SLOTS, TOOLED, ServedDoor
+from tests.ray_apps.generative.conftest import MODEL, SLOTS, TOOLED, VLLM, ServedDoor
 
+EMBEDDER = "embedder"
 ASKED = [{"role": "user", "content": "What is 2+2?"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
 
@@ -145,6 +150,51 @@ def test_embeddings(client: openai.OpenAI):
     vectors = [each.embedding for each in found.data]
     assert [len(each) for each in vectors] == [576] * 3
     assert abs(sum(value * value for value in vectors[0]) - 1) < 1e-3
+
+
+def test_a_version_that_embeds_alone_makes_the_vectors_of_texts_and_says_what_it_does_not(
+    client: openai.OpenAI, served: ServedDoor, served_weights: Path
+):
+    settings = EngineSettings(context_length=128, slots=2, task="embed")
+    version = register_generative(
+        served.registry, EMBEDDER, weights=served_weights, settings=settings
+    ).version
+    served.registry.promote(EMBEDDER, version)
+    texts = ["a cat sat", "stock exchange", "a cat sat"]
+    for encoding in (
+        {"encoding_format": "float"},
+        {},
+    ):  # the client's own default is base64, which it decodes
+        found = client.embeddings.create(model=EMBEDDER, input=texts, **encoding)  # type: ignore[arg-type]
+        vectors = np.array([each.embedding for each in found.data])
+        assert vectors.shape == (3, 576)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-3)
+        np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-3)
+        assert vectors[0] @ vectors[1] < 0.999
+    assert found.model == f"{EMBEDDER}@{version}"
+    assert found.usage.prompt_tokens >= 3
+    logged = served.log.outputs(served.log.rows()[-1])
+    assert np.reshape(logged["embedding"], (3, 576)) == pytest.approx(vectors, abs=1e-6)
+    with pytest.raises(openai.BadRequestError, match="makes embeddings alone; ask /v1/embeddings"):
+        client.chat.completions.create(model=EMBEDDER, messages=ASKED)  # type: ignore[call-overload]
+    with pytest.raises(openai.BadRequestError, match="takes 128 tokens"):
+        client.embeddings.create(model=EMBEDDER, input="word " * 200)
+
+
+@pytest.mark.skipif(VLLM is not None, reason="vLLM embeds in an engine that does nothing else")
+def test_a_text_has_the_same_vector_whatever_is_embedded_beside_it(client: openai.OpenAI, served: ServedDoor):
+    texts = ["a cat sat", "stock exchange of London and others", "a cat sat", "rain " * 40]
+
+    def vector(text: str) -> np.ndarray:
+        return np.array(client.embeddings.create(model=MODEL, input=text).data[0].embedding)
+
+    alone = [vector(each) for each in texts]
+    together = client.embeddings.create(model=MODEL, input=texts)
+    assert [each.index for each in together.data] == [0, 1, 2, 3]
+    assert together.usage.prompt_tokens > 48
+    np.testing.assert_allclose([each.embedding for each in together.data], alone, atol=1e-3)
+    with ThreadPoolExecutor(4) as pool:
+        np.testing.assert_allclose(list(pool.map(vector, texts)), alone, atol=1e-3)
 
 
 def test_models(client: openai.OpenAI):

@@ -1,0 +1,50 @@
+"""Asks an engine for embeddings, of one text at a time where it makes no others rightly."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from functions.generative.engines.process import EngineProcess
+
+__all__ = ["ask_embeddings"]
+
+_HEADERS: Final = {"content-type": "application/json"}
+_OK: Final = 200
+
+
+async def ask_embeddings(process: EngineProcess, asked: dict[str, Any]) -> tuple[int, dict[str, Any] | bytes]:
+    """Ask for the embeddings of `input`; returns the status, and the document of all texts, or what the engine said instead.
+
+    asked: body of `POST /v1/embeddings`, but for the model. Raises: aiohttp.ClientError.
+    """
+    texts = asked["input"]
+    if process.engine.embedding_bounds(process.spec).together:
+        return await _post(process, asked)
+    several = isinstance(texts, list) and all(isinstance(each, str) for each in texts)
+    found: list[dict[str, Any]] = []
+    for text in texts if several else [texts]:
+        async with process.embedding:
+            status, document = await _post(process, asked | {"input": text})
+        if not isinstance(document, dict):
+            return status, document
+        found.append(document)
+    return _OK, _joined(found) if found else {"object": "list", "data": []}
+
+
+async def _post(process: EngineProcess, asked: dict[str, Any]) -> tuple[int, dict[str, Any] | bytes]:
+    body = orjson.dumps(asked | {"model": process.engine.model_name(process.spec)})
+    async with process.client.post(f"{process.base}/v1/embeddings", data=body, headers=_HEADERS) as answer:
+        content = await answer.read()
+        return answer.status, orjson.loads(content) if answer.status == _OK else content
+
+
+def _joined(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join the documents of single texts into that of all."""
+    data = [each["data"][0] | {"index": number} for number, each in enumerate(documents)]
+    names = {name for each in documents for name in each.get("usage") or {}}
+    usage = {
+        name: sum((each.get("usage") or {}).get(name) or 0 for each in documents) for name in sorted(names)
+    }
+    return documents[0] | {"data": data, "usage": usage}
