@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,9 +20,11 @@ from functions.evaluation.metrics.probabilities import Interval
 from functions.stats.comparison.pairs import paired_cs
 from registry import GateData, GateDemand
 
-__all__ = ["AnswerGate", "Judged", "Scores", "judge_answers", "judge_scores"]
+__all__ = ["AnswerGate", "Judged", "ScoreAll", "Scores", "judge_answers", "judge_scores"]
 
 Scores = npt.NDArray[np.float64]
+ScoreAll = Callable[[Scorer, Sequence[str], Sequence[str]], Sequence[float]]
+"""Scores answers by a scorer. The second texts: what is expected of each."""
 
 
 class AnswerGate(BaseModel):
@@ -85,16 +87,19 @@ def judge_answers(
     champions: Sequence[str] | None,
     expected: Sequence[str],
     preferences: Sequence[float] | None = None,
+    score: ScoreAll | None = None,
 ) -> Judged:
     """Score answers to the same rows, and check them against the limits of `gate`.
 
     answers: in a random order of the rows, so that each could have come at any place. champions: the champion's answers; None: there is none, and nothing is compared. expected: of each row, "" where nothing is.
-    preferences: the judge's, of each row: 1 for the answer, -1 for the champion's, 0 for neither; None: it was not asked.
+    preferences: the judge's, of each row: 1 for the answer, -1 for the champion's, 0 for neither; None: it was not asked. score: scores
+    all answers by a scorer; None: each by itself, which a classifier does not.
     """
-    own = {each.label: _scores(each, answers, expected) for each in gate.scorers}
+    score = score or _each_by_itself
+    own = {each.label: np.array(score(each, answers, expected), np.float64) for each in gate.scorers}
     others = None
     if champions is not None:
-        others = {each.label: _scores(each, champions, expected) for each in gate.scorers}
+        others = {each.label: np.array(score(each, champions, expected), np.float64) for each in gate.scorers}
     judged = judge_scores(gate, own, others)
     if preferences is not None:
         _compare(judged, gate, "judge", np.asarray(preferences, np.float64))
@@ -129,6 +134,5 @@ def _compare(judged: Judged, gate: AnswerGate, label: str, gaps: Scores) -> None
         judged.checks.append(at_least(f"{named}, lower end", found.lower, -gate.max_drop))
 
 
-def _scores(scorer: Scorer, answers: Sequence[str], expected: Sequence[str]) -> Scores:
-    pairs = zip(answers, expected, strict=True)
-    return np.array([scorer.score(answer, wanted) for answer, wanted in pairs], np.float64)
+def _each_by_itself(scorer: Scorer, answers: Sequence[str], expected: Sequence[str]) -> list[float]:
+    return [scorer.score(answer, wanted) for answer, wanted in zip(answers, expected, strict=True)]

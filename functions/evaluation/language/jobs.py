@@ -17,6 +17,7 @@ from functions.evaluation.demanded_gate import (
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.language.answer_gate import AnswerGate, Judged, judge_answers
 from functions.evaluation.language.answering import answers_of, fetched
+from functions.evaluation.language.classifiers import check_classifier, scores_of
 from functions.evaluation.language.evaluation_set import EvaluationRow, read_rows
 from functions.evaluation.language.judge import AGREEMENT, Judge, JudgeAgreement, agreement, verdict
 from functions.evaluation.language.judging import Pair, calibrated, choices_of, question_of, read_pairs
@@ -128,6 +129,9 @@ def _by_answers(
         raise EvaluationError("the evaluation set has no rows")
     if gate.judge is not None:
         calibrated(registry, gate.judge)
+    for scorer in gate.scorers:
+        if scorer.kind == "classifier":
+            check_classifier(registry, scorer)
     preferences = None
     with scratch_folder() as place:
         versions = [fetched(registry, each, place / str(each.version), threads=threads) for each in compared]
@@ -136,7 +140,8 @@ def _by_answers(
         if gate.judge is not None and champions is not None:
             preferences = _preferences(gate.judge, place / "judge", threads, rows, answers[0], champions)
     expected = [row.expected for row in rows]
-    return judge_answers(gate, answers[0], champions, expected, preferences), len(rows)
+    score = partial(scores_of, registry)
+    return judge_answers(gate, answers[0], champions, expected, preferences, score), len(rows)
 
 
 def _by_likelihoods(

@@ -20,7 +20,22 @@ _SPACES: Final = re.compile(r"\s+")
 _NUMBER: Final = re.compile(r"[-+]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 _COMPARED: Final = 4_000
 """Characters of a text that `similarity` compares, as its time grows with the square of them."""
-_OWN_FIELD: Final = {"pattern": "regex", "required": "json", "tolerance": "number", "max_length": "length"}
+_OWN_FIELD: Final = {
+    "pattern": "regex", "required": "json", "tolerance": "number", "max_length": "length", "classifier": "classifier",
+    "wanted": "classifier",
+}  # fmt: skip
+_NEEDED: Final = (
+    ("regex", "pattern"),
+    ("length", "max_length"),
+    ("classifier", "classifier"),
+    ("classifier", "wanted"),
+)
+
+
+_BY_A_MODEL: Final = {
+    "likelihood": "is not a score of answers: judge the version by evaluate_likelihoods",
+    "classifier": "needs a registered version: score by scores_of",
+}
 
 
 class Scorer(BaseModel):
@@ -30,20 +45,32 @@ class Scorer(BaseModel):
     in the answer; `number` for the expected number as the last one of the answer, within `tolerance`; `similarity` for the
     share of characters in common with the expected text; `regex` for `pattern` somewhere in the answer; `json` for JSON, with
     the fields `required`; `length` for at most `max_length` characters, and at least one; `refusal` for an answer by which the model
-    does not decline to answer; `likelihood` for the probability of a token of the expected text (geometric mean), which
+    does not decline to answer; `classifier` for the probability of the class `wanted` by a registered classifier of texts, such as
+    "tone@3", which `scores_of` computes; `likelihood` for the probability of a token of the expected text (geometric mean), which
     `evaluate_likelihoods` computes. name: in results, by default the kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal[
-        "exact", "contains", "number", "similarity", "regex", "json", "length", "refusal", "likelihood"
+        "exact",
+        "contains",
+        "number",
+        "similarity",
+        "regex",
+        "json",
+        "length",
+        "refusal",
+        "classifier",
+        "likelihood",
     ] = "exact"
     name: str = Field(default="", max_length=100)
     pattern: str = Field(default="", max_length=500)
     required: tuple[str, ...] = ()
     tolerance: float = Field(default=0.0, ge=0.0)
     max_length: int | None = Field(default=None, ge=1)
+    classifier: str = Field(default="", pattern=r"^([^@]+@[1-9][0-9]*)?$", max_length=300)
+    wanted: str = Field(default="", max_length=200)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -52,7 +79,7 @@ class Scorer(BaseModel):
                 raise ValueError(
                     f"{field}={getattr(self, field)!r} with kind={self.kind!r}: it belongs to {kind!r}"
                 )
-        for kind, field in (("regex", "pattern"), ("length", "max_length")):
+        for kind, field in _NEEDED:
             if self.kind == kind and not getattr(self, field):
                 raise ValueError(f"kind={kind!r} needs {field}")
         try:
@@ -75,12 +102,10 @@ class Scorer(BaseModel):
         """Score an answer from 0, wrong, to 1, right.
 
         declining: patterns by which an answer declines beside the English ones, of the model's policy.
-        Raises: EvaluationError for a likelihood, which answers do not show.
+        Raises: EvaluationError for a likelihood, which answers do not show, and for a classifier, which has to be loaded.
         """
-        if self.kind == "likelihood":
-            raise EvaluationError(
-                "kind='likelihood' is not a score of answers: judge the version by evaluate_likelihoods"
-            )
+        if self.kind in _BY_A_MODEL:
+            raise EvaluationError(f"kind={self.kind!r} {_BY_A_MODEL[self.kind]}")
         if self.kind == "number":
             return float(abs(_last_number(answer) - _last_number(expected)) <= self.tolerance)
         if self.needs_expected:

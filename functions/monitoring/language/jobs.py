@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.language import Judge
+from functions.evaluation.language.classifiers import check_classifier, scores_of
 from functions.evaluation.language.judge import Preference
 from functions.evaluation.language.judging import Pair, calibrated, choices_of
 from functions.generative import GenerativeError, is_generative
@@ -50,7 +52,7 @@ def set_language_monitors(model: str, monitors: LanguageMonitors | None) -> Lang
     """Set what is watched of a language model's live answers, in place of what was; None ends it.
 
     Raises: GenerativeError if the model has no version of a language model; EvaluationError if the judge is not known to agree with
-    people as it must; NotFound.
+    people as it must, or a classifier does not fit its scorer; NotFound.
     """
     used = context()
     registry = used.registry()
@@ -58,6 +60,9 @@ def set_language_monitors(model: str, monitors: LanguageMonitors | None) -> Lang
         raise GenerativeError(f"model: {model!r} has no version of a language model; register one first")
     if monitors is not None and monitors.judge is not None:
         calibrated(registry, monitors.judge)
+    for scorer in () if monitors is None else monitors.scorers:
+        if scorer.kind == "classifier":
+            check_classifier(registry, scorer)
     kept = None if monitors is None else monitors.model_dump(mode="json", exclude_defaults=True)
     fold = monitors_journal(used.store, model, actor=used.actor)
     fold.transact(lambda before: {"monitors": kept} if before.monitors != monitors else None)
@@ -107,7 +112,9 @@ def watch_language_model(model: str) -> LanguageWatch:
     found, now = used.registry().get_model(model), used.clock()
     policy = found.policy
     sample = monitors.sample(used.store, model, policy, now - monitors.lookback, now)
-    scores = score_sample(sample, monitors.scorers)
+    scores = score_sample(
+        sample, monitors.scorers, partial(scores_of, used.registry(), declining=policy.declining)
+    )
     drift = None if monitors.drift is None else watch_answers(model, monitors.drift)
     judged = 0 if monitors.judge is None else judge_sample(sample, monitors.judge, _ask)
     served = () if found.traffic is None else found.traffic.versions

@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from functions.evaluation.language import Judge, Scorer
+from functions.evaluation.language.answer_gate import ScoreAll
 from functions.evaluation.language.judge import Preference, verdict
 from functions.evaluation.language.judging import Pair
 from functions.monitoring.language.sample import Sample, as_frame
@@ -34,10 +35,10 @@ _JUDGED: Final = 200
 """Pairs of one run, as a judge takes seconds for each."""
 
 
-def score_sample(sample: Sample, scorers: Sequence[Scorer]) -> int:
+def score_sample(sample: Sample, scorers: Sequence[Scorer], score: ScoreAll) -> int:
     """Score the sampled answers that have no score yet by a scorer; returns the number of scores that were added.
 
-    Raises: PredictionLogError if a large value of the log is gone.
+    score: scores several answers by one of them. Raises: PredictionLogError if a large value of the log is gone; as `score`.
     """
     rules = {rule_of(each): each for each in scorers}
     table, added = ScoreTable(sample.store, sample.model), 0
@@ -50,7 +51,7 @@ def score_sample(sample: Sample, scorers: Sequence[Scorer]) -> int:
         if missing.is_empty():
             return added
         part = missing.filter(pl.col("answer") < missing["answer"].item(0) + _CHUNK)
-        rows = _scored(sample, part, rules, expected)
+        rows = _scored(sample, part, rules, expected, score)
         table.append(rows, after=place)
         if table.place() == (place or 0) + 1:
             added += len(rows)
@@ -131,20 +132,27 @@ def _without(candidates: pl.DataFrame, scored: pa.Table) -> pl.DataFrame:
 
 
 def _scored(
-    sample: Sample, part: pl.DataFrame, rules: Mapping[str, Scorer], expected: Mapping[str, str]
+    sample: Sample,
+    part: pl.DataFrame,
+    rules: Mapping[str, Scorer],
+    expected: Mapping[str, str],
+    score: ScoreAll,
 ) -> list[dict[str, Any]]:
     """Rows of the table of scores for candidates. An answer without a text has a score of null, so that it is not read again."""
     answers = sample.read(part)
-    rows = []
-    for each in part.drop("answer").to_dicts():
-        scorer = rules[each["rule"]]
+    keys = part.drop("answer").to_dicts()
+    texts: dict[str, dict[int, str]] = {rule: {} for rule in rules}
+    for at, each in enumerate(keys):
         answer = answers.get((each["prediction_id"], each["version"], each["shadow"]))
-        text = None if answer is None else answer.text
-        score = None
-        if text is not None:
-            score = scorer.score(text, expected.get(each["prediction_id"], ""), declining=sample.declining)
-        rows.append(score_row(each, scorer.label, score, sample.end))
-    return rows
+        if answer is not None and answer.text is not None:
+            texts[each["rule"]][at] = answer.text
+    scores: dict[int, float] = {}
+    for rule, said in texts.items():
+        wanted = [expected.get(keys[at]["prediction_id"], "") for at in said]
+        scores |= dict(zip(said, score(rules[rule], list(said.values()), wanted), strict=True))
+    return [
+        score_row(each, rules[each["rule"]].label, scores.get(at), sample.end) for at, each in enumerate(keys)
+    ]
 
 
 def score_row(key: Mapping[str, Any], scorer: str, score: float | None, now: datetime) -> dict[str, Any]:

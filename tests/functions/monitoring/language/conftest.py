@@ -113,8 +113,13 @@ class Talk:
 
 @pytest.fixture
 def talk(tmp_path: Path) -> Talk:
-    made = Talk(open_store(f"file://{tmp_path}/store"))
-    weights = tmp_path / "weights.gguf"
+    return new_talk(tmp_path)
+
+
+def new_talk(folder: Path) -> Talk:
+    """Make a store in a folder, with the two versions; the first is the champion."""
+    made = Talk(open_store(f"file://{folder}/store"))
+    weights = folder / "weights.gguf"
     weights.write_bytes(b"GGUF")
     registry = made.registry()
     register_generative(registry, MODEL, weights=weights)
