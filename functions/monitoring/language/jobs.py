@@ -103,7 +103,8 @@ def watch_language_model(model: str) -> LanguageWatch:
 
     The means of the versions that are served are kept, for the series of Prometheus.
     Safe to kill, to repeat, and to run twice at once: each answer gets each score once.
-    Raises: EvaluationError if the judge no longer agrees with people as it must; EngineDown if its engine does not start.
+    Raises: EvaluationError if the judge no longer agrees with people as it must, or a classifier is gone, after what can be scored was;
+    EngineDown if the judge's engine does not start.
     """
     used, monitors = context(), language_monitors(model)
     if monitors is None:
@@ -112,13 +113,17 @@ def watch_language_model(model: str) -> LanguageWatch:
     found, now = used.registry().get_model(model), used.clock()
     policy = found.policy
     sample = monitors.sample(used.store, model, policy, now - monitors.lookback, now)
-    scores = score_sample(
-        sample, monitors.scorers, partial(scores_of, used.registry(), declining=policy.declining)
-    )
-    drift = None if monitors.drift is None else watch_answers(model, monitors.drift)
-    judged = 0 if monitors.judge is None else judge_sample(sample, monitors.judge, _ask)
-    served = () if found.traffic is None else found.traffic.versions
-    keep_means(used.store, model, [each for each in live_scores(model) if each.version in served])
+    score = partial(scores_of, used.registry(), declining=policy.declining)
+    by_rules = [each for each in monitors.scorers if each.kind != "classifier"]
+    by_models = [each for each in monitors.scorers if each.kind == "classifier"]
+    try:
+        scores = score_sample(sample, by_rules, score)
+        drift = None if monitors.drift is None else watch_answers(model, monitors.drift)
+        judged = 0 if monitors.judge is None else judge_sample(sample, monitors.judge, _ask)
+        scores += score_sample(sample, by_models, score)
+    finally:  # one that fails does not hide what the others found
+        served = () if found.traffic is None else found.traffic.versions
+        keep_means(used.store, model, [each for each in live_scores(model) if each.version in served])
     return LanguageWatch(model=model, scores=scores, judged=judged, drift=drift)
 
 

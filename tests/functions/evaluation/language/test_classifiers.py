@@ -10,6 +10,7 @@ from functions.evaluation.language.answer_gate import judge_answers
 from functions.evaluation.language.classifiers import check_classifier, scores_of
 from functions.monitoring.language import LanguageMonitors
 from functions.monitoring.language.jobs import live_scores, set_language_monitors, watch_language_model
+from functions.monitoring.language.scores import kept_means
 from functions.runtime import use_context
 from registry import NotFound
 from tests.functions.monitoring.language.conftest import MODEL, Talk, new_talk, talk
@@ -77,6 +78,24 @@ def test_live_answers_are_scored_by_it_once(taught: Talk):
     assert fruity.answers == 3
     assert fruity.mean == pytest.approx(1 / 3, abs=0.1)
     assert [row["score"] for row in taught.scores() if row["prediction_id"] == "a2"] == [None, None]
+
+
+def test_a_classifier_that_is_gone_keeps_no_other_score_from_being_made(talk: Talk, encoder):
+    with use_context(talk.context()) as context:
+        trained(context, encoder, "multiclass", classifier())
+        set_language_monitors(
+            MODEL, LanguageMonitors(share=1.0, scorers=(FRUITY, Scorer(kind="json")), drift=None)
+        )
+        talk.registry().delete_version("kinds", 1)
+        talk.say("a0", "{}")
+        talk.drain()
+        talk.later(1)
+        with pytest.raises(EvaluationError, match="kinds@1 is DELETED; name a version that is ready"):
+            watch_language_model(MODEL)
+        assert [(row["scorer"], row["score"]) for row in talk.scores()] == [("json", 1.0)]
+        assert [(each.scorer, each.mean) for _, kept in kept_means(talk.store) for each in kept] == [
+            ("json", 1.0)
+        ]
 
 
 def test_what_is_no_such_classifier_is_refused_where_it_is_named(taught: Talk):
