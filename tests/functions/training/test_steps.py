@@ -1,17 +1,20 @@
 """How a step is computed, in pieces or compiled, is no matter of what it computes."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from functions.training import TrainingError
 from functions.training.checkpoints.saved import Checkpoints
+from functions.training.loop.compiling import Compiled
 from functions.training.loop.keeping import Keeper
 from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer, train
 from functions.training.tabular.fitting import new_trainer, prepare
-from tests.functions.training.recipes import FAST, trainer
+from tests.functions.training.recipes import FAST, Stack, trainer
 from tests.functions.training.tabular_setup import COLUMNS, examples
 from tests.functions.training.tabular_setup import FAST as TABULAR
 
@@ -77,6 +80,52 @@ def test_a_compiled_training_resumes_uncompiled_with_the_same_result(context) ->
     resumed = trainer()
     train(resumed, SingleProcess(), keeper=Keeper(SingleProcess(), checkpoints))
     close(resumed, undisturbed)
+
+
+def test_blocks_that_hold_most_weights_are_compiled_one_by_one_other_networks_whole(monkeypatch) -> None:
+    class Listed(nn.Module):
+        def __init__(self, layers: list[nn.Module], width: int) -> None:
+            super().__init__()
+            self.head, self.layers = nn.Linear(width, width), nn.ModuleList(layers)
+
+    seen: list[object] = []
+
+    def note(what: Any, **_: object) -> Any:
+        seen.append(getattr(what, "__self__", what))
+        return what
+
+    monkeypatch.setattr(torch, "compile", note)
+    blocks = Stack(64)
+    Compiled(blocks)
+    assert seen == [*blocks.blocks]
+    for whole in (
+        nn.Sequential(nn.Linear(2, 2)),
+        Listed([nn.Linear(8, 8), nn.Linear(8, 8)], 4),  # single layers
+        Listed([nn.Sequential(nn.Linear(2, 2))], 8),  # a small list beside a large body
+    ):
+        seen.clear()
+        Compiled(whole)
+        assert seen == [whole]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_alike_blocks_share_a_program_also_where_they_compute_their_activations_again(
+    monkeypatch, *, recompute: bool
+) -> None:
+    programs: list[Any] = []
+
+    def kept(program: Any, _: object) -> Any:
+        programs.append(program)
+        return program.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=kept))
+    torch.compiler.reset()
+    way = FAST.model_copy(update={"recompute": recompute})
+    compiled, plain = trainer(way.model_copy(update={"compiled": True})), trainer(way)
+    for each in (compiled, plain):
+        each._pass_over_training_rows()
+    close(compiled, plain)
+    assert len(programs) == 1
 
 
 def test_a_failed_compilation_is_an_error_with_the_remedy(monkeypatch) -> None:
