@@ -1,4 +1,4 @@
-"""Checks of the encoder's kernels by Triton's interpreter: `TRITON_INTERPRET=1 python -m tests.kernels.interpreted_encoder`."""
+"""Checks of the encoder's kernels by Triton's interpreter: `TRITON_INTERPRET=1 python -m tests.kernels.interpreted_encoder [any]`."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ def agrees(case: Case, seed: int = 0) -> None:
         assert torch.equal(got[name], again[name]), f"{name} of {case} differs from run to run"
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(
     case=st.builds(
         Case,
@@ -92,16 +92,18 @@ def the_choice_takes_operators_where_a_gradient_of_numbers_is_wanted() -> None:
 
 def main() -> None:
     assert os.environ["TRITON_INTERPRET"] == "1"
-    for case in CASES:
-        agrees(case)
-    any_shape_agrees()
-    gradients_are_those_of_finite_differences()
-    a_frozen_weight_has_no_gradient()
-    a_category_outside_the_table_makes_its_row_nan()
-    autocast_multiplies_in_its_dtype()
-    the_choice_takes_operators_where_a_gradient_of_numbers_is_wanted()
-    the_kernel_learns_what_the_operators_learn()
-    sys.stdout.write(f"agree {len(CASES)}\n")
+    if sys.argv[1:] == ["any"]:
+        any_shape_agrees()
+        the_kernel_learns_what_the_operators_learn()
+    else:
+        for case in CASES:
+            agrees(case)
+        gradients_are_those_of_finite_differences()
+        a_frozen_weight_has_no_gradient()
+        a_category_outside_the_table_makes_its_row_nan()
+        autocast_multiplies_in_its_dtype()
+        the_choice_takes_operators_where_a_gradient_of_numbers_is_wanted()
+    sys.stdout.write("agree\n")
 
 
 if __name__ == "__main__":
