@@ -169,6 +169,18 @@ class Placement(Section):
         return self
 
 
+class Environments(Section):
+    """Section `environments`: what submitted trainings may bring beside the platform's own packages (docs/environments.md).
+
+    packages, variables: patterns by workspace, or `*` for each; none by default. index: a package index's address, or a folder of wheels
+    that every node has; by default pip's own.
+    """
+
+    packages: Annotated[dict[str, tuple[str, ...]], Variable("TOQUE_ENVIRONMENT_PACKAGES")] = {}
+    variables: Annotated[dict[str, tuple[str, ...]], Variable("TOQUE_ENVIRONMENT_VARIABLES")] = {}
+    index: Annotated[str, Variable("TOQUE_PACKAGE_INDEX")] = ""
+
+
 class Profile(Section):
     """Deployment profile of a cluster, as its file has it.
 
@@ -197,6 +209,7 @@ class Profile(Section):
     traces: Traces = Traces()
     metrics: Metrics = Metrics()
     audit: Audit = Audit()
+    environments: Environments = Environments()
     secrets: Annotated[str, Variable("TOQUE_SECRETS")] = ""
     oidc: Annotated[dict[str, Any] | str | None, Variable("TOQUE_OIDC")] = None
     prices: Annotated[dict[str, Any] | None, Variable("TOQUE_PRICES")] = None

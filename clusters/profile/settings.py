@@ -165,7 +165,9 @@ def _from_text(name: str, text: str) -> Any:
     """Parse a variable's text into what the field takes. Raises: ProfileError."""
     if name in {"workspaces", "alert_hosts"}:
         return [each.strip() for each in text.split(",") if each.strip()]
-    if name in {"models", "prices"} or (name == "oidc" and text.lstrip().startswith("{")):
+    if name in {"models", "prices", "packages", "variables"} or (
+        name == "oidc" and text.lstrip().startswith("{")
+    ):
         try:
             return json.loads(text)
         except ValueError as error:

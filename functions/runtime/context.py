@@ -2,7 +2,8 @@
 
 The only module of the runtime that reads the environment (the profile that `TOQUE_PROFILE` names, `TOQUE_STORE`,
 `TOQUE_REDIS_URL` and its password file, `TOQUE_PROJECT`, `TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`,
-`TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, `TOQUE_CONSOLE_URL`, `TOQUE_LOG_MODE`, `TOQUE_WAL`, `TOQUE_MEMORY_SHARE`, `TOQUE_SHARD_CACHE_GB`, the audit keys, and secrets by their
+`TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, `TOQUE_CONSOLE_URL`, `TOQUE_LOG_MODE`, `TOQUE_WAL`, `TOQUE_MEMORY_SHARE`, `TOQUE_SHARD_CACHE_GB`,
+`TOQUE_ENVIRONMENT_PACKAGES`, `TOQUE_ENVIRONMENT_VARIABLES`, `TOQUE_PACKAGE_INDEX`, the audit keys, and secrets by their
 names). A context is sent along with every remote run, so that a worker uses the same store and clock as the caller; the
 keys are not, and each process reads its own.
 """
@@ -26,6 +27,7 @@ from clusters.redis_clients import redis_url_of
 from clusters.telemetry import set_up
 from functions.runtime.changes.announcer import announcer_of
 from functions.runtime.clock import Clock, clock_named, system_clock
+from functions.runtime.environments.policy import NOTHING_BROUGHT, EnvironmentPolicy
 from functions.runtime.receipt import Prices
 from functions.runtime.secret import redact, secret_value
 from registry.access import DEFAULT_WORKSPACE, check_workspace, split_workspace_url, workspace_url
@@ -56,7 +58,8 @@ class Context:
     that a run belongs to; log_mode, log_folder: of the prediction log, empty and None for the defaults; prices: of CPU
     and GPU hours, for the receipts of trainings, None if unknown; console_url: at which people reach the gateway, for links;
     memory_share: of a node's memory that one call may
-    fill, before it spreads over the cluster; shard_cache_bytes: of a node's disk that shards of training data may fill.
+    fill, before it spreads over the cluster; shard_cache_bytes: of a node's disk that shards of training data may fill;
+    environments: what submissions may bring.
     """
 
     store: ObjectStore
@@ -77,6 +80,7 @@ class Context:
     log_folder: str | None = None
     memory_share: float = DEFAULT_MEMORY_SHARE
     shard_cache_bytes: int = DEFAULT_SHARD_CACHE_BYTES
+    environments: EnvironmentPolicy = NOTHING_BROUGHT
 
     def in_workspace(self, name: str) -> Context:
         """Return this context in another workspace of the platform. Raises: InvalidInput for a malformed name."""
@@ -170,7 +174,12 @@ class Context:
         return self._packed
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+        found = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+        if (
+            self.environments == NOTHING_BROUGHT
+        ):  # then workers of the release before, which know none, can read it
+            found.pop("environments", None)
+        return found
 
 
 _used: ContextVar[Context | None] = ContextVar("toque_context", default=None)
@@ -248,6 +257,7 @@ def context_of(environment: Mapping[str, str]) -> Context:
         log_folder=environment.get("TOQUE_WAL") or None,
         memory_share=_share_of(environment.get("TOQUE_MEMORY_SHARE")),
         shard_cache_bytes=_cache_bytes_of(environment.get("TOQUE_SHARD_CACHE_GB")),
+        environments=EnvironmentPolicy.of_environment(environment),
     )
     return platform.in_workspace(environment.get("TOQUE_WORKSPACE") or DEFAULT_WORKSPACE)
 

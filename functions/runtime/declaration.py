@@ -10,6 +10,7 @@ from typing import Any, Literal
 from croniter import croniter
 
 from functions.runtime.cards.slices import is_slice
+from functions.runtime.environments.environment import Environment
 from functions.runtime.errors import DeclarationError
 
 Overlap = Literal["skip", "queue", "replace"]
@@ -52,7 +53,7 @@ class Demand:
     has one; None for any whole ones.
     priority: a higher one begins first. limit_s: longest run time, after which it is killed; a short run with a limit may start
     before one that waits for room. preemptible: whether it yields to more urgent ones, since it saves its state when
-    `preempted()` says so.
+    `preempted()` says so. environment: packages and variables that its processes have beside the platform's.
     Raises: DeclarationError if a number is out of range.
     """
 
@@ -64,6 +65,7 @@ class Demand:
     memory_bytes: int = 0
     limit_s: float | None = None
     preemptible: bool = False
+    environment: Environment | None = None
 
     def __post_init__(self) -> None:
         for name in ("cpus", "gpus", "memory_bytes"):

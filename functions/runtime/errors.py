@@ -46,6 +46,10 @@ class WorkerLost(FunctionError):
     """Raised if the worker process died: killed, out of memory, or its node left."""
 
 
+class EnvironmentFailed(FunctionError):
+    """Raised if a node could not make the environment that a submission brings."""
+
+
 class NoRoom(FunctionError):
     """Raised if the cluster, and all nodes that could be started, can never hold the workers of an experiment."""
 

@@ -24,6 +24,7 @@ from functions.runtime.durable.invocation import Invocation, ledger_of
 from functions.runtime.durable.ledger import Origin
 from functions.runtime.durable.result_cache import cached_result
 from functions.runtime.durable.workflow import current_run, run_step
+from functions.runtime.environments.environment import Environment
 from functions.runtime.errors import DeclarationError, InvalidResult
 from functions.runtime.future import Future
 from functions.runtime.http_types import check_http_types
@@ -161,6 +162,11 @@ class Function(Generic[P, R]):
     def accept(self, arguments: dict[str, Any], *, key: str | None = None) -> Invocation[R]:
         """Record a durable invocation on validated arguments; within a durable run that one is its parent."""
         run, used = current_run(), context()
+        for brought in arguments.values():
+            if isinstance(
+                brought, Environment
+            ):  # here the caller is told at once; who starts it checks again
+                used.environments.check(brought, used.workspace)
         origin = Origin(parent=run.id if run else None, chain=used.chain, trace=current_position())
         run_key = run.child_key() if run and key is None else key
         return Invocation(ledger_of(used).submit(self, arguments, key=run_key, origin=origin), used)

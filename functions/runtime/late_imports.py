@@ -11,14 +11,22 @@ import ast
 import dis
 import hashlib
 import importlib.util
+import sys
 import sysconfig
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import CodeType
 
+_SITES = {"site-packages", "dist-packages"}  # on the path: an environment may find packages in another one's
 INSTALLED = tuple(
-    {str(Path(sysconfig.get_path(each)).resolve()) for each in ("stdlib", "purelib", "platlib")}
+    {
+        str(Path(each).resolve())
+        for each in (
+            *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
+            *(place for place in sys.path if Path(place).name in _SITES),
+        )
+    }
 )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from functions.runtime.cards.driver import energy_reader, visible_cards
+from functions.runtime.environments.environment import Environment
 from registry.store.requests import REQUESTS
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -45,7 +46,7 @@ class Receipt(BaseModel, frozen=True):
     queue_s: from acceptance to the first start; gpu_s: GPUs held x time, those of all its workers; energy_j: joules of its GPUs
     where the driver tells; store_reads, store_writes: requests to the store, 0 in receipts of older releases. Of a killed worker
     it has what the last heartbeat said, which is a third of a lease old at most. limit_s: declared longest run time of an attempt, None
-    for as long as it takes; timed_out: whether that ended it.
+    for as long as it takes; timed_out: whether that ended it. environment: what it brought beside the platform's packages.
     """
 
     invocation: str
@@ -64,6 +65,7 @@ class Receipt(BaseModel, frozen=True):
     energy_j: float | None = None
     limit_s: float | None = None
     timed_out: bool = False
+    environment: Environment | None = None
 
 
 class TokenPrice(BaseModel, frozen=True, extra="forbid"):

@@ -16,6 +16,7 @@ from functions.model_formats.load import check_example, load
 from functions.model_formats.mlflow_files import name_as_served
 from functions.runtime.cards.slices import share_of
 from functions.runtime.context import context
+from functions.runtime.environments import Environment, in_force
 from functions.runtime.receipt import Prices
 from functions.training.errors import TrainingDataError, TrainingError
 from functions.training.loop.cost import CostMeter, metered
@@ -34,7 +35,8 @@ class TrainingJob:
 
     code: digest of all code that the weights depend on; features, datasets, parent: lineage beside the training set; params: what
     the run records beside the trainer's parameters; run_tags, tags: of the run, and of both run and version; register: whether
-    a version is made of it; policy: of the model if it is not there yet; watch: see `TrainingRequest.report`.
+    a version is made of it; policy: of the model if it is not there yet; watch: see `TrainingRequest.report`; environment: what was
+    submitted with it, and is in force in this process.
     """
 
     model: str
@@ -60,6 +62,7 @@ class TrainingJob:
     register: bool = True
     policy: ModelPolicy | None = None
     watch: Watch | None = None
+    environment: Environment | None = None
 
     @property
     def lineage_parent(self) -> int | None:
@@ -106,11 +109,23 @@ def _made_by() -> dict[str, str]:
     return {} if invocation is None else {"invocation": invocation}
 
 
+def _brought() -> dict[str, str]:
+    """Tag of what this process's environment brought; none of one with the platform's packages alone."""
+    brought = in_force()
+    return {} if brought is None else {"environment": str(brought)}
+
+
 def run_training(registry: Registry, job: TrainingJob, prices: Prices | None) -> Trained:
     """Train in a run of its own, and register the next version if asked.
 
-    Raises: TrainingError as the trainer does, and if its files cannot be served; the run is then FAILED, nothing is registered.
+    Raises: TrainingError as the trainer does, and if its files cannot be served; the run is then FAILED, nothing is registered. Also if
+    its environment is not that of this process.
     """
+    if job.environment is not None and job.environment != in_force():
+        raise TrainingError(
+            f"environment={str(job.environment)!r} and this process has {str(in_force())!r}: only a submitted call has one, and "
+            "gives it to all that it starts; submit the training, or leave it out"
+        )
     used = [] if job.training_set is None else [job.training_set]
     with registry.start_run(
         job.experiment or job.model,
@@ -121,6 +136,7 @@ def run_training(registry: Registry, job: TrainingJob, prices: Prices | None) ->
             "model": job.model,
             "trainer": job.trainer.kind,
             **_made_by(),
+            **_brought(),
             **job.tags,
             **job.run_tags,
         },
@@ -222,7 +238,7 @@ def _register(
         folder,
         signature=trained.signature,
         metrics=trained.metrics,
-        tags={"kind": job.trainer.kind, **described, **job.tags},
+        tags={"kind": job.trainer.kind, **described, **_brought(), **job.tags},
         lineage=Lineage(
             run=run.id, datasets=[*used, *job.datasets], features=job.features, code=job.code, parent=parent
         ),

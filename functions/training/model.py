@@ -9,6 +9,7 @@ from functions.evaluation.meanings import Outcome
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.definitions import model_definition
+from functions.runtime.environments import Environment
 from functions.runtime.function import function
 from functions.training.frame import TrainingJob, run_training
 from functions.training.trained import Trained
@@ -49,10 +50,16 @@ class TrainableModel(Protocol):
 
 
 def _demand(
-    num_workers: int, worker_cpus: float, worker_gpus: float, priority: int, limit_s: float | None, **_: Any
+    num_workers: int,
+    worker_cpus: float,
+    worker_gpus: float,
+    priority: int,
+    limit_s: float | None,
+    environment: Environment | None,
+    **_: Any,
 ) -> Demand:
     cpus, gpus = max(1.0, num_workers * worker_cpus), num_workers * worker_gpus
-    return Demand(cpus, gpus, priority, workers=num_workers, limit_s=limit_s)
+    return Demand(cpus, gpus, priority, workers=num_workers, limit_s=limit_s, environment=environment)
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
@@ -74,6 +81,7 @@ def train_model(
     start_from: int | None = None,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
     limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
+    environment: Environment | None = None,
 ) -> Trained:
     """Train a model of the project on a training set by its declared trainer, and register it as the next version.
 
@@ -81,7 +89,8 @@ def train_model(
     here, more (of the tabular network or a recipe) train on the Ray cluster with `worker_cpus` and `worker_gpus` each; experiment:
     where the run is tracked (default: the model's name); features, datasets, parent: lineage beside the training set;
     start_from: a version that the trainer begins with, if it can. priority: of a submitted call in the queue of experiments; limit_s: its
-    longest run time, None for as long as it takes.
+    longest run time, None for as long as it takes; environment: packages and variables that its processes have, if the profile
+    allows them.
     Raises: ProjectError if the project does not define the model; TrainingError; the run is then FAILED, nothing is registered.
     """
     definition: TrainableModel = model_definition(context().project, model)
@@ -97,6 +106,7 @@ def train_model(
         parent=parent,
         start_from=start_from,
         tags=tags or {},
+        environment=environment,
     )
     return run_training(context().registry(), job, context().prices)
 

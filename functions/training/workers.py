@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from functions.runtime.cards.slices import is_slice
 from functions.runtime.declaration import Demand
+from functions.runtime.environments import Environment
 from functions.training.errors import TrainingError
 
 Sharding = Literal["replicate", "shard"]
@@ -77,6 +78,7 @@ def workers_demand(
     priority: int,
     card: str | None,
     limit_s: float | None,
+    environment: Environment | None,
     **_: Any,
 ) -> Demand:
     """Demand of a function that trains with so many workers, which goes on from its checkpoint when it is preempted."""
@@ -88,4 +90,5 @@ def workers_demand(
         card=card,
         limit_s=limit_s,
         preemptible=True,
+        environment=environment,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -15,6 +16,7 @@ from importlib import metadata
 from typing import Any
 
 _GIT_TIMEOUT_S = 2.0
+_BROUGHT = "TOQUE_RUN_ENVIRONMENT"  # what the executor starts a run's processes with, as JSON
 _PACKAGES = ("ray", "torch", "numpy", "pyarrow", "polars", "scikit-learn", "deltalake")
 
 
@@ -27,7 +29,7 @@ def environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "cpus": os.cpu_count(),
         "command": sys.argv[:1],
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in (*_PACKAGES, *_brought()) if (version := _version(name))},
     }
     commit = _git("rev-parse", "HEAD")
     if commit:
@@ -57,6 +59,12 @@ class Usage:
             "cpu_s": round(now.cpu_s - self.cpu_s, 3),
             "peak_memory_bytes": peak_bytes,
         }
+
+
+def _brought() -> list[str]:
+    """Names of the packages that a submission brought into this process."""
+    brought = json.loads(os.environ.get(_BROUGHT) or "{}")
+    return [package.partition("==")[0] for package in brought.get("packages", ())]
 
 
 def _version(package: str) -> str | None:

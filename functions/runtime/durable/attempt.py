@@ -99,8 +99,9 @@ def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str, found: list[Us
     function, used, known = attempt.function, attempt.context, attempt.record
     followed = FollowedRecord(ledger.journal(known.id), known, attempt.head)
     body = {"kind": "started", "worker": worker, "lease_s": ledger.lease_s, "digest": function.digest}
-    limit = TimeLimit.of(function, demand_of(known, ledger))
-    body |= {"limit_s": limit and limit.seconds}
+    demand = demand_of(known, ledger)
+    limit, brought = TimeLimit.of(function, demand), demand.environment
+    body |= {"limit_s": limit and limit.seconds, "environment": brought and brought.model_dump(mode="json")}
     sent_at = getattr(attempt, "sent_at", None)  # a ticker of the release before sends none
     body |= {"node": cluster.own_node(), "sent": sent_at and sent_at.isoformat()}
     # The code on disk may differ from the executor's.

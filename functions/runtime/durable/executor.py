@@ -25,7 +25,7 @@ from functions.runtime.declaration import Demand
 from functions.runtime.durable.admission.board import board_of
 from functions.runtime.durable.admission.preemption import ask_to_yield
 from functions.runtime.durable.admission.request import YIELD_S
-from functions.runtime.durable.admission.slots import QuotaSlots, demand_of
+from functions.runtime.durable.admission.slots import QuotaSlots, demand_of, refused_entry
 from functions.runtime.durable.attempt import Attempt, AttemptResult, loss_entry, run_attempt
 from functions.runtime.durable.code_versions import RESUME_PATIENCE_S, code_changed_entry, earliest_start
 from functions.runtime.durable.concurrency import ConcurrencySlots
@@ -34,7 +34,8 @@ from functions.runtime.durable.heartbeat import last_beat, last_sign, next_look_
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.queue import Note, QueueReader
 from functions.runtime.durable.record import Record, initial_record
-from functions.runtime.errors import UnknownFunction
+from functions.runtime.environments import EnvironmentRefused
+from functions.runtime.errors import EnvironmentFailed, UnknownFunction
 from functions.runtime.process import enter_worker
 from functions.runtime.run import cluster, room
 from functions.runtime.run.declared import DeclaredFunction
@@ -246,7 +247,10 @@ class Executor:
             self._settle(invocation, outcome.value.status, outcome.value.due)
             return
         followed = self.ledger.follow(invocation)
-        self._record_loss(followed, given.function, str(outcome.error))
+        if outcome.error is not None and outcome.error.type == EnvironmentFailed.__name__:
+            self._refuse(followed, refused_entry(EnvironmentFailed(outcome.error.message)))
+        else:
+            self._record_loss(followed, given.function, str(outcome.error))
 
     def _followed(self, invocation: str, note: Note | None) -> FollowedRecord:
         waiting = self._backlog.pop(invocation, None)
@@ -400,6 +404,12 @@ class Executor:
             followed.append(partial(_entry_if_unchanged, refused, record.length))
             self._settle(record.id, followed.record.status, followed.record.due)
             return
+        brought = demand_of(record, self.ledger).environment
+        try:
+            self.context.environments.check(brought, self.context.workspace, on_ray=cluster.running())
+        except EnvironmentRefused as refusal:
+            self._refuse(followed, refused_entry(refusal))
+            return
         silent = self.nodes.silent()
         attempt = replace(self._attempt(function, followed), backfilled=backfilled)
         worker = self._start_worker(attempt, silent)
@@ -420,9 +430,12 @@ class Executor:
             self._threads.append(ThreadRun(function.name, lambda: Outcome(run_attempt(attempt))))
             return self._threads[-1]
         demand = demand_of(attempt.record, self.ledger) if function.demand else Demand()
-        if cluster.running() and demand.gpus > 0 and demand.workers == 1:
-            # Its process holds the cards, and gives them back by ending.
-            own = cluster.ActorWorker(function.name, function, avoided=avoided, demand=demand)
+        brought = self.context.environments.runtime_env(demand.environment)
+        if cluster.running() and (brought or (demand.gpus > 0 and demand.workers == 1)):
+            # Its process holds the cards, and gives them back by ending; nobody else runs in its environment.
+            own = cluster.ActorWorker(
+                function.name, function, avoided=avoided, demand=demand, runtime_env=brought
+            )
             return own.run(partial(_run_attempt, attempt))
         idle = self._pool.acquire(function, silent=silent)
         if idle is None and function.demand and cluster.running():

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
+from functions.runtime.environments.environment import Environment
 from functions.runtime.receipt import NO_USAGE, Receipt, Usage
 from functions.runtime.reference import current_reference
 from registry.errors import NewerFormat
@@ -48,7 +49,8 @@ class Record(BaseModel, frozen=True):
     due: when it may run (again); attempts, lost: runs that ended by themselves, and with their worker;
     preempting: since when its run is asked to yield; preemptions: runs that have yielded;
     started_digest: the code that started it, since the last redrive; claim: number of its worker's first entry; node: address
-    of the worker's Ray node, for executors alone; limit_s: longest run time of its attempt, None for as long as it takes.
+    of the worker's Ray node, for executors alone; limit_s: longest run time of its attempt, None for as long as it takes; environment: what
+    it brought beside the platform's packages.
     """
 
     id: str
@@ -73,6 +75,7 @@ class Record(BaseModel, frozen=True):
     node: str | None = Field(default=None, exclude=True)
     lease_s: float = 0.0
     limit_s: float | None = None
+    environment: Environment | None = None
     started_at: datetime | None = None
     first_started_at: datetime | None = None
     started_digest: str | None = None
@@ -121,6 +124,7 @@ def fold_entry(record: Record, entry: Entry) -> Record:
 
 
 def _started(record: Record, entry: Entry) -> dict[str, Any]:
+    brought = entry.body.get("environment")
     return {
         "status": "running",
         "waits_for": None,
@@ -130,6 +134,7 @@ def _started(record: Record, entry: Entry) -> dict[str, Any]:
         "node": entry.body.get("node"),  # older releases wrote none
         "lease_s": entry.body["lease_s"],
         "limit_s": entry.body.get("limit_s"),
+        "environment": brought and Environment.model_validate(brought),
         "started_at": entry.at,
         "first_started_at": record.first_started_at or entry.at,
         "started_digest": entry.body["digest"],
@@ -201,6 +206,7 @@ def _ended(record: Record, entry: Entry, *, attempts: int) -> dict[str, Any]:
         attempts=attempts,
         queue_s=max(0.0, waited / timedelta(seconds=1)),
         limit_s=record.limit_s,
+        environment=record.environment,
         timed_out=entry.body.get("failure", {}).get("type") == "TimedOut",
         **usage.model_dump(),
     )

@@ -13,11 +13,18 @@ from typing import Any, Protocol
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+    TaskCancelledError,
+)
 
 from functions.runtime.cards.slices import SLICED, SLICED_VALUE, is_slice
 from functions.runtime.declaration import ONCE, Demand, Resources, Retries
-from functions.runtime.errors import Cancelled, InvalidResult, TimedOut, WorkerLost
+from functions.runtime.errors import Cancelled, EnvironmentFailed, InvalidResult, TimedOut, WorkerLost
 from functions.runtime.run.deadline import GRACE_S
 from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import State
@@ -27,6 +34,7 @@ NODE_ID = "ray.io/node-id"  # the same
 CARD = "ray.io/accelerator-type"  # the same
 AWAY_FROM_SERVING = {NODE_GROUP: f"!{SERVING_GROUP}"}
 _logger = logging.getLogger(__name__)
+_TOLD = 1_000  # characters of an error that pip does not explain
 SEND_S = 0.1  # longer than Ray takes to send a task to a worker
 
 
@@ -66,7 +74,11 @@ class ClusterRun:
         except RayError as error:
             return Outcome.failed(self._loss(error), retries=ONCE)
 
-    def _loss(self, error: RayError) -> WorkerLost | TimedOut | InvalidResult:
+    def _loss(self, error: RayError) -> EnvironmentFailed | WorkerLost | TimedOut | InvalidResult:
+        if isinstance(error, RuntimeEnvSetupError):
+            return EnvironmentFailed(
+                f"{self._name}: a node could not make its environment: {_told(str(error))}"
+            )
         if isinstance(error, RayTaskError) and isinstance(error.cause, TypeError | PicklingError):
             return InvalidResult(f"{self._name}: the result cannot leave its worker: {error.cause}")
         overdue = self._timeout_s is not None and time.monotonic() - self._started > self._timeout_s + GRACE_S
@@ -93,6 +105,12 @@ class ClusterRun:
         ray.cancel(self.ref, force=True)
 
 
+def _told(text: str) -> str:
+    """What pip said was wrong, of all that Ray tells; else its end."""
+    found = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip().startswith("ERROR:"))
+    return " ".join(found) or text[-_TOLD:]
+
+
 class ActorWorker:
     """Ray actor that has a function's imports done, holds its resources, and runs one job after another."""
 
@@ -103,10 +121,14 @@ class ActorWorker:
         *,
         avoided: Collection[str] = (),
         demand: Demand | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
     ) -> None:
         self._name = name
         actor_class = type(name, (_WorkerActor,), {})  # Ray shows it under this name
-        remote_class: Any = ray.remote(**_placement(function, avoided, demand))(actor_class)
+        options = _placement(function, avoided, demand) | (
+            {"runtime_env": runtime_env} if runtime_env else {}
+        )
+        remote_class: Any = ray.remote(**options)(actor_class)
         self._actor = remote_class.remote(function)
         self._ready_run = ClusterRun(name, self._actor.ready.remote())
         self._last_run: ClusterRun | None = None

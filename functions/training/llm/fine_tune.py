@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.runtime.context import context
 from functions.runtime.declaration import Resources
+from functions.runtime.environments import Environment
 from functions.runtime.function import function
 from functions.training.errors import TrainingDataError
 from functions.training.frame import TrainingJob, run_training
@@ -85,6 +86,7 @@ def fine_tune(
     priority: int = 0,  # noqa: ARG001 - its demand reads it
     card: str | None = None,
     limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
+    environment: Environment | None = None,
 ) -> Trained:
     """Fine-tune the causal language model `base`, as "name@3", and register the result as the next version of `model`.
 
@@ -109,5 +111,6 @@ def fine_tune(
         params={"num_workers": num_workers, "sharding": sharding, "tensor": tensor},
         tags={"base": base},
         register=register,
+        environment=environment,
     )
     return run_training(context().registry(), job, context().prices)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from functions.runtime.context import context
 from functions.runtime.declaration import Resources
+from functions.runtime.environments import Environment
 from functions.runtime.function import function
 from functions.training.frame import TrainingJob, run_training
 from functions.training.params import RecipeParams
@@ -36,6 +37,7 @@ def train_recipe(
     priority: int = 0,  # noqa: ARG001 - its demand reads it
     card: str | None = None,
     limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
+    environment: Environment | None = None,
 ) -> Trained:
     """Train the network of a recipe of the project and register it as the next version of `model`.
 
@@ -44,7 +46,8 @@ def train_recipe(
     it waits for all); sharding: every worker holds the whole model ("replicate", DDP) or a shard
     of weights, optimiser and checkpoints ("shard", FSDP2); tensor: how many workers split each layer of a shard among them; experiment: where the run is tracked (default: the model's name).
     priority: of a submitted call in the queue of experiments, the higher first; card: type of the GPUs as Ray names it, None for any;
-    limit_s: longest run time of a submitted call, which may then fill a gap in the queue; None: as long as it takes.
+    limit_s: longest run time of a submitted call, which may then fill a gap in the queue; None: as long as it takes;
+    environment: packages and variables that the processes of a submitted call have, if the profile allows them.
     An interrupted training resumes at its last checkpoint when it is called again, also with fewer or more workers.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """
@@ -59,5 +62,6 @@ def train_recipe(
         params={"num_workers": num_workers, "sharding": sharding, "tensor": tensor, **found.model_dump()},
         tags={"data": found.data(), **(tags or {})},
         register=register,
+        environment=environment,
     )
     return run_training(context().registry(), job, context().prices)

@@ -1,5 +1,6 @@
 """Digests include the imports inside functions, without importing them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 from functions.runtime.digest import _follow, digest_of
 from functions.runtime.late_imports import late_modules
 from functions.training import TabularParams, train_tabular
+from tests.functions.runtime.environments.thin import thin_python
+
+ROOT = Path(__file__).parents[3]
 
 LATE = """
 def run(x):
@@ -106,3 +110,19 @@ def test_training_imports_without_torch_and_its_digest_includes_the_loop() -> No
     _follow(train_tabular.body, followed)
     assert "module functions.training.loop.training_loop" in followed
     assert len(digest_of(train_tabular.body)) == 64
+
+
+def test_a_digest_is_the_same_where_an_environment_finds_its_packages_in_another_one(tmp_path: Path) -> None:
+    script = "from functions.training import train_recipe; print(train_recipe.digest)"
+    found = [
+        subprocess.run(
+            [each, "-c", script],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for each in (sys.executable, thin_python(tmp_path))
+    ]
+    assert found[0] == found[1] != ""

@@ -29,7 +29,7 @@ LIMIT_S = 90.0  # workers start within the first half of it
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[Context]:
-    ray.init(num_cpus=4, num_gpus=2, labels={"ray.io/accelerator-type": "H100"}, log_to_driver=False)
+    ray.init("local", num_cpus=4, num_gpus=2, labels={"ray.io/accelerator-type": "H100"}, log_to_driver=False)
     with polled_executor(tmp_path, project="tests.functions.training.recipes") as context:
         yield context
     ray.shutdown()

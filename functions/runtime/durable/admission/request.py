@@ -100,7 +100,8 @@ class QuotaRequest:
     def of(cls, invocation: str, team: str, demand: Demand, at: datetime, **known: Any) -> Self:
         """Make the request of an invocation with this demand. known: other fields of it."""
         counted = {"workers": pieces_of(demand), "gpus": demand.gpus * share_of(demand.card)}
-        return cls(invocation, team, **(asdict(demand) | counted), at=at, **known)
+        taken = {name: value for name, value in asdict(demand).items() if name != "environment"}
+        return cls(invocation, team, **(taken | counted), at=at, **known)
 
     def end(self, now: datetime) -> datetime | None:
         """Time by which it leaves its room for certain; None if it declared no limit."""

@@ -147,13 +147,13 @@ class QuotaSlots(ConcurrencySlots):
             try:
                 request = self._request(followed.record)
             except DeclarationError as error:
-                refused[each] = _refused_entry(error)
+                refused[each] = refused_entry(error)
                 continue
             why = why_unsatisfiable(request, self._quotas.state)
             if why is None:
                 requests[each] = request
             else:
-                refused[each] = _refused_entry(OverQuota(why))
+                refused[each] = refused_entry(OverQuota(why))
         return requests, refused
 
     def _shares(self) -> Shares:
@@ -334,7 +334,8 @@ def _decode(stored: dict[str, Any]) -> dict[str, Quota]:
     return {team: Quota.model_validate(quota) for team, quota in stored.items()}
 
 
-def _refused_entry(error: FunctionError) -> dict[str, Any]:
+def refused_entry(error: FunctionError) -> dict[str, Any]:
+    """Build the entry of an invocation that ends without an attempt."""
     failure = {"type": type(error).__name__, "message": str(error)}
     return {"kind": "dead", "lost": True, "failure": failure}
 
