@@ -24,11 +24,18 @@ class FakeCards(Workers):
     ),
 )
 def train_gang(
-    model: str, *, step_s: float, epochs: int, gang: int = 2, priority: int = 0, limit_s: float | None = None
+    model: str,
+    *,
+    epochs: int,
+    step_s: float = 0.0,
+    pace_file: str = "",
+    gang: int = 2,
+    priority: int = 0,
+    limit_s: float | None = None,
 ) -> Trained:
     """Train sums on a card for each worker, as `train_recipe` does."""
     params = FAST.model_copy(update={"epochs": epochs})
-    trainer = RecipeTrainer(recipe="sums", options={"step_s": step_s}, params=params)
+    trainer = RecipeTrainer(recipe="sums", options={"step_s": step_s, "pace_file": pace_file}, params=params)
     workers = FakeCards(gang, 1.0, 1.0, card="H100")
     job = TrainingJob(model=model, trainer=trainer, code=trainer.code, workers=workers)
     return run_training(context().registry(), job, context().prices)

@@ -1,5 +1,6 @@
 """Time limits of submitted runs: none unless declared; what is declared ends a run, which saves before, and is said in its receipt."""
 
+import signal
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -75,6 +76,23 @@ def test_a_run_that_saves_nothing_is_ended_at_its_limit(used: Context, tmp_path:
     receipt = limited.record().receipt
     assert receipt is not None
     assert (receipt.limit_s, receipt.timed_out, receipt.attempts) == (0.5, True, 1)
+
+
+@function(demand=lambda limit_s: Demand(cpus=1, limit_s=limit_s))
+def deaf(limit_s: float) -> None:
+    """Hear no alarm."""
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    time.sleep(10 * LONGEST_S)
+
+
+def test_a_run_that_hears_no_alarm_is_killed_after_its_limit_and_not_run_again(used: Context) -> None:
+    limited = deaf.submit(1.0)
+    with pytest.raises(InvocationFailed, match=r"TimedOut: ran past limit_s=1\.0 and its worker was killed"):
+        limited.result(LONGEST_S)
+    record = limited.record()
+    assert (record.attempts, record.lost) == (1, 0)
+    assert record.receipt is not None
+    assert (record.receipt.limit_s, record.receipt.timed_out) == (1.0, True)
 
 
 def test_the_shorter_limit_counts_and_without_one_there_is_none() -> None:
