@@ -29,7 +29,8 @@ class Slice:
     """Slice of rows with a higher loss than the rest.
 
     where: a condition on each of its columns. mean, rest: loss of its rows, and of all others or the level it is held
-    against. p: one-sided, of the slice alone; corrected: of finding any such slice by chance.
+    against. p: one-sided, of the slice alone; corrected: of finding any such slice by chance. error: standard error of the
+    mean of a slice that is held against a level; None where it is held against the rest.
     """
 
     where: tuple[str, ...]
@@ -39,6 +40,7 @@ class Slice:
     rest: float
     p: float
     corrected: float
+    error: float | None = None
 
     @property
     def excess(self) -> float:
@@ -57,6 +59,17 @@ class Slice:
             f"{self.name}: loss {self.mean:.4f} on {self.rows} rows, {self.rest:.4f} elsewhere "
             f"(corrected p = {self.corrected:.2g})"
         )
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        """Interval of the mean of a slice that is held against a level; alpha: chance that each end misses.
+
+        Its lower end is above the level exactly if p is below alpha.
+        Raises: ValueError if the slice is held against the rest, or alpha is not in (0, 0.5).
+        """
+        if self.error is None or not 0 < alpha < 0.5:  # noqa: PLR2004 - an end beyond the mean is none
+            raise ValueError(f"{self.name}: need a slice of slices_above and 0 < alpha < 0.5, got {alpha}")
+        width = float(special.stdtrit(max(self.units, 2) - 1, 1 - alpha)) * self.error
+        return self.mean - width, self.mean + width
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +283,7 @@ def _held_against(
             level,
             float(p[at]),
             1.0,
+            float(error[at]),
         )
 
 

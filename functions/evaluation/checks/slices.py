@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from functions.evaluation.checks.check import Check, at_least
+from functions.evaluation.errors import EvaluationError
 from functions.stats.slices import Slice, slices_above
 
 Floats = npt.NDArray[np.float64]
@@ -43,13 +44,14 @@ def judge_slices(
     """Check the slices of a rule; returns the check, and the slices that were tested, the worst first.
 
     table: the evaluation rows. excess: (rows,) the model's loss less the reference's. entity: (rows,), or None if rows are
-    independent.
-    Raises: KeyError if the table lacks a column.
+    independent. The check's note gives the mean excess of the worst slices with its interval, corrected for all that were
+    tested: the check fails exactly if that of the worst lies above `max_excess`.
+    Raises: as `slice_columns`.
     Source: as `slices_above`.
     """
     worst = slices_above(
         excess,
-        {name: _column(table[name]) for name in rule.columns},
+        slice_columns(rule, table),
         level=rule.max_excess,
         unit=entity,
         depth=rule.depth,
@@ -60,15 +62,29 @@ def judge_slices(
     if not worst:
         note = f"no slice of {rule.columns} has {rule.min_rows} rows of {_MIN_ENTITIES} entities"
         return at_least(name, float("nan"), rule.alpha, note), ()
-    shown = [
-        f"{part.name}: {part.mean:+.4f} on {part.rows} rows, p = {part.corrected:.3g}"
-        for part in worst[:_SHOWN]
-    ]
+    shown = [_described(part, rule.alpha / len(worst)) for part in worst[:_SHOWN]]
     return at_least(name, worst[0].corrected, rule.alpha, "; ".join(shown)), worst
 
 
-def _column(column: pa.ChunkedArray) -> npt.NDArray[np.generic]:
+def slice_columns(rule: SliceRule, table: pa.Table) -> dict[str, npt.NDArray[np.generic]]:
+    """Read the columns of a rule as numbers and texts, (rows,) each.
+
+    Raises: KeyError if the table lacks a column; EvaluationError if its values are lists or records.
+    """
+    return {name: _column(name, table[name]) for name in rule.columns}
+
+
+def _described(part: Slice, alpha: float) -> str:
+    low, high = part.interval(alpha)
+    return f"{part.name}: loss {part.mean:+.4f} ({low:+.4f} to {high:+.4f}) on {part.rows} rows, p = {part.corrected:.3g}"
+
+
+def _column(name: str, column: pa.ChunkedArray) -> npt.NDArray[np.generic]:
     """Convert a column to numbers with NaN for missing ones, or to texts with None."""
+    if pa.types.is_nested(column.type):
+        raise EvaluationError(
+            f"slices.columns: {name!r} is of type {column.type}; name columns of texts or numbers"
+        )
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return np.asarray(column.cast(pa.string()).to_pylist(), dtype=object)
     numbers = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False))

@@ -11,9 +11,12 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from functions.evaluation.checks.check import Check, at_least
+from functions.evaluation.checks.slices import SliceRule, judge_slices, slice_columns
+from functions.evaluation.errors import EvaluationError
 from functions.evaluation.language.judge import Judge
 from functions.evaluation.language.scorers import Scorer
 from functions.evaluation.metrics.probabilities import Interval
@@ -33,7 +36,9 @@ class AnswerGate(BaseModel):
     scorers: each is compared by itself. alpha: chance that a version as good as the champion is refused, over all scorers.
     max_drop: of the mean score, at most, as shown by the lower end of the interval; None: a version passes that is not shown to
     be worse. min_mean: of each score, at least. min_rows: fewer rows fail. seed: of the rows' order and of the sampling.
-    judge: compares both versions' answers, too; its preferences count as a scorer's differences.
+    judge: compares both versions' answers, too; its preferences count as a scorer's differences. slices: parts of the rows, by
+    columns of the evaluation set, on which the version must not be shown to be worse than the champion; its `alpha` is shared by
+    all scorers and adds to that of the whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +51,18 @@ class AnswerGate(BaseModel):
     min_rows: int = Field(default=100, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 31)
     judge: Judge | None = None
+    slices: SliceRule | None = None
+
+    @field_validator("slices")
+    @classmethod
+    def _against_the_champion(cls, rule: SliceRule | None) -> SliceRule | None:
+        if rule is None or rule.against == "champion":
+            return rule
+        if "against" in rule.model_fields_set:
+            raise ValueError(
+                f"against={rule.against!r}: answers are compared with the champion's; leave it out"
+            )
+        return rule.model_copy(update={"against": "champion"})
 
     @model_validator(mode="after")
     def _scorers_once(self) -> Self:
@@ -64,6 +81,18 @@ class AnswerGate(BaseModel):
     def needs_expected(self) -> bool:
         """Whether the rows must say what is expected."""
         return any(each.needs_expected for each in self.scorers)
+
+    def check_slices(self, table: pa.Table) -> None:
+        """Check that an evaluation set has the columns of the slices. Raises: EvaluationError, naming the column."""
+        if self.slices is None:
+            return
+        try:
+            slice_columns(self.slices, table)
+        except KeyError as error:
+            raise EvaluationError(
+                f"slices.columns={[*self.slices.columns]}: the evaluation set has columns {table.column_names}; add those that "
+                "lack, or leave them out"
+            ) from error
 
     def demand(self, data: GateData | None = None) -> GateDemand:
         """Make the demand by which a model's policy sets these limits, and the data to judge on if given."""
@@ -88,30 +117,37 @@ def judge_answers(
     expected: Sequence[str],
     preferences: Sequence[float] | None = None,
     score: ScoreAll | None = None,
+    table: pa.Table | None = None,
 ) -> Judged:
     """Score answers to the same rows, and check them against the limits of `gate`.
 
     answers: in a random order of the rows, so that each could have come at any place. champions: the champion's answers; None: there is none, and nothing is compared. expected: of each row, "" where nothing is.
     preferences: the judge's, of each row: 1 for the answer, -1 for the champion's, 0 for neither; None: it was not asked. score: scores
-    all answers by a scorer; None: each by itself, which a classifier does not.
+    all answers by a scorer; None: each by itself, which a classifier does not. table: of the rows, in the order of the answers,
+    with the columns of the slices if the gate has any.
+    Raises: ValueError if the gate has slices and there is no table; KeyError and EvaluationError as `slice_columns`.
     """
     score = score or _each_by_itself
     own = {each.label: np.array(score(each, answers, expected), np.float64) for each in gate.scorers}
     others = None
     if champions is not None:
         others = {each.label: np.array(score(each, champions, expected), np.float64) for each in gate.scorers}
-    judged = judge_scores(gate, own, others)
+    judged = judge_scores(gate, own, others, table)
     if preferences is not None:
-        _compare(judged, gate, "judge", np.asarray(preferences, np.float64))
+        _compare(judged, gate, "judge", np.asarray(preferences, np.float64), table)
     return judged
 
 
 def judge_scores(
-    gate: AnswerGate, own: Mapping[str, Scores], champion: Mapping[str, Scores] | None
+    gate: AnswerGate,
+    own: Mapping[str, Scores],
+    champion: Mapping[str, Scores] | None,
+    table: pa.Table | None = None,
 ) -> Judged:
     """Check the scores of rows, by scorer, against the limits of `gate`.
 
-    own, champion: (rows,) each, from 0 to 1, in a random order of the rows; champion: None: nothing is compared.
+    own, champion: (rows,) each, from 0 to 1, in a random order of the rows; champion: None: nothing is compared. table: as of
+    `judge_answers`, which raises the same.
     """
     judged = Judged({}, {}, [at_least("rows", len(next(iter(own.values()))), gate.min_rows)])
     for label, scores in own.items():
@@ -120,11 +156,11 @@ def judge_scores(
             judged.checks.append(at_least(label, float(scores.mean()), gate.min_mean))
         if champion is not None:
             judged.metrics[f"champion_{label}"] = float(champion[label].mean())
-            _compare(judged, gate, label, scores - champion[label])
+            _compare(judged, gate, label, scores - champion[label], table)
     return judged
 
 
-def _compare(judged: Judged, gate: AnswerGate, label: str, gaps: Scores) -> None:
+def _compare(judged: Judged, gate: AnswerGate, label: str, gaps: Scores, table: pa.Table | None) -> None:
     found = paired_cs(gaps, alpha=gate.alpha / gate.comparisons)
     named = f"{label} - champion"
     judged.intervals[named] = Interval(estimate=found.mean, low=found.lower, high=found.upper)
@@ -132,6 +168,19 @@ def _compare(judged: Judged, gate: AnswerGate, label: str, gaps: Scores) -> None
     judged.checks.append(at_least(f"{named}, upper end", found.upper, 0.0, note))
     if gate.max_drop is not None:
         judged.checks.append(at_least(f"{named}, lower end", found.lower, -gate.max_drop))
+    if gate.slices is not None:
+        judged.checks.append(_compare_slices(gate.slices, gate.comparisons, label, gaps, table))
+
+
+def _compare_slices(
+    rule: SliceRule, comparisons: int, label: str, gaps: Scores, table: pa.Table | None
+) -> Check:
+    """Check the slices by one scorer, which has its part of the rule's `alpha`; the loss of an answer is 1 less its score."""
+    if table is None:
+        raise ValueError(f"slices by {[*rule.columns]} need the table of the rows: pass it")
+    shared = rule.model_copy(update={"alpha": rule.alpha / comparisons})
+    check, _ = judge_slices(shared, table, -gaps, None)
+    return check.model_copy(update={"name": f"{label}, {check.name}"})
 
 
 def _each_by_itself(scorer: Scorer, answers: Sequence[str], expected: Sequence[str]) -> list[float]:

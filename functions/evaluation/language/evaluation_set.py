@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from functions.evaluation.errors import EvaluationError
 
-__all__ = ["EvaluationRow", "asked_column", "read_row", "read_rows"]
+__all__ = ["EvaluationRow", "asked_column", "order_of", "read_row", "read_rows"]
 
 _FEWEST_CHOICES = 2
 
@@ -49,7 +49,12 @@ def read_rows(table: pa.Table, *, label: str, needs_expected: bool, seed: int) -
         read_row(number, each, label if needs_expected else None)
         for number, each in enumerate(table.to_pylist())
     ]
-    return [rows[at] for at in np.random.default_rng(seed).permutation(len(rows))]
+    return [rows[at] for at in order_of(len(rows), seed)]
+
+
+def order_of(rows: int, seed: int) -> list[int]:
+    """Random order of the rows of an evaluation set: the number in the table of each row that is asked."""
+    return [int(at) for at in np.random.default_rng(seed).permutation(rows)]
 
 
 def asked_column(names: Sequence[str]) -> str:

@@ -93,6 +93,7 @@ def _evaluated(
     table = Table(registry.store, dataset.name).read(version=dataset.version)
     compared = [judged, *([champion] if champion is not None else [])]
     try:
+        gate.check_slices(table)  # before engines start, which take long
         found, rows = measure(compared, table, gate)
         result = GateResult(
             model=model,
@@ -141,7 +142,8 @@ def _by_answers(
             preferences = _preferences(gate.judge, place / "judge", threads, rows, answers[0], champions)
     expected = [row.expected for row in rows]
     score = partial(scores_of, registry)
-    return judge_answers(gate, answers[0], champions, expected, preferences, score), len(rows)
+    ordered = table.take([row.number for row in rows])
+    return judge_answers(gate, answers[0], champions, expected, preferences, score, ordered), len(rows)
 
 
 def _by_likelihoods(

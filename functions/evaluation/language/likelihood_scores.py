@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.language.answer_gate import AnswerGate, Judged, Scores, judge_scores
-from functions.evaluation.language.evaluation_set import EvaluationRow, read_rows
+from functions.evaluation.language.evaluation_set import EvaluationRow, order_of, read_rows
 from functions.evaluation.language.likelihood import Likelihood, Likelihoods, read_model
 from functions.evaluation.language.scorers import Scorer
 from functions.model_formats.matrices import named_column
@@ -53,7 +53,8 @@ def judged_by_likelihood(
             found.append(_of_texts(model, texts, gate) if whole else _of_choices(model, rows, gate))
             del model
     own, *champion = found
-    judged = judge_scores(gate, own.scores, champion[0].scores if champion else None)
+    ordered = table.take(order_of(table.num_rows, gate.seed))
+    judged = judge_scores(gate, own.scores, champion[0].scores if champion else None, ordered)
     judged.metrics.update(own.metrics)
     for each in champion:
         judged.metrics.update({f"champion_{name}": value for name, value in each.metrics.items()})
@@ -107,7 +108,7 @@ def _texts(table: pa.Table, seed: int) -> list[str]:
     if column.null_count:
         raise EvaluationError(f"column {_TEXT!r} has {column.null_count} nulls; leave such rows out")
     texts = [str(text) for text in column.to_pylist()]
-    return [texts[at] for at in np.random.default_rng(seed).permutation(len(texts))]
+    return [texts[at] for at in order_of(len(texts), seed)]
 
 
 def _rows(table: pa.Table, label: str, seed: int) -> list[EvaluationRow]:

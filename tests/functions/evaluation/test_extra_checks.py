@@ -61,7 +61,7 @@ def test_a_slice_that_is_worse_is_found_among_many_and_named() -> None:
     )
     assert not check.passed
     assert worst[0].name == "carrier = UA"
-    assert "carrier = UA: +0." in check.note
+    assert "carrier = UA: loss +0." in check.note
     assert {one.name for one in worst} > {"carrier = AA", "carrier = B6"}
     assert any(" < wind <= " in one.name and " and " in one.name for one in worst)
     assert all("ZZ" not in one.name for one in worst)  # forty rows are too few to tell

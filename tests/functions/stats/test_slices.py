@@ -127,3 +127,17 @@ def test_a_slice_held_against_a_level_is_tested_by_the_sums_of_its_units():
     assert jfk.p == pytest.approx(stats.t.sf((jfk.mean - 0.05) / by_units.standard_error, by_units.n - 1))
     assert found.keys() == {"origin = JFK", "origin = LGA"}
     assert jfk.corrected >= jfk.p
+    low, high = jfk.interval(0.025)
+    expected = stats.t.interval(0.95, by_units.n - 1, jfk.mean, by_units.standard_error)
+    assert (low, high) == pytest.approx(expected)
+    assert jfk.interval(jfk.p)[0] == pytest.approx(0.05)  # at this alpha the lower end is the level
+
+
+def test_an_interval_is_of_a_slice_that_is_held_against_a_level():
+    (one, _) = slices_above(np.arange(100.0), {"a": ["x", "y"] * 50})
+    with pytest.raises(ValueError, match=r"alpha < 0\.5, got 0\.5"):
+        one.interval(0.5)
+    loss = np.repeat([0.0, 1.0], 50) + np.random.default_rng(0).normal(0, 0.1, 100)
+    (worse,) = worst_slices(loss, {"a": ["x"] * 50 + ["y"] * 50}).slices
+    with pytest.raises(ValueError, match="a = y: need a slice of slices_above"):
+        worse.interval(0.05)

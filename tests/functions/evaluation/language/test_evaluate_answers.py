@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from functions import Context
-from functions.evaluation import EvaluationError, GateResult, check_policy_gates
+from functions.evaluation import EvaluationError, GateResult, SliceRule, check_policy_gates
 from functions.evaluation.language import AnswerGate, Scorer
 from functions.evaluation.language.jobs import evaluate_answers
 from functions.generative import EngineSettings, Prompt, register_generative
@@ -82,6 +82,41 @@ def test_a_worse_prompt_is_blocked_and_an_equal_one_goes_live(
     registry.promote("chat", 3)
 
 
+@pytest.mark.slow
+def test_a_prompt_that_is_better_on_the_whole_and_worse_on_a_slice_is_blocked(
+    context: Context, weights: Path
+):
+    """Version 1 stops before it names a capital outside Europe, and version 2 before one of Europe, of which there are fewer rows."""
+    registry = context.registry()
+    europe, elsewhere = ["France", "Italy"] * 5, ["Japan", "Egypt"] * 6
+    lands = [*europe, *elsewhere]
+    rows = {
+        "prompt": [f"What is the capital of {land}?" for land in lands],
+        "variables": [json.dumps({"style": "brief"})] * len(lands),
+        "expected": [CAPITALS[land] for land in lands],
+        "continent": ["Europe"] * len(europe) + ["elsewhere"] * len(elsewhere),
+    }
+    dataset = Table(context.store, "evaluation/continents").append(pa.table(rows))
+    settings = EngineSettings(context_length=256, slots=4)
+    first, second = (
+        prompt("You answer in one sentence.", stop=sorted({CAPITALS[land] for land in stops}))
+        for stops in (elsewhere, europe)
+    )
+    register_generative(registry, "chat", weights=weights, settings=settings, prompt=first)
+    registry.promote("chat", 1)
+    register_generative(registry, "chat", prompt=second, keep=1)
+    rule = SliceRule(columns=("continent",), min_rows=10, max_excess=0.1)
+    found = evaluate_answers("chat", 2, dataset, AnswerGate(scorers=GATE.scorers, min_rows=20, slices=rule))
+    assert found.metrics["contains"] > found.metrics["champion_contains"]
+    (failed,) = [each for each in found.checks if not each.passed]
+    assert failed.name == "contains, slices against champion: least p of 2"
+    assert failed.note.startswith("continent = Europe: loss +")
+    assert " on 10 rows, p = " in failed.note
+    recorded = registry.get_version("chat", 2).gates["answers"]
+    assert recorded.passed is found.passed is False
+    assert failed.model_dump(mode="json") in recorded.details["checks"]
+
+
 @pytest.fixture
 def fake(context: Context, tmp_path: Path) -> None:
     """A version whose weights no engine could read: what is refused is refused before one starts."""
@@ -111,6 +146,16 @@ def test_rows_that_cannot_be_asked_do_not_pass(context: Context, rows: dict[str,
     assert context.registry().get_version("chat", 1).gates["answers"].passed is False
     with pytest.raises(AssertionError if not found.reason else EvaluationError, match=reason):
         raise EvaluationError(found.reason)
+
+
+@pytest.mark.usefixtures("fake")
+def test_slices_of_a_column_that_lacks_are_named_before_an_engine_starts(
+    context: Context, capitals: TableSnapshot
+):
+    gate = AnswerGate(slices=SliceRule(columns=("language",)))
+    found = evaluate_answers("chat", 1, capitals, gate)
+    assert not found.passed
+    assert "slices.columns=['language']: the evaluation set has columns ['messages', " in found.reason
 
 
 @pytest.mark.usefixtures("fake")

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from functions.evaluation import EvaluationError
+from functions.evaluation import EvaluationError, SliceRule
 from functions.evaluation.language import AnswerGate, Scorer
 from functions.evaluation.language.evaluation_set import read_rows
 from functions.evaluation.language.jobs import evaluate_answers, evaluate_likelihoods
@@ -142,6 +142,19 @@ def test_a_version_that_learnt_passes_the_gate_and_one_that_did_not_fails(contex
     assert perplexity.metrics["bits_per_byte"] == pytest.approx(
         -nats / math.log(2) / sum(map(len, TEXTS)), rel=1e-4
     )
+
+    sliced = AnswerGate(
+        name="sliced",
+        scorers=(Scorer(kind="likelihood"),),
+        min_rows=30,
+        slices=SliceRule(columns=("kind",), min_rows=10),
+    )
+    kinds = pa.table({"text": TEXTS[:1] * 10 + TEXTS[1:2] * 20, "kind": ["question"] * 10 + ["word"] * 20})
+    found = evaluate_likelihoods("sums", 1, Table(context.store, "evaluation/kinds").overwrite(kinds), sliced)
+    learnt = read_model(registry.download("sums", 2, to=tmp_path / "second"))
+    for text, kind in zip(TEXTS, ("question", "word"), strict=False):  # rows are asked in another order
+        lower = learnt.of_text(text).a_token - model.of_text(text).a_token
+        assert f"kind = {kind}: loss {lower:+.4f}" in found.checks[-1].note
 
 
 def test_what_has_no_likelihood_fails_the_gate_with_the_reason(context, sums, tmp_path):
