@@ -52,12 +52,16 @@ class _Parts:
 
     def __init__(self, options: GenerativeOptions, name: str) -> None:
         self._options, self._name = options, name
+        self._max_in_flight = options.max_ongoing_requests + max(0, options.max_queued_requests)
         self._platform = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
         self._folder = temporary_folder(f"generative-{os.getpid()}")
         self._engines = EngineProcesses(
             engine_of(options.engine, options.engine_program),
             self._folder / "logs",
             environment=engine_environment(os.environ),
+            most_waiting=max(
+                1, self._max_in_flight // 2
+            ),  # the door refuses the others without a look at their tier
         )
         self._budgets, self._meter, self._loop = TokenBudgets(), LoadMeter(), asyncio.get_running_loop()
 
@@ -68,7 +72,7 @@ class _Parts:
             self._workspace,
             self._authenticator(),
             max_body_bytes=options.max_body_bytes,
-            max_in_flight=options.max_ongoing_requests + max(0, options.max_queued_requests),
+            max_in_flight=self._max_in_flight,
             series=EngineSeries(self._engines) if options.metrics else None,
             meter=self._meter,
             on_close=self._close,

@@ -9,13 +9,14 @@ from typing import Final
 
 from clusters.telemetry.tracing import RequestTrace
 from functions.generative import Finding
-from functions.generative.engines import Lease
+from functions.generative.engines import Lease, Slot
 from ray_apps.admission.token_budget import Reservation
 from ray_apps.generative.load import Load
 from ray_apps.generative.openai.answers import AnswerRecord
 from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, Ask
 from ray_apps.generative.versions import GenerativeVersion
 from ray_apps.predictor.versions.routes import Routes
+from registry import ServiceTier
 from registry.models.traffic import Traffic
 
 __all__ = ["Call"]
@@ -29,7 +30,7 @@ class Call:
 
     unit: whom the split assigned, the one that was named, else the conversation. used_tokens: those it came to; pieces: of its
     stream; first_token_ms: from the request to the first token, None before it; is_counted: whether log and counts have it; findings: of its
-    version's guardrails. load: what it is of the replica's.
+    version's guardrails. load: what it is of the replica's. tier: by which it waits for a slot of the engine; slot: the one that it has.
     """
 
     id: str
@@ -48,6 +49,8 @@ class Call:
     first_token_ms: float | None = None
     is_counted: bool = False
     findings: tuple[Finding, ...] = ()
+    tier: ServiceTier = "default"
+    slot: Slot | None = None
 
     @property
     def traffic(self) -> Traffic | None:
@@ -99,8 +102,14 @@ class Call:
             (b"x-toque-arm", self.arm.encode()),
         ]
 
+    def free_slot(self) -> None:
+        """Give back the slot, as the engine is done with the request, however slowly its caller reads."""
+        if self.slot is not None:
+            self.slot.release()
+
     def close(self) -> None:
-        """Give back the engine, and the tokens that were reserved and not used."""
+        """Give back slot and engine, and the tokens that were reserved and not used."""
+        self.free_slot()
         self.lease.release()
         self.load.close()
         if self.reservation is not None:

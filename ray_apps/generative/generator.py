@@ -14,7 +14,7 @@ import orjson
 
 from clusters.telemetry.tracing import current_request, mark
 from functions.generative import GenerativeError
-from functions.generative.engines import EngineDown, EngineProcess, ask_embeddings
+from functions.generative.engines import EngineDown, EngineProcess, QueueFull, ask_embeddings
 from functions.prediction_log import PINNED
 from functions.runtime.receipt import TokenPrice
 from ray_apps.admission.request_limits import TooManyRequests
@@ -35,6 +35,8 @@ from ray_apps.generative.openai.errors import ApiRefusal, error_document
 from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, Ask
 from ray_apps.generative.openai.response_stream import ResponseStream
 from ray_apps.generative.openai.responses import items_of, response_of
+from ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
+from ray_apps.generative.openai.service_tier import granted_tier
 from ray_apps.generative.recording import (
     IN_VIEW,
     LoggedRow,
@@ -105,7 +107,9 @@ class Generator:
         return answer
 
     async def _answered(self, ask: Ask, request: Request, limits: Sequence[tuple[str, Limits]]) -> Answer:
+        tier = granted_tier(ask.body, limits)
         call = await self._choose(ask)
+        call.tier = tier
         if call.trace is not None:
             call.trace.answered_by(call.id, ask.model, call.number, call.arm, id_made_here=True)
         try:
@@ -118,9 +122,8 @@ class Generator:
             )
             call.reservation = self._reserve(limits, prompt_tokens + most)
             call.load.hold(prompt_tokens + most)
-            call.used_tokens = prompt_tokens  # so much of one that is given up
             mark("prompt")
-            work = self._ask_engine(call, body, request)
+            work = self._ask_in_turn(call, body, request, prompt_tokens)
             return await Caller(request.receive).run_while_connected(work)
         except BaseException as error:
             self._failed(call, error)
@@ -199,6 +202,21 @@ class Generator:
         except TooManyRequests as error:
             raise ApiRefusal(str(error), status=429, retry_after_s=error.retry_after_s) from error
 
+    async def _ask_in_turn(
+        self, call: Call, body: dict[str, Any], request: Request, prompt_tokens: int
+    ) -> Answer:
+        """Ask the engine once it has a slot for the request; embeddings, which take one for a moment, it queues itself."""
+        process = call.lease.process
+        if call.ask.kind != EMBEDDING:
+            try:
+                call.slot = await process.slots.take(call.tier)
+            except QueueFull as error:
+                raise ApiRefusal(str(error), status=429, retry_after_s=error.retry_after_s) from error
+            await process.ready(0)  # it may have died since: then nobody in the queue waits for it in turn
+            mark("queue")
+        call.used_tokens = prompt_tokens  # so much of one that is given up
+        return await self._ask_engine(call, body, request)
+
     async def _ask_engine(self, call: Call, body: dict[str, Any], request: Request) -> Answer:
         process = call.lease.process
         if call.ask.kind == EMBEDDING:
@@ -209,9 +227,12 @@ class Generator:
             return await self._answer_whole(call, found)
         address = f"{process.base}/v1/{call.ask.kind}"
         body["model"] = process.engine.model_name(process.spec)
-        async with process.client.post(address, data=orjson.dumps(body), headers=_JSON_HEADERS) as response:
+        async with process.client.post(
+            address, data=orjson.dumps(body), headers=_JSON_HEADERS, read_bufsize=_AHEAD_BYTES
+        ) as response:
             if response.status != _OK:
                 raise _refused(response.status, await response.read())
+            response.content.on_eof(call.free_slot)
             if call.ask.stream:
                 return await self._pass_stream_on(call, response, request)
             document = orjson.loads(await response.read())
@@ -240,6 +261,8 @@ class Generator:
         document |= {"model": str(call.version)}
         if call.ask.kind != EMBEDDING:
             document["id"] = call.id
+        if SERVICE_TIER in call.ask.body:
+            document[SERVICE_TIER] = call.tier
         return _OK, [JSON, *call.headers()], orjson.dumps(document)
 
     async def _pass_stream_on(self, call: Call, response: aiohttp.ClientResponse, request: Request) -> Answer:
@@ -351,6 +374,8 @@ class Generator:
 
 
 _JSON_HEADERS: Final = {"content-type": "application/json"}
+_AHEAD_BYTES: Final = 4 << 20
+"""Half of what is read of a stream ahead of a slow caller, who has no slot once all of it is."""
 
 
 def _events(call: Call) -> EventStream:

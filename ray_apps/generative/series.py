@@ -12,6 +12,7 @@ from clusters.telemetry.metrics import OTHER, Bounded, Durations, Rising, flush_
 from functions.generative import Finding
 from functions.generative.engines import EngineProcesses
 from ray_apps.generative.openai.answers import AnswerRecord
+from registry import SERVICE_TIERS
 
 __all__ = ["EngineSeries", "TokenSeries"]
 
@@ -47,6 +48,12 @@ GUARDRAILS = Counter(
     (*_ARM, "stage", "rule", "action"),
 )
 ENGINES = Gauge("toque_generative_engines", "Engines that are kept running.", multiprocess_mode="livesum")
+WAITING = Gauge(
+    "toque_generative_waiting_requests",
+    "Requests that wait for a slot of an engine, by service tier.",
+    ("tier",),
+    multiprocess_mode="livesum",
+)
 RESTARTS = Counter("toque_generative_engine_restarts", "Engines that died or hung, and were started anew.")
 _arms = Bounded(_MOST)
 
@@ -107,5 +114,8 @@ class EngineSeries:
 
     def flush(self) -> None:
         """Move the numbers to the series."""
-        ENGINES.set(len(self._engines.processes))
+        running = self._engines.processes
+        ENGINES.set(len(running))
+        for tier in SERVICE_TIERS:
+            WAITING.labels(tier).set(sum(each.slots.waiting(tier) for each in running))
         self._restarts.to(self._engines.restarts)

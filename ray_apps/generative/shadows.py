@@ -13,7 +13,7 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from functions.generative.engines import EngineDown, Lease
+from functions.generative.engines import EngineDown, Lease, QueueFull
 from functions.runtime.receipt import TokenPrice
 from ray_apps.generative.guarding import finding_tensors, guard_answer
 from ray_apps.generative.openai.answers import record_of
@@ -30,6 +30,8 @@ __all__ = ["GenerativeShadows", "ShadowAsk"]
 
 SHADOW: Final = "shadow"
 _OK: Final = 200
+_TIER: Final = "flex"
+"""Where a shadow shares its engine with what callers are answered by, those who ask go first."""
 _log = logging.getLogger("ray.serve")
 
 
@@ -92,8 +94,15 @@ class GenerativeShadows:
             job = await self._queue.get()
             begin = time.perf_counter()
             try:
-                await self._answer(job, begin)
+                slot = await job.lease.process.slots.take(_TIER)
+                begin = time.perf_counter()
+                try:
+                    await self._answer(job, begin)
+                finally:
+                    slot.release()
                 self.answered += 1
+            except QueueFull:
+                self.dropped += 1
             except (EngineDown, aiohttp.ClientError, PredictorError, ValueError) as error:
                 self._fail(job, error, (time.perf_counter() - begin) * 1e3)
             finally:

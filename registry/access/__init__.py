@@ -3,11 +3,13 @@
 from registry.access.grants import (
     DEFAULT_WORKSPACE,
     EVERY_WORKSPACE,
+    SERVICE_TIERS,
     UNLIMITED,
     Grant,
     Limits,
     Principal,
     Role,
+    ServiceTier,
     check_workspace,
 )
 from registry.access.tokens import Access, TokenRecord
@@ -16,12 +18,14 @@ from registry.access.workspaces import Workspace, split_workspace_url, workspace
 __all__ = [
     "DEFAULT_WORKSPACE",
     "EVERY_WORKSPACE",
+    "SERVICE_TIERS",
     "UNLIMITED",
     "Access",
     "Grant",
     "Limits",
     "Principal",
     "Role",
+    "ServiceTier",
     "TokenRecord",
     "Workspace",
     "check_workspace",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
@@ -141,11 +141,17 @@ def check_workspace(name: str) -> str:
     return name
 
 
+ServiceTier = Literal["flex", "default", "priority"]
+SERVICE_TIERS: Final[tuple[ServiceTier, ...]] = ("flex", "default", "priority")
+"""From the lowest: which of the requests that wait for a language model's engine goes first."""
+
+
 class Limits(BaseModel):
     """Bounds on the requests of a token or workspace at one replica of a door; None: no bound.
 
     rate_per_s: requests a second on average, a second's worth at once; max_in_flight: requests at the same time.
     tokens_per_minute: of language models, of prompts and answers together, a minute's worth at once.
+    service_tier: the highest that a request to a language model may ask for; None of both token and workspace: `default`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -153,6 +159,7 @@ class Limits(BaseModel):
     rate_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_in_flight: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1, exclude_if=lambda bound: bound is None)
+    service_tier: ServiceTier | None = Field(default=None, exclude_if=lambda bound: bound is None)
 
     @property
     def unbounded(self) -> bool:

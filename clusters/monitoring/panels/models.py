@@ -225,6 +225,13 @@ MODELS: Final = Dashboard(
                     may_be_empty=True,
                 ),
                 Panel(
+                    "Requests that wait for an engine",
+                    "short",
+                    (("sum by (tier) (toque_generative_waiting_requests)", "{{tier}}"),),
+                    _NO_LANGUAGE_MODEL,
+                    may_be_empty=True,
+                ),
+                Panel(
                     "Engines that run, and those started anew in an hour",
                     "short",
                     (

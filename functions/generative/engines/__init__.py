@@ -6,6 +6,7 @@ from functions.generative.engines.environment import engine_environment
 from functions.generative.engines.process import EngineDown, EngineProcess, Patience
 from functions.generative.engines.running import EngineProcesses, Lease
 from functions.generative.engines.scratch import scratch_folder
+from functions.generative.engines.slots import QueueFull, Slot
 
 __all__ = [
     "Engine",
@@ -15,6 +16,8 @@ __all__ = [
     "EngineSpec",
     "Lease",
     "Patience",
+    "QueueFull",
+    "Slot",
     "ask_embeddings",
     "engine_environment",
     "engine_of",

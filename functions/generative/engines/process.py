@@ -18,6 +18,7 @@ from typing import Any, Final
 import aiohttp
 
 from functions.generative.engines.engine import Engine, EngineSpec
+from functions.generative.engines.slots import SlotQueue
 
 __all__ = ["EngineDown", "EngineProcess", "Patience"]
 
@@ -27,6 +28,7 @@ _LONG_LIVED_S = 60.0
 """An engine that lived longer than this starts anew at once when it dies."""
 _STARTS: Final = 3
 """Starts that failed one after the other, from which on nobody waits: the weights are spoilt, or there is no memory for them."""
+MOST_WAITING: Final = 256
 _TAIL_BYTES: Final = 4_096
 _OK: Final = 200
 _PROBES: Final[dict[str, tuple[str, dict[str, Any], str]]] = {
@@ -53,7 +55,7 @@ class EngineProcess:
 
     log: file that gets what the engine prints. client: a session that has the engine's key, which is new for each supervisor,
     since others on this machine reach the port too. embedding: held by who asks for the embedding of a text, where the engine makes one
-    at a time. takes_tools: whether tools of a request reach the model. environment: of the
+    at a time. slots: of which each generating request takes one before it is sent; most_waiting: for one. takes_tools: whether tools of a request reach the model. environment: of the
     process, whole, but for the key; None: that of this process. restarts: how often it was started again.
     """
 
@@ -65,6 +67,7 @@ class EngineProcess:
         *,
         environment: dict[str, str] | None = None,
         patience: Patience | None = None,
+        most_waiting: int = MOST_WAITING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine, self.spec = engine, spec
@@ -75,6 +78,7 @@ class EngineProcess:
         self.pid: int | None = None
         self.takes_tools = False
         self.embedding = asyncio.Lock()
+        self.slots = SlotQueue(spec.settings.slots, most_waiting=most_waiting)
         self.restarts = -1
         self.starts_s: list[float] = []
         self._ready, self._hopeless = asyncio.Event(), asyncio.Event()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from functions.generative.engines.engine import Engine, EngineSpec
-from functions.generative.engines.process import EngineDown, EngineProcess, Patience
+from functions.generative.engines.process import MOST_WAITING, EngineDown, EngineProcess, Patience
 
 __all__ = ["EngineProcesses", "Lease"]
 
@@ -49,7 +49,7 @@ class _Shared:
 class EngineProcesses:
     """Starts engines when they are first asked for, and ends those that nobody holds; of one event loop.
 
-    logs: folder that gets what engines print. environment: of every engine, None: this process's.
+    logs: folder that gets what engines print. environment: of every engine, None: this process's. most_waiting: requests for the slots of each.
     """
 
     def __init__(
@@ -59,9 +59,10 @@ class EngineProcesses:
         *,
         environment: dict[str, str] | None = None,
         patience: Patience | None = None,
+        most_waiting: int = MOST_WAITING,
     ) -> None:
         self._engine, self._logs, self._patience = engine, logs, patience
-        self._environment = environment
+        self._environment, self._most_waiting = environment, most_waiting
         self._running: dict[tuple[str, EngineSpec], _Shared] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._ended_restarts = 0
@@ -72,7 +73,7 @@ class EngineProcesses:
         if shared is None:
             process = EngineProcess(
                 self._engine, spec, self._logs / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.log", environment=self._environment,
-                patience=self._patience,
+                patience=self._patience, most_waiting=self._most_waiting,
             )  # fmt: skip
             process.start()
             shared = self._running[key, spec] = _Shared(process, lambda: self._end(key, spec))

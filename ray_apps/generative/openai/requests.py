@@ -10,6 +10,8 @@ import orjson
 
 from ray_apps.generative.openai import responses
 from ray_apps.generative.openai.errors import ApiRefusal
+from ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
+from ray_apps.generative.openai.service_tier import check_tier
 
 __all__ = ["CHAT", "COMPLETION", "EMBEDDING", "RESPONSE", "Ask", "parse_request"]
 
@@ -24,14 +26,14 @@ _SAMPLING: Final = frozenset(
 _FIELDS: Final = {
     CHAT: _SHARED | _SAMPLING | {
         "messages", "variables", "max_completion_tokens", "tools", "tool_choice", "parallel_tool_calls",
-        "response_format", "top_logprobs", "store", "reasoning_effort", "prompt_cache_key",
+        "response_format", "top_logprobs", "store", "reasoning_effort", "prompt_cache_key", SERVICE_TIER,
     },
-    COMPLETION: _SHARED | _SAMPLING | {"prompt", "response_format", "prompt_cache_key"},
+    COMPLETION: _SHARED | _SAMPLING | {"prompt", "response_format", "prompt_cache_key", SERVICE_TIER},
     EMBEDDING: _SHARED | {"input", "encoding_format", "dimensions"},
     RESPONSE: responses.FIELDS,
 }  # fmt: skip
 _NOT_FOR_ENGINES: Final = (
-    *_SHARED, "variables", "max_completion_tokens", "store", "n", "stream_options", "prompt_cache_key",
+    *_SHARED, "variables", "max_completion_tokens", "store", "n", "stream_options", "prompt_cache_key", SERVICE_TIER,
 )  # fmt: skip
 _MAX_UNIT: Final = 256
 _MAX_ATTRIBUTES: Final = 64
@@ -143,6 +145,7 @@ def _check_types(kind: str, body: dict[str, Any]) -> None:
         if value is not None and not (isinstance(value, types) and (types == (bool,) or value is not True)):
             words = " or ".join(each.__name__ for each in types)
             raise ApiRefusal(f"{name}: expected {words}, got {value!r:.80}", param=name)
+    check_tier(body)
     needed = {CHAT: "messages", COMPLETION: "prompt", EMBEDDING: "input"}[kind]
     if needed not in body:
         raise ApiRefusal(f"{needed}: missing", param=needed, code="missing_required_parameter")

@@ -16,8 +16,9 @@ __all__ = ["FIELDS", "chat_of", "items_of", "response_of"]
 _SAME: Final = (
     "model", "user", "safety_identifier", "metadata", "attributes", "variables", "stream", "temperature", "top_p",
     "parallel_tool_calls", "seed", "top_k", "min_p", "repeat_penalty",
+    "service_tier",
 )  # fmt: skip
-_IGNORED: Final = ("store", "include", "service_tier", "prompt_cache_key", "stream_options")
+_IGNORED: Final = ("store", "include", "prompt_cache_key", "stream_options")
 FIELDS: Final = frozenset(
     {*_SAME, *_IGNORED, "input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning", "truncation"}
 )  # fmt: skip

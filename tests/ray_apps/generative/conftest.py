@@ -36,6 +36,13 @@ from tests.ray_apps.admissions import patient_admission
 MODEL, TOOLED = "smol", "smol-tools"
 TEMPLATE = Path(__file__).with_name("tools_template.jinja")
 SLOTS = 4
+BOUNDS = {
+    "frugal": Limits(tokens_per_minute=300),
+    "hasty": Limits(tokens_per_minute=100_000),
+    "impatient": Limits(tokens_per_minute=100_000),
+    "urgent": Limits(service_tier="priority"),
+}
+"""Of tokens, by name."""
 VLLM = os.environ.get("TOQUE_TEST_VLLM")
 """Command of vLLM in an environment of its own: then it answers in place of llama.cpp, which tests of the client take."""
 START_S = 900.0 if VLLM else 300.0
@@ -184,8 +191,7 @@ class _Server:
             token=access.create_token("caller", "caller"),
             viewer=access.create_token("viewer", "viewer"),
             bounded={
-                name: access.create_token(name, "caller", limits=Limits(tokens_per_minute=tokens))
-                for name, tokens in (("frugal", 300), ("hasty", 100_000))
+                name: access.create_token(name, "caller", limits=limits) for name, limits in BOUNDS.items()
             },
             door=door,
             engines=engines,

@@ -194,10 +194,10 @@ def slow_client(door: ServedDoor) -> Iterator[socket.socket]:
 
 def test_a_client_that_reads_slowly_delays_nobody_and_gets_all_of_its_stream(faulty: ServedDoor):
     client = faulty.client(timeout=600)
-    with slow_client(faulty) as connection:
-        begin = connection.recv(64)
-        assert begin.startswith(b"HTTP/1.1 200")
-        for _ in range(3):  # two slots: the other one is free
+    with slow_client(faulty) as connection, slow_client(faulty) as another:
+        for begun in (connection, another):  # of both slots
+            assert begun.recv(64).startswith(b"HTTP/1.1 200")
+        for _ in range(3):  # once the engine has made the two answers, which nobody reads
             answered(client)
         stream = b""
         while data := connection.recv(512):

@@ -50,10 +50,10 @@ def embedding(client: openai.OpenAI) -> Any:
 @pytest.mark.parametrize(
     ("ask", "operation", "stages"),
     [
-        (whole, "chat", ["token", "read", "prompt", "engine", "log"]),
-        (stream, "chat", ["token", "read", "prompt", "first token", "engine", "log"]),
-        (completion, "text_completion", ["token", "read", "prompt", "engine", "log"]),
-        (response, "chat", ["token", "read", "prompt", "engine", "log"]),
+        (whole, "chat", ["token", "read", "prompt", "queue", "engine", "log"]),
+        (stream, "chat", ["token", "read", "prompt", "queue", "first token", "engine", "log"]),
+        (completion, "text_completion", ["token", "read", "prompt", "queue", "engine", "log"]),
+        (response, "chat", ["token", "read", "prompt", "queue", "engine", "log"]),
         (embedding, "embeddings", ["token", "read", "prompt", "engine", "log"]),
     ],
 )

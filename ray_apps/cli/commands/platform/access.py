@@ -10,6 +10,7 @@ from ray_apps.cli.errors import UsageError
 from ray_apps.cli.output import columns, listing, message, newest_first
 
 ROLES = ("viewer", "caller", "labeller", "operator", "approver", "admin")
+TIERS = ("flex", "default", "priority")
 _EARLIER = ("predictor",)  # name of caller in earlier releases
 _NAME = arg("name", "whose it is; stands in every journal entry made with it")
 _ROLE = arg(
@@ -36,12 +37,17 @@ _TOKENS_PER_MINUTE = arg(
     "tokens of language models that it may use at each replica of their door",
     type=int,
 )
+_SERVICE_TIER = arg(
+    "--service-tier TIER",
+    "the highest that its requests to language models may ask for: flex, default or priority (default: default)",
+    choices=TIERS,
+)
 _ACTOR = arg("--actor NAME", "only what this caller did or was refused")
 _SINCE = arg("--since TIME", "ISO time with offset (default: a week ago)")
 _UNTIL = arg("--until TIME", "ISO time with offset (default: now)")
 _KIND = arg("--kind", "only entries of this kind", choices=["refusal", "access", "model"])
 _EVERYWHERE = flag("--everywhere", "of all workspaces; takes an admin of all")
-_LIMITS: tuple[Argument, ...] = (_RATE, _IN_FLIGHT, _TOKENS_PER_MINUTE)
+_LIMITS: tuple[Argument, ...] = (_RATE, _IN_FLIGHT, _TOKENS_PER_MINUTE, _SERVICE_TIER)
 
 
 def register(commands: Commands) -> None:
@@ -134,6 +140,7 @@ def _limits(given: Given) -> dict[str, Any] | None:
             "rate_per_s": given.rate,
             "max_in_flight": given.max_in_flight,
             "tokens_per_minute": given.tokens_per_minute,
+            "service_tier": given.service_tier,
         }
     )
     return limits or None
@@ -147,8 +154,11 @@ _TOKENS = columns(
     "name | grants | made by: created_by | made: created_at | last use: last_used_at | expires: expires_at"
     " | revoked: revoked_at",
     wide="requests/s: limits.rate_per_s | in flight: limits.max_in_flight"
-    " | tokens/min: limits.tokens_per_minute | ID: id",
-    values={"tokens/min": lambda row: row["limits"].get("tokens_per_minute")},  # left out where it is none
+    " | tokens/min: limits.tokens_per_minute | tier: limits.service_tier | ID: id",
+    values={  # left out where there is none
+        "tokens/min": lambda row: row["limits"].get("tokens_per_minute"),
+        "tier": lambda row: row["limits"].get("service_tier"),
+    },
 )
 _AUDIT = columns(
     "at | kind | who | what | status | times: count | workspace | detail",

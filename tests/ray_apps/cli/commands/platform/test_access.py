@@ -78,11 +78,13 @@ def test_a_command_works_in_the_workspace_that_is_named(
 
 
 def test_a_workspace_is_changed(platform: Any, payments: None, capsys: Any) -> None:
-    for limit in (("--max-in-flight", "8"), ("--rate", "10"), ("--description", "Cards.")):
+    tier = ("--service-tier", "priority")
+    for limit in (("--max-in-flight", "8"), ("--rate", "10"), tier, ("--description", "Cards.")):
         assert run(capsys, "workspace", "set", "payments", *limit) == (0, "changed\n", "")
     found = json.loads(run(capsys, "workspace", "list", "-o", "json")[1])
     changed = next(each for each in found if each["name"] == "payments")
-    assert (changed["description"], changed["limits"]) == ("Cards.", {"rate_per_s": 10, "max_in_flight": 8})
+    limits = {"rate_per_s": 10, "max_in_flight": 8, "service_tier": "priority"}
+    assert (changed["description"], changed["limits"]) == ("Cards.", limits)
 
 
 @pytest.mark.parametrize(
