@@ -66,6 +66,8 @@ class EngineSettings(BaseModel):
     context_length: tokens of one request, prompt and answer together. slots: requests at once; others wait for one.
     max_tokens: of an answer, where neither request nor prompt says. adapter_scale: strength of the adapter.
     task: "generate" texts; or "embed", make embeddings alone, for which vLLM needs an engine of its own.
+    tool_parser: name of vLLM's parser for the way in which the model writes calls of tools, such as "hermes"; None: vLLM takes no tools.
+    llama.cpp tells it by the chat template.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,13 +77,15 @@ class EngineSettings(BaseModel):
     max_tokens: int = Field(default=512, ge=1)
     adapter_scale: float = Field(default=1.0, ge=0, le=10)
     task: Literal["generate", "embed"] = "generate"
+    tool_parser: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)
 
     def to_json(self) -> str:
         """Write the settings whole, so that a later release's defaults change no version.
 
-        The task is left out where it is the default: an earlier release, which does not know it, reads the file then.
+        Task and parser are left out where they are the default: an earlier release, which does not know them, reads the file then.
         """
-        left_out = {"task"} if self.task == "generate" else None
+        fields = type(self).model_fields
+        left_out = {name for name in ("task", "tool_parser") if getattr(self, name) == fields[name].default}
         return self.model_dump_json(indent=1, exclude=left_out)
 
 

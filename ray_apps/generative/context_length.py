@@ -45,6 +45,12 @@ async def _check_texts(process: EngineProcess, settings: EngineSettings, ask: As
     given = ask.body["input"]
     texts = given if isinstance(given, list) and all(isinstance(each, str) for each in given) else [given]
     most, total = process.engine.embedding_bounds(process.spec).tokens, 0
+    if not most:
+        raise ApiRefusal(
+            f"model: {process.engine.name} embeds only for versions whose setting `task` is 'embed', and this one's is "
+            f"{settings.task!r}; register one with EngineSettings(task='embed'), which may `keep` these weights",
+            param="model", code="unsupported_parameter",
+        )  # fmt: skip
     for text in texts:
         size = len(text.encode()) + _PER_REQUEST if isinstance(text, str) else len(text)
         if size > most and isinstance(text, str):

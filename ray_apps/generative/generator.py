@@ -404,17 +404,14 @@ def _check_tools(process: EngineProcess, body: dict[str, Any]) -> None:
     """Refuse tools that the model would never see; one that is named is the only one, which engines then require."""
     if not body.get("tools"):
         return
-    if not process.takes_tools:
-        raise ApiRefusal(
-            "tools: the chat template of this version has no place for them; register one with a chat_template that has",
-            param="tools",
-            code="unsupported_parameter",
-        )
+    if process.no_tools is not None:
+        raise ApiRefusal(f"tools: {process.no_tools}", param="tools", code="unsupported_parameter")
     choice = body.get("tool_choice")
     if isinstance(choice, dict):
         name = (choice.get("function") or {}).get("name")
         body["tools"] = [each for each in body["tools"] if (each.get("function") or {}).get("name") == name]
         body["tool_choice"] = "required"
+        body["parallel_tool_calls"] = False  # vLLM may else call it several times
         if not body["tools"]:
             raise ApiRefusal(f"tool_choice: there is no tool {name!r:.80}", param="tool_choice")
 

@@ -21,6 +21,14 @@ _ADAPTER_NAME: Final = f"{MODEL_NAME}-adapter"
 _LLAMA_BATCH: Final = 512
 """Tokens that llama.cpp computes at once unless it is told otherwise."""
 _SERVER: Final = Path(__file__).with_name("llama_cpp_server.py")
+_TOOL: Final = {"type": "function", "function": {"name": "probe", "parameters": {"type": "object"}}}
+_NO_PLACE: Final = (
+    "the chat template of this version has no place for them; register one with a chat_template that has"
+)
+_NO_PARSER: Final = (
+    "vLLM reads calls of tools by a parser, and this version names none; register one with the setting tool_parser, such as "
+    "'hermes'"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ class EngineSpec:
 
 
 class EmbeddingBounds(NamedTuple):
-    """What an engine embeds rightly. together: several texts at a time; tokens: most of one text."""
+    """What an engine embeds rightly. together: several texts at a time; tokens: most of one text, 0: it makes no embeddings."""
 
     together: bool
     tokens: int
@@ -70,8 +78,8 @@ class Engine(Protocol):
         """Count the tokens of a request's prompt as the engine will read it. Raises: aiohttp.ClientError."""
         ...
 
-    async def takes_tools(self, client: aiohttp.ClientSession, base: str) -> bool:
-        """Whether tools of a request reach the model. Raises: aiohttp.ClientError."""
+    async def no_tools(self, client: aiohttp.ClientSession, base: str, spec: EngineSpec) -> str | None:
+        """Say why tools would not reach the model, or its calls not the caller; None if they do. Raises: aiohttp.ClientError."""
         ...
 
 
@@ -135,11 +143,12 @@ class LlamaCpp:
         async with client.post(f"{base}/tokenize", json={"content": text, "add_special": True}) as response:
             return len((await response.json())["tokens"])
 
-    async def takes_tools(self, client: aiohttp.ClientSession, base: str) -> bool:
-        """Whether the chat template has a place for tools, which llama.cpp else drops without a word."""
+    async def no_tools(self, client: aiohttp.ClientSession, base: str, spec: EngineSpec) -> str | None:
+        """Say that the chat template has no place for tools, if so: llama.cpp would drop them without a word."""
+        del spec
         async with client.get(f"{base}/props") as response:
             found: bool = (await response.json()).get("chat_template_caps", {}).get("supports_tools", False)
-            return found
+            return None if found else _NO_PLACE
 
 
 class Vllm:
@@ -166,6 +175,8 @@ class Vllm:
             line += ["--chat-template", str(spec.chat_template)]
         if settings.task == "embed":
             line += ["--runner", "pooling", "--convert", "embed"]
+        if settings.tool_parser is not None:
+            line += ["--enable-auto-tool-choice", "--tool-call-parser", settings.tool_parser]
         return line
 
     def model_name(self, spec: EngineSpec) -> str:
@@ -173,20 +184,35 @@ class Vllm:
         return MODEL_NAME if spec.adapter is None else _ADAPTER_NAME
 
     def embedding_bounds(self, spec: EngineSpec) -> EmbeddingBounds:
-        """Any texts that fit the context; those of a version that generates are refused by vLLM itself."""
-        return EmbeddingBounds(together=True, tokens=spec.settings.context_length)
+        """Any texts that fit the context, where the version embeds alone; else none."""
+        settings = spec.settings
+        return EmbeddingBounds(
+            together=True, tokens=settings.context_length if settings.task == "embed" else 0
+        )
 
     async def count_tokens(self, client: aiohttp.ClientSession, base: str, body: Mapping[str, Any]) -> int:
         """Count the tokens of a prompt by the engine's own route."""
         asked = {each: body[each] for each in ("messages", "tools", "prompt") if each in body}
-        async with client.post(f"{base}/tokenize", json={"model": MODEL_NAME, **asked}) as response:
-            found: int = (await response.json())["count"]
-            return found
+        found: int = (await self._tokenized(client, base, asked))["count"]
+        return found
 
-    async def takes_tools(self, client: aiohttp.ClientSession, base: str) -> bool:
-        """Whether tools reach the model: vLLM refuses what it cannot do itself."""
-        del client, base
-        return True
+    async def no_tools(self, client: aiohttp.ClientSession, base: str, spec: EngineSpec) -> str | None:
+        """Say that no parser is named, or that tools make the prompt no longer: vLLM would drop them without a word."""
+        if spec.settings.tool_parser is None:
+            return _NO_PARSER
+        chat = {"messages": [{"role": "user", "content": "1"}]}
+        without, with_one = [
+            (await self._tokenized(client, base, asked)).get("count")
+            for asked in (chat, chat | {"tools": [_TOOL]})
+        ]
+        return _NO_PLACE if without == with_one else None
+
+    async def _tokenized(
+        self, client: aiohttp.ClientSession, base: str, asked: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        async with client.post(f"{base}/tokenize", json={"model": MODEL_NAME, **asked}) as response:
+            found: dict[str, Any] = await response.json()
+            return found
 
 
 def engine_of(name: str, program: str | None = None) -> Engine:

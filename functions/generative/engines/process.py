@@ -55,8 +55,9 @@ class EngineProcess:
 
     log: file that gets what the engine prints. client: a session that has the engine's key, which is new for each supervisor,
     since others on this machine reach the port too. embedding: held by who asks for the embedding of a text, where the engine makes one
-    at a time. slots: of which each generating request takes one before it is sent; most_waiting: for one. takes_tools: whether tools of a request reach the model. environment: of the
-    process, whole, but for the key; None: that of this process. restarts: how often it was started again.
+    at a time. slots: of which each generating request takes one before it is sent; most_waiting: for one. no_tools: why tools of a
+    request would not reach the model, None: they do. environment: of the process, whole, but for the key; None: that of this process.
+    restarts: how often it was started again.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class EngineProcess:
         self._environment = {**(os.environ if environment is None else environment), engine.key_variable: key}
         self.base = ""
         self.pid: int | None = None
-        self.takes_tools = False
+        self.no_tools: str | None = None
         self.embedding = asyncio.Lock()
         self.slots = SlotQueue(spec.settings.slots, most_waiting=most_waiting)
         self.restarts = -1
@@ -170,7 +171,7 @@ class EngineProcess:
                     f"it did not answer within start_s={self._patience.start_s:g}: {self._tail()}"
                 )
             await asyncio.sleep(0.05)
-        self.takes_tools = await self.engine.takes_tools(self.client, self.base)
+        self.no_tools = await self.engine.no_tools(self.client, self.base, self.spec)
         self._ready.set()
 
     async def _answers(self) -> bool:

@@ -180,6 +180,18 @@ def test_an_engine_sees_nothing_of_the_platform():
     assert shown == {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0"}
 
 
+async def test_vllm_without_a_parser_takes_no_tools_and_embeds_for_versions_that_embed_alone():
+    engine, embeds = (
+        Vllm("v"),
+        EngineSpec(Path("/w"), settings=EngineSettings(context_length=64, task="embed")),
+    )
+    async with aiohttp.ClientSession() as nobody:
+        said = await engine.no_tools(nobody, "http://127.0.0.1:9", EngineSpec(Path("/w")))
+    assert "the setting tool_parser" in (said or "")
+    assert engine.embedding_bounds(EngineSpec(Path("/w"))).tokens == 0
+    assert engine.embedding_bounds(embeds) == (True, 64)
+
+
 def test_vllm_is_another_command_line():
     spec = EngineSpec(Path("/w"), adapter=Path("/a"), settings=EngineSettings(context_length=4096, slots=16))
     line = Vllm("/env/bin/vllm").command(spec, 7)
@@ -189,5 +201,8 @@ def test_vllm_is_another_command_line():
     embedding = Vllm("v").command(EngineSpec(Path("/w"), settings=EngineSettings(task="embed")), 7)
     assert embedding[-4:] == ["--runner", "pooling", "--convert", "embed"]
     assert "--runner" not in line
+    assert "--tool-call-parser" not in line
+    tooled = Vllm("v").command(EngineSpec(Path("/w"), settings=EngineSettings(tool_parser="hermes")), 7)
+    assert tooled[-3:] == ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     with pytest.raises(ValueError, match=r"there are 'llama\.cpp' and 'vllm'"):
         engine_of("other")

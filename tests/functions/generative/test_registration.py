@@ -3,6 +3,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from functions.generative import (
     ADAPTER,
@@ -140,9 +141,18 @@ def _folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_earlier_release_reads_the_settings_but_of_a_version_that_embeds_alone():
+def test_an_earlier_release_reads_the_settings_but_of_a_version_that_embeds_alone_or_names_a_parser():
     known = {"context_length", "slots", "max_tokens", "adapter_scale"}
     assert json.loads(EngineSettings(slots=2).to_json()).keys() == known
-    embedding = EngineSettings(task="embed")
-    assert json.loads(embedding.to_json()).keys() == known | {"task"}
-    assert EngineSettings.model_validate_json(embedding.to_json()) == embedding
+    for name, changed in (
+        ("task", EngineSettings(task="embed")),
+        ("tool_parser", EngineSettings(tool_parser="llama3_json")),
+    ):
+        assert json.loads(changed.to_json()).keys() == known | {name}
+        assert EngineSettings.model_validate_json(changed.to_json()) == changed
+
+
+@pytest.mark.parametrize("name", ["", "--port", "Hermes", "a b"])
+def test_a_parser_whose_name_is_none_is_refused(name: str):
+    with pytest.raises(ValidationError, match="tool_parser"):
+        EngineSettings(tool_parser=name)

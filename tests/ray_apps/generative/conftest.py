@@ -35,6 +35,8 @@ from tests.ray_apps.admissions import patient_admission
 
 MODEL, TOOLED = "smol", "smol-tools"
 TEMPLATE = Path(__file__).with_name("tools_template.jinja")
+TOOL_PARSER = "hermes"
+"""vLLM's, of the calls that the template writes."""
 SLOTS = 4
 BOUNDS = {
     "frugal": Limits(tokens_per_minute=300),
@@ -201,9 +203,7 @@ class _Server:
 
 
 @pytest.fixture(scope="session")
-def served(
-    weights: Path, served_weights: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServedDoor]:
+def served(served_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedDoor]:
     """A door with one language model, whose version 1 is the champion; one for all tests, as an engine takes seconds."""
     server = _Server(tmp_path_factory.mktemp("generative"), free_port())
     thread = threading.Thread(target=server.run, daemon=True)
@@ -211,12 +211,12 @@ def served(
     assert server.ready.wait(60)
     assert server.served is not None
     registry = server.served.registry
-    settings = EngineSettings(context_length=512, slots=SLOTS, max_tokens=32)
+    settings = EngineSettings(context_length=512, slots=SLOTS, max_tokens=32, tool_parser=TOOL_PARSER)
     register_generative(registry, MODEL, weights=served_weights, settings=settings)
     registry.promote(MODEL, 1)
-    settings = EngineSettings(context_length=768, slots=1, max_tokens=60)
+    settings = EngineSettings(context_length=768, slots=1, max_tokens=60, tool_parser=TOOL_PARSER)
     template = TEMPLATE.read_text()
-    register_generative(registry, TOOLED, weights=weights, settings=settings, chat_template=template)
+    register_generative(registry, TOOLED, weights=served_weights, settings=settings, chat_template=template)
     registry.promote(TOOLED, 1)
     yield server.served
     assert server.stopping is not None

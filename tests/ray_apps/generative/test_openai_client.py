@@ -10,6 +10,11 @@ import openai
 import pytest
 
 from functions.generative import EngineSettings, register_generative
+from functions.generative.engines import EngineProcess, EngineSpec
+from functions.generative.engines.engine import Vllm
+from ray_apps.generative.context_length import check_context
+from ray_apps.generative.openai.errors import ApiRefusal
+from ray_apps.generative.openai.requests import EMBEDDING, parse_request
 from tests import waiting
 from tests.ray_apps.generative.conftest import MODEL, SLOTS, TOOLED, VLLM, ServedDoor
 
@@ -145,11 +150,31 @@ def test_completions_and_logprobs(client: openai.OpenAI):
     assert len(logprobs.content[0].top_logprobs) == 2
 
 
+@pytest.mark.skipif(VLLM is not None, reason="vLLM embeds in an engine that does nothing else")
 def test_embeddings(client: openai.OpenAI):
     found = client.embeddings.create(model=MODEL, input=["a cat sat", "a dog sat", "stock exchange"])
     vectors = [each.embedding for each in found.data]
     assert [len(each) for each in vectors] == [576] * 3
     assert abs(sum(value * value for value in vectors[0]) - 1) < 1e-3
+
+
+async def test_an_engine_that_makes_no_embeddings_is_not_asked_for_them(tmp_path: Path):
+    process = EngineProcess(Vllm("never-started"), EngineSpec(tmp_path), tmp_path / "log")
+    ask = parse_request(EMBEDDING, b'{"model": "m", "input": "a"}')
+    with pytest.raises(ApiRefusal, match=r"this one's is 'generate'; register one with .*task='embed'"):
+        await check_context(process, process.spec.settings, ask, {})
+    await process.close()
+
+
+@pytest.mark.skipif(VLLM is None, reason="llama.cpp embeds beside its answers")
+def test_embeddings_of_a_version_that_answers_are_refused_with_the_setting_that_it_takes(
+    client: openai.OpenAI,
+):
+    with pytest.raises(
+        openai.BadRequestError, match=r"register one with EngineSettings\(task='embed'\)"
+    ) as refusal:
+        client.embeddings.create(model=MODEL, input="a cat sat")
+    assert (refusal.value.param, refusal.value.code) == ("model", "unsupported_parameter")
 
 
 def test_a_version_that_embeds_alone_makes_the_vectors_of_texts_and_says_what_it_does_not(
@@ -237,7 +262,7 @@ def test_a_context_that_is_too_long_is_refused_before_it_costs(client: openai.Op
         with pytest.raises(openai.BadRequestError, match="takes 512 tokens") as refusal:
             client.chat.completions.create(model=MODEL, **asked)  # type: ignore[call-overload]
         assert refusal.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="takes 512 tokens"):
+    with pytest.raises(openai.BadRequestError, match="takes 512 tokens" if VLLM is None else "'embed'"):
         client.embeddings.create(model=MODEL, input="word " * 600)
     client.chat.completions.create(model=MODEL, messages=ASKED, **GREEDY)
 
@@ -266,17 +291,22 @@ def test_tokens_beyond_a_budget_are_refused_with_the_time_when_they_may_come(ser
     assert 1 <= int(refusal.value.response.headers["retry-after"]) <= 60
 
 
+async def _running(process: EngineProcess) -> int:
+    """Count the requests that an engine is computing, by its own account."""
+    if VLLM is None:
+        async with process.client.get(f"{process.base}/slots") as answer:
+            return sum(bool(slot["is_processing"]) for slot in await answer.json())
+    async with process.client.get(f"{process.base}/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return sum(int(float(each.split()[-1])) for each in lines if each.startswith("vllm:num_requests_running"))
+
+
 def test_hanging_up_frees_the_slot_at_once_and_costs_what_was_made(served: ServedDoor):
     client = served.client(served.bounded["hasty"])
 
     def busy() -> int:
         process = next(each for each in served.engines.processes if each.spec.settings.slots == SLOTS)
-
-        async def ask() -> int:
-            async with process.client.get(f"{process.base}/slots") as answer:
-                return sum(bool(slot["is_processing"]) for slot in await answer.json())
-
-        return int(served.run(ask()))
+        return int(served.run(_running(process)))
 
     asked = [{"role": "user", "content": "Write a long story about the sea."}]
     stream = client.chat.completions.create(
