@@ -123,7 +123,10 @@ async def test_who_is_refused_is_told_when_those_who_wait_have_had_their_slots()
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["come", "release", "leave", "leave as it is served"]), TIERS), max_size=40
+        st.tuples(
+            st.sampled_from(["come", "come", "come", "release", "leave", "leave as it is served"]), TIERS
+        ),
+        max_size=40,
     )
 )
 def test_no_slot_is_lost_or_given_twice_whoever_leaves_and_whenever(steps: list[tuple[str, ServiceTier]]):
@@ -138,7 +141,7 @@ def test_no_slot_is_lost_or_given_twice_whoever_leaves_and_whenever(steps: list[
             elif step == "leave" and waiting:
                 waiting[0].cancel()
             elif step == "leave as it is served" and waiting and asking.held:
-                asking.held.pop(next(iter(asking.held))).release()  # it is woken, and gone before it runs
+                asking.held.pop(next(iter(asking.held))).release()
                 for each in waiting:
                     each.cancel()
             await settled()
@@ -152,6 +155,17 @@ def test_no_slot_is_lost_or_given_twice_whoever_leaves_and_whenever(steps: list[
         assert len(asking.held) == 2
 
     asyncio.run(run())
+
+
+async def test_who_leaves_just_as_a_slot_is_given_passes_it_on():
+    asking = Asking()
+    await asking.come("default")
+    leaves, stays = await asking.come("default"), await asking.come("flex")
+    asking.held.pop(0).release()
+    asking.tasks[leaves].cancel()  # it is woken, and gone before it runs
+    await settled()
+    assert asking.tasks[leaves].cancelled()
+    assert list(asking.held) == [stays]
 
 
 async def test_a_slot_is_given_back_once():

@@ -176,10 +176,10 @@ def test_more_requests_than_slots_wait_and_each_has_its_whole_context(faulty: Se
 
 
 @contextmanager
-def slow_client(door: ServedDoor) -> Iterator[socket.socket]:
+def slow_client(door: ServedDoor, model: str = MODEL, **asked: Any) -> Iterator[socket.socket]:
     """A connection with a small window, by which an endless answer was asked for, and nothing read yet."""
     address = urlsplit(door.url)
-    body = json.dumps(ENDLESS | {"model": MODEL, "stream": True}).encode()
+    body = json.dumps(ENDLESS | {"model": model, "stream": True} | asked).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: door\r\nauthorization: Bearer {door.token}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"

@@ -18,6 +18,7 @@ from ray_apps.generative.openai.service_tier import granted_tier
 from ray_apps.generative.series import EngineSeries
 from registry import SERVICE_TIERS, Limits, ServiceTier
 from tests.ray_apps.generative.conftest import ServedDoor
+from tests.ray_apps.generative.test_faults import slow_client
 from tests.waiting import until
 
 MODEL = "busy"
@@ -153,6 +154,16 @@ def test_a_caller_who_leaves_the_queue_pays_nothing_and_holds_nobody_up(busy: Se
     assert client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=1).choices
     until(lambda: not busy.door.in_flight, within_s=20)
     assert busy.budgets._buckets["token impatient"].left == 100_000
+
+
+def test_who_reads_slowly_has_no_slot_once_the_engine_has_made_the_answer(busy: ServedDoor):
+    many = {"logprobs": True, "top_logprobs": 20, "max_tokens": 2_500}  # more bytes than sockets hold
+    with slow_client(busy, MODEL, **many) as connection:
+        assert connection.recv(64).startswith(b"HTTP/1.1 200")
+        asked: dict[str, Any] = {"model": MODEL, "messages": ASKED, "max_tokens": 1}
+        assert busy.client(timeout=60).chat.completions.create(**asked).choices
+        assert busy.door.in_flight == 1  # the slow one, which nobody reads
+    until(lambda: not busy.door.in_flight, within_s=20)
 
 
 def test_priority_without_a_grant_is_refused_through_the_door(busy: ServedDoor):
