@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ _VERSION = re.compile(r"[0-9A-Za-z.+]+")
 _PARITY_ATOL = 1e-5
 
 Forward = Callable[..., Any]
+# torch traces by what it patches in the whole process: two exports at once break each other, and whatever is compiled after.
+_exporting = threading.Lock()
 
 
 def export_program(model: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
@@ -54,7 +57,8 @@ def export_program(model: nn.Module, inputs: Mapping[str, Tensor]) -> torch.expo
     """
     model = model.eval()
     dynamic = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
-    program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=dynamic)
+    with _exporting:
+        program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=dynamic)
     _check_parity(model, program.module(), inputs)
     return program
 

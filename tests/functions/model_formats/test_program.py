@@ -1,6 +1,7 @@
 import io
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -31,6 +32,15 @@ def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("program") / "model.pt2"
     save_program(export_program(Small(), INPUTS), path)
     return path.read_bytes()
+
+
+def test_programs_that_are_exported_at_once_are_as_if_one_after_the_other():
+    models = [Small() for _ in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        exported = list(threads.map(lambda model: export_program(model, INPUTS), models))
+    for model, program in zip(models, exported, strict=True):
+        torch.testing.assert_close(program.module()(*INPUTS.values()), model(*INPUTS.values()))
+    assert not torch.compiler.is_compiling()
 
 
 def as_it_is(_, data):
