@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,11 +52,7 @@ class _Worker:
 
 @dataclass(slots=True)
 class RayPool:
-    """Pool of at most as many workers as `resources` say; the first has begun when the pool is made.
-
-    One more is started once all have been busy for as long as the first took to begin: a sweep that is over by then would have had
-    nothing of it, and one that is not waits twice as long at most.
-    """
+    """Pool of as many workers as `resources` say; the first has begun when the pool is made, the others come as there is room."""
 
     prepared: Prepared
     states: StackStates
@@ -66,16 +60,12 @@ class RayPool:
     _rows: Any = None
     _busy: list[_Worker] = field(default_factory=list)
     _idle: list[_Worker] = field(default_factory=list)
-    _begin_s: float = math.inf
-    _all_busy_since: float = math.inf
 
     def __post_init__(self) -> None:
         self.resources.wait_for_room()
         self._rows = ray.put(self.prepared)
-        self._busy, asked = [self._new()], time.monotonic()
+        self._busy = [self._new() for _ in range(self.resources.concurrency)]
         self.wait()
-        self._all_busy_since = time.monotonic()
-        self._begin_s = self._all_busy_since - asked
 
     @property
     def free(self) -> bool:
@@ -94,14 +84,7 @@ class RayPool:
 
         Raises: TrainingError if a worker cannot begin.
         """
-        ready: list[Any] = []
-        while not ready:
-            ready, _ = ray.wait(
-                [each.task for each in self._busy], num_returns=1, timeout=self._until_one_more()
-            )
-            if not ready:
-                self._busy.append(self._new())
-                self._all_busy_since = time.monotonic()
+        ready, _ = ray.wait([each.task for each in self._busy], num_returns=1)
         worker = next(each for each in self._busy if each.task == ready[0])
         self._busy.remove(worker)
         stack, worker.stack = worker.stack, None
@@ -121,14 +104,6 @@ class RayPool:
         """End the processes of all workers."""
         for worker in (*self._busy, *self._idle):
             ray.kill(worker.actor)
-
-    def _until_one_more(self) -> float | None:
-        """Seconds until one more worker is to be started; None if there are enough of them."""
-        now = time.monotonic()
-        if self._idle:
-            self._all_busy_since = now
-        enough = self._idle or len(self._busy) >= self.resources.concurrency or math.isinf(self._begin_s)
-        return None if enough else max(0.0, self._all_busy_since + self._begin_s - now)
 
     def _new(self) -> _Worker:
         actor = (

@@ -142,19 +142,6 @@ def test_a_stack_goes_on_in_another_process_when_its_worker_is_killed(context):
     assert [first[0]["valid_loss"], second[0]["valid_loss"]] == pytest.approx(alone, rel=1e-5)
 
 
-def test_one_more_worker_begins_once_all_are_busy_for_as_long_as_the_first_took_to_begin(context):
-    prepared, states = prepare(examples(500), COLUMNS, FAST), StackStates(context.store, "stacks/")
-    pool = RayPool(prepared, states, TrialResources(2, 1.0))
-    assert [len(pool._idle), len(pool._busy)] == [1, 0]
-    pool.start(Stack("ab", {0: FAST}, since=0, until=4))
-    assert 0 < pool._until_one_more() <= pool._begin_s
-    pool._begin_s = 1e-9  # an epoch takes longer
-    ended = {pool.wait() is None, pool.wait() is None}
-    pool.close()
-    assert ended == {True, False}  # the epoch, and a worker that is free
-    assert len(pool._idle) == 2
-
-
 def first_decision(store):
     """That of a population after its first epoch, once it is there with all weights that it names."""
     keys, name = set(store.list("checkpoints/")), "decision-000001.json"

@@ -33,7 +33,7 @@ __all__ = ["base"]  # a fixture
 CLOSE = 1e-5
 
 
-@pytest.mark.long
+@pytest.mark.proof  # four processes for most of a minute
 @pytest.mark.timeout(600)
 def test_four_workers_that_split_layers_and_rows_learn_what_one_process_does(base, tmp_path):
     url = f"file://{tmp_path}/store"
