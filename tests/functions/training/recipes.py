@@ -54,7 +54,9 @@ class Sums:
     units: dict[str, int] = field(default_factory=lambda: {"numbers": 3})
 
     def train_batch(self, rows):
-        time.sleep(float(Path(self.pace_file).read_text()) if self.pace_file else self.step_s)
+        time.sleep(
+            float(Path(self.pace_file).read_text()) if self.pace_file else self.step_s
+        )  # what a step takes
         return self._rows(0)[rows], self._rows(0)[rows, :2].sum(1) * self.scale
 
     def valid_batch(self, rows):

@@ -31,7 +31,7 @@ def count_up(path: str, *, limit_s: float | None = None, saves: bool = True, end
     reached = int(saved.read_text()) if saved.exists() else 0
     while reached < ends_at:
         reached += 1
-        time.sleep(0.01)
+        time.sleep(0.01)  # the work, which the limit is to end
         if saves and preempted():
             saved.write_text(str(reached))
             raise Preempted
@@ -82,7 +82,7 @@ def test_a_run_that_saves_nothing_is_ended_at_its_limit(used: Context, tmp_path:
 def deaf(limit_s: float) -> None:
     """Hear no alarm."""
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
-    time.sleep(10 * LONGEST_S)
+    time.sleep(10 * LONGEST_S)  # killed long before
 
 
 def test_a_run_that_hears_no_alarm_is_killed_after_its_limit_and_not_run_again(used: Context) -> None:
