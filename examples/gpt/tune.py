@@ -1,18 +1,20 @@
 """Let a language model learn this repository's notes, from SmolLM2 by adapters or from random weights.
 
-python -m examples.gpt.tune --gguf SmolLM2-135M-Instruct.Q4_1.gguf     # a file of llama.cpp
-python -m examples.gpt.tune --folder smollm2/                          # a Hugging Face folder
-python -m examples.gpt.tune --folder smollm2/ --scratch --width 256    # its tokenizer and family, random weights
+python -m examples.gpt.tune --gguf SmolLM2-135M-Instruct.Q4_1.gguf --sections 24    # minutes on two cores
+python -m examples.gpt.tune --gguf SmolLM2-135M-Instruct.Q4_1.gguf --scratch        # its tokenizer and family, random weights
 python -m examples.gpt.tune --folder smollm2/ --workers 2 --sharding shard --gpus 1 --precision bf16
 
-Both end as the next version of `notes-llm`, a Hugging Face folder, which `serve_fine_tune` takes to the door of language models.
+Each ends as the next version of `notes-llm`, a Hugging Face folder. What began with a GGUF file is the next version of `notes-chat`
+as well, which the door of language models serves: the file with an adapter, or from scratch whole weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,13 @@ import pyarrow as pa
 import ray
 
 from examples.gpt.data import notes
+from functions.generative import register_generative
 from functions.runtime.context import Context, context
-from functions.training import Lora, RecipeParams, Trained, fine_tune
+from functions.training import Lora, RecipeParams, Trained, fine_tune, serve_fine_tune
 from functions.training.llm.job import SIGNATURE
-from registry import AlreadyExists, Table
+from registry import AlreadyExists, ModelVersion, Table
 
-MODEL, BASE, ROWS = "notes-llm", "notes-base", "training/notes"
+MODEL, BASE, SERVED, ROWS = "notes-llm", "notes-base", "notes-chat", "training/notes"
 
 
 def main() -> None:
@@ -41,6 +44,7 @@ def main() -> None:
         trained = tune(
             context(),
             folder,
+            sections(given.sections),
             lora=None if given.scratch else Lora(rank=given.rank),
             length=given.length,
             params=RecipeParams(
@@ -57,21 +61,45 @@ def main() -> None:
     sys.stdout.write(
         f"{MODEL}@{trained.version}: {trained.metrics['valid_loss']:.3f} nats a token held out, {trained.seconds:.1f} s\n"
     )
+    if given.gguf:
+        made = served(context(), given.gguf, trained, whole=given.scratch)
+        sys.stdout.write(
+            f"{SERVED}@{made.version} is served once you say: toque promote {SERVED} {made.version}\n"
+        )
 
 
-def tune(here: Context, folder: Path, **settings: Any) -> Trained:
-    """Register a folder as the base, write the notes as a training set, and train. settings: arguments of `fine_tune`."""
+def tune(here: Context, folder: Path, texts: Sequence[str], **settings: Any) -> Trained:
+    """Register a folder as the base, write texts as a training set, and train. settings: arguments of `fine_tune`."""
     registry = here.registry()
     with suppress(AlreadyExists):
         registry.create_model(BASE)
     base = registry.create_version(BASE, folder, signature=SIGNATURE)
-    rows = Table(here.store, ROWS).overwrite(pa.table({"text": sections()}))
+    rows = Table(here.store, ROWS).overwrite(pa.table({"text": texts}))
     return fine_tune(MODEL, f"{BASE}@{base.version}", rows, column="text", **settings)
 
 
-def sections() -> list[str]:
-    """Cut the notes at their headings into texts."""
-    return [f"## {part}".strip() for part in notes().decode().split("\n## ")]
+def served(here: Context, gguf: Path, trained: Trained, *, whole: bool) -> ModelVersion:
+    """Register what was learnt at the door of language models, beside a version of the file that it began with.
+
+    whole: all weights, not an adapter beside the file's.
+    """
+    registry = here.registry()
+    with gguf.open("rb") as file:
+        key = hashlib.file_digest(file, "sha256").hexdigest()  # a second run finds the version of the first
+    base = register_generative(registry, SERVED, weights=gguf, key=key)
+    assert trained.version is not None  # noqa: S101 - it was registered
+    return serve_fine_tune(
+        SERVED, base.version, MODEL, trained.version, form="weights" if whole else "adapter"
+    )
+
+
+def sections(count: int | None = None) -> list[str]:
+    """Cut the notes at their headings into texts. count: how many of them, from all over the notes."""
+    if count is not None and count < 1:
+        raise SystemExit(f"--sections {count}: want at least 1")
+    found = [f"## {part}".strip() for part in notes().decode().split("\n## ")]
+    kept = len(found) if count is None else min(count, len(found))
+    return [found[number * len(found) // kept] for number in range(kept)]
 
 
 def from_gguf(file: Path, folder: Path) -> Path:
@@ -118,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--width", type=int, default=256, help="of a model from scratch")
     parser.add_argument("--layers", type=int, default=4, help="of a model from scratch")
+    parser.add_argument("--sections", type=int, help="of the notes that are learnt (default: all)")
     parser.add_argument("--rank", type=int, default=8, help="of the adapters")
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")
     parser.add_argument("--epochs", type=int, default=1)

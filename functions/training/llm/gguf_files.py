@@ -1,11 +1,13 @@
 """GGUF files of fine-tunes: an adapter, or whole weights, by the names and in the order that llama.cpp reads.
 
-Vocabulary, chat template and sizes are those of the GGUF file of the base: a fine-tune changes weights alone.
+Vocabulary and chat template are those of the GGUF file of the base.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +28,23 @@ _BLOCK: Final = 32
 """Values that an 8-bit block has; rows of another length stay in 16 bits."""
 _TURNED: Final = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
 """Matrices whose rows llama.cpp has in another order, for its rotation of positions, and the field with their number of heads."""
+_SIZES: Final = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "vocab_size": "vocab_size",
+}
+"""Fields of a GGUF file by the entries of a Hugging Face `config.json`."""
+_LEFT_OUT: Final = frozenset(
+    f"general.{name}" for name in ("architecture", "file_type", "name", "basename", "size_label", "finetune")
+)
+"""What a file says of itself, which is not so of another."""
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
+_BLOCK_NUMBER: Final = re.compile(r"^blk\.\d+\.")
 _NORMS_RTOL: Final = 1e-2
 Weights = npt.NDArray[Any]
 
@@ -54,41 +73,42 @@ def write_adapter(folder: Path, base: Path, to: Path) -> None:
 
 
 def write_weights(folder: Path, base: Path, to: Path) -> None:
-    """Write the weights of a Hugging Face folder as a GGUF file, in 8 bits where the base has 8 or fewer.
+    """Write the weights of a Hugging Face folder as a GGUF file with the vocabulary and chat template of the base.
 
-    Raises: TrainingDataError if the base is of another architecture, or has other weights by name or shape.
+    Sizes are the folder's, which may be a network from random weights. A weight has 8 bits where the base's has 8 or fewer.
+    Raises: TrainingDataError if the base is of another architecture, or the folder has another vocabulary or other weights by name.
     """
     from gguf import GGUFWriter, quants  # late: the extra `llm`
 
-    known = _Base(base)
+    known = _Base(base, folder)
     writer = GGUFWriter(to, _ARCHITECTURE)
     for field in known.reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name not in {
-            "general.architecture",
-            "general.file_type",
-        }:
+        if not field.name.startswith("GGUF.") and field.name not in _LEFT_OUT | known.sizes.keys():
             kind, *items = field.types
             writer.add_key_value(field.name, field.contents(), kind, items[-1] if items else None)
-    files = {known.name_of(name): (name, file) for name, file in weight_files(folder).items()}
-    if unknown := sorted(files.keys() - known.tensors.keys()):
-        raise TrainingDataError(f"{base.name} has no place for the fine-tune's weights {unknown[:3]}")
-    for name, tensor in known.tensors.items():
-        if name not in files:
-            raise TrainingDataError(f"{base.name} has a weight {name!r}, and the fine-tune none")
-        kind = _kept_type(tensor)
-        writer.add_tensor(
-            name, quants.quantize(known.turned(name, _read(*files[name])), kind), raw_dtype=kind
-        )
+    for name, size in known.sizes.items():
+        if isinstance(size, int):
+            writer.add_uint32(name, size)
+        else:
+            writer.add_float32(name, size)
+    for name, (theirs, file) in sorted(known.placed(weight_files(folder)).items()):
+        weight = known.turned(name, _read(theirs, file))
+        kind = _kept_type(known.like(name), weight.shape[-1])
+        writer.add_tensor(name, quants.quantize(weight, kind), raw_dtype=kind)
     _finish(writer)
 
 
 class _Base:
-    """The GGUF file of a base, and how weights of `transformers` are named and ordered in it. Raises: TrainingDataError."""
+    """The GGUF file of a base, and how weights of `transformers` are named and ordered in it. Raises: TrainingDataError.
 
-    def __init__(self, path: Path) -> None:
+    folder: a Hugging Face folder whose sizes stand in place of the file's own.
+    """
+
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
         from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map  # late: the extra `llm`
 
         self.path, self.reader = path, GGUFReader(path)
+        self.sizes = {} if folder is None else _sizes(json.loads((folder / "config.json").read_text()))
         architecture = self._field("general.architecture")
         if architecture != _ARCHITECTURE:
             raise TrainingDataError(
@@ -96,6 +116,11 @@ class _Base:
                 "llama.cpp's converters, and register what they write"
             )
         self.tensors = {each.name: each for each in self.reader.tensors}
+        tokens, rows = self.sizes.get(f"{_ARCHITECTURE}.vocab_size"), self._shape(_EMBEDDING)[0]
+        if tokens not in {None, rows}:
+            raise TrainingDataError(
+                f"vocab_size is {tokens}, and {path.name} has {rows} tokens: train with its tokenizer"
+            )
         self._names = get_tensor_name_map(MODEL_ARCH.LLAMA, int(self._field(f"{_ARCHITECTURE}.block_count")))
 
     def name_of(self, name: str) -> str:
@@ -105,13 +130,27 @@ class _Base:
             raise TrainingDataError(f"{self.path.name}: no name is known for the weight {name!r}")
         return str(found)
 
-    def turned(self, name: str, weight: Weights) -> Weights:
-        """Order the rows of a weight as the file has them. Raises: TrainingDataError if its shape is another."""
-        rows = self._shape(name)[0]
-        if weight.shape[0] != rows or (weight.ndim == 1) != (len(self._shape(name)) == 1):
+    def placed(self, files: Mapping[str, WeightFile]) -> dict[str, tuple[str, WeightFile]]:
+        """Give each file of a weight its name here. Raises: TrainingDataError if one has no place, or one is missing."""
+        found = {self.name_of(name): (name, file) for name, file in files.items()}
+        blocks = range(int(self._field(f"{_ARCHITECTURE}.block_count")))
+        wanted = {_BLOCK_NUMBER.sub(f"blk.{block}.", name) for name in self.tensors for block in blocks}
+        if unknown := sorted(found.keys() - wanted - {_OUTPUT}):
             raise TrainingDataError(
-                f"{self.path.name}: {name!r} has shape {self._shape(name)}, the fine-tune's {weight.shape}"
+                f"{self.path.name} has no place for the fine-tune's weights {unknown[:3]}"
             )
+        if missing := sorted(wanted - found.keys()):
+            raise TrainingDataError(f"{self.path.name} has weights that the fine-tune lacks: {missing[:3]}")
+        return found
+
+    def like(self, name: str) -> Any:
+        """Weight of the file by this name; else that of its first block, or what an output is tied to."""
+        name = name if name in self.tensors else _BLOCK_NUMBER.sub("blk.0.", name)
+        return self.tensors[_EMBEDDING if name == _OUTPUT and name not in self.tensors else name]
+
+    def turned(self, name: str, weight: Weights) -> Weights:
+        """Order the rows of a weight as the file has them."""
+        rows = weight.shape[0]
         field = next((field for part, field in _TURNED.items() if f".{part}." in name), None)
         if field is None:
             return np.ascontiguousarray(weight)
@@ -124,13 +163,12 @@ class _Base:
         named = self.name_of(name)
         if named not in self.tensors:
             raise TrainingDataError(f"{self.path.name} has no weight {named!r}, which the adapter changes")
-        if part == "B":
-            return f"{named}.lora_b", self.turned(named, weight)
-        if weight.shape[1] != self._shape(named)[1]:
+        axis, does = (0, "writes") if part == "B" else (1, "reads")
+        if weight.shape[axis] != self._shape(named)[axis]:
             raise TrainingDataError(
-                f"{self.path.name}: {named!r} has shape {self._shape(named)}, the adapter reads {weight.shape[1]}"
+                f"{self.path.name}: {named!r} has shape {self._shape(named)}, the adapter {does} {weight.shape[axis]}"
             )
-        return f"{named}.lora_a", np.ascontiguousarray(weight)
+        return f"{named}.lora_{part.lower()}", self.turned(named, weight) if axis == 0 else weight
 
     def check_same_norms(self, folder: Path) -> None:
         """Check that a fine-tune by adapters began with this base: its norms, which it did not change, are the same."""
@@ -150,16 +188,27 @@ class _Base:
         return tuple(int(size) for size in reversed(self.tensors[name].shape))
 
     def _field(self, name: str) -> Any:
-        return self.reader.fields[name].contents()
+        return self.sizes[name] if name in self.sizes else self.reader.fields[name].contents()
 
 
-def _kept_type(tensor: Any) -> Any:
-    """Choose how a weight is stored: as the base has it, but with 8 bits where that has fewer."""
+def _sizes(config: Mapping[str, Any]) -> dict[str, int | float]:
+    """Read the sizes of a Llama from its Hugging Face `config.json`, by the fields of a GGUF file."""
+    found = {field: config[entry] for field, entry in _SIZES.items()}
+    found["rope.dimension_count"] = found["attention.key_length"] = found["attention.value_length"] = (
+        config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    )
+    rope = config.get("rope_parameters") or config
+    found["rope.freq_base"] = float(rope.get("rope_theta", 10_000.0))
+    return {f"{_ARCHITECTURE}.{field}": size for field, size in found.items()}
+
+
+def _kept_type(tensor: Any, columns: int) -> Any:
+    """Choose how a weight of `columns` is stored: as the base has it, but with 8 bits where that has fewer."""
     from gguf import GGMLQuantizationType as Kind  # late: the extra `llm`
 
     if tensor.tensor_type in {Kind.F32, Kind.F16, Kind.BF16}:
         return tensor.tensor_type
-    return Kind.Q8_0 if int(tensor.shape[0]) % _BLOCK == 0 else Kind.F16
+    return Kind.Q8_0 if columns % _BLOCK == 0 else Kind.F16
 
 
 def _read(name: str, file: WeightFile) -> Weights:

@@ -25,12 +25,12 @@ SIGNATURE = Signature(
 )
 
 
-def network(seed: int):
+def network(seed: int, **sizes: int):
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        **SIZES, num_attention_heads=HEADS, num_key_value_heads=KEYS, tie_word_embeddings=True
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": KEYS}
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{**SIZES, **heads, "tie_word_embeddings": True, **sizes})
     )
-    return transformers.LlamaForCausalLM(config)
 
 
 def write_base(to: Path, net, *, kind="F32", architecture: str = "llama") -> None:
@@ -110,6 +110,20 @@ def test_whole_weights_are_read_back_as_they_were(context, tmp_path, kind):
         torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=tolerance)
 
 
+def test_a_network_of_other_sizes_has_the_base_s_vocabulary_alone(context, door, tmp_path):
+    registry = context.registry()
+    sizes = {"hidden_size": 96, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 3}
+    other = network(1, **sizes, num_key_value_heads=1, head_dim=48, tie_word_embeddings=False)
+    made = serve_fine_tune("door", 1, "tuned", register(context, tmp_path / "tuned", other), form="weights")
+    folder = registry.download("door", made.version, tmp_path / "out", paths=[WEIGHTS])
+    fields = gguf.GGUFReader(folder / WEIGHTS).fields
+    assert fields["tokenizer.ggml.tokens"].contents(63) == "t63"
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=WEIGHTS, dtype=torch.float32)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens).logits, other(tokens).logits)
+
+
 def test_an_adapter_comes_beside_the_weights_that_it_changes(context, door, tmp_path):
     registry = context.registry()
     rng = torch.Generator().manual_seed(5)
@@ -157,3 +171,14 @@ def test_what_does_not_fit_is_refused(context, door, tmp_path):
     wrong = register(context, tmp_path / "wrong", door, short)
     with pytest.raises(TrainingDataError, match="the adapter reads 63"):
         serve_fine_tune("door", 1, "tuned", wrong)
+    for name, sizes, said in (
+        ("words", {"vocab_size": 60}, r"vocab_size is 60, and weights\.gguf has 64 tokens"),
+        (
+            "biased",
+            {"attention_bias": True},
+            r"no place for the fine-tune's weights \['blk\.0\.attn_k\.bias'",
+        ),
+    ):
+        version = register(context, tmp_path / name, network(1, **sizes))
+        with pytest.raises(TrainingDataError, match=said):
+            serve_fine_tune("door", 1, "tuned", version, form="weights")
