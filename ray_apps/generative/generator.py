@@ -14,7 +14,7 @@ import orjson
 
 from clusters.telemetry.tracing import current_request, mark
 from functions.generative import GenerativeError
-from functions.generative.engines import EngineDown, EngineProcess, QueueFull, ask_embeddings
+from functions.generative.engines import EngineDown, QueueFull, ask_embeddings
 from functions.prediction_log import PINNED
 from functions.runtime.receipt import TokenPrice
 from ray_apps.admission.request_limits import TooManyRequests
@@ -37,6 +37,7 @@ from ray_apps.generative.openai.response_stream import ResponseStream
 from ray_apps.generative.openai.responses import items_of, response_of
 from ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
 from ray_apps.generative.openai.service_tier import granted_tier
+from ray_apps.generative.openai.tools import check_tools
 from ray_apps.generative.recording import (
     IN_VIEW,
     LoggedRow,
@@ -116,7 +117,7 @@ class Generator:
             await self._guard(call)
             body = _engine_body(call.ask, call.version)
             await call.lease.process.ready(ENGINE_S)
-            _check_tools(call.lease.process, body)
+            check_tools(body, call.lease.process.no_tools)
             prompt_tokens, most = await check_context(
                 call.lease.process, call.version.settings, call.ask, body
             )
@@ -340,8 +341,10 @@ class Generator:
                 ask, found = guarded_request(call.ask, shadow.prompt)
                 if (refusal := refusal_of(found, shadow)) is not None:
                     raise refusal
-                body, lease = _engine_body(ask, shadow), shadow.lease.again()
-            except (ApiRefusal, EngineDown):  # it refuses the request or its variables, or goes just now
+                body = _engine_body(ask, shadow)
+                check_tools(body, shadow.lease.process.no_tools)
+                lease = shadow.lease.again()
+            except (ApiRefusal, EngineDown):  # it refuses request, variables or tools, or goes just now
                 self.shadows.failed += 1
                 continue
             at_us = time.time_ns() // 1_000
@@ -398,22 +401,6 @@ def _engine_body(ask: Ask, version: GenerativeVersion) -> dict[str, Any]:
             raise ApiRefusal(str(error), param="variables") from error
     body.setdefault("max_tokens", version.settings.max_tokens)
     return body
-
-
-def _check_tools(process: EngineProcess, body: dict[str, Any]) -> None:
-    """Refuse tools that the model would never see; one that is named is the only one, which engines then require."""
-    if not body.get("tools"):
-        return
-    if process.no_tools is not None:
-        raise ApiRefusal(f"tools: {process.no_tools}", param="tools", code="unsupported_parameter")
-    choice = body.get("tool_choice")
-    if isinstance(choice, dict):
-        name = (choice.get("function") or {}).get("name")
-        body["tools"] = [each for each in body["tools"] if (each.get("function") or {}).get("name") == name]
-        body["tool_choice"] = "required"
-        body["parallel_tool_calls"] = False  # vLLM may else call it several times
-        if not body["tools"]:
-            raise ApiRefusal(f"tool_choice: there is no tool {name!r:.80}", param="tool_choice")
 
 
 def _refused(status: int, content: bytes) -> ApiRefusal:

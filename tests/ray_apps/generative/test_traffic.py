@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from functions.generative import EngineSettings, Prompt, register_generative
-from tests.ray_apps.generative.conftest import ServedDoor
+from tests.ray_apps.generative.conftest import TEMPLATE, ServedDoor
 
 MODEL = "split"
 SETTINGS = EngineSettings(context_length=256, slots=8, max_tokens=4)
@@ -84,3 +84,30 @@ def test_a_shadow_answers_the_same_request_with_its_own_prompt(split: ServedDoor
     tokens = split.log.outputs(row)["tokens"]
     assert tokens[2] == 1
     assert json.loads(split.log.outputs(row)["message"])["role"] == "assistant"
+
+
+def test_a_shadow_whose_template_has_no_place_for_tools_answers_no_request_that_has_some(
+    served: ServedDoor, small: Path
+):
+    client, registry, model = served.client(), served.registry, "split-tools"
+    settings = EngineSettings(context_length=512, slots=1)
+    register_generative(registry, model, weights=small, settings=settings, chat_template=TEMPLATE.read_text())
+    register_generative(registry, model, weights=small, settings=settings)
+    registry.promote(model, 1)
+    registry.set_traffic(model, {}, shadows=[2])
+
+    def asked(**options: Any) -> str:
+        found = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "Hi"}], max_tokens=1, **options
+        )
+        return str(found.id)
+
+    def shadowed() -> set[str]:
+        return {row[0] for row in served.log.rows() if row[4]}
+
+    plain = [asked()]
+    until(lambda: bool(shadowed() & {*plain}) or bool(plain.append(asked())))
+    with_tools = asked(tools=[{"type": "function", "function": {"name": "look", "parameters": {}}}])
+    last = asked()  # copies are answered in their order
+    until(lambda: last in shadowed())
+    assert with_tools not in shadowed()
