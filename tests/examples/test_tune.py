@@ -53,7 +53,8 @@ def test_the_notes_are_cut_at_their_headings():
     assert tune.sections(10_000) == found
 
 
-@pytest.mark.proof  # 3 minutes on two cores
+@pytest.mark.proof  # two minutes on two cores
+@pytest.mark.timeout(1_800)
 def test_smollm2_and_a_model_from_scratch_learn_the_notes_and_are_served(tmp_path):
     gguf, url = language_model_weights(), f"file://{tmp_path}/store"
     for more in (["--sections", "8"], ["--sections", "40", "--scratch", "--width", "128", "--layers", "2"]):
