@@ -80,13 +80,23 @@ def _read(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
     source = path.read_bytes()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in _statements(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             imported = tuple(alias.name for alias in node.names)
             names += _candidates(node.module or "", node.level, imported, package)
     return hashlib.sha256(source).hexdigest(), tuple(names)
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Walk statements alone: an import is one, and expressions are nine in ten of the nodes."""
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        yield node
+        for field in ("body", "orelse", "handlers", "finalbody", "cases"):
+            pending += getattr(node, field, ())
 
 
 @cache
