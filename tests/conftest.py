@@ -13,6 +13,8 @@ import pytest
 
 # Threads of OpenMP that wait for each other by computing take the CPU from those that they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Ray starts its workers at niceness 15: what else computes here, such as the other parts of the suite, starves them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Speed is for benchmarks. Each run tries the same examples: one that was never tried fails in `make prove`, which searches
 # for new ones, and not in whatever change is tested next.
 hypothesis.settings.register_profile("toque", deadline=None, derandomize=True)
