@@ -113,7 +113,7 @@ def test_a_writer_that_never_comes_back_is_told_of_for_a_day_and_the_next_one_ag
     ]
     given = timeline("lost for good", {name: lambda _: values}, (0, 0, 0), checks)
     given["input_series"] += [{"series": 'toque_ticker_leader{node="a"}', "values": f"1x{70 * hour_steps}"}]
-    promtool(tmp_path, [given])
+    promtool(tmp_path, [given], every_s=300)  # as soon as the first check after a loss
 
 
 def test_each_alert_has_a_fault_that_raises_it() -> None:

@@ -19,7 +19,7 @@ from functions.training import TrainingDataError
 from registry import Table, TableSnapshot
 from tests import waiting
 from tests.functions.evaluation.language.prompt_victim import answer
-from tests.language_model import language_model_weights
+from tests.language_model import language_model_weights, write_small_model
 
 SETTINGS = EngineSettings(context_length=128, slots=4)
 
@@ -30,12 +30,15 @@ def weights() -> Path:
 
 
 @pytest.fixture
-def chat(context: Context, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     multiprocessing.util.get_temp_dir()  # made now, since it must not lie in a folder that goes with the test
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+
+
+def register_chat(context: Context, weights: Path) -> None:
     prompt = Prompt.model_validate(
         {
             "messages": [{"role": "system", "content": "Answer in {{ style }} words."}],
@@ -44,6 +47,11 @@ def chat(context: Context, weights: Path, tmp_path: Path, monkeypatch: pytest.Mo
         }
     )
     register_generative(context.registry(), "chat", weights=weights, settings=SETTINGS, prompt=prompt)
+
+
+@pytest.fixture
+def chat(context: Context, weights: Path, scratch: None) -> Context:
+    register_chat(context, weights)
     return context
 
 
@@ -87,16 +95,19 @@ def test_rows_are_answered_once_and_those_that_cannot_be_asked_say_why(chat: Con
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_killed_five_times_every_row_is_there_once(chat: Context):
-    count, shard_rows, kills = 96, 4, 5
-    dataset = questions(chat.store, count)
-    out, written = Table(chat.store, "answers"), 0
+def test_killed_five_times_every_row_is_there_once(
+    context: Context, weights: Path, scratch: None, tmp_path: Path
+):
+    register_chat(context, write_small_model(tmp_path / "small.gguf", weights))
+    count, shard_rows, kills = 200, 4, 5
+    dataset = questions(context.store, count)
+    out, written = Table(context.store, "answers"), 0
     processes = multiprocessing.get_context(
         "spawn"
     )  # the one fork server is for tests with an environment of their own
 
     def begin() -> Any:
-        victim = processes.Process(target=answer, args=(chat.store_url, dataset, shard_rows, "answers"))
+        victim = processes.Process(target=answer, args=(context.store_url, dataset, shard_rows, "answers"))
         victim.start()
         return victim
 
