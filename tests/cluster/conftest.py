@@ -15,6 +15,7 @@ from tests.cluster.figures import processor_share, write_report
 from tests.cluster.lab import CODE, Lab
 
 WORKERS, BARE_S = int(os.environ.get("TOQUE_CLUSTER_WORKERS") or 2), 10
+COMPARED_WITH_BARE = "test_idle.py"
 REPORT = Path(os.environ.get("TOQUE_CLUSTER_REPORT") or CODE / "build" / "cluster-report.json")
 FOLDER_VARIABLE = "TOQUE_CLUSTER_LAB"
 
@@ -36,14 +37,16 @@ def lab(_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 
 
 @pytest.fixture(scope="session")
-def _nodes(lab: Lab, report: Callable[[str, dict[str, Any]], None]) -> Cluster:
+def _nodes(
+    lab: Lab, report: Callable[[str, dict[str, Any]], None], request: pytest.FixtureRequest
+) -> Cluster:
     made = Cluster.nodes(lab, workers=WORKERS, log_mode=os.environ.get("TOQUE_LOG_MODE") or "file")
-    idle = processor_share(made, BARE_S)
+    if any(item.path.name == COMPARED_WITH_BARE for item in request.session.items):
+        made.bare = processor_share(made, BARE_S)
+        report("bare Ray: processor share of each node", made.bare)
     made.deploy()
     made.wait_whole()
     report("first prediction", made.timings)
-    report("bare Ray: processor share of each node", idle)
-    made.bare = idle
     return made
 
 
