@@ -202,50 +202,6 @@ def _failed_entry(function: DeclaredFunction, run: Run, error: ErrorRecord) -> d
     return {"kind": "failed", "failure": failure, "due": due_after(run.ledger.clock(), wait_s)}
 
 
-def loss_entry(
-    record: Record,
-    function: DeclaredFunction | None,
-    reason: str,
-    *,
-    worker: str | None,
-    now: datetime,
-    waited_s: float,
-    usage: Usage | None = None,
-) -> dict[str, Any] | None:
-    """Build the entry of an attempt whose worker was lost; None if the record no longer belongs to that worker.
-
-    waited_s: of the run, for room on the cluster; usage: what it said last that it had used. Raises: FunctionError if the function
-    is not declared here.
-    """
-    used = {} if usage is None else {"usage": usage.model_dump()}
-    if record.status not in {"queued", "running"} or record.worker != worker:
-        return None
-    if function is None:
-        raise FunctionError(f"{record.reference} is not declared here; its retries are unknown")
-    retries = function.retries
-    limit_s = function.timeout_s if record.limit_s is None else record.limit_s
-    if limit_s and record.started_at and now - record.started_at >= timedelta(seconds=limit_s + waited_s):
-        name = "timeout_s" if limit_s == function.timeout_s else "limit_s"
-        reason = f"ran past {name}={limit_s} and its worker was killed"
-        failure = {"type": "TimedOut", "message": reason}
-        if record.attempts + 1 >= retries.max_attempts:
-            return {"kind": "dead", "failure": failure} | used
-        return {
-            "kind": "failed",
-            "failure": failure,
-            "due": due_after(now, _backoff(function, record.attempts + 1)),
-        } | used
-    failure = {"type": "WorkerLost", "message": reason}
-    if record.lost >= retries.max_lost:
-        return {"kind": "dead", "lost": True, "failure": failure} | used
-    due = due_after(now, _backoff(function, record.lost + 1))
-    return {"kind": "lost", "failure": failure, "due": due} | used
-
-
-def _backoff(function: DeclaredFunction, attempt: int) -> float:
-    return function.retries.backoff(attempt, draw=random.random())
-
-
 def _retry_while_unavailable(write: Callable[[], None]) -> None:
     deadline = time.monotonic() + STORE_RETRY_S
     wait_s = 0.1

@@ -9,8 +9,9 @@ import pytest
 
 from functions import Context, function
 from functions.runtime.durable import invocation as invocations
-from functions.runtime.durable.attempt import Attempt, AttemptResult, loss_entry, run_attempt
+from functions.runtime.durable.attempt import Attempt, AttemptResult, run_attempt
 from functions.runtime.durable.executor import Executor
+from functions.runtime.durable.executor.losses import loss_entry
 from functions.runtime.durable.heartbeat import last_sign, node_is_lost, write_heartbeat
 from functions.runtime.durable.ledger import Ledger
 from functions.runtime.durable.queue import CHECKPOINT, Note, QueueReader, QueueWriter
@@ -141,7 +142,7 @@ def test_an_invocation_that_nobody_claims_is_given_to_a_worker_away_from_silent_
         given.append((attempt, silent))
         return worker if silent else Stuck()
 
-    monkeypatch.setattr(executor, "_start_worker", start)
+    monkeypatch.setattr(executor._launcher, "start_attempt", start)
     invocation = ledger.submit(answer, {})
     executor.poll()
     nodes.silence_s = 2.0

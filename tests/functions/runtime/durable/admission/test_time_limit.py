@@ -13,7 +13,7 @@ from functions.runtime import catalog
 from functions.runtime.context import Context, use_context
 from functions.runtime.durable.admission.slots import demand_of
 from functions.runtime.durable.admission.time_limit import TimeLimit
-from functions.runtime.durable.attempt import loss_entry
+from functions.runtime.durable.executor.losses import loss_entry
 from functions.runtime.durable.ledger import Ledger
 from functions.runtime.durable.record import Record
 from functions.runtime.errors import InvocationFailed

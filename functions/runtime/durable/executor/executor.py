@@ -11,51 +11,36 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from functions.runtime import catalog
-from functions.runtime.cards.node import Node
-from functions.runtime.changes.announcer import journals_in
-from functions.runtime.changes.feed import watch_of
 from functions.runtime.context import Context
-from functions.runtime.declaration import Demand
-from functions.runtime.durable.admission.board import board_of
-from functions.runtime.durable.admission.preemption import ask_to_yield
-from functions.runtime.durable.admission.request import YIELD_S
-from functions.runtime.durable.admission.slots import QuotaSlots, demand_of, refused_entry
-from functions.runtime.durable.attempt import Attempt, AttemptResult, loss_entry, run_attempt
+from functions.runtime.durable.admission.slots import refused_entry
+from functions.runtime.durable.attempt import AttemptResult
 from functions.runtime.durable.code_versions import RESUME_PATIENCE_S, code_changed_entry, earliest_start
 from functions.runtime.durable.concurrency import ConcurrencySlots
-from functions.runtime.durable.dispatch import Dispatch
-from functions.runtime.durable.heartbeat import last_beat, last_sign, next_look_s, node_is_lost
+from functions.runtime.durable.executor.dispatch import Dispatch
+from functions.runtime.durable.executor.experiments import Experiments
+from functions.runtime.durable.executor.intake import Intake
+from functions.runtime.durable.executor.launcher import Launcher
+from functions.runtime.durable.executor.losses import record_loss
+from functions.runtime.durable.heartbeat import last_sign, next_look_s, node_is_lost
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
-from functions.runtime.durable.queue import Note, QueueReader
-from functions.runtime.durable.record import Record, initial_record
-from functions.runtime.environments import EnvironmentRefused
+from functions.runtime.durable.queue import Note
+from functions.runtime.durable.record import Record
 from functions.runtime.errors import EnvironmentFailed, UnknownFunction
-from functions.runtime.process import enter_worker
-from functions.runtime.run import cluster, room
+from functions.runtime.run import cluster
 from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.run.execution import Outcome
-from functions.runtime.run.forkserver import Child
-from functions.runtime.run.niceness import lower_priority
 from functions.runtime.run.node_watch import Nodes, NodeWatch, node_watch
-from functions.runtime.run.thread_run import ThreadRun
-from functions.runtime.run.warm_workers import Worker, WorkerPool
-from functions.runtime.series import DEAD_LETTERS, LOST, PREEMPTIONS, WAITING, WORKERS
+from functions.runtime.series import WAITING, WORKERS
 from registry.errors import Unavailable
-from registry.journal import Entry
-from registry.times import from_text
 
-CHECKPOINT_EVERY_S = 5.0
 LOOK_S = 1.0  # for how long one round may look where its runs are; the next goes on
 RELEASE_S = 2.0  # what a worker needs after its last entry, to release its slots
 POSTPONE_S = 30.0
-THREADS = 8  # runs in this process at a time; where they hang, others get processes
-CARDS_EVERY_S = 2.0
 _logger = logging.getLogger(__name__)
 
 
@@ -77,40 +62,35 @@ class Executor:
     _workers: dict[str, Dispatch] = field(default_factory=dict)
     _backlog: dict[str, FollowedRecord] = field(default_factory=dict)  # due, but no worker or slot was free
     _slots: dict[str, ConcurrencySlots | None] = field(default_factory=dict)
-    _quota: QuotaSlots = field(init=False)
-    _experiments: set[str] = field(default_factory=set)  # that run, as far as this executor knows
-    _yielding: dict[str, datetime] = field(default_factory=dict)  # since when invocations are asked to yield
-    _cards: tuple[float, list[Node] | None] = (float("-inf"), None)
-    _pool: WorkerPool = field(default_factory=WorkerPool)
-    _threads: list[ThreadRun] = field(default_factory=list)
-    _reader: QueueReader | None = None
-    _checkpointed_at: float = 0.0
+    _experiments: Experiments = field(init=False)
+    _launcher: Launcher = field(init=False)
+    _intake: Intake = field(init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        used = self.context
-        board = board_of(used.platform_url)
-        self._quota = QuotaSlots(self.ledger, workspace=used.workspace, board=board, prices=used.prices)
+        self._experiments = Experiments(self.context, self.ledger)
+        self._intake = Intake(self.context, self.ledger)
+        self._launcher = Launcher(self.context, self.ledger, self.code_patience_s)
 
     def poll(self) -> int:
         """Process once every invocation that is new or due, without waiting; returns how many are open."""
         with self._lock:
-            for note in self._new_notes():
+            for note in self._intake.new_notes(self._open):
                 self._open[note.invocation] = self.ledger.clock()
                 self._guarded(note.invocation, partial(self._process, note.invocation, note))
             self._reap()
             self.nodes.keep_watching()
             self._check_workers()
-            self._check_yields()
+            self._kill_unyielding()
             now = self.ledger.clock()
             for each in [
                 each for each, due in self._open.items() if due <= now and each not in self._workers
             ]:
                 self._guarded(each, partial(self._process, each))
             self._start_experiments()
-            self._pool.replenish(catalog.all_functions())
+            self._launcher.replenish()
             self._evict_idle()
-            self._checkpoint()
+            self._intake.checkpoint(self._open)
             WAITING.labels(self.context.workspace).set(len(self._backlog))
             WORKERS.labels(self.context.workspace).set(len(self._workers))
             return len(self._open)
@@ -131,7 +111,7 @@ class Executor:
                     self._reap()  # perhaps nobody waits for these any more, and they occupy workers
                 self._guarded(invocation, partial(self._process, invocation))
             waiting = self._backlog.get(invocation)
-            if waiting is not None and self._quota.needs_quota(waiting):
+            if waiting is not None and self._experiments.includes(waiting):
                 self.poll()  # whether it is admitted depends on the other experiments
             assigned = self._workers.get(invocation)
         if assigned is None:
@@ -154,7 +134,7 @@ class Executor:
 
     def warm_workers(self, function: DeclaredFunction) -> int:
         """Count the idle workers of a function, imports done."""
-        return self._pool.ready_count(function)
+        return self._launcher.pool.ready_count(function)
 
     def close(self) -> None:
         """Kill the workers of this executor; another executor runs their invocations again."""
@@ -162,24 +142,10 @@ class Executor:
             for each in self._workers.values():
                 each.kill()
             self._workers.clear()
-            self._pool.close()
+            self._launcher.pool.close()
 
     def _evict_idle(self) -> None:
-        waiting = {each.record.reference for each in self._backlog.values()}
-        self._pool.evict_idle(catalog.all_functions(), waiting=waiting)
-
-    def _new_notes(self) -> list[Note]:
-        if self._reader is None:
-            store = self.ledger.store
-            watch = watch_of(self.context.redis_url, journals_in(store, "queues/*"), every_s=0.0)
-            self._reader = QueueReader(store, actor=self.ledger.actor, clock=self.ledger.clock, watch=watch)
-            self._open = self._reader.resume() | self._open
-        return list(self._reader.new_notes())
-
-    def _checkpoint(self) -> None:
-        if self._reader and time.monotonic() - self._checkpointed_at > CHECKPOINT_EVERY_S:
-            self._reader.checkpoint(self._open)
-            self._checkpointed_at = time.monotonic()
+        self._launcher.evict_idle({each.record.reference for each in self._backlog.values()})
 
     def _guarded(self, invocation: str, process: Callable[[], None]) -> None:
         try:
@@ -212,8 +178,7 @@ class Executor:
             _logger.warning(
                 "invocation %s may wait for silent nodes %s: sent elsewhere too", invocation, [*silent]
             )
-            attempt = self._attempt(given.function, followed)
-            given.workers[frozenset(silent.values())] = self._start_worker(attempt, silent)
+            given.workers[frozenset(silent.values())] = self._launcher.start(given.function, followed, silent)
         elif record.status == "running":
             sign = last_sign(self.ledger.store, record)
             given.node = sign.node if sign else None
@@ -256,12 +221,7 @@ class Executor:
         waiting = self._backlog.pop(invocation, None)
         if note is None and waiting is not None:
             return waiting  # if it has changed since, its worker notices when it claims
-        if note is None or note.entry is None:
-            return self.ledger.follow(invocation)
-        entry = Entry(**(note.entry | {"at": from_text(note.entry["at"])}))
-        journal = self.ledger.journal(invocation)
-        journal.remember(entry)
-        return FollowedRecord(journal, initial_record(entry, invocation), entry.digest)
+        return self.ledger.follow(invocation) if note is None else self._intake.follow(note)
 
     def _dispatch(self, followed: FollowedRecord) -> None:
         record, now = followed.record, self.ledger.clock()
@@ -270,7 +230,7 @@ class Executor:
         elif not record.runnable or (record.due > now and not record.untouched):
             self._settle(record.id, record.status, record.due, idle=not record.runnable)
         elif (
-            not self._quota.needs_quota(followed)
+            not self._experiments.includes(followed)
             and (function := self._function_with_room(record)) is not None
         ):
             self._start(function, followed)
@@ -299,16 +259,9 @@ class Executor:
 
     def _start_experiments(self) -> None:
         """Start the waiting experiments that are admitted; end those that exceed a quota even alone."""
-        waiting = {each: known for each, known in self._backlog.items() if self._quota.needs_quota(known)}
-        self._experiments &= self._open.keys()
-        if not waiting and self._quota.idle(running=len(self._experiments)):
-            return
-        try:
-            admissions = self._quota.admit(
-                waiting, started=self._workers, yielding=self._yielding, capacity=self._capacity()
-            )
-        except Unavailable as error:
-            _logger.warning("no experiment begins now: %s", error)
+        waiting = {each: known for each, known in self._backlog.items() if self._experiments.includes(known)}
+        admissions = self._experiments.decide(waiting, open_now=self._open, started=self._workers)
+        if admissions is None:
             return
         for each, refused in admissions.refused.items():
             self._guarded(each, partial(self._refuse, self._backlog.pop(each), refused))
@@ -317,20 +270,7 @@ class Executor:
                 each, partial(self._start_experiment, self._backlog.pop(each), backfilled=backfilled)
             )
         for each, why in admissions.preempt.items():
-            self._guarded(each, partial(self._preempt, each, why))
-
-    def _capacity(self) -> list[Node] | None:
-        """Nodes with cards, asked for every two seconds; None outside of a cluster, and until its head has answered once."""
-        if not cluster.running():
-            return None
-        asked_at, found = self._cards
-        if time.monotonic() - asked_at > CARDS_EVERY_S:
-            try:
-                found = room.cards()
-            except Exception as error:  # noqa: BLE001  # Ray's client raises several kinds; those known before count on
-                _logger.warning("the cluster's head does not say which cards there are: %s", error)
-            self._cards = time.monotonic(), found
-        return found
+            self._guarded(each, partial(self._experiments.preempt, each, why))
 
     def _refuse(self, followed: FollowedRecord, refused: dict[str, Any]) -> None:
         record = followed.record
@@ -344,38 +284,18 @@ class Executor:
         else:
             self._backlog[record.id] = followed
 
-    def _preempt(self, invocation: str, why: str) -> None:
-        """Ask a run to yield."""
+    def _kill_unyielding(self) -> None:
+        """Kill the runs that were asked to yield and have not in time."""
+        for each in self._experiments.overdue(self._open):
+            if each in self._workers:
+                self._guarded(each, partial(self._kill, each))
+
+    def _kill(self, invocation: str) -> None:
         followed = self.ledger.follow(invocation)
-        if ask_to_yield(followed, why):
-            _logger.info("invocation %s is asked to yield for %s", invocation, why)
-            PREEMPTIONS.labels(self.context.workspace, followed.record.function).inc()
-        if followed.record.preempting is not None:
-            self._yielding[invocation] = followed.record.preempting
-
-    def _check_yields(self) -> None:
-        """Kill the runs that were asked to yield and have not in time; they take up after what they saved."""
-        late = self.ledger.clock() - timedelta(seconds=YIELD_S)
-        for each, since in list(self._yielding.items()):
-            if each not in self._open:
-                del self._yielding[each]
-            elif since < late and each in self._workers:
-                self._guarded(each, partial(self._kill_unyielding, each))
-
-    def _kill_unyielding(self, invocation: str) -> None:
-        followed, given = self.ledger.follow(invocation), self._workers[invocation]
-        record = followed.record
-        if record.preempting is None or record.status != "running":
+        if followed.record.preempting is None or followed.record.status != "running":
             return
-        del self._workers[invocation]
-        self._yielding.pop(invocation, None)
-        given.kill()
-        beat = last_beat(self.ledger.store, invocation)
-        usage = beat.usage if beat is not None and beat.worker == record.worker else None
-        body = {"kind": "preempted"} | ({} if usage is None else {"usage": usage.model_dump()})
-        followed.append(lambda now: body if now.worker == record.worker and now.preempting else None)
-        if record.worker:
-            self._quota.release(record.worker, usage)
+        self._workers.pop(invocation).kill()
+        self._experiments.record_preempted(followed)
         self._settle(invocation, followed.record.status, followed.record.due)
 
     def _slot_available(self, function: DeclaredFunction) -> bool:
@@ -399,65 +319,22 @@ class Executor:
         if starts_at > now:
             self._open[record.id] = starts_at
             return
-        refused = code_changed_entry(record, function.digest)
+        refused = code_changed_entry(record, function.digest) or self._launcher.refusal(record)
         if refused is not None:
-            followed.append(partial(_entry_if_unchanged, refused, record.length))
-            self._settle(record.id, followed.record.status, followed.record.due)
-            return
-        brought = demand_of(record, self.ledger).environment
-        try:
-            self.context.environments.check(brought, self.context.workspace, on_ray=cluster.running())
-        except EnvironmentRefused as refusal:
-            self._refuse(followed, refused_entry(refusal))
+            self._refuse(followed, refused)
             return
         silent = self.nodes.silent()
-        attempt = replace(self._attempt(function, followed), backfilled=backfilled)
-        worker = self._start_worker(attempt, silent)
-        self._yielding.pop(record.id, None)
+        worker = self._launcher.start(function, followed, silent, backfilled=backfilled)
+        self._experiments.note_started(record.id)
         if function.demand:
-            self._experiments.add(record.id)
+            self._experiments.note_running(record.id)
         self._workers[record.id] = Dispatch(function, {frozenset(silent.values()): worker})
         self._open[record.id] = now
 
-    def _attempt(self, function: DeclaredFunction, followed: FollowedRecord) -> Attempt:
-        known, sent_at = (followed.record, followed.head, self.context), self.ledger.clock()
-        return Attempt(function, *known, self.ledger.lease_s, self.code_patience_s, sent_at)
-
-    def _start_worker(self, attempt: Attempt, silent: Nodes) -> Worker:
-        """Start a worker away from silent nodes."""
-        function, avoided = attempt.function, silent.values()
-        if function.in_thread and self._has_thread():
-            self._threads.append(ThreadRun(function.name, lambda: Outcome(run_attempt(attempt))))
-            return self._threads[-1]
-        demand = demand_of(attempt.record, self.ledger) if function.demand else Demand()
-        brought = self.context.environments.runtime_env(demand.environment)
-        if cluster.running() and (brought or (demand.gpus > 0 and demand.workers == 1)):
-            # Its process holds the cards, and gives them back by ending; nobody else runs in its environment.
-            own = cluster.ActorWorker(
-                function.name, function, avoided=avoided, demand=demand, runtime_env=brought
-            )
-            return own.run(partial(_run_attempt, attempt))
-        idle = self._pool.acquire(function, silent=silent)
-        if idle is None and function.demand and cluster.running():
-            idle = self._pool.start_worker(function, avoided=avoided)
-        if idle is not None:
-            return idle.run(partial(_run_attempt, attempt))
-        if cluster.running():
-            task = _task(function)
-            if silent:
-                task = task.options(label_selector=cluster.selector_of(function, avoided))
-            return cluster.ClusterRun(function.name, task.remote(attempt))
-        child = Child(function.name, retries=function.retries, module=function.body.__module__)
-        return child.run(partial(_run_attempt, attempt))
-
-    def _has_thread(self) -> bool:
-        self._threads = [each for each in self._threads if not each.wait(0)]
-        return len(self._threads) < THREADS
-
     def _check_lease(self, followed: FollowedRecord, now: datetime) -> None:
         record = followed.record
-        if self._quota.needs_quota(followed):
-            self._experiments.add(record.id)
+        if self._experiments.includes(followed):
+            self._experiments.note_running(record.id)
         sign = last_sign(self.ledger.store, record)
         if sign is not None and sign.age_s < record.lease_s:
             silence_s = self.nodes.seconds(sign.node)
@@ -468,29 +345,11 @@ class Executor:
         self._record_loss(followed, catalog.find(record.reference), f"worker {record.worker} has been silent")
 
     def _record_loss(self, followed: FollowedRecord, function: DeclaredFunction | None, reason: str) -> None:
-        """Record that a worker died; the invocation runs again, unless too many were lost or its timeout passed."""
-        worker = followed.record.worker
-        beat = last_beat(self.ledger.store, followed.record.id)
-        waited_s = beat.waited_s if beat and beat.worker == worker else 0.0  # for room, which is no run time
-        usage = beat.usage if beat and beat.worker == worker else None
-        entry = followed.append(
-            lambda record: loss_entry(
-                record,
-                function,
-                reason,
-                worker=worker,
-                now=self.ledger.clock(),
-                waited_s=waited_s,
-                usage=usage,
-            )
-        )
-        if entry:
-            labels = self.context.workspace, followed.record.function
-            LOST.labels(*labels).inc()
-            if followed.record.status == "dead":
-                DEAD_LETTERS.labels(*labels).inc()
+        """Record that a worker died, and release its slots."""
+        worker, workspace = followed.record.worker, self.context.workspace
+        record_loss(followed, function, reason, ledger=self.ledger, workspace=workspace)
         slots = self._slots_of(function) if function else None
-        for held in (slots, self._quota if function and function.demand else None):
+        for held in (slots, self._experiments if function and function.demand else None):
             if worker and held:
                 held.release(worker)
         self._settle(followed.record.id, followed.record.status, followed.record.due)
@@ -499,19 +358,3 @@ class Executor:
 def _entry_if_unchanged(body: dict[str, Any], length: int, record: Record) -> dict[str, Any] | None:
     """Return an entry for a record that has not changed since it was read; else None."""
     return body if record.runnable and record.length == length else None
-
-
-@cache
-def _task(function: DeclaredFunction) -> Any:
-    def run(attempt: Attempt) -> Outcome:
-        return _run_attempt(attempt)
-
-    options = cluster.task_options(function) | {"max_retries": 0}  # the executor retries, not Ray
-    return cluster.task(function.name, run, options)
-
-
-def _run_attempt(attempt: Attempt) -> Outcome:
-    enter_worker(attempt.context)
-    if attempt.function.demand:
-        lower_priority()
-    return Outcome(run_attempt(attempt))
