@@ -11,8 +11,8 @@ from functions.runtime.durable.admission.preemption import preempted
 from functions.runtime.durable.invocation import Invocation
 from functions.runtime.durable.workflow import Preempted, sleep, wait_for
 from functions.runtime.function import Function, call, function
-from functions.runtime.future import Future
 from functions.runtime.run.capture import report_progress
+from functions.runtime.run.future import Future
 from functions.runtime.triggers.waiter import wait_for_event
 
 __all__ = [

@@ -55,6 +55,8 @@ RENAMED = (
         "lease=heartbeat ledger places=admission.slots queue record memo=result_cache values "
         "versions=code_versions workflow",
     )
+    | moved("functions.runtime", "functions.runtime.declaration", "digest http_types late_imports options")
+    | moved("functions.runtime", "functions.runtime.run", "future")
     | moved("functions.runtime", "functions.runtime.triggers", "events schedule topic waiter")
     | moved(
         "functions.stats",

@@ -19,16 +19,15 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from functions.runtime import catalog
 from functions.runtime.context import Context, context, unpacked
 from functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources, Retries
-from functions.runtime.digest import digest_of
+from functions.runtime.declaration.digest import digest_of
+from functions.runtime.declaration.http_types import check_http_types
+from functions.runtime.declaration.options import checked_options
 from functions.runtime.durable.invocation import Invocation, ledger_of
 from functions.runtime.durable.ledger import Origin
 from functions.runtime.durable.result_cache import cached_result
 from functions.runtime.durable.workflow import current_run, run_step
 from functions.runtime.environments.environment import Environment
 from functions.runtime.errors import DeclarationError, InvalidResult
-from functions.runtime.future import Future
-from functions.runtime.http_types import check_http_types
-from functions.runtime.options import checked_options
 from functions.runtime.process import enter_worker
 from functions.runtime.reference import reference, resolve, travels_by_name
 from functions.runtime.run import cluster
@@ -36,6 +35,7 @@ from functions.runtime.run.deadline import with_deadline
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome, attempt, run_to_end, run_with_retries
 from functions.runtime.run.fanout import fan_out
+from functions.runtime.run.future import Future
 from functions.runtime.run.local_run import LocalRun
 from functions.runtime.secret import in_current_context, refuse_secrets, use_secrets
 from functions.runtime.series import count_retries

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from functions.evaluation.meanings import Outcome
-from functions.runtime.digest import digest_of
+from functions.runtime.declaration.digest import digest_of
 from functions.runtime.reference import reference
 from functions.training.errors import TrainingDataError
 from functions.training.splits import Split

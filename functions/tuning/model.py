@@ -19,7 +19,7 @@ from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.definitions import model_definition
 from functions.runtime.function import function
-from functions.runtime.future import Future
+from functions.runtime.run.future import Future
 from functions.training.errors import TrainingError
 from functions.training.frame import run_training
 from functions.training.model import PARAMETERS_TAG, TrainableModel, job_of

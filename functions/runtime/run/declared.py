@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from functions.runtime.context import Context
 from functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
-from functions.runtime.future import Future
 from functions.runtime.run.execution import Outcome
+from functions.runtime.run.future import Future
 from functions.runtime.signature import Signature
 from registry.access import Role
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import Field, field_serializer
 
 from functions.model_formats.flavors import SKOPS_FILE, sklearn_rows
-from functions.runtime.digest import digest_of
+from functions.runtime.declaration.digest import digest_of
 from functions.runtime.reference import reference
 from functions.training.errors import TrainingDataError, TrainingError
 from functions.training.trained import Trained

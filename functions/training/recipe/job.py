@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, example_arrays, load
 from functions.model_formats.program import export_program, save_program
-from functions.runtime.digest import digest_of
+from functions.runtime.declaration.digest import digest_of
 from functions.training.checkpoints.saved import Checkpoints, retention_of
 from functions.training.errors import TrainingError
 from functions.training.loop.distributed import run_workers

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from functions.runtime.http_types import reaching_fields
+from functions.runtime.declaration.http_types import reaching_fields
 from functions.training.errors import TrainingDataError
 from registry.models import Signature
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from functions.runtime.context import context
-from functions.runtime.digest import digest_of
+from functions.runtime.declaration.digest import digest_of
 from functions.training.errors import TrainingDataError
 from functions.training.params import RecipeParams
 from functions.training.recipe.recipe import Recipe, recipe_of

@@ -83,7 +83,7 @@ def test_without_tracing_runs_are_recorded_as_before():
 
 
 def test_the_digest_of_a_function_does_not_depend_on_whether_its_process_is_traced():
-    from functions.runtime.digest import digest_of
+    from functions.runtime.declaration.digest import digest_of
     from functions.training.loop.training_loop import train
 
     with use_tracing(None):

@@ -18,7 +18,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from weakref import ref
 
-from functions.runtime.late_imports import INSTALLED, late_modules
+from functions.runtime.declaration.late_imports import INSTALLED, late_modules
 from functions.runtime.reference import reference
 
 _sources: dict[int, tuple[ref[Any], str]] = {}  # by id, for as long as what has it lives

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from functions.runtime.digest import _follow, digest_of
-from functions.runtime.late_imports import late_modules
+from functions.runtime.declaration.digest import _follow, digest_of
+from functions.runtime.declaration.late_imports import late_modules
 from functions.training import TabularParams, train_tabular
 from tests.functions.runtime.environments.thin import thin_python
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 LATE = """
 def run(x):
@@ -39,7 +39,7 @@ def digests_in(*folders: Path) -> list[str]:
     """Compute the digest of `app.job.run` of each folder, in a process of its own."""
     program = """
 import os, sys
-from functions.runtime.digest import _follow, digest_of
+from functions.runtime.declaration.digest import _follow, digest_of
 for folder in sys.argv[1:]:
     if os.fork() == 0:
         sys.path.insert(0, folder)
@@ -48,7 +48,7 @@ for folder in sys.argv[1:]:
         os._exit(0)
     assert os.wait()[1] == 0
 """
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[4]
     ran = subprocess.run(
         [sys.executable, "-c", program, *map(str, folders)],
         env={"PYTHONPATH": str(root)},

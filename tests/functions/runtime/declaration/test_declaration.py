@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from functions import OnEvent, Resources, Retries, function
 from functions.runtime import catalog
-from functions.runtime.digest import _follow
+from functions.runtime.declaration.digest import _follow
 from functions.runtime.errors import DeclarationError, InvalidArguments, UnknownFunction
 
 
@@ -257,7 +257,7 @@ def season(word: str) -> bool:
 def test_the_digest_is_the_same_in_every_process(tmp_path: Path) -> None:
     (tmp_path / "spices.py").write_text(CONSTANTS)
     ask = [sys.executable, "-c", "import spices; print(spices.season.digest)"]
-    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[3])))
+    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[4])))
     asked = [
         subprocess.Popen(
             ask, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": seed}
