@@ -143,7 +143,7 @@ def __getattr__(name: str) -> object:
     """Import `Table` when it is first asked for."""
     if name != "Table":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from registry.store.tables import Table  # late: it brings Arrow and Delta
+    from registry.store.tables.table import Table  # late: it brings Arrow and Delta
 
     globals()[name] = Table
     return Table

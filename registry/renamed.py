@@ -68,7 +68,13 @@ class _NewPath(Loader):
 
 
 RENAMED = (
-    moved("registry", "registry.store", "folder s3 blobs tables")
+    moved("registry", "registry.store", "folder s3 blobs tables=tables.table")
+    | moved(
+        "registry.store",
+        "registry.store.tables",
+        "log_actions row_ranges table_files=files table_history=history table_naming=naming table_parts=parts "
+        "table_upkeep=upkeep",
+    )
     | moved("registry", "registry.journal", "journal entry fold")
     | moved(
         "registry",

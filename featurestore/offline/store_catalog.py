@@ -5,7 +5,7 @@ from typing import Any
 from ray.data.catalog import Catalog, ResolvedSource
 
 from registry.store import ObjectStore
-from registry.store.table_files import file_system
+from registry.store.tables.files import file_system
 
 
 class StoreCatalog(Catalog):

@@ -21,7 +21,7 @@ from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_DAY, EVENT_
 from featurestore.definitions.views import FeatureView
 from featurestore.rows import offline_schema
 from registry.store import ObjectStore, Part, Table, TableSnapshot, replace_with_parts, write_part
-from registry.store.tables import commit_properties, dataset_of
+from registry.store.tables.table import commit_properties, dataset_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it

@@ -37,7 +37,7 @@ from featurestore.sources.rows import row_schema
 from featurestore.sources.running_load import LOAD, LOAD_PART, RunningLoad
 from registry.journal import Journal
 from registry.store import ObjectStore, Table, append_with_parts, read_part
-from registry.store.table_parts import Part
+from registry.store.tables.parts import Part
 from registry.times import Clock
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20

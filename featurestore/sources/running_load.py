@@ -20,7 +20,7 @@ from featurestore.errors import UnexpectedRows, UnreadableSource
 from featurestore.sources.load_log import ROWS_READ, SHOWN, Loaded, SourceLoad
 from featurestore.sources.rows import REJECTED, check
 from registry.store import Table, write_part
-from registry.store.table_parts import Part
+from registry.store.tables.parts import Part
 
 LOAD, LOAD_PART = "load", "load_part"
 """Columns that say which load brought a row, and in which of the load's files, in the order of reading."""

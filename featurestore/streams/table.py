@@ -27,7 +27,7 @@ from featurestore.definitions.stream_source import PARTITION, POSITION, StreamSo
 from featurestore.errors import ConsumerFenced, FeatureStoreError
 from featurestore.streams.decode import Decoded, Place, event_schema, rejected_schema
 from registry.store import ObjectStore, Table, add_parts, write_part
-from registry.store.tables import commit_properties
+from registry.store.tables.table import commit_properties
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20
 """A table with so many files below that size is compacted."""

@@ -12,8 +12,8 @@ from functions.runtime.declaration import Cron, Retries
 from functions.runtime.function import function
 from registry import Table
 from registry.store import table_names
-from registry.store.table_naming import is_log, is_stream
-from registry.store.table_upkeep import compact_days, compact_table, trim_log, vacuum_table
+from registry.store.tables.naming import is_log, is_stream
+from registry.store.tables.upkeep import compact_days, compact_table, trim_log, vacuum_table
 
 _MIB = 2**20
 _DRAINED = ("predictions/", "predictions_large/", "labels")

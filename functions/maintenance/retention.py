@@ -17,7 +17,7 @@ from functions.runtime.function import function
 from registry import Entry, Fold, ObjectStore, Table
 from registry.journal.journal import Journal
 from registry.store import table_names
-from registry.store.table_upkeep import drop_days
+from registry.store.tables.upkeep import drop_days
 
 _DIGEST = re.compile(r'"sha256": ?"([0-9a-f]{64})"')
 _PREDICTED = ("predictions/", "predictions_large/", "scores/")

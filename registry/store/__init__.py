@@ -13,14 +13,13 @@ from registry.store.clock_skew import clock_skew_s
 from registry.store.folder import FolderStore
 from registry.store.object_store import Aged, Announce, ObjectInfo, ObjectStore, Progress
 from registry.store.private_folder import private_folder, temporary_folder
-from registry.store.table_naming import RESERVED_TABLES, TableSnapshot, check_table_name
+from registry.store.tables.naming import RESERVED_TABLES, TableSnapshot, check_table_name
 from registry.store.urls import open_store
 
 if TYPE_CHECKING:
     from registry.store.check import UnfitStore, check_store
-    from registry.store.row_ranges import PinnedRows
-    from registry.store.table_history import find_rows, remove_rows, table_names
-    from registry.store.table_parts import (
+    from registry.store.tables.history import find_rows, remove_rows, table_names
+    from registry.store.tables.parts import (
         Part,
         add_parts,
         append_with_parts,
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
         replace_with_parts,
         write_part,
     )
-    from registry.store.tables import Table
+    from registry.store.tables.row_ranges import PinnedRows
+    from registry.store.tables.table import Table
 
 __all__ = [
     "RESERVED_TABLES",
@@ -63,9 +63,9 @@ __all__ = [
 ]
 _LATE = {
     "check": ("UnfitStore", "check_store"),
-    "row_ranges": ("PinnedRows",),
-    "table_history": ("find_rows", "remove_rows", "table_names"),
-    "table_parts": (
+    "tables.row_ranges": ("PinnedRows",),
+    "tables.history": ("find_rows", "remove_rows", "table_names"),
+    "tables.parts": (
         "Part",
         "add_parts",
         "append_with_parts",
@@ -74,7 +74,7 @@ _LATE = {
         "replace_with_parts",
         "write_part",
     ),
-    "tables": ("Table",),
+    "tables.table": ("Table",),
 }
 _MODULES = {name: module for module, names in _LATE.items() for name in names}
 

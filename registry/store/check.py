@@ -18,7 +18,7 @@ import pyarrow as pa
 from registry.errors import AlreadyExists, RegistryError
 from registry.store.clock_skew import clock_skew_s
 from registry.store.object_store import ObjectStore
-from registry.store.tables import Table
+from registry.store.tables.table import Table
 from registry.times import utc_now
 
 MOST_SKEW_S: Final = 10.0

@@ -13,7 +13,7 @@ from deltalake.exceptions import DeltaError
 from registry.access.workspaces import workspace_store
 from registry.errors import RegistryError
 from registry.history.audit import audit
-from registry.store.tables import Table, dataset_of
+from registry.store.tables.table import Table, dataset_of
 
 if TYPE_CHECKING:
     from registry.history.folds import FoldOf

@@ -13,7 +13,7 @@ from functions.maintenance.erasure.subject import PREDICTION_ID, Traces
 from functions.runtime.durable.ledger import Ledger
 from registry import InvalidInput, ObjectStore, Table
 from registry.store import FolderStore, find_rows, remove_rows, table_names
-from registry.store.table_history import HistoryMatch
+from registry.store.tables.history import HistoryMatch
 
 _REMADE = re.compile(r"reports/|memos/|values/|monitoring/.+/reference/")
 _INVOCATION = re.compile(r"invocations/([0-9A-Za-z._-]+)/")

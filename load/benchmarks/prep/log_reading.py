@@ -25,7 +25,7 @@ from functions.prediction_log import predictions, predictions_table
 from functions.prediction_log.records import LOGGED, PREDICTIONS
 from load.benchmarks.timing import print_machine
 from registry import ObjectStore, Table, open_store
-from registry.store.table_upkeep import compact_days
+from registry.store.tables.upkeep import compact_days
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 COLUMNS = (

@@ -26,7 +26,7 @@ from deltalake import DeltaTable
 
 from registry.backoff import backoff_s
 from registry.errors import AlreadyExists, InvalidInput, Unavailable
-from registry.store.log_actions import (
+from registry.store.tables.log_actions import (
     Action,
     actions_of,
     commit_info,
@@ -37,11 +37,11 @@ from registry.store.log_actions import (
     with_additions,
     with_removals,
 )
-from registry.store.table_naming import is_stream
+from registry.store.tables.naming import is_stream
 
 if TYPE_CHECKING:
     from registry.store.object_store import ObjectStore
-    from registry.store.tables import Table
+    from registry.store.tables.table import Table
 
 _LOG = "_delta_log/"
 _PARALLEL = 8

@@ -12,7 +12,7 @@ import pyarrow as pa
 from registry.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from registry.store.table_history import Choice
+    from registry.store.tables.history import Choice
 
 Action = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Names of tables and their versions; what tables hold is in `tables`, which brings Arrow and Delta.
+"""Names of tables and their versions; what tables hold is in `table`, which brings Arrow and Delta.
 
 A process that names a table and reads none has no use for either: they are 75 MB and half a second.
 """

@@ -19,15 +19,10 @@ from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.transaction import AddAction, RemoveAction
 
 from registry.errors import InvalidInput
-from registry.store.table_files import file_system
-from registry.store.table_naming import TableSnapshot
-from registry.store.tables import (
-    Table,
-    already_in,
-    commit_properties,
-    version_of_commit,
-    with_stored_times,
-)
+from registry.store.tables.files import file_system
+from registry.store.tables.naming import TableSnapshot
+from registry.store.tables.stored_times import with_stored_times
+from registry.store.tables.table import Table, already_in, commit_properties, version_of_commit
 
 
 @dataclass(frozen=True, slots=True)

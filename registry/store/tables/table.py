@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
@@ -15,15 +15,15 @@ from pyarrow import fs
 from registry.backoff import backoff_s
 from registry.errors import InvalidInput, NotFound, Unavailable
 from registry.names import check_name
-from registry.store.table_files import file_system, request_errors
-from registry.store.table_naming import TableSnapshot, is_log, is_stream
+from registry.store.tables.files import file_system, request_errors
+from registry.store.tables.naming import TableSnapshot, is_log, is_stream
+from registry.store.tables.stored_times import with_stored_times
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
     from registry.store.object_store import ObjectStore
 
-STORED_TIME: Final = pa.timestamp("us", "UTC")
 _PATIENCE_S = 60.0
 # A snapshot named today is readable in years: Delta would forget old versions after 30 days. A reader gets every commit
 # since the last checkpoint, with three requests each: at Delta's interval of 100 an append to S3 costs 290 of them.
@@ -179,7 +179,7 @@ class Table:
 
     def head(self, rows: int, *, version: int | None = None) -> pa.Table:
         """Read the first rows of a version, in the order of `read`. Raises: NotFound if there is no such table or version."""
-        from registry.store.row_ranges import PinnedRows  # late: it reads tables of this module
+        from registry.store.tables.row_ranges import PinnedRows  # late: it reads tables of this module
 
         pinned = PinnedRows(self, self.version() if version is None else version)
         return next(pinned.slices(0, rows, rows=rows), pinned.schema.empty_table())
@@ -191,7 +191,7 @@ class Table:
 
         Raises: NotFound if there is no such table or version.
         """
-        from registry.store.row_ranges import PinnedRows  # late: it reads tables of this module
+        from registry.store.tables.row_ranges import PinnedRows  # late: it reads tables of this module
 
         rows = PinnedRows(self, self.version() if version is None else version)
         names = None if columns is None else [name for name in rows.schema.names if name in columns]
@@ -342,43 +342,3 @@ def already_in(table: DeltaTable, transactions: Mapping[str, int]) -> bool:
     return bool(committed) and all(
         found is not None and found >= transactions[app] for app, found in committed.items()
     )
-
-
-def with_stored_times(data: pa.Table, name: str) -> pa.Table:
-    """Cast timestamp columns of any unit and timezone to microseconds in UTC, the only ones that every Delta reader opens.
-
-    Raises: InvalidInput for a time without a timezone, parts of a microsecond, or a time inside a list or struct that is
-    not timestamp('us', 'UTC') already.
-    """
-    for index, field in enumerate(data.schema):
-        if not pa.types.is_timestamp(field.type):
-            _check_nested(field.type, name, field.name)
-        elif field.type != STORED_TIME:
-            column = _stored_time(data.column(index), name, field)
-            data = data.set_column(index, pa.field(field.name, STORED_TIME, field.nullable), column)
-    return data
-
-
-def _stored_time(column: pa.ChunkedArray, name: str, field: pa.Field) -> pa.ChunkedArray:
-    if field.type.tz is None:
-        raise InvalidInput(
-            f"table {name}: column {field.name!r} is {field.type} without a timezone; "
-            "cast it to timestamp('us', 'UTC')"
-        )
-    try:
-        return column.cast(STORED_TIME)
-    except pa.ArrowInvalid as error:
-        raise InvalidInput(
-            f"table {name}: column {field.name!r} is {field.type} with times that microseconds cannot hold ({error}); "
-            "round them to timestamp('us', 'UTC')"
-        ) from error
-
-
-def _check_nested(kind: pa.DataType, name: str, column: str) -> None:
-    for index in range(kind.num_fields):
-        inner = kind.field(index).type
-        if pa.types.is_timestamp(inner) and inner != STORED_TIME:
-            raise InvalidInput(
-                f"table {name}: column {column!r} has times of type {inner} inside it; cast them to timestamp('us', 'UTC')"
-            )
-        _check_nested(inner, name, column)

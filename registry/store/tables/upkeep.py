@@ -15,7 +15,7 @@ from deltalake.exceptions import CommitFailedError
 
 from registry.backoff import backoff_s
 from registry.errors import InvalidInput, Unavailable
-from registry.store.tables import Table, table_properties
+from registry.store.tables.table import Table, table_properties
 
 FILE_BYTES = 128 << 20
 _PATIENCE_S = 60.0

@@ -22,7 +22,7 @@ from functions.prediction_log.records import LABELS, PREDICTIONS
 from functions.runtime import catalog
 from functions.runtime.durable.ledger import Ledger
 from registry import InvalidInput, Table, open_store
-from registry.store.table_upkeep import vacuum_table
+from registry.store.tables.upkeep import vacuum_table
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 

@@ -18,7 +18,7 @@ from functions.prediction_log.tensors import LARGE_BYTES, LoggedTensor, read_val
 from functions.prediction_log.writing.drain import add_records
 from registry import Signature, Table, TensorSpec, open_store
 from registry.store import ObjectStore
-from registry.store.table_upkeep import compact_table
+from registry.store.tables.upkeep import compact_table
 from tests.functions.prediction_log.logbook import T0, record
 
 NANS = np.array([0x7FF8000000000123, 0xFFF4000000000001, 0x8000000000000000], np.uint64).view(np.float64)

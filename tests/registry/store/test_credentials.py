@@ -10,7 +10,7 @@ from pyarrow import fs
 
 from registry import Forbidden, Table, open_store
 from registry.store import check_store
-from registry.store.table_files import file_system
+from registry.store.tables.files import file_system
 from tests.registry.short_lived_credentials import ShortLived, short_lived
 
 

@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 from registry import Journal, ObjectStore, Table, open_store
 from registry.errors import RegistryError
 from registry.journal.heads import journal_counts
-from registry.store.table_upkeep import drop_days
+from registry.store.tables.upkeep import drop_days
 from registry.transfer import copy_store, find_marker
 from registry.transfer.copying import _Copy
 from tests.fragile_store import FragileStore, KilledError

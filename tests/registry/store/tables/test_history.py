@@ -18,7 +18,7 @@ from deltalake import DeltaTable
 
 from registry import InvalidInput, ObjectStore, open_store
 from registry.store import Table, find_rows, remove_rows, table_names
-from registry.store.table_upkeep import trim_log
+from registry.store.tables.upkeep import trim_log
 from tests.fragile_store import FragileStore, KilledError
 
 GONE = "person-7f3a9c21"

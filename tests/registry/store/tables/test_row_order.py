@@ -9,14 +9,14 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from registry import ObjectStore, Table, open_store
-from registry.store.row_ranges import PinnedRows
+from registry.store.tables.row_ranges import PinnedRows
 
 DAYS = 24
 PROGRAM = """
 import sys
 from pathlib import Path
 from registry import open_store
-from tests.registry.store.test_row_order import appended, read_everywhere
+from tests.registry.store.tables.test_row_order import appended, read_everywhere
 
 print(read_everywhere(appended(open_store(Path(sys.argv[1]).as_uri()))))
 """

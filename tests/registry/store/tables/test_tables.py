@@ -9,8 +9,8 @@ import pytest
 from deltalake import DeltaTable
 
 from registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, open_store
-from registry.store.table_upkeep import compact_table
-from registry.store.tables import table_properties
+from registry.store.tables.table import table_properties
+from registry.store.tables.upkeep import compact_table
 
 
 def rows(*values: int) -> pa.Table:
