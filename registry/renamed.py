@@ -80,7 +80,12 @@ RENAMED = (
         "registry",
         "registry.models",
         "models model_state=state rules=decisions versions registration governance lineage card=model_card "
-        "signature code_files traffic layers matching=traffic_rules shelf=model_journals signed=signed_versions",
+        "signature code_files traffic layers matching=traffic.rules shelf=model_journals signed=signed_versions",
+    )
+    | moved(
+        "registry.models",
+        "registry.models",
+        "pickles=code_files.pickles traffic_preview=traffic.preview traffic_rules=traffic.rules",
     )
     | moved(
         "registry",

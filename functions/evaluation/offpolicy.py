@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.errors import EvaluationError
 from functions.stats import Effect, Moments, ratio
-from registry.models.traffic_rules import BY_RULE
+from registry.models.traffic import BY_RULE
 
 Floats = npt.NDArray[np.float64]
 _MIN_EFFECTIVE_ROWS = 30.0  # from which a normal interval means something

@@ -5,8 +5,7 @@ from registry.models.lineage import Dependent, Lineage
 from registry.models.policy import AutomaticApproval, GateData, GateDemand, ModelPolicy
 from registry.models.signature import Signature, TensorSpec
 from registry.models.state import ModelState
-from registry.models.traffic import Arm, Holdout, LayerPart, LayerShare, Traffic
-from registry.models.traffic_rules import Condition, TrafficRule
+from registry.models.traffic import Arm, Condition, Holdout, LayerPart, LayerShare, Traffic, TrafficRule
 from registry.models.versions import Approval, GateOutcome, ModelVersion, Override, SignatureMark
 
 __all__ = [

@@ -11,14 +11,15 @@ from registry.models.state import ModelState
 from registry.models.traffic import (
     BUCKETS,
     CHAMPION,
+    MAX_RULES,
     RESERVED,
     LayerPart,
     Ranges,
     Traffic,
+    TrafficRule,
     allocate,
     to_buckets,
 )
-from registry.models.traffic_rules import MAX_RULES, TrafficRule
 from registry.models.versions import ModelVersion, jsonable
 from registry.names import check_name
 

@@ -10,8 +10,7 @@ from registry.models.decisions import UNCHECKED, Expected
 from registry.models.layers import Layers
 from registry.models.policy import ModelPolicy
 from registry.models.state import ModelState
-from registry.models.traffic import CHAMPION, LayerPart, LayerShare, Traffic
-from registry.models.traffic_rules import TrafficRule
+from registry.models.traffic import CHAMPION, LayerPart, LayerShare, Traffic, TrafficRule
 from registry.models.versions import ModelVersion
 
 

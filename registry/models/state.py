@@ -13,8 +13,7 @@ from typing import Any
 from registry.errors import RegistryError
 from registry.journal import Entry
 from registry.models.policy import ModelPolicy
-from registry.models.traffic import BUCKETS, CHAMPION, Arm, Holdout, LayerPart, Traffic
-from registry.models.traffic_rules import TrafficRule
+from registry.models.traffic import BUCKETS, CHAMPION, Arm, Holdout, LayerPart, Traffic, TrafficRule
 from registry.models.versions import (
     Approval,
     GateOutcome,

@@ -18,8 +18,7 @@ from functions.rollout.evidence.metrics import FROM_TABLES, MetricRows, ReadMetr
 from functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss
 from functions.rollout.policy import Guardrail, RolloutPolicy
 from functions.rollout.state import RolloutState
-from registry.models.traffic import HOLDOUT
-from registry.models.traffic_rules import BY_RULE
+from registry.models.traffic import BY_RULE, HOLDOUT
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)

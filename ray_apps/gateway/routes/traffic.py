@@ -13,7 +13,7 @@ from ray_apps.gateway.routes.models import ArmShare, Viewer
 from ray_apps.gateway.services import context_of, services_of
 from ray_apps.gateway.wire import Json, Name
 from registry import Unavailable
-from registry.models.traffic_preview import Move, moves
+from registry.models.traffic.preview import Move, moves
 
 router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from registry.models.code_files import executable_files
-from registry.models.pickles import executes_code
+from registry.models.code_files.pickles import executes_code
 from registry.store.blobs import scan
 
 

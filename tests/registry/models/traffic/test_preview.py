@@ -2,7 +2,7 @@
 
 from registry import Arm, Traffic
 from registry.models.traffic import allocate, to_buckets
-from registry.models.traffic_preview import moves
+from registry.models.traffic.preview import moves
 
 
 def split(**arms: tuple[int, float]) -> Traffic:

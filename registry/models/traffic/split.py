@@ -16,7 +16,7 @@ from hashlib import blake2b
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.errors import InvalidInput
-from registry.models.traffic_rules import BY_RULE, Named, TrafficRule
+from registry.models.traffic.rules import BY_RULE, Named, TrafficRule
 
 BUCKETS = 10_000
 CHAMPION = "champion"

@@ -30,8 +30,7 @@ from registry import (
     open_store,
 )
 from registry.models.state import decode, encode
-from registry.models.traffic import BUCKETS, allocate, is_shadowed, size
-from registry.models.traffic_rules import MAX_RULES
+from registry.models.traffic import BUCKETS, MAX_RULES, allocate, is_shadowed, size
 
 UNITS = [f"user-{n}" for n in range(50)]
 

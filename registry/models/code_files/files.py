@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
-from registry.models.pickles import executes_code
+from registry.models.code_files.pickles import executes_code
 
 if TYPE_CHECKING:
     from registry.store.blobs import LocalFile

@@ -1,0 +1,45 @@
+"""Traffic of a model: which version answers which unit, by arms of buckets, and before them by rules."""
+
+from registry.models.traffic.rules import BY_RULE, MAX_RULES, Condition, Named, TrafficRule
+from registry.models.traffic.split import (
+    BUCKETS,
+    CHAMPION,
+    HOLDOUT,
+    OUTSIDE,
+    RESERVED,
+    Arm,
+    Holdout,
+    LayerPart,
+    LayerShare,
+    Ranges,
+    Traffic,
+    allocate,
+    bucket_of,
+    is_shadowed,
+    size,
+    to_buckets,
+)
+
+__all__ = [
+    "BUCKETS",
+    "BY_RULE",
+    "CHAMPION",
+    "HOLDOUT",
+    "MAX_RULES",
+    "OUTSIDE",
+    "RESERVED",
+    "Arm",
+    "Condition",
+    "Holdout",
+    "LayerPart",
+    "LayerShare",
+    "Named",
+    "Ranges",
+    "Traffic",
+    "TrafficRule",
+    "allocate",
+    "bucket_of",
+    "is_shadowed",
+    "size",
+    "to_buckets",
+]
