@@ -18,23 +18,18 @@ from ray_apps.gateway.metrics import RequestMetrics
 from ray_apps.gateway.routes import (
     access,
     audit,
-    feature_push,
-    feature_read,
-    feature_search,
     feedback,
     functions,
     invocations,
-    layers,
-    models,
     operations,
     reports,
     repository,
-    reviews,
     runs,
     sign_in_codes,
     traces,
-    traffic,
 )
+from ray_apps.gateway.routes.features import push, read, search
+from ray_apps.gateway.routes.models import layers, models, reviews, traffic, versions
 from ray_apps.gateway.services import Services, context_of, services_of
 from ray_apps.gateway.wire import Json
 from ray_apps.gateway.workspace_path import WorkspacePath
@@ -43,6 +38,28 @@ from registry import Principal, Role
 
 _PLAYGROUND = Path(__file__).with_name("playground.html")
 _POLICY = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+_ROUTES = (
+    functions,
+    invocations,
+    models,
+    versions,
+    layers,
+    feedback,
+    push,
+    read,
+    search,
+    operations,
+    access,
+    audit,
+    reports,
+    repository,
+    reviews,
+    runs,
+    sign_in_codes,
+    traces,
+    traffic,
+)
 
 
 def build_app(services: Services) -> FastAPI:
@@ -63,29 +80,9 @@ def build_app(services: Services) -> FastAPI:
         services.context.store, "gateway", access=services.access_list, oidc=services.oidc
     )
     app.router.route_class = GuardedRoute
-    modules = (
-        functions,
-        invocations,
-        models,
-        layers,
-        feedback,
-        feature_push,
-        feature_read,
-        feature_search,
-        operations,
-        access,
-        audit,
-        reports,
-        repository,
-        reviews,
-        runs,
-        sign_in_codes,
-        traces,
-        traffic,
-    )
-    for module in modules:
+    for module in _ROUTES:
         app.include_router(module.router)
-    app.state.routes = [route for module in modules for route in module.router.routes]
+    app.state.routes = [route for module in _ROUTES for route in module.router.routes]
     openapi.install(app)
     problems.install(app, identify=identify_bearer)
     app.add_exception_handler(NotAdmitted, _on_refusal)

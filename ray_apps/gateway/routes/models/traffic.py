@@ -1,21 +1,52 @@
-"""Routes that look at a model's traffic: what its arms answered in the last minutes, and who a new split would move."""
+"""Routes of a model's traffic: the split, what its arms answered in the last minutes, and who a new split would move."""
 
 from __future__ import annotations
 
 from typing import Annotated, Self
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.live_counts import LiveFigures, read_figures
 from ray_apps.admission import GuardedRoute
-from ray_apps.gateway.routes.models import ArmShare, Viewer
+from ray_apps.gateway.routes.models.registry_calls import (
+    ChangeRequest,
+    Number,
+    Operator,
+    Viewer,
+    by_registry,
+    require_may_override,
+)
 from ray_apps.gateway.services import context_of, services_of
 from ray_apps.gateway.wire import Json, Name
-from registry import Unavailable
+from registry import LayerShare, Registry, Traffic, TrafficRule, Unavailable
 from registry.models.traffic.preview import Move, moves
 
 router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
+
+
+class ArmShare(BaseModel):
+    """The version of an arm and its share of the traffic, 0 to 1."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Number
+    share: float = Field(ge=0, le=1)
+
+
+class TrafficSplit(ChangeRequest):
+    """A traffic split: arms beside the champion, which gets the rest; `expected` is the `entry` it was decided on.
+
+    With a `layer` the arms share that part of it only, and none of its units is in another model's experiment. `rules`
+    are applied first: requests whose attributes meet a rule go to the version of that rule.
+    """
+
+    arms: dict[Name, ArmShare] = Field(default={}, json_schema_extra={"additionalProperties": False})
+    shadows: list[Number] = Field(default=[])
+    layer: LayerShare | None = None
+    rules: list[TrafficRule] = Field(default=[])
+    expected: int | None = None
+    override: str = Field(default="", max_length=2000)
 
 
 class SplitRequest(BaseModel):
@@ -37,6 +68,32 @@ class Preview(BaseModel):
     entry: int
     staying: float
     moves: list[Move]
+
+
+@router.get("/{model}/traffic", response_model=Traffic)
+async def get_traffic(request: Request, model: Name, _: Viewer) -> Json:
+    """Get the traffic split in force."""
+    return await by_registry(request, lambda registry: registry.traffic(model))
+
+
+@router.put("/{model}/traffic", response_model=Traffic)
+async def set_traffic(request: Request, model: Name, body: TrafficSplit, _: Operator) -> Json:
+    """Split the traffic; the champion gets what the arms leave. An override of the policy needs the role admin."""
+    require_may_override(request, model, body.override)
+
+    def changed(registry: Registry) -> Traffic:
+        return registry.set_traffic(
+            model,
+            {name: (arm.version, arm.share) for name, arm in body.arms.items()},
+            shadows=body.shadows,
+            layer=body.layer,
+            rules=body.rules,
+            expected=body.expected,
+            reason=body.reason,
+            override=body.override,
+        )
+
+    return await by_registry(request, changed)
 
 
 @router.get("/{model}/live", response_model=LiveFigures)

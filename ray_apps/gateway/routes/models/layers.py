@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from ray_apps.admission import GuardedRoute
-from ray_apps.gateway.routes.models import ChangeRequest, Operator, Viewer, by_registry
+from ray_apps.gateway.routes.models.registry_calls import ChangeRequest, Operator, Viewer, by_registry
 from ray_apps.gateway.wire import Json, Name
 from registry import Registry, Traffic
 

@@ -1,0 +1,1 @@
+"""Routes of features: rows pushed, read by entity, and searched by vector."""

@@ -1,0 +1,192 @@
+"""Routes of models: list, policy, audit, history, and aliases with promotion and rollback."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field, ValidationError
+
+from ray_apps.admission import GuardedRoute
+from ray_apps.gateway.problems import Problem
+from ray_apps.gateway.routes.models.registry_calls import (
+    Admin,
+    ChangeRequest,
+    Number,
+    Operator,
+    Viewer,
+    by_registry,
+    require_may_override,
+)
+from ray_apps.gateway.wire import Json, Name, Time
+from registry import (
+    Damaged,
+    ModelPolicy,
+    ModelState,
+    ModelVersion,
+    Registry,
+    Traffic,
+)
+
+router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
+
+
+class ModelSummary(BaseModel):
+    """Summary of a model: aliases, versions, traffic."""
+
+    name: str
+    description: str
+    created_at: datetime | None
+    tags: dict[str, str]
+    aliases: dict[str, int]
+    versions: list[int]
+    traffic: Traffic | None
+
+
+class AliasChange(ChangeRequest):
+    """The version that an alias shall point to; `expected`, if given, is the one it must point to now (null: no version)."""
+
+    version: Number
+    expected: Number | None = None
+    override: str = Field(default="", max_length=2000)
+
+
+class RollbackRequest(ChangeRequest):
+    """A way back for an alias; `expected`, if given, is the version it must point to now."""
+
+    expected: Number | None = None
+
+
+class AuditResult(BaseModel):
+    """How much of a model was read and found intact; `damaged` names the first thing that was not, if any."""
+
+    entries: int = 0
+    blobs: int = 0
+    size_bytes: int = 0
+    damaged: str | None = None
+
+
+@router.get("", response_model=list[ModelSummary])
+async def list_models(
+    request: Request, _: Viewer, after: Name | None = None, limit: Annotated[int | None, Query(ge=1)] = None
+) -> Json:
+    """List the models by name with a summary of each; with `limit`, `after` is the last name of the page before."""
+
+    def listed(registry: Registry) -> list[Any]:
+        names = registry.list_models(after=after or "", limit=limit)
+        return [_summary(registry.get_model(name)).model_dump(mode="json") for name in names]
+
+    return await by_registry(request, listed)
+
+
+@router.get("/{model}", response_model=ModelSummary)
+async def get_model(request: Request, model: Name, _: Viewer) -> Json:
+    """Get the summary of one model: aliases, versions, traffic."""
+    return await by_registry(request, lambda registry: _summary(registry.get_model(model)))
+
+
+@router.get("/{model}/policy", response_model=ModelPolicy)
+async def get_policy(request: Request, model: Name, _: Viewer) -> Json:
+    """Get the model's policy: what a version needs before it may go live."""
+    return await by_registry(request, lambda registry: registry.get_model(model).policy)
+
+
+@router.put("/{model}/policy", response_model=ModelPolicy)
+async def set_policy(request: Request, model: Name, body: ModelPolicy, _: Admin) -> Json:
+    """Set what a version of the model needs before it may go live; a live version stays live."""
+
+    def changed(registry: Registry) -> ModelPolicy:
+        from functions.evaluation import EvaluationError, check_policy_gates  # late: it brings torch, seconds
+
+        try:
+            check_policy_gates(body)
+        except (EvaluationError, ValidationError) as error:  # the latter for a name that no gate may have
+            raise Problem(409, str(error), kind="invalid-policy") from error
+        return registry.set_policy(model, body).policy
+
+    return await by_registry(request, changed)
+
+
+@router.post("/{model}/audit", response_model=AuditResult)
+async def audit(request: Request, model: Name, _: Operator) -> Json:
+    """Verify the model's hash chain and every file and signature, which reads all of them."""
+
+    def audited(registry: Registry) -> AuditResult:
+        try:
+            return AuditResult(**registry.verify(model).model_dump())
+        except Damaged as damage:
+            return AuditResult(damaged=str(damage))
+
+    return await by_registry(request, audited)
+
+
+@router.get("/{model}/history")
+async def get_history(
+    request: Request, model: Name, _: Viewer, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
+) -> Json:
+    """List the latest entries of the model's journal, oldest first: who changed what, when and why."""
+
+    def listed(registry: Registry) -> list[Any]:
+        return [entry.to_json() for entry in registry.history(model, last=limit)][-limit:]
+
+    return await by_registry(request, listed)
+
+
+@router.get("/{model}/aliases/{alias}")
+async def get_alias(request: Request, model: Name, alias: Name, _: Viewer, at: Time | None = None) -> Json:
+    """Get the version that an alias points to, now or at a past moment; null if it points to no version."""
+
+    def found(registry: Registry) -> Any:
+        aliases = (registry.model_at(model, at) if at else registry.get_model(model)).aliases
+        return {"model": model, "alias": alias, "version": aliases.get(alias)}
+
+    return await by_registry(request, found)
+
+
+@router.put("/{model}/aliases/{alias}", response_model=ModelVersion)
+async def set_alias(request: Request, model: Name, alias: Name, body: AliasChange, _: Operator) -> Json:
+    """Point an alias to a version; 409 if it is not at the expected version, or the policy is not met.
+
+    An override of the policy needs the role admin.
+    """
+    require_may_override(request, model, body.override)
+    return await by_registry(
+        request, lambda registry: registry.set_alias(model, alias, **_alias_arguments(body))
+    )
+
+
+@router.post("/{model}/promote", response_model=ModelVersion)
+async def promote(request: Request, model: Name, body: AliasChange, _: Operator) -> Json:
+    """Make a version the champion, and end the model's canaries, shadows and rules to a version, in one change.
+
+    An override of the policy needs the role admin.
+    """
+    require_may_override(request, model, body.override)
+    return await by_registry(request, lambda registry: registry.promote(model, **_alias_arguments(body)))
+
+
+@router.post("/{model}/aliases/{alias}/rollback", response_model=ModelVersion)
+async def rollback(request: Request, model: Name, alias: Name, body: RollbackRequest, _: Operator) -> Json:
+    """Point an alias back to its previous version; 409 if it is not at the expected one."""
+    given = {"expected": body.expected} if "expected" in body.model_fields_set else {}
+    return await by_registry(
+        request, lambda registry: registry.rollback(model, alias, reason=body.reason, **given)
+    )
+
+
+def _alias_arguments(body: AliasChange) -> dict[str, Any]:
+    given = {"version": body.version, "reason": body.reason, "override": body.override}
+    return given | ({"expected": body.expected} if "expected" in body.model_fields_set else {})
+
+
+def _summary(state: ModelState) -> ModelSummary:
+    return ModelSummary(
+        name=state.name,
+        description=state.description,
+        created_at=state.created_at,
+        tags=dict(state.tags),
+        aliases=dict(state.aliases),
+        versions=[each.version for each in state.versions.values() if each.deleted_at is None],
+        traffic=state.traffic,
+    )
