@@ -78,8 +78,14 @@ RENAMED = (
     | moved(
         "functions.training",
         "functions.training.loop",
-        "loop=training_loop lesson=task distributed world=process_group compiling interrupts "
-        "spool=mmap_rows cost",
+        "loop=training_loop lesson=task distributed world=process_groups.process_group compiling interrupts "
+        "spool=rows.mmap_rows cost",
+    )
+    | moved("functions.training.loop", "functions.training.loop.rows", "mmap_rows sample_rows")
+    | moved(
+        "functions.training.loop",
+        "functions.training.loop.process_groups",
+        "process_group layer_split slow_workers",
     )
     | moved("functions.training", "functions.training", "bill=trained")
     | moved("functions", "functions.tuning", "tuning=jobs")

@@ -16,7 +16,7 @@ from functions.runtime.run.room import wait_for_room
 from functions.training.errors import TrainingError
 from functions.training.loop.cost import ResourceMeter
 from functions.training.loop.interrupts import interruptible
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer
 from functions.training.params import TabularParams
 from functions.training.tabular.fitting import Prepared, new_trainer

@@ -26,7 +26,7 @@ from functions.training.llm.network import Pretrained, classifier_tokenizer, new
 from functions.training.loop.distributed import run_workers
 from functions.training.loop.epoch import OnEpoch
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import ProcessGroup, SingleProcess
+from functions.training.loop.process_groups.process_group import ProcessGroup, SingleProcess
 from functions.training.loop.pulse import Notice, cadence_of
 from functions.training.loop.training_loop import Trainer, train
 from functions.training.params import weights_depend_on

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from functions.training.errors import TrainingDataError
 from functions.training.llm.texts import IGNORED, Tokenizer, Tokens, tokens_of_chat
-from functions.training.loop.process_group import ProcessGroup
+from functions.training.loop.process_groups.process_group import ProcessGroup
 from functions.training.loop.training_loop import rows_of_worker
 
 Pair = tuple[Tokens, Tokens]

@@ -15,7 +15,7 @@ from registry import Run
 from registry.runs.environment import Usage
 
 if TYPE_CHECKING:
-    from functions.training.loop.process_group import ProcessGroup
+    from functions.training.loop.process_groups.process_group import ProcessGroup
 
 _HOUR_S, _KWH_J, _MILLI = 3600.0, 3.6e6, 1e-3
 

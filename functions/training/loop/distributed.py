@@ -35,8 +35,13 @@ from functions.training.loop.cost import ResourceMeter, ResourceUse
 from functions.training.loop.epoch import Epoch, OnEpoch
 from functions.training.loop.interrupts import interruptible
 from functions.training.loop.keeping import Resting
-from functions.training.loop.layer_split import LayerSplitGroup
-from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup, SingleProcess
+from functions.training.loop.process_groups.layer_split import LayerSplitGroup
+from functions.training.loop.process_groups.process_group import (
+    ProcessGroup,
+    ReplicatedGroup,
+    ShardedGroup,
+    SingleProcess,
+)
 from functions.training.loop.pulse import Notice
 from functions.training.loop.series import show_epoch
 from functions.training.request import Watch

@@ -21,7 +21,7 @@ from functions.training.checkpoints.saved import Checkpoints
 from functions.training.checkpoints.storage import CheckpointDamaged, StoreReader, StoreWriter
 from functions.training.checkpoints.uploads import Pace
 from functions.training.errors import TrainingError
-from functions.training.loop.process_group import ProcessGroup
+from functions.training.loop.process_groups.process_group import ProcessGroup
 from functions.training.loop.pulse import Cadence, Notice, Pulse
 
 _WRITING_SHARE = 0.25  # of an interval, at the end of which another checkpoint is written

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
-from functions.training.loop.process_group import ProcessGroup
+from functions.training.loop.process_groups.process_group import ProcessGroup
+from functions.training.loop.process_groups.slow_workers import SlowWorkers
 from functions.training.loop.settings import Settings
-from functions.training.loop.slow_workers import SlowWorkers
 
 _EVERY_S = 1.0
 _MOST_STEPS = 1_000_000

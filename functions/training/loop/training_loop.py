@@ -22,7 +22,7 @@ from functions.training.errors import TrainingDataError, TrainingDiverged
 from functions.training.loop.compiling import Compiled, recompute_blocks
 from functions.training.loop.epoch import Epoch, OnEpoch, diverged, not_finite
 from functions.training.loop.first_weights import FirstWeights
-from functions.training.loop.process_group import ProcessGroup, SingleProcess
+from functions.training.loop.process_groups.process_group import ProcessGroup, SingleProcess
 from functions.training.loop.settings import Settings
 from functions.training.loop.task import (
     Batch,

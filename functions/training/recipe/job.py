@@ -22,7 +22,7 @@ from functions.training.loop.distributed import run_workers
 from functions.training.loop.epoch import OnEpoch
 from functions.training.loop.first_weights import FirstWeights, without_weights
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import ProcessGroup
+from functions.training.loop.process_groups.process_group import ProcessGroup
 from functions.training.loop.pulse import Notice, cadence_of
 from functions.training.loop.training_loop import Trainer
 from functions.training.loop.training_loop import train as train_epochs

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from functions.training.loop.epoch import Epoch, OnEpoch
-from functions.training.loop.process_group import ProcessGroup, SingleProcess
+from functions.training.loop.process_groups.process_group import ProcessGroup, SingleProcess
 from functions.training.loop.training_loop import Trainer, train
 from functions.training.params import TabularParams
 from functions.training.tabular.columns import Columns

@@ -11,7 +11,7 @@ from functions.training.errors import TrainingDataError
 from functions.training.loop.distributed import run_workers
 from functions.training.loop.epoch import OnEpoch
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import ProcessGroup
+from functions.training.loop.process_groups.process_group import ProcessGroup
 from functions.training.loop.pulse import Notice, cadence_of
 from functions.training.params import TabularParams, weights_depend_on
 from functions.training.request import TrainingRequest, Watch

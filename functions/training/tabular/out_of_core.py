@@ -15,7 +15,7 @@ from torch import Tensor
 
 from functions.model_formats.matrices import category_matrix, numeric_matrix
 from functions.training.errors import TrainingDataError
-from functions.training.loop.mmap_rows import Arrays, MmapRows
+from functions.training.loop.rows.mmap_rows import Arrays, MmapRows
 from functions.training.params import TabularParams
 from functions.training.splits import TIME_COLUMN
 from functions.training.tabular.columns import Columns

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from functions.model_formats.matrices import category_matrix, numeric_matrix
 from functions.training.errors import TrainingDataError
-from functions.training.loop.sample_rows import SampleReader
+from functions.training.loop.rows.sample_rows import SampleReader
 from functions.training.loop.task import Batch, Order
 from functions.training.params import TabularParams
 from functions.training.splits import TIME_COLUMN

@@ -36,7 +36,7 @@ from functions.training import RecipeParams
 from functions.training.checkpoints.saved import Checkpoints
 from functions.training.loop.first_weights import Initialised, reset, without_weights
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import ProcessGroup, ShardedGroup, SingleProcess
+from functions.training.loop.process_groups.process_group import ProcessGroup, ShardedGroup, SingleProcess
 from functions.training.loop.training_loop import Trainer
 from load.benchmarks.timing import print_machine
 from registry import ObjectStore, open_store

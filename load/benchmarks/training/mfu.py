@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
 from functions.training.llm.texts import Rows, TextTask
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.task import epoch_seed, uniform_order
 from functions.training.loop.training_loop import Trainer
 from functions.training.loop.updates import one_cycle

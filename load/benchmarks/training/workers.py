@@ -29,7 +29,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
-from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, SingleProcess
+from functions.training.loop.process_groups.process_group import ProcessGroup, ReplicatedGroup, SingleProcess
 from functions.training.tabular.fitting import Prepared, new_trainer, prepare
 from load.benchmarks.timing import print_machine
 from load.benchmarks.training.tabular import COLUMNS, PARAMS, synthetic_table

@@ -16,7 +16,7 @@ import torch
 
 from functions.training.checkpoints.saved import Checkpoints
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import ShardedGroup
+from functions.training.loop.process_groups.process_group import ShardedGroup
 from functions.training.loop.pulse import Cadence
 from functions.training.loop.training_loop import train
 from registry import open_store

@@ -12,7 +12,7 @@ from torch import nn
 
 from functions.training import RecipeParams
 from functions.training.loop.first_weights import Initialised, reset, without_weights
-from functions.training.loop.process_group import ReplicatedGroup, ShardedGroup
+from functions.training.loop.process_groups.process_group import ReplicatedGroup, ShardedGroup
 from functions.training.loop.training_loop import Trainer, train
 from tests.functions.training.forked import on_workers
 from tests.functions.training.recipes import Sums, TiedStack, trainer

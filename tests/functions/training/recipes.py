@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from functions.training import Recipe, RecipeParams
-from functions.training.loop.process_group import ProcessGroup
+from functions.training.loop.process_groups.process_group import ProcessGroup
 from functions.training.loop.training_loop import Trainer
 from registry import Signature, TensorSpec
 

@@ -9,7 +9,7 @@ import torch.distributed
 from functions.training.checkpoints.saved import Checkpoints
 from functions.training.loop.epoch import Epoch
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup
+from functions.training.loop.process_groups.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup
 from functions.training.loop.training_loop import train
 from registry import open_store
 from tests.functions.training.recipes import FAST, trainer

@@ -17,8 +17,8 @@ from functions.training.llm.network import Pretrained, new_network
 from functions.training.llm.preferences import PreferenceTask
 from functions.training.loop.epoch import Epoch
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.layer_split import LayerSplitGroup
-from functions.training.loop.process_group import ProcessGroup, ShardedGroup
+from functions.training.loop.process_groups.layer_split import LayerSplitGroup
+from functions.training.loop.process_groups.process_group import ProcessGroup, ShardedGroup
 from functions.training.loop.training_loop import Trainer, train
 from functions.training.named import Named
 from registry import open_store

@@ -12,7 +12,7 @@ from functions.training.checkpoints.index import Index
 from functions.training.checkpoints.saved import Checkpoints, Retention, Saved
 from functions.training.loop.epoch import Epoch
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.tabular.fitting import Fitted, fit, prepare
 from registry import Conflict, ObjectStore
 from registry.journal.heads import journal_counts

@@ -12,7 +12,7 @@ from functions.project import ModelDefinition
 from functions.training import ArtifactRefused, Lora, RecipeParams, TextClassifier, TrainingDataError, load
 from functions.training.llm.classifier_job import ClassifierTask, LabelledTexts, classifier_task
 from functions.training.llm.network import Pretrained, new_classifier
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer
 from functions.training.model import train_declared
 from registry import Signature, Table, TensorSpec

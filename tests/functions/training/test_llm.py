@@ -13,7 +13,7 @@ from functions.training.llm import FineTune, Lora, fine_tune
 from functions.training.llm.job import text_task
 from functions.training.llm.network import Pretrained, adapted, new_network
 from functions.training.llm.texts import IGNORED, Tokens, packed, tokens_of_chat
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer
 from registry import Signature, Table, TensorSpec
 from tests.functions.training.peft_alone import learn_alone

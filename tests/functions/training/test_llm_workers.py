@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from functions.training import fine_tune
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from registry import Table
 from tests.functions.training.forked import answers
 from tests.functions.training.split_worker import STEADY

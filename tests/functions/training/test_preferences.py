@@ -12,7 +12,7 @@ from functions.training.llm.job import preference_task
 from functions.training.llm.network import Pretrained, new_network
 from functions.training.llm.preferences import Pairs
 from functions.training.llm.texts import IGNORED
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer
 from registry import Table
 from tests.functions.training.test_llm import NUMBERS, PARAMS, SMALL, SPEC, base

@@ -11,7 +11,7 @@ from functions.training import TrainingError
 from functions.training.checkpoints.saved import Checkpoints
 from functions.training.loop.compiling import Compiled
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer, train
 from functions.training.tabular.fitting import new_trainer, prepare
 from tests.functions.training.recipes import FAST, Stack, trainer

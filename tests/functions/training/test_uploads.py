@@ -16,7 +16,7 @@ from functions.training.checkpoints.saved import Checkpoints
 from functions.training.checkpoints.uploader import BLOCK_BYTES, Pieces, digests_of
 from functions.training.checkpoints.uploads import Pace, upload, upload_apart
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.pulse import Cadence
 from functions.training.loop.training_loop import train
 from registry import RegistryError, Unavailable

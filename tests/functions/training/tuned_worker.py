@@ -19,7 +19,7 @@ from functions.training.llm.job import preference_task, text_task
 from functions.training.llm.network import Pretrained, new_network
 from functions.training.llm.preferences import PreferenceTask
 from functions.training.llm.texts import IGNORED, Rows, TextTask
-from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup
+from functions.training.loop.process_groups.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup
 from functions.training.loop.training_loop import Trainer, train
 from tests.functions.training.forked import on_workers
 from tests.functions.training.memory_worker import taken

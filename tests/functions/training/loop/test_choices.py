@@ -8,7 +8,7 @@ from functions.training import RecipeParams, TrainingDataError
 from functions.training.checkpoints.saved import Checkpoints
 from functions.training.loop.choices import new_loss, new_optimizer, new_schedule
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.training_loop import train
 from functions.training.named import Named
 from tests.functions.training.recipes import FAST, trainer

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from functions.runtime.context import context_of
 from functions.runtime.receipt import Prices
 from functions.training.loop.cost import ResourceMeter, ResourceUse
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from tests.functions.runtime.cards.fake_driver import WATTS, fake_driver
 
 PRICES = Prices(currency="EUR", cpu_hour=0.5, gpu_hour=4.0, kwh=0.25)

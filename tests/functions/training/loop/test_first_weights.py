@@ -10,7 +10,7 @@ from torch import nn
 
 from functions.training import RecipeParams, TrainingError
 from functions.training.loop.first_weights import Initialised, fill, reset, without_weights
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer, train
 from tests.functions.training.forked import answers
 from tests.functions.training.memory_worker import BLOCK_BYTES, STATE_BYTES

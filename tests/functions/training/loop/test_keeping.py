@@ -18,7 +18,7 @@ from functions.training.checkpoints.saved import Checkpoints, Retention
 from functions.training.checkpoints.storage import StoreReader
 from functions.training.checkpoints.uploader import digests_of
 from functions.training.loop.keeping import Keeper, Resting
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.pulse import Cadence, Pulse
 from functions.training.loop.training_loop import train
 from tests.functions.training.kept_worker import INTERVAL, PARAMS

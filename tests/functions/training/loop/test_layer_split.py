@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from functions.training import TrainingDataError, TrainingError, fine_tune
-from functions.training.loop.layer_split import layer_split
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.layer_split import layer_split
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.workers import Workers
 from registry import TableSnapshot
 from tests.functions.training.forked import answers

@@ -11,11 +11,11 @@ import torch
 
 from functions.training import TrainingDataError, train_tabular
 from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop import mmap_rows
 from functions.training.loop.epoch import Epoch
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.mmap_rows import MmapRows
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
+from functions.training.loop.rows import mmap_rows
+from functions.training.loop.rows.mmap_rows import MmapRows
 from functions.training.loop.training_loop import Trainer
 from functions.training.tabular.fitting import Prepared, fit, prepare
 from functions.training.tabular.out_of_core import prepare_on_disk
@@ -95,7 +95,7 @@ def test_a_half_written_file_is_written_again_and_no_rows_are_refused(disk):
 def test_the_file_of_a_killed_reader_is_used_by_the_next(disk):
     code = (
         "import os, signal, pathlib\n"
-        "from functions.training.loop.mmap_rows import MmapRows\n"
+        "from functions.training.loop.rows.mmap_rows import MmapRows\n"
         "from tests.functions.training.loop.test_mmap_rows import parts\n"
         f"kept = MmapRows.of('n', parts, within=pathlib.Path({str(disk)!r}))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -8,7 +8,7 @@ import pytest
 from functions.training.checkpoints.saved import Checkpoints
 from functions.training.errors import TrainingDiverged
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.pulse import Cadence
 from functions.training.loop.training_loop import Trainer, train
 from tests.functions.training.recipes import FAST, Sums, trainer

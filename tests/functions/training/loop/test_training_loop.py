@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from functions.training.errors import TrainingDiverged
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.params import TabularParams
 from functions.training.tabular.calibration import fit_inverse_temperature
 from functions.training.tabular.fitting import fit, new_trainer, prepare

@@ -15,9 +15,9 @@ from functions.runtime.durable.workflow import Run, use_run
 from functions.runtime.receipt import Prices
 from functions.training import Recipe, TrainingDataError, TrainingDiverged, TrainingError, load, train_recipe
 from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop import mmap_rows
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
+from functions.training.loop.rows import mmap_rows
 from functions.training.loop.training_loop import train
 from functions.training.recipe.recipe import recipe_of
 from tests.functions.training.recipes import FAST, RECIPES, trainer

@@ -9,9 +9,9 @@ import torch
 
 from functions.training import TrainingDataError, train_tabular
 from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop import sample_rows
 from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import SingleProcess
+from functions.training.loop.rows import sample_rows
 from functions.training.splits import held_out_rows
 from functions.training.streamed_splits import streamed_split
 from functions.training.tabular import sharded

@@ -17,7 +17,7 @@ from torch import nn
 
 from functions.training.errors import TrainingError
 from functions.training.loop.first_weights import FirstWeights
-from functions.training.loop.process_group import ShardedGroup
+from functions.training.loop.process_groups.process_group import ShardedGroup
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
