@@ -19,18 +19,15 @@ from ray_apps.console.pages import (
     functions,
     home,
     invocations,
-    models,
     monitors,
     not_found,
     predictions,
     queue,
     reports,
-    rollouts,
     runs,
     tokens,
-    traffic,
-    versions,
 )
+from ray_apps.console.pages.registry import models, rollouts, traffic, versions
 
 
 class PageModule(Protocol):

@@ -334,7 +334,7 @@ async def test_a_page_that_fails_says_so_and_shows_nothing_of_the_failure(
     platform: Platform, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     visitor = await platform.signed_in("viewer")
-    monkeypatch.setattr("ray_apps.console.pages.models.ROWS", "not a number")
+    monkeypatch.setattr("ray_apps.console.pages.registry.models.ROWS", "not a number")
     answer = await visitor.get("/ui/models")
     assert answer.status_code in {422, 500}
     assert "Traceback" not in answer.text

@@ -1,0 +1,1 @@
+"""Pages of the registry: models, their versions, their traffic and their rollouts."""
