@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import re
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import Request
-from pydantic import AwareDatetime, BeforeValidator, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -23,15 +29,32 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 _NUMBER = re.compile(
     r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE
 )  # pydantic takes it for seconds since 1970
+_TIME_FORM = "write ISO 8601 with its offset, as in 2030-01-31T18:00:00+00:00"
 
 
-def _refuse_number(value: object) -> object:
+def _time(value: object, parse: ValidatorFunctionWrapHandler) -> object:
+    """Parse a time; where the value is not one, say how one is written, and not which type of ours refused it."""
     if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
-        raise PydanticCustomError("string_type", "write a time as ISO 8601 text with its offset")
-    return value
+        raise _not_a_time(value, "is not a time")
+    try:
+        return parse(value)
+    except ValidationError as error:
+        naive = any(each["type"] == "timezone_aware" for each in error.errors())
+        raise _not_a_time(value, "has no timezone" if naive else "is not a time") from error
 
 
-Time = Annotated[AwareDatetime, BeforeValidator(_refuse_number)]
+def _time_or_never(value: object, parse: ValidatorFunctionWrapHandler) -> object:
+    return value if value == "never" else _time(value, parse)
+
+
+def _not_a_time(value: object, why: str) -> PydanticCustomError:
+    return PydanticCustomError(
+        "time", "{value} {why}; " + _TIME_FORM, {"value": repr(value)[:100], "why": why}
+    )
+
+
+Time = Annotated[AwareDatetime, WrapValidator(_time)]
+Expiry = Annotated[AwareDatetime | Literal["never"], WrapValidator(_time_or_never)]
 
 
 class Json(Response):

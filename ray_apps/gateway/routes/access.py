@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, admitted_of, allowed
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.services import services_of
-from ray_apps.gateway.wire import Json, Name, Time
+from ray_apps.gateway.wire import Expiry, Json, Name
 from registry import Access, NotFound, Principal, Role
 from registry.access import EVERY_WORKSPACE, UNLIMITED, Grant, Limits, Workspace
 from registry.access.tokens import TOKEN_LIFETIME
@@ -43,7 +43,7 @@ class TokenRequest(BaseModel):
     model: Name | None = None
     grants: list[GrantText] = Field(default=[], max_length=64)
     limits: Limits = UNLIMITED
-    expires_at: Time | Literal["never"] | None = None
+    expires_at: Expiry | None = None
 
     @model_validator(mode="after")
     def _grants_something(self) -> Self:

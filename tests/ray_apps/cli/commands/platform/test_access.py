@@ -52,6 +52,17 @@ def test_a_token_is_made_with_grants_and_shown_with_its_last_use(
     [
         ("token create eve", 2, "give a role, or --grant"),
         ("token create eve cook", 2, "there is no 'cook'"),
+        (
+            "token create eve viewer --expires 3d",
+            2,
+            "expires_at: '3d' is not a time; write ISO 8601 with its offset",
+        ),
+        (
+            "token create eve viewer --expires 2030-01-31T18:00:00",
+            2,
+            "'2030-01-31T18:00:00' has no timezone; write",
+        ),
+        ("audit-log --since yesterday", 2, "since: 'yesterday' is not a time; write ISO 8601"),
         ("token create eve --grant viewer:nowhere", 1, "'nowhere' does not exist"),
         ("workspace create No_Such", 2, "name"),
         ("workspace set paymens --description x", 1, "did you mean 'payments'? `toque workspace list`"),
