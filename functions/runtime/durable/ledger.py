@@ -18,7 +18,7 @@ from typing import Any
 
 from functions.runtime.durable.dead_letters import DeadLetters
 from functions.runtime.durable.heartbeat import last_beat
-from functions.runtime.durable.listing import list_unfinished, newest_first
+from functions.runtime.durable.listing import list_unfinished, matching, newest_first
 from functions.runtime.durable.queue import Note, QueueWriter
 from functions.runtime.durable.record import ENDED, Record, Status, fold_entry, initial_record
 from functions.runtime.durable.values import get_value, put_value
@@ -216,31 +216,36 @@ class Ledger:
         that have not ended have an index; a listing of others reads from the newest until it has enough.
         Raises: UnknownInvocation if there is no `after`.
         """
-        records = (self._find(each) for each in islice(self._listed(status, after), scan))
-        matching = (
-            each
-            for each in records
-            if each is not None and status in {None, each.status} and function in {None, each.function}
+        wanted = (
+            (each, first)
+            for each, first in islice(self._listed(status, after), scan)
+            if first is None or function in {None, first.body["function"]}
         )
-        yield from islice(matching, limit)
+
+        def matches(record: Record) -> bool:
+            return status in {None, record.status} and function in {None, record.function}
+
+        return matching(wanted, self._find, matches, limit=limit)
 
     def unfinished(self) -> Iterator[Record]:
         """Iterate over the invocations that have not ended, newest first; those that have are not read."""
-        found = (self._find(each) for each in self._listed("queued", None))
-        return (each for each in found if each is not None and each.status not in ENDED)
+        return matching(self._listed("queued", None), self._find, lambda each: each.status not in ENDED)
 
-    def _listed(self, status: Status | None, after: str | None) -> Iterable[str]:
-        """List ids of invocations that may have a status, newest first, from the one after `after` on."""
+    def _listed(self, status: Status | None, after: str | None) -> Iterable[tuple[str, Entry | None]]:
+        """List invocations that may have a status, newest first, from the one after `after` on, with first entries that were read."""
         if status == "dead":
             dead = self.dead_letters.all()[::-1]
-            return dead if after is None else dead[dead.index(after) + 1 :] if after in dead else ()
+            rest = dead if after is None else dead[dead.index(after) + 1 :] if after in dead else ()
+            return ((each, None) for each in rest)
         before = None if after is None else (self.first_entry(after).at, after)
         if status is None or status in ENDED:
-            found = newest_first(self.store, self._find_first, actor=self.actor, before=before)
-            return (invocation for invocation, _ in found)
+            return newest_first(self.store, self._find_first, actor=self.actor, before=before)
         unfinished = list_unfinished(self.store, actor=self.actor)
-        dated = [(first.at, each) for each in unfinished if (first := self._find_first(each)) is not None]
-        return [each for at, each in sorted(dated, reverse=True) if before is None or (at, each) < before]
+        dated = [
+            (first.at, each, first) for each in unfinished if (first := self._find_first(each)) is not None
+        ]
+        latest = sorted(dated, key=lambda each: each[:2], reverse=True)
+        return ((each, first) for at, each, first in latest if before is None or (at, each) < before)
 
     def _find_first(self, invocation: str) -> Entry | None:
         """Find the first entry of an invocation that a queue names; None if it was deleted."""
@@ -258,10 +263,10 @@ class Ledger:
         """Sum the receipts of all ended invocations by function, day and caller; reads every invocation."""
         return totals(record.receipt for record in self.invocations(limit=sys.maxsize) if record.receipt)
 
-    def _find(self, invocation: str) -> Record | None:
-        """Find the record of an invocation that a queue names; None if it was deleted."""
+    def _find(self, invocation: str, first: Entry | None = None) -> Record | None:
+        """Find the record of an invocation that a queue names; None if it was deleted. first: as for `follow`."""
         try:
-            return self.read(invocation)
+            return self.follow(invocation, first).record
         except UnknownInvocation:
             return None
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from functions.runtime.durable.queue import CHECKPOINT, INDEX, index
+from functions.runtime.durable.record import Record
 from registry.journal import Entry
 from registry.journal.journal import Journal
 from registry.store.object_store import ObjectStore
 
+READERS = 8  # records that are read at once: on S3 each entry is a request of tens of milliseconds
 NOTE_DELAY = timedelta(seconds=2)
 """Time within which the note of a submitted invocation follows its first entry; a writer that is killed leaves it to another."""
 
@@ -67,6 +72,26 @@ def newest_first(
             entries[invocation] = first
     while waiting:
         yield _pop(waiting, entries)
+
+
+def matching(
+    listed: Iterable[tuple[str, Entry | None]],
+    find: Callable[[str, Entry | None], Record | None],
+    matches: Callable[[Record], bool],
+    *,
+    limit: int = sys.maxsize,
+) -> Iterator[Record]:
+    """Read the records of listed invocations, several at once, until `limit` of them match; never more ahead than may be needed.
+
+    listed: ids, and first entries that were read; find: reads one, None if it was deleted.
+    """
+    rest = iter(listed)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="toque-listing") as pool:
+        while limit and (batch := list(islice(rest, min(READERS, limit)))):
+            for record in pool.map(lambda each: find(*each), batch):
+                if record is not None and matches(record):
+                    limit -= 1
+                    yield record
 
 
 def _pop(waiting: list[tuple[float, str]], entries: dict[str, Entry]) -> tuple[str, Entry]:

@@ -80,6 +80,24 @@ def test_the_newest_page_of_many_costs_few_reads(store: ObjectStore, monkeypatch
     assert counts.total() < 2 * 90 + 600  # notes within two seconds of the cursor are read to be left out
 
 
+def test_a_listing_reads_each_entry_once_and_of_other_functions_only_the_first(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(store, actor="p")
+    wanted = [ledger.submit(listed, {"a": number}) for number in range(20)]
+    for each in (*wanted, *(ledger.submit(other, {"a": number}) for number in range(20))):
+        for body in (
+            {"kind": "started", "worker": "w", "lease_s": 9.0, "digest": "d"},
+            {"kind": "succeeded", "result": {"json": 1}},
+        ):
+            ledger.follow(each).append(lambda _, body=body: body)
+    counts: Counter[str] = Counter()
+    find = store.find
+    monkeypatch.setattr(store, "find", lambda key: (counts.update([key.split("/")[0]]), find(key))[1])
+    assert ids(ledger, function="listed") == wanted[::-1]
+    assert counts["invocations"] == 20 + 20 * 3
+
+
 def test_what_has_not_ended_is_found_by_the_checkpoint_and_the_notes_since(store: ObjectStore) -> None:
     ledger = Ledger(store, actor="p")
     one, two = (ledger.submit(listed, {"a": number}) for number in range(2))
