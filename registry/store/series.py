@@ -24,12 +24,12 @@ _OUTCOMES: dict[type[BaseException], str] = {
 }
 REQUESTS = Counter(
     "toque_store_requests",
-    "Requests to the object store, by operation and outcome.",
+    "Requests to the object store, by operation and outcome; those to tables, which deltalake and Arrow make, are not counted.",
     ("operation", "outcome"),
 )
 SECONDS = Histogram(
     "toque_store_request_seconds",
-    "Seconds of a request to the object store, however it ended.",
+    "Seconds of a request to the object store, however it ended; without those to tables.",
     ("operation",),
     buckets=_BUCKETS_S,
 )
