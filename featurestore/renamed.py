@@ -9,6 +9,11 @@ RENAMED = (
         "definitions=views fields dtypes expectations ondemand=on_demand code encoding",
     )
     | moved(
+        "featurestore.definitions",
+        "featurestore.definitions",
+        "composites=casting.composites tails=encoding.tails",
+    )
+    | moved(
         "featurestore",
         "featurestore.applied",
         "applied=definitions catalogue=catalog planning=plan revive=deserialize",

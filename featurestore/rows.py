@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.definitions.casting import cast_column, microsecond_utc
-from featurestore.definitions.composites import column_of_values
+from featurestore.definitions.casting.composites import column_of_values
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.expectations import Freshness
 from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.composites import texts_of
+from featurestore.definitions.casting.composites import texts_of
 from featurestore.definitions.fields import EVENT_TIMESTAMP
 from featurestore.retrieval import Features
 from featurestore.rows import Tabular, to_table

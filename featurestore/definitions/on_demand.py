@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 
 from featurestore.definitions.casting import cast_column
-from featurestore.definitions.composites import column_of_values
+from featurestore.definitions.casting.composites import column_of_values
 from featurestore.definitions.dtypes import DType, FeatureType, List, Map, Vector
 from featurestore.definitions.fields import Field, RequestSource
 from featurestore.definitions.on_demand_inputs import Array, Inputs, objects_of

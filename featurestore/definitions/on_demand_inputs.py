@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from featurestore.definitions.casting import cast_column
-from featurestore.definitions.composites import column_of_values
+from featurestore.definitions.casting.composites import column_of_values
 from featurestore.definitions.dtypes import DType, FeatureType, Vector
 from featurestore.definitions.encoding import vectors_of
 from featurestore.definitions.fields import Field

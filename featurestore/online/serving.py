@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from featurestore.definitions.casting import cast_column
-from featurestore.definitions.composites import column_of_values
+from featurestore.definitions.casting.composites import column_of_values
 from featurestore.definitions.dtypes import DType
 from featurestore.definitions.encoding import (
     ENCODING_VERSION,

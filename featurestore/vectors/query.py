@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.definitions.casting import cast_column
-from featurestore.definitions.composites import column_of_values
+from featurestore.definitions.casting.composites import column_of_values
 from featurestore.definitions.dtypes import Vector
 from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
 from featurestore.definitions.vector_index import Metric, VectorIndex

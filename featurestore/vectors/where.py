@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.definitions.casting import cast_column
-from featurestore.definitions.composites import column_of_values
+from featurestore.definitions.casting.composites import column_of_values
 from featurestore.definitions.dtypes import Decimal, DType
 from featurestore.definitions.fields import Field
 from featurestore.definitions.views import FeatureView

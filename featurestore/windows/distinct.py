@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.composites import texts_of
+from featurestore.definitions.casting.composites import texts_of
 from featurestore.windows.windowing import Alignment, Floats, Ints
 from kernels.hashing import hash_strings
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from featurestore.definitions.composites import column_of_values
+from featurestore.definitions.casting.composites import column_of_values
 from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.row_bodies import rows_schema, take_rows

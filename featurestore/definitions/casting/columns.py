@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from featurestore.definitions.composites import cast_composite
+from featurestore.definitions.casting.composites import cast_composite
 from featurestore.definitions.dtypes import TIMESTAMP, DType
 from featurestore.definitions.fields import Field
 from featurestore.errors import InvalidRows

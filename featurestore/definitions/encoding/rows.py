@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions import tails
 from featurestore.definitions.dtypes import MAX_PRECISION, Decimal, DType, FeatureType, Vector
+from featurestore.definitions.encoding import tails
 from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
 from featurestore.definitions.times import from_microseconds
 from featurestore.errors import UnreadableRow
