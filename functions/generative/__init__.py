@@ -19,6 +19,7 @@ from functions.generative.registration import register_generative
 from functions.generative.tools import call_tool
 from functions.generative.version_files import (
     ADAPTER,
+    ADAPTER_FOLDER,
     CHAT,
     CHAT_TEMPLATE,
     PROMPT,
@@ -35,6 +36,7 @@ from functions.generative.version_files import (
 
 __all__ = [
     "ADAPTER",
+    "ADAPTER_FOLDER",
     "CHAT",
     "CHAT_TEMPLATE",
     "PROMPT",

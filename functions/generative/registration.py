@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from functions.generative.adapter_folder import CONFIG, adapter_files, check_adapter, kept_settings
 from functions.generative.errors import GenerativeError
 from functions.generative.prompt import Prompt
 from functions.generative.version_files import (
     ADAPTER,
+    ADAPTER_FOLDER,
     CHAT,
     CHAT_TEMPLATE,
     PROMPT,
@@ -48,16 +50,21 @@ def register_generative(
 ) -> ModelVersion:
     """Register a version of a language model; a model of a new name is made.
 
-    weights, adapter: GGUF files; weights may be a Hugging Face folder of safetensors, too, for an engine that reads one.
+    weights, adapter: GGUF files; or, for vLLM, a Hugging Face folder of safetensors and one of a LoRA as `peft` saves it, of which the
+    configuration and the numbers are taken.
     chat_template: in Jinja, in place of that in the weights, such as one with a place for tools. keep: an earlier version by number or alias, which gives what is left out here; its weights
     are the same content and are not sent again.
-    Raises: GenerativeError for files that are no GGUF, a folder that an engine could not read, and a version without weights, or with
-    two; NotFound for `keep`.
+    Raises: GenerativeError for files that are no GGUF, a folder that an engine could not read, a version without weights, or with two,
+    and an adapter that its engine would not load; NotFound for `keep`.
     """
     given = _given_files(weights, adapter)
     registry.create_model(model, exist_ok=True)
     kept = None if keep is None else registry.get_version(model, keep)
-    _check_weights({*given}, frozenset() if kept is None else kept.files.keys())
+    names = frozenset[str]() if kept is None else frozenset(kept.files)
+    _check_weights({*given}, names)
+    _check_adapter({*given} | names)
+    if (config := given.get(CONFIG)) is not None:
+        check_adapter(config, settings or kept_settings(registry, kept))
     with tempfile.TemporaryDirectory(prefix="toque-generative-") as folder:
         for name, path in given.items():
             _place(path, Path(folder) / name)
@@ -84,7 +91,10 @@ def _given_files(weights: Path | None, adapter: Path | None) -> dict[str, Path]:
     given = {name: path for name, path in ((WEIGHTS, weights), (ADAPTER, adapter)) if path is not None}
     if weights is not None and weights.is_dir():
         del given[WEIGHTS]
-        given = {**given, **_folder_files(weights)}
+        given |= _folder_files(weights)
+    if adapter is not None and adapter.is_dir():
+        del given[ADAPTER]
+        given |= adapter_files(adapter)
     for name in given.keys() & {WEIGHTS, ADAPTER}:
         _check_gguf(name, given[name])
     return given
@@ -111,6 +121,16 @@ def _check_weights(given: AbstractSet[str], kept: AbstractSet[str]) -> None:
     if old and weights_in(given) is not None:
         raise GenerativeError(
             f"weights: the version to keep has {min(old)}, which would stand beside those that are given; leave out `keep`"
+        )
+
+
+def _check_adapter(names: AbstractSet[str]) -> None:
+    """Refuse an adapter that is not of the kind of the weights, or a second one."""
+    in_folder, is_file = CONFIG in names, ADAPTER in names
+    if (is_file and weights_in(names) == WEIGHTS_FOLDER) or (in_folder and weights_in(names) == WEIGHTS):
+        raise GenerativeError(
+            "adapter: weights as GGUF take one as GGUF, and weights as a folder one as a folder that `peft` saved; "
+            f"here are {weights_in(names)} and {ADAPTER if is_file else ADAPTER_FOLDER}"
         )
 
 

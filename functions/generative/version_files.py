@@ -14,12 +14,14 @@ from registry.store import Blob
 
 __all__ = [
     "ADAPTER",
+    "ADAPTER_FOLDER",
     "CHAT",
     "CHAT_TEMPLATE",
     "PROMPT",
     "SETTINGS",
     "WEIGHTS",
     "WEIGHTS_FOLDER",
+    "AdapterRank",
     "EngineSettings",
     "engine_files",
     "is_generative",
@@ -33,10 +35,16 @@ WEIGHTS_FOLDER: Final = "weights"
 """Folder of Hugging Face with weights as safetensors, in place of `WEIGHTS`, for engines that read one, such as vLLM."""
 ADAPTER: Final = "adapter.gguf"
 """A LoRA of the weights beside it."""
+ADAPTER_FOLDER: Final = "adapter"
+"""Folder of a LoRA as `peft` saves it, in place of `ADAPTER`, beside weights in a folder."""
 CHAT_TEMPLATE: Final = "chat_template.jinja"
 """How messages and tools become the text that the model reads, in place of the template in the weights."""
 PROMPT: Final = "prompt.json"
 SETTINGS: Final = "engine.json"
+
+
+AdapterRank = Literal[0, 8, 16, 32, 64, 128, 256, 320, 512]
+"""Largest rank of the adapters that vLLM has room for."""
 
 
 def _spec(name: str, datatype: str, *shape: int) -> TensorSpec:
@@ -67,7 +75,9 @@ class EngineSettings(BaseModel):
     max_tokens: of an answer, where neither request nor prompt says. adapter_scale: strength of the adapter.
     task: "generate" texts; or "embed", make embeddings alone, for which vLLM needs an engine of its own.
     tool_parser: name of vLLM's parser for the way in which the model writes calls of tools, such as "hermes"; None: vLLM takes no tools.
-    llama.cpp tells it by the chat template.
+    llama.cpp tells it by the chat template. adapter_rank: largest rank of the adapters that vLLM loads beside the weights, for which it
+    keeps room; 0: it loads none. Versions that differ in an adapter alone share its engine. idle_s: seconds without a request after
+    which the engine ends, and starts again for the next; 0: it stays.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,14 +88,20 @@ class EngineSettings(BaseModel):
     adapter_scale: float = Field(default=1.0, ge=0, le=10)
     task: Literal["generate", "embed"] = "generate"
     tool_parser: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)
+    adapter_rank: AdapterRank = 0
+    idle_s: int = Field(default=0, ge=0, le=1 << 20)
 
     def to_json(self) -> str:
         """Write the settings whole, so that a later release's defaults change no version.
 
-        Task and parser are left out where they are the default: an earlier release, which does not know them, reads the file then.
+        Those that an earlier release does not know are left out where they are the default: it reads the file then.
         """
         fields = type(self).model_fields
-        left_out = {name for name in ("task", "tool_parser") if getattr(self, name) == fields[name].default}
+        left_out = {
+            name
+            for name in ("task", "tool_parser", "adapter_rank", "idle_s")
+            if getattr(self, name) == fields[name].default
+        }
         return self.model_dump_json(indent=1, exclude=left_out)
 
 
@@ -101,7 +117,8 @@ def engine_files(version: ModelVersion) -> dict[str, Blob]:
     return {
         name: blob
         for name, blob in sorted(version.files.items())
-        if name in (WEIGHTS, ADAPTER, CHAT_TEMPLATE) or name.startswith(f"{WEIGHTS_FOLDER}/")
+        if name in (WEIGHTS, ADAPTER, CHAT_TEMPLATE)
+        or name.startswith((f"{WEIGHTS_FOLDER}/", f"{ADAPTER_FOLDER}/"))
     }
 
 

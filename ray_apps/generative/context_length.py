@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 
 from functions.generative import EngineSettings
-from functions.generative.engines import EngineProcess
-from ray_apps.generative.openai.errors import ApiRefusal
+from functions.generative.engines import EngineProcess, EngineRefusal
+from ray_apps.generative.openai.errors import ApiRefusal, refusal_by_engine
 from ray_apps.generative.openai.requests import EMBEDDING, Ask
 
 __all__ = ["check_context"]
@@ -33,7 +33,7 @@ async def check_context(
     most = int(body["max_tokens"])
     prompt = _bound(body)
     if prompt + most > settings.context_length:
-        prompt = await process.engine.count_tokens(process.client, process.base, body)
+        prompt = await _counted(process, body)
     left = settings.context_length - prompt
     if left < 1 or (ask.max_tokens is not None and ask.max_tokens > left):
         raise _too_long(settings, prompt, ask.max_tokens or 1, "messages" if "messages" in body else "prompt")
@@ -54,7 +54,7 @@ async def _check_texts(process: EngineProcess, settings: EngineSettings, ask: As
     for text in texts:
         size = len(text.encode()) + _PER_REQUEST if isinstance(text, str) else len(text)
         if size > most and isinstance(text, str):
-            size = await process.engine.count_tokens(process.client, process.base, {"prompt": text})
+            size = await _counted(process, {"prompt": text})
         if size > settings.context_length:
             raise _too_long(settings, size, 0, "input")
         if size > most:
@@ -65,6 +65,14 @@ async def _check_texts(process: EngineProcess, settings: EngineSettings, ask: As
             )  # fmt: skip
         total += size
     return total
+
+
+async def _counted(process: EngineProcess, body: Mapping[str, Any]) -> int:
+    """Have the engine count a prompt's tokens. Raises: ApiRefusal with what it says, if it does not."""
+    try:
+        return await process.engine.count_tokens(process.client, process.base, body)
+    except EngineRefusal as error:
+        raise refusal_by_engine(error.status, error.content) from error
 
 
 def _bound(body: Mapping[str, Any]) -> int:

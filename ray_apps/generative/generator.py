@@ -31,7 +31,7 @@ from ray_apps.generative.guarding import (
 )
 from ray_apps.generative.load import LoadMeter
 from ray_apps.generative.openai.answers import AnswerRecord, EventStream, as_choice, record_of
-from ray_apps.generative.openai.errors import ApiRefusal, error_document
+from ray_apps.generative.openai.errors import ApiRefusal, error_document, refusal_by_engine
 from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, Ask
 from ray_apps.generative.openai.response_stream import ResponseStream
 from ray_apps.generative.openai.responses import items_of, response_of
@@ -116,7 +116,7 @@ class Generator:
         try:
             await self._guard(call)
             body = _engine_body(call.ask, call.version)
-            await call.lease.process.ready(ENGINE_S)
+            await call.lease.ready(ENGINE_S)
             check_tools(body, call.lease.process.no_tools)
             prompt_tokens, most = await check_context(
                 call.lease.process, call.version.settings, call.ask, body
@@ -219,20 +219,19 @@ class Generator:
         return await self._ask_engine(call, body, request)
 
     async def _ask_engine(self, call: Call, body: dict[str, Any], request: Request) -> Answer:
-        process = call.lease.process
+        process, body["model"] = call.lease.process, call.lease.model
         if call.ask.kind == EMBEDDING:
             status, found = await ask_embeddings(process, body)
             if not isinstance(found, dict):
-                raise _refused(status, found)
+                raise refusal_by_engine(status, found)
             mark("engine")
             return await self._answer_whole(call, found)
         address = f"{process.base}/v1/{call.ask.kind}"
-        body["model"] = process.engine.model_name(process.spec)
         async with process.client.post(
             address, data=orjson.dumps(body), headers=_JSON_HEADERS, read_bufsize=_AHEAD_BYTES
         ) as response:
             if response.status != _OK:
-                raise _refused(response.status, await response.read())
+                raise refusal_by_engine(response.status, await response.read())
             response.content.on_eof(call.free_slot)
             if call.ask.stream:
                 return await self._pass_stream_on(call, response, request)
@@ -401,19 +400,6 @@ def _engine_body(ask: Ask, version: GenerativeVersion) -> dict[str, Any]:
             raise ApiRefusal(str(error), param="variables") from error
     body.setdefault("max_tokens", version.settings.max_tokens)
     return body
-
-
-def _refused(status: int, content: bytes) -> ApiRefusal:
-    """Turn an engine's refusal into ours: the caller's fault stays one, everything else may be tried again."""
-    try:
-        said = orjson.loads(content).get("error", {})
-    except (orjson.JSONDecodeError, AttributeError):
-        said = {}
-    message = said.get("message") if isinstance(said, dict) else str(said)
-    if status >= _FAULT and status != 501:  # noqa: PLR2004  # what an engine has not is the caller's to leave out
-        return ApiRefusal(f"engine: {message or status}", status=503, retry_after_s=1)
-    code = "context_length_exceeded" if "context" in str(said.get("type", "")) else None
-    return ApiRefusal(f"{message or f'the engine refuses it with status {status}'}", status=400, code=code)
 
 
 def _status_of(error: BaseException) -> int:

@@ -115,7 +115,7 @@ class EngineSeries:
     def flush(self) -> None:
         """Move the numbers to the series."""
         running = self._engines.processes
-        ENGINES.set(len(running))
+        ENGINES.set(sum(not each.is_idle for each in running))
         for tier in SERVICE_TIERS:
             WAITING.labels(tier).set(sum(each.slots.waiting(tier) for each in running))
         self._restarts.to(self._engines.restarts)

@@ -30,6 +30,8 @@ __all__ = ["GenerativeShadows", "ShadowAsk"]
 
 SHADOW: Final = "shadow"
 _OK: Final = 200
+_ENGINE_S: Final = 10.0
+"""How long a copy waits for an engine that is being started anew."""
 _TIER: Final = "flex"
 """Where a shadow shares its engine with what callers are answered by, those who ask go first."""
 _log = logging.getLogger("ray.serve")
@@ -94,6 +96,7 @@ class GenerativeShadows:
             job = await self._queue.get()
             begin = time.perf_counter()
             try:
+                await job.lease.ready(_ENGINE_S)
                 slot = await job.lease.process.slots.take(_TIER)
                 begin = time.perf_counter()
                 try:
@@ -111,7 +114,7 @@ class GenerativeShadows:
 
     async def _answer(self, job: ShadowAsk, begin: float) -> None:
         process = job.lease.process
-        body = {**job.body, "stream": False, "model": process.engine.model_name(process.spec)}
+        body = {**job.body, "stream": False, "model": job.lease.model}
         body.pop("stream_options", None)
         address = f"{process.base}/v1/{job.ask.kind}"
         headers = {"content-type": "application/json"}

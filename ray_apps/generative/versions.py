@@ -12,12 +12,13 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from pydantic import ValidationError
 
 from functions.generative import (
     ADAPTER,
+    ADAPTER_FOLDER,
     CHAT_TEMPLATE,
     WEIGHTS,
     WEIGHTS_FOLDER,
@@ -36,6 +37,8 @@ from registry.models import ModelVersion
 from registry.store import Blob
 
 __all__ = ["GenerativeVersion", "VersionStarter"]
+
+_FOLDERS: Final = (WEIGHTS_FOLDER, ADAPTER_FOLDER)
 
 
 class FileSource(Protocol):
@@ -97,15 +100,12 @@ class VersionStarter:
                 self._keep(files, Path(scratch))
         except (RegistryError, OSError, ValidationError) as error:
             raise LoadError(f"{record.model}@{record.version} cannot be fetched: {error}") from error
-        spec = EngineSpec(
-            self._weights(files),
-            self._path(files[ADAPTER]) if ADAPTER in files else None,
-            self._path(files[CHAT_TEMPLATE]) if CHAT_TEMPLATE in files else None,
-            settings,
-            self._threads,
-        )
-        key = "-".join([self._workspace, *(blob.sha256 for blob in files.values())])
-        starting = asyncio.run_coroutine_threadsafe(self._lease(key, spec), self._loop)
+        weights = self._placed(files, WEIGHTS, WEIGHTS_FOLDER)
+        assert weights is not None  # noqa: S101  # looked for above
+        adapter = self._placed(files, ADAPTER, ADAPTER_FOLDER)
+        template = self._path(files[CHAT_TEMPLATE]) if CHAT_TEMPLATE in files else None
+        spec = EngineSpec(weights, adapter, template, settings, self._threads)
+        starting = asyncio.run_coroutine_threadsafe(self._lease(spec), self._loop)
         try:
             return GenerativeVersion(record, prompt, settings, starting.result())
         except EngineDown as error:
@@ -117,10 +117,10 @@ class VersionStarter:
         self._release(engine_files(version.record))
         self._loop.call_soon_threadsafe(version.lease.release)
 
-    async def _lease(self, key: str, spec: EngineSpec) -> Lease:
-        lease = self._engines.lease(key, spec)
+    async def _lease(self, spec: EngineSpec) -> Lease:
+        lease = self._engines.lease(spec)
         try:
-            await lease.process.ready(self._start_s)
+            await lease.ready(self._start_s)
         except BaseException:
             lease.release()
             raise
@@ -133,13 +133,15 @@ class VersionStarter:
     def _path(self, blob: Blob) -> Path:
         return self._folder / blob.sha256
 
-    def _weights(self, files: Mapping[str, Blob]) -> Path:
-        """Path of a version's weights: the one file, or the folder that has its files by their names."""
-        folder = _in_folder(files)
-        if not folder:
-            return self._path(files[WEIGHTS])
-        listed = "\n".join(f"{name} {blob.sha256}" for name, blob in folder.items())
-        return self._folder / f"{WEIGHTS_FOLDER}-{hashlib.sha256(listed.encode()).hexdigest()}"
+    def _placed(self, files: Mapping[str, Blob], file: str, folder: str) -> Path | None:
+        """Path of a version's weights or adapter: of the one file, or of the folder that has its files by their names; None if it has none."""
+        if file in files:
+            return self._path(files[file])
+        inside = _in_folder(files, folder)
+        if not inside:
+            return None
+        listed = "\n".join(f"{name} {blob.sha256}" for name, blob in inside.items())
+        return self._folder / f"{folder}-{hashlib.sha256(listed.encode()).hexdigest()}"
 
     def _keep(self, files: Mapping[str, Blob], scratch: Path) -> None:
         with self._guard:
@@ -147,17 +149,24 @@ class VersionStarter:
                 if (scratch / name).exists():
                     shutil.move(scratch / name, self._path(blob))
                 self._users[blob.sha256] += 1
-            folder = self._weights(files)
-            for name, blob in _in_folder(files).items():
-                folder.mkdir(exist_ok=True)
-                with contextlib.suppress(FileExistsError):  # another version of the same weights
-                    os.link(self._path(blob), folder / name)
-            self._users[folder.name] += 1
+            for name in _FOLDERS:
+                self._lay_out(files, name)
+
+    def _lay_out(self, files: Mapping[str, Blob], name: str) -> None:
+        folder, inside = self._placed(files, "", name), _in_folder(files, name)
+        if folder is None:
+            return
+        folder.mkdir(exist_ok=True)
+        for file, blob in inside.items():
+            with contextlib.suppress(FileExistsError):  # another version of the same content
+                os.link(self._path(blob), folder / file)
+        self._users[folder.name] += 1
 
     def _release(self, files: Mapping[str, Blob]) -> None:
         """Delete weights that no version here needs any more; an engine that still runs has them open."""
         with self._guard:
-            for path in [*map(self._path, files.values()), self._weights(files)]:
+            folders = [found for name in _FOLDERS if (found := self._placed(files, "", name)) is not None]
+            for path in [*map(self._path, files.values()), *folders]:
                 self._users[path.name] -= 1
                 if self._users[path.name]:
                     continue
@@ -168,7 +177,7 @@ class VersionStarter:
                     path.unlink(missing_ok=True)
 
 
-def _in_folder(files: Mapping[str, Blob]) -> dict[str, Blob]:
-    """Files of the folder of weights, by their names in it."""
-    beginning = f"{WEIGHTS_FOLDER}/"
+def _in_folder(files: Mapping[str, Blob], folder: str) -> dict[str, Blob]:
+    """Files of a version that are in a folder, by their names in it."""
+    beginning = f"{folder}/"
     return {name.removeprefix(beginning): blob for name, blob in files.items() if name.startswith(beginning)}

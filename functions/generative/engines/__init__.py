@@ -1,9 +1,10 @@
 """Engines: programs that answer for weights over OpenAI's API, each in a supervised process on a private port."""
 
 from functions.generative.engines.embedding import ask_embeddings
-from functions.generative.engines.engine import Engine, EngineSpec, engine_of
+from functions.generative.engines.engine import Engine, EngineDown, EngineRefusal, EngineSpec
 from functions.generative.engines.environment import engine_environment
-from functions.generative.engines.process import EngineDown, EngineProcess, Patience
+from functions.generative.engines.process import EngineProcess, Patience
+from functions.generative.engines.programs import engine_of
 from functions.generative.engines.running import EngineProcesses, Lease
 from functions.generative.engines.scratch import scratch_folder
 from functions.generative.engines.slots import QueueFull, Slot
@@ -13,6 +14,7 @@ __all__ = [
     "EngineDown",
     "EngineProcess",
     "EngineProcesses",
+    "EngineRefusal",
     "EngineSpec",
     "Lease",
     "Patience",

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 
+from functions.generative.engines.engine import MODEL_NAME
 from functions.generative.engines.process import EngineProcess
 
 __all__ = ["ask_embeddings"]
@@ -17,7 +18,7 @@ _OK: Final = 200
 async def ask_embeddings(process: EngineProcess, asked: dict[str, Any]) -> tuple[int, dict[str, Any] | bytes]:
     """Ask for the embeddings of `input`; returns the status, and the document of all texts, or what the engine said instead.
 
-    asked: body of `POST /v1/embeddings`, but for the model. Raises: aiohttp.ClientError.
+    asked: body of `POST /v1/embeddings`; without a model that of the weights. Raises: aiohttp.ClientError.
     """
     texts = asked["input"]
     if process.engine.embedding_bounds(process.spec).together:
@@ -34,7 +35,7 @@ async def ask_embeddings(process: EngineProcess, asked: dict[str, Any]) -> tuple
 
 
 async def _post(process: EngineProcess, asked: dict[str, Any]) -> tuple[int, dict[str, Any] | bytes]:
-    body = orjson.dumps(asked | {"model": process.engine.model_name(process.spec)})
+    body = orjson.dumps({"model": MODEL_NAME, **asked})
     async with process.client.post(f"{process.base}/v1/embeddings", data=body, headers=_HEADERS) as answer:
         content = await answer.read()
         return answer.status, orjson.loads(content) if answer.status == _OK else content

@@ -53,6 +53,9 @@ def _parameters(given: argparse.Namespace) -> xllamacpp.CommonParams:
     if given.chat_template:
         found.chat_template = Path(given.chat_template).read_text()
     if given.adapter:
+        found.no_extra_bufts = (
+            True  # weights as they are in the file: engines of other adapters share its pages
+        )
         found.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(given.adapter, given.adapter_scale)]
     return found
 

@@ -17,10 +17,11 @@ from typing import Any, Final
 
 import aiohttp
 
-from functions.generative.engines.engine import Engine, EngineSpec
+from functions.generative.engines.adapters import RunningAdapters
+from functions.generative.engines.engine import MODEL_NAME, Engine, EngineDown, EngineSpec
 from functions.generative.engines.slots import SlotQueue
 
-__all__ = ["EngineDown", "EngineProcess", "Patience"]
+__all__ = ["EngineProcess", "Patience"]
 
 _CHILD: Final = str(Path(__file__).with_name("child.py"))
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 30.0
@@ -39,10 +40,6 @@ _PROBES: Final[dict[str, tuple[str, dict[str, Any], str]]] = {
 _log = logging.getLogger("ray.serve")
 
 
-class EngineDown(Exception):  # noqa: N818  # an answer to the caller, who may try again
-    """The engine does not answer now; its supervisor starts it anew."""
-
-
 class Patience:
     """How long an engine may take: to start, and to say that it lives; `check_s` is between two such questions."""
 
@@ -56,8 +53,9 @@ class EngineProcess:
     log: file that gets what the engine prints. client: a session that has the engine's key, which is new for each supervisor,
     since others on this machine reach the port too. embedding: held by who asks for the embedding of a text, where the engine makes one
     at a time. slots: of which each generating request takes one before it is sent; most_waiting: for one. no_tools: why tools of a
-    request would not reach the model, None: they do. environment: of the process, whole, but for the key; None: that of this process.
-    restarts: how often it was started again.
+    request would not reach the model, None: they do. adapters: those that it loads while it runs, None: it loads none. environment: of
+    the process, whole, but for what the engine needs beside it and the key; None: that of this process.
+    idle_s: without a use, after which it ends until the next one; 0: it never does. restarts: how often it was started again after a fault.
     """
 
     def __init__(
@@ -69,22 +67,26 @@ class EngineProcess:
         environment: dict[str, str] | None = None,
         patience: Patience | None = None,
         most_waiting: int = MOST_WAITING,
+        idle_s: float = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine, self.spec = engine, spec
         self._log, self._patience, self._clock = log, patience or Patience(), clock
         key = secrets.token_urlsafe(32)
-        self._environment = {**(os.environ if environment is None else environment), engine.key_variable: key}
+        given = os.environ if environment is None else environment
+        self._environment = {**engine.variables, **given, engine.key_variable: key}
         self.base = ""
         self.pid: int | None = None
         self.no_tools: str | None = None
         self.embedding = asyncio.Lock()
         self.slots = SlotQueue(spec.settings.slots, most_waiting=most_waiting)
-        self.restarts = -1
+        self.restarts = 0
         self.starts_s: list[float] = []
         self._ready, self._hopeless = asyncio.Event(), asyncio.Event()
         self._fault = f"{engine.name} has not started yet"
         self._process: asyncio.subprocess.Process | None = None
+        self._idle_s, self._users, self._idle_since = idle_s, 0, clock()
+        self._used = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
         self.client = aiohttp.ClientSession(
             # llama.cpp may close a kept connection just as the next request is sent, which is no engine's failure.
@@ -92,6 +94,9 @@ class EngineProcess:
             timeout=aiohttp.ClientTimeout(None),
             headers={"authorization": f"Bearer {key}"},
         )
+        self.adapters = None if engine.adapters is None else RunningAdapters(engine.adapters, self.client)
+        if self.adapters is not None and spec.adapter is not None:
+            self.adapters.hold(engine.model_name(spec), spec.adapter)
 
     def start(self) -> None:
         """Start the engine and keep it alive from now on; returns before it is ready."""
@@ -101,6 +106,23 @@ class EngineProcess:
     def is_ready(self) -> bool:
         """Whether it has answered since it was last started."""
         return self._ready.is_set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it was not used for so long that it has ended, or does so now."""
+        return bool(self._idle_s) and not self._users and self._clock() - self._idle_since > self._idle_s
+
+    def begin_use(self) -> None:
+        """Have the engine run until `end_use`, which is called once for each use."""
+        self._users += 1
+        self._used.set()
+
+    def end_use(self) -> None:
+        """End a use; after the last one the engine counts as idle."""
+        self._users -= 1
+        self._idle_since = self._clock()
+        if not self._users:
+            self._used.clear()
 
     async def ready(self, within_s: float) -> None:
         """Wait until the engine answers.
@@ -127,10 +149,9 @@ class EngineProcess:
         await self.client.close()
 
     async def _keep(self) -> None:
-        """Start the engine whenever it is not there; a fault is told to those who wait, and tried again later."""
+        """Start the engine whenever it is needed and not there; a fault is told to those who wait, and tried again later."""
         backoff_s, failed_starts = 0.0, 0
         while True:
-            self.restarts += 1
             begin = self._clock()
             try:
                 await self._start()
@@ -138,11 +159,17 @@ class EngineProcess:
                 self._hopeless.clear()
                 self.starts_s.append(self._clock() - begin)
                 await self._watch()
+                self._fault = f"{self.engine.name} was idle, and is being started for the next request"
+                self._ready.clear()
+                await self._end()
+                await self._used.wait()
+                continue
             except Exception as error:  # noqa: BLE001  # whatever it is, requests need an engine
                 self._fault = f"{self.engine.name} is being started anew: {error}"
                 failed_starts += not self._ready.is_set()
                 if failed_starts >= _STARTS:
                     self._hopeless.set()
+            self.restarts += 1
             self._ready.clear()
             _log.warning("engine of %s: %s", self.spec.weights, self._fault)
             await self._end()
@@ -172,12 +199,14 @@ class EngineProcess:
                 )
             await asyncio.sleep(0.05)
         self.no_tools = await self.engine.no_tools(self.client, self.base, self.spec)
+        if self.adapters is not None:
+            await self.adapters.started_anew(self.base)
         self._ready.set()
 
     async def _answers(self) -> bool:
         """Whether the engine makes a token, or an embedding, which needs everything that a request needs."""
         path, asked, answered = _PROBES[self.spec.settings.task]
-        asked = {"model": self.engine.model_name(self.spec), **asked}
+        asked = {"model": MODEL_NAME, **asked}
         with suppress(aiohttp.ClientError, OSError, TimeoutError):
             timeout = aiohttp.ClientTimeout(total=self._patience.hung_s)
             async with self.client.post(f"{self.base}{path}", json=asked, timeout=timeout) as answer:
@@ -185,7 +214,7 @@ class EngineProcess:
         return False
 
     async def _watch(self) -> None:
-        """Return never while the engine lives. Raises: EngineDown once it has ended, or does not say that it lives."""
+        """Return once the engine is idle. Raises: EngineDown once it has ended, or does not say that it lives."""
         process = self._process
         assert process is not None  # noqa: S101  # it was started above
         ended = asyncio.get_running_loop().create_task(process.wait())
@@ -194,6 +223,8 @@ class EngineProcess:
                 await asyncio.wait({ended}, timeout=self._patience.check_s)
                 if ended.done():
                     raise EngineDown(f"it ended with status {ended.result()}: {self._tail()}")
+                if self.is_idle:
+                    return
                 await self._check_alive()
         finally:
             ended.cancel()

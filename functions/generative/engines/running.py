@@ -1,23 +1,31 @@
-"""The engines of one process of the door: one for each weights, adapter and settings, shared by all versions that have these."""
+"""The engines of one process of the door: one for each weights and settings, shared by all versions that have these.
+
+The adapters of its versions are loaded into it, where the engine takes them while it runs; else each adapter has an engine.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from functions.generative.engines.engine import Engine, EngineSpec
-from functions.generative.engines.process import MOST_WAITING, EngineDown, EngineProcess, Patience
+from functions.generative.engines.adapters import RunningAdapters
+from functions.generative.engines.engine import Engine, EngineDown, EngineSpec
+from functions.generative.engines.process import MOST_WAITING, EngineProcess, Patience
 
 __all__ = ["EngineProcesses", "Lease"]
 
 
 class Lease:
-    """Hold on an engine: it runs as long as somebody has one; a running answer has its own."""
+    """Hold on an engine, and on its adapter: both stay as long as somebody has one; a running answer has its own."""
 
-    def __init__(self, shared: _Shared) -> None:
-        self._shared = shared
+    def __init__(self, shared: _Shared, *, answers: bool = False) -> None:
+        self._shared, self._answers = shared, answers
+        if answers:
+            shared.process.begin_use()
         self._held = True
         shared.holders += 1
 
@@ -26,24 +34,50 @@ class Lease:
         """The process of the engine that is held."""
         return self._shared.process
 
+    @property
+    def model(self) -> str:
+        """Name by which requests ask the engine for what is held."""
+        return self._shared.model
+
+    async def ready(self, within_s: float) -> None:
+        """Wait until the engine answers, with the adapter. Raises: EngineDown, with the reason, if it does not in time."""
+        self.process.begin_use()
+        try:
+            await self._ready(within_s)
+        finally:
+            self.process.end_use()
+
+    async def _ready(self, within_s: float) -> None:
+        process, adapters = self.process, self.process.adapters
+        await process.ready(within_s)
+        if adapters is not None and adapters.holds(self.model):
+            try:
+                await asyncio.wait_for(adapters.load(process.base, self.model), within_s)
+            except TimeoutError:
+                raise EngineDown(
+                    f"adapter: {process.engine.name} has not loaded it within {within_s:g} s"
+                ) from None
+
     def again(self) -> Lease:
-        """Take another hold on the same engine. Raises: EngineDown if it was ended since."""
+        """Take a hold for an answer, for which an idle engine starts. Raises: EngineDown if it was ended since."""
         if not self._shared.holders:
             raise EngineDown("its version is not served any more")
-        return Lease(self._shared)
+        return Lease(self._shared, answers=True)
 
     def release(self) -> None:
-        """Give the hold back; the last one ends the engine."""
+        """Give the hold back; the last one takes the adapter out, and ends the engine if nobody holds that otherwise."""
         if self._held:
             self._held = False
+            if self._answers:
+                self.process.end_use()
             self._shared.holders -= 1
             if not self._shared.holders:
                 self._shared.unused()
 
 
 class _Shared:
-    def __init__(self, process: EngineProcess, unused: Callable[[], None]) -> None:
-        self.process, self.unused, self.holders = process, unused, 0
+    def __init__(self, process: EngineProcess, model: str, unused: Callable[[], None]) -> None:
+        self.process, self.model, self.unused, self.holders = process, model, unused, 0
 
 
 class EngineProcesses:
@@ -63,41 +97,79 @@ class EngineProcesses:
     ) -> None:
         self._engine, self._logs, self._patience = engine, logs, patience
         self._environment, self._most_waiting = environment, most_waiting
-        self._running: dict[tuple[str, EngineSpec], _Shared] = {}
+        self._running: dict[EngineSpec, _Shared] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._ended_restarts = 0
 
-    def lease(self, key: str, spec: EngineSpec) -> Lease:
-        """Take a hold on the engine of a spec, which is started if it does not run. key: digest of its files."""
-        shared = self._running.get((key, spec))
+    def lease(self, spec: EngineSpec) -> Lease:
+        """Take a hold on the engine of a spec, which is started if it does not run; its paths are named by their content.
+
+        Raises: EngineDown for a spec that the engine does not read.
+        """
+        try:
+            started = self._engine.process_spec(spec)
+        except ValueError as error:
+            raise EngineDown(str(error)) from error
+        wanted = replace(started, adapter=spec.adapter)
+        shared = self._running.get(wanted)
         if shared is None:
-            process = EngineProcess(
-                self._engine, spec, self._logs / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.log", environment=self._environment,
-                patience=self._patience, most_waiting=self._most_waiting,
-            )  # fmt: skip
-            process.start()
-            shared = self._running[key, spec] = _Shared(process, lambda: self._end(key, spec))
+            shared = self._started(started) if wanted == started else self._loaded(started, wanted)
+            self._running[wanted] = shared
         return Lease(shared)
 
     @property
     def processes(self) -> list[EngineProcess]:
         """The engines that somebody holds now."""
-        return [shared.process for shared in self._running.values()]
+        return list(dict.fromkeys(shared.process for shared in self._running.values()))
 
     @property
     def restarts(self) -> int:
         """How often engines were started again so far."""
-        return self._ended_restarts + sum(max(0, each.restarts) for each in self.processes)
+        return self._ended_restarts + sum(each.restarts for each in self.processes)
 
     async def close(self) -> None:
         """End all engines, held or not."""
-        running, self._running = list(self._running.values()), {}
-        await asyncio.gather(*(shared.process.close() for shared in running), *self._ending)
+        processes, self._running = self.processes, {}
+        await asyncio.gather(*(each.close() for each in processes))
+        await asyncio.gather(*self._ending, return_exceptions=True)  # of adapters whose engine is gone
 
-    def _end(self, key: str, spec: EngineSpec) -> None:
-        shared = self._running.pop((key, spec), None)
+    def _started(self, spec: EngineSpec) -> _Shared:
+        name = hashlib.sha256(repr(spec).encode()).hexdigest()[:16]
+        process = EngineProcess(
+            self._engine, spec, self._logs / f"{name}.log", environment=self._environment, patience=self._patience,
+            most_waiting=self._most_waiting, idle_s=spec.settings.idle_s,
+        )  # fmt: skip
+        process.start()
+        return _Shared(process, self._engine.model_name(spec), lambda: self._end(spec))
+
+    def _loaded(self, started: EngineSpec, wanted: EngineSpec) -> _Shared:
+        """Have an adapter in the engine of its weights, which it holds."""
+        base, name = self.lease(started), self._engine.model_name(wanted)
+        adapters = base.process.adapters
+        assert adapters is not None  # noqa: S101  # an engine without takes the adapter at its start
+        assert wanted.adapter is not None  # noqa: S101  # they differ in it
+        adapters.hold(name, wanted.adapter)
+
+        def unused() -> None:
+            self._running.pop(wanted, None)
+            adapters.drop(name)
+            self._in_background(self._leave(base, adapters, name))
+
+        return _Shared(base.process, name, unused)
+
+    async def _leave(self, base: Lease, adapters: RunningAdapters, name: str) -> None:
+        try:
+            await adapters.unload(base.process.base, name)
+        finally:
+            base.release()
+
+    def _end(self, spec: EngineSpec) -> None:
+        shared = self._running.pop(spec, None)
         if shared is not None:
-            self._ended_restarts += max(0, shared.process.restarts)
-            task = asyncio.get_running_loop().create_task(shared.process.close())
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._ended_restarts += shared.process.restarts
+            self._in_background(shared.process.close())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)

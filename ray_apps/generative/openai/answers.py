@@ -10,8 +10,7 @@ from typing import Any, Final
 import orjson
 
 from functions.generative import declines
-from functions.generative.engines.engine import MODEL_NAME
-from functions.generative.engines.process import EngineDown
+from functions.generative.engines import EngineDown
 from ray_apps.generative.openai.requests import COMPLETION
 
 __all__ = ["AnswerRecord", "EventStream", "as_choice", "record_of"]
@@ -64,7 +63,7 @@ class EventStream:
         self._id, self._model = answer_id, model
         self._wants_usage, self._begin_s = wants_usage, begin_s
         self._rest = b""
-        self._renamed: list[tuple[bytes, bytes]] = [(_field("model", MODEL_NAME), _field("model", model))]
+        self._renamed: list[tuple[bytes, bytes]] = []
         self._knows_id = False
         self._created, self._is_text = 0, False
         self._texts: dict[str, list[str]] = {}
@@ -145,7 +144,11 @@ class EventStream:
     def _rendered(self, event: bytes, document: Mapping[str, Any]) -> bytes:
         """An event of the engine as the caller gets it; nothing of the usage, unless it was asked for."""
         if not self._knows_id and "id" in document:
-            self._renamed.append((_field("id", document["id"]), _field("id", self._id)))
+            shown = {"id": self._id, "model": self._model}
+            self._renamed = [
+                (_field(name, document[name]), _field(name, shown[name]))
+                for name in shown.keys() & document.keys()
+            ]
             self._knows_id = True
         if not document.get("choices") and not self._wants_usage and "error" not in document:
             return b""

@@ -10,7 +10,7 @@ import orjson
 
 from ray_apps.predictor.protocol.errors import PredictorError
 
-__all__ = ["ApiRefusal", "error_document"]
+__all__ = ["ApiRefusal", "error_document", "refusal_by_engine"]
 
 _TYPES: Final = {
     400: "invalid_request_error",
@@ -55,3 +55,17 @@ def error_document(refusal: PredictorError) -> bytes:
         "code": code,
     }
     return orjson.dumps({"error": error})
+
+
+def refusal_by_engine(status: int, content: bytes) -> ApiRefusal:
+    """Turn what an engine said in place of an answer into a refusal: the caller's fault stays one, all else may be tried again."""
+    try:
+        said = orjson.loads(content).get("error")
+    except (orjson.JSONDecodeError, AttributeError):
+        said = None
+    said = said if isinstance(said, dict) else {"message": said}
+    message = said.get("message")
+    if status >= _FAULT and status != 501:  # noqa: PLR2004  # what an engine has not is the caller's to leave out
+        return ApiRefusal(f"engine: {message or status}", status=503, retry_after_s=1)
+    code = "context_length_exceeded" if "context" in str(said.get("type", "")) else None
+    return ApiRefusal(f"{message or f'the engine refuses it with status {status}'}", status=400, code=code)

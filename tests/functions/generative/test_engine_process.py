@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -21,8 +22,8 @@ from functions.generative.engines import (
     engine_environment,
     engine_of,
 )
-from functions.generative.engines.engine import Vllm
 from functions.generative.engines.process import Patience
+from functions.generative.engines.vllm import Vllm
 
 ROOT = Path(__file__).parents[3]
 SMALL = EngineSettings(context_length=128, slots=1)
@@ -111,8 +112,8 @@ async def test_an_engine_that_cannot_start_says_why(tmp_path: Path):
 async def test_an_engine_runs_as_long_as_somebody_holds_it(weights: Path, tmp_path: Path):
     engines = EngineProcesses(engine_of("llama.cpp"), tmp_path)
     spec = EngineSpec(weights, settings=SMALL, threads=1)
-    first = engines.lease("one", spec)
-    second = engines.lease("one", spec)
+    first = engines.lease(spec)
+    second = engines.lease(replace(spec, settings=SMALL.model_copy(update={"max_tokens": 7})))
     assert first.process is second.process
     await first.process.ready(60)
     pid = first.process.pid
@@ -128,6 +129,33 @@ async def test_an_engine_runs_as_long_as_somebody_holds_it(weights: Path, tmp_pa
     await until(lambda: not Path(f"/proc/{pid}").exists())
     with pytest.raises(EngineDown):
         answer.again()
+    await engines.close()
+
+
+async def test_an_idle_engine_ends_and_the_next_request_starts_it(weights: Path, tmp_path: Path):
+    engines = EngineProcesses(engine_of("llama.cpp"), tmp_path, patience=Patience(start_s=60, check_s=0.05))
+    settings = SMALL.model_copy(update={"idle_s": 1})
+    version = engines.lease(EngineSpec(weights, settings=settings, threads=1))
+    await version.ready(60)
+    process, pid = version.process, version.process.pid
+    answer = version.again()
+    begin = time.monotonic()
+    await until(
+        lambda: time.monotonic() > begin + 1.5
+    )  # longer than it may be idle, but somebody is answered
+    assert process.pid == pid
+    answer.release()
+    await until(lambda: process.pid is None)
+    assert process.is_idle
+    assert not process.is_ready
+    later = version.again()
+    await later.ready(60)
+    assert "Rome" in await ask(process)
+    later.release()
+    assert process.pid != pid
+    assert engines.restarts == 0  # none of them was a fault
+    await until(lambda: process.pid is None)
+    await version.ready(60)  # as a second version with these weights does
     await engines.close()
 
 
@@ -193,11 +221,21 @@ async def test_vllm_without_a_parser_takes_no_tools_and_embeds_for_versions_that
 
 
 def test_vllm_is_another_command_line():
-    spec = EngineSpec(Path("/w"), adapter=Path("/a"), settings=EngineSettings(context_length=4096, slots=16))
+    spec = EngineSpec(Path("/w"), settings=EngineSettings(context_length=4096, slots=16))
     line = Vllm("/env/bin/vllm").command(spec, 7)
     assert line[:3] == ["/env/bin/vllm", "serve", "/w"]
     assert {"--max-model-len", "4096", "--max-num-seqs", "16", "--enable-prefix-caching"} <= set(line)
-    assert Vllm("v").model_name(spec) != Vllm("v").model_name(EngineSpec(Path("/w")))
+    assert not any("lora" in each for each in line)
+    adapting = Vllm("v").command(EngineSpec(Path("/w"), settings=EngineSettings(slots=4, adapter_rank=16)), 7)
+    assert adapting[-7:] == [
+        "--enable-lora",
+        "--max-lora-rank",
+        "16",
+        "--max-loras",
+        "4",
+        "--max-cpu-loras",
+        "256",
+    ]
     embedding = Vllm("v").command(EngineSpec(Path("/w"), settings=EngineSettings(task="embed")), 7)
     assert embedding[-4:] == ["--runner", "pooling", "--convert", "embed"]
     assert "--runner" not in line

@@ -1,12 +1,16 @@
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
+from safetensors.numpy import save_file
 
 from functions.generative import (
     ADAPTER,
+    ADAPTER_FOLDER,
     CHAT,
     PROMPT,
     SETTINGS,
@@ -15,9 +19,11 @@ from functions.generative import (
     EngineSettings,
     GenerativeError,
     Prompt,
+    engine_files,
     is_generative,
     register_generative,
 )
+from functions.generative.adapter_folder import check_shapes
 from registry import NotFound, Registry, open_store
 
 
@@ -134,6 +140,99 @@ def test_a_folder_that_no_engine_should_read_is_refused(
         registry.get_model("chat")
 
 
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    """A folder as `peft` saves an adapter."""
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 12, "lora_alpha": 16}))
+    (folder / "adapter_model.safetensors").write_text("numbers")
+    (folder / "training_args.bin").write_text("a pickle, which is left where it is")
+    return folder
+
+
+def test_an_adapter_may_be_a_folder_beside_weights_in_one(registry: Registry, saved: Path, lora: Path):
+    settings = EngineSettings(adapter_rank=16)
+    base = register_generative(registry, "chat", weights=saved, settings=settings)
+    made = register_generative(registry, "chat", adapter=lora, keep=1)
+    names = {f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors"}
+    assert set(made.files) == {*base.files, *names}
+    assert set(engine_files(made)) == set(made.files) - {SETTINGS}
+    prompted = register_generative(registry, "chat", prompt=Prompt(parameters={"temperature": 0}), keep=2)
+    assert all(prompted.files[name] == made.files[name] for name in names)
+
+
+def test_an_adapter_for_which_the_engine_has_no_room_is_refused(registry: Registry, saved: Path, lora: Path):
+    register_generative(registry, "chat", weights=saved, settings=EngineSettings(adapter_rank=8))
+    with pytest.raises(GenerativeError, match=r"rank is 12, .*room for adapter_rank=8; .*adapter_rank=16\)"):
+        register_generative(registry, "chat", adapter=lora, keep=1)
+    scaled = EngineSettings(adapter_rank=16, adapter_scale=0.5)
+    with pytest.raises(GenerativeError, match=r"adapter_scale: 0\.5 is for adapters as GGUF"):
+        register_generative(registry, "chat", adapter=lora, keep=1, settings=scaled)
+    (lora / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 8, "rank_pattern": {"q": 600}})
+    )
+    with pytest.raises(GenerativeError, match=r"rank is 600, and vLLM takes 512 at most"):
+        register_generative(registry, "chat", adapter=lora, keep=1)
+
+
+def test_an_adapter_of_another_kind_than_the_weights_is_refused(
+    registry: Registry, saved: Path, lora: Path, weights: Path
+):
+    with pytest.raises(GenerativeError, match=r"adapter: .* here are weights\.gguf and adapter$"):
+        register_generative(registry, "chat", weights=weights, adapter=lora)
+    with pytest.raises(GenerativeError, match=r"adapter: .* here are weights and adapter\.gguf$"):
+        register_generative(registry, "chat", weights=saved, adapter=weights)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"peft_type": "IA3"}, r"adapter_config\.json, peft_type: .*LORA"),
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"r": 0}, "json, r:"),
+        (None, r"no adapter_model\.safetensors; save the adapter by"),
+    ],
+)
+def test_an_adapter_that_vllm_would_not_load_is_refused(
+    registry: Registry, saved: Path, lora: Path, changed: dict[str, Any] | None, reason: str
+):
+    register_generative(registry, "chat", weights=saved, settings=EngineSettings(adapter_rank=16))
+    config = lora / "adapter_config.json"
+    if changed is None:
+        (lora / "adapter_model.safetensors").unlink()
+    else:
+        config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    with pytest.raises(GenerativeError, match=f"adapter: .*{reason}"):
+        register_generative(registry, "chat", adapter=lora, keep=1)
+
+
+def test_an_adapter_of_other_weights_is_told_by_its_shapes(tmp_path: Path):
+    layer = "model.layers.0.self_attn.q_proj"
+    for name in ("weights", "adapter"):
+        (tmp_path / name).mkdir()
+    save_file({f"{layer}.weight": np.zeros((6, 4), np.float32)}, tmp_path / "weights/model-1.safetensors")
+
+    def check(a: tuple[int, int], b: tuple[int, int], name: str = layer) -> None:
+        parts = {"A": np.zeros(a, np.float32), "B": np.zeros(b, np.float32)}
+        named = {f"base_model.model.{name}.lora_{part}.weight": values for part, values in parts.items()}
+        save_file(named, tmp_path / "adapter/adapter_model.safetensors", {"format": "pt"})
+        check_shapes(tmp_path / "weights", tmp_path / "adapter")
+
+    check((2, 4), (6, 2))
+    check((2, 9), (9, 2), "model.layers.0.unknown")  # vLLM itself says what it does not know
+    with pytest.raises(
+        GenerativeError, match=r"q_proj\.lora_A\.weight has shape \[2, 5\], and .* has \[6, 4\]"
+    ):
+        check((2, 5), (6, 2))
+    with pytest.raises(GenerativeError, match=r"q_proj\.lora_B\.weight has shape \[7, 2\]"):
+        check((2, 4), (7, 2))
+    (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0no")
+    with pytest.raises(GenerativeError, match=r"adapter_model\.safetensors: no file of safetensors"):
+        check_shapes(tmp_path / "weights", tmp_path / "adapter")
+
+
 def _folder(tmp_path: Path) -> Path:
     folder = tmp_path / "more"
     folder.mkdir()
@@ -141,12 +240,14 @@ def _folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_earlier_release_reads_the_settings_but_of_a_version_that_embeds_alone_or_names_a_parser():
+def test_an_earlier_release_reads_the_settings_but_of_a_version_with_a_newer_one():
     known = {"context_length", "slots", "max_tokens", "adapter_scale"}
     assert json.loads(EngineSettings(slots=2).to_json()).keys() == known
     for name, changed in (
         ("task", EngineSettings(task="embed")),
         ("tool_parser", EngineSettings(tool_parser="llama3_json")),
+        ("adapter_rank", EngineSettings(adapter_rank=16)),
+        ("idle_s", EngineSettings(idle_s=300)),
     ):
         assert json.loads(changed.to_json()).keys() == known | {name}
         assert EngineSettings.model_validate_json(changed.to_json()) == changed

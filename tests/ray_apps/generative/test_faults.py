@@ -50,7 +50,7 @@ def answered(client: openai.OpenAI) -> Any:
 
 
 def engine(door: ServedDoor) -> EngineProcess:
-    return next(each for each in door.engines.processes if each.spec.settings == SETTINGS)
+    return next(each for each in door.engines.processes if each.spec.settings.context_length == CONTEXT)
 
 
 def is_answered_again(client: openai.OpenAI) -> bool:

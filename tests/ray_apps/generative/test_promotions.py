@@ -30,18 +30,18 @@ def prompt(version: int) -> Prompt:
     return Prompt.model_validate({"response_format": {"type": "json_schema", "json_schema": wanted}})
 
 
-def write_adapter(to: Path, weights: Path) -> Path:
-    """Write a LoRA of the weights as llama.cpp reads it, of one matrix and random numbers."""
+def write_adapter(to: Path, weights: Path, *, seed: int = 0, strength: float = 0.02) -> Path:
+    """Write a LoRA of the weights as llama.cpp reads it, of one matrix and random numbers of so large a deviation."""
     gguf = pytest.importorskip("gguf")
     name = "blk.0.attn_q.weight"
     shape = next(each.shape for each in gguf.GGUFReader(weights).tensors if each.name == name)
-    rng, (inputs, outputs) = np.random.default_rng(0), (int(size) for size in shape)
+    rng, (inputs, outputs) = np.random.default_rng(seed), (int(size) for size in shape)
     writer = gguf.GGUFWriter(to, "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 4.0)
-    writer.add_tensor(f"{name}.lora_a", rng.normal(0, 0.02, (4, inputs)).astype(np.float32))
-    writer.add_tensor(f"{name}.lora_b", rng.normal(0, 0.02, (outputs, 4)).astype(np.float32))
+    writer.add_tensor(f"{name}.lora_a", rng.normal(0, strength, (4, inputs)).astype(np.float32))
+    writer.add_tensor(f"{name}.lora_b", rng.normal(0, strength, (outputs, 4)).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -105,7 +105,11 @@ def busy(served: ServedDoor, small: Path) -> ServedDoor:
 
 
 def engine(door: ServedDoor) -> EngineProcess:
-    return next(each for each in door.engines.processes if each.spec.settings == SETTINGS)
+    return next(
+        each
+        for each in door.engines.processes
+        if each.spec.settings.context_length == SETTINGS.context_length
+    )
 
 
 def test_a_busy_engine_answers_by_tier_and_a_full_queue_refuses_the_lowest(
