@@ -65,13 +65,13 @@ $(MODELS)/.installed: security/models.lock # apart from .venv: the wheel is used
 # An image may forbid bytecode; then each of a thousand processes would compile all of our modules again.
 $(PARTS): export PYTHONDONTWRITEBYTECODE =
 LEFT_OUT := not proof and not cluster$(if $(WHOLE),, and not long)
-# One test in fifty takes Ray: the modules of the others are not imported for them. What runs Ray waits for processes a
-# third of its time, and is the longest part: the two that mostly compute take what it and the others leave.
+# One test in fifty takes Ray: the modules of the others are not imported for them. What runs Ray is the longest part, and waits
+# for processes a third of its time; the core computes in what is left. Functions start processes of a low priority themselves.
 test-on-ray: TESTS = -m "ray and $(LEFT_OUT)" $$(grep -rl --include=*.py "mark\.ray\b" tests | sed "s,/conftest.py,," | sort)
 test-functions: TESTS = -m "not ray and $(LEFT_OUT)" tests/functions
 test-core: TESTS = -m "not ray and $(LEFT_OUT)" $(CORE)
 test-others: TESTS = -m "not ray and $(LEFT_OUT)" tests $(addprefix --ignore=,tests/functions $(CORE))
-test-functions test-core: NICE = nice -n 5
+test-core: NICE = nice -n 5
 $(PARTS): $(STAMP) # whole lines, so that those of each part can be told apart
 	@mkdir -p $(TRIED); bash -o pipefail -c '$(NICE) $(BIN)/python -X faulthandler -m pytest -o cache_dir=$(TRIED)/$@ $(AGAIN) \
 	  --durations=40 --durations-min=3 $(TESTS) | sed -u "s/^/$(@:test-%=%): /"' || { touch $(TRIED)/$@.failed; false; }
