@@ -27,6 +27,7 @@ from featurestore import (
 )
 from featurestore.applied import deserialize
 from registry import open_store
+from tests.seeds import seeds
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -105,7 +106,7 @@ def write(store: FeatureStore, view: FeatureView, rows: list[Row]) -> None:
     store.write_offline(view, [row | ({"unused": None} if view is load else {}) for row in rows])
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(4, of=12))
 def test_refreshed_at_any_moments_it_has_what_the_inputs_had(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     rows, store = history(chance), store_of(tmp_path)

@@ -25,6 +25,7 @@ from featurestore import (
     Windows,
 )
 from registry import open_store
+from tests.seeds import seeds
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -97,7 +98,7 @@ def asked(chance: random.Random) -> pa.Table:
     return pa.table({"plane": [f"N{chance.randrange(3)}" for _ in times], "event_timestamp": times})
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(4, of=12))
 def test_windows_refreshed_load_by_load_are_those_of_all_events_at_once(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     rows = history(chance)
@@ -126,7 +127,7 @@ def changed(row: dict[str, object], number: int, chance: random.Random) -> dict[
 
 
 @pytest.mark.parametrize("every", [None, HOUR])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(2, of=5))
 def test_rows_of_late_and_of_corrected_events_are_those_of_all_events_at_once(
     tmp_path: Path, seed: int, every: timedelta | None
 ) -> None:

@@ -23,6 +23,7 @@ from tests.featurestore.streams.consumers import Consumers
 from tests.featurestore.streams.events import clicks
 from tests.featurestore.streams.history import BEGIN, MemoryConnection, MemoryLog, send_some
 from tests.featurestore.streams.kafka import Broker, KafkaLog
+from tests.seeds import seeds
 
 
 @pytest.fixture
@@ -69,14 +70,14 @@ def run_history(
     check_offline(features, log, clock, every, lateness, asked)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(3, of=6))
 def test_online_is_offline_is_brute_force_whatever_happens(
     seed: int, made: Callable[[SettableClock], FeatureStore]
 ) -> None:
     run_history(seed, made)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(2, of=3))
 def test_it_is_so_where_more_events_come_at_once_than_a_segment_has_rows(
     seed: int, made: Callable[[SettableClock], FeatureStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from featurestore.streams.decode import Place, decode
 from featurestore.streams.table import Move
 from tests.featurestore.conftest import SettableClock
 from tests.featurestore.streams.events import MINUTE, START, clicks, event, messages, user
+from tests.seeds import seeds
 
 HOUR = timedelta(hours=1)
 
@@ -55,7 +56,7 @@ def store_events(table: StreamTable, events: list[dict[str, object]], first: int
 
 
 @pytest.mark.parametrize("every", [None, 20 * MINUTE])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(2, of=4))
 def test_refreshed_bit_by_bit_rows_are_those_of_all_events_at_once(
     make_store: Callable[..., FeatureStore],
     clock: SettableClock,
