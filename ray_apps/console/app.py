@@ -78,7 +78,6 @@ def install(
     issuer at which people may sign in.
     """
     app.state.console = Console(app, store, redis_url=redis_url, oidc=oidc, clock=clock)
-    app.include_router(sign_in.router)
-    app.include_router(oidc_sign_in.router)
-    for module in PAGES:
-        app.include_router(module.router)
+    for router in (sign_in.router, oidc_sign_in.router, *(page.router for page in PAGES)):
+        # FastAPI analyses the routes of an included router again, for every application
+        app.routes.extend(router.routes)

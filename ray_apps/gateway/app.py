@@ -80,9 +80,9 @@ def build_app(services: Services) -> FastAPI:
         services.context.store, "gateway", access=services.access_list, oidc=services.oidc
     )
     app.router.route_class = GuardedRoute
-    for module in _ROUTES:
-        app.include_router(module.router)
     app.state.routes = [route for module in _ROUTES for route in module.router.routes]
+    # FastAPI analyses the routes of an included router again, for every application
+    app.routes.extend(app.state.routes)
     openapi.install(app)
     problems.install(app, identify=identify_bearer)
     app.add_exception_handler(NotAdmitted, _on_refusal)

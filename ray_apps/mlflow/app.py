@@ -30,9 +30,9 @@ def build_app(
     app.state.services = MlflowServices(store, listed, clock=clock)
     app.state.admission = open_admission(store, "mlflow", access=listed, oidc=oidc)
     modules = (experiments, runs, logged_models, artifacts, models, versions, workspaces)
-    for module in modules:
-        app.include_router(module.router)
     app.state.routes = [route for module in modules for route in module.router.routes]
+    # FastAPI analyses the routes of an included router again, for every application
+    app.routes.extend(app.state.routes)
     app.add_middleware(_LimitBodies)
     app.add_middleware(TracedRequests)
     errors.install(app)
