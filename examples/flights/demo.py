@@ -28,7 +28,7 @@ from functions.features.jobs import build_training_set, record_feature_health
 from functions.prediction_log import drain_predictions, predictions_table
 from functions.project import load_project
 from functions.reporting import Report, model_report
-from functions.retraining.jobs import InspectionResult, inspections, retrains
+from functions.retraining.jobs import InspectionResult, RetrainResult, inspections, retrains
 from functions.rollout import rollout_status
 from functions.runtime.clock import Clock, ReplayClock
 from functions.runtime.context import Context, context_of
@@ -40,7 +40,7 @@ from ray_apps.local import RunningPlatform, Settings, down, up
 from registry import NotFound, Table, TableSnapshot
 
 JANUARY, APRIL, MAY, AUGUST = (datetime(2013, month, 1, tzinfo=UTC) for month in (1, 4, 5, 8))
-INSPECTION_S = 900.0  # an inspection that retrains takes about a minute
+INSPECTION_S = 900.0  # a retrain takes about a minute
 SHIPPING_S = 30.0  # the longest that the last answers may take from a replica's log file to the table
 MARK = "demo"  # marks a state folder as a demo's, which the next demo sets aside
 MODEL = delay_model.name
@@ -293,7 +293,25 @@ async def _inspected(used: Context, now: datetime, seen: set[str]) -> Inspection
         await asyncio.sleep(0.05)
     seen.add(str(standing.invocation))
     result: InspectionResult = Invocation(str(standing.invocation), used).result(1.0)
-    return result
+    retrained = tuple([await _retrained(used, each) for each in result.retraining])
+    return result.model_copy(update={"retraining": retrained})
+
+
+async def _retrained(used: Context, offered: RetrainResult) -> RetrainResult:
+    """Wait for a retrain that an inspection submitted, and return its result: the replayed days must not pass meanwhile.
+
+    Raises: InvocationFailed if it is dead; TimeoutError if it does not end.
+    """
+    if offered.invocation is None:
+        return offered
+    submitted, deadline = Invocation[RetrainResult](offered.invocation, used), time.monotonic() + INSPECTION_S
+    while not submitted.record().ended:
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"the retrain {submitted.id} is not over; `toque logs {submitted.id}` says why"
+            )
+        await asyncio.sleep(0.25)
+    return submitted.result(1.0)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 `inspect_model` is all that a schedule has to run for a model: it runs the monitors, ticks the rollout, and offers standing alarms
 to retraining. `retrain` also listens to alarms by itself. Both may run as often as they like: the journal `retraining/{model}`
-lets one retrain begin, and the next call resumes one that died.
+lets one retrain begin, and the next call resumes one that died. A durable inspection, as of a schedule, submits the retrain and
+ends; called by hand it trains before it returns.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -18,21 +20,13 @@ from functions.monitoring import (
     TOPIC,
     Alarm,
     MonitorResult,
-    QualityMonitor,
     alarms,
-    estimate_performance,
-    watch_answers,
-    watch_drift,
-    watch_embeddings,
-    watch_operations,
-    watch_performance,
-    watch_quality,
-    watch_skew,
 )
 from functions.prediction_log import drain_predictions, shared_scans
 from functions.retraining.challengers import Challenger, best_of, train_challengers
 from functions.retraining.definition import InspectedModel, InspectedProject
 from functions.retraining.heartbeat import heartbeats, last_seen
+from functions.retraining.monitors import run_monitors
 from functions.retraining.policy import (
     Finished,
     RetrainDecision,
@@ -48,6 +42,7 @@ from functions.runtime.clock import system_clock
 from functions.runtime.context import context
 from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
 from functions.runtime.definitions import declarations, model_definition, pick
+from functions.runtime.durable.workflow import current_run
 from functions.runtime.function import function
 from functions.runtime.run.deadline import paused
 from functions.runtime.triggers.schedule import Schedule
@@ -67,10 +62,14 @@ __all__ = [
 
 OWN_SCHEDULE_MODELS, MODELS_PER_RUN = 8, 50
 """Models with one cron expression up to which each has a schedule of its own, and how many share one beyond."""
+_BEGINS = {"retrain", "resume"}
 
 
 class RetrainResult(BaseModel):
-    """Result of an alarm offered to retraining. version: the challenger that is being rolled out, if any."""
+    """Result of an alarm offered to retraining.
+
+    version: the challenger that is being rolled out, if any; invocation: of the retrain, where action is "submitted".
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -80,6 +79,7 @@ class RetrainResult(BaseModel):
     text: str
     version: int | None = None
     challengers: tuple[Challenger, ...] = ()
+    invocation: str | None = None
 
 
 class InspectionResult(BaseModel):
@@ -214,7 +214,7 @@ def _inspect(definition: InspectedModel) -> InspectionResult:
     """Tick the rollout and run the monitors; alarms are not offered yet."""
     rollout = tick_rollout(definition.name)  # first: guardrails must not wait for a monitor that fails
     return InspectionResult(
-        model=definition.name, at=context().clock(), watched=_run_monitors(definition), rollout=rollout
+        model=definition.name, at=context().clock(), watched=run_monitors(definition), rollout=rollout
     )
 
 
@@ -223,9 +223,29 @@ def _offer_alarms(definition: InspectedModel, seen: InspectionResult) -> Inspect
     if definition.alerts is not None:
         for alarm in alarms(definition.name).standing():
             tell_people(alarm)
-    with paused():  # a training takes as long as it takes
-        offered = [retrain(alarm) for alarm in due_alarms(definition)] if definition.retraining else []
+    policy = definition.retraining
+    if policy is None:
+        return seen
+    if (run := current_run()) is not None:
+        offered = [_submit_due(alarm, policy, run.id) for alarm in due_alarms(definition)]
+    else:
+        with paused():  # a training takes as long as it takes
+            offered = [retrain(alarm) for alarm in due_alarms(definition)]
     return seen.model_copy(update={"retraining": tuple(offered)})
+
+
+def _submit_due(alarm: Alarm, policy: RetrainingPolicy, inspection: str) -> RetrainResult:
+    """Submit the retrain of an alarm if one is due: trained within a durable inspection, it would hold up those of other models.
+
+    The submitted one decides again, so of several only one trains. inspection: its invocation, which may run twice.
+    """
+    decision, _ = _begin(retrains(alarm.model), alarm, policy, here=False)
+    if decision.action not in _BEGINS:
+        return _result(alarm, decision.action, decision.rule, decision.text)
+    offered = hashlib.sha256(alarm.model_dump_json().encode()).hexdigest()[:16]
+    submitted = retrain.submit(alarm, key=f"{inspection}/{offered}")
+    made = _result(alarm, "submitted", decision.rule, decision.text)
+    return made.model_copy(update={"invocation": submitted.id})
 
 
 def _with_note(definition: InspectedModel, error: Exception) -> Exception:
@@ -233,38 +253,21 @@ def _with_note(definition: InspectedModel, error: Exception) -> Exception:
     return error
 
 
-def _run_monitors(definition: InspectedModel) -> tuple[MonitorResult, ...]:
-    watched = []
-    if definition.quality is not None:  # first: its incidents explain what the others find
-        watched.append(watch_quality(definition.name, definition.quality))
-    if definition.skew is not None:
-        watched.append(watch_skew(definition.name, definition.skew))
-    if definition.operations is not None:
-        watched.append(watch_operations(definition.name, definition.operations))
-    if definition.performance is not None:
-        watched.append(watch_performance(definition.name, definition.performance))
-    if definition.estimate is not None:
-        watched.append(estimate_performance(definition.name, definition.estimate))
-    if definition.drift is not None:
-        explained = definition.quality or QualityMonitor()
-        watched.append(watch_drift(definition.name, definition.drift, explained))
-    if definition.vectors is not None:
-        watched.append(watch_embeddings(definition.name, definition.vectors))
-    if definition.answers is not None:
-        watched.append(watch_answers(definition.name, definition.answers))
-    return tuple(watched)
-
-
 def _begin(
-    fold: Fold[RetrainState], alarm: Alarm, policy: RetrainingPolicy
+    fold: Fold[RetrainState], alarm: Alarm, policy: RetrainingPolicy, *, here: bool = True
 ) -> tuple[RetrainDecision, Running | None]:
-    """Decide and append the decision to the journal; of concurrent callers one starts."""
+    """Decide and append the decision to the journal; of concurrent callers one starts.
+
+    here: whether the caller trains; if not, a decision to train is not appended, as whoever trains decides again.
+    """
     now, situation = context().clock(), _situation(alarm.model, fold.refresh().running)
     decided: list[RetrainDecision] = []
 
     def choose(state: RetrainState) -> dict[str, Any] | None:
         decision = decide(state, alarm, situation, policy, now)
         decided.append(decision)
+        if decision.action in _BEGINS and not here:
+            return None
         body = {"at": now.isoformat(), "decision": decision.model_dump(mode="json")}
         body |= {"alarm": alarm.model_dump(mode="json")}
         body |= {"world": situation.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
@@ -282,7 +285,7 @@ def _begin(
 
     fold.transact(choose)
     decision = decided[-1]
-    return decision, fold.state.running if decision.action in ("retrain", "resume") else None
+    return decision, fold.state.running if here and decision.action in _BEGINS else None
 
 
 def _situation(model: str, running: Running | None) -> Situation:

@@ -42,6 +42,8 @@ from functions.retraining.policy import (
 )
 from functions.retraining.windows import TrainingWindow
 from functions.rollout import rollout_status
+from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.durable.workflow import Run, use_run
 from functions.training import TabularParams, train_tabular
 from registry import AutomaticApproval, ModelPolicy, Table, TableSnapshot, open_store
 from tests.waiting import until
@@ -282,6 +284,27 @@ def test_a_retrain_that_was_killed_is_taken_up_again_by_the_next_inspection(
     assert retrains(MODEL).refresh().running is None
 
 
+def test_a_durable_inspection_submits_the_retrain_and_ends(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = Stub(monkeypatch, KilledError(), ())
+    with pytest.raises(KilledError):
+        retrain(alarm(clock))
+    clock.wall += POLICY.lost_after
+    ledger = ledger_of(ctx)
+    followed = ledger.follow(ledger.submit(inspect_model, {"model": MODEL}))
+    with use_run(Run(ledger, followed, "worker")):
+        first, again = (inspect_model(MODEL).retraining for _ in range(2))  # its worker may be lost
+    assert [(one.action, one.rule) for one in first] == [("submitted", "dead")]
+    assert first == again
+    (sent,) = (each for each in ledger.invocations() if each.function == "retrain")
+    assert first[0].invocation == sent.id
+    assert stub.calls == 1
+    assert events(ctx) == ["started"]
+    taken_up = retrain(Alarm(**ledger.arguments(sent)["alarm"]))
+    assert (taken_up.action, taken_up.rule, stub.calls) == ("resume", "no_challenger", 2)
+
+
 def test_a_retrain_that_takes_long_is_running_as_long_as_its_heart_beats(
     ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,7 +447,7 @@ def test_many_models_are_inspected_together_and_one_that_fails_alone(
             raise ValueError("its table is gone")
         return ()
 
-    monkeypatch.setattr("functions.retraining.jobs._run_monitors", watch)
+    monkeypatch.setattr("functions.retraining.jobs.run_monitors", watch)
     with pytest.raises(ExceptionGroup, match="1 of 3 inspections failed") as failed:
         inspect_models(["late-0", "late-1", "late-2"])
     assert looked == ["late-0", "late-1", "late-2"]
