@@ -8,27 +8,24 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import boto3
-import botocore.session
-from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-from botocore.loaders import Loader
+from botocore.exceptions import ClientError
 
 from registry.audit_keys import AuditKeys
-from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
+from registry.errors import InvalidInput, NotFound, RegistryError, Unavailable
 from registry.names import check_key
 from registry.store.object_store import Aged, ObjectInfo
 from registry.store.requests import Operation
+from registry.store.s3_errors import s3_errors
+from registry.store.s3_session import new_session
 from registry.store.series import observed
 
 if TYPE_CHECKING:
@@ -43,35 +40,11 @@ _CONFIG = Config(
     retries={"mode": "standard", "total_max_attempts": 4},
     max_pool_connections=32,
 )
-_HTTP_SERVER_ERROR = 500
 SSE = ("", "aws:kms", "aws:kms:dsse", "AES256")
 """Kinds of encryption at the server; "" leaves it to the bucket."""
 
 
 _Opened = tuple[int, Any, Any]  # process, session, client
-
-
-class _Descriptions(Loader):  # type: ignore[misc]  # botocore has no annotations
-    """Descriptions of AWS's interfaces, which sessions share: to find and read them takes most of a session's 0.1 s."""
-
-    @property
-    def search_paths(self) -> list[str]:
-        """List the folders; each session of boto3 adds one to this copy, for what is not used here."""
-        return list(self._search_paths)
-
-
-@cache
-def _descriptions(data_path: str | None) -> _Descriptions:
-    """Find descriptions in the folders of `AWS_DATA_PATH` too."""
-    folders = (data_path or "").split(os.pathsep)
-    return _Descriptions([os.path.expanduser(os.path.expandvars(each)) for each in folders if each])  # noqa: PTH111 - as botocore does
-
-
-def _new_session() -> Any:
-    """Make a session, which has credentials of its own."""
-    core = botocore.session.Session()
-    core.register_component("data_loader", _descriptions(core.get_config_variable("data_path")))
-    return boto3.session.Session(botocore_session=core)
 
 
 class S3Store:
@@ -331,7 +304,7 @@ class S3Store:
         """Open the process's session, which keeps and renews the credentials, and its client."""
         with self._lock:
             if self._opened is None or self._opened[0] != os.getpid():
-                session = _new_session()
+                session = new_session()
                 client = session.client(
                     "s3",
                     endpoint_url=self._endpoint or None,
@@ -357,43 +330,11 @@ class S3Store:
                 return
 
     def _request(self, operation: Operation, key: str, requests: int = 1) -> AbstractContextManager[None]:
-        """Count and time one request, and translate its errors as `_errors` does."""
+        """Count and time one request, and translate its errors."""
         return observed(operation, key, self._errors(key), requests=requests)
 
-    @contextmanager
-    def _errors(self, key: str) -> Iterator[None]:
-        """Translate errors of boto3 into the registry's errors."""
-        try:
-            yield
-        except ClientError as error:
-            raise self._translate(key, error) from error
-        except S3UploadFailedError as error:
-            cause = error.__context__
-            if isinstance(cause, ClientError):
-                raise self._translate(key, cause) from error
-            raise Unavailable(f"{key}: upload to {self.url} failed: {error}") from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise Forbidden(
-                f"{key}: no credentials for {self.url}; set AWS_ACCESS_KEY_ID and its secret or AWS_PROFILE, or give the "
-                "node a role"
-            ) from error
-        except BotoCoreError as error:
-            raise Unavailable(f"{key}: {self.url} did not answer: {error}") from error
-
-    def _translate(self, key: str, error: ClientError) -> RegistryError:
-        code = str(error.response["Error"].get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if code == "NoSuchBucket":
-            return InvalidInput(f"{key}: bucket {self._bucket!r} does not exist; create it first")
-        if code in {"NoSuchKey", "404", "NotFound"}:
-            return NotFound(f"{key} is not in {self.url}")
-        if code in {"PreconditionFailed", "412"}:
-            return AlreadyExists(f"{key} is already in {self.url}")
-        if code == "ConditionalRequestConflict" or status >= _HTTP_SERVER_ERROR or code == "SlowDown":
-            return Unavailable(f"{key}: {self.url} answered {code}: {error}")
-        if code in {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "ExpiredToken"}:
-            return Forbidden(f"{key}: {self.url} refused the credentials ({code}); check the bucket's policy")
-        return RegistryError(f"{key}: {self.url} answered {code}: {error}")
+    def _errors(self, key: str) -> AbstractContextManager[None]:
+        return s3_errors(key, bucket=self._bucket, url=self.url)
 
 
 def _date_of(answer: Any) -> datetime:
