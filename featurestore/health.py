@@ -17,7 +17,7 @@ from featurestore.definitions.expectations import missing
 from featurestore.definitions.fields import EVENT_TIMESTAMP
 from featurestore.definitions.times import from_microseconds
 from featurestore.definitions.views import FeatureView
-from featurestore.offline.tables import Version
+from featurestore.offline.versions import Version
 from featurestore.online.keys import row_keys
 from featurestore.online.materialize import Materializer
 from featurestore.online.serving import Status

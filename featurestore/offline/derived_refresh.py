@@ -15,7 +15,8 @@ from featurestore.definitions.fields import EVENT_TIMESTAMP
 from featurestore.definitions.views import FeatureView, Projection
 from featurestore.offline.derived import InputRows, derive, reach
 from featurestore.offline.pinned_retrieval import stored_view
-from featurestore.offline.tables import File, OfflineStore, Version, scan
+from featurestore.offline.tables import OfflineStore
+from featurestore.offline.versions import File, Version, scan
 from featurestore.rows import offline_schema
 
 

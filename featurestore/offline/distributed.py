@@ -37,7 +37,8 @@ from featurestore.offline.pinned_retrieval import (
 )
 from featurestore.offline.prefilter import Prefilter
 from featurestore.offline.store_catalog import StoreCatalog
-from featurestore.offline.tables import File, OfflineStore, Version, scan, storable
+from featurestore.offline.tables import OfflineStore, storable
+from featurestore.offline.versions import File, Version, scan
 from featurestore.online.materialize import FileShare, FilesWritten
 from featurestore.retrieval import Features, Retrieval
 from featurestore.rows import check_rows, conform, offline_schema

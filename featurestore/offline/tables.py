@@ -7,64 +7,23 @@ rows of its time range.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_DAY, EVENT_TIMESTAMP
 from featurestore.definitions.views import FeatureView
+from featurestore.offline.versions import File, Version, open_version, scan, split
 from featurestore.rows import offline_schema
 from registry.store import ObjectStore, Part, Table, TableSnapshot, replace_with_parts, write_part
-from registry.store.tables.table import commit_properties, dataset_of
-
-if TYPE_CHECKING:
-    import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it
+from registry.store.tables.table import commit_properties
 
 _FEW_FILES = 31  # partitions of one write that are not too many, however small
 _MIN_FILE_ROWS = 1_000  # rows a partition of one write should have on average
-_LOG_RESOLUTION = timedelta(milliseconds=1)
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """One file of a table's version.
-
-    day: of its events; first, last: bounds of its event times, None where the log has no bounds.
-    """
-
-    path: str
-    day: str
-    rows: int
-    first: datetime | None
-    last: datetime | None
-    fragment: ds.Fragment = field(compare=False)
-
-    def may_hold(self, after: datetime | None, until: datetime | None) -> bool:
-        """Whether the file may have rows with `after <= event time <= until`."""
-        too_old = after is not None and self.last is not None and self.last < after
-        too_new = until is not None and self.first is not None and self.first > until
-        return not (too_old or too_new)
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """The files of one version of a view's table."""
-
-    number: int
-    files: tuple[File, ...]
-    schema: pa.Schema
-    dataset: ds.FileSystemDataset = field(compare=False)
-
-    def of(self, files: Iterable[File]) -> ds.FileSystemDataset:
-        """Open a dataset of some of the files."""
-        fragments = [f.fragment for f in files]
-        return type(self.dataset)(fragments, self.schema, self.dataset.format, self.dataset.filesystem)
 
 
 class OfflineStore:
@@ -146,7 +105,7 @@ class OfflineStore:
         if table is None:
             return None
         if cached is None or cached.number != table.version():
-            cached = _open(table, self.table(view))
+            cached = open_version(table, self.table(view))
             self._opened[view.name] = cached
         return cached
 
@@ -252,7 +211,7 @@ class OfflineStore:
         waiting: list[File] = []
         for file in files:
             if file.rows >= rows:
-                yield from _split(version, file, schema, start=start, end=end, rows=rows)
+                yield from split(version, file, schema, start=start, end=end, rows=rows)
                 continue
             waiting.append(file)
             if sum(f.rows for f in waiting) >= rows:
@@ -308,30 +267,6 @@ def _partition_days(times: pa.ChunkedArray, *, grouped: bool) -> pa.ChunkedArray
     return days
 
 
-def _open(table: DeltaTable, of: Table) -> Version:
-    dataset = dataset_of(table, of)
-    actions = {each["path"]: each for each in pa.table(table.get_add_actions(flatten=True)).to_pylist()}
-    files = [_file(actions[fragment.path], fragment) for fragment in dataset.get_fragments()]
-    files.sort(
-        key=lambda f: str(f.first)
-    )  # of those that begin at one time in the table's order; paths are random
-    return Version(table.version(), tuple(files), dataset.schema, dataset)
-
-
-def _file(action: dict[str, Any], fragment: ds.Fragment) -> File:
-    """Build a file from its action in the log; without recorded bounds, as of what Ray Data wrote, its day gives them.
-
-    A file of several days always has them. The log cuts bounds to milliseconds, so the last row may be that much later than it says.
-    """
-    first, last = action.get(f"min.{EVENT_TIMESTAMP}"), action.get(f"max.{EVENT_TIMESTAMP}")
-    last = None if last is None else last + _LOG_RESOLUTION
-    day = action.get(f"partition.{EVENT_DAY}")
-    if (first is None or last is None) and day is not None:
-        first = datetime.fromisoformat(day).replace(tzinfo=UTC)
-        last = first + timedelta(days=1)
-    return File(action["path"], day or "", action["num_records"] or 0, first, last, fragment)
-
-
 def _folder(path: str) -> str:
     """Partition folder of a file; compaction never merges two of them."""
     return path.rpartition("/")[0]
@@ -343,65 +278,3 @@ def _selected(view: FeatureView, features: Sequence[str] | None) -> pa.Schema:
         return schema
     kept = {*features, *(key.name for key in view.join_keys), EVENT_TIMESTAMP, CREATED_TIMESTAMP}
     return pa.schema([f for f in schema if f.name in kept])
-
-
-def _between(start: datetime | None, end: datetime | None) -> pc.Expression | None:
-    time = pc.field(EVENT_TIMESTAMP)
-    conditions = []
-    if start is not None:
-        conditions.append(time >= pa.scalar(start, TIMESTAMP))
-    if end is not None:
-        conditions.append(time <= pa.scalar(end, TIMESTAMP))
-    if not conditions:
-        return None
-    return conditions[0] if len(conditions) == 1 else conditions[0] & conditions[1]
-
-
-def scan(
-    version: Version,
-    files: Iterable[File],
-    schema: pa.Schema,
-    *,
-    start: datetime | None = None,
-    end: datetime | None = None,
-) -> pa.Table:
-    """Read rows of some files with `start <= event time <= end`, in the given schema."""
-    kept = [f for f in files if f.may_hold(start, end)]
-    if not kept:
-        return schema.empty_table()
-    names = [name for name in schema.names if name in version.schema.names]
-    return _shaped(version.of(kept).to_table(columns=names, filter=_between(start, end)), schema)
-
-
-def _split(
-    version: Version,
-    file: File,
-    schema: pa.Schema,
-    *,
-    start: datetime | None,
-    end: datetime | None,
-    rows: int,
-) -> Iterator[tuple[pa.Table, tuple[File, ...]]]:
-    """Read one large file in several batches; only the last names the file as ended."""
-    names = [name for name in schema.names if name in version.schema.names]
-    scanner = version.of([file]).scanner(columns=names, filter=_between(start, end), batch_size=rows)
-    ready, waiting = schema.empty_table(), list[pa.RecordBatch]()
-    for batch in scanner.to_batches():
-        waiting.append(batch)
-        if sum(b.num_rows for b in waiting) >= rows:
-            if ready.num_rows:
-                yield ready, ()
-            ready, waiting = _shaped(pa.Table.from_batches(waiting), schema), []
-    if any(b.num_rows for b in waiting):
-        if ready.num_rows:
-            yield ready, ()
-        ready = _shaped(pa.Table.from_batches(waiting), schema)
-    yield ready, (file,)
-
-
-def _shaped(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = [
-        rows.column(f.name).cast(f.type) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type)
-        for f in schema
-    ]
-    return pa.table(columns, schema=schema)

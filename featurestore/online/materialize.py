@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from featurestore.definitions.times import from_microseconds, to_microseconds
 from featurestore.definitions.views import FeatureView
 from featurestore.errors import InvalidRows, UnknownDefinition
-from featurestore.offline.tables import File, OfflineStore, Version
+from featurestore.offline.tables import OfflineStore
+from featurestore.offline.versions import File, Version
 from featurestore.online.redis_store import OnlineStore
 
 ROWS_AT_ONCE = 200_000

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from featurestore.definitions.vector_index import VectorIndex
 from featurestore.definitions.views import FeatureView
-from featurestore.offline.tables import OfflineStore, Version, scan
+from featurestore.offline.tables import OfflineStore
+from featurestore.offline.versions import Version, scan
 from featurestore.rows import offline_schema
 from featurestore.vectors.builds import IndexBuilds, LoadedIndex, Loader
 from featurestore.vectors.layers import Layers

@@ -16,7 +16,8 @@ from featurestore.definitions.times import to_microseconds
 from featurestore.definitions.vector_index import Metric, VectorIndex
 from featurestore.definitions.views import FeatureView, digest
 from featurestore.errors import FeatureStoreError
-from featurestore.offline.tables import File, OfflineStore, Version
+from featurestore.offline.tables import OfflineStore
+from featurestore.offline.versions import File, Version
 from featurestore.vectors.builds import VECTORS, IndexBuild, IndexBuilds, LoadedIndex, write_index
 from featurestore.vectors.following import paths_of
 from featurestore.vectors.inverted_lists import OVERSAMPLED, SHARES, InvertedLists, compared, lists_for

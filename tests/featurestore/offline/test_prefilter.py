@@ -10,7 +10,7 @@ import pytest
 
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.encoding import microseconds
-from featurestore.offline import tables as offline
+from featurestore.offline import versions
 from featurestore.offline.partitioning import key_hashes
 from featurestore.offline.pinned_retrieval import attach, stored_view, typed_keys
 from featurestore.offline.prefilter import Prefilter
@@ -144,7 +144,7 @@ def test_five_hundred_cases_joined_after_the_prefilter_match_the_definition(how:
         )
         version = fs.offline.version(view)
         assert version is not None
-        files = [offline.scan(version, [file], offline_schema(view)) for file in version.files]
+        files = [versions.scan(version, [file], offline_schema(view)) for file in version.files]
         assert len(files) >= 5
         found = [
             rows.take(

@@ -11,7 +11,7 @@ from featurestore import Entity, FeatureStore, FeatureView, Field, Float64
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.offline import distributed
 from featurestore.offline import tables as offline
-from featurestore.offline.tables import File
+from featurestore.offline.versions import File
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
 late = FeatureView("late", [Entity("plane")], [Field("x", Float64)])
@@ -51,7 +51,7 @@ def test_a_worker_lists_the_files_of_a_table_once(
     number = offline_fs.write_offline(late, rows).version
     opened = []
     monkeypatch.setattr(
-        offline, "_open", lambda *table, first=offline._open: opened.append(1) or first(*table)
+        offline, "open_version", lambda *table, first=offline.open_version: opened.append(1) or first(*table)
     )
     for _ in range(3):  # as it travels to each task
         there = copy.copy(offline_fs.offline)

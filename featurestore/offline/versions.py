@@ -1,0 +1,145 @@
+"""Versions of an offline table: which files hold its rows, and reads of rows of some of them by time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+
+from featurestore.definitions.dtypes import TIMESTAMP
+from featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
+from registry.store import Table
+from registry.store.tables.table import dataset_of
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it
+
+_LOG_RESOLUTION = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a table's version.
+
+    day: of its events; first, last: bounds of its event times, None where the log has no bounds.
+    """
+
+    path: str
+    day: str
+    rows: int
+    first: datetime | None
+    last: datetime | None
+    fragment: ds.Fragment = field(compare=False)
+
+    def may_hold(self, after: datetime | None, until: datetime | None) -> bool:
+        """Whether the file may have rows with `after <= event time <= until`."""
+        too_old = after is not None and self.last is not None and self.last < after
+        too_new = until is not None and self.first is not None and self.first > until
+        return not (too_old or too_new)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The files of one version of a view's table."""
+
+    number: int
+    files: tuple[File, ...]
+    schema: pa.Schema
+    dataset: ds.FileSystemDataset = field(compare=False)
+
+    def of(self, files: Iterable[File]) -> ds.FileSystemDataset:
+        """Open a dataset of some of the files."""
+        fragments = [f.fragment for f in files]
+        return type(self.dataset)(fragments, self.schema, self.dataset.format, self.dataset.filesystem)
+
+
+def _between(start: datetime | None, end: datetime | None) -> pc.Expression | None:
+    time = pc.field(EVENT_TIMESTAMP)
+    conditions = []
+    if start is not None:
+        conditions.append(time >= pa.scalar(start, TIMESTAMP))
+    if end is not None:
+        conditions.append(time <= pa.scalar(end, TIMESTAMP))
+    if not conditions:
+        return None
+    return conditions[0] if len(conditions) == 1 else conditions[0] & conditions[1]
+
+
+def scan(
+    version: Version,
+    files: Iterable[File],
+    schema: pa.Schema,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> pa.Table:
+    """Read rows of some files with `start <= event time <= end`, in the given schema."""
+    kept = [f for f in files if f.may_hold(start, end)]
+    if not kept:
+        return schema.empty_table()
+    names = [name for name in schema.names if name in version.schema.names]
+    return _shaped(version.of(kept).to_table(columns=names, filter=_between(start, end)), schema)
+
+
+def split(
+    version: Version,
+    file: File,
+    schema: pa.Schema,
+    *,
+    start: datetime | None,
+    end: datetime | None,
+    rows: int,
+) -> Iterator[tuple[pa.Table, tuple[File, ...]]]:
+    """Read one large file in several batches; only the last names the file as ended."""
+    names = [name for name in schema.names if name in version.schema.names]
+    scanner = version.of([file]).scanner(columns=names, filter=_between(start, end), batch_size=rows)
+    ready, waiting = schema.empty_table(), list[pa.RecordBatch]()
+    for batch in scanner.to_batches():
+        waiting.append(batch)
+        if sum(b.num_rows for b in waiting) >= rows:
+            if ready.num_rows:
+                yield ready, ()
+            ready, waiting = _shaped(pa.Table.from_batches(waiting), schema), []
+    if any(b.num_rows for b in waiting):
+        if ready.num_rows:
+            yield ready, ()
+        ready = _shaped(pa.Table.from_batches(waiting), schema)
+    yield ready, (file,)
+
+
+def _shaped(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        rows.column(f.name).cast(f.type) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type)
+        for f in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def open_version(table: DeltaTable, of: Table) -> Version:
+    """List the files of an opened version by the times of their rows."""
+    dataset = dataset_of(table, of)
+    actions = {each["path"]: each for each in pa.table(table.get_add_actions(flatten=True)).to_pylist()}
+    files = [_file(actions[fragment.path], fragment) for fragment in dataset.get_fragments()]
+    files.sort(
+        key=lambda f: str(f.first)
+    )  # of those that begin at one time in the table's order; paths are random
+    return Version(table.version(), tuple(files), dataset.schema, dataset)
+
+
+def _file(action: dict[str, Any], fragment: ds.Fragment) -> File:
+    """Build a file from its action in the log; without recorded bounds, as of what Ray Data wrote, its day gives them.
+
+    A file of several days always has them. The log cuts bounds to milliseconds, so the last row may be that much later than it says.
+    """
+    first, last = action.get(f"min.{EVENT_TIMESTAMP}"), action.get(f"max.{EVENT_TIMESTAMP}")
+    last = None if last is None else last + _LOG_RESOLUTION
+    day = action.get(f"partition.{EVENT_DAY}")
+    if (first is None or last is None) and day is not None:
+        first = datetime.fromisoformat(day).replace(tzinfo=UTC)
+        last = first + timedelta(days=1)
+    return File(action["path"], day or "", action["num_records"] or 0, first, last, fragment)
