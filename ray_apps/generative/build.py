@@ -14,8 +14,8 @@ from functions.runtime.changes.feed import watch_of
 from functions.runtime.process import enter_process
 from ray_apps.admission import open_admission
 from ray_apps.admission.token_budget import TokenBudgets
+from ray_apps.generative.answering.generator import Generator
 from ray_apps.generative.door import GenerativeDoor
-from ray_apps.generative.generator import Generator
 from ray_apps.generative.load import LoadMeter
 from ray_apps.generative.models import GenerativeModels
 from ray_apps.generative.options import GenerativeOptions

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from functions.generative import is_generative
-from ray_apps.generative.generator import Generator
+from ray_apps.generative.answering.generator import Generator
 from ray_apps.generative.openai.errors import ApiRefusal
 from registry import InvalidInput, ModelState, NotFound, RegistryError
 from registry.registry import Registry

@@ -17,9 +17,9 @@ from functions.prediction_log.writing.columns import label_columns, prediction_c
 from functions.rollout import Guardrail, RolloutError, RolloutPolicy, rollout_status, start_rollout
 from functions.rollout.controller import Rollouts
 from functions.runtime import Context, use_context
+from ray_apps.generative.answering.recording import IN_VIEW, request_tensors, response_tensors
 from ray_apps.generative.openai.answers import AnswerRecord
 from ray_apps.generative.openai.requests import CHAT, Ask
-from ray_apps.generative.recording import IN_VIEW, request_tensors, response_tensors
 from ray_apps.predictor.inference.recording import Recorder
 from registry import Registry, Table
 from tests.functions.rollout.conftest import MODEL, RolloutPlatform

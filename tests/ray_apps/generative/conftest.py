@@ -18,8 +18,8 @@ from functions.generative.engines import EngineProcesses, Patience, engine_envir
 from functions.prediction_log.tensors import LoggedTensor, read_value
 from ray_apps.admission.token_budget import TokenBudgets
 from ray_apps.generative.__main__ import mounted
+from ray_apps.generative.answering.generator import Generator
 from ray_apps.generative.door import GenerativeDoor
-from ray_apps.generative.generator import Generator
 from ray_apps.generative.load import LoadMeter
 from ray_apps.generative.models import GenerativeModels
 from ray_apps.generative.versions import VersionStarter

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from functions.live_counts import End, Tally, is_usable
+from ray_apps.generative.answering.recording import live_outputs, response_tensors
 from ray_apps.generative.openai.answers import AnswerRecord, EventStream, record_of
-from ray_apps.generative.recording import live_outputs, response_tensors
 from ray_apps.predictor.inference.live import LiveCounter
 
 

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from functions.generative import EngineSettings, register_generative
 from functions.prediction_log.sampling import is_sampled
 from functions.runtime.receipt import Prices, TokenPrice
+from ray_apps.generative.answering.recording import LoggedRow, response_tensors
 from ray_apps.generative.openai.answers import AnswerRecord
 from ray_apps.generative.options import GenerativeOptions
-from ray_apps.generative.recording import LoggedRow, response_tensors
 from registry import ModelPolicy
 from tests.ray_apps.generative.conftest import ServedDoor
 from tests.waiting import until

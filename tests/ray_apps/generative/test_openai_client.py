@@ -12,7 +12,7 @@ import pytest
 from functions.generative import EngineSettings, register_generative
 from functions.generative.engines import EngineProcess, EngineSpec
 from functions.generative.engines.vllm import Vllm
-from ray_apps.generative.context_length import check_context
+from ray_apps.generative.answering.context_length import check_context
 from ray_apps.generative.openai.errors import ApiRefusal
 from ray_apps.generative.openai.requests import EMBEDDING, parse_request
 from tests import waiting

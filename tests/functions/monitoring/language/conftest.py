@@ -15,9 +15,9 @@ from functions.prediction_log import LABELS_TABLE, Label, encode_labels, epoch_u
 from functions.prediction_log.writing.columns import label_columns, large_columns, prediction_columns
 from functions.runtime import Context
 from functions.runtime.receipt import TokenPrice
+from ray_apps.generative.answering.recording import IN_VIEW, LoggedRow, request_tensors, response_tensors
 from ray_apps.generative.openai.answers import AnswerRecord
 from ray_apps.generative.openai.requests import CHAT, Ask
-from ray_apps.generative.recording import IN_VIEW, LoggedRow, request_tensors, response_tensors
 from ray_apps.predictor.inference.recording import Recorder
 from registry import ObjectStore, Registry, Table, open_store
 

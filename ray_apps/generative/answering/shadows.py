@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,10 +15,20 @@ import orjson
 
 from functions.generative.engines import EngineDown, Lease, QueueFull
 from functions.runtime.receipt import TokenPrice
-from ray_apps.generative.guarding import finding_tensors, guard_answer
+from ray_apps.generative.answering.call import Call
+from ray_apps.generative.answering.engine_request import engine_body
+from ray_apps.generative.answering.guarding import finding_tensors, guard_answer, guarded_request, refusal_of
+from ray_apps.generative.answering.recording import (
+    IN_VIEW,
+    LoggedRow,
+    live_outputs,
+    request_tensors,
+    response_tensors,
+)
 from ray_apps.generative.openai.answers import record_of
+from ray_apps.generative.openai.errors import ApiRefusal
 from ray_apps.generative.openai.requests import EMBEDDING, Ask
-from ray_apps.generative.recording import IN_VIEW, LoggedRow, live_outputs, request_tensors, response_tensors
+from ray_apps.generative.openai.tools import check_tools
 from ray_apps.generative.versions import GenerativeVersion
 from ray_apps.predictor.inference.live import LiveCounter
 from ray_apps.predictor.inference.recording import Failure, Recorder
@@ -81,6 +91,22 @@ class GenerativeShadows:
                 task, context=Context()
             )  # of no single request
         self._queue.put_nowait(job)
+
+    def offer_copies(self, call: Call, versions: Sequence[GenerativeVersion], policy: ModelPolicy) -> None:
+        """Offer an answered request to versions that are ready, to each as its own prompt makes it."""
+        for version in versions:
+            try:
+                ask, found = guarded_request(call.ask, version.prompt)
+                if (refusal := refusal_of(found, version)) is not None:
+                    raise refusal
+                body = engine_body(ask, version)
+                check_tools(body, version.lease.process.no_tools)
+                lease = version.lease.again()
+            except (ApiRefusal, EngineDown):  # it refuses request, variables or tools, or goes just now
+                self.failed += 1
+                continue
+            at_us = time.time_ns() // 1_000
+            self.offer(ShadowAsk(version, lease, ask, body, call.id, call.unit, at_us, call.traffic, policy))
 
     async def close(self) -> None:
         """Stop answering, and drop what waits."""

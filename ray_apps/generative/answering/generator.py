@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,16 +11,17 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from clusters.telemetry.tracing import current_request, mark
-from functions.generative import GenerativeError
+from clusters.telemetry.tracing import mark
 from functions.generative.engines import EngineDown, QueueFull, ask_embeddings
 from functions.prediction_log import PINNED
 from functions.runtime.receipt import TokenPrice
 from ray_apps.admission.request_limits import TooManyRequests
 from ray_apps.admission.token_budget import Reservation, TokenBudgets
-from ray_apps.generative.call import Call
-from ray_apps.generative.context_length import check_context
-from ray_apps.generative.guarding import (
+from ray_apps.generative.answering.call import Call
+from ray_apps.generative.answering.choosing import VersionChooser
+from ray_apps.generative.answering.context_length import check_context
+from ray_apps.generative.answering.engine_request import engine_body
+from ray_apps.generative.answering.guarding import (
     FILTERED,
     changes,
     finding_tensors,
@@ -29,16 +29,7 @@ from ray_apps.generative.guarding import (
     guarded_request,
     refusal_of,
 )
-from ray_apps.generative.load import LoadMeter
-from ray_apps.generative.openai.answers import AnswerRecord, EventStream, as_choice, record_of
-from ray_apps.generative.openai.errors import ApiRefusal, error_document, refusal_by_engine
-from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, Ask
-from ray_apps.generative.openai.response_stream import ResponseStream
-from ray_apps.generative.openai.responses import items_of, response_of
-from ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
-from ray_apps.generative.openai.service_tier import granted_tier
-from ray_apps.generative.openai.tools import check_tools
-from ray_apps.generative.recording import (
+from ray_apps.generative.answering.recording import (
     IN_VIEW,
     LoggedRow,
     embedding_tensors,
@@ -46,22 +37,30 @@ from ray_apps.generative.recording import (
     request_tensors,
     response_tensors,
 )
+from ray_apps.generative.answering.shadows import GenerativeShadows
+from ray_apps.generative.load import LoadMeter
+from ray_apps.generative.openai.answers import AnswerRecord, EventStream, as_choice, record_of
+from ray_apps.generative.openai.errors import ApiRefusal, error_document, refusal_by_engine
+from ray_apps.generative.openai.requests import EMBEDDING, Ask
+from ray_apps.generative.openai.response_stream import ResponseStream
+from ray_apps.generative.openai.responses import items_of, response_of
+from ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
+from ray_apps.generative.openai.service_tier import granted_tier
+from ray_apps.generative.openai.tools import check_tools
 from ray_apps.generative.series import TokenSeries
-from ray_apps.generative.shadows import GenerativeShadows, ShadowAsk
 from ray_apps.generative.versions import GenerativeVersion
 from ray_apps.predictor.http.endpoint import JSON, Answer, Request
 from ray_apps.predictor.inference.caller import Caller
 from ray_apps.predictor.inference.live import LiveCounter
 from ray_apps.predictor.inference.recording import Failure, Recorder
 from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import NotFound, PredictorError
+from ray_apps.predictor.protocol.errors import PredictorError
 from ray_apps.predictor.versions.follower import VersionFollower
 from registry import Limits, ModelPolicy
 from registry.models.traffic import is_shadowed
 
 __all__ = ["Generator"]
 
-_PREFIX: Final = {CHAT: "chatcmpl-", COMPLETION: "cmpl-", EMBEDDING: "embd-", RESPONSE: "resp_"}
 _OK, _CALLER_GONE, _FAULT = 200, 499, 500
 _EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
 _NO_POLICY: Final = ModelPolicy()
@@ -91,7 +90,7 @@ class Generator:
     ) -> None:
         self.follower, self.recorder = follower, recorder
         self._workspace, self._budgets, self._live, self._close = workspace, budgets, live, close
-        self._meter = meter if meter is not None else LoadMeter()
+        self._chooser = VersionChooser(follower, live, meter if meter is not None else LoadMeter())
         self._price = price
         self._series: dict[tuple[int, str], TokenSeries] = {}
         self.shadows = GenerativeShadows(recorder, live, price=price)
@@ -109,13 +108,13 @@ class Generator:
 
     async def _answered(self, ask: Ask, request: Request, limits: Sequence[tuple[str, Limits]]) -> Answer:
         tier = granted_tier(ask.body, limits)
-        call = await self._choose(ask)
+        call = await self._chooser.choose(ask)
         call.tier = tier
         if call.trace is not None:
             call.trace.answered_by(call.id, ask.model, call.number, call.arm, id_made_here=True)
         try:
             await self._guard(call)
-            body = _engine_body(call.ask, call.version)
+            body = engine_body(call.ask, call.version)
             await call.lease.ready(ENGINE_S)
             check_tools(body, call.lease.process.no_tools)
             prompt_tokens, most = await check_context(
@@ -141,52 +140,6 @@ class Generator:
         self.recorder.flush()
         await asyncio.get_running_loop().run_in_executor(None, self.follower.stop)
         self._close()
-
-    async def _choose(self, ask: Ask) -> Call:
-        """Choose arm and version, and take a hold on its engine, so that no change of the policy ends it."""
-        call_id = _PREFIX[RESPONSE if ask.as_response else ask.kind] + os.urandom(16).hex()
-        begin, routes = time.perf_counter(), self.follower.routes
-        if ask.selector is None:
-            arm, version = routes.choose(ask.split_key or call_id, ask.attributes)
-            if version is None:
-                self._live.unserved(ask.split_key or call_id, routes.traffic)
-                raise ApiRefusal(
-                    f"model: {ask.model!r} has no champion that is ready; try again soon",
-                    status=503,
-                    param="model",
-                    retry_after_s=1,
-                )
-        else:
-            arm, version = PINNED, await self._pinned(ask.model, ask.selector)
-        lease = version.lease.again()
-        load = self._meter.begin()
-        return Call(call_id, ask, ask.split_key, arm, version, routes, begin, lease, current_request(), load)
-
-    async def _pinned(self, model: str, selector: int | str) -> GenerativeVersion:
-        """Find a version by number or alias, and start it if it is not ready. Raises: ApiRefusal, NotReady."""
-        view = self.follower.view
-        number = view.aliases.get(selector) if isinstance(selector, str) and view is not None else selector
-        record = view.versions.get(number) if view is not None and isinstance(number, int) else None
-        if view is None or record is None or record.status != "READY":
-            raise ApiRefusal(
-                f"model: {model!r} has no version {selector!r} that may be asked",
-                status=404, param="model", code="model_not_found",
-            )  # fmt: skip
-        in_traffic = view.traffic is not None and record.version in view.traffic.versions
-        missing = record.missing(view.policy) if view.policy.guarded and not record.overrides else ()
-        if missing and not in_traffic and record.version not in view.aliases.values():
-            raise ApiRefusal(
-                f"model: {model}@{record.version} is not approved ({', '.join(missing)})",
-                status=403, param="model",
-            )  # fmt: skip
-        found = self.follower.find(record.version)
-        if found is not None:
-            return found
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(None, self.follower.load, record.version)
-        except NotFound as error:
-            raise ApiRefusal(str(error), status=404, param="model", code="model_not_found") from error
 
     async def _guard(self, call: Call) -> None:
         """Apply the version's rules before; what they refuse is logged and counted. Raises: ApiRefusal."""
@@ -329,27 +282,8 @@ class Generator:
         self._live.answered(call, judged, latency_ms=call.first_token_ms)
         call.is_counted = True
         if call.ask.selector is None and is_shadowed(call.arm) and answer.prompt_tokens:
-            self._offer_to_shadows(call)
-
-    def _offer_to_shadows(self, call: Call) -> None:
-        """Offer an answered request to the shadows that are ready, each with its own prompt."""
-        for shadow in self.follower.routes.shadows:
-            if shadow is call.version:
-                continue
-            try:
-                ask, found = guarded_request(call.ask, shadow.prompt)
-                if (refusal := refusal_of(found, shadow)) is not None:
-                    raise refusal
-                body = _engine_body(ask, shadow)
-                check_tools(body, shadow.lease.process.no_tools)
-                lease = shadow.lease.again()
-            except (ApiRefusal, EngineDown):  # it refuses request, variables or tools, or goes just now
-                self.shadows.failed += 1
-                continue
-            at_us = time.time_ns() // 1_000
-            self.shadows.offer(
-                ShadowAsk(shadow, lease, ask, body, call.id, call.unit, at_us, call.traffic, self._policy)
-            )
+            shadows = [each for each in self.follower.routes.shadows if each is not call.version]
+            self.shadows.offer_copies(call, shadows, self._policy)
 
     @property
     def _policy(self) -> ModelPolicy:
@@ -386,20 +320,6 @@ def _events(call: Call) -> EventStream:
     if call.ask.as_response:
         return ResponseStream(call.id, name, asked=call.ask.body, begin_s=call.begin)
     return EventStream(call.id, name, wants_usage=call.ask.wants_usage, begin_s=call.begin)
-
-
-def _engine_body(ask: Ask, version: GenerativeVersion) -> dict[str, Any]:
-    """The request as the version's prompt makes it. Raises: ApiRefusal for its variables."""
-    body = ask.for_engine()
-    if ask.kind == EMBEDDING:
-        return body
-    if ask.kind == CHAT:
-        try:
-            body = version.prompt.request(body, ask.body.get("variables", {}))
-        except GenerativeError as error:
-            raise ApiRefusal(str(error), param="variables") from error
-    body.setdefault("max_tokens", version.settings.max_tokens)
-    return body
 
 
 def _status_of(error: BaseException) -> int:
