@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from functions.training.errors import TrainingDataError
 from functions.training.llm.texts import IGNORED, Tokenizer, Tokens, tokens_of_chat
 from functions.training.loop.process_groups.process_group import ProcessGroup
+from functions.training.loop.task import CountedRows
 from functions.training.loop.training_loop import rows_of_worker
 
 Pair = tuple[Tokens, Tokens]
@@ -67,22 +68,12 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceTask:
+class PreferenceTask(CountedRows):
     """Learning task of preferring the chosen answer. beta: how dear it is to leave the base."""
 
     train: Pairs
     valid: Pairs
     beta: float
-
-    @property
-    def train_rows(self) -> int:
-        """Number of pairs that are learnt from."""
-        return len(self.train)
-
-    @property
-    def valid_rows(self) -> int:
-        """Number of pairs that are held out for validation."""
-        return len(self.valid)
 
     @property
     def units(self) -> dict[str, int]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from functions.training.errors import TrainingDataError
+from functions.training.loop.task import CountedRows
 
 IGNORED = -100  # label of a token that is read but not learnt, as torch and transformers have it
 
@@ -127,21 +128,11 @@ def _fill(row: Tensor, texts: list[Tokens], length: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class TextTask:
+class TextTask(CountedRows):
     """Learning task of predicting the next token, where it is to be learnt."""
 
     train: Rows
     valid: Rows
-
-    @property
-    def train_rows(self) -> int:
-        """Number of rows that are learnt from."""
-        return len(self.train)
-
-    @property
-    def valid_rows(self) -> int:
-        """Number of rows that are held out for validation."""
-        return len(self.valid)
 
     @property
     def units(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -34,6 +35,24 @@ class LearningTask(Protocol):
 
     def loss(self, module: nn.Module, batch: Batch, *, reduction: str = "mean") -> Tensor:
         """Loss of a batch, the mean over its rows or their "sum"."""
+
+
+class CountedRows:
+    """Numbers of rows of a learning task whose `train` and `valid` have a length."""
+
+    __slots__ = ()
+    train: Sized
+    valid: Sized
+
+    @property
+    def train_rows(self) -> int:
+        """Number of rows that are learnt from."""
+        return len(self.train)
+
+    @property
+    def valid_rows(self) -> int:
+        """Number of rows that are held out for validation."""
+        return len(self.valid)
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from functions.training.loop.task import Batch, Order, epoch_seed, uniform_order
+from functions.training.loop.task import Batch, CountedRows, Order, epoch_seed, uniform_order
 from functions.training.tabular.preprocessing import EncodedRows
 from functions.training.tabular.target import Target
 
@@ -72,7 +72,7 @@ class Examples(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TabularTask:
+class TabularTask(CountedRows):
     """Learning task on a table.
 
     offset: (columns,) code of each column's unknown category; unknown_rate: share of categories hidden in a step.
@@ -83,16 +83,6 @@ class TabularTask:
     target: Target
     offset: Tensor
     unknown_rate: float
-
-    @property
-    def train_rows(self) -> int:
-        """Number of rows that are learnt from."""
-        return len(self.train)
-
-    @property
-    def valid_rows(self) -> int:
-        """Number of rows that are held out for validation."""
-        return len(self.valid)
 
     @property
     def units(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from functions.training.loop.task import Batch, Order
+from functions.training.loop.task import Batch, CountedRows, Order
 from functions.training_data.cache import ShardCache
 from functions.training_data.formats import Values
 from functions.training_data.order import EpochOrder, Shuffle, ShuffledOrder
@@ -115,7 +115,7 @@ class _EpochRows:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleTask:
+class SampleTask(CountedRows):
     """Learning task on sharded sets of samples, for recipes: rows to learn from, rows held out, and the loss of a batch.
 
     objective: the loss of each row (rows,) of a batch; row_units: units in a row, such as {"tokens": 128}.
@@ -125,16 +125,6 @@ class SampleTask:
     valid: SampleReader
     objective: Callable[[nn.Module, Batch], Tensor]
     row_units: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def train_rows(self) -> int:
-        """Number of rows that are learnt from."""
-        return len(self.train)
-
-    @property
-    def valid_rows(self) -> int:
-        """Number of rows that are held out for validation."""
-        return len(self.valid)
 
     @property
     def units(self) -> dict[str, int]:
