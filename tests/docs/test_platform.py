@@ -16,7 +16,7 @@ from ray_apps.local.state_file import find_platform
 from tests.docs.pages import ROOT, Page
 from tests.ports import free_port
 
-pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.proof, pytest.mark.ray, pytest.mark.timeout(600)]
 PAGE = Page(ROOT / "docs" / "functions.md")
 
 
