@@ -20,7 +20,7 @@ from tests.functions.training.recipes import Sums, TiedStack, trainer
 WIDTH, BLOCKS = 768, 16
 BLOCK_BYTES = 4 * 2 * (WIDTH * WIDTH + WIDTH)
 STATE_BYTES = 5 * BLOCKS * BLOCK_BYTES  # weights, gradients, two moments, and the best weights so far
-PARAMS = RecipeParams(lr=1e-4, epochs=2, batch_size=200, recompute=True)
+PARAMS = RecipeParams(lr=1e-5, epochs=2, batch_size=400, recompute=True)  # a step an epoch
 
 
 class Residual(nn.Module):
