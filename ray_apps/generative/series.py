@@ -47,7 +47,11 @@ GUARDRAILS = Counter(
     "Requests and answers in which a guardrail found something, by stage (before, after), rule and action.",
     (*_ARM, "stage", "rule", "action"),
 )
-ENGINES = Gauge("toque_generative_engines", "Engines that are kept running.", multiprocess_mode="livesum")
+ENGINES = Gauge(
+    "toque_generative_engines",
+    "Engines that are kept running, without those that ended as nobody asked them.",
+    multiprocess_mode="livesum",
+)
 WAITING = Gauge(
     "toque_generative_waiting_requests",
     "Requests that wait for a slot of an engine, by service tier.",

@@ -19,7 +19,10 @@ from ray_apps.predictor.versions.routes import Routes
 from registry import ServiceTier
 from registry.models.traffic import Traffic
 
-__all__ = ["Call"]
+__all__ = ["ENGINE_S", "Call"]
+
+ENGINE_S: Final = 10.0
+"""How long a request waits for an engine that is being started."""
 
 _OPERATIONS: Final = {CHAT: "chat", COMPLETION: "text_completion", EMBEDDING: "embeddings"}
 

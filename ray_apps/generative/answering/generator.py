@@ -17,7 +17,7 @@ from functions.prediction_log import PINNED
 from functions.runtime.receipt import TokenPrice
 from ray_apps.admission.request_limits import TooManyRequests
 from ray_apps.admission.token_budget import Reservation, TokenBudgets
-from ray_apps.generative.answering.call import Call
+from ray_apps.generative.answering.call import ENGINE_S, Call
 from ray_apps.generative.answering.choosing import VersionChooser
 from ray_apps.generative.answering.context_length import check_context
 from ray_apps.generative.answering.engine_request import engine_body
@@ -64,8 +64,6 @@ __all__ = ["Generator"]
 _OK, _CALLER_GONE, _FAULT = 200, 499, 500
 _EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
 _NO_POLICY: Final = ModelPolicy()
-ENGINE_S: Final = 10.0
-"""How long a request waits for an engine that is being started anew."""
 
 
 class Generator:

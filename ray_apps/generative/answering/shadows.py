@@ -15,7 +15,7 @@ import orjson
 
 from functions.generative.engines import EngineDown, Lease, QueueFull
 from functions.runtime.receipt import TokenPrice
-from ray_apps.generative.answering.call import Call
+from ray_apps.generative.answering.call import ENGINE_S, Call
 from ray_apps.generative.answering.engine_request import engine_body
 from ray_apps.generative.answering.guarding import finding_tensors, guard_answer, guarded_request, refusal_of
 from ray_apps.generative.answering.recording import (
@@ -40,8 +40,6 @@ __all__ = ["GenerativeShadows", "ShadowAsk"]
 
 SHADOW: Final = "shadow"
 _OK: Final = 200
-_ENGINE_S: Final = 10.0
-"""How long a copy waits for an engine that is being started anew."""
 _TIER: Final = "flex"
 """Where a shadow shares its engine with what callers are answered by, those who ask go first."""
 _log = logging.getLogger("ray.serve")
@@ -122,7 +120,7 @@ class GenerativeShadows:
             job = await self._queue.get()
             begin = time.perf_counter()
             try:
-                await job.lease.ready(_ENGINE_S)
+                await job.lease.ready(ENGINE_S)
                 slot = await job.lease.process.slots.take(_TIER)
                 begin = time.perf_counter()
                 try:

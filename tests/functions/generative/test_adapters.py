@@ -118,6 +118,20 @@ async def test_a_killed_engine_has_its_adapters_again_before_it_is_ready(
     assert after != before
 
 
+async def test_an_idle_engine_has_its_adapters_again_for_the_next_request(
+    engines: EngineProcesses, tmp_path: Path
+):
+    version = engines.lease(adapted(tmp_path, "adapter-0", SETTINGS.model_copy(update={"idle_s": 1})))
+    before = await said(version)
+    await until(lambda: version.process.pid is None)
+    answer = version.again()
+    after = await said(answer)
+    answer.release()
+    assert after.split()[0] == before.split()[0] == version.model
+    assert after != before
+    assert engines.restarts == 0
+
+
 async def test_an_adapter_that_the_engine_refuses_harms_no_other(engines: EngineProcesses, tmp_path: Path):
     good = engines.lease(adapted(tmp_path, "adapter-good"))
     await good.ready(60)
