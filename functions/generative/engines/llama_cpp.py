@@ -40,8 +40,7 @@ class LlamaCpp:
 
     def __init__(self, python: str = sys.executable) -> None:
         self._python = python
-        # Threads that wait for each other by spinning stop all where engines, or others, share the cores.
-        self.variables: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive"}
+        self.variables: Mapping[str, str] = {}
 
     def process_spec(self, spec: EngineSpec) -> EngineSpec:
         """All of a spec but the settings of requests. Raises: ValueError for weights that it does not read."""
