@@ -45,8 +45,9 @@ _VERSION = re.compile(r"[0-9A-Za-z.+]+")
 _PARITY_ATOL = 1e-5
 
 Forward = Callable[..., Any]
-# torch traces by what it patches in the whole process: two exports at once break each other, and whatever is compiled after.
-_exporting = threading.Lock()
+# torch traces, and reads programs, by what it patches in the whole process: two exports at once break each other and whatever is
+# compiled after, two reads are refused, and a read breaks an export.
+_one_at_a_time = threading.Lock()
 
 
 def export_program(model: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
@@ -57,7 +58,7 @@ def export_program(model: nn.Module, inputs: Mapping[str, Tensor]) -> torch.expo
     """
     model = model.eval()
     dynamic = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
-    with _exporting:
+    with _one_at_a_time:
         program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=dynamic)
     _check_parity(model, program.module(), inputs)
     return program
@@ -118,7 +119,8 @@ def load_program(data: bytes, *, device: str = "cpu") -> nn.Module:
     Raises: ArtifactRefused if it holds more than a tensor program.
     """
     inspect_program(data)
-    program = torch.export.load(io.BytesIO(data))
+    with _one_at_a_time:
+        program = torch.export.load(io.BytesIO(data))
     if device != "cpu":
         program = move_to_device_pass(program, device)
     module = program.module(check_guards=False)

@@ -43,6 +43,13 @@ def test_programs_that_are_exported_at_once_are_as_if_one_after_the_other():
     assert not torch.compiler.is_compiling()
 
 
+def test_programs_are_read_at_once_and_while_others_are_exported(saved):
+    work = [lambda: load_program(saved)] * 24 + [lambda: export_program(Small(), INPUTS).module()] * 4
+    with ThreadPoolExecutor(4) as threads:
+        modules = list(threads.map(lambda do: do(), work[::2] + work[1::2]))
+    assert {module(*INPUTS.values()).shape for module in modules} == {Small()(*INPUTS.values()).shape}
+
+
 def as_it_is(_, data):
     return data
 
