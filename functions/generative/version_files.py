@@ -77,7 +77,8 @@ class EngineSettings(BaseModel):
     tool_parser: name of vLLM's parser for the way in which the model writes calls of tools, such as "hermes"; None: vLLM takes no tools.
     llama.cpp tells it by the chat template. adapter_rank: largest rank of the adapters that vLLM loads beside the weights, for which it
     keeps room; 0: it loads none. Versions that differ in an adapter alone share its engine. idle_s: seconds without a request after
-    which the engine ends, and starts again for the next; 0: it stays.
+    which the engine ends, and starts again for the next; 0: it stays. share_weights: whether engines of llama.cpp leave weights as they
+    are in the file, which is in memory once then; else each lays some kinds, such as Q4_0, out for the processor, which is faster.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,6 +91,7 @@ class EngineSettings(BaseModel):
     tool_parser: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)
     adapter_rank: AdapterRank = 0
     idle_s: int = Field(default=0, ge=0, le=1 << 20)
+    share_weights: bool = False
 
     def to_json(self) -> str:
         """Write the settings whole, so that a later release's defaults change no version.
@@ -99,7 +101,7 @@ class EngineSettings(BaseModel):
         fields = type(self).model_fields
         left_out = {
             name
-            for name in ("task", "tool_parser", "adapter_rank", "idle_s")
+            for name in ("task", "tool_parser", "adapter_rank", "idle_s", "share_weights")
             if getattr(self, name) == fields[name].default
         }
         return self.model_dump_json(indent=1, exclude=left_out)

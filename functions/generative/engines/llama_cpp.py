@@ -48,7 +48,7 @@ class LlamaCpp:
             raise ValueError(
                 "weights: llama.cpp reads GGUF and no folder of safetensors; register a GGUF file"
             )
-        names = ("context_length", "slots", "task", "adapter_scale", "idle_s")
+        names = ("context_length", "slots", "task", "adapter_scale", "idle_s", "share_weights")
         return replace(
             spec, settings=EngineSettings(**{name: getattr(spec.settings, name) for name in names})
         )
@@ -62,6 +62,8 @@ class LlamaCpp:
         ]  # fmt: skip
         if settings.task == "embed":
             line.append("--embed")
+        if settings.share_weights:
+            line.append("--share-weights")
         if spec.adapter is not None:
             line += ["--adapter", str(spec.adapter), "--adapter-scale", str(settings.adapter_scale)]
         if spec.chat_template is not None:

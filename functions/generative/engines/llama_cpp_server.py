@@ -20,6 +20,7 @@ def main() -> None:
     for name in ("--port", "--context", "--slots"):
         parser.add_argument(name, required=True, type=int)
     parser.add_argument("--embed", action="store_true")
+    parser.add_argument("--share-weights", action="store_true")
     parser.add_argument("--adapter")
     parser.add_argument("--chat-template")
     parser.add_argument("--adapter-scale", type=float, default=1.0)
@@ -52,10 +53,8 @@ def _parameters(given: argparse.Namespace) -> xllamacpp.CommonParams:
         found.cpuparams.n_threads = found.cpuparams_batch.n_threads = given.threads
     if given.chat_template:
         found.chat_template = Path(given.chat_template).read_text()
+    found.no_extra_bufts = given.share_weights  # as they are in the file, whose pages are in memory once
     if given.adapter:
-        found.no_extra_bufts = (
-            True  # weights as they are in the file: engines of other adapters share its pages
-        )
         found.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(given.adapter, given.adapter_scale)]
     return found
 

@@ -220,6 +220,17 @@ async def test_vllm_without_a_parser_takes_no_tools_and_embeds_for_versions_that
     assert engine.embedding_bounds(embeds) == (True, 64)
 
 
+def test_weights_are_shared_and_adapters_are_loaded_as_the_settings_say():
+    llama = engine_of("llama.cpp")
+    settings = EngineSettings(share_weights=True, adapter_rank=8, idle_s=5, max_tokens=7)
+    spec = EngineSpec(Path("/w"), adapter=Path("/a"), settings=settings)
+    started = llama.process_spec(spec)
+    assert started.adapter == spec.adapter  # it has the adapter from its start
+    assert started.settings == EngineSettings(share_weights=True, idle_s=5)
+    assert "--share-weights" in llama.command(started, 7)
+    assert "--share-weights" not in llama.command(EngineSpec(Path("/w")), 7)
+
+
 def test_vllm_is_another_command_line():
     spec = EngineSpec(Path("/w"), settings=EngineSettings(context_length=4096, slots=16))
     line = Vllm("/env/bin/vllm").command(spec, 7)

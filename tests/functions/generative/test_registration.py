@@ -248,6 +248,7 @@ def test_an_earlier_release_reads_the_settings_but_of_a_version_with_a_newer_one
         ("tool_parser", EngineSettings(tool_parser="llama3_json")),
         ("adapter_rank", EngineSettings(adapter_rank=16)),
         ("idle_s", EngineSettings(idle_s=300)),
+        ("share_weights", EngineSettings(share_weights=True)),
     ):
         assert json.loads(changed.to_json()).keys() == known | {name}
         assert EngineSettings.model_validate_json(changed.to_json()) == changed
