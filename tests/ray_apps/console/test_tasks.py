@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from functions.rollout import rollout_status
 from functions.runtime.context import use_context
 from functions.runtime.durable.invocation import ledger_of
 from registry import Access, Table
-from tests.ray_apps.console.browser import LOOKS, Served, needs_chromium, person, serve
+from tests.ray_apps.console.browser import LOOKS, Person, Served, needs_chromium, person, serve
 from tests.ray_apps.console.conftest import make_platform
 from tests.ray_apps.console.sample_platform import MODEL, NOW
 from tests.ray_apps.console.sample_runs import RUNS
@@ -53,11 +53,17 @@ SCENE = Scene(
 
 
 @pytest.fixture(scope="module", params=list(LOOKS))
+def look(request: pytest.FixtureRequest) -> str:
+    """Name of the colours and the size of the browser's window."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
 def served(
-    request: pytest.FixtureRequest, filled: Path, counting: str, tmp_path_factory: pytest.TempPathFactory
+    look: str, filled: Path, counting: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     """One platform for all tasks of a look, as no task changes what a later one needs."""
-    store = tmp_path_factory.mktemp(f"tasks-{request.param}") / "store"
+    store = tmp_path_factory.mktemp(f"tasks-{look}") / "store"
     shutil.copytree(filled, store)
     platform = make_platform(store, counting)
     platform.context.store.put(f"reports/{MODEL}.html", b"<h1>Weekly report</h1>")
@@ -73,23 +79,32 @@ def served(
         yield running
 
 
-@pytest.fixture
-def look(request: pytest.FixtureRequest, served: Served) -> dict[str, Any]:
-    """Colours and size of the browser's window that the platform of this test is for."""
-    return LOOKS[request.node.callspec.params["served"]]
+@pytest.fixture(scope="module")
+def at_home(chromium: Any, served: Served, look: str) -> Iterator[Callable[[str], Person]]:
+    """Somebody of a role on the first page, who has clicked nothing yet; each signs in once."""
+    there: dict[str, Person] = {}
+
+    def visitor(role: str) -> Person:
+        if role in there:
+            there[role].go("/ui/")
+        else:
+            there[role] = person(chromium, served, **LOOKS[look])
+            there[role].sign_in(served.platform.tokens[role])
+        there[role].clicks = 0
+        return there[role]
+
+    yield visitor
+    for each in there.values():
+        each.page.context.close()
 
 
 @pytest.mark.parametrize(("role", "task"), TASKS, ids=[task.__name__ for _, task in TASKS])
-def test_a_task_takes_few_clicks(
-    chromium: Any, served: Served, look: dict[str, Any], role: str, task: Task
-) -> None:
-    visitor = person(chromium, served, **look)
-    visitor.sign_in(served.platform.tokens[role])
+def test_a_task_takes_few_clicks(at_home: Callable[[str], Person], role: str, task: Task) -> None:
+    visitor = at_home(role)
     task(visitor, SCENE)
     assert visitor.clicks <= MOST_CLICKS
     assert not visitor.complaints
     assert not visitor.elsewhere
-    visitor.page.context.close()
 
 
 def test_the_tasks_changed_what_they_said(served: Served) -> None:
