@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from functions.generative import ADAPTER, WEIGHTS, register_generative
+from functions.generative import (
+    ADAPTER,
+    ADAPTER_FOLDER,
+    WEIGHTS,
+    EngineSettings,
+    read_settings,
+    register_generative,
+)
 from functions.training import TrainingDataError, serve_fine_tune
 from registry import Lineage, Signature, TableSnapshot, TensorSpec
 
@@ -85,12 +92,15 @@ def register(context, folder: Path, net, adapter: dict[str, torch.Tensor] | None
     net.save_pretrained(folder)
     if adapter is not None:
         (folder / "adapter").mkdir()
-        (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 8.0}))
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8.0}
+        (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
         safetensors.save_file(adapter, folder / "adapter" / "adapter_model.safetensors")
     registry = context.registry()
     registry.create_model("tuned", exist_ok=True)
     lineage = Lineage(datasets=[TableSnapshot(name="training/rows", version=3)])
-    return registry.create_version("tuned", folder, signature=SIGNATURE, lineage=lineage).version
+    return registry.create_version(
+        "tuned", folder, signature=SIGNATURE, lineage=lineage, tags={"base": "base@1"}
+    ).version
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q4_1"])
@@ -182,3 +192,48 @@ def test_what_does_not_fit_is_refused(context, door, tmp_path):
         version = register(context, tmp_path / name, network(1, **sizes))
         with pytest.raises(TrainingDataError, match=said):
             serve_fine_tune("door", 1, "tuned", version, form="weights")
+
+
+@pytest.fixture
+def folder_door(context, tmp_path):
+    """A language model `vllm` whose version 1 has the weights of the base as a folder."""
+    base = network(0)
+    base.save_pretrained(tmp_path / "weights")
+    registry = context.registry()
+    registry.create_model("base")
+    registry.create_version("base", tmp_path / "weights", signature=SIGNATURE)
+    settings = EngineSettings(adapter_rank=8, context_length=64)
+    register_generative(registry, "vllm", weights=tmp_path / "weights", settings=settings)
+    return base
+
+
+ADAPTED = "base_model.model.model.layers.0.mlp.up_proj"
+MATRICES = {f"{ADAPTED}.lora_A.weight": torch.ones(2, 64), f"{ADAPTED}.lora_B.weight": torch.ones(96, 2)}
+
+
+def test_an_adapter_comes_beside_the_folder_that_it_began_with(context, folder_door, tmp_path):
+    registry = context.registry()
+    version = register(context, tmp_path / "tuned", network(1), MATRICES)
+    made = serve_fine_tune("vllm", 1, "tuned", version)
+    files = registry.get_version("vllm", 1).files
+    assert files.items() <= made.files.items()
+    assert made.files.keys() - files.keys() == {
+        f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors"
+    }  # fmt: skip
+    assert made.lineage.parent == 1
+    network(2).save_pretrained(tmp_path / "other")
+    register_generative(registry, "vllm", weights=tmp_path / "other")
+    with pytest.raises(TrainingDataError, match="its weights are not those of base@1"):
+        serve_fine_tune("vllm", made.version + 1, "tuned", version)
+    with pytest.raises(TrainingDataError, match="it has an adapter"):
+        serve_fine_tune("vllm", made.version, "tuned", version, form="weights")
+
+
+def test_a_whole_folder_comes_with_what_the_version_has_beside_its_weights(context, folder_door, tmp_path):
+    registry = context.registry()
+    version = register(context, tmp_path / "tuned", network(1))
+    made = serve_fine_tune("vllm", 1, "tuned", version, form="weights")
+    folder = registry.download("vllm", made.version, tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder / "weights")
+    torch.testing.assert_close(again.state_dict(), network(1).state_dict())
+    assert read_settings(folder).context_length == 64
