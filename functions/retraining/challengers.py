@@ -19,6 +19,7 @@ from functions.retraining.definition import TrainedModel
 from functions.retraining.policy import RetrainingPolicy, Running
 from functions.retraining.windows import TrainingWindow
 from functions.runtime.context import context
+from functions.runtime.run import cluster
 from functions.training import TrainingDataError
 from functions.training.model import PARAMETERS_TAG, train_declared
 from registry import ModelPolicy, ModelVersion, Table, TableSnapshot
@@ -60,7 +61,12 @@ def train_challengers(
         jobs, gate_set = _training_jobs(
             definition, policy.model_copy(update={"windows": tuple(left)}), running
         )
-        trained = train_declared.map([job.arguments for job in jobs], return_errors=True)
+        trained = train_declared.map(
+            [job.arguments for job in jobs],
+            return_errors=True,
+            # Without a cluster they train in threads of this process, which libraries such as torch.export and MLflow patch whole.
+            in_flight=None if cluster.running() else 1,
+        )
         outcomes: dict[str, int | Exception | None] = {
             job.window.name: one if isinstance(one, Exception) else one.version
             for job, one in zip(jobs, trained, strict=True)

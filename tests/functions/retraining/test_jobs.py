@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,7 +45,7 @@ from functions.retraining.windows import TrainingWindow
 from functions.rollout import rollout_status
 from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.durable.workflow import Run, use_run
-from functions.training import TabularParams, train_tabular
+from functions.training import FunctionTrainer, TabularParams, Trained, TrainingRequest, train_tabular
 from registry import AutomaticApproval, ModelPolicy, Table, TableSnapshot, open_store
 from tests.waiting import until
 
@@ -186,6 +187,29 @@ def test_an_alarm_becomes_a_challenger_in_shadow(ctx: Context, clock: Wall) -> N
     assert {(one.action, one.rule) for one in again} == {("skip", "rollout_open")}
     assert inspect_model(MODEL).rollout.stage == "shadow"
     assert events(ctx) == ["started", "finished", "skipped"]
+
+
+def meeting(request: TrainingRequest) -> Trained:
+    """A trainer that fails, and says whether another trained at the same time in this process."""
+    try:
+        TOGETHER.wait(timeout=1)
+    except threading.BrokenBarrierError:
+        raise RuntimeError("alone") from None
+    raise RuntimeError("together")
+
+
+TOGETHER = threading.Barrier(2)
+
+
+def test_without_a_cluster_one_challenger_trains_at_a_time(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = FunctionTrainer(function=meeting, split="random", valid_fraction=0.2)
+    own = DEFINITION.model_copy(update={"trainer": trainer, "training": None})
+    monkeypatch.setattr(sys.modules["turned_project"], "MODELS", [own])
+    done = retrain(alarm(clock))
+    problems = [(one.window, one.problem) for one in done.challengers]
+    assert problems == [("all", "training failed: alone"), ("recent", "training failed: alone")]
 
 
 def held_out(ctx: Context, clock: Wall, done: RetrainResult) -> None:
