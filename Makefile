@@ -1,7 +1,7 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
-PARTS := test-on-ray test-functions test-core test-others
-CORE := $(addprefix tests/,clusters featurestore kernels registry)
+PARTS := test-on-ray test-core test-others
+CORE := $(addprefix tests/,clusters featurestore functions)
 .PHONY: help setup demo demo-llm examples up down wheel test test-again $(PARTS) test-fast test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
 PYTHON ?= python3
 PROJECT ?= examples.flights
@@ -50,9 +50,9 @@ wheel: ## build the wheel that `pip install` takes, into dist/
 test: $(STAMP) ## the test suite, under 15 minutes on two cores; WHOLE=1 adds the long tests, as CI does
 	@$(MAKE) --no-print-directory $(MODELS)/.installed || echo "no language model could be installed: its tests are skipped"
 	@rm -rf $(TRIED)
-	@$(MAKE) --no-print-directory -j4 $(PARTS) || $(if $(CI),$(MAKE) --no-print-directory test-again,false)
+	@$(MAKE) --no-print-directory -j3 $(PARTS) || $(if $(CI),$(MAKE) --no-print-directory test-again,false)
 
-# Four parts on two cores disturb each other. In CI what failed has one more try, alone; a failure that stays is one.
+# Three parts on two cores disturb each other. In CI what failed has one more try, alone; a failure that stays is one.
 test-again:
 	@set -e; for each in $(TRIED)/*.failed; do \
 	  part=$$(basename $$each .failed); echo "$${part#test-}: once more, alone, what failed; mend also what passes now"; \
@@ -65,15 +65,12 @@ $(MODELS)/.installed: security/models.lock # apart from .venv: the wheel is used
 # An image may forbid bytecode; then each of a thousand processes would compile all of our modules again.
 $(PARTS): export PYTHONDONTWRITEBYTECODE =
 LEFT_OUT := not proof and not cluster$(if $(WHOLE),, and not long)
-# One test in fifty takes Ray: the modules of the others are not imported for them. What runs Ray is the longest part, and waits
-# for processes a third of its time; the core computes in what is left. Functions start processes of a low priority themselves.
+# One test in fifty takes Ray: the modules of the others are not imported for them. What the core takes is half of the rest.
 test-on-ray: TESTS = -m "ray and $(LEFT_OUT)" $$(grep -rl --include=*.py "mark\.ray\b" tests | sed "s,/conftest.py,," | sort)
-test-functions: TESTS = -m "not ray and $(LEFT_OUT)" tests/functions
 test-core: TESTS = -m "not ray and $(LEFT_OUT)" $(CORE)
-test-others: TESTS = -m "not ray and $(LEFT_OUT)" tests $(addprefix --ignore=,tests/functions $(CORE))
-test-core: NICE = nice -n 5
+test-others: TESTS = -m "not ray and $(LEFT_OUT)" tests $(addprefix --ignore=,$(CORE))
 $(PARTS): $(STAMP) # whole lines, so that those of each part can be told apart
-	@mkdir -p $(TRIED); bash -o pipefail -c '$(NICE) $(BIN)/python -X faulthandler -m pytest -o cache_dir=$(TRIED)/$@ $(AGAIN) \
+	@mkdir -p $(TRIED); bash -o pipefail -c '$(BIN)/python -X faulthandler -m pytest -o cache_dir=$(TRIED)/$@ $(AGAIN) \
 	  --durations=40 --durations-min=3 $(TESTS) | sed -u "s/^/$(@:test-%=%): /"' || { touch $(TRIED)/$@.failed; false; }
 
 test-fast: $(STAMP) ## the tests that take no cluster and no patience
