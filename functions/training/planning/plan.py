@@ -114,7 +114,8 @@ def plan(model: Decoder, setup: Setup, card: Card, *, reached: float = REACHED) 
 def memory(model: Decoder, setup: Setup) -> dict[str, float]:
     """Bytes that a card holds at the fullest moment of a step, by part.
 
-    That is where the loss is there and all activations are kept, or at the end, where all gradients are there.
+    That is where the loss is there and all activations are kept, or at the end, where all gradients are there; with `recompute` also
+    where the last block is computed again.
     """
     share = setup.cards if setup.sharding == "shard" else 1
     low = _HALF if setup.half else _FLOAT
@@ -128,19 +129,21 @@ def memory(model: Decoder, setup: Setup) -> dict[str, float]:
     gradients = learnt * _FLOAT / share
     wide = model.block_width_activations
     kept = setup.tokens * (wide + (model.block_activations - wide) / setup.tensor) * low
-    layers = (
-        setup.tokens * model.width * low * model.layers + kept if setup.recompute else kept * model.layers
-    )
+    inputs = setup.tokens * model.width * low * model.layers
     loss = setup.tokens * (
         3 * model.width * low + model.vocabulary * (2 * _FLOAT + (low + _FLOAT if setup.half else _FLOAT))
     )
-    early, late = layers + loss, gradients + kept
-    if setup.accumulate > 1:
-        early += gradients
-    found = {"weights and moments": state, "gathered weights": gathered}
-    if early >= late:
-        return found | {"activations": layers, "logits": loss, "gradients": early - layers - loss}
-    return found | {"activations": kept, "logits": 0.0, "gradients": gradients}
+    summed = gradients if setup.accumulate > 1 else 0.0
+    at_loss = {
+        "activations": inputs if setup.recompute else kept * model.layers,
+        "logits": loss,
+        "gradients": summed,
+    }
+    moments = [at_loss, {"activations": kept, "logits": 0.0, "gradients": gradients}]
+    if setup.recompute:  # the last block is computed again once the loss's memory is free
+        moments.append({"activations": inputs + kept, "logits": 0.0, "gradients": summed})
+    fullest = max(moments, key=lambda each: sum(each.values()))
+    return {"weights and moments": state, "gathered weights": gathered} | fullest
 
 
 def _step(model: Decoder, setup: Setup, card: Card, reached: float) -> dict[str, float]:
