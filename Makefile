@@ -1,7 +1,7 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
 PARTS := test-on-ray test-core test-others
-CORE := $(addprefix tests/,clusters featurestore functions)
+CORE := $(addprefix tests/,clusters featurestore functions kernels registry)
 .PHONY: help setup demo demo-llm examples up down wheel test test-again $(PARTS) test-fast test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
 PYTHON ?= python3
 PROJECT ?= examples.flights
