@@ -96,8 +96,11 @@ class Decoder:
 
         tensor: how many cards split each block; of one of them.
         """
-        blocks = 2.0 * self.layers * (self.block_parameters + self.heads * self.head_width * length)
-        return blocks / tensor + 2.0 * self.width * self.vocabulary
+        return self.block_flops(length, tensor=tensor) + 2.0 * self.width * self.vocabulary
+
+    def block_flops(self, length: int, *, tensor: int = 1) -> float:
+        """Operations of a token's forward pass through all blocks, which are those that `recompute` makes once more."""
+        return 2.0 * self.layers * (self.block_parameters + self.heads * self.head_width * length) / tensor
 
     def splits_into(self, tensor: int) -> bool:
         """Whether so many cards share the heads and the inner width of each block evenly."""

@@ -149,10 +149,12 @@ def memory(model: Decoder, setup: Setup) -> dict[str, float]:
 def _step(model: Decoder, setup: Setup, card: Card, reached: float) -> dict[str, float]:
     """Seconds of a step, by part; communication counts where the arithmetic does not hide it."""
     share = setup.cards if setup.sharding == "shard" else 1
-    passes = (2.0 if setup.lora else 3.0) + (
-        1.0 if setup.recompute else 0.0
-    )  # a frozen weight has no gradient to compute
-    flops = setup.tokens * setup.accumulate * model.token_flops(setup.length, tensor=setup.tensor) * passes
+    passes = 2.0 if setup.lora else 3.0  # a frozen weight has no gradient to compute
+    of_token = passes * model.token_flops(setup.length, tensor=setup.tensor)
+    if setup.recompute:
+        passes += 1.0
+        of_token += model.block_flops(setup.length, tensor=setup.tensor)
+    flops = setup.tokens * setup.accumulate * of_token
     compute = flops / ((card.flops_s if setup.half else card.flops32_s) * reached)
     learnt = model.adapters(setup.lora) if setup.lora else model.parameters
     update = learnt / share * _FLOAT * _STATE_PASSES / card.bytes_s
