@@ -192,7 +192,11 @@ class _Base:
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int | float]:
-    """Read the sizes of a Llama from its Hugging Face `config.json`, by the fields of a GGUF file."""
+    """Read the sizes of a Llama from its Hugging Face `config.json`, by the fields of a GGUF file. Raises: TrainingDataError."""
+    if missing := sorted({*_SIZES.values()} - config.keys()):
+        raise TrainingDataError(
+            f"config.json has no {missing[0]!r}: only folders of Llama's build are converted here; register what llama.cpp's converters write"
+        )
     found = {field: config[entry] for field, entry in _SIZES.items()}
     found["rope.dimension_count"] = found["attention.key_length"] = found["attention.value_length"] = (
         config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]

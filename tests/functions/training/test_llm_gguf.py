@@ -192,6 +192,12 @@ def test_what_does_not_fit_is_refused(context, door, tmp_path):
         version = register(context, tmp_path / name, network(1, **sizes))
         with pytest.raises(TrainingDataError, match=said):
             serve_fine_tune("door", 1, "tuned", version, form="weights")
+    other = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=64, n_embd=8, n_layer=1, n_head=1)
+    )
+    version = register(context, tmp_path / "gpt2", other)
+    with pytest.raises(TrainingDataError, match=r"config\.json has no 'hidden_size'"):
+        serve_fine_tune("door", 1, "tuned", version, form="weights")
 
 
 @pytest.fixture
