@@ -321,17 +321,18 @@ def train(
     from functions.training.loop.keeping import Keeper  # late: trials of sweeps start a second sooner without
 
     keeper = keeper or Keeper(group, None)
-    keeper.resume(trainer)
-    report = on_epoch or (lambda _: None)
-    for epoch in trainer.epochs:
-        report(epoch)
-    while not trainer.finished:
-        with span("epoch", **{"toque.epoch": len(trainer.epochs)}) if group.rank == 0 else nullcontext():
-            epoch = trainer.run_epoch(lambda: keeper.after_step(trainer))
-        report(epoch)
-        keeper.save(trainer, loss=epoch.valid_loss)
-    keeper.close()
-    trainer.restore_best()
+    with group.memory():
+        keeper.resume(trainer)
+        report = on_epoch or (lambda _: None)
+        for epoch in trainer.epochs:
+            report(epoch)
+        while not trainer.finished:
+            with span("epoch", **{"toque.epoch": len(trainer.epochs)}) if group.rank == 0 else nullcontext():
+                epoch = trainer.run_epoch(lambda: keeper.after_step(trainer))
+            report(epoch)
+            keeper.save(trainer, loss=epoch.valid_loss)
+        keeper.close()
+        trainer.restore_best()
 
 
 def stream_of(seed: int, step: int, rank: int = 0) -> int:

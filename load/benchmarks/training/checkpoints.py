@@ -162,12 +162,12 @@ def measure(
     store: ObjectStore, layers: int, rows: int, checkpoints: int, quiet: int, interval_s: float
 ) -> dict[str, Any]:
     """Take steps with checkpoints beside some of them; returns medians, and what checkpoints took."""
-    trainer = new_trainer(layers, rows, STEPS, SingleProcess())
-    clock = Clock(interval_s)
-    keeper = Keeper(SingleProcess(), Checkpoints(store, FOLDER), clock=clock)
+    group, clock = SingleProcess(), Clock(interval_s)
+    trainer = new_trainer(layers, rows, STEPS, group)
+    keeper = Keeper(group, Checkpoints(store, FOLDER), clock=clock)
     keeper.resume(trainer)  # sees to what a run before has left, which a first commit would take for it
     rounds = Rounds(trainer, keeper, clock, checkpoints, quiet)
-    with suppress(Enough):
+    with group.memory(), suppress(Enough):
         trainer.run_epoch(rounds.after_step)
     return _summary(rounds.taken, rounds.staged_s, rounds.written_s)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
@@ -13,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from functions.training.loop.first_weights import FirstWeights, Held, fill
+from functions.training.loop.process_groups.host_memory import freed_memory_kept, return_freed_memory
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-_RETURNED_BYTES = 128 << 10  # its default, which it raises unless it is set
 
 
 class ProcessGroup(Protocol):
@@ -61,6 +59,9 @@ class ProcessGroup(Protocol):
 
         weights: of a network that was built without any; half: compute in bfloat16, where the group casts split weights.
         """
+
+    def memory(self) -> AbstractContextManager[None]:
+        """Context of a training's steps: what this process does with host memory that they free."""
 
     def micro_step(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Context of one micro-batch through what `place` gave; `last`: after it the step is taken."""
@@ -104,6 +105,10 @@ class SingleProcess:
         if weights is not None:
             fill(net, weights, device=self.device, held=self.held, local=self.local_part)
         return net.to(self.device)
+
+    def memory(self) -> AbstractContextManager[None]:
+        """Context that keeps what steps on a processor free for the next ones."""
+        return freed_memory_kept() if self.device == "cpu" else nullcontext()
 
     def micro_step(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - no other worker
         """Do nothing, since gradients of micro-batches add up by themselves."""
@@ -170,7 +175,7 @@ class ShardedGroup(ReplicatedGroup):
 
         super().__init__(device)
         if device == "cpu":
-            _return_freed_memory()
+            return_freed_memory()
         self._mesh = init_device_mesh(torch.device(device).type, (self.size,))
 
     def place(self, net: nn.Module, weights: FirstWeights | None, *, half: bool) -> nn.Module:
@@ -209,6 +214,10 @@ class ShardedGroup(ReplicatedGroup):
         placed = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
         return tuple(range(start, start + size) for size, start in zip(*placed, strict=True))
 
+    def memory(self) -> AbstractContextManager[None]:
+        """Do nothing, since freed layers are given back from the beginning."""
+        return nullcontext()
+
     def micro_step(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - each is alike
         """Context that reduces gradients after each micro-batch, so that a worker never holds those of the whole model."""
         return nullcontext()
@@ -238,10 +247,3 @@ class ShardedGroup(ReplicatedGroup):
         from torch.distributed.tensor import DTensor  # late: needed to split a model only
 
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _return_freed_memory() -> None:
-    """Let glibc return freed tensors to the system: by default it comes to keep blocks of up to 32 MiB, and so gathered layers."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries keep no such blocks
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES)
