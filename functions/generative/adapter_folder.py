@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -10,6 +9,7 @@ from typing import Final, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError
 
 from functions.generative.errors import GenerativeError
+from functions.generative.safetensors_header import read_header
 from functions.generative.version_files import (
     ADAPTER_FOLDER,
     SETTINGS,
@@ -28,7 +28,6 @@ _NUMBERS: Final = f"{ADAPTER_FOLDER}/adapter_model.safetensors"
 
 _SIDES: Final = {"A.weight": 1, "B.weight": 0}
 """Dimension that a part of an adapter shares with the weight: A reads what it reads, B writes what it writes."""
-_LENGTH_BYTES: Final = 8
 
 
 class _Config(BaseModel):
@@ -84,19 +83,18 @@ def check_shapes(weights: Path, adapter: Path) -> None:
 
     vLLM takes one, and then answers nonsense or ends. weights, adapter: folders with safetensors. Raises: GenerativeError.
     """
-    known = {name: shape for file in weights.glob("*.safetensors") for name, shape in _shapes(file).items()}
-    for file in adapter.glob("*.safetensors"):
-        for name, shape in _shapes(file).items():
-            layer, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
-            whole = known.get(f"{layer}.weight")
-            if whole is None or part not in _SIDES:
-                continue
-            side = _SIDES[part]
-            if shape[side] != whole[side]:
-                raise GenerativeError(
-                    f"adapter: {name} has shape {shape}, and {layer}.weight has {whole}: it was made for other weights; register a "
-                    "version that keeps those"
-                )
+    known = _shapes(weights)
+    for name, shape in _shapes(adapter).items():
+        layer, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
+        whole = known.get(f"{layer}.weight")
+        if whole is None or part not in _SIDES:
+            continue
+        side = _SIDES[part]
+        if shape[side] != whole[side]:
+            raise GenerativeError(
+                f"adapter: {name} has shape {shape}, and {layer}.weight has {whole}: it was made for other weights; register a "
+                "version that keeps those"
+            )
 
 
 def kept_settings(registry: Registry, kept: ModelVersion | None) -> EngineSettings:
@@ -108,14 +106,7 @@ def kept_settings(registry: Registry, kept: ModelVersion | None) -> EngineSettin
         return read_settings(Path(folder))
 
 
-def _shapes(file: Path) -> dict[str, list[int]]:
-    """Shapes of the tensors in a file of safetensors, by its header alone. Raises: GenerativeError if it has none."""
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
-            header = json.loads(opened.read(min(length, file.stat().st_size)))
-        return {name: [*said["shape"]] for name, said in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GenerativeError(
-            f"{file.name}: no file of safetensors; save it anew by save_pretrained"
-        ) from error
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    """Shapes of the tensors in a folder's safetensors. Raises: GenerativeError if one of the files is damaged."""
+    files = (read_header(file).tensors for file in folder.glob("*.safetensors"))
+    return {name: entry.shape for tensors in files for name, entry in tensors.items()}

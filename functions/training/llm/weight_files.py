@@ -11,15 +11,16 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from functions.generative.errors import GenerativeError
+from functions.generative.safetensors_header import SafetensorsHeader, read_header
 from functions.training.errors import TrainingDataError
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-_LENGTH_BYTES = 8  # of the header's length, little-endian, with which a file begins
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -30,12 +31,12 @@ class WeightFile:
     path: Path
 
     def shape(self, name: str) -> list[int]:
-        """Whole shape of a weight."""
-        return [*self._header[name]["shape"]]
+        """Whole shape of a weight. Raises: TrainingDataError."""
+        return [*self._header.tensors[name].shape]
 
     def names(self) -> list[str]:
-        """Names of the weights in the file."""
-        return [*self._header]
+        """Names of the weights in the file. Raises: TrainingDataError."""
+        return [*self._header.tensors]
 
     def whole(self, name: str) -> Tensor:
         """Read all rows of a weight. Raises: TrainingDataError."""
@@ -43,18 +44,18 @@ class WeightFile:
 
     def rows(self, name: str, rows: range) -> Tensor:
         """Read some rows of a weight, all of one without dimensions. Raises: TrainingDataError."""
-        said, shape = self._header[name], self.shape(name)
-        if said["dtype"] not in _DTYPES:
+        said, shape = self._header.tensors[name], self.shape(name)
+        if said.dtype not in _DTYPES:
             raise TrainingDataError(
-                f"{self.path.name}: weight {name!r} is {said['dtype']}; give a base in {', '.join(_DTYPES)}"
+                f"{self.path.name}: weight {name!r} is {said.dtype}; give a base in {', '.join(_DTYPES)}"
             )
-        begin, end = said["data_offsets"]
+        begin, end = said.data_offsets
         size = [len(rows), *shape[1:]] if shape else []
-        part = torch.empty(size, dtype=_DTYPES[said["dtype"]])
+        part = torch.empty(size, dtype=_DTYPES[said.dtype])
         row_bytes = (end - begin) // shape[0] if shape and shape[0] else 0
         if part.numel():
             with self.path.open("rb") as file:
-                file.seek(self._data_at + begin + rows.start * row_bytes)
+                file.seek(self._header.data_at + begin + rows.start * row_bytes)
                 self._fill(file, part, name)
         return part
 
@@ -66,19 +67,11 @@ class WeightFile:
             )
 
     @cached_property
-    def _header_bytes(self) -> bytes:
-        with self.path.open("rb") as file:
-            return file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little"))
-
-    @cached_property
-    def _header(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._header_bytes)
-        found.pop("__metadata__", None)
-        return found
-
-    @property
-    def _data_at(self) -> int:
-        return _LENGTH_BYTES + len(self._header_bytes)
+    def _header(self) -> SafetensorsHeader:
+        try:
+            return read_header(self.path)
+        except GenerativeError as error:
+            raise TrainingDataError(str(error)) from error
 
 
 def weight_files(folder: Path) -> dict[str, WeightFile]:
