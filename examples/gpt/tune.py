@@ -25,7 +25,7 @@ import ray
 from examples.gpt.data import notes
 from functions.generative import register_generative
 from functions.runtime.context import Context, context
-from functions.training import Lora, RecipeParams, Trained, fine_tune, serve_fine_tune
+from functions.training import Lora, RecipeParams, Trained, TrainingDataError, fine_tune, serve_fine_tune
 from functions.training.llm.job import SIGNATURE
 from registry import AlreadyExists, ModelVersion, Table
 
@@ -33,8 +33,16 @@ MODEL, BASE, SERVED, ROWS = "notes-llm", "notes-base", "notes-chat", "training/n
 
 
 def main() -> None:
+    """Train as the command line says; what cannot be learnt ends the command with a line that says why."""
+    try:
+        _run(_parser().parse_args())
+    except TrainingDataError as error:
+        raise SystemExit(f"examples.gpt.tune: {error}") from error
+
+
+def _run(given: argparse.Namespace) -> None:
     """Register the base, train on the notes, and print what came of it."""
-    given = _parser().parse_args()
+    texts = sections(given.sections)  # first, as reading the base takes a minute
     if given.workers > 1 and not ray.is_initialized():
         ray.init(log_to_driver=False)
     with tempfile.TemporaryDirectory(prefix="notes-base-") as place:
@@ -44,7 +52,7 @@ def main() -> None:
         trained = tune(
             context(),
             folder,
-            sections(given.sections),
+            texts,
             lora=None if given.scratch else Lora(rank=given.rank),
             length=given.length,
             params=RecipeParams(
@@ -94,9 +102,14 @@ def served(here: Context, gguf: Path, trained: Trained, *, whole: bool) -> Model
 
 
 def sections(count: int | None = None) -> list[str]:
-    """Cut the notes at their headings into texts. count: how many of them, from all over the notes."""
+    """Cut the notes at their headings into texts. count: how many of them, from all over the notes; None: all.
+
+    Raises: TrainingDataError if count is below 1.
+    """
     if count is not None and count < 1:
-        raise SystemExit(f"--sections {count}: want at least 1")
+        raise TrainingDataError(
+            f"sections: {count} of them teach nothing; give at least 1, or leave it out for all"
+        )
     found = [f"## {part}".strip() for part in notes().decode().split("\n## ")]
     kept = len(found) if count is None else min(count, len(found))
     return [found[number * len(found) // kept] for number in range(kept)]

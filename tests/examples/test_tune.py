@@ -9,7 +9,7 @@ import pytest
 
 from examples.capitals.asking import Door
 from examples.gpt import tune
-from functions.training import Lora, RecipeParams
+from functions.training import Lora, RecipeParams, TrainingDataError
 from registry import Access, Registry, open_store
 from tests.functions.training.conftest import context, one_thread
 from tests.functions.training.test_llm import base
@@ -51,6 +51,24 @@ def test_the_notes_are_cut_at_their_headings():
     assert len({*few}) == 7
     assert [each for each in found if each in few] == few
     assert tune.sections(10_000) == found
+    with pytest.raises(TrainingDataError, match=r"sections: 0 .*; give at least 1"):
+        tune.sections(0)
+
+
+def test_the_command_ends_with_the_message_before_it_reads_the_base(tmp_path):
+    line = [
+        sys.executable,
+        "-m",
+        "examples.gpt.tune",
+        "--folder",
+        str(tmp_path / "absent"),
+        "--sections",
+        "0",
+    ]
+    ended = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("examples.gpt.tune: sections: 0 ")
+    assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.proof  # two minutes on two cores
