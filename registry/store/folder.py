@@ -376,11 +376,13 @@ def _sync_file(file: Any) -> None:
 
 def _sync_folders(folders: Sequence[Path]) -> None:
     """Make the names in them durable; several at a time, for each waits for the disk."""
-    if len(folders) == 1:
-        _sync_folder(folders[0])
-        return
-    with ThreadPoolExecutor(len(folders)) as pool:
-        list(pool.map(_sync_folder, folders))
+    if len(folders) > 1:
+        with suppress(RuntimeError):  # while the interpreter ends, which starts no thread: one by one then
+            with ThreadPoolExecutor(len(folders)) as pool:
+                list(pool.map(_sync_folder, folders))
+            return
+    for folder in folders:
+        _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

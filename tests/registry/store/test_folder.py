@@ -105,3 +105,37 @@ def test_an_object_cannot_be_a_folder_too(tmp_path: Path):
 def test_a_relative_folder_is_refused():
     with pytest.raises(InvalidInput, match="not absolute"):
         FolderStore(Path("relative"))
+
+
+# Writes one object now and one at exit, each in new folders, and says how often either synced a file or folder.
+AT_EXIT = """
+import atexit, os, sys
+from registry import open_store
+
+url, verb = sys.argv[1:]
+store, synced, sync = open_store(url), [], os.fsync
+
+def counted(descriptor):
+    synced.append(descriptor)
+    sync(descriptor)
+
+def write(key):
+    synced.clear()
+    getattr(store, verb)(key, b"x")
+    print(len(synced))
+
+store.put("made", b"")
+os.fsync = counted
+write("now/deep/key")
+atexit.register(write, "late/deep/key")
+"""
+
+
+@pytest.mark.parametrize("verb", ["create", "put"])
+def test_an_object_is_as_durable_when_the_interpreter_ends(tmp_path: Path, verb: str):
+    url = f"file://{tmp_path}/store"
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, url, verb], check=True, capture_output=True, text=True
+    )
+    assert (done.stdout.split(), done.stderr) == (["4", "4"], "")  # the object, its folder, and two above it
+    assert open_store(url).get("late/deep/key") == b"x"
