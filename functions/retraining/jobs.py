@@ -8,7 +8,6 @@ ends; called by hand it trains before it returns.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -36,6 +35,7 @@ from functions.retraining.policy import (
     Situation,
     decide,
 )
+from functions.retraining.submission import submit_once
 from functions.retraining.triggers import champion_of, champion_since, due_alarms, retrains, standing_against
 from functions.rollout import RolloutError, TickResult, rollout_status, start_rollout, tick_rollout
 from functions.runtime.clock import system_clock
@@ -68,7 +68,8 @@ _BEGINS = {"retrain", "resume"}
 class RetrainResult(BaseModel):
     """Result of an alarm offered to retraining.
 
-    version: the challenger that is being rolled out, if any; invocation: of the retrain, where action is "submitted".
+    version: the challenger that is being rolled out, if any; invocation: of the retrain, where action is "submitted" by this
+    inspection or one before it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -237,15 +238,15 @@ def _offer_alarms(definition: InspectedModel, seen: InspectionResult) -> Inspect
 def _submit_due(alarm: Alarm, policy: RetrainingPolicy, inspection: str) -> RetrainResult:
     """Submit the retrain of an alarm if one is due: trained within a durable inspection, it would hold up those of other models.
 
-    The submitted one decides again, so of several only one trains. inspection: its invocation, which may run twice.
+    The submitted one decides again, since it may wait for long. inspection: its invocation, which may run twice.
     """
-    decision, _ = _begin(retrains(alarm.model), alarm, policy, here=False)
+    fold = retrains(alarm.model)
+    decision, _ = _begin(fold, alarm, policy, here=False)
     if decision.action not in _BEGINS:
         return _result(alarm, decision.action, decision.rule, decision.text)
-    offered = hashlib.sha256(alarm.model_dump_json().encode()).hexdigest()[:16]
-    submitted = retrain.submit(alarm, key=f"{inspection}/{offered}")
+    invocation = submit_once(retrain, alarm, state=fold.state, inspection=inspection)
     made = _result(alarm, "submitted", decision.rule, decision.text)
-    return made.model_copy(update={"invocation": submitted.id})
+    return made.model_copy(update={"invocation": invocation})
 
 
 def _with_note(definition: InspectedModel, error: Exception) -> Exception:
