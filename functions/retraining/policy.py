@@ -110,6 +110,15 @@ class RetrainingPolicy(BaseModel):
                 raise ValueError(f"{name} must be longer than zero, got {getattr(self, name)}")
         return self
 
+    def counts(self, alarm: Alarm) -> bool:
+        """Whether an alarm of such a monitor, about such features, may lead to a retrain."""
+        return alarm.monitor in self.triggers and self.is_important(alarm)
+
+    def is_important(self, alarm: Alarm) -> bool:
+        """Whether an alarm is anything but drift of features of which none is important."""
+        drifted = alarm.columns if alarm.monitor == "drift" else ()
+        return not self.important or not drifted or not set(drifted).isdisjoint(self.important)
+
 
 class Running(BaseModel):
     """Retrain that has begun and not ended.
@@ -259,7 +268,7 @@ def _unimportant(inputs: _RuleInput) -> Finding:
     """Check for drift of features that the policy does not count."""
     alarm, important = inputs.alarm, inputs.policy.important
     counted = sorted(set(alarm.columns) & set(important))
-    fired = bool(important) and alarm.monitor == "drift" and bool(alarm.columns) and not counted
+    fired = not inputs.policy.is_important(alarm)
     text = (
         f"of the important features {', '.join(counted) or 'none'} drifted"
         if important

@@ -29,15 +29,19 @@ class ChampionSeen(BaseModel):
 
 
 def due_alarms(definition: TrainedModel) -> list[Alarm]:
-    """Find the alarm to retrain for: that of an unfinished retrain, else the oldest against the champion."""
+    """Find the alarm to retrain for: that of an unfinished retrain, else the oldest against the champion that counts.
+
+    Without one that counts it is an alarm of the policy's own, else the oldest that stands, so that its skip is on record.
+    """
     state = retrains(definition.name).refresh()
     if state.running is not None:
         return [state.running.alarm]
-    champion = champion_of(definition.name)
-    if champion is None or definition.retraining is None:
+    champion, policy = champion_of(definition.name), definition.retraining
+    if champion is None or policy is None:
         return []
     standing = standing_against(definition.name, champion.version)
-    return standing[:1] or list(_policy_alarms(definition, definition.retraining, champion, state))[:1]
+    counted = [one for one in standing if policy.counts(one)] if len(standing) >= policy.quorum else []
+    return (counted or list(_policy_alarms(definition, policy, champion, state)) or standing)[:1]
 
 
 def standing_against(model: str, version: int) -> list[Alarm]:

@@ -428,6 +428,36 @@ def test_an_incident_is_never_offered_and_hides_no_other_alarm(
     assert [one.rule for one in inspect_model(MODEL).retraining] == ["no_challenger"]
 
 
+@pytest.mark.parametrize("max_age", [None, 30 * DAY], ids=["an alarm that counts", "the policy's own"])
+@pytest.mark.parametrize(
+    ("limits", "rule"),
+    [
+        ({"triggers": ("performance", "age")}, "no_trigger"),
+        ({"important": ("kind",)}, "unimportant"),
+        ({"quorum": 2}, "no_quorum"),
+    ],
+)
+def test_an_alarm_that_does_not_count_hides_no_other(
+    ctx: Context,
+    clock: Wall,
+    monkeypatch: pytest.MonkeyPatch,
+    limits: dict[str, Any],
+    rule: str,
+    max_age: timedelta | None,
+) -> None:
+    Stub(monkeypatch, ())
+    policy = POLICY.model_copy(update=limits | {"max_age": max_age})
+    changed = DEFINITION.model_copy(update={"retraining": policy})
+    monkeypatch.setattr(sys.modules["turned_project"], "MODELS", [changed])
+    drift = {"key": f"{MODEL}/drift/x/1", "monitor": "drift", "subject": "x", "columns": ("x",)}
+    alarms(MODEL).report(alarm(clock, **drift))
+    assert [one.rule for one in inspect_model(MODEL).retraining] == [rule]
+    clock.now += 31 * DAY
+    if max_age is None:
+        alarms(MODEL).report(alarm(clock))
+    assert [one.rule for one in inspect_model(MODEL).retraining] == ["no_challenger"]
+
+
 def test_a_champion_grown_old_is_an_alarm(ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
     Stub(monkeypatch, ())
     old = DEFINITION.model_copy(update={"retraining": POLICY.model_copy(update={"max_age": 30 * DAY})})
