@@ -6,6 +6,7 @@ import pytest
 
 from ray_apps.local import processes
 from ray_apps.local.processes import ProcessSession
+from tests.ray_apps.local.shared_platform import SharedPlatform
 
 
 @pytest.fixture
@@ -32,3 +33,21 @@ def begin(home: Path) -> Iterator[Callable[..., ProcessSession]]:
     processes.end(home, [ProcessSession.led_by(each.pid) for each in begun if each.poll() is None], grace_s=0)
     for each in begun:
         each.wait()
+
+
+_SHARED = pytest.StashKey[SharedPlatform]()
+
+
+@pytest.fixture(scope="session")
+def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedPlatform:
+    """A platform that is not up before a test asks for that; test_isolation, which leaves it up, comes before test_lifecycle."""
+    pytestconfig.stash[_SHARED] = SharedPlatform(tmp_path_factory.mktemp("shared"))
+    return pytestconfig.stash[_SHARED]
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the shared platform before a test that does not take it."""
+    shared = item.config.stash.get(_SHARED, None)
+    if shared is not None and "shared" not in getattr(nextitem, "fixturenames", ()):
+        shared.end()

@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import stat
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,53 +18,16 @@ from ray_apps.local import RunningPlatform, down, processes, status
 from ray_apps.local.ports import LISTENING, open_sockets
 from ray_apps.local.state_file import find_platform
 from tests.ports import free_port
+from tests.ray_apps.local.shared_platform import SharedPlatform, toque
 from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
-PROJECT = '''
-from functions import function
-FEATURES, MODELS = [], []
-
-@function(http=True)
-def sample_add(a: int, b: int = 1) -> int:
-    """Add."""
-    return a + b
-'''
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("up")
-    (folder / "sample_project.py").write_text(PROJECT)
-    return folder
-
 
 @pytest.fixture
-def home(place: Path) -> Iterator[Path]:
-    yield place / "home"
-    down(place / "home")
-
-
-def toque(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("TOQUE_", "RAY_"))
-    }
-    command = [sys.executable, "-m", "ray_apps.cli", "--home", str(place / "home"), *arguments]
-    # A shell that runs the tests in the background has them ignore Ctrl-C, and what they start inherits that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(
-        command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def up(place: Path) -> RunningPlatform:
-    started = toque(place, "up", "--project", "sample_project", "--port", str(free_port()))
-    out, _ = started.communicate(timeout=300)
-    assert started.returncode == 0, out
-    running = find_platform(place / "home")
-    assert running is not None
-    return running
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "home"
+    down(tmp_path / "home")
 
 
 def call(running: RunningPlatform, path: str, body: Any = None, **headers: str) -> Any:
@@ -128,9 +89,9 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 
 
 def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
-    place: Path, home: Path
+    shared: SharedPlatform,
 ) -> None:
-    running = up(place)
+    home, running = shared.home, shared.up()
     assert call(running, "/functions/sample_add", {"a": 2}) == 3
     assert call(running, "/functions/sample_add", {"a": 5}, **{"Idempotency-Key": "five"}) == 6
     own = {
@@ -142,10 +103,10 @@ def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
         login = {"authorization": f"Bearer {running.token()}"}
         assert client.get_server_metadata(headers=login).name == "toque"
         assert list(client.get_model_repository_index(headers=login).models) == []
-    again = toque(place, "up")
+    again = shared.toque("up")
     assert "already up" in again.communicate(timeout=60)[0]
     assert again.returncode == 0
-    other = toque(place, "up", "--project", "json")
+    other = shared.toque("up", "--project", "json")
     assert "project: the platform in" in other.communicate(timeout=60)[0]
     assert other.returncode != 0
     until(
@@ -184,7 +145,7 @@ def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
 
     # A killed head is not restarted: `up` starts a new platform, on the same store.
     kill(home, running, "gcs_server")
-    second = up(place)
+    second = shared.up()
     assert call(second, "/functions/sample_add", {"a": 5}, **{"Idempotency-Key": "five"}) == 6
     assert second.token() == running.token()
 
@@ -197,10 +158,8 @@ def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
 @pytest.mark.parametrize(
     ("sent", "part"), [(signal.SIGINT, "ray"), (signal.SIGKILL, "ray"), (signal.SIGINT, "jobs")]
 )
-def test_an_interrupted_up_leaves_no_process(
-    place: Path, home: Path, sent: signal.Signals, part: str
-) -> None:
-    starting = toque(place, "up", "--port", str(free_port()))
+def test_an_interrupted_up_leaves_no_process(home: Path, sent: signal.Signals, part: str) -> None:
+    starting = toque(home.parent, home, "up", "--port", str(free_port()))
     until(lambda: (running := find_platform(home)) is not None and part in running.sessions)
     running = find_platform(home)
     assert running is not None

@@ -1,10 +1,6 @@
 """Two teams on one running platform, as they would use it: neither sees or moves anything of the other's, by any door."""
 
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,26 +10,11 @@ import tritonclient.grpc as triton
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ray_apps.local import RunningPlatform, down
-from ray_apps.local.state_file import find_platform
-from tests.ports import free_port
+from ray_apps.local import RunningPlatform
+from tests.ray_apps.local.shared_platform import SharedPlatform
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
-PROJECT = '''
-from functions import function
-from functions.runtime.declaration import Cron
-
-@function(http=True)
-def charge(amount: float) -> float:
-    """Charge an amount with its tax."""
-    return round(amount * 1.2, 2)
-
-@function(http=True, role="viewer", schedule=Cron("* * * * * *"))
-def heartbeat() -> str:
-    """Say that the team is there."""
-    return "payments"
-'''
 DEADLINE_S = 120.0
 
 
@@ -62,21 +43,8 @@ class Team:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
-    folder = tmp_path_factory.mktemp("teams")
-    (folder / "team_payments.py").write_text(PROJECT)
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("TOQUE_", "RAY_"))
-    }
-    command = [sys.executable, "-m", "ray_apps.cli", "--home", str(folder / "home"), "up"]
-    options = ["--project", "payments=team_payments", "--port", str(free_port())]
-    try:
-        subprocess.run([*command, *options], cwd=folder, env=environment, check=True, timeout=300)
-        found = find_platform(folder / "home")
-        assert found is not None
-        yield found
-    finally:
-        down(folder / "home")
+def running(shared: SharedPlatform) -> RunningPlatform:
+    return shared.up()
 
 
 @pytest.fixture(scope="module")
