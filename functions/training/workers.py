@@ -11,6 +11,7 @@ from functions.runtime.environments import Environment
 from functions.training.errors import TrainingError
 
 Sharding = Literal["replicate", "shard"]
+SlowPolicy = Literal["name", "leave"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,9 @@ class Workers:
     card: type of the GPUs as Ray names it, None for any whole ones; slices of a card, as in "H100-1g.10gb", take one worker.
     Without GPUs a worker computes on its CPUs. least: fewest workers that go on where there is no room for `count`, until there is;
     None: always `count`. tensor: how many workers split each layer of a sharded model among them, and so take the same rows.
-    Raises: TrainingError if several are asked to work on slices, `least` is not between 1 and `count`, or `tensor` does not fit.
+    slow: whether one that is slow is named, or left, so that others go on away from its node.
+    Raises: TrainingError if several are asked to work on slices, `least` is not between 1 and `count`, `tensor` does not fit, or slow
+    ones are to be left and all have to stay.
     """
 
     count: int = 1
@@ -30,18 +33,22 @@ class Workers:
     card: str | None = None
     least: int | None = None
     tensor: int = 1
+    slow: SlowPolicy = "name"
 
     def __post_init__(self) -> None:
         if self.least is not None and not 1 <= self.least <= self.count:
             raise TrainingError(
                 f"min_workers={self.least} and num_workers={self.count}: give 1 to {self.count}, or null"
             )
+        if self.slow == "leave" and self.least is None:
+            raise TrainingError(
+                f"slow_workers='leave' with num_workers={self.count}: give min_workers, the fewest that go on without the slow ones"
+            )
         if self.count > 1 and is_slice(self.card):
             raise TrainingError(
                 f"card={self.card!r} with num_workers={self.count}: slices of a card cannot work together; ask for "
                 "num_workers=1, or for whole cards"
             )
-
         if self.tensor != 1:
             self._check_tensor()
 

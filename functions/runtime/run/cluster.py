@@ -235,8 +235,12 @@ def task_options(function: PlacedFunction) -> dict[str, Any]:
 
 def selector_of(function: PlacedFunction, avoided: Collection[str]) -> dict[str, str]:
     """Build the labels of nodes that may take a run: none of those `avoided`, by id, nor any that serves, if it has a demand."""
-    away = {NODE_ID: f"!in({','.join(sorted(avoided))})"} if avoided else {}
-    return away | (AWAY_FROM_SERVING if function.demand else {})
+    return away_from(avoided) | (AWAY_FROM_SERVING if function.demand else {})
+
+
+def away_from(nodes: Collection[str]) -> dict[str, str]:
+    """Build the labels of all nodes but these, by id."""
+    return {NODE_ID: f"!in({','.join(sorted(nodes))})"} if nodes else {}
 
 
 def own_gpus(function: PlacedFunction, demand: Demand) -> float:

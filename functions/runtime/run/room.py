@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -30,7 +30,14 @@ from functions.runtime.cards.node import Node
 from functions.runtime.cards.slices import share_of
 from functions.runtime.errors import NoRoom
 from functions.runtime.run.capture import report_progress
-from functions.runtime.run.cluster import AWAY_FROM_SERVING, CARD, NODE_GROUP, SERVING_GROUP, card_selector
+from functions.runtime.run.cluster import (
+    AWAY_FROM_SERVING,
+    CARD,
+    NODE_GROUP,
+    SERVING_GROUP,
+    away_from,
+    card_selector,
+)
 from functions.runtime.run.deadline import paused
 
 _UNBOUNDED = 10_000  # nodes of a type without a limit
@@ -99,21 +106,29 @@ def verdict(needed: Needed, nodes: Nodes, autoscaler: Autoscaler) -> tuple[bool,
     return False, f"the autoscaler has no node type for it, and {needed.missing(nodes.present)}"
 
 
-def wait_for_room(count: int, each: Amounts, *, what: str, remedy: str, card: str | None = None) -> None:
+def wait_for_room(
+    count: int,
+    each: Amounts,
+    *,
+    what: str,
+    remedy: str,
+    card: str | None = None,
+    avoided: Collection[str] = (),
+) -> None:
     """Wait until the cluster holds `count` workers with the resources `each`, away from nodes that serve.
 
-    what: who needs them, as in "num_workers=4"; remedy: what the caller may change; card: type of the GPUs, None for any. The
-    run's time limit stands still.
+    what: who needs them, as in "num_workers=4"; remedy: what the caller may change; card: type of the GPUs, None for any; avoided: nodes
+    that are not used, by id. The run's time limit stands still.
     Raises: NoRoom if the cluster, and all nodes that its autoscaler may start, could never hold them.
     """
     needed = Needed(count, {kind: amount for kind, amount in each.items() if amount > 0})
     if not needed.each:
         return
-    group = _asked(count, each, card)
+    group = _asked(count, each, card, avoided)
     try:
         if not group.wait(_POLL_S):
             with paused():
-                _wait(group, needed, what=what, remedy=remedy)
+                _wait(group, needed, avoided, what=what, remedy=remedy)
     finally:
         remove_placement_group(
             group
@@ -130,9 +145,9 @@ class Asked:
     groups: Sequence[PlacementGroup]
 
     @classmethod
-    def of(cls, count: int, each: Amounts, *, card: str | None = None) -> Self:
-        """Ask for `count` times the resources `each`, away from nodes that serve."""
-        return cls([_asked(1, each, card) for _ in range(count)])
+    def of(cls, count: int, each: Amounts, *, card: str | None = None, avoided: Collection[str] = ()) -> Self:
+        """Ask for `count` times the resources `each`, away from nodes that serve and from those avoided, by id."""
+        return cls([_asked(1, each, card, avoided) for _ in range(count)])
 
     def came(self) -> bool:
         """Whether any of it is there; it does not wait, as `PlacementGroup.wait` does for whole seconds only."""
@@ -144,8 +159,24 @@ class Asked:
             remove_placement_group(group)
 
 
+def has_room_apart(count: int, each: Amounts, avoided: Collection[str], *, card: str | None = None) -> bool:
+    """Whether the cluster holds so many workers away from some nodes, which are given by id, now or within some seconds."""
+    group = _asked(count, each, card, avoided)
+    try:
+        return bool(group.wait(_SETTLED_S))
+    finally:
+        remove_placement_group(group)
+
+
 def room_between(
-    least: int, most: int, each: Amounts, *, what: str, remedy: str, card: str | None = None
+    least: int,
+    most: int,
+    each: Amounts,
+    *,
+    what: str,
+    remedy: str,
+    card: str | None = None,
+    avoided: Collection[str] = (),
 ) -> int:
     """Wait until the cluster holds `least` workers with the resources `each`, and say for how many of `most` it has room.
 
@@ -156,19 +187,15 @@ def room_between(
         return most
     count = most
     while count > least:
-        group = _asked(count, each, card)
-        try:
-            if group.wait(_SETTLED_S):
-                return count
-        finally:
-            remove_placement_group(group)
-        count = max(least, min(count - 1, _free(each, card)))
-    wait_for_room(least, each, what=what, remedy=remedy, card=card)
+        if has_room_apart(count, each, avoided, card=card):
+            return count
+        count = max(least, min(count - 1, _free(each, card, avoided)))
+    wait_for_room(least, each, what=what, remedy=remedy, card=card, avoided=avoided)
     return least
 
 
-def _asked(count: int, each: Amounts, card: str | None) -> PlacementGroup:
-    selector = AWAY_FROM_SERVING | card_selector(card, each.get("GPU", 0.0))
+def _asked(count: int, each: Amounts, card: str | None, avoided: Collection[str]) -> PlacementGroup:
+    selector = AWAY_FROM_SERVING | away_from(avoided) | card_selector(card, each.get("GPU", 0.0))
     bundle = {kind: amount for kind, amount in each.items() if amount > 0}
     group: PlacementGroup = placement_group(
         [bundle] * count, strategy="PACK", bundle_label_selector=[selector] * count
@@ -176,19 +203,19 @@ def _asked(count: int, each: Amounts, card: str | None) -> PlacementGroup:
     return group
 
 
-def _free(each: Amounts, card: str | None) -> int:
+def _free(each: Amounts, card: str | None, avoided: Collection[str]) -> int:
     """Count the workers for which there are free resources now, by what the nodes said last."""
     free: Mapping[str, Amounts] = available_resources_per_node()  # type: ignore[no-untyped-call]  # Ray leaves it so
-    nodes = [node for node in _living_nodes() if card is None or node["Labels"].get(CARD) == card]
+    nodes = [node for node in _living_nodes(avoided) if card is None or node["Labels"].get(CARD) == card]
     needed = Needed(1, {kind: amount for kind, amount in each.items() if amount > 0})
     return sum(needed.held(free.get(node["NodeID"], {})) for node in nodes)
 
 
-def _wait(group: PlacementGroup, needed: Needed, *, what: str, remedy: str) -> None:
+def _wait(group: PlacementGroup, needed: Needed, avoided: Collection[str], *, what: str, remedy: str) -> None:
     said, unable_since = "", time.monotonic()
     while not group.wait(_POLL_S):
         autoscaler = _autoscaler(group)
-        may_wait, why = verdict(needed, nodes_for_experiments(), autoscaler)
+        may_wait, why = verdict(needed, nodes_for_experiments(avoided), autoscaler)
         if may_wait:
             unable_since = time.monotonic()
             text = f"{what} waits for {why}: it needs {needed}"
@@ -246,18 +273,18 @@ def _node(name: str, resources: Amounts, card: str | None, *, coming: bool = Fal
     return Node(name, resources["GPU"] * share_of(card), card, cpus, memory, coming)
 
 
-def _living_nodes() -> list[Any]:
-    """List the nodes that are there and do not serve, as Ray describes them."""
+def _living_nodes(avoided: Collection[str] = ()) -> list[Any]:
+    """List the nodes that are there, do not serve and are not avoided, as Ray describes them."""
     return [
         node
         for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it so
-        if node["Alive"] and node["Labels"].get(NODE_GROUP) != SERVING_GROUP
+        if node["Alive"] and node["Labels"].get(NODE_GROUP) != SERVING_GROUP and node["NodeID"] not in avoided
     ]
 
 
-def nodes_for_experiments() -> Nodes:
-    """List what nodes that do not serve have in total, and what those have that could be started."""
-    present = [node["Resources"] for node in _living_nodes()]
+def nodes_for_experiments(avoided: Collection[str] = ()) -> Nodes:
+    """List what nodes that do not serve have in total, and what those have that could be started. avoided: nodes to leave out, by id."""
+    present = [node["Resources"] for node in _living_nodes(avoided)]
     config: Any = cluster_state.get_cluster_config()
     if config is None or not config.node_group_configs:
         return Nodes(present)

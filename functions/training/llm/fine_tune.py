@@ -15,7 +15,7 @@ from functions.training.frame import TrainingJob, run_training
 from functions.training.llm.tuner import Lora, Tuner
 from functions.training.params import RecipeParams
 from functions.training.trained import Trained
-from functions.training.workers import Workers, workers_demand
+from functions.training.workers import SlowPolicy, Workers, workers_demand
 from registry import TableSnapshot
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def fine_tune(
     params: RecipeParams = RecipeParams(lr=1e-4, epochs=3, batch_size=8),  # noqa: B008 - frozen
     num_workers: int = 1,
     min_workers: int | None = None,
+    slow_workers: SlowPolicy = "name",
     worker_cpus: float = 1.0,
     worker_gpus: float = 0.0,
     sharding: Literal["replicate", "shard"] = "replicate",
@@ -106,7 +107,9 @@ def fine_tune(
         trainer=trainer,
         code=trainer.code,
         training_set=training_set,
-        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card, min_workers, tensor),
+        workers=Workers(
+            num_workers, worker_cpus, worker_gpus, sharding, card, min_workers, tensor, slow_workers
+        ),
         experiment=experiment,
         params={"num_workers": num_workers, "sharding": sharding, "tensor": tensor},
         tags={"base": base},

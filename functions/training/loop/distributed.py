@@ -17,6 +17,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed
 
 from clusters.telemetry.tracing import flush_spans
 from functions.model_formats.torch_threads import torch_threads
@@ -26,9 +27,9 @@ from functions.runtime.durable.workflow import Preempted
 from functions.runtime.errors import NoRoom
 from functions.runtime.process import enter_worker
 from functions.runtime.receipt import charge, holding
-from functions.runtime.run.cluster import AWAY_FROM_SERVING, card_selector
+from functions.runtime.run.cluster import AWAY_FROM_SERVING, away_from, card_selector
 from functions.runtime.run.niceness import lower_priority
-from functions.runtime.run.room import Asked, room_between
+from functions.runtime.run.room import Asked, has_room_apart, room_between
 from functions.runtime.spans import current_position, run_span
 from functions.training.errors import TrainingError
 from functions.training.loop.cost import ResourceMeter, ResourceUse
@@ -42,6 +43,7 @@ from functions.training.loop.process_groups.process_group import (
     ShardedGroup,
     SingleProcess,
 )
+from functions.training.loop.process_groups.slow_workers import SlowWorkers
 from functions.training.loop.pulse import Notice
 from functions.training.loop.series import show_epoch
 from functions.training.request import Watch
@@ -107,12 +109,15 @@ def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     """Train on several workers of the cluster; a training that a lost worker interrupted resumes at its last checkpoint.
 
     When a machine will be taken, the workers save and end, and others go on where there is room; with `workers.least`, as many as
-    there is room for, and more once there is room for more.
+    there is room for, and more once there is room for more. Where slow ones are left, their nodes are avoided as long as others have
+    room for the least.
 
     Raises: Preempted once the state is saved, if the queue asks for the room; TrainingError as the loop does, if Ray is not running, or if no node that could ever be there has the CPUs or GPUs.
     """
-    while isinstance(result := _outlast(loop, workers), Resting):  # until there is room on machines that stay
+    left: frozenset[str] = frozenset()  # nodes of slow workers
+    while isinstance(result := _outlast(loop, workers, left), Resting):  # until room is there to stay
         _logger.info("%s", result)
+        left |= result.left
         if notice_of(context())():
             raise Preempted(str(result))
     if isinstance(result, TrainingError):
@@ -124,12 +129,12 @@ def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     return result
 
 
-def _outlast(loop: WorkerLoop[T], workers: Workers) -> Any:
+def _outlast(loop: WorkerLoop[T], workers: Workers, left: frozenset[str]) -> Any:
     """Train with one group of workers; where fewer may go on, with groups of what there is room for, as long as groups last."""
     lost, began = 0, time.monotonic()
     while True:
         try:
-            return _fit(loop, workers)
+            return _fit(loop, workers, left)
         except ray.train.WorkerGroupError as error:
             lost = lost + 1 if time.monotonic() - began < _LASTING_S else 1
             if workers.least is None or lost > _MAX_LOST_GROUPS:
@@ -138,13 +143,14 @@ def _outlast(loop: WorkerLoop[T], workers: Workers) -> Any:
             began = time.monotonic()
 
 
-def _fit(loop: WorkerLoop[T], workers: Workers) -> Any:
+def _fit(loop: WorkerLoop[T], workers: Workers, left: frozenset[str]) -> Any:
     """Wait for room, and train with one group of workers after another until one returns something.
 
     Ray's own elastic policy is not used: it counts what nodes have in total, as if nothing else ran there, and ends workers to
     start more of them without a checkpoint.
     """
-    count = _wait_for_room(workers)
+    avoided = left if left and _has_room_apart(workers, left) else frozenset[str]()
+    count = _wait_for_room(workers, avoided)
     sized, missing = replace(workers, count=count), workers.count - count
     with tempfile.TemporaryDirectory(prefix="toque-train-") as folder:
         trainer = ray.train.torch.TorchTrainer(
@@ -153,6 +159,7 @@ def _fit(loop: WorkerLoop[T], workers: Workers) -> Any:
                 "loop": loop,
                 "workers": sized,
                 "missing": missing,
+                "avoided": avoided,
                 "lasting_s": _LASTING_S,
                 "context": context(),
                 "trace": current_position(),
@@ -162,7 +169,9 @@ def _fit(loop: WorkerLoop[T], workers: Workers) -> Any:
                 num_workers=count,
                 use_gpu=workers.gpus_each > 0,
                 resources_per_worker=_resources(workers),
-                label_selector=AWAY_FROM_SERVING | card_selector(workers.card, workers.gpus_each),  # type: ignore[call-arg]  # the stub is of the old API
+                label_selector=AWAY_FROM_SERVING  # type: ignore[call-arg]  # the stub is of the old API
+                | away_from(avoided)
+                | card_selector(workers.card, workers.gpus_each),
             ),
             run_config=ray.train.RunConfig(
                 name=f"run-{loop.run.id}",
@@ -217,13 +226,20 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     asked = (
         notice_of(config["context"]) if first else lambda: False
     )  # what one is told, all learn in their next step
+    least = workers.least if workers.slow == "leave" else None
+    slow = SlowWorkers(group, nodes=_nodes_of(group), least=least)
     # asked for now that this group has its own room, and gone with this process
-    room = Asked.of(config["missing"] if first else 0, _resources(workers), card=workers.card)
+    missing = config["missing"] if first else 0
+    room = Asked.of(missing, _resources(workers), card=workers.card, avoided=config["avoided"])
     grows = _notice_of_room(room, config["lasting_s"])
     try:
         with use_context(config["context"]), torch_threads(workers.threads), in_trace:
             on_epoch = log_epoch(loop.run, loop.watch, elastic=workers.least is not None) if first else None
-            result = loop.train(group, on_epoch, lambda: _taken_soon() or asked() or grows())
+            # the slow ones first: every worker has to look
+            result = loop.train(group, on_epoch, lambda: slow.look() or _taken_soon() or asked() or grows())
+    except Resting as saved:
+        saved.left = slow.left
+        return saved
     except TrainingError as error:
         return error
     finally:
@@ -238,6 +254,14 @@ def _group_of(workers: Workers, device: str) -> ReplicatedGroup:
     if workers.tensor > 1:
         return LayerSplitGroup(device, workers.tensor)
     return ShardedGroup(device) if workers.sharding == "shard" else ReplicatedGroup(device)
+
+
+def _nodes_of(group: ProcessGroup) -> list[str]:
+    """Ids of the nodes of all workers, by their numbers."""
+    found = [""] * group.size
+    own = ray.get_runtime_context().get_node_id()
+    torch.distributed.all_gather_object(found, own, group=group.host_group)
+    return found
 
 
 def _taken_soon() -> bool:
@@ -256,7 +280,12 @@ def _resources(workers: Workers) -> dict[str, float]:
     return {"CPU": workers.cpus_each, **gpus}
 
 
-def _wait_for_room(workers: Workers) -> int:
+def _has_room_apart(workers: Workers, nodes: frozenset[str]) -> bool:
+    """Whether there is room away from some nodes for as many as have to be there."""
+    return has_room_apart(workers.least or workers.count, _resources(workers), nodes, card=workers.card)
+
+
+def _wait_for_room(workers: Workers, avoided: frozenset[str]) -> int:
     """Wait for room, and say for how many workers it is."""
     if not ray.is_initialized():
         raise TrainingError(
@@ -270,6 +299,7 @@ def _wait_for_room(workers: Workers) -> int:
             what=f"num_workers={workers.count}",
             remedy="ask for fewer workers, or for a smaller worker_cpus or worker_gpus",
             card=workers.card,
+            avoided=avoided,
         )
     except NoRoom as error:
         raise TrainingError(str(error)) from error

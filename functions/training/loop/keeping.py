@@ -33,7 +33,10 @@ warnings.filterwarnings(
 
 
 class Resting(TrainingError):  # noqa: N818 - says what happens
-    """The workers are to make way, for a machine will be taken or more workers have room: the state is saved, others go on."""
+    """The workers are to make way: a machine will be taken or is slow, or more workers have room. The state is saved, others go on."""
+
+    left: frozenset[str] = frozenset()
+    """Nodes, by id, that those who go on keep away from."""
 
 
 class Kept(Protocol):

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 
 from functions.training.loop.process_groups.process_group import ProcessGroup
-from functions.training.loop.process_groups.slow_workers import SlowWorkers
 from functions.training.loop.settings import Settings
 
 _EVERY_S = 1.0
@@ -43,7 +42,6 @@ class Pulse:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._group, self._cadence, self._notice, self._clock = group, cadence, notice, clock
-        self._slow = SlowWorkers(group)
         self._steps = self._since_saved = 0
         self._next, self._asked_at, self._saved_at = 1, clock(), clock()
 
@@ -72,7 +70,6 @@ class Pulse:
         own = [each_s, float(late and self._group.rank == 0), float(self._notice())]
         shared = torch.tensor(own, dtype=torch.float64, device=self._group.device)
         total_s, save, rest = self._group.all_reduce_sum(shared).tolist()
-        self._slow.look()
         mean_s = max(total_s / self._group.size, 1e-9)
         self._next, self._steps, self._asked_at = min(_MOST_STEPS, max(1, round(_EVERY_S / mean_s))), 0, now
         return "rest" if rest else "save" if save else "go on"

@@ -15,7 +15,7 @@ from functions.training.frame import TrainingJob, run_training
 from functions.training.params import RecipeParams
 from functions.training.recipe.trainer import RecipeTrainer
 from functions.training.trained import Trained
-from functions.training.workers import Workers, workers_demand
+from functions.training.workers import SlowPolicy, Workers, workers_demand
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=workers_demand)
@@ -27,6 +27,7 @@ def train_recipe(
     params: RecipeParams = RecipeParams(),  # noqa: B008 - frozen
     num_workers: int = 1,
     min_workers: int | None = None,
+    slow_workers: SlowPolicy = "name",
     worker_cpus: float = 1.0,
     worker_gpus: float = 0.0,
     sharding: Literal["replicate", "shard"] = "replicate",
@@ -43,7 +44,8 @@ def train_recipe(
 
     recipe: a name in the project's RECIPES; options: its fields; num_workers: 1 trains here, more train on the Ray cluster
     with `worker_cpus` and `worker_gpus` each; min_workers: fewest that go on where there is no room for all, until there is (null:
-    it waits for all); sharding: every worker holds the whole model ("replicate", DDP) or a shard
+    it waits for all); slow_workers: whether one that computes twice as long as others is named, or they go on away from its node
+    ("leave", with `min_workers`); sharding: every worker holds the whole model ("replicate", DDP) or a shard
     of weights, optimiser and checkpoints ("shard", FSDP2); tensor: how many workers split each layer of a shard among them; experiment: where the run is tracked (default: the model's name).
     priority: of a submitted call in the queue of experiments, the higher first; card: type of the GPUs as Ray names it, None for any;
     limit_s: longest run time of a submitted call, which may then fill a gap in the queue; None: as long as it takes;
@@ -57,7 +59,9 @@ def train_recipe(
         model=model,
         trainer=trainer,
         code=trainer.code,
-        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding, card, min_workers, tensor),
+        workers=Workers(
+            num_workers, worker_cpus, worker_gpus, sharding, card, min_workers, tensor, slow_workers
+        ),
         experiment=experiment,
         params={"num_workers": num_workers, "sharding": sharding, "tensor": tensor, **found.model_dump()},
         tags={"data": found.data(), **(tags or {})},

@@ -4,10 +4,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ray
 import torch
 from torch import nn
 
 from functions.training import Recipe, RecipeParams
+from functions.training.loop.process_groups import slow_workers
 from functions.training.loop.process_groups.process_group import ProcessGroup
 from functions.training.loop.training_loop import Trainer
 from registry import Signature, TensorSpec
@@ -71,18 +73,27 @@ class Sums:
 
 
 class SumRecipe(Recipe):
-    """width: an odd one is split unevenly; step_s: what a step takes at least; pace_file: a file that says it instead."""
+    """width: an odd one is split unevenly; step_s: what a step takes at least; pace_file: a file that says it instead.
+
+    slow_node: id of a node on which all takes three times as long, of which workers take about a quarter of a minute to be sure.
+    """
 
     width: int = 5
     scale: float = 1.0
     step_s: float = 0.0
     pace_file: str = ""
+    slow_node: str = ""
 
     def network(self):
         return Stack(self.width)
 
     def task(self):
-        return Sums(self.scale, step_s=self.step_s, pace_file=self.pace_file)
+        times = 1.0
+        if self.slow_node:
+            times = 3.0 if ray.get_runtime_context().get_node_id() == self.slow_node else 1.0
+            slow_workers._EVERY = 5
+            slow_workers.seconds_of_product = lambda _: times
+        return Sums(self.scale, step_s=self.step_s * times, pace_file=self.pace_file)
 
     def data(self):
         return f"sums:{self.scale}"

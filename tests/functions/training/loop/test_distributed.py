@@ -70,7 +70,7 @@ def test_an_error_that_the_workers_return_is_raised(
 ):
     ended = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=returned))
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *_, **__: ended)
-    monkeypatch.setattr(distributed, "_wait_for_room", lambda workers: workers.count)
+    monkeypatch.setattr(distributed, "_wait_for_room", lambda workers, _: workers.count)
     loop = worker_loop(context, training_set, FAST)
     with pytest.raises(error, match=says):
         run_on_cluster(loop, Workers(2))
@@ -81,3 +81,9 @@ def test_an_error_that_the_workers_return_is_raised(
 def test_fewest_workers_are_of_those_that_are_asked_for(least):
     with pytest.raises(TrainingError, match=f"min_workers={least} and num_workers=2: give 1 to 2, or null"):
         Workers(2, least=least)
+
+
+def test_slow_workers_are_left_only_where_fewer_may_go_on():
+    with pytest.raises(TrainingError, match="slow_workers='leave' with num_workers=2: give min_workers"):
+        Workers(2, slow="leave")
+    assert Workers(2, least=1, slow="leave").slow == "leave"

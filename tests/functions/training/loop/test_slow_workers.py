@@ -46,5 +46,27 @@ def test_nobody_is_named_who_is_slow_for_a_moment_or_a_little(caplog):
     assert said(caplog, 0, [3.0]) == []  # alone, none is slower
 
 
+@pytest.mark.parametrize(
+    ("times", "nodes", "least", "left"),
+    [
+        ([1.0, 2.5, 1.0], "abc", 2, {"b"}),
+        ([1.0, 2.5, 1.0], "abc", 3, set()),  # too few are left
+        ([1.0, 2.5, 1.0], "abb", 1, set()),  # one alone would be slower than all three
+        ([1.0, 4.0, 1.0], "abb", 1, {"b"}),
+        ([2.5, 1.0, 9.0, 1.0, 1.0], "abcde", 2, {"a", "c"}),
+        ([1.0, 9.0], "aa", 1, set()),
+        ([1.0, 9.0], "ab", None, set()),  # all stay
+        ([1.0, 1.5], "ab", 1, set()),
+    ],
+)
+def test_all_workers_leave_slow_nodes_at_once_if_enough_others_are_faster(times, nodes, least, left):
+    for rank in range(len(times)):
+        group = Seen(rank, times)
+        found = SlowWorkers(group, lambda _: times[rank], nodes=nodes, least=least)  # noqa: B023 - asked at once
+        told = [found.look() for _ in range(90)]
+        assert told == [False] * 89 + [bool(left)]
+        assert found.left == left
+
+
 def test_the_product_takes_time():
     assert 0 < seconds_of_product("cpu") < 10
