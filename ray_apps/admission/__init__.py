@@ -6,7 +6,7 @@ Gateway, MLflow's protocol, the predictor and its gRPC proxy share it. It knows 
 from ray_apps.admission.admission import ANY_MODEL, Admission, Admitted, NotAdmitted, Rule, open_admission
 from ray_apps.admission.body_limit import BodyLimit
 from ray_apps.admission.guarded_route import OPEN, GuardedRoute, admitted_of, allowed
-from ray_apps.admission.refusals import RefusalLog
+from ray_apps.admission.refusals import RefusalLog, flush_refusals, write_refusals_at_end
 from ray_apps.admission.request_limits import RequestLimits
 
 __all__ = [
@@ -22,5 +22,7 @@ __all__ = [
     "Rule",
     "admitted_of",
     "allowed",
+    "flush_refusals",
     "open_admission",
+    "write_refusals_at_end",
 ]

@@ -1,18 +1,21 @@
 """Log of refused requests, gathered in memory and written to the store every few seconds.
 
 Equal refusals are one record with a count, and refusals without a valid token share a bounded number of records, so
-that a flood of garbage costs little memory and few writes. A refusal of somebody known is written within a second.
+that a flood of garbage costs little memory and few writes. A refusal of somebody known is written within a second,
+and the last ones when the process ends, by itself or by Serve; only a kill takes them with it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import json
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -28,6 +31,7 @@ MAX_UNKNOWN = 32
 _OTHERS = "others"
 _MAX_TEXT = 300
 _logger = logging.getLogger(__name__)
+_started: list[RefusalLog] = []  # they last as long as the process, as their threads do
 
 
 class _Kind(NamedTuple):
@@ -63,7 +67,7 @@ class RefusalLog:
         self._store, self._door, self._clock, self._sleep = store, door, clock, sleep
         self._tallies: dict[_Kind, _Tally] = {}
         self._unknown = 0
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -84,16 +88,19 @@ class RefusalLog:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="refusals", daemon=True)
                 self._thread.start()
-                atexit.register(self.flush)
+                _started.append(self)
         if who is not None:
             self._wake.set()
 
     def flush(self) -> None:
         """Write what was gathered; if the store does not answer, it is kept for the next time."""
-        with self._lock:
-            tallies, self._tallies, self._unknown = self._tallies, {}, 0
-        if not tallies:
-            return
+        with self._writing:  # at exit what the thread is writing is waited for, or it would be cut off
+            with self._lock:
+                tallies, self._tallies, self._unknown = self._tallies, {}, 0
+            if tallies:
+                self._write(tallies)
+
+    def _write(self, tallies: dict[_Kind, _Tally]) -> None:
         now = self._clock()
         records = [
             kind._asdict()
@@ -135,3 +142,19 @@ class RefusalLog:
                 self._sleep(FLUSH_KNOWN_S)  # for what else comes in the same moment
                 self._wake.clear()
             self.flush()
+
+
+def flush_refusals() -> None:
+    """Write the refusals that this process holds; called when a replica stops, and at exit."""
+    for log in tuple(_started):
+        log.flush()
+
+
+@asynccontextmanager
+async def write_refusals_at_end(_application: object) -> AsyncIterator[None]:
+    """Lifespan of a door's application: Serve kills a replica after it, so that nothing at exit would run."""
+    yield
+    await asyncio.get_running_loop().run_in_executor(None, flush_refusals)
+
+
+atexit.register(flush_refusals)

@@ -10,7 +10,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from ray_apps import console
-from ray_apps.admission import OPEN, BodyLimit, GuardedRoute, NotAdmitted, open_admission
+from ray_apps.admission import (
+    OPEN,
+    BodyLimit,
+    GuardedRoute,
+    NotAdmitted,
+    open_admission,
+    write_refusals_at_end,
+)
 from ray_apps.gateway import openapi, problems
 from ray_apps.gateway.auth import allowed, identify_bearer, problem_of_refusal
 from ray_apps.gateway.http_functions import list_http
@@ -74,6 +81,7 @@ def build_app(services: Services) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        lifespan=write_refusals_at_end,
     )
     app.state.services = services
     app.state.admission = open_admission(

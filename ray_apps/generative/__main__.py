@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -53,6 +54,8 @@ async def _serve(options: GenerativeOptions, port: int) -> None:
     )  # fmt: skip
     listening = config.bind_socket()
     listening.listen()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn ends by it, and then raises it once more
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     try:

@@ -12,7 +12,7 @@ from functions.prediction_log import LogWriter, close_writers
 from functions.runtime.changes.announcer import journals_in
 from functions.runtime.changes.feed import watch_of
 from functions.runtime.process import enter_process
-from ray_apps.admission import open_admission
+from ray_apps.admission import flush_refusals, open_admission
 from ray_apps.admission.token_budget import TokenBudgets
 from ray_apps.generative.answering.generator import Generator
 from ray_apps.generative.door import GenerativeDoor
@@ -103,6 +103,7 @@ class _Parts:
     async def _close(self) -> None:
         await self._engines.close()
         await self._loop.run_in_executor(None, close_writers)
+        await self._loop.run_in_executor(None, flush_refusals)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ray_apps.admission import BodyLimit, open_admission
+from ray_apps.admission import BodyLimit, open_admission, write_refusals_at_end
 from ray_apps.mlflow import artifacts, errors, experiments, logged_models, models, runs, versions, workspaces
 from ray_apps.mlflow.services import MlflowServices
 from ray_apps.oidc import OidcSettings
@@ -25,7 +25,13 @@ def build_app(
     store: the platform's; access: its tokens, None: those in the store; clock: gives the times of changes;
     oidc: issuer whose tokens are accepted, too.
     """
-    app = FastAPI(title="Toque by MLflow's protocol", openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Toque by MLflow's protocol",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=write_refusals_at_end,
+    )
     listed = access or Access(store, actor="mlflow")
     app.state.services = MlflowServices(store, listed, clock=clock)
     app.state.admission = open_admission(store, "mlflow", access=listed, oidc=oidc)

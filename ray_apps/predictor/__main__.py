@@ -151,7 +151,8 @@ def _serve_standalone(arguments: argparse.Namespace) -> None:
     if arguments.pool:
         pool = endpoints[""] = build_pool(_pool_options(arguments))
         authenticators.append(pool.auth)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends by it, and then raises it once more
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn ends by it, and then raises it once more
     ready = partial(_print, "ready")
     uvloop.run(
         serve_standalone(

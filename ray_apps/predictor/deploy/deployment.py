@@ -18,7 +18,7 @@ from functions.runtime.changes.feed import watch_of
 from functions.runtime.clock import clock_named
 from functions.runtime.context import context_of
 from functions.runtime.process import enter_process
-from ray_apps.admission import open_admission
+from ray_apps.admission import flush_refusals, open_admission
 from ray_apps.garbage_collector import freeze
 from ray_apps.predictor.deploy.dedicated import ServeDeployments
 from ray_apps.predictor.deploy.latency import LatencyMeter, TimedEndpoint
@@ -84,9 +84,11 @@ def _pseudonyms(options: PredictorOptions) -> Pseudonyms | None:
 
 
 async def _close(endpoint: Endpoint) -> None:
-    """Close a replica's endpoint once its last request is answered, and ship what its log holds."""
+    """Close a replica's endpoint once its last request is answered, and write what its logs hold."""
     await endpoint.close()
-    await asyncio.get_running_loop().run_in_executor(None, close_writers)
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, close_writers)
+    await loop.run_in_executor(None, flush_refusals)
 
 
 class _ReplicaResources:

@@ -14,7 +14,7 @@ from ray.serve.schema import LoggingConfig
 from clusters.profile import apply_profile
 from functions.runtime.context import context_of
 from functions.runtime.process import enter_process
-from ray_apps.admission import open_admission
+from ray_apps.admission import flush_refusals, open_admission
 from ray_apps.oidc import OidcSettings
 from ray_apps.predictor.grpc.http_models import HttpModels
 from ray_apps.predictor.grpc.limits import Limits
@@ -86,8 +86,9 @@ class ProxyReplica:
         await asyncio.shield(self._started)
 
     async def __del__(self) -> None:
-        """Stop the server; calls in flight get a few seconds."""
+        """Stop the server and note its last refusals; calls in flight get a few seconds."""
         await self._server.stop(GRACE_S)
+        await asyncio.get_running_loop().run_in_executor(None, flush_refusals)
 
 
 def _authenticator(options: ProxyOptions) -> Authenticator:
