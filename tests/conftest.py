@@ -82,10 +82,8 @@ class _SharedRay:
             before = dict(os.environ)
             try:
                 self._init(num_cpus)
-            except (
-                RuntimeError
-            ):  # Ray forks its head from this process of many threads: seldom, the child never begins
-                ray.shutdown()
+            except Exception:  # noqa: BLE001 - all that Ray raises, which forks head and raylet from this process of many
+                ray.shutdown()  # threads: seldom, a child never begins
                 self._init(num_cpus)
             self.num_cpus = num_cpus
             self._environment = {
