@@ -227,7 +227,7 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
         notice_of(config["context"]) if first else lambda: False
     )  # what one is told, all learn in their next step
     least = workers.least if workers.slow == "leave" else None
-    slow = SlowWorkers(group, nodes=_nodes_of(group), least=least)
+    slow = SlowWorkers(group, nodes=() if least is None else _nodes_of(group), least=least)
     # asked for now that this group has its own room, and gone with this process
     missing = config["missing"] if first else 0
     room = Asked.of(missing, _resources(workers), card=workers.card, avoided=config["avoided"])
