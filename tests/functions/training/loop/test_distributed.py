@@ -34,7 +34,9 @@ def worker_loop(context, snapshot, params):
 
 
 def run_worker(loop, context):
-    given = {"missing": 0, "lasting_s": 60.0, "context": context, "trace": None}
+    given = {
+        "missing": 0, "avoided": frozenset(), "lasting_s": 60.0, "context": context, "trace": None,
+    }  # fmt: skip
     return distributed._work({"loop": loop, "workers": Workers(), **given})
 
 
