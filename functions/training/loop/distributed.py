@@ -115,7 +115,8 @@ def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     Raises: Preempted once the state is saved, if the queue asks for the room; TrainingError as the loop does, if Ray is not running, or if no node that could ever be there has the CPUs or GPUs.
     """
     left: frozenset[str] = frozenset()  # nodes of slow workers
-    while isinstance(result := _outlast(loop, workers, left), Resting):  # until room is there to stay
+    # until there is room on machines that stay
+    while isinstance(result := _outlast(loop, workers, left), Resting):
         _logger.info("%s", result)
         left |= result.left
         if notice_of(context())():
