@@ -50,7 +50,7 @@ def ensure_first_token(store: ObjectStore, place: TokenPlace, *, renew: bool = F
     revokes it and makes another, as nobody can know its secret. One that was used is known to somebody: it stays, though
     the place lacks it, as that of a head which replaces a lost one does.
 
-    renew: revoke the token and make another all the same, for who lost its secret.
+    renew: revoke the token and make another all the same, for who lost its secret; a place that cannot be written leaves the old one.
     Raises: DeploymentError if the place has the token of another platform.
     """
     access = Access(store, actor=ACTOR)
@@ -73,6 +73,10 @@ def ensure_first_token(store: ObjectStore, place: TokenPlace, *, renew: bool = F
             f"admin token: made before and last used {to_text(used[0])}, so none was made, and {place.where} has none; "
             "who lost its secret gets another by `toque deploy --new-token`, which revokes that one"
         )
+    if renew:
+        place.write(
+            kept
+        )  # a place that cannot be written, as for want of rights, ends this before the old token does
     with suppress(NotFound):  # usually there is no such token
         access.revoke(NAME)
     place.write(access.create_token(NAME, "admin", workspace=EVERY_WORKSPACE))
@@ -139,7 +143,9 @@ class TokenSecret:
                     raise
                 self._ask("PUT", f"/{self._name}", body)
         except urllib.error.HTTPError as error:
-            raise DeploymentError(f"{self.where}: {error}; may the pod's account create it?") from error
+            raise DeploymentError(
+                f"{self.where}: {error}; may the pod's account create and update it?"
+            ) from error
 
     def _ask(self, method: str, path: str, body: object = None) -> dict[str, dict[str, str]]:
         namespace = (self._account / "namespace").read_text().strip()

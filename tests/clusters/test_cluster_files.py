@@ -47,10 +47,20 @@ def test_the_local_file_holds_valid_settings():
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
+def test_a_cluster_with_spot_machines_listens_for_the_clouds_notice(name: str):
+    config = read(name)
+    if "spot" not in str(config["available_node_types"]).lower():
+        return
+    last = config["worker_start_ray_commands"][-1]  # once the node is up, beside it
+    assert f"toque node drain --when-told {config['provider']['type']}" in last
+    assert last.endswith("&")
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
 def test_every_node_starts_by_our_command_with_the_profile_that_was_brought_to_it(name: str):
     config = read(name)
     for commands in STARTS:
-        assert "toque node start" in config[commands][-1], commands
+        assert sum("toque node start" in command for command in config[commands]) == 1, commands
         assert "ray start" not in " ".join(config[commands])
     assert "--head -- --autoscaling-config=~/ray_bootstrap_config.yaml" in config[STARTS[0]][-1]
     home = next(place for place, what in config["file_mounts"].items() if what == "toque.yaml")

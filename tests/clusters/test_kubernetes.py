@@ -92,6 +92,32 @@ def test_the_head_and_the_platform_find_the_same_redis_and_secrets(folder: str, 
         assert of_kind(folder, "Secret") == {}
 
 
+@every_folder
+def test_the_profile_serves_registered_models_and_keeps_the_log_on_a_bounded_volume(folder: str, tmp_path: Path):
+    file = tmp_path / "toque.yaml"
+    file.write_text(of_kind(folder, "ConfigMap")["toque-profile"]["data"]["toque.yaml"])
+    profile = read_profile(file)
+    assert profile.placement.pool >= 1  # docs/kubernetes.md leads to a prediction by a model that was registered
+    spec = groups(folder)["serve"]["template"]["spec"]
+    (mount,) = (
+        each
+        for each in spec["containers"][0]["volumeMounts"]
+        if Path(profile.log.folder).is_relative_to(each["mountPath"])
+    )
+    volumes = {each["name"]: each for each in spec["volumes"]}
+    assert volumes[mount["name"]].keys() & {"emptyDir", "persistentVolumeClaim"}
+    assert all(each["emptyDir"].get("sizeLimit") for each in volumes.values() if "emptyDir" in each)
+
+
+@every_folder
+def test_pods_that_leave_are_drained_and_unready_ones_hold_nothing_up(folder: str):
+    for name, group in groups(folder).items():
+        command = group["template"]["spec"]["containers"][0].get("lifecycle", {}).get("preStop", {})
+        assert name == "head" or command["exec"]["command"][:3] == ["toque", "node", "drain"], name
+    for budget in of_kind(folder, "PodDisruptionBudget").values():
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def environment_of(container: Manifest) -> dict[str, str]:
     return {each["name"]: each.get("value", "") for each in container["env"]}
 
@@ -198,7 +224,7 @@ def test_only_the_head_has_an_account_that_may_ask_kubernetes(folder: str):
         assert spec.get("automountServiceAccountToken", True) is (name == "head"), name
     (role,) = of_kind(folder, "Role").values()
     assert [(each["resources"], each["verbs"], each.get("resourceNames")) for each in role["rules"]] == [
-        (["secrets"], ["get"], ["toque-admin"]),
+        (["secrets"], ["get", "update"], ["toque-admin"]),  # `toque deploy --new-token` replaces it
         (["secrets"], ["create"], None),
     ]
     (binding,) = of_kind(folder, "RoleBinding").values()

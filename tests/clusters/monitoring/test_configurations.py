@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.clusters.manifests import of_kind, problems, render
+from tests.clusters.manifests import groups, labels_of, of_kind, problems, render
 
 MONITORING = Path(__file__).resolve().parents[3] / "clusters" / "monitoring"
 PROMETHEUS = ("one-machine.yaml", "cluster.yaml")
@@ -68,10 +68,32 @@ def test_the_operators_monitors_name_the_same_jobs_and_ports_that_policies_let_i
     assert {each["metadata"]["name"] for each in monitors} == jobs_of_rules()
     for each in monitors:
         (endpoint,) = each["spec"]["podMetricsEndpoints"]
-        assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": each["metadata"]["name"]}]
-        assert endpoint["portNumber"] in open_to_monitoring(found)
+        assert endpoint["relabelings"] == [
+            {"targetLabel": "job", "replacement": each["metadata"]["name"]},
+            {"targetLabel": "cluster", "replacement": "toque"},
+        ]
+        assert "release" in each["metadata"]["labels"]  # what kube-prometheus-stack selects by
+        selected = ports_of_pods(each["spec"]["selector"]["matchLabels"])
+        assert selected
+        for (
+            pod,
+            ports,
+        ) in selected.items():  # the operator makes no target of a port that no container declares
+            assert ports.get(endpoint["port"]) in open_to_monitoring(found), pod
     for name in ("series", "metrics"):
         assert not problems(of_kind(str(tmp_path), "NetworkPolicy")[name])
+
+
+def ports_of_pods(selector: dict[str, str]) -> dict[str, dict[str, int]]:
+    """Map each kind of the base's Ray pods that a selector matches to the numbers of its ports by name."""
+    return {
+        name: {
+            port["name"]: port["containerPort"]
+            for port in group["template"]["spec"]["containers"][0]["ports"]
+        }
+        for name, group in groups("base").items()
+        if selector.items() <= labels_of(name, group).items()
+    }
 
 
 def open_to_monitoring(manifests: tuple[dict[str, Any], ...]) -> set[int]:

@@ -61,6 +61,32 @@ def test_a_token_in_use_outlives_the_machine_that_had_it(store: ObjectStore, tmp
     assert later.verify(lost.read()) is None
 
 
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_place_that_cannot_be_written_never_leaves_a_platform_without_a_token(
+    store: ObjectStore, tmp_path: Path, fails_at: int
+) -> None:
+    class Failing(TokenFile):
+        writes = 0
+
+        def write(self, token: str) -> None:
+            self.writes += 1
+            if self.writes == fails_at:
+                raise DeploymentError("secret toque-admin: 403")
+            super().write(token)
+
+    place = TokenFile(tmp_path / "token")
+    ensure_first_token(store, place)
+    with pytest.raises(DeploymentError):
+        ensure_first_token(store, Failing(tmp_path / "token"), renew=True)
+    assert fails_at > 1 or Access(store, actor="test").verify(
+        place.read()
+    )  # refused before anything was revoked
+    ensure_first_token(store, place)  # the job's next try, with or without `--new-token`
+    access = Access(store, actor="test")
+    assert access.verify(place.read())
+    assert sum(record.revoked_at is None for record in access.list_tokens()) == 1
+
+
 def test_who_has_an_administrator_gets_no_second_one(store: ObjectStore, tmp_path: Path) -> None:
     Access(store, actor="test").create_token("chef", "admin", workspace=EVERY_WORKSPACE)
     assert "none made, as chef" in ensure_first_token(store, TokenFile(tmp_path / "token"))
