@@ -93,11 +93,15 @@ def test_the_head_and_the_platform_find_the_same_redis_and_secrets(folder: str, 
 
 
 @every_folder
-def test_the_profile_serves_registered_models_and_keeps_the_log_on_a_bounded_volume(folder: str, tmp_path: Path):
+def test_the_profile_serves_registered_models_and_keeps_the_log_on_a_bounded_volume(
+    folder: str, tmp_path: Path
+):
     file = tmp_path / "toque.yaml"
     file.write_text(of_kind(folder, "ConfigMap")["toque-profile"]["data"]["toque.yaml"])
     profile = read_profile(file)
-    assert profile.placement.pool >= 1  # docs/kubernetes.md leads to a prediction by a model that was registered
+    assert (
+        profile.placement.pool >= 1
+    )  # docs/kubernetes.md leads to a prediction by a model that was registered
     spec = groups(folder)["serve"]["template"]["spec"]
     (mount,) = (
         each
