@@ -45,6 +45,59 @@ def test_alertmanager_tells_the_right_people(labels: tuple[str, ...], receiver: 
     assert shown.strip() == receiver
 
 
+Labels = dict[str, str]
+
+
+def holds_back(cause: Labels, symptom: Labels) -> bool:
+    """Whether Alertmanager holds a symptom back while a cause stands; a label that both lack counts as equal."""
+
+    def matches(labels: Labels, matchers: list[str]) -> bool:
+        for matcher in matchers:
+            name, operator, value = re.fullmatch(r"(\w+) (!?=) \"?([^\"]*)\"?", matcher).groups()  # type: ignore[union-attr]  # else it fails
+            if (labels.get(name, "") == value) is (operator == "!="):
+                return False
+        return True
+
+    rules = yaml.safe_load((MONITORING / "alertmanager.yaml").read_text())["inhibit_rules"]
+    return any(
+        matches(cause, rule["source_matchers"])
+        and matches(symptom, rule["target_matchers"])
+        and all(cause.get(name, "") == symptom.get(name, "") for name in rule["equal"])
+        for rule in rules
+    )
+
+
+def alert(name: str, /, **labels: str) -> Labels:
+    files = (MONITORING / "prometheus" / "rules").glob("*.yaml")
+    rules = [
+        rule
+        for file in files
+        for group in yaml.safe_load(file.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    return next(
+        {**rule["labels"], "alertname": name, **labels} for rule in rules if rule.get("alert") == name
+    )
+
+
+CAUSES = [
+    (alert("RedisAway", cluster="prod", node="a"), "held back"),
+    (alert("RedisAway", cluster="staging", node="a"), "notified"),
+    (alert("StreamStands", cluster="prod", workspace="payments", source="clicks"), "held back"),
+    (alert("StreamStands", cluster="prod", workspace="pay", source="clicks"), "notified"),
+    (alert("OutOfMemory", cluster="prod", node="gpu-7"), "notified"),
+    (alert("DiskFills", cluster="prod", node="gpu-7"), "notified"),
+    (alert("HaproxyDown", cluster="prod", instance="10.0.0.9:9101"), "notified"),
+    (alert("TokenExpired", cluster="prod", name="old-ci"), "notified"),
+]
+
+
+@pytest.mark.parametrize(("cause", "fate"), CAUSES, ids=[cause["alertname"] for cause, _ in CAUSES])
+def test_a_cause_holds_back_only_symptoms_that_it_can_have_caused(cause: Labels, fate: str) -> None:
+    symptom = alert("ModelErrorBudgetBurns", cluster="prod", workspace="payments", model="fraud")
+    assert holds_back(cause, symptom) is (fate == "held back")
+
+
 def jobs_of_rules() -> set[str]:
     text = "".join(file.read_text() for file in (MONITORING / "prometheus" / "rules").glob("*.yaml"))
     return set(re.findall(r'job="([^"]+)"', text))

@@ -197,6 +197,17 @@ FAULTS = (
     _fault("HaproxyDown", {'up{job="toque-haproxy"': gauge(1, 0)}, severities=_PAGE),
     _fault("HaproxyRestarted", {"toque_haproxy_restarts_total": counter(0, 0.2)}),
     _fault("PythonProxyAnswers", {"haproxy_server_http_responses_total": counter(0, 10)}),
+    _fault(
+        "PlatformUnseen",
+        {
+            'up{job="toque",': gone(),
+            'toque_ticker_leader{node="a"': gone(),
+            'toque_ticker_leader{node="b"': gone(),
+            "toque_stream_lag": gone(),
+        },
+        within_s=720,
+        severities=_PAGE,
+    ),
     _fault("MetricsMissing", {"toque_exporter_up": gauge(1, 0)}, severities=_PAGE),
     _fault(  # whether a ticker leads and a stream is read is not known then
         "MetricsMissing",
