@@ -52,11 +52,11 @@ def holds_back(cause: Labels, symptom: Labels) -> bool:
     """Whether Alertmanager holds a symptom back while a cause stands; a label that both lack counts as equal."""
 
     def matches(labels: Labels, matchers: list[str]) -> bool:
-        for matcher in matchers:
-            name, operator, value = re.fullmatch(r"(\w+) (!?=) \"?([^\"]*)\"?", matcher).groups()  # type: ignore[union-attr]  # else it fails
-            if (labels.get(name, "") == value) is (operator == "!="):
-                return False
-        return True
+        pairs = [re.split(r" (=~?) ", matcher) for matcher in matchers]
+        return all(
+            re.fullmatch(value.strip('"') if operator == "=~" else re.escape(value), labels.get(name, ""))
+            for name, operator, value in pairs
+        )
 
     rules = yaml.safe_load((MONITORING / "alertmanager.yaml").read_text())["inhibit_rules"]
     return any(
