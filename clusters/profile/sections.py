@@ -115,11 +115,13 @@ class Metrics(Section):
 
     folder: of the series on each node; by default in the user's temporary folder. port, bind: where each node's series
     are answered to whoever reaches the address; by default nowhere, and the gateway's `/metrics` has them all.
+    haproxy_bind: address of HAProxy's pages of statistics and metrics on each node with a door; by default loopback.
     """
 
     folder: Annotated[str, Variable("TOQUE_METRICS_FOLDER")] = ""
     port: Annotated[int | None, Field(ge=1, le=65535), Variable("TOQUE_METRICS_PORT")] = None
     bind: Annotated[str, Variable("TOQUE_METRICS_BIND")] = "127.0.0.1"
+    haproxy_bind: Annotated[str, Variable("TOQUE_METRICS_ADDRESS")] = ""
 
 
 class Ports(Section):
