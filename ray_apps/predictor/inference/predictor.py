@@ -78,7 +78,7 @@ class Predictor:
         self._live = LiveCounter(tally, series)
         self.shadows = Shadows(recorder, self._look_up, limit=shadow_limit, live=self._live)
         self._features = features
-        self._services = ServiceRefresher(features) if features is not None else None
+        self._services = ServiceRefresher(features)
         self._clock, self._replay = clock, replay
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="predict")
         self._loader = ThreadPoolExecutor(
@@ -201,9 +201,12 @@ class Predictor:
             champion = self.engine.routes.champion if call.arm != PINNED else None
             found = ModelInputs(call.version.selected(request.inputs, champion), [])
         elif request.inputs:
-            raise BadRequest("inputs: give either tensors or parameters.entities, not both")
+            raise BadRequest(
+                "inputs: give either tensors, or parameters.entities and parameters.request; not both"
+            )
         else:
-            found = await self._look_up(call.version, call.keys)
+            found = await self._look_up(call.version, call.keys, self._serving())
+            call.keys = found.rows
             call.mark("features")
         call.rows = call.version.check(found.inputs)
         wanted = parse_explain(request.parameters) if request.parameters else None
@@ -228,11 +231,22 @@ class Predictor:
         finally:
             self._explaining -= 1
 
-    async def _look_up(self, version: LoadedVersion, keys: KeyedRows) -> ModelInputs:
-        if self._features is None or self._services is None:
-            raise BadRequest("parameters.entities: this platform has no online store; send tensors")
+    def _serving(self) -> tuple[LoadedVersion, ...]:
+        """List the versions that answer for the model now, and its shadows."""
+        routes = self.engine.routes
+        champion = () if routes.champion is None else (routes.champion,)
+        return (*champion, *routes.arms.values(), *routes.shadows)
+
+    async def _look_up(
+        self, version: LoadedVersion, keys: KeyedRows, others: tuple[LoadedVersion, ...] | None = None
+    ) -> ModelInputs:
+        """Fetch a version's inputs for rows by name; others: see `look_up`."""
+        if self._features is None and keys.entities is not None:
+            raise BadRequest(
+                "parameters.entities: this platform has no online store; send columns as parameters.request, or tensors"
+            )
         begin = time.perf_counter()
-        found = await look_up(self._features, self._services, version, keys, keys.at)
+        found = await look_up(self._features, self._services, version, keys, others)
         if self.series is not None:
             self.series.looked_up(time.perf_counter() - begin, found.missing)
         return found
