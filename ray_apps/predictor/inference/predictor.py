@@ -13,7 +13,7 @@ from typing import Any
 
 from clusters.telemetry.tracing import RequestTrace, current_request
 from functions.live_counts import Tally
-from functions.prediction_log import PINNED, epoch_us
+from functions.prediction_log import LOAD_TEST, PINNED, epoch_us
 from ray_apps.predictor.inference.caller import Caller
 from ray_apps.predictor.inference.explain import Explainer, ExplainRequest, parse_explain
 from ray_apps.predictor.inference.keys import (
@@ -99,6 +99,8 @@ class Predictor:
         unit, attributes = _routing_key(request.parameters) if request.parameters else (None, None)
         begin = time.perf_counter()
         arm, version, routes = await self._choose(unit or prediction_id, attributes, number)
+        if request.parameters and _is_load_test(request.parameters) and number is None:
+            arm = LOAD_TEST
         call = _Call(prediction_id, unit, arm, version, begin, routes, current_request())
         if call.trace is not None:
             name, made_here = self.engine.model, not request.id
@@ -136,7 +138,7 @@ class Predictor:
             raise
         call.mark("log")
         self._live.answered(call, outputs)
-        if self.engine.routes.shadows and number is None and is_shadowed(arm):
+        if self.engine.routes.shadows and arm not in {PINNED, LOAD_TEST} and is_shadowed(arm):
             self._offer_to_shadows(call, at_us, found)
         parameters = _response_parameters(call, found)
         if call.explanation is not None:
@@ -409,6 +411,14 @@ def _routing_key(parameters: Mapping[str, Any]) -> tuple[str | None, Mapping[str
     if attributes is not None:
         _check_attributes(attributes)
     return _unit(parameters), attributes
+
+
+def _is_load_test(parameters: Mapping[str, Any]) -> bool:
+    """Whether a request says that nobody reads its answer. Raises: BadRequest for anything but true or false."""
+    marked = parameters.get("load_test", False)
+    if not isinstance(marked, bool):
+        raise BadRequest(f"parameters.load_test: expected true or false, got {marked!r:.80}")
+    return marked
 
 
 def _check_attributes(attributes: Any) -> None:
