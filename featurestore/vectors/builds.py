@@ -103,6 +103,10 @@ class IndexBuilds:
             schema="2",
         )
 
+    def follow(self) -> Fold[tuple[IndexBuild, ...]]:
+        """Follow the builds that are kept, oldest first."""
+        return self._fold
+
     def newest(self) -> IndexBuild | None:
         """Read the newest build, None before the first and after it was dropped; one request."""
         state = self._fold.refresh()

@@ -19,6 +19,7 @@ from functions.features.sources import (
     SourceStatus,
     load_source,
     refresh_features,
+    refresh_service,
     source_status,
 )
 from functions.features.streams import (
@@ -69,6 +70,7 @@ __all__ = [
     "materialize",
     "record_feature_health",
     "refresh_features",
+    "refresh_service",
     "refresh_vector_indexes",
     "replay_stream",
     "source_status",

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import BatchSource, FeatureStoreError, FeatureView, Refreshed, SourceLoad
+from featurestore import (
+    BatchSource,
+    FeatureStoreError,
+    FeatureView,
+    OnDemandFeatureView,
+    Projection,
+    Refreshed,
+    SourceLoad,
+)
 from featurestore.sources import IcebergRows, SqlTable
 from functions.runtime.context import context
 from functions.runtime.declaration import Retries
@@ -91,6 +99,24 @@ def refresh_features(
     if failed:
         raise RefreshError("; ".join(f"{name}: {text}" for name, text in failed.items()))
     return FeatureRefresh(loads=loads, views=refreshed)
+
+
+def refresh_service(service: str) -> FeatureRefresh:
+    """Refresh all views that a feature service reads, also through on-demand views, and those that they are derived from.
+
+    Views whose rows are written by hand stay as they are. Raises: as `refresh_features`.
+    """
+    views = _stored_views(context().features().get_feature_service(service).projections)
+    return refresh_features([view.name for view in views if view.events is not None or view.inputs])
+
+
+def _stored_views(projections: Iterable[Projection]) -> Iterator[FeatureView]:
+    """Yield the stored views of projections, and those whose columns their on-demand views get."""
+    for each in projections:
+        if isinstance(each.view, OnDemandFeatureView):
+            yield from _stored_views(each.view.projections)
+        else:
+            yield each.view
 
 
 @function(http=True, role="viewer", timeout_s=600, in_thread=True)

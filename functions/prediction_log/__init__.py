@@ -18,6 +18,7 @@ from functions.prediction_log.reading.outcomes import (
 )
 from functions.prediction_log.reading.scan_cache import shared_scans
 from functions.prediction_log.records import (
+    LOAD_TEST,
     OBSERVED_AHEAD,
     PINNED,
     BatchPlace,
@@ -37,6 +38,7 @@ from functions.renamed import old_names
 
 __all__ = [
     "LABELS_TABLE",
+    "LOAD_TEST",
     "LOG_MODE",
     "LOSS_TOPIC",
     "OBSERVED_AHEAD",

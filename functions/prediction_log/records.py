@@ -124,6 +124,9 @@ RowTrace = tuple[str, str | None]
 PINNED = "pinned"
 """Arm of a request that asked for a version by number: not split, and no evidence on a split."""
 
+LOAD_TEST = "load:test"
+"""Arm of a request that said it is of a load test (no arm of a split has a colon): in the log, and read by nothing that judges, learns or pays."""
+
 LABELS = pa.schema(
     [
         pa.field("prediction_id", pa.string(), nullable=False),

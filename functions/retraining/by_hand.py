@@ -6,28 +6,20 @@ may lie in one day. So the rows are cut where a fifth of them is later.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
 
-import numpy as np
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation import Gate, GateResult, evaluate_gate
 from functions.evaluation.demanded_gate import gate_in_force
-from functions.features.entity_rows import EVENT_TIMESTAMP
 from functions.features.jobs import build_training_set
-from functions.monitoring.cohorts import EPOCH
+from functions.retraining.cuts import newest_fifth
 from functions.retraining.definition import TrainedModel
 from functions.runtime.context import context
 from functions.training import TrainingDataError
 from functions.training.frame import run_training
 from functions.training.model import job_of
 from registry import ModelPolicy, NotFound, Table, TableSnapshot
-
-HELD_OUT = 0.2
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class TrainedByHand(BaseModel):
@@ -42,15 +34,6 @@ class TrainedByHand(BaseModel):
     split: datetime
     metrics: dict[str, float]
     gate: GateResult
-
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """Times of the labelled rows: the first, where the newest fifth begins, and after the last."""
-
-    first: datetime
-    split: datetime
-    end: datetime
 
 
 def train_by_hand(definition: TrainedModel, policy: ModelPolicy) -> TrainedByHand:
@@ -68,7 +51,7 @@ def train_by_hand(definition: TrainedModel, policy: ModelPolicy) -> TrainedByHan
             f"the table {definition.entities} of {definition.name} does not exist; write it first, as the project's `load` does"
         )
     snapshot = entities.snapshot()
-    cut = _cut(entities, snapshot, definition.label)
+    cut = newest_fifth(snapshot, definition.label, entities=entities)
 
     def build(part: str, start: datetime, end: datetime) -> TableSnapshot:
         name = f"training/{definition.name}/{part}"
@@ -99,28 +82,6 @@ def train_by_hand(definition: TrainedModel, policy: ModelPolicy) -> TrainedByHan
         metrics=judged.metrics,
         gate=judged,
     )
-
-
-def _cut(entities: Table, snapshot: TableSnapshot, label: str) -> _Cut:
-    """Find where the newest fifth of the labelled rows begins. Raises: TrainingDataError if no time parts them."""
-    rows = entities.read(version=snapshot.version, columns=[EVENT_TIMESTAMP, label])
-    known = rows.filter(rows[label].is_valid())[EVENT_TIMESTAMP]
-    if not len(known):
-        raise TrainingDataError(f"{snapshot}: no row has a {label}; nothing can be learnt")
-    times: Any = np.sort(known.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy())
-    split = times[int(len(times) * (1 - HELD_OUT))]
-    if split == times[0]:
-        later = times[times > split]
-        if not len(later):
-            raise TrainingDataError(
-                f"{snapshot}: every row has the time {_at(split)}: none can be held out to judge by; give rows of other times"
-            )
-        split = later[0]
-    return _Cut(_at(times[0]), _at(split), _at(times[-1]) + _MICROSECOND)
-
-
-def _at(microseconds: Any) -> datetime:
-    return EPOCH + int(microseconds) * _MICROSECOND
 
 
 def _number(version: int | None) -> int:

@@ -12,9 +12,11 @@ from typing import Any
 import pyarrow as pa
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from featurestore import InvalidRows
 from functions.evaluation import Gate, GateResult, evaluate_gate, gate_in_force
 from functions.evaluation.meanings import MEANINGS
 from functions.features.jobs import build_training_set
+from functions.retraining.cuts import newest_span
 from functions.retraining.definition import TrainedModel
 from functions.retraining.policy import RetrainingPolicy, Running
 from functions.retraining.windows import TrainingWindow
@@ -49,16 +51,16 @@ class Challenger(BaseModel):
 def train_challengers(
     definition: TrainedModel, policy: RetrainingPolicy, running: Running
 ) -> tuple[Challenger, ...]:
-    """Train a challenger on each window and judge it by the gate; one that fails does not stop the others.
+    """Train a challenger on each window and judge it by the gate; one that fails, or has no row, does not stop the others.
 
     What a killed attempt of this retrain has trained and judged is reused: nothing is done twice.
-    Raises: InvalidRows if a window, or the held-out time, has no labelled row.
+    Raises: TrainingDataError if no row is labelled, or all have one time.
     """
     gate, made = _gate(definition, policy), _registered_before(definition, running)
     left = [window for window in policy.windows if window.name not in made]
     judged = {name: _judged_before(definition, name, version, gate) for name, version in made.items()}
     if left or None in judged.values():
-        jobs, gate_set = _training_jobs(
+        jobs, gate_set, empty = _training_jobs(
             definition, policy.model_copy(update={"windows": tuple(left)}), running
         )
         trained = train_declared.map(
@@ -68,8 +70,11 @@ def train_challengers(
             in_flight=None if cluster.running() else 1,
         )
         outcomes: dict[str, int | Exception | None] = {
-            job.window.name: one if isinstance(one, Exception) else one.version
-            for job, one in zip(jobs, trained, strict=True)
+            **empty,
+            **{
+                job.window.name: one if isinstance(one, Exception) else one.version
+                for job, one in zip(jobs, trained, strict=True)
+            },
         }
         outcomes |= {name: version.version for name, version in made.items() if judged[name] is None}
         judged |= {
@@ -128,13 +133,23 @@ class _TrainingJob:
 
 def _training_jobs(
     definition: TrainedModel, policy: RetrainingPolicy, running: Running
-) -> tuple[list[_TrainingJob], TableSnapshot]:
-    """Build the training sets and the held-out set, as of the moment the retrain began."""
+) -> tuple[list[_TrainingJob], TableSnapshot, dict[str, Exception]]:
+    """Build the training sets and the held-out set, as of the moment the retrain began, and say which windows have no row.
+
+    What is newest counts from the newest labelled row: a table of the past is retrained on like one of today.
+    """
     used = context()
     service, entities = definition.service, Table(used.store, definition.entities)
     snapshot = TableSnapshot(name=definition.entities, version=entities.version())
-    until = running.at - policy.label_delay
-    split = until - policy.holdout
+    cut = newest_span(
+        snapshot,
+        definition.label,
+        policy.holdout,
+        entities=entities,
+        known_by=running.at,
+        delay=policy.label_delay,
+    )
+    split = cut.split
 
     def build(name: str, start: datetime, end: datetime, of: TableSnapshot = snapshot) -> TableSnapshot:
         return build_training_set(
@@ -154,13 +169,18 @@ def _training_jobs(
         "datasets": [snapshot],
         "parent": running.champion,
     }
-    jobs = []
+    jobs: list[_TrainingJob] = []
+    empty: dict[str, Exception] = {}
     for window in policy.windows:
         start = BEGINNING if window.days is None else split - timedelta(days=window.days)
         tags = {"window": window.name, "retrain": str(running.number)}
-        made = build(window.name, start, split, _chosen(snapshot, window, split, f"{running.number:06d}"))
+        try:
+            made = build(window.name, start, split, _chosen(snapshot, window, split, f"{running.number:06d}"))
+        except InvalidRows as error:
+            empty[window.name] = error
+            continue
         jobs.append(_TrainingJob(window, {**common, "training_set": made, "tags": tags}))
-    return jobs, build("holdout", split, until)
+    return jobs, build("holdout", split, cut.end), empty
 
 
 def _champions_parameters(definition: TrainedModel, running: Running) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def retrain(alarm: Alarm) -> RetrainResult:
 
 @function(http=True, timeout_s=None)
 def request_retrain(model: str, reason: str) -> RetrainResult:
-    """Request a retrain by hand; the policy's rules apply to it as to any alarm."""
+    """Request a retrain by hand, now; it is held back only while a retrain or a rollout is under way."""
     now = context().clock()
     champion = champion_of(model)
     alarm = Alarm(
@@ -364,7 +364,33 @@ def _end(
         "finished": finished.model_dump(mode="json"),
         "challengers": [one.model_dump(mode="json") for one in challengers],
     }
+    _report_failure(running, finished)  # first: a retrain that is killed between the two is taken up again
     fold.transact(lambda state: body if state.running == running else None)
+
+
+def _report_failure(running: Running, finished: Finished) -> None:
+    """Raise the incident that a retrain failed, which stands until one does not."""
+    recovered, model = finished.outcome != "failed", running.alarm.model
+    subject, journal = "retraining", alarms(model)
+    if recovered and not any(
+        one.monitor == "operations" and one.subject == subject for one in journal.standing()
+    ):
+        return
+    now = context().clock()
+    journal.report(
+        Alarm(
+            key=f"{model}/operations/{subject}/{running.number}{'/recovered' if recovered else ''}",
+            model=model,
+            monitor="operations",
+            subject=subject,
+            version=running.champion,
+            raised_at=now,
+            start=running.at,
+            end=max(now, running.at),
+            text=f"retrain {running.number} {'ended' if recovered else 'failed'}: {finished.text}",
+            recovered=recovered,
+        )
+    )
 
 
 def _finished(running: Running, outcome: Any, version: int | None, text: str) -> Finished:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any, Literal, Self
 
 from croniter import croniter
@@ -32,6 +33,7 @@ __all__ = [
     "Situation",
     "TrainingWindow",
     "Trigger",
+    "counted_starts",
     "current_cooldown",
     "decide",
     "retrains_in_vain",
@@ -42,6 +44,7 @@ Action = Literal["retrain", "resume", "skip"]
 Trigger = Literal["performance", "drift", "age", "schedule", "volume", "manual"]
 """The monitors that may lead to a retrain: "quality" is not among them: a broken feed is repaired, not learnt from."""
 _TRANSIENT = ("performance", "drift")  # monitors whose alarms may be over by themselves
+_AGAIN = timedelta(hours=1)  # between retrains of which one after the other fails
 _MAX_FINISHED = 64  # finished retrains that the fold remembers
 
 
@@ -62,10 +65,12 @@ class RetrainingPolicy(BaseModel):
         is older, at the times of a cron expression, and once so many labels came since it or the last retrain began.
     persist: how long an alarm must have stood; quorum: how many must stand at once, each of another monitor or subject. Both
         do not apply to a person's request or the policy's own alarms.
+    A person's request waits for neither cooldown, settle, budget nor blackouts: it begins now, unless a retrain or rollout is under way.
     cooldown: between the starts of two retrains; it grows by `backoff` with each in a row that brought no promotion, up to
-        `max_cooldown`. settle: after a promotion, while its own effects show.
+        `max_cooldown`. One that failed counts for none of these. settle: after a promotion, while its own effects show.
     budget, budget_window: most retrains in a sliding window. blackouts: times without a retrain.
-    windows: a challenger is trained on each. holdout: the newest rows, kept for the gate. label_delay: rows younger than this
+    windows: a challenger is trained on each. holdout: how long before the newest labelled row those begin that are kept for the gate; the
+        newest fifth where all rows are younger. label_delay: rows younger than this
         are in neither, since their labels are incomplete.
     max_champion_ratio: log loss of a challenger over the champion's on the held-out rows, at most; None: not compared.
     approver: in whose name a challenger that passed its gate is approved, if the model's registry policy has
@@ -218,10 +223,23 @@ def decide(
     return RetrainDecision(action=action, rule=rule, findings=tuple(finding for _, finding in findings))
 
 
+def counted_starts(state: RetrainState) -> tuple[datetime, ...]:
+    """Return the starts of retrains that did not fail; one that died has changed nothing, so nothing waits for it."""
+    failed = {one.started_at for one in state.finished if one.outcome == "failed"}
+    return tuple(start for start in state.starts if start not in failed)
+
+
+def failures_in_row(state: RetrainState) -> tuple[Finished, ...]:
+    """Return the last retrains in a row that failed, newest first."""
+    return tuple(takewhile(lambda one: one.outcome == "failed", reversed(state.finished)))
+
+
 def retrains_in_vain(state: RetrainState, ends: Mapping[int, Stage]) -> int:
-    """Count the last retrains in a row that brought no promotion."""
+    """Count the last retrains in a row that brought no promotion; those that failed do not count."""
     count = 0
     for one in reversed(state.finished):
+        if one.outcome == "failed":
+            continue
         if one.version is not None and ends.get(one.version) == "promoted":
             break
         count += 1
@@ -339,25 +357,31 @@ def _settling(inputs: _RuleInput) -> Finding:
     if since is None or champion is None or inputs.world.ends.get(champion) != "promoted":
         return Finding(rule="settling", fired=False, text="the champion was not promoted by a rollout")
     age = inputs.now - since
-    return Finding(rule="settling", fired=age < settle, text=f"champion for {age}, settles for {settle}")
+    fired = age < settle and not _by_hand(inputs)
+    return Finding(rule="settling", fired=fired, text=f"champion for {age}, settles for {settle}")
 
 
 def _blackout(inputs: _RuleInput) -> Finding:
     within = next((b for b in inputs.policy.blackouts if b.start <= inputs.now < b.end), None)
     text = "no blackout" if within is None else f"blackout until {within.end}"
-    return Finding(rule="blackout", fired=within is not None, text=text)
+    return Finding(rule="blackout", fired=within is not None and not _by_hand(inputs), text=text)
 
 
 def _cooling(inputs: _RuleInput) -> Finding:
-    if not inputs.state.starts:
+    """Check for the time since the last retrain that came to an end, and since the last that failed again."""
+    failures, starts = failures_in_row(inputs.state), counted_starts(inputs.state)
+    if len(failures) > 1 and inputs.now - failures[0].started_at < _AGAIN:
+        text = f"{len(failures)} retrains in a row failed; the next may start {_AGAIN} after the last did"
+        return Finding(rule="cooldown", fired=not _by_hand(inputs), text=text)
+    if not starts:
         return Finding(rule="cooldown", fired=False, text="never retrained")
     cooldown = current_cooldown(inputs.state, inputs.world.ends, inputs.policy)
-    age = inputs.now - inputs.state.starts[-1]
+    age = inputs.now - starts[-1]
     vain = retrains_in_vain(inputs.state, inputs.world.ends)
     text = f"{age} since the last start, cooldown {cooldown}" + (f" after {vain} in vain" if vain else "")
     return Finding(
         rule="cooldown",
-        fired=age < cooldown,
+        fired=age < cooldown and not _by_hand(inputs),
         text=text,
         statistic=age.total_seconds(),
         threshold=cooldown.total_seconds(),
@@ -365,9 +389,15 @@ def _cooling(inputs: _RuleInput) -> Finding:
 
 
 def _over_budget(inputs: _RuleInput) -> Finding:
-    spent = sum(start > inputs.now - inputs.policy.budget_window for start in inputs.state.starts)
+    starts = counted_starts(inputs.state)
+    spent = sum(start > inputs.now - inputs.policy.budget_window for start in starts)
     text = f"{spent} of {inputs.policy.budget} retrains in {inputs.policy.budget_window}"
-    return Finding(rule="budget", fired=spent >= inputs.policy.budget, text=text)
+    return Finding(rule="budget", fired=spent >= inputs.policy.budget and not _by_hand(inputs), text=text)
+
+
+def _by_hand(inputs: _RuleInput) -> bool:
+    """Whether a person asked for it, who knows what waiting would be for."""
+    return inputs.alarm.monitor == "manual"
 
 
 RULES: tuple[tuple[Action, Callable[[_RuleInput], Finding]], ...] = (

@@ -14,7 +14,7 @@ from functions.features.entity_rows import LABEL_KNOWN_AT
 from functions.monitoring import Alarm, alarms
 from functions.monitoring.alarms import Monitor
 from functions.retraining.definition import TrainedModel
-from functions.retraining.policy import RetrainingPolicy, RetrainState, step
+from functions.retraining.policy import RetrainingPolicy, RetrainState, counted_starts, step
 from functions.runtime.context import context
 from registry import Fold, Journal, ModelVersion, Table
 
@@ -91,7 +91,7 @@ def _policy_alarms(
     now, since = context().clock(), champion_since(definition.name)
     if since is None:
         return
-    last = max([since, *state.starts[-1:]])
+    last = max([since, *counted_starts(state)[-1:]])
 
     def alarm(monitor: Monitor, name: str, start: datetime, text: str) -> Alarm:
         return Alarm(

@@ -51,7 +51,7 @@ class EnvironmentFailed(FunctionError):
 
 
 class NoRoom(FunctionError):
-    """Raised if the cluster, and all nodes that could be started, can never hold the workers of an experiment."""
+    """Raised if the cluster, and all nodes that could be started, can never hold a run, or the workers of an experiment."""
 
 
 class MissingSecret(FunctionError, LookupError):

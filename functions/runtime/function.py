@@ -37,6 +37,7 @@ from functions.runtime.run.execution import Outcome, attempt, run_to_end, run_wi
 from functions.runtime.run.fanout import fan_out
 from functions.runtime.run.future import Future
 from functions.runtime.run.local_run import LocalRun
+from functions.runtime.run.room import refuse_impossible
 from functions.runtime.secret import in_current_context, refuse_secrets, use_secrets
 from functions.runtime.series import count_retries
 from functions.runtime.signature import Signature
@@ -134,9 +135,10 @@ class Function(Generic[P, R]):
         return self.start(self.signature.load_strictly(arguments))
 
     def start(self, arguments: dict[str, Any]) -> Future[R]:
-        """Start a run on validated arguments, on the cluster or in a thread."""
+        """Start a run on validated arguments, on the cluster or in a thread. Raises: NoRoom if no node could ever hold it."""
         position = current_position()
         if cluster.running() and not self.in_thread:
+            refuse_impossible(self)
             started = self._task.remote(arguments, context().packed(), position)
             return cluster.ClusterRun(self.name, started, timeout_s=self.timeout_s)
         if not self.in_thread:

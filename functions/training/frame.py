@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from functions.evaluation.meanings import MEANINGS, Outcome
 from functions.evaluation.outcome_kinds import GROUP_TAG, kind_of
 from functions.model_formats.load import check_example, load
@@ -25,7 +28,7 @@ from functions.training.request import LOSS, TrainingRequest, TrialStopped, Watc
 from functions.training.trained import Trained
 from functions.training.trainer import Trainer
 from functions.training.workers import Workers
-from registry import Lineage, ModelPolicy, ModelVersion, NotFound, Registry, Run, TableSnapshot
+from registry import Lineage, ModelPolicy, ModelVersion, NotFound, Registry, Run, Table, TableSnapshot
 from registry.models import Signature
 
 
@@ -158,6 +161,7 @@ def _train(registry: Registry, run: Run, job: TrainingJob, meter: CostMeter) -> 
         after: list[Callable[[], None]] = []
         request = job.request(registry, run, Path(folder), count_use=meter.add, when_registered=after.append)
         try:
+            _refuse_empty_columns(registry, job)
             trained = _checked(job, request, job.trainer(request))
         except TrialStopped as stopped:
             run.set_tags({"stopped": str(stopped)})
@@ -176,6 +180,33 @@ def _train(registry: Registry, run: Run, job: TrainingJob, meter: CostMeter) -> 
             "cost": meter.cost(),
         }
     )
+
+
+def _refuse_empty_columns(registry: Registry, job: TrainingJob) -> None:
+    """Refuse a feature without a value in any row: nothing is learnt from it, and its source was likely never read.
+
+    Raises: TrainingDataError.
+    """
+    if job.training_set is None:
+        return
+    left, rows = {*job.numeric, *job.categorical, *job.tensors}, 0
+    table = Table(registry.store, job.training_set.name)
+    for batch in table.batches(version=job.training_set.version, columns=sorted(left)):
+        rows += batch.num_rows
+        left &= {name for name in batch.column_names if _is_empty(batch.column(name))}
+        if not left:
+            return
+    empty = [name for name in (*job.numeric, *job.categorical, *job.tensors) if name in left]
+    if rows and empty:
+        raise TrainingDataError(
+            f"{', '.join(empty)} of {job.model!r}: null in each of the {rows:,} rows of {job.training_set}; bring values into the "
+            "view (`toque run refresh_features`), check its join keys and times, or leave the feature out of the model"
+        )
+
+
+def _is_empty(column: pa.ChunkedArray) -> bool:
+    """Whether no value is there; NaN stands for none too."""
+    return bool(pc.all(pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))).as_py())
 
 
 def _checked(job: TrainingJob, request: TrainingRequest, trained: Trained) -> Trained:

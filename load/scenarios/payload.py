@@ -17,6 +17,10 @@ Json = dict[str, Any]
 _WORDS = 50  # distinct words of a text tensor
 
 
+LOAD_TEST: Json = {"load_test": True}
+"""Parameter by which a platform keeps a request out of what it monitors, learns and pays by; other servers ignore it."""
+
+
 def tensor_request(metadata: Mapping[str, Any], *, rows: int, rng: random.Random) -> Json:
     """Make a request that fills every input of a model.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from load.scenarios.payload import Json, keyed_request, problem_of, read_rows, tensor_request
+from load.scenarios.payload import LOAD_TEST, Json, keyed_request, problem_of, read_rows, tensor_request
 from load.scenarios.scenario import Ask, Scenario
 from load.scenarios.shape import arrivals
 
@@ -74,7 +74,7 @@ def plan_of(
 
     Raises: ValueError if a model takes nothing, or a file of rows cannot be read.
     """
-    parts = tuple(_part(ask, model, scenario.seed, metadata_of) for ask in scenario.mix)
+    parts = tuple(_part(ask, model, scenario, metadata_of) for ask in scenario.mix)
     return Plan(
         url=url, parts=parts, scenario=scenario, processes=scenario.processes, log_requests=log_requests
     )
@@ -99,14 +99,16 @@ def check_of() -> Callable[[bytes, bytes], str | None]:
     return check
 
 
-def _part(ask: Ask, model: str, seed: int, metadata_of: Callable[[str], Mapping[str, Any]]) -> Part:
+def _part(ask: Ask, model: str, scenario: Scenario, metadata_of: Callable[[str], Mapping[str, Any]]) -> Part:
     below = "" if ask.workspace in {"", "default"} else f"/workspaces/{ask.workspace}"
     path = f"{below}/v2/models/{ask.model or model}"
-    rng = random.Random(seed)
+    rng = random.Random(scenario.seed)
     if ask.keys is not None:
         rows = read_rows(Path(ask.keys))
         made: list[Json] = [keyed_request(rng.choices(rows, k=ask.rows)) for _ in range(_BODIES)]
     else:
         metadata = metadata_of(path)
         made = [tensor_request(metadata, rows=ask.rows, rng=rng) for _ in range(_BODIES)]
+    if not scenario.as_users:
+        made = [each | {"parameters": each.get("parameters", {}) | LOAD_TEST} for each in made]
     return Part(path=f"{path}/infer", weight=ask.weight, bodies=tuple(json.dumps(each) for each in made))

@@ -48,7 +48,8 @@ class Scenario(_Part):
 
     warm_up_s: before the shape begins, at its first rate, and not counted. connections: of each process, so many requests in
     flight at most. patience_s: an arrival that found no free connection for so long is dropped. timeout_s: of a request.
-    client: the native one, or locust. abort_after_s: end the run when the objectives did not hold for so long.
+    client: the native one, or locust. as_users: do not mark the requests as a load test, so that monitors, rollouts and
+    retraining take them for those of users. abort_after_s: end the run when the objectives did not hold for so long.
     """
 
     shape: Shape = Steady(rate=40, seconds=30)
@@ -61,6 +62,7 @@ class Scenario(_Part):
     timeout_s: float = Field(default=10.0, gt=0)
     client: Literal["native", "locust"] = "native"
     abort_after_s: float | None = Field(default=None, gt=0)
+    as_users: bool = False
     seed: int = 7
 
 

@@ -134,6 +134,7 @@ def _scenario(given: argparse.Namespace, folder: Path) -> Scenario:
         mix=(Ask(model=STEADY, weight=2), Ask(model=RETRAINED), Ask(model=KEYED, keys=keys)),
         connections=32,
         patience_s=5,
+        as_users=True,  # the retrained model is judged by them
     )
 
 

@@ -38,7 +38,8 @@ from ray_apps.cli.commands.serving import (
 )
 from ray_apps.cli.commands.training import features, plans, project, runs, train, vectors
 from ray_apps.cli.commands.versions import models, prompts
-from ray_apps.cli.errors import INTERRUPTED, CommandError, Refused, UsageError
+from ray_apps.cli.disk import full_disk
+from ray_apps.cli.errors import FAILED, INTERRUPTED, CommandError, Refused, UsageError
 from ray_apps.cli.names import explain
 from ray_apps.cli.output import complain
 from ray_apps.cli.project_folder import ProjectFolder, enter_project, find_project_folder
@@ -88,12 +89,21 @@ def _run(given: Given, folder: ProjectFolder | None) -> int:
         except Refused as refused:
             explain(given, refused)
             raise
-    except CommandError as error:
+    except Refused as error:  # what the platform says of itself
         complain(str(error))
+        return error.exit_code
+    except CommandError as error:
+        complain(full_disk(error, Path(given.home)) or str(error))
         return error.exit_code
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
+    except Exception as error:
+        full = full_disk(error, Path(given.home))
+        if full is None:
+            raise
+        complain(full)
+        return FAILED
     sys.stdout.flush()  # here, so that a closed pipe is seen in `main`
     return code
 

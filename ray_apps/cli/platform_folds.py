@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from featurestore.applied.definitions import Definitions
+from featurestore.sources.load_log import loads_in
+from featurestore.vectors.builds import IndexBuilds
 from functions.alerting.jobs import alert_journal
 from functions.monitoring.alarms import alarm_journal
 from functions.retraining.triggers import retrains
 from functions.rollout.controller import rollout_journal
 from functions.runtime.context import Context, use_context
 from functions.runtime.durable.admission.slots import quotas_in
+from functions.runtime.durable.admission.spending import JOURNAL as SPENDING
 from functions.runtime.durable.admission.spending import Spending
 from registry import Fold, Journal, ObjectStore, utc_now
 
@@ -20,18 +22,25 @@ _ACTOR = "audit"
 
 def platform_fold(store: ObjectStore, path: str) -> Fold[Any] | None:
     """Open the state that a feature store or a function folds from the journal at `path`, or None if none is known."""
-    folder, _, name = path.partition("/")
-    openers: dict[str, Callable[[], Fold[Any]]] = {
-        "alarms": lambda: alarm_journal(name, store=store, clock=utc_now, actor=_ACTOR),
-        "alerts": lambda: alert_journal(name),
-        "features": lambda: Definitions(Journal(store, path, actor=_ACTOR)).follow(),
-        "quotas": lambda: quotas_in(store, _ACTOR),
-        "retraining": lambda: retrains(name),
-        "spending": lambda: Spending(store, actor=_ACTOR).fold,
-        "rollouts": lambda: rollout_journal(name, store=store, clock=utc_now, actor=_ACTOR),
-    }
-    open_fold = openers.get(folder)
-    if open_fold is None:
-        return None
+    fold: Fold[Any] | None = None
     with use_context(Context(store, store.url, actor=_ACTOR)):
-        return open_fold()
+        match path.split("/"):
+            case ["alarms", model]:
+                fold = alarm_journal(model, store=store, clock=utc_now, actor=_ACTOR)
+            case ["alerts", model]:
+                fold = alert_journal(model)
+            case ["features", _, "definitions"]:
+                fold = Definitions(Journal(store, path, actor=_ACTOR)).follow()
+            case ["features", _, "sources", _]:
+                fold = loads_in(Journal(store, path, actor=_ACTOR))
+            case ["features", project, "indexes", view, field]:
+                fold = IndexBuilds(store, project, view, field, actor=_ACTOR, clock=utc_now).follow()
+            case ["quotas"]:
+                fold = quotas_in(store, _ACTOR)
+            case ["retraining", model]:
+                fold = retrains(model)
+            case ["rollouts", model]:
+                fold = rollout_journal(model, store=store, clock=utc_now, actor=_ACTOR)
+            case [name] if name == SPENDING:
+                fold = Spending(store, actor=_ACTOR).fold
+    return fold

@@ -87,8 +87,10 @@ _REDIS_AWAY = tuple(kind for kind in TRANSIENT if issubclass(kind, RedisError))
 _RULES = frozenset(
     {"value_error", "assertion_error"}
 )  # raised by a validator's code, which no schema describes
-# By these a function refuses its arguments; any other error is a failure of the function.
+# By these a function refuses its arguments; any other error is a failure of the function. What Python itself raises for an
+# index or key that is not there is a bug, such as the first of no rows; a class derived from it was raised on purpose.
 _REFUSALS: tuple[type[Exception], ...] = (ValueError, LookupError, OverflowError)
+_BUGS = frozenset({IndexError, KeyError})
 
 
 def status_of(error: Exception) -> int | None:
@@ -144,7 +146,8 @@ def _status_in_function(error: type[Exception]) -> int:
         return HTTPStatus.CONFLICT
     if known is not None:
         return known
-    refused = issubclass(error, _REFUSALS) and not issubclass(error, runtime.FunctionError)
+    meant = issubclass(error, _REFUSALS) and error not in _BUGS
+    refused = meant and not issubclass(error, runtime.FunctionError)
     return HTTPStatus.CONFLICT if refused else HTTPStatus.INTERNAL_SERVER_ERROR
 
 

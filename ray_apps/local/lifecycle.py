@@ -26,12 +26,14 @@ from ray_apps.local.audit_key import make_audit_key
 from ray_apps.local.errors import LocalError
 from ray_apps.local.ports import choose_ports
 from ray_apps.local.processes import ProcessSession
+from ray_apps.local.project_code import changed_files, code_of
 from ray_apps.local.settings import Settings
 from ray_apps.local.state_file import RunningPlatform
 from ray_apps.local.status import status
 from registry.store import temporary_folder
 
 GRACE_S = 3.0
+_NAMED = 5  # files that a note names
 SHORT = 16  # longest path of a temporary folder, in characters, that leaves room for its sockets' paths
 
 Report = Callable[[str], None]
@@ -39,6 +41,8 @@ Report = Callable[[str], None]
 
 def up(settings: Settings, *, report: Report = lambda _: None) -> RunningPlatform:
     """Start the platform, or return the one that runs, with the models that were declared since; one with dead parts is started anew.
+
+    One that runs keeps the code that it was started with, and says so if the projects' files are others by now.
 
     report: called with each step in a few words. This process stays connected to Ray, as a driver.
     Raises: PortTaken, StartFailed; LocalError if one runs with other settings than are given. On any error, and on Ctrl-C, everything started is ended again.
@@ -48,6 +52,7 @@ def up(settings: Settings, *, report: Report = lambda _: None) -> RunningPlatfor
         recorded = state_file.find_platform(settings.home)
         if recorded is not None and status(settings.home).healthy:
             _check_as_started(recorded, settings)
+            _report_older_code(recorded, report)
             deploying.connect(recorded)
             return _with_new_models(recorded, report)
         _end(settings.home)
@@ -70,6 +75,18 @@ def down(home: Path, *, report: Report = lambda _: None) -> int:
     with _locked(home) if home.exists() else nullcontext():  # its processes may outlive a deleted folder
         _disconnect()
         return _end(home, report=report)
+
+
+def _report_older_code(recorded: RunningPlatform, report: Report) -> None:
+    """Say that the platform runs code that is no longer what lies there: its processes have imported it."""
+    changed = changed_files(recorded.code, code_of(recorded.settings.project)) if recorded.code else []
+    if changed:
+        names = ", ".join(Path(path).name for path in changed[:_NAMED])
+        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        report(
+            f"it runs the code of when it was started, and not what changed since: {names}{more}; "
+            "`toque down` and `toque up` run what is there"
+        )
 
 
 def _with_new_models(recorded: RunningPlatform, report: Report) -> RunningPlatform:
@@ -147,6 +164,7 @@ def _prepare(settings: Settings) -> RunningPlatform:
     make_audit_key(settings)
     running = RunningPlatform(
         settings=settings,
+        code=code_of(settings.project),  # before anything of it is imported
         boot=state_file.boot_id(),
         ports=ports,
         redis_url=settings.redis_url or redis_server.url(settings, ports.redis),

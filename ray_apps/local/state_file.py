@@ -19,7 +19,7 @@ class RunningPlatform(BaseModel):
     """A platform that was started: its settings, ports, process sessions, and how long each part took to start.
 
     models: those of all projects, as `churn` in the default workspace and `payments/churn` in another; streams: whether consumers of
-    streams were started;
+    streams were started; code: digest of each file of the projects when it was started, empty where none was recorded;
     boot: id of the machine's boot in which it was started; run_folder: folder with a short path, for sockets; ready:
     false while the platform is starting; timings_s: seconds from the start until each part was ready.
     """
@@ -34,6 +34,7 @@ class RunningPlatform(BaseModel):
     sessions: dict[str, ProcessSession] = {}
     models: tuple[str, ...] = ()
     streams: bool = False
+    code: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     timings_s: dict[str, float] = {}
     ready: bool = False

@@ -17,6 +17,7 @@ from functions.prediction_log.records import (
     CONTENT,
     CONTENT_LABELS,
     LABELS,
+    LOAD_TEST,
     LOGGED,
     OBSERVED_AHEAD,
     PREDICTIONS,
@@ -96,9 +97,10 @@ def read_columns(
 
 
 def predicted_within(start: datetime, end: datetime) -> Any:
-    """Return the filter for predictions with start <= predicted_at < end; files of other days are skipped."""
+    """Return the filter for predictions with start <= predicted_at < end, those of load tests left out; files of other days are skipped."""
     return (
-        (pc.field("day") >= _day(start))
+        (pc.field("arm") != LOAD_TEST)
+        & (pc.field("day") >= _day(start))
         & (pc.field("day") <= _day(end))
         & (pc.field("predicted_at") >= pa.scalar(start, pa.timestamp("us", tz="UTC")))
         & (pc.field("predicted_at") < pa.scalar(end, pa.timestamp("us", tz="UTC")))

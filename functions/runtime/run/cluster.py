@@ -221,6 +221,7 @@ def connected() -> Iterator[None]:
 class PlacedFunction(Protocol):
     """Options of a declared function that decide where its runs are placed."""
 
+    name: str
     resources: Resources
     retries: Retries
     timeout_s: float | None

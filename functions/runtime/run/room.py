@@ -35,6 +35,7 @@ from functions.runtime.run.cluster import (
     CARD,
     NODE_GROUP,
     SERVING_GROUP,
+    PlacedFunction,
     away_from,
     card_selector,
 )
@@ -133,6 +134,32 @@ def wait_for_room(
         remove_placement_group(
             group
         )  # whoever asked takes the room at once, before its nodes are idle for long
+
+
+def refuse_impossible(function: PlacedFunction) -> None:
+    """Refuse a run whose own resources no node has, and none that the autoscaler may start: Ray would keep it waiting for ever.
+
+    Raises: NoRoom.
+    """
+    resources = function.resources
+    each = {
+        "CPU": resources.num_cpus,
+        "GPU": resources.num_gpus,
+        "memory": float(resources.memory_bytes or 0),
+    }
+    if resources.num_cpus <= 1 and not any(amount for kind, amount in each.items() if kind != "CPU"):
+        return  # any node has it, and to ask takes a request
+    needed = Needed(1, {kind: amount for kind, amount in each.items() if amount > 0})
+    anywhere = function.demand is None  # an experiment stays away from the nodes that serve
+    nodes = _nodes_in_total((), serving=anywhere)
+    if needed.fits(nodes.present):
+        return
+    autoscaler: Autoscaler = "able" if _autoscaling_state().autoscaler_state_version else "absent"
+    may_wait, why = verdict(needed, nodes, autoscaler)
+    if not may_wait:
+        raise NoRoom(
+            f"{function.name} needs {needed}, which the cluster can never hold: {why}; declare less in its Resources, or add a node"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,23 +300,29 @@ def _node(name: str, resources: Amounts, card: str | None, *, coming: bool = Fal
     return Node(name, resources["GPU"] * share_of(card), card, cpus, memory, coming)
 
 
-def _living_nodes(avoided: Collection[str] = ()) -> list[Any]:
-    """List the nodes that are there, do not serve and are not avoided, as Ray describes them."""
+def _living_nodes(avoided: Collection[str] = (), *, serving: bool = False) -> list[Any]:
+    """List the nodes that are there and are not avoided, as Ray describes them. serving: also those that serve."""
     return [
         node
         for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it so
-        if node["Alive"] and node["Labels"].get(NODE_GROUP) != SERVING_GROUP and node["NodeID"] not in avoided
+        if node["Alive"]
+        and (serving or node["Labels"].get(NODE_GROUP) != SERVING_GROUP)
+        and node["NodeID"] not in avoided
     ]
 
 
 def nodes_for_experiments(avoided: Collection[str] = ()) -> Nodes:
     """List what nodes that do not serve have in total, and what those have that could be started. avoided: nodes to leave out, by id."""
-    present = [node["Resources"] for node in _living_nodes(avoided)]
+    return _nodes_in_total(avoided, serving=False)
+
+
+def _nodes_in_total(avoided: Collection[str], *, serving: bool) -> Nodes:
+    present = [node["Resources"] for node in _living_nodes(avoided, serving=serving)]
     config: Any = cluster_state.get_cluster_config()
     if config is None or not config.node_group_configs:
         return Nodes(present)
     types: list[Amounts] = []
     for group in config.node_group_configs:
-        if group.name != SERVING_GROUP:
+        if serving or group.name != SERVING_GROUP:
             types += [dict(group.resources)] * (group.max_count if group.max_count >= 0 else _UNBOUNDED)
     return Nodes(present, types)

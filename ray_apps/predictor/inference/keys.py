@@ -1,11 +1,11 @@
-"""Requests by entity key: online features and request-time values, laid out as the model's tensors."""
+"""Requests by named values: online features of entity keys and request-time values, laid out as the model's tensors."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from featurestore.errors import InvalidRows
+from ray_apps.predictor.inference.request_names import RequestNames
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.protocol.errors import BadRequest, NotReady
 from ray_apps.predictor.versions.loaded import LoadedVersion
@@ -58,16 +59,24 @@ class FeatureSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KeyedRows:
-    """The rows of a request by key: entity keys, request-time values, and the time of a replay."""
+    """The rows of a request by name: entity keys, request-time values, and the time of a replay.
 
-    entities: Sequence[Mapping[str, Any]]
+    entities: None where the values alone are given, so that nothing is looked up.
+    """
+
+    entities: Sequence[Mapping[str, Any]] | None
     request: Sequence[Mapping[str, Value]] | None = None
     at: datetime | None = None
 
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(self.merged())
+
     def merged(self) -> Sequence[Mapping[str, Any]]:
         """Keys and request-time values merged by row, since on-demand views need both."""
-        if self.request is None:
-            return self.entities
+        if self.request is None or self.entities is None:
+            return self.entities or self.request or ()
         return [{**values, **keys} for keys, values in zip(self.entities, self.request, strict=True)]
 
 
@@ -75,27 +84,30 @@ class KeyedRows:
 class ModelInputs:
     """A request's inputs as the model's tensors, with the values that were missing.
 
-    missing: per row the columns without a value. abstained: the rows that are therefore not predicted.
+    missing: per row the columns without a value. abstained: the rows that are therefore not predicted. rows: that they were
+    made of, by the names here.
     """
 
     inputs: dict[str, Array]
     missing: list[list[str]]
     abstained: Sequence[int] = ()
+    rows: KeyedRows | None = None
 
 
 def parse_keys(parameters: Mapping[str, Any], *, replay: bool) -> KeyedRows | None:
-    """Parse the keyed rows in a request's parameters; None without `entities`.
+    """Parse the rows by name in a request's parameters; None without `entities` and `request`.
 
     replay: whether `at` is honoured; it is refused on a platform that runs on the wall clock.
     Raises: BadRequest naming the parameter.
     """
-    if "entities" not in parameters:
+    entities, request = parameters.get("entities"), parameters.get("request")
+    if entities is None and request is None and "entities" not in parameters:
         return None
-    entities = _rows(parameters["entities"], "entities", of=(str, int))
-    request = parameters.get("request")
+    if entities is not None or request is None:
+        entities = _rows(entities, "entities", of=(str, int))
     if request is not None:
         request = _rows(request, "request", of=(str, int, float, bool, type(None)))
-        if len(request) != len(entities):
+        if entities is not None and len(request) != len(entities):
             raise BadRequest(f"parameters.request: {len(request)} rows for {len(entities)} entities")
     return KeyedRows(entities, request, _replay_time(parameters.get("at"), replay=replay))
 
@@ -131,58 +143,114 @@ def _replay_time(value: Any, *, replay: bool) -> datetime | None:
 class ServiceRefresher:
     """Reads the definitions of feature services again every half minute, so that changes are noticed."""
 
-    def __init__(self, source: FeatureSource) -> None:
+    def __init__(self, source: FeatureSource | None) -> None:
         self._source = source
         self._seen: dict[str, float] = {}
+        self._services: dict[str, RequestNames] = {}
+        self._versions: dict[tuple[str | None, int], RequestNames] = {}
+
+    async def names(self, version: LoadedVersion) -> RequestNames:
+        """Names that a request's rows may use for a version; its service's definition is read again if that is due.
+
+        Raises: NotReady as `refresh`.
+        """
+        service = None if self._source is None else version.service
+        if service is not None:
+            await self.refresh(service)
+        place = service, version.version
+        names = self._versions.get(place)
+        if names is None:
+            service_names = RequestNames() if service is None else self._services[service]
+            names = self._versions[place] = service_names.with_columns(version.columns)
+        return names
 
     async def refresh(self, name: str) -> None:
         """Read a service's definition again if that is due; the old one serves while the store does not answer.
 
         Raises: NotReady if the definition was never read and cannot be.
         """
-        seen = self._seen.get(name)
-        if seen is not None and time.monotonic() - seen < _SERVICE_HELD_S:
+        source, there = self._source, name in self._services
+        if source is None or (there and time.monotonic() - self._seen[name] < _SERVICE_HELD_S):
             return
         self._seen[name] = time.monotonic()  # first, so that other callers do not read it too
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self._source.get_feature_service, name)
+            loop = asyncio.get_running_loop()
+            definition = await loop.run_in_executor(None, source.get_feature_service, name)
+            self._services[name] = RequestNames.of(definition)
+            self._versions.clear()
         except Exception as error:
-            if seen is None:
-                del self._seen[name]
+            if not there:
                 raise NotReady(f"feature service {name!r} cannot be read: {error}") from error
 
 
 async def look_up(
-    source: FeatureSource,
+    source: FeatureSource | None,
     services: ServiceRefresher,
     version: LoadedVersion,
     rows: KeyedRows,
-    now: datetime | None,
+    others: Sequence[LoadedVersion] | None = None,
 ) -> ModelInputs:
     """Fetch a version's features for keyed rows in one round trip, and lay them out as tensors.
 
-    now: the time as of which values are used; None is the feature store's own clock.
-    Raises: BadRequest for keys that do not fit; NotReady if the online store does not answer and the version's
-    policy for missing features needs it.
+    others: versions that take the model's traffic too, whose names the rows may have as well; None: any name may be there.
+    Raises: BadRequest for keys that do not fit, and for names that no version knows; NotReady if the online store does not
+    answer and the version's policy for missing features needs it.
     """
-    if version.service is None:
-        raise BadRequest(f"parameters.entities: {version} has no feature service; send tensors")
-    columns = [name for spec in version.signature.inputs for name in spec.columns or ()]
+    if version.service is None and rows.entities is not None:
+        raise BadRequest(
+            f"parameters.entities: {version} has no feature service; send its columns as parameters.request, or tensors"
+        )
+    values: Mapping[str, Sequence[Any]] = {}
     try:
-        values = await _fetch(source, services, version.service, rows, now)
+        names = await services.names(version)
+        rows = _named(rows, names)
+        if others is not None:
+            await _refuse_unknown(rows, names, services, version, others)
+        if rows.entities is not None and version.service is not None and source is not None:
+            values = await _fetch(source, version.service, rows)
     except NotReady:
         if not version.missing.needs_no_store:
             raise
-        values = {}
-    return assemble(version, columns, values, rows)
+    return assemble(version, version.columns, values, rows)
 
 
-async def _fetch(
-    source: FeatureSource, services: ServiceRefresher, service: str, rows: KeyedRows, now: datetime | None
-) -> Mapping[str, Sequence[Any]]:
-    await services.refresh(service)
+def _named(rows: KeyedRows, names: RequestNames) -> KeyedRows:
+    """Call the values by their names here."""
+    if not names.renamed:
+        return rows
+    parts = {
+        part: [names.translated(row, f"parameters.{part}[{i}]") for i, row in enumerate(given)]
+        for part, given in (("entities", rows.entities), ("request", rows.request))
+        if given is not None
+    }
+    return replace(rows, entities=parts.get("entities"), request=parts.get("request"))
+
+
+async def _refuse_unknown(
+    rows: KeyedRows,
+    names: RequestNames,
+    services: ServiceRefresher,
+    version: LoadedVersion,
+    others: Sequence[LoadedVersion],
+) -> None:
+    """Refuse a name that no version knows, and without keys those of which features would be computed. Raises: BadRequest."""
+    own = set(version.columns) if rows.entities is None else names.known
+    for part, given in (("entities", rows.entities), ("request", rows.request)):
+        for i, row in enumerate(given or ()):
+            for name in row.keys() - own:
+                where = f"parameters.{part}[{i}]"
+                if name in names.known:
+                    raise BadRequest(
+                        f"{where}.{name}: features are looked up or computed by it; give the keys as parameters.entities"
+                    )
+                versions = [await services.names(other) for other in others]
+                if not any(name in known.known or name in known.renamed for known in versions):
+                    raise names.refuse(name, where)
+
+
+async def _fetch(source: FeatureSource, service: str, rows: KeyedRows) -> Mapping[str, Sequence[Any]]:
     try:
-        found = await source.get_online_features_async(service, rows.merged(), now)
+        found = await source.get_online_features_async(service, rows.merged(), rows.at)
         return found.columns()
     except InvalidRows as error:
         raise BadRequest(f"parameters.entities: {error}") from error
@@ -195,9 +263,9 @@ def assemble(
 ) -> ModelInputs:
     """Lay feature values and request-time values out as the model's tensors; request-time values win.
 
-    Raises: BadRequest for a request-time column that the model does not have, or if it rejects missing values.
+    Raises: BadRequest if the model rejects missing values.
     """
-    count = len(rows.entities)
+    count = rows.count
     table: dict[str, list[Any]] = {
         name: list(values[name]) if name in values else [None] * count for name in columns
     }
@@ -210,13 +278,13 @@ def assemble(
     if policy.action == "reject" and any(missing):
         first = next(i for i, names in enumerate(missing) if names)
         raise BadRequest(
-            f"parameters.entities[{first}]: no value for {missing[first]}, which {version} requires"
+            f"parameters.{'request' if rows.entities is None else 'entities'}[{first}]: no value for {missing[first]}, which {version} requires"
         )
     for name, value in policy.defaults.items():
         table[name] = [value if found is None else found for found in table[name]]
     inputs = {spec.name: _tensor(spec, table, count) for spec in version.signature.inputs}
     abstained = [i for i, names in enumerate(missing) if names] if policy.action == "abstain" else ()
-    return ModelInputs(inputs, missing, abstained)
+    return ModelInputs(inputs, missing, abstained, rows)
 
 
 def _tensor(spec: TensorSpec, table: Mapping[str, Sequence[Any]], count: int) -> Array:

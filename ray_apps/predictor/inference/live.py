@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from functions.live_counts import End, SplitArm, Tally, end_of, is_usable
-from functions.prediction_log import PINNED
+from functions.prediction_log import LOAD_TEST, PINNED
 from ray_apps.predictor.inference.series import ModelSeries
 from ray_apps.predictor.protocol.errors import PredictorError
 from registry.models.traffic import CHAMPION, Traffic
@@ -15,6 +15,7 @@ __all__ = ["LiveCounter"]
 
 _REMEMBERED: Final = 256  # split arms; a model has a few
 
+_NO_EVIDENCE = frozenset({PINNED, LOAD_TEST})
 _FAULT: Final = 500  # of an unforeseen error
 _NOT_READY: Final = 503
 
@@ -77,7 +78,7 @@ class Shadowed(Protocol):
 class LiveCounter:
     """Tells how each request of one model ended.
 
-    tally: counts by split, among which those for a version by number are trials and do not count. series: Prometheus's.
+    tally: counts by split, among which those for a version by number and of a load test are trials and do not count. series: Prometheus's.
     """
 
     def __init__(self, tally: Tally | None, series: ModelSeries | None = None) -> None:
@@ -130,7 +131,7 @@ class LiveCounter:
             self._tally.count(split, job.unit or job.id, end, 0.0)
 
     def _count(self, call: Counted, end: End, elapsed_ms: float) -> None:
-        if self._tally is not None and call.arm != PINNED:
+        if self._tally is not None and call.arm not in _NO_EVIDENCE:
             arm = self._arm(call.traffic, call.number, call.arm)
             self._tally.count(arm, call.unit or call.id, end, elapsed_ms)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from clusters.telemetry.tracing import RequestTrace, current_request
 from functions.live_counts import Tally
-from functions.prediction_log import PINNED, epoch_us
+from functions.prediction_log import LOAD_TEST, PINNED, epoch_us
 from ray_apps.predictor.inference.caller import Caller
 from ray_apps.predictor.inference.explain import Explainer, ExplainRequest, parse_explain
 from ray_apps.predictor.inference.keys import (
@@ -78,7 +78,7 @@ class Predictor:
         self._live = LiveCounter(tally, series)
         self.shadows = Shadows(recorder, self._look_up, limit=shadow_limit, live=self._live)
         self._features = features
-        self._services = ServiceRefresher(features) if features is not None else None
+        self._services = ServiceRefresher(features)
         self._clock, self._replay = clock, replay
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="predict")
         self._loader = ThreadPoolExecutor(
@@ -99,6 +99,8 @@ class Predictor:
         unit, attributes = _routing_key(request.parameters) if request.parameters else (None, None)
         begin = time.perf_counter()
         arm, version, routes = await self._choose(unit or prediction_id, attributes, number)
+        if request.parameters and _is_load_test(request.parameters) and number is None:
+            arm = LOAD_TEST
         call = _Call(prediction_id, unit, arm, version, begin, routes, current_request())
         if call.trace is not None:
             name, made_here = self.engine.model, not request.id
@@ -136,7 +138,7 @@ class Predictor:
             raise
         call.mark("log")
         self._live.answered(call, outputs)
-        if self.engine.routes.shadows and number is None and is_shadowed(arm):
+        if self.engine.routes.shadows and arm not in {PINNED, LOAD_TEST} and is_shadowed(arm):
             self._offer_to_shadows(call, at_us, found)
         parameters = _response_parameters(call, found)
         if call.explanation is not None:
@@ -201,9 +203,12 @@ class Predictor:
             champion = self.engine.routes.champion if call.arm != PINNED else None
             found = ModelInputs(call.version.selected(request.inputs, champion), [])
         elif request.inputs:
-            raise BadRequest("inputs: give either tensors or parameters.entities, not both")
+            raise BadRequest(
+                "inputs: give either tensors, or parameters.entities and parameters.request; not both"
+            )
         else:
-            found = await self._look_up(call.version, call.keys)
+            found = await self._look_up(call.version, call.keys, self._serving())
+            call.keys = found.rows
             call.mark("features")
         call.rows = call.version.check(found.inputs)
         wanted = parse_explain(request.parameters) if request.parameters else None
@@ -228,11 +233,22 @@ class Predictor:
         finally:
             self._explaining -= 1
 
-    async def _look_up(self, version: LoadedVersion, keys: KeyedRows) -> ModelInputs:
-        if self._features is None or self._services is None:
-            raise BadRequest("parameters.entities: this platform has no online store; send tensors")
+    def _serving(self) -> tuple[LoadedVersion, ...]:
+        """List the versions that answer for the model now, and its shadows."""
+        routes = self.engine.routes
+        champion = () if routes.champion is None else (routes.champion,)
+        return (*champion, *routes.arms.values(), *routes.shadows)
+
+    async def _look_up(
+        self, version: LoadedVersion, keys: KeyedRows, others: tuple[LoadedVersion, ...] | None = None
+    ) -> ModelInputs:
+        """Fetch a version's inputs for rows by name; others: see `look_up`."""
+        if self._features is None and keys.entities is not None:
+            raise BadRequest(
+                "parameters.entities: this platform has no online store; send columns as parameters.request, or tensors"
+            )
         begin = time.perf_counter()
-        found = await look_up(self._features, self._services, version, keys, keys.at)
+        found = await look_up(self._features, self._services, version, keys, others)
         if self.series is not None:
             self.series.looked_up(time.perf_counter() - begin, found.missing)
         return found
@@ -395,6 +411,14 @@ def _routing_key(parameters: Mapping[str, Any]) -> tuple[str | None, Mapping[str
     if attributes is not None:
         _check_attributes(attributes)
     return _unit(parameters), attributes
+
+
+def _is_load_test(parameters: Mapping[str, Any]) -> bool:
+    """Whether a request says that nobody reads its answer. Raises: BadRequest for anything but true or false."""
+    marked = parameters.get("load_test", False)
+    if not isinstance(marked, bool):
+        raise BadRequest(f"parameters.load_test: expected true or false, got {marked!r:.80}")
+    return marked
 
 
 def _check_attributes(attributes: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from functions.prediction_log import (
+    LOAD_TEST,
     Label,
     default_wal_root,
     drain,
@@ -17,10 +18,11 @@ from functions.prediction_log import (
     latest_labels,
     outcomes,
     predictions,
+    predictions_table,
     shared_scans,
 )
 from functions.prediction_log.reading import scan_cache as shared
-from registry.store import ObjectStore
+from registry.store import ObjectStore, Table
 from tests.functions.prediction_log.logbook import T0, record, write
 
 
@@ -131,3 +133,23 @@ def test_many_readers_in_one_block_share_one_scan_of_the_labels(
     monkeypatch.setattr(shared, "MAX_LABELS", 2)
     with shared_scans():  # too many to keep: each reads for itself, to the same effect
         assert [ask("late"), ask("other")] == alone
+
+
+def test_rows_of_load_tests_are_in_the_log_and_in_no_reading(
+    store: ObjectStore, wal_root: Path, redis_server: Any
+):
+    arms = ["champion", LOAD_TEST, "load-test", "rule:load", "pinned", "shadow", LOAD_TEST]
+    rows = [record(f"p{place}", arm=arm, shadow=arm == "shadow") for place, arm in enumerate(arms)]
+    write(wal_root, redis_server.url, rows)
+    write(
+        wal_root, redis_server.url, [encode_labels([label(f"p{n}", 1, 9) for n in range(7)])], kind="labels"
+    )
+    assert drain(store, redis_server.url).predictions == 7
+    end, read = T0 + timedelta(days=1), {f"p{place}" for place, arm in enumerate(arms) if arm != LOAD_TEST}
+    assert Table(store, predictions_table("late")).read().num_rows == 7
+    assert (
+        set(predictions(store, "late", T0, end, columns=["prediction_id"])["prediction_id"].to_pylist())
+        == read
+    )
+    for columns in (None, ["version"]):
+        assert set(outcomes(store, "late", T0, end, columns=columns)["prediction_id"].to_pylist()) == read

@@ -18,7 +18,7 @@ import pytest
 from featurestore import Entity, FeatureService, FeatureView, Field, Float64, String
 from functions import Context, use_context
 from functions.evaluation import Gate
-from functions.features.jobs import build_training_set
+from functions.features.jobs import build_training_set, training_set_lineage
 from functions.monitoring import Alarm, alarms
 from functions.project import ModelDefinition, Project, load_project
 from functions.retraining import challengers
@@ -282,15 +282,74 @@ def test_without_automatic_approval_a_challenger_waits_for_a_person(
     assert not registry.get_version(MODEL, 2).approvals[0].automatic
 
 
-def test_a_retrain_that_fails_is_recorded_and_raised(
+def test_a_retrain_that_fails_is_an_incident_and_makes_none_wait(
     ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Stub(monkeypatch, ValueError("the labels are gone"))
-    with pytest.raises(ValueError, match="labels are gone"):
-        retrain(alarm(clock))
-    assert retrains(MODEL).refresh().finished[-1].text == "ValueError: the labels are gone"
-    clock.now += 2 * DAY
-    assert retrain(alarm(clock, 1)).rule == "cooldown"
+    gone = ValueError("the labels are gone")
+    Stub(monkeypatch, gone, gone, ())
+    for number in range(2):
+        with pytest.raises(ValueError, match="labels are gone"):
+            retrain(alarm(clock, number))
+        assert retrains(MODEL).refresh().finished[-1].text == "ValueError: the labels are gone"
+        (incident,) = alarms(MODEL).standing()
+        assert (incident.monitor, incident.subject) == ("operations", "retraining")
+        assert "failed: ValueError: the labels are gone" in incident.text
+        clock.now += timedelta(minutes=1)
+    assert retrain(alarm(clock, 3)).rule == "cooldown"  # it failed again: an hour, not days
+    clock.now += timedelta(hours=1)
+    assert retrain(alarm(clock, 4)).rule == "no_challenger"
+    assert alarms(MODEL).standing() == []
+
+
+def test_a_retrain_killed_before_its_failure_is_told_is_taken_up_again(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stub(monkeypatch, ValueError("the labels are gone"), ())
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_report_failure", raising(KilledError()))
+        with pytest.raises(KilledError):
+            retrain(alarm(clock))
+    clock.wall += timedelta(hours=1)
+    assert retrain(alarm(clock, 1)).rule == "no_challenger"
+
+
+def raising(error: BaseException) -> Any:
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("years", [0, 1, 12])
+def test_rows_of_any_age_are_learnt_from_and_judged_by(ctx: Context, clock: Wall, years: int) -> None:
+    newest, clock.now = START + 75 * DAY, clock.now + 365 * years * DAY
+    running = Running(number=7, alarm=alarm(clock), at=clock.now, wall=clock.wall, champion=1)
+    jobs, gate_set, empty = challengers._training_jobs(DEFINITION, POLICY, running)
+    assert [job.window.name for job in jobs] == [window.name for window in POLICY.windows]
+    assert empty == {}
+    held_out, learnt = (training_set_lineage(one) for one in (gate_set, jobs[0].arguments["training_set"]))
+    last = newest - POLICY.label_delay if years == 0 else newest
+    assert last - DAY < held_out.end <= last + timedelta(microseconds=1)
+    assert (held_out.end - held_out.start, held_out.start) == (POLICY.holdout, learnt.end)
+    assert learnt.rows > 5 * held_out.rows > 0
+
+
+def test_a_window_without_rows_is_said_and_stops_no_other(ctx: Context, clock: Wall) -> None:
+    windows = (TrainingWindow(name="all"), TrainingWindow(name="recent", days=60))
+    later = pa.array([START + 400 * DAY] * 10, pa.timestamp("us", "UTC"))
+    rows = {
+        "item": [f"i{i}" for i in range(10)],
+        "event_timestamp": later,
+        "late": [1.0] * 10,
+        "label_known_at": later,
+    }
+    Table(ctx.store, "items").append(pa.table(rows))
+    clock.now = START + 500 * DAY
+    running = Running(number=7, alarm=alarm(clock), at=clock.now, wall=clock.wall, champion=1)
+    policy = POLICY.model_copy(update={"windows": windows})
+    jobs, _, empty = challengers._training_jobs(DEFINITION, policy, running)
+    assert [job.window.name for job in jobs] == ["all"]
+    assert "has no rows with 'late'" in str(empty["recent"])
 
 
 def test_a_retrain_that_was_killed_is_taken_up_again_by_the_next_inspection(
@@ -469,13 +528,12 @@ def test_a_champion_grown_old_is_an_alarm(ctx: Context, clock: Wall, monkeypatch
     assert [one.rule for one in inspect_model(MODEL).retraining] == ["no_challenger"]
 
 
-def test_asked_for_by_hand_the_rules_still_apply(
-    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Stub(monkeypatch, ())
-    first: RetrainResult = request_retrain(MODEL, "new data came")
-    assert first.rule == "no_challenger"
-    assert request_retrain(MODEL, "and again").rule == "cooldown"
+def test_asked_for_by_hand_it_begins_now(ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
+    Stub(monkeypatch, (), (), ())
+    for reason in ("new data came", "and again", "and again"):
+        done: RetrainResult = request_retrain(MODEL, reason)
+        assert done.rule == "no_challenger"
+    assert retrain(alarm(clock)).rule == "cooldown"
 
 
 def test_each_model_has_its_inspection_scheduled(ctx: Context) -> None:
@@ -550,7 +608,7 @@ def test_a_window_may_choose_among_the_rows_of_its_time(ctx: Context, clock: Wal
     )
     running = Running(number=4, alarm=alarm(clock), at=clock.now, wall=clock.wall, champion=1)
     policy = POLICY.model_copy(update={"windows": windows})
-    (everything, season, fading), _ = challengers._training_jobs(DEFINITION, policy, running)
+    (everything, season, fading), *_ = challengers._training_jobs(DEFINITION, policy, running)
     sizes = {}
     for job in (everything, season, fading):
         made = job.arguments["training_set"]

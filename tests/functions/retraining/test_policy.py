@@ -157,3 +157,51 @@ def test_few_young_and_unimportant_alarms_wait(
 def test_a_schedule_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(ValidationError, match="no cron expression"):
         RetrainingPolicy(schedule="every monday")
+
+
+def failed(days_ago: float) -> Finished:
+    return Finished(number=0, started_at=NOW - days_ago * DAY, outcome="failed", text="InvalidRows: no rows")
+
+
+def after(*ends: Finished) -> RetrainState:
+    """State after retrains that ended so, the last one last."""
+    return RetrainState(finished=ends, starts=tuple(one.started_at for one in ends))
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (after(failed(0.01)), "go"),
+        (after(failed(0.02), failed(0.01)), "cooldown"),  # a loop of failures does not spin
+        (after(failed(2), failed(1)), "go"),
+        (after(*(failed(days) for days in range(40, 0, -1))), "go"),
+        (after(ended(None, 20), failed(2), failed(1)), "cooldown"),  # 28 days, after one in vain
+        (after(ended(None, 30), *(failed(days) for days in range(9, 0, -1))), "go"),
+        (after(ended(None, 5)), "cooldown"),
+        (after(failed(6), ended(None, 5)), "cooldown"),
+    ],
+)
+def test_a_retrain_that_failed_makes_none_wait(state: RetrainState, expected: str) -> None:
+    assert rule(state)[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "changes"),
+    [
+        (after(ended(None, 1)), {}),
+        (after(failed(0.02), failed(0.01)), {}),
+        (after(*(ended(None, days) for days in range(60, 0, -1))), {}),
+        (RetrainState(starts=tuple(NOW - (300 - i) * DAY for i in range(12))), {}),
+        (RetrainState(), {"champion_since": NOW - DAY, "ends": {1: "promoted"}}),
+        (RetrainState(), {"policy": RetrainingPolicy(blackouts=(Blackout(start=NOW - DAY, end=NOW + DAY),))}),
+    ],
+)
+def test_a_person_does_not_wait(state: RetrainState, changes: dict[str, Any]) -> None:
+    assert rule(state, **changes)[0] == "skip"
+    assert rule(state, **changes, alarm=alarm(monitor="manual")) == ("retrain", "go")
+
+
+def test_a_person_waits_for_what_is_under_way() -> None:
+    manual = alarm(monitor="manual")
+    assert rule(RetrainState(running=running(NOW)), alarm=manual) == ("skip", "running")
+    assert rule(RetrainState(), alarm=manual, rollout_open=True) == ("skip", "rollout_open")

@@ -162,7 +162,7 @@ def test_an_alarm_that_its_policy_words_anew_each_time_is_submitted_once(
     assert len(submitted(ctx)) == 1
 
 
-def test_a_retrain_that_failed_is_offered_again_after_the_cooldown(
+def test_a_retrain_that_failed_is_offered_again_at_once(
     ctx: Context, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -171,13 +171,14 @@ def test_a_retrain_that_failed_is_offered_again_after_the_cooldown(
     monkeypatch.setattr(module, "train_challengers", fail)
     first = inspect(ctx)
     assert begin(ctx, first).status == "dead"
-    assert inspect(ctx).rule == "cooldown"
-    clock.now += POLICY.cooldown
     again = inspect(ctx)
     assert again.action == "submitted"
     assert again.invocation != first.invocation
     begin(ctx, again)
     assert starts() == 2
+    assert inspect(ctx).rule == "cooldown"  # it failed again: after an hour
+    clock.now += timedelta(hours=1)
+    assert inspect(ctx).action == "submitted"
 
 
 def test_an_alarm_of_new_data_after_a_retrain_is_offered(ctx: Context, clock: Clock) -> None:

@@ -45,6 +45,36 @@ def gateway_break() -> int:
     raise RuntimeError("out of gas")
 
 
+class NoSuchGearError(KeyError):
+    pass
+
+
+@function(http=True)
+def gateway_raise(kind: str) -> int:
+    """Fail as a body with a bug does, or refuse."""
+    match kind:
+        case "index":
+            return len(kind[:0].splitlines()[0])
+        case "key":
+            return {"a": 1}[kind]
+        case "attribute":
+            return kind.nothing  # type: ignore[attr-defined]
+        case "type":
+            return kind + 1  # type: ignore[operator]
+        case "zero":
+            return 1 // len("")
+        case "lookup":
+            raise LookupError("no such gear")
+        case "own":
+            raise NoSuchGearError("no such gear")
+        case "nested":
+            try:
+                return len(kind[:0].splitlines()[0])
+            except IndexError as error:
+                raise ValueError("no seventh gear") from error
+    raise ValueError(f"kind={kind!r} is none")
+
+
 @function(http=True, retries=Retries(max_attempts=1))
 def gateway_load() -> int:
     raise BusyLoadingError("Redis is loading the dataset in memory")

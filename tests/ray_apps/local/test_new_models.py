@@ -1,5 +1,6 @@
-"""A platform that runs takes up models that were declared since it started, and no others."""
+"""A platform that runs takes up models that were declared since it started, and says which of its code is older."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from ray_apps.local import RunningPlatform, Settings, lifecycle, up
+from ray_apps.local.project_code import code_of
 from ray_apps.local.state_file import boot_id, find_platform
 
 
@@ -55,6 +57,65 @@ def test_a_model_that_could_not_be_served_is_tried_again_by_the_next(
     kept = find_platform(running.settings.home)
     assert kept is not None
     assert kept.models == ("old",)
+
+
+def _edit(folder: Path) -> None:
+    (folder / "features.py").write_text("AREA = 2\n")
+
+
+def _touch(folder: Path) -> None:
+    (folder / "features.py").touch()
+
+
+def _add(folder: Path) -> None:
+    (folder / "own" / "late.py").write_text("")
+
+
+def _remove(folder: Path) -> None:
+    (folder / "own" / "functions.py").unlink()
+
+
+def _note(folder: Path) -> None:
+    (folder / "notes.txt").write_text("later")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(_edit, "features.py"), (_add, "late.py"), (_remove, "functions.py"), (_touch, ""), (_note, "")],
+)
+@pytest.mark.parametrize("workspaces", [False, True])
+def test_up_again_says_that_it_runs_older_code(
+    running: RunningPlatform,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    named: str,
+    *,
+    workspaces: bool,
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("shop_of_code", "shop_of_code2"):  # a look-alike that does not change
+        (tmp_path / name / "own").mkdir(parents=True)
+        for file in ("__init__.py", "features.py", "own/functions.py"):
+            (tmp_path / name / file).write_text("raise RuntimeError('nobody imports it')\n")
+    project = "a=shop_of_code2,b=shop_of_code" if workspaces else "shop_of_code"
+    settings = running.settings.model_copy(update={"project": project})
+    running.model_copy(update={"settings": settings, "code": code_of(project)}).save()
+    monkeypatch.setattr(lifecycle.deploying, "models_of", lambda _: ("old",))
+    change(tmp_path / "shop_of_code")
+    steps: list[str] = []
+    up(settings, report=steps.append)
+    notes = [step for step in steps if "`toque down` and `toque up`" in step]
+    assert [f"changed since: {named};" in note for note in notes] == ([True] if named else [])
+
+
+def test_a_platform_of_an_earlier_release_recorded_no_code(
+    running: RunningPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle.deploying, "models_of", lambda _: ("old",))
+    steps: list[str] = []
+    up(running.settings, report=steps.append)
+    assert steps == ["already up"]
 
 
 def _fail(*_: Any) -> None:

@@ -31,7 +31,7 @@ from functions.runtime.durable.heartbeat import last_sign, next_look_s, node_is_
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.queue import Note
 from functions.runtime.durable.record import Record
-from functions.runtime.errors import EnvironmentFailed, UnknownFunction
+from functions.runtime.errors import EnvironmentFailed, NoRoom, UnknownFunction
 from functions.runtime.run import cluster
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.node_watch import Nodes, NodeWatch, node_watch
@@ -41,6 +41,7 @@ from registry.errors import Unavailable
 LOOK_S = 1.0  # for how long one round may look where its runs are; the next goes on
 RELEASE_S = 2.0  # what a worker needs after its last entry, to release its slots
 POSTPONE_S = 30.0
+NODES_LOOK_S = 5.0  # after which a run that no node holds looks for new ones
 _logger = logging.getLogger(__name__)
 
 
@@ -322,6 +323,13 @@ class Executor:
         refused = code_changed_entry(record, function.digest) or self._launcher.refusal(record)
         if refused is not None:
             self._refuse(followed, refused)
+            return
+        try:
+            if self._launcher.awaits_nodes(function):
+                self._open[record.id] = now + timedelta(seconds=NODES_LOOK_S)
+                return
+        except NoRoom as error:
+            self._refuse(followed, refused_entry(error))
             return
         silent = self.nodes.silent()
         worker = self._launcher.start(function, followed, silent, backfilled=backfilled)

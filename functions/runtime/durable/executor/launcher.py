@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Container
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -15,6 +16,7 @@ from functions.runtime.durable.attempt import Attempt, run_attempt
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.record import Record
 from functions.runtime.environments import EnvironmentRefused
+from functions.runtime.errors import NoRoom
 from functions.runtime.process import enter_worker
 from functions.runtime.run import cluster
 from functions.runtime.run.declared import DeclaredFunction
@@ -22,9 +24,11 @@ from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import Child
 from functions.runtime.run.niceness import lower_priority
 from functions.runtime.run.node_watch import Nodes
+from functions.runtime.run.room import refuse_impossible
 from functions.runtime.run.thread_run import ThreadRun
 from functions.runtime.run.warm_workers import Worker, WorkerPool
 
+NODES_PATIENCE_S = 60.0  # in which nodes join a cluster that starts
 THREADS = 8  # runs in this process at a time; where they hang, others get processes
 
 
@@ -40,6 +44,26 @@ class Launcher:
     code_patience_s: float
     pool: WorkerPool = field(default_factory=WorkerPool)
     _threads: list[ThreadRun] = field(default_factory=list)
+    _impossible_since: dict[str, float] = field(default_factory=dict)
+
+    def awaits_nodes(self, function: DeclaredFunction) -> bool:
+        """Whether no node could hold a run of the function, and one that could may be joining the cluster yet.
+
+        Raises: NoRoom once that has been so for `NODES_PATIENCE_S`.
+        """
+        if (
+            not cluster.running() or function.in_thread or function.demand
+        ):  # an experiment waits for its room itself
+            return False
+        try:
+            refuse_impossible(function)
+        except NoRoom:
+            since = self._impossible_since.setdefault(function.reference, time.monotonic())
+            if time.monotonic() - since < NODES_PATIENCE_S:
+                return True
+            raise
+        self._impossible_since.pop(function.reference, None)
+        return False
 
     def refusal(self, record: Record) -> dict[str, Any] | None:
         """Make the entry that ends an invocation which brings what its workspace may not; None if it may."""

@@ -26,7 +26,9 @@ _MODEL = arg("model", "name of the model (default: the project's only one)", nar
 _PROJECT = arg(
     "--project MODULE", "module of your definitions (default: TOQUE_PROJECT, else that of this folder)"
 )
-_NO_LOAD = flag("--no-load", "train on the tables as they are, without the project's `load`")
+_NO_LOAD = flag(
+    "--no-load", "train on the tables as they are: neither the project's `load` nor its sources are read"
+)
 _PROMOTE = flag(
     "--promote", "make the version the champion if it passes its gate and the model's policy allows it"
 )
@@ -54,6 +56,7 @@ def _train(given: Given) -> int:
         definition = _chosen(load_project(module), given.model)
         if not given.no_load:
             _load(module)
+            _refresh(definition.service)
         note(f"training {definition.name}")
         done = train_by_hand(definition, definition.governance)
         if definition.service is not None:
@@ -129,6 +132,18 @@ def _load(module: str) -> None:
         raise Failed(f"{name}.load failed: {type(error).__name__}: {error} ({_line_of(error)})") from error
     if loaded is not None and hasattr(loaded, "written"):
         note(f"{loaded.rows:,} rows, {loaded.written:,} of them new, {loaded.labelled:,} with a label")
+
+
+def _refresh(service: str | None) -> None:
+    """Refresh the other sources of a feature service: the project's `load` may know one of them only."""
+    from functions.features import refresh_service
+
+    if service is None:
+        return
+    done = refresh_service(service)
+    new = {each.view: each.rows for each in done.views if each.rows}
+    if new:
+        note(f"new rows of other views: {', '.join(f'{view} {rows:,}' for view, rows in new.items())}")
 
 
 def _line_of(error: Exception) -> str:

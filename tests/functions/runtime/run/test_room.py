@@ -1,10 +1,13 @@
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from functions.runtime.errors import TimedOut
+from functions import Resources, function
+from functions.runtime.errors import NoRoom, TimedOut
+from functions.runtime.run import room
 from functions.runtime.run.deadline import deadline, paused, waited_s
-from functions.runtime.run.room import Needed, Nodes, verdict
+from functions.runtime.run.room import Needed, Nodes, refuse_impossible, verdict
 
 SMALL, CARD = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}
 
@@ -82,3 +85,48 @@ def waits_and_runs_too_long():
 def test_without_a_time_limit_there_is_nothing_to_pause():
     with paused():
         assert waited_s() == 0
+
+
+HUGE = 10**15
+
+
+@pytest.mark.parametrize(
+    ("resources", "nodes", "scaled", "refused"),
+    [
+        ({"num_cpus": 64}, [{"CPU": 2.0}], False, "CPU=64 is wanted and there is CPU=2"),
+        ({"num_cpus": 3}, [{"CPU": 2.0}, {"CPU": 2.0}], False, "one node holds 0 of such workers at most"),
+        ({"num_cpus": 0, "num_gpus": 1}, [{"CPU": 2.0}], False, "GPU=1 is wanted and there is GPU=0"),
+        ({"num_gpus": 0.5}, [{"CPU": 2.0}], False, "GPU=0.5 is wanted"),
+        ({"memory_bytes": HUGE}, [{"CPU": 2.0, "memory": 2e9}], False, "memory=1e+15 is wanted"),
+        ({"num_cpus": 1}, [], False, ""),  # not asked: any node has it
+        ({"num_cpus": 2}, [{"CPU": 2.0}], False, ""),
+        ({"num_cpus": 0, "num_gpus": 2}, [{"CPU": 1.0}, {"GPU": 2.0}], False, ""),
+        ({"num_cpus": 64}, [{"CPU": 2.0}], True, ""),  # nobody knows what the autoscaler may start
+    ],
+)
+def test_a_function_that_no_node_holds_is_refused_in_words(monkeypatch, resources, nodes, scaled, refused):
+    @function(resources=Resources(**resources))
+    def huge() -> None: ...
+
+    there = [
+        {"Alive": True, "Labels": {"ray.io/node-group": "serve"}, "NodeID": f"{number}", "Resources": each}
+        for number, each in enumerate(nodes)
+    ]
+    gone = {
+        "Alive": False,
+        "Labels": {},
+        "NodeID": "gone",
+        "Resources": {"CPU": 99.0, "GPU": 9.0, "memory": 9e15},
+    }
+    monkeypatch.setattr(room.ray, "nodes", lambda: [gone, *there])
+    monkeypatch.setattr(room, "cluster_state", SimpleNamespace(get_cluster_config=lambda: None))
+    monkeypatch.setattr(
+        room, "_autoscaling_state", lambda: SimpleNamespace(autoscaler_state_version=int(scaled))
+    )
+    if not refused:
+        refuse_impossible(huge)
+        return
+    with pytest.raises(NoRoom, match="huge needs 1 ×") as caught:
+        refuse_impossible(huge)
+    assert refused in str(caught.value)
+    assert "declare less in its Resources" in str(caught.value)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from functions.runtime.durable.invocation import run_pending
+from functions.runtime.series import RUNS
 from registry import Unavailable
 from tests.ray_apps.gateway.conftest import Gateway
 
@@ -103,6 +104,29 @@ async def test_a_refusal_by_the_function_is_409_and_a_failure_is_500(
     broken = await post(gateway, "gateway_break", {})
     assert (broken.status_code, broken.json()["type"]) == (500, "function-failed")
     assert "out of gas" in broken.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        *(dict.fromkeys(("index", "key", "attribute", "type", "zero"), 500)).items(),
+        *(dict.fromkeys(("lookup", "own", "nested", "other"), 409)).items(),
+    ],
+)
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_bug_of_a_function_is_a_500_and_a_refusal_a_409(
+    gateway: Gateway, kind: str, status: int, *, durable: bool
+) -> None:
+    headers = {"Idempotency_Key": f"bug-{kind}"} if durable else {}
+    answer = await post(gateway, "gateway_raise", {"kind": kind}, **headers)
+    assert answer.status_code == status, answer.text
+
+
+async def test_a_bug_of_a_function_is_counted_as_a_failed_run(gateway: Gateway) -> None:
+    failed = RUNS.labels("default", "gateway_raise", "failed")
+    before = failed._value.get()
+    assert (await post(gateway, "gateway_raise", {"kind": "index"})).status_code == 500
+    assert failed._value.get() == before + 1
 
 
 async def test_redis_that_loads_its_data_again_is_a_503_to_be_tried_again(gateway: Gateway) -> None:

@@ -11,17 +11,21 @@ import pyarrow as pa
 import pytest
 
 from featurestore import (
+    BatchSource,
+    CsvFiles,
     Entity,
     FeatureService,
     FeatureStore,
     FeatureView,
     Field,
     Float64,
+    Int64,
     OnDemandFeatureView,
     RequestSource,
     String,
 )
 from functions.prediction_log.writing.columns import prediction_columns
+from ray_apps.predictor.inference.keys import ServiceRefresher
 from tests.ray_apps.predictor.conftest import ServedModel
 
 NOW = datetime(2013, 5, 1, 12, tzinfo=UTC)
@@ -43,18 +47,12 @@ async def by_key(
     features.push("weather", rows("origin", ["JFK", "LGA"], "wind", [7.0, 9.0], [1, 10]), to="online")
     features.push("planes", rows("tailnum", ["N1"], "carrier", ["UA"], [100]), to="online")
     made.predictor._features = features
-    made.predictor._services = type(made.predictor._services or _watch(features))(features)
+    made.predictor._services = ServiceRefresher(features)
     made.registry.promote("late", made.version(tags={"feature_service": "late"}))
     made.refresh()
     yield made
     await made.predictor.close()
     await made.client.aclose()
-
-
-def _watch(features: FeatureStore) -> Any:
-    from ray_apps.predictor.inference.keys import ServiceRefresher
-
-    return ServiceRefresher(features)
 
 
 def rows(key: str, keys: list[str], name: str, values: list[Any], hours_ago: list[int]) -> pa.Table:
@@ -186,3 +184,105 @@ async def test_a_shadow_with_features_of_its_own_looks_them_up(by_key: ServedMod
     rows_logged = prediction_columns(by_key.log.payloads)["late"].to_pylist()
     assert [row["version"] for row in rows_logged] == [1, shadow]
     assert rows_logged[0]["categorical"] == rows_logged[1]["categorical"]
+
+
+KEYS = {"origin": "JFK", "tailnum": "N1"}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (keyed(KEYS, request=[{"distanc": 1.0}]), "parameters.request[0].distanc: no such name; did you mean 'distance'?"),
+        (keyed(KEYS, request=[{"Distance": 1.0}]), "did you mean 'distance'?"),
+        (keyed(KEYS, KEYS, request=[{"distance": 1.0}, {"distance ": 1.0}]), "parameters.request[1].distance "),
+        (keyed(KEYS, request=[{"距離": None}]), "parameters.request[0].距離: no such name"),
+        (keyed(KEYS, request=[{"": 1.0}]), "parameters.request[0].: no such name"),
+        (keyed({**KEYS, "tail": "N1"}), "parameters.entities[0].tail: no such name; did you mean 'tailnum'?"),
+        ({"parameters": {"request": [{"distanc": 1.0}]}}, "did you mean 'distance'?"),
+        ({"parameters": {"request": [{"tailnum": "N1"}]}}, "give the keys as parameters.entities"),
+    ],
+)  # fmt: skip
+async def test_a_name_that_no_version_knows_is_a_400_with_the_nearest(
+    by_key: ServedModel, body: dict[str, Any], words: str
+):
+    response = await by_key.infer(body)
+    assert response.status_code == 400, response.text
+    assert words in response.json()["error"]
+
+
+@pytest.mark.parametrize("place", ["champion", "arm", "shadow"])
+async def test_a_name_that_another_version_of_the_traffic_knows_is_taken(by_key: ServedModel, place: str):
+    sent = RequestSource("sent", [Field("gust", Float64)])
+    gusts = OnDemandFeatureView("gusts", [sent], [Field("distance", Float64)], distance_of)
+    features = by_key.predictor._features
+    features.apply([gusts, FeatureService("gusty", features=[*features.list_feature_views(), gusts])])
+    other = by_key.version(0.5, tags={"feature_service": "gusty"})
+    body = keyed(KEYS, request=[{"gust": 3.0}])
+    assert (await by_key.infer(body)).status_code == 400
+    if place == "champion":
+        by_key.registry.promote("late", other)
+    else:
+        arms, shadows = ({"canary": (other, 0.01)}, []) if place == "arm" else ({}, [other])
+        by_key.registry.set_traffic("late", arms, shadows=shadows)
+    by_key.refresh()
+    for unit in range(20):
+        assert (await by_key.infer({**body, "id": f"{unit}"})).status_code == 200
+    assert (await by_key.infer(keyed(KEYS, request=[{"gusts": 3.0}]))).status_code == 400
+
+
+def distance_of(inputs: Any) -> Any:
+    return {"distance": inputs["gust"]}
+
+
+async def test_columns_alone_are_answered_without_keys_and_without_a_store(
+    by_key: ServedModel, redis_server: Any
+):
+    body = {"parameters": {"request": [{"distance": 3.0, "wind": 7.0, "carrier": "UA"}, {"wind": 1.0}]}}
+    redis_server.kill()
+    for features in (by_key.predictor._features, None):
+        by_key.predictor._features, by_key.predictor._services = features, ServiceRefresher(features)
+        answer = (await by_key.infer(body)).json()
+        assert answer["outputs"][0]["data"] == [pytest.approx(0.26), pytest.approx(0.251)]
+        assert answer["parameters"]["missing"] == [[], ["distance", "carrier"]]
+    redis_server.start()
+
+
+@pytest.fixture
+def file_names(by_key: ServedModel) -> ServedModel:
+    """A model whose columns have other names in the file that they come from."""
+    flight = Entity("flight", join_keys=[Field("number", Int64)])
+    fields = [Field("distance", Float64), Field("wind", Float64), Field("carrier", String)]
+    named = {"number": "vol n°", "distance": "Entfernung (km)", "wind": "風速", "carrier": "wind"}
+    source = BatchSource("flights", CsvFiles("/none.csv"), [*flight.keys, *fields], columns=named)
+    view = FeatureView("flights", entities=[flight], schema=fields, events=source)
+    features = by_key.predictor._features
+    features.apply([flight, view, FeatureService("flights", features=[view])])
+    times = pa.array([NOW - timedelta(hours=1)], pa.timestamp("us", tz="UTC"))
+    stored = {"number": [7], "distance": [3.0], "wind": [7.0], "carrier": ["UA"], "event_timestamp": times}
+    features.push("flights", pa.table(stored), to="online")
+    by_key.registry.promote("late", by_key.version(tags={"feature_service": "flights"}))
+    by_key.refresh()
+    return by_key
+
+
+async def test_a_files_own_names_are_accepted_and_logged_by_the_names_here(file_names: ServedModel):
+    body = keyed({"vol n°": 7}, request=[{"Entfernung (km)": 1.0, "風速": 2.0}])
+    assert (await file_names.infer(body)).json()["outputs"][0]["data"] == [pytest.approx(0.253)]
+    (row,) = prediction_columns(file_names.log.payloads)["late"].to_pylist()
+    assert (row["numeric"], row["entities"]) == ([1.0, 2.0], '{"number": 7}')
+    alone = {"parameters": {"request": [{"Entfernung (km)": 4.0, "風速": 2.0, "carrier": "UA"}]}}
+    assert (await file_names.infer(alone)).json()["outputs"][0]["data"] == [pytest.approx(0.256)]
+
+
+async def test_a_name_of_both_is_the_one_here(file_names: ServedModel):
+    answer = (await file_names.infer(keyed({"number": 7}, request=[{"wind": 9.0}]))).json()
+    assert answer["outputs"][0]["data"] == [pytest.approx(0.262)]
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_column_that_is_given_by_both_names_is_refused(file_names: ServedModel, *, first: bool):
+    pairs = [("distance", 1.0), ("Entfernung (km)", 2.0)]
+    row = dict(pairs if first else pairs[::-1])
+    response = await file_names.infer(keyed({"number": 7}, request=[row]))
+    assert response.status_code == 400
+    assert "given twice" in response.json()["error"]

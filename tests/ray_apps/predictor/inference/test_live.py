@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from functions.live_counts import ArmTally, SplitArm, Tally
+from functions.prediction_log import LOAD_TEST
+from functions.prediction_log.writing.columns import prediction_columns
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
 
 
@@ -105,3 +107,36 @@ async def test_a_deadline_that_passes_counts_as_missing(served: ServedModel, tal
     assert response.status_code == 504
     (found,) = counted(tally).values()
     assert (found.requests, len(found.missing), int(found.latency.sum())) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_load_test_is_answered_and_logged_and_is_no_evidence(
+    served: ServedModel, tally: Tally, *, broken: bool
+) -> None:
+    shadow, canary = served.version(), served.version()
+    served.registry.set_traffic("late", {"canary": (canary, 0.5)}, shadows=[shadow])
+    served.refresh()
+    if broken:
+        fail(served, canary)
+    before = len(served.log.payloads)
+    answers = [
+        await served.infer(tensors(parameters={"unit": f"u{number}", "load_test": True}))
+        for number in range(40)
+    ]
+    assert {answer.status_code for answer in answers} == ({200, 500} if broken else {200})
+    served.predictor.recorder.flush()
+    await served.predictor.shadows.drained()
+    rows = prediction_columns(served.log.payloads[before:])["late"].to_pylist()
+    assert len(rows) == 40
+    assert {(row["arm"], row["shadow"]) for row in rows} == {(LOAD_TEST, False)}
+    assert {row["version"] for row in rows} == {1, canary}
+    assert counted(tally) == {}
+    assert (await served.infer(tensors(parameters={"load_test": False}))).json()["parameters"][
+        "arm"
+    ] != LOAD_TEST
+
+
+@pytest.mark.parametrize("mark", ["true", 1, 0, None, [True], {}])
+async def test_a_mark_that_is_no_boolean_is_refused(served: ServedModel, mark: Any) -> None:
+    answer = await served.infer(tensors(parameters={"load_test": mark}))
+    assert (answer.status_code, "parameters.load_test" in answer.text) == (400, True)

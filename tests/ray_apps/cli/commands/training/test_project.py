@@ -166,7 +166,7 @@ def test_a_write_that_fails_leaves_nothing(here: Path, capsys: Any, monkeypatch:
     houses().write_csv(here / "data.csv")
     monkeypatch.setattr(Path, "rename", _no_space)
     code, said = toque(capsys, "init", "houses", "--from", "data.csv", "--yes")
-    assert (code, "No space left" in said) == (1, True), said
+    assert (code, "a disk is full" in said) == (1, True), said
     assert [path.name for path in here.iterdir()] == ["data.csv"]
 
 
@@ -405,3 +405,52 @@ def test_a_project_is_trained_and_promoted_from_a_folder_below_it(
         assert "800 rows, 800 of them new, 800 with a label" in said
         assert "homes@1: learnt from 640 rows, judged on 160 later ones" in said
         assert "next: `toque up` serves it here" in said
+
+
+OWNERS = """
+from featurestore import SqlTable
+
+owners = FeatureView(
+    "owners",
+    entities=[entity],
+    schema=[Field("owners", Float64)],
+    events=BatchSource(
+        "owners",
+        SqlTable("sqlite:///{database}", "owners", watermark="seen"),
+        schema=[Field("house", Int64), Field("owners", Float64)],
+        timestamp="seen",
+        timezone="UTC",
+        known_at="seen",
+    ),
+)
+service = FeatureService(view.name, [view, owners])
+FEATURES = [entity, view, owners, service]
+"""
+
+
+@pytest.mark.parametrize("of_other_keys", [False, True])
+def test_a_second_source_of_the_service_is_read_before_training(
+    here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, *, of_other_keys: bool
+) -> None:
+    name = "apart" if of_other_keys else "joined"
+    houses().select(pl.int_range(ROWS).alias("house"), pl.all()).write_csv("data.csv")
+    assert toque(capsys, "init", name, "--from", "data.csv", "--label", "price", "--yes")[0] == 0
+    with sqlite3.connect(here / "data.db") as database:
+        database.execute("CREATE TABLE owners (house INTEGER, owners REAL, seen TEXT)")
+        keys = range(ROWS, 2 * ROWS) if of_other_keys else range(ROWS)
+        rows = [(house, house % 4, "1999-01-01 00:00:00") for house in keys]
+        database.executemany("INSERT INTO owners VALUES (?, ?, ?)", rows)
+    database.close()
+    features, model = (here / name / name / f"{page}.py" for page in ("features", "model"))
+    features.write_text(features.read_text() + OWNERS.replace("{database}", str(here / "data.db")))
+    text = model.read_text().replace("tuple(NUMERIC)", 'tuple([*NUMERIC, "owners"])')
+    model.write_text(text.replace("TabularParams(", "TabularParams(epochs=2, "))
+    monkeypatch.chdir(here / name)
+    store = f"file://{here / name / '.toque' / 'store'}"
+    with use_context(context_of({"TOQUE_STORE": store, "TOQUE_PROJECT": name})):
+        _, said = toque(capsys, "train", "--no-load")
+        assert f"{name}/entities" in said, said
+        _, said = toque(capsys, "train")
+    assert "new rows of other views: owners 400" in said, said
+    assert ("owners of 'apart': null in each of the 320 rows" in said) == of_other_keys, said
+    assert (f"{name}@1: learnt from" in said) != of_other_keys
