@@ -20,6 +20,7 @@ from featurestore.definitions.views import FeatureView
 from featurestore.errors import FeatureStoreError, InvalidDefinition
 from featurestore.store import FeatureStore
 from registry.backoff import backoff_s
+from registry.store.tables.settling import settle
 
 FILE_BYTES = 128 * 2**20
 LEAST_GRACE = timedelta(days=1)  # a slower append than this could lose files that it has not committed yet
@@ -136,4 +137,5 @@ def _commit(
             time.sleep(backoff_s(attempt))
             attempt += 1
         else:
+            settle(table.store)
             return int(opened.version()), done

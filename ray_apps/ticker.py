@@ -24,12 +24,11 @@ from clusters.profile import apply_profile
 from clusters.telemetry.metrics import publish, withdraw
 from ray_apps.leader_lease import (
     REDIS_BEAT_S,
-    STORE_BEAT_S,
     Leadership,
     Lease,
     RedisLease,
-    StoreLease,
 )
+from registry.lease import STORE_BEAT_S, StoreLease
 
 if TYPE_CHECKING:
     from ray.serve import Application

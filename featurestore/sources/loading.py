@@ -38,6 +38,7 @@ from featurestore.sources.running_load import LOAD, LOAD_PART, RunningLoad
 from registry.journal import Journal
 from registry.store import ObjectStore, Table, append_with_parts, read_part
 from registry.store.tables.parts import Part
+from registry.store.tables.settling import settle
 from registry.times import Clock
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20
@@ -246,6 +247,7 @@ class SourceTable:
         if sum(size < SMALL_BYTES for size in sizes) >= SMALL_FILES:
             with suppress(CommitFailedError):  # another load has committed meanwhile, and compacts
                 opened.optimize.compact()
+                settle(self.table.store)
 
 
 def _stored_schema(source: BatchSource) -> pa.Schema:

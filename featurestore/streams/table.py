@@ -27,6 +27,7 @@ from featurestore.definitions.stream_source import PARTITION, POSITION, StreamSo
 from featurestore.errors import ConsumerFenced, FeatureStoreError
 from featurestore.streams.decode import Decoded, Place, event_schema, rejected_schema
 from registry.store import ObjectStore, Table, add_parts, write_part
+from registry.store.tables.settling import settle
 from registry.store.tables.table import commit_properties
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20
@@ -269,6 +270,7 @@ class StreamTable:
             if sum(size < SMALL_BYTES for size in sizes) >= SMALL_FILES:
                 with suppress(CommitFailedError):  # another consumer compacts
                     opened.optimize.compact()
+                    settle(table.store)
 
 
 def _scanned(table: Table, names: list[str], where: pc.Expression) -> Iterator[pa.Table]:

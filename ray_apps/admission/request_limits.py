@@ -6,6 +6,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
 
 from registry import Limits
@@ -92,6 +93,15 @@ class RequestLimits:
             if len(self._permits) > _KEPT:
                 self._permits.popitem(last=False)
         return permit
+
+
+def network_of(address: str) -> str:
+    """Name the network that one caller of an address has to itself: the address, of IPv6 the first 64 bits."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    return str(ip_network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else address
 
 
 def _burst(limits: Limits) -> float:

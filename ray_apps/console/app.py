@@ -10,6 +10,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from ray_apps.admission import RequestLimits
 from ray_apps.console import oidc_sign_in, sign_in
 from ray_apps.console.assets import Assets
 from ray_apps.console.entry import Entry
@@ -42,6 +43,7 @@ class Console:
         self.renderings = Renderings(app)
         self.oidc = None if oidc is None or oidc.client is None else CodeFlow(oidc, oidc.client)
         self.sessions = Sessions(store, clock=clock)
+        self.strangers = RequestLimits()
         self.templates = make_templates()
         self.assets = Assets(STATIC, f"{PREFIX}/static")
         self.entries: tuple[Entry, ...] = tuple(each.ENTRY for each in PAGES if each.ENTRY is not None)

@@ -5,6 +5,7 @@ A page declares who may see it as every route of the platform does, and is admit
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from collections.abc import Mapping
@@ -19,17 +20,26 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, allowed
-from ray_apps.admission.guarded_route import Handler
+from ray_apps.admission.guarded_route import Handler, client_of
+from ray_apps.admission.request_limits import TooManyRequests, network_of
 from ray_apps.console.api import ApiError
 from ray_apps.console.origins import from_elsewhere, is_https
 from ray_apps.console.page import Page
-from registry import Principal, Role
+from registry import Limits, Principal, Role
 
 if TYPE_CHECKING:
     from ray_apps.console.app import Console
 
 PREFIX: Final = "/ui"
+STRANGERS_FORM_BYTES: Final = 4 << 10
+"""Size of a form that is read before it is known who sends it: a token or a code, and where to go."""
+STRANGERS_LIMITS: Final = Limits(rate_per_s=50)
+"""Requests of one address without a session that this gateway has met, as each may cost a read of the store."""
+_STRANGERS_PATIENCE_S = 10.0
 _MAX_FIELDS = 200
+_TOO_LARGE = HTTPException(
+    413, f"form: larger than {STRANGERS_FORM_BYTES} bytes; send a token as `toque token create` made it"
+)
 _logger = logging.getLogger(__name__)
 
 POLICY: Final = (
@@ -91,7 +101,8 @@ class _FormCheck:
         """Parse the form that a request sends. Raises: NotAdmitted 403 if another site, or no page of the session, sent it."""
         if from_elsewhere(request):
             raise NotAdmitted(403, "form: sent by a page of another site; open the console and try again")
-        text = (await request.body()).decode("utf-8", "replace")
+        body = await (request.body() if self._in_session else _read_small(request))
+        text = body.decode("utf-8", "replace")
         try:
             fields = parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)
         except ValueError as error:
@@ -103,6 +114,29 @@ class _FormCheck:
             if session is None or not hmac.compare_digest(sent, session.csrf.encode()):
                 raise NotAdmitted(403, "csrf: missing or of another session; reload the page and try again")
         return form
+
+
+async def _read_small(request: Request) -> bytes:
+    """Read the form of somebody who has not signed in, piece by piece, and no more of it than it may have.
+
+    Raises: HTTPException 413 or 408.
+    """
+    declared = request.headers.get("content-length", "0")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_STRANGERS_PATIENCE_S):
+            if not declared.isdigit() or int(declared) > STRANGERS_FORM_BYTES:
+                raise _TOO_LARGE
+            async for piece in request.stream():
+                body += piece
+                if len(body) > STRANGERS_FORM_BYTES:
+                    raise _TOO_LARGE
+    except TimeoutError:
+        raise HTTPException(
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"form: did not come within {_STRANGERS_PATIENCE_S:g} s; send it again",
+        ) from None
+    return bytes(body)
 
 
 CHANGE: Final = Depends(_FormCheck(in_session=True))
@@ -122,8 +156,8 @@ class ConsoleRoute(GuardedRoute):
 
         async def answer(request: Request) -> Response:
             console = console_of(request)
-            request = await _in_session(request, console)
             try:
+                request = await _in_session(request, console)
                 response = await guarded(request)
             except Exception as error:  # noqa: BLE001  # every error becomes a page, and is logged
                 response = await _error_page(request, console, error)
@@ -168,15 +202,34 @@ def _checks_form(dependant: Dependant) -> bool:
 
 
 async def _in_session(request: Request, console: Console) -> Request:
-    """Present the token of the cookie's session, unless the request has a token of its own."""
-    cookie = request.cookies.get(cookie_name(request))
-    if not cookie or "authorization" in request.headers:
+    """Present the token of the cookie's session, unless the request has a token of its own.
+
+    Raises: NotAdmitted 429 where its address sends too many without either.
+    """
+    if "authorization" in request.headers or request.url.path.startswith(f"{PREFIX}/static/"):
+        return request
+    cookie = request.cookies.get(cookie_name(request), "")
+    if not console.sessions.has_met(cookie):
+        _count_stranger(request, console)
+    if not cookie:
         return request
     session = await console.find_session(cookie)
     if session is None:
         return request
     headers = [*request.scope["headers"], (b"authorization", f"Bearer {session.token}".encode("latin-1"))]
     return Request({**request.scope, "headers": headers, "toque.session": session}, request.receive)
+
+
+def _count_stranger(request: Request, console: Console) -> None:
+    """Count a request of an address from which nobody has signed in here. Raises: NotAdmitted 429."""
+    client = client_of(request)
+    try:
+        console.strangers.take((f"address {network_of(client)}", STRANGERS_LIMITS))
+    except TooManyRequests as error:
+        refusal = NotAdmitted(HTTPStatus.TOO_MANY_REQUESTS, str(error), retry_after_s=error.retry_after_s)
+        what = f"{request.method} {request.url.path}"
+        request.app.state.admission.note(refusal, who=None, what=what, workspace=None, client=client)
+        raise refusal from error
 
 
 async def _error_page(request: Request, console: Console, error: Exception) -> Response:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
@@ -29,7 +30,8 @@ REREAD_AFTER: Final = timedelta(seconds=5)
 """How long a session that another gateway ended may go on here."""
 _SESSIONS, _CODES, _USED = "console/sessions/", "console/codes/", "console/used-codes/"
 _BYTES, _NONCE_BYTES = 32, 12
-_MAX_CHARS = 64
+_SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
+"""Form of every session's identifier and every code; what has another is not looked for in the store."""
 _KEPT = 4_096
 
 
@@ -72,9 +74,15 @@ class Sessions:
         known = self.recall(session_id)
         if known is not None:
             return known
-        self._read.pop(session_id, None)
         found = self._open(_SESSIONS, session_id)
-        return None if found is None else self._remember(Session(session_id, *found))
+        if found is None:
+            self._read.pop(session_id, None)
+            return None
+        return self._remember(Session(session_id, *found))
+
+    def has_met(self, session_id: str) -> bool:
+        """Whether a session was found here before, so that looking for it again is no guess; does not block."""
+        return session_id in self._read
 
     def end(self, session_id: str) -> None:
         """End a session; other gateways follow within seconds."""
@@ -114,7 +122,7 @@ class Sessions:
         return secret, expires_at
 
     def _open(self, prefix: str, secret: str) -> tuple[str, datetime] | None:
-        if not secret or len(secret) > _MAX_CHARS:
+        if not _SECRET.fullmatch(secret):
             return None
         data = self._store.find(_key(prefix, secret))
         if data is None:

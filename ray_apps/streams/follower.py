@@ -14,9 +14,10 @@ from featurestore import FeatureStoreError
 from featurestore.errors import StreamRewritten
 from featurestore.streams.consumer import StreamConsumer
 from featurestore.streams.opening import open_stream
-from ray_apps.leader_lease import REDIS_BEAT_S, STORE_BEAT_S, Leadership, Lease, RedisLease, StoreLease
+from ray_apps.leader_lease import REDIS_BEAT_S, Leadership, Lease, RedisLease
 from ray_apps.streams.ownership import PartitionLeases, RedisMembers
 from ray_apps.streams.series import FAILURES, ConsumerSeries
+from registry.lease import STORE_BEAT_S, StoreLease
 
 if TYPE_CHECKING:
     from featurestore import FeatureStore

@@ -9,8 +9,9 @@ from functions import Cron, function
 from functions.runtime.context import context
 from functions.runtime.durable.invocation import run_pending
 from functions.runtime.triggers.schedule import Schedule, run_due
-from ray_apps.leader_lease import Leadership, StoreLease
+from ray_apps.leader_lease import Leadership
 from ray_apps.ticker import Ticker
+from registry.lease import StoreLease
 
 EFFECTS = "TOQUE_TEST_EFFECTS"
 

@@ -7,8 +7,9 @@ import pytest
 from redis import ConnectionError as RedisConnectionError
 
 from functions.runtime.changes.announcer import connection
-from ray_apps.leader_lease import Leadership, Lease, RedisLease, StoreLease
+from ray_apps.leader_lease import Leadership, Lease, RedisLease
 from registry import ObjectStore, open_store
+from registry.lease import StoreLease
 from registry.store import Aged
 from tests.redis_server import RedisServer, running_redis
 

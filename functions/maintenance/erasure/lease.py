@@ -2,69 +2,64 @@
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from functions.maintenance.errors import MaintenanceError
 from functions.runtime.durable.heartbeat import repeated
-from registry import AlreadyExists, ObjectStore, RegistryError, utc_now
-from registry.times import from_text, to_text
+from registry import ObjectStore, RegistryError
+from registry.lease import StoreLease, passing_s
 
 BEAT_S = 10.0
-STALE_S = 60.0
-_FOLDER = "erasures/leases/"
+TERM_S = 60.0
+
+
+class Holder:
+    """One erasure's claim to the lease, which ends for good at the first term that no renewal reached."""
+
+    def __init__(self, store: ObjectStore, *, clock: Callable[[], float] = passing_s) -> None:
+        """Claim the lease. clock: seconds that pass, of this holder alone. Raises: MaintenanceError while another has it."""
+        self._lease = StoreLease(store, "erasure", uuid.uuid4().hex, term_s=TERM_S, clock=clock)
+        self._clock = clock
+        self._until = self._lease.renew()
+        if not self._has_it():
+            raise MaintenanceError(
+                "another erasure is under way, or was killed less than a minute ago; yours is recorded: "
+                "call finish_erasures then, or leave it to the nightly run"
+            )
+
+    def renew(self) -> None:
+        """Renew the lease, unless it was lost: what was read before may be out of date. Raises: RegistryError."""
+        if self._has_it():
+            self._until = self._lease.renew()
+
+    def check(self) -> None:
+        """Raise MaintenanceError once the lease was lost; asked before each rewriting."""
+        if not self._has_it():
+            raise MaintenanceError(
+                f"the lease of erasures could not be renewed for {TERM_S:g} s, and another erasure may have begun; yours is "
+                "recorded: call finish_erasures, or leave it to the nightly run"
+            )
+
+    def release(self) -> None:
+        """Give the lease back, so that another erasure need not wait for its end. Raises: RegistryError."""
+        self._lease.release()
+
+    def _has_it(self) -> bool:
+        return self._clock() < self._until
 
 
 @contextmanager
-def only_erasure(store: ObjectStore) -> Iterator[None]:
+def only_erasure(store: ObjectStore) -> Iterator[Callable[[], None]]:
     """Hold the lease of a store's erasures within the block; that of a killed process is taken over after a minute.
 
-    Raises: MaintenanceError if another erasure is under way.
+    Returns: `Holder.check`. Raises: MaintenanceError if another erasure is under way.
     """
-    key, holder = _take(store), uuid.uuid4().hex
-
-    def renew() -> None:
-        _write(store, key, holder)
-
+    holder = Holder(store)
     try:
-        with repeated(renew, every_s=BEAT_S, name="erasure-lease", tolerated=RegistryError):
-            yield
+        with repeated(holder.renew, every_s=BEAT_S, name="erasure-lease", tolerated=RegistryError):
+            yield holder.check
     finally:
-        _write(store, key, None)
-
-
-def _take(store: ObjectStore) -> str:
-    """Create the next lease, which one contender can; returns its key."""
-    keys = list(store.list(_FOLDER))
-    last = keys[-1] if keys else None
-    held: dict[str, Any] = json.loads(store.get(last)) if last is not None else {"holder": None}
-    if held["holder"] is not None and utc_now() - from_text(held["at"]) < timedelta(seconds=STALE_S):
-        raise _busy()
-    number = int(last.rpartition("/")[2].removesuffix(".json")) + 1 if last is not None else 0
-    key = f"{_FOLDER}{number:08d}.json"
-    try:
-        store.create(key, _content("a new holder"))
-    except AlreadyExists as error:
-        raise _busy() from error
-    for old in keys[:-1]:
-        store.delete(old)
-    return key
-
-
-def _busy() -> MaintenanceError:
-    return MaintenanceError(
-        "another erasure is under way, or was killed less than a minute ago; yours is recorded: "
-        "call finish_erasures then, or leave it to the nightly run"
-    )
-
-
-def _write(store: ObjectStore, key: str, holder: str | None) -> None:
-    store.put(key, _content(holder))
-
-
-def _content(holder: str | None) -> bytes:
-    return json.dumps({"holder": holder, "at": to_text(utc_now())}).encode()
+        with suppress(RegistryError):  # it ends by itself
+            holder.release()

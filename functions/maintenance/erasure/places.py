@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from functions.maintenance.erasure.record import PendingErasure, TableErasure
-from functions.maintenance.erasure.subject import PREDICTION_ID, Traces
+from functions.maintenance.erasure.record import ErasurePreview, PendingErasure, TableErasure, TablePreview
+from functions.maintenance.erasure.subject import PREDICTION_ID, TEXT, UNIT, Traces
 from functions.runtime.durable.ledger import Ledger
 from registry import InvalidInput, ObjectStore, Table
 from registry.store import FolderStore, find_rows, remove_rows, table_names
@@ -22,48 +25,107 @@ _UNSEARCHED = re.compile(
 )
 """Tables are searched as tables, and other workspaces when it is their turn; files of models and runs are what was learned,
 which no erasure reaches."""
+_OWNERS = 20
 
 
 def collect_prediction_ids(store: ObjectStore, traces: Traces) -> list[str]:
     """Collect the ids of the subject's predictions from every version of the tables that have them."""
-    collector = _IdCollector(traces)
+    ids: set[str] = set()
     for name in table_names(store):
         if name.startswith(("predictions/", "predictions_large/", "batch/")):
+            search = _Search(traces)
             with suppress(InvalidInput):  # that table is reported when its rows are to go
-                find_rows(Table(store, name), collector)
-    return sorted(collector.ids)
+                find_rows(Table(store, name), search)
+            ids |= search.ids
+    return sorted(ids)
 
 
-class _IdCollector:
-    """Traces that note the prediction ids of the rows that they match."""
+class _Search:
+    """Traces that note why rows match, whose they are, and their prediction ids."""
 
-    def __init__(self, traces: Traces) -> None:
+    def __init__(self, traces: Traces, *, with_mentions: bool = False) -> None:
+        """with_mentions: count the rows, too, that mention the subject in a text and stay."""
         self._traces = traces
+        self._searched = replace(traces, text=True) if with_mentions else traces
+        self.reasons: Counter[str] = Counter()
+        self.owners: set[str] = set()
         self.ids: set[str] = set()
-        self.mentions = traces.mentions
+        self.going = self.staying = 0
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        wanted = self._traces.columns(schema)
-        return list(dict.fromkeys([*wanted, *(n for n in (PREDICTION_ID,) if n in schema.names)]))
+        names = [*self._searched.columns(schema), PREDICTION_ID, UNIT]
+        return list(dict.fromkeys(name for name in names if name in schema.names))
 
     def mask(self, rows: pa.Table) -> pa.Array:
-        mask = self._traces.mask(rows)
+        going = mentioning = pa.array([False] * rows.num_rows, pa.bool_())
+        for reason, matches in self._searched.reasons(rows):
+            if count := pc.sum(matches).as_py():
+                self.reasons[reason] += count
+            if reason.startswith(TEXT) and not self._traces.text:
+                mentioning = pc.or_(mentioning, matches)
+            else:
+                going = pc.or_(going, matches)
+        self.going += pc.sum(going).as_py() or 0
+        self.staying += pc.sum(pc.and_not(mentioning, going)).as_py() or 0
+        chosen = rows.filter(pc.or_(going, mentioning))
+        for name in sorted({UNIT, *self._traces.values} & set(rows.column_names)):
+            self.owners |= {f"{name}={value}" for value in chosen.column(name).unique().to_pylist()}
         if PREDICTION_ID in rows.column_names:
-            self.ids.update(rows.filter(mask).column(PREDICTION_ID).to_pylist())
-        return mask
+            self.ids.update(rows.filter(going).column(PREDICTION_ID).to_pylist())
+        return going
+
+    def mentions(self, text: str) -> bool:
+        return self._traces.mentions(text)
+
+
+def preview(store: ObjectStore, traces: Traces) -> ErasurePreview:
+    """List what an erasure would remove from tables and objects, why, and what mentions the subject and stays; changes nothing."""
+    tables, left = {}, []
+    for name in table_names(store):
+        search = _Search(traces, with_mentions=True)
+        try:
+            find_rows(Table(store, name), search)
+        except InvalidInput as error:
+            left.append(str(error))
+        if search.reasons:
+            tables[name] = TablePreview(
+                rows=search.going,
+                staying=search.staying,
+                why=dict(sorted(search.reasons.items())),
+                whose=sorted(search.owners)[:_OWNERS],
+            )
+    objects: dict[str, str] = {}
+    staying: list[str] = []
+    for key in _searched(store):
+        data = store.find(key) or b""
+        is_named = traces.names(data)
+        if is_named or (traces.text and traces.in_bytes(data)):
+            goes = _INVOCATION.match(key) or _REMADE.match(key)
+            reason = "names it" if is_named else "mentions it in its text"
+            objects[key] = reason if goes else f"{reason}, and cannot be changed"
+        elif replace(traces, text=True).in_bytes(data):
+            staying.append(key)
+    return ErasurePreview(tables=tables, objects=objects, staying=staying, left=left)
 
 
 def erase_from_tables(
-    store: ObjectStore, traces: Traces, pending: PendingErasure, *, save: Callable[[], None]
+    store: ObjectStore,
+    traces: Traces,
+    pending: PendingErasure,
+    *,
+    save: Callable[[], None],
+    check: Callable[[], None],
 ) -> list[str]:
     """Remove the subject's rows from every version of every table; what is about to go is recorded before it goes.
 
+    check: raises where this erasure may write no more, asked before each table and after its rows were read.
     Returns: why a table could not be searched, for each such.
     """
     left: list[str] = []
     for name in table_names(store):
 
         def note(matches: Sequence[HistoryMatch], name: str = name) -> None:
+            check()
             made = TableErasure(
                 rows=sum(each.rows for each in matches),
                 files=len(matches),
@@ -72,6 +134,7 @@ def erase_from_tables(
             pending.tables[name] = pending.tables[name] + made if name in pending.tables else made
             save()
 
+        check()
         try:
             remove_rows(Table(store, name), traces, before=note)
         except InvalidInput as error:

@@ -38,6 +38,7 @@ class TableErasure(BaseModel):
 class PendingErasure(BaseModel):
     """An erasure that is not complete: its subject, which is known only until then, and what was done so far.
 
+    text: whether what mentions the subject in a text goes, too; False in records of earlier releases.
     prediction_ids: of the subject's predictions, by which its labels are found; None until they are collected.
     removed: numbers of what was removed, by place.
     """
@@ -46,6 +47,7 @@ class PendingErasure(BaseModel):
     subject: Subject
     requested_at: datetime
     requested_by: str
+    text: bool = False
     prediction_ids: list[str] | None = None
     tables: dict[str, TableErasure] = Field(default_factory=dict)
     removed: dict[str, int] = Field(default_factory=dict)
@@ -56,6 +58,36 @@ class PendingErasure(BaseModel):
             self.removed[place] = self.removed.get(place, 0) + number
 
 
+class TablePreview(BaseModel):
+    """What an erasure would find in one table, in files that may repeat a row.
+
+    rows: that would go; staying: that mention the subject in a text and would stay; why: rows of both kinds by the column that
+    shows it; whose: first of the units and entities that they have.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    staying: int
+    why: dict[str, int]
+    whose: list[str]
+
+
+class ErasurePreview(BaseModel):
+    """What an erasure would remove, and why, from tables and objects; what has not reached the tables yet is not among it.
+
+    objects: why each would go, by key; staying: keys of objects that mention the subject in a text and would stay; left: why a
+    table could not be searched.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tables: dict[str, TablePreview]
+    objects: dict[str, str]
+    staying: list[str]
+    left: list[str]
+
+
 class Certificate(BaseModel):
     """Proof of an erasure: what was removed where, when, by whom, and what was made from it before.
 
@@ -64,7 +96,8 @@ class Certificate(BaseModel):
     tables: rows by table, in files that may repeat a row; removed: numbers by place.
     training_sets, models: made from the subject's rows before; the sets are readable without these rows, the models keep
     what they have learned. left: objects that hold the subject and cannot be changed. silent_writers: processes that did
-    not confirm that their write-ahead files have dropped it. pseudonyms: whether pseudonyms were searched as well.
+    not confirm that their write-ahead files have dropped it. pseudonyms: whether pseudonyms were searched as well; text:
+    whether texts that mention the subject were.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -83,6 +116,7 @@ class Certificate(BaseModel):
     left: list[str]
     silent_writers: list[str]
     pseudonyms: bool
+    text: bool = True  # certificates of earlier releases, which always searched texts, do not say
 
 
 class Erasures:
@@ -91,14 +125,19 @@ class Erasures:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
-    def request(self, subject: Subject, *, actor: str, now: datetime) -> PendingErasure:
-        """Record an erasure before anything is removed; one that is pending for the same subject goes on."""
+    def request(self, subject: Subject, *, actor: str, now: datetime, text: bool = False) -> PendingErasure:
+        """Record an erasure before anything is removed; one that is pending for the same subject goes on, with as many places."""
         for pending in self.pending():
             if pending.subject == subject:
+                if text and not pending.text:
+                    pending.text = True
+                    self.save(pending)
                 return pending
-        made = PendingErasure(id=uuid.uuid4().hex, subject=subject, requested_at=now, requested_by=actor)
-        self.save(made)
-        return made
+        request = PendingErasure(
+            id=uuid.uuid4().hex, subject=subject, requested_at=now, requested_by=actor, text=text
+        )
+        self.save(request)
+        return request
 
     def pending(self) -> list[PendingErasure]:
         """List the erasures that are not complete."""

@@ -69,17 +69,18 @@ def forget_streams(features: FeatureStore, tables: Iterable[str]) -> None:
 
 
 def _keys_of(client: Any, project: str, view: FeatureView, traces: Traces) -> Iterator[bytes]:
-    """Yield the keys of a view's rows that are the subject's, or hold one of its long values."""
+    """Yield the keys of a view's rows that are the subject's or, where texts count, mention one of its long values."""
     names = [key.name for key in view.join_keys]
-    if not (traces.texts or traces.values.keys() & set(names)):
+    is_named = bool(traces.values) and traces.values.keys() <= set(names)
+    if not (is_named or traces.text):
         return
     start = prefix(project, view.name)
-    texts = [text.encode() for text in traces.texts]
     for key in client.scan_iter(match=f"{_literal(start)}*", count=1_000):
         parts = [unquote(part) for part in key.decode()[len(start) :].split("|")]
         row = dict(zip(names, parts, strict=False))
-        named = any(row.get(name) in accepted for name, accepted in traces.values.items())
-        if named or (texts and any(text in (client.get(key) or b"") for text in texts)):
+        if (is_named and all(row.get(name) in accepted for name, accepted in traces.values.items())) or (
+            traces.text and traces.mentions((client.get(key) or b"").decode("utf-8", "replace"))
+        ):
             yield key
 
 

@@ -1,4 +1,8 @@
-"""Subject of an erasure: an entity, a unit or both, and how it is recognised in rows, JSON and bytes."""
+"""Subject of an erasure: an entity, a unit or both, and how it is recognised in rows, JSON and bytes.
+
+It is known by exact values: those of columns and JSON fields of its names, and of rows that sources kept aside. A text that mentions it
+may be about somebody else, so texts are searched on request alone, and for whole words: an id is often part of another one.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -18,8 +22,13 @@ from featurestore.sources.rows import REASON, ROW
 from functions.prediction_log import pseudonym
 
 UNIT, ENTITIES, PREDICTION_ID, DATA = "unit", "entities", "prediction_id", "data"
+TEXT = "text of "
+"""Beginning of a reason by which a row is found, before the name of a column: it is mentioned there and no more."""
 MIN_TEXT = 8
-"""Characters from which a value is searched as text anywhere; a shorter one only under its name."""
+"""Characters from which a value is searched in texts; a shorter one only under its name."""
+_JOINTS = r"[-.+@'%~&]"
+"""Characters that continue an id where a word character follows or precedes: `user-1` is no word of `user-1-b`, but of `user-1.`."""
+_ESCAPES = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
 
 
 class Subject(BaseModel):
@@ -55,99 +64,182 @@ def new_salt() -> str:
 class Traces:
     """Values by which a subject is found, its pseudonyms among them; a `Choice` of rows for `remove_rows`.
 
-    values: accepted values by column; unit: accepted units; ids: of the subject's predictions; texts: searched anywhere.
+    values: accepted values by join key, all of which an entity has; units: accepted units; ids: of the subject's predictions;
+    text: whether texts that mention a long value count.
     """
 
     values: dict[str, frozenset[str]]
     units: frozenset[str]
     ids: frozenset[str] = frozenset()
-    texts: tuple[str, ...] = ()
+    text: bool = False
+    words: tuple[str, ...] = field(init=False, compare=False)
+    _words: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
     _id_values: pa.Array = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        accepted = frozenset().union(self.units, *self.values.values())
+        words = tuple(sorted(word for word in accepted if len(word) >= MIN_TEXT))
+        object.__setattr__(self, "words", words)
+        object.__setattr__(self, "_words", _whole_words(words) if words else None)
         object.__setattr__(self, "_id_values", pa.array(sorted(self.ids), pa.string()))
 
     @classmethod
-    def of(cls, subject: Subject, *, key: str | None, ids: Iterable[str] = ()) -> Self:
+    def of(cls, subject: Subject, *, key: str | None, ids: Iterable[str] = (), text: bool = False) -> Self:
         """Derive the traces of a subject, its pseudonyms included. key: of the pseudonyms in the log, None if there are none."""
         values = {name: _with_pseudonym(value, key) for name, value in subject.entity.items()}
         units = _with_pseudonym(subject.unit, key) if subject.unit is not None else frozenset()
-        texts = {each for found in (*values.values(), units) for each in found if len(each) >= MIN_TEXT}
-        return cls(values, units, frozenset(ids), tuple(sorted(texts)))
+        return cls(values, units, frozenset(ids), text)
 
     def columns(self, schema: pa.Schema) -> list[str]:
         """Columns of a table in which the subject may stand."""
         named = {*self.values, UNIT, ENTITIES, PREDICTION_ID}
         if {REASON, ROW} <= set(schema.names):
             named |= {REASON, ROW}  # by both, a table of rows that were kept aside is known
+        searched = self.text and self.words
         return [
-            each.name for each in schema if each.name in named or (self.texts and _may_hold_text(each.type))
+            column.name
+            for column in schema
+            if column.name in named or (searched and _may_hold_text(column.type))
         ]
 
     def mask(self, rows: pa.Table) -> pa.Array:
         """Tell for each row whether it is about the subject."""
-        found = pa.array([False] * rows.num_rows)
-        if {REASON, ROW} <= set(rows.column_names):
-            found = pc.or_(found, self._in_rows_kept_aside(rows.column(ROW)))
-        for name in self.columns(rows.schema):
-            column = rows.column(name).combine_chunks()
-            for each in self._column_masks(name, column):
-                found = pc.or_(found, pc.fill_null(each, False))
-        return found
+        mask = pa.array([False] * rows.num_rows, pa.bool_())
+        for _, matches in self.reasons(rows):
+            mask = pc.or_(mask, matches)
+        return mask
 
-    def _column_masks(self, name: str, column: pa.Array) -> Iterator[pa.Array]:
-        if name == PREDICTION_ID and self.ids:
-            yield pc.is_in(column, value_set=self._id_values)
-        accepted = self.units if name == UNIT else self.values.get(name, frozenset())
-        if accepted and not pa.types.is_nested(column.type):
-            yield pc.is_in(column.cast(pa.string()), value_set=pa.array(sorted(accepted), pa.string()))
-        if name == ENTITIES and self.values and _is_text(column.type):
-            documents = {
-                each: self.in_document(json.loads(each)) for each in pc.unique(column).to_pylist() if each
-            }
-            yield pa.array([documents.get(each, False) for each in column.to_pylist()], pa.bool_())
-        if self.texts and _may_hold_text(column.type):
-            yield from (_contains(column, text) for text in self.texts)
+    def reasons(self, rows: pa.Table) -> Iterator[tuple[str, pa.Array]]:
+        """Yield why rows are about the subject, by the names of columns, each with a mask of its rows."""
+        columns = {name: rows.column(name).combine_chunks() for name in rows.column_names}
+        if self.values and self.values.keys() <= columns.keys():
+            mask = pa.array([True] * rows.num_rows, pa.bool_())
+            for name, accepted in self.values.items():
+                mask = pc.and_(mask, _is_among(columns[name], accepted))
+            yield ", ".join(sorted(self.values)), mask
+        if self.units and UNIT in columns:
+            yield UNIT, _is_among(columns[UNIT], self.units)
+        if self.ids and PREDICTION_ID in columns:
+            yield (
+                PREDICTION_ID,
+                pc.fill_null(pc.is_in(columns[PREDICTION_ID], value_set=self._id_values), False),
+            )
+        if self.values and ENTITIES in columns and not pa.types.is_nested(columns[ENTITIES].type):
+            yield ENTITIES, _rows_where(columns[ENTITIES], lambda text: self.names(text.encode()))
+        if {REASON, ROW} <= columns.keys():
+            yield ROW, _rows_where(columns[ROW], self._in_row_kept_aside)
+        if self.text and self.words:
+            for name, column in columns.items():
+                if _may_hold_text(column.type):
+                    yield f"{TEXT}{name}", self._mentions_in(column)
 
-    def _in_rows_kept_aside(self, texts: pa.ChunkedArray) -> pa.Array:
-        """Tell which of a source's rows that were kept aside may be about the subject: those with one of its values.
+    def _in_row_kept_aside(self, text: str) -> bool:
+        """Whether a source's row that was kept aside may be about the subject: it has its values as whole fields.
 
         Under any name, since the source has names of its own, and such a row is no loss.
         """
-        accepted = frozenset().union(self.units, *self.values.values())
-        return pa.array([bool(accepted & _values_in(text)) for text in texts.to_pylist()], pa.bool_())
+        fields = _fields(text)
+        entity = bool(self.values) and all(accepted & fields for accepted in self.values.values())
+        return entity or bool(self.units & fields)
 
     def in_document(self, value: Any) -> bool:
-        """Whether a JSON value has the subject under one of its names, at any depth."""
+        """Whether a JSON value has the subject under its names, at any depth."""
         if isinstance(value, list):
-            return any(self.in_document(each) for each in value)
+            return any(self.in_document(item) for item in value)
         if not isinstance(value, dict):
             return False
-        return any(self._under(name, each) or self.in_document(each) for name, each in value.items())
+        return self._under_names(value) or any(self.in_document(item) for item in value.values())
 
-    def _under(self, name: str, value: Any) -> bool:
-        accepted = self.units if name == UNIT else self.values.get(name, frozenset())
-        values = value if isinstance(value, list) else [value]
-        return any(isinstance(each, str | int) and str(each) in accepted for each in values)
+    def _under_names(self, value: Mapping[str, Any]) -> bool:
+        if self.units and _has(value.get(UNIT), self.units):
+            return True
+        if not self.values or not self.values.keys() <= value.keys():
+            return False
+        # Columns of several rows have the values of one row at one place.
+        columns = [value[name] for name in self.values]
+        if all(isinstance(column, list) for column in columns):
+            rows = zip(*columns, strict=False)
+            return any(all(map(_has, row, self.values.values())) for row in rows)
+        return all(map(_has, columns, self.values.values()))
 
     def mentions(self, text: str) -> bool:
-        """Whether a text holds one of the long values, as it is or escaped as JSON does."""
-        return any(each in text or json.dumps(each)[1:-1] in text for each in self.texts)
+        """Whether a text holds one of the long values as a whole word, as it is or escaped as JSON does."""
+        if self._words is None or not any(word in text or _escaped(word) in text for word in self.words):
+            return False
+        texts = [_unescaped(text), text] if any("\\" in word for word in self.words) else [_unescaped(text)]
+        return any(self._words.search(candidate) for candidate in texts)
+
+    def names(self, data: bytes) -> bool:
+        """Whether an object's bytes are JSON that names the subject."""
+        return any(self.in_document(document) for document in _documents(data.decode("utf-8", "replace")))
 
     def in_bytes(self, data: bytes) -> bool:
-        """Whether an object's bytes hold a long value, or JSON that names the subject."""
-        text = data.decode("utf-8", "replace")
-        if self.mentions(text):
-            return True
-        return any(self.in_document(each) for each in _documents(text))
+        """Whether an object's bytes are JSON that names the subject or, where texts count, mention a long value."""
+        return self.names(data) or (self.text and self.mentions(data.decode("utf-8", "replace")))
+
+    def _mentions_in(self, column: pa.Array) -> pa.Array:
+        """Tell for each row of a column of texts, bytes, or lists of either whether one mentions the subject."""
+        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+            return self._mentioning(column)
+        items = pc.list_flatten(column)
+        if pa.types.is_struct(items.type):
+            items = pc.struct_field(items, DATA)
+        inside = pc.filter(pc.list_parent_indices(column), self._mentioning(items))
+        return pc.is_in(pa.array(range(len(column)), pa.int64()), value_set=inside.cast(pa.int64()))
+
+    def _mentioning(self, values: pa.Array) -> pa.Array:
+        candidates = pa.array([False] * len(values), pa.bool_())
+        for spelling in {spelling for word in self.words for spelling in (word, _escaped(word))}:
+            candidates = pc.or_(candidates, pc.fill_null(pc.match_substring(values, spelling), False))
+        mask = [False] * len(values)
+        for index in pc.indices_nonzero(candidates).to_pylist():
+            text = values[index].as_py()
+            mask[index] = self.mentions(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        return pa.array(mask, pa.bool_())
 
 
-def _values_in(text: str) -> set[str]:
+def _whole_words(words: Iterable[str]) -> re.Pattern[str]:
+    spellings = (re.escape(word) for word in words)
+    return re.compile(rf"(?<!\w)(?<!\w{_JOINTS})(?:{'|'.join(spellings)})(?!\w|{_JOINTS}\w)")
+
+
+def _escaped(word: str) -> str:
+    return json.dumps(word)[1:-1]
+
+
+def _unescaped(text: str) -> str:
+    """Put letters and spaces in place of JSON's escapes, so that it shows which characters stand beside a word."""
+    if "\\" not in text:
+        return text
+    letters = _ESCAPES.sub(lambda match: chr(int(match[1], 16)) if match[1] else " ", text)
+    return letters.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _is_among(column: pa.Array, accepted: frozenset[str]) -> pa.Array:
+    if pa.types.is_nested(column.type):
+        return pa.array([False] * len(column), pa.bool_())
+    values = column.cast(pa.string())
+    return pc.fill_null(pc.is_in(values, value_set=pa.array(sorted(accepted), pa.string())), False)
+
+
+def _rows_where(column: pa.Array, holds: Callable[[str], bool]) -> pa.Array:
+    """Tell for each row of a column of texts whether it `holds`, asking once for each text."""
+    answers = {text: holds(text) for text in pc.unique(column).to_pylist() if text}
+    return pa.array([answers.get(text, False) for text in column.to_pylist()], pa.bool_())
+
+
+def _has(value: Any, accepted: frozenset[str]) -> bool:
+    """Whether a JSON value, or one of a list, is an accepted one."""
+    values = value if isinstance(value, list) else [value]
+    return any(isinstance(item, str | int) and str(item) in accepted for item in values)
+
+
+def _fields(text: str) -> set[str]:
     """Values of a row that was kept aside: of its JSON, or the fields of a line or of torn JSON, split at any separator."""
-    found = next(iter(_documents(text)), None)
-    if isinstance(found, dict):
-        return {str(each).strip() for each in found.values()}
-    return {each.strip(" \"'") for each in re.split(r"[,;|\t:{}\[\]]", text)}
+    document = next(iter(_documents(text)), None)
+    if isinstance(document, dict):
+        return {str(value).strip() for value in document.values()}
+    return {part.strip(" \"'") for part in re.split(r"[,;|\t:{}\[\]]", text)}
 
 
 def _documents(text: str) -> Iterator[Any]:
@@ -183,15 +275,3 @@ def _may_hold_text(kind: pa.DataType) -> bool:
     if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type):
         return bool(kind.value_type.get_field_index(DATA) >= 0)
     return _is_text(kind) or _is_bytes(kind)
-
-
-def _contains(column: pa.Array, text: str) -> pa.Array:
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        return pc.match_substring(column, text)
-    items = pc.list_flatten(column)
-    if pa.types.is_struct(items.type):
-        items = pc.struct_field(items, DATA)
-    found = pc.fill_null(pc.match_substring(items, text), False)
-    inside = pc.filter(pc.list_parent_indices(column), found)
-    rows = pa.array(range(len(column)), pa.int64())
-    return pc.is_in(rows, value_set=inside.cast(pa.int64()))

@@ -39,6 +39,7 @@ from functions.prediction_log.writing.stream import Stream
 from functions.prediction_log.writing.stream_of_0_1 import OldStream, streams_of
 from registry.access import DEFAULT_WORKSPACE
 from registry.store import ObjectStore, Table
+from registry.store.tables.settling import settle
 
 __all__ = ["DrainResult", "Share", "add_records", "drain", "waiting_writers"]
 
@@ -216,8 +217,13 @@ _MOVES = {"predictions": _move_predictions, "labels": _move_labels}
 
 
 def add_records(store: ObjectStore, kind: str, batch: Batch) -> DrainResult:
-    """Append records to the tables of a store, those left out that are there. Raises: PredictionLogError."""
-    return _MOVES[kind](store, batch)
+    """Append records to the tables of a store, those left out that are there, and have them on the disk.
+
+    Raises: PredictionLogError; Unavailable if the disk fails.
+    """
+    added = _MOVES[kind](store, batch)
+    settle(store)  # also what another drain committed and did not live to settle
+    return added
 
 
 def _append_new(

@@ -38,6 +38,7 @@ from registry.store.tables.log_actions import (
     with_removals,
 )
 from registry.store.tables.naming import is_stream
+from registry.store.tables.settling import settle
 
 if TYPE_CHECKING:
     from registry.store.object_store import ObjectStore
@@ -256,6 +257,7 @@ class _Log:
         """Sum the log up in a checkpoint, and delete what came before it, and then the files that only older versions have."""
         opened = DeltaTable(self._table.uri, storage_options=self._table.storage_options or None)
         opened.create_checkpoint()
+        settle(self._store)  # before what it sums up goes
         named = set(pa.table(opened.get_add_actions(flatten=True)).column("path").to_pylist())
         for key in self._logs:
             if key[len(_LOG) :][:1].isdigit() and _number(key) < opened.version():

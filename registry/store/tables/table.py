@@ -17,6 +17,7 @@ from registry.errors import InvalidInput, NotFound, Unavailable
 from registry.names import check_name
 from registry.store.tables.files import file_system, request_errors
 from registry.store.tables.naming import TableSnapshot, is_log, is_stream
+from registry.store.tables.settling import settle
 from registry.store.tables.stored_times import with_stored_times
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class Table:
         return kept
 
     def commit(self, write: Callable[[DeltaTable | None], DeltaTable]) -> TableSnapshot:
-        """Run `write` on the newest version (None: there is no table), and retry while other writers conflict.
+        """Run `write` on the newest version (None: there is no table), and retry while other writers conflict; what it wrote is on the disk.
 
         Raises: Unavailable if they do for a minute, or the store does not answer; Forbidden; InvalidInput if columns do not fit.
         """
@@ -242,6 +243,7 @@ class Table:
             except SchemaMismatchError as error:
                 raise InvalidInput(f"table {self.name}: columns do not fit: {error}") from error
             else:
+                settle(self.store)
                 self.store.announce(f"tables/{self.name}")
                 return TableSnapshot(name=self.name, version=int(table.version()))
 

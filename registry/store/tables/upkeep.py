@@ -15,6 +15,7 @@ from deltalake.exceptions import CommitFailedError
 
 from registry.backoff import backoff_s
 from registry.errors import InvalidInput, Unavailable
+from registry.store.tables.settling import settle
 from registry.store.tables.table import Table, table_properties
 
 FILE_BYTES = 128 << 20
@@ -136,9 +137,12 @@ def _commit(table: Table, change: Callable[[DeltaTable], Any]) -> Any:
     deadline, attempt = time.monotonic() + _PATIENCE_S, 0
     while True:
         try:
-            return change(_opened(table))
+            done = change(_opened(table))
         except CommitFailedError as error:
             if time.monotonic() > deadline:
                 raise Unavailable(f"table {table.name}: no commit in {_PATIENCE_S} s: {error}") from error
             time.sleep(backoff_s(attempt))
             attempt += 1
+        else:
+            settle(table.store)
+            return done

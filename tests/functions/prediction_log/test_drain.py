@@ -31,6 +31,7 @@ from functions.prediction_log.writing.series import DRAINED
 from functions.prediction_log.writing.stream import Stream
 from registry import Table, open_store
 from registry.store import ObjectStore
+from registry.store.tables import settling
 from tests.functions.prediction_log.logbook import T0, all_rows, record, write
 from tests.waiting import until
 
@@ -374,3 +375,35 @@ def test_drains_that_share_the_writers_move_each_record_once(
     assert (done.predictions, done.writers) == (24, 8)
     assert len(set(all_rows(store)["prediction_id"].to_pylist())) == all_rows(store).num_rows == 24
     assert waiting_writers(redis_server.url) == 0
+
+
+@pytest.mark.parametrize("before", ["nothing", "a drain that died after its commit"])
+def test_records_are_dropped_from_the_log_once_their_table_is_on_the_disk(
+    store: ObjectStore, wal_root: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch, before: str
+):
+    synced: list[set[str]] = []
+    dropped: list[set[str]] = []
+    mark = Stream.mark_drained
+
+    def files() -> set[str]:
+        return {key for key in store.list("tables/") if not key.endswith("_last_checkpoint")}
+
+    def marked(self: Stream, writer: str, last: int) -> None:
+        dropped.append(files())
+        mark(self, writer, last)
+
+    write(wal_root, redis_server.url, [record(f"p{number}") for number in range(5)])
+    if before != "nothing":
+
+        def die(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as dying:
+            dying.setattr(Stream, "mark_drained", die)
+            with pytest.raises(KeyboardInterrupt):
+                drain(store, redis_server.url)
+    monkeypatch.setattr(settling, "_sync_file_system", lambda _: synced.append(files()))
+    monkeypatch.setattr(Stream, "mark_drained", marked)
+    drain(store, redis_server.url)
+    assert dropped
+    assert all(names == synced[-1] for names in dropped)

@@ -96,6 +96,7 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "erase_subject",
         "finish_erasures",
         "list_erasures",
+        "preview_erasure",
         "remove_quota",
         "set_quota",
         "set_retention",

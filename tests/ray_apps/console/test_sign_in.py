@@ -53,7 +53,7 @@ async def test_behind_tls_the_cookie_is_secure_and_of_this_host_alone(platform: 
     assert "Strict-Transport-Security" in answer.headers
 
 
-@pytest.mark.parametrize("token", ["", "tq_unknown_x", "é" * 10, "x" * 20_000, "a b\nc"])
+@pytest.mark.parametrize("token", ["", "tq_unknown_x", "é" * 10, "a b\nc"])
 async def test_a_wrong_token_is_refused_with_a_reason(platform: Platform, token: str) -> None:
     answer = await platform.visitor().sign_in(token)
     assert answer.status_code == 403

@@ -5,21 +5,25 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ray_apps.cli.arguments import arg, limit, repeatable
+from ray_apps.cli.arguments import arg, flag, limit, repeatable
 from ray_apps.cli.client import call
 from ray_apps.cli.command import Commands, Given, add, group
 from ray_apps.cli.errors import UsageError
-from ray_apps.cli.output import columns, facts, listing, newest_first
+from ray_apps.cli.output import columns, facts, listing, newest_first, table
 
 _DAYS = {"d": 1.0, "w": 7.0, "y": 365.0}
 _KINDS = ("predictions", "labels", "invocations", "reports")
 _ENTITY = repeatable("--entity KEY=VALUE", "join key of features, and its value")
 _UNIT = arg("--unit U", "unit of the traffic split, as in the predictions' `unit`")
+_TEXT = flag(
+    "--text", "erase texts, too, that mention a value of 8 characters or more, whoever they are about"
+)
+_DRY_RUN = flag("--dry-run", "list what would go, why, and whose it is; erase nothing")
 
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
-    add(commands, "erase", _erase, _ENTITY, _UNIT)
+    add(commands, "erase", _erase, _ENTITY, _UNIT, _TEXT, _DRY_RUN)
     add(commands, "erasures", _erasures, limit())
     actions = group(commands, "retention", "Show and set how long data about people is kept.")
     add(actions, "show", _show)
@@ -35,7 +39,18 @@ def _erase(given: Given) -> int:
     entity = dict(_pair(each) for each in given.entity)
     if not entity and given.unit is None:
         raise UsageError("nothing to erase: give --entity KEY=VALUE, --unit U, or both")
-    certificate = call(given.client, "erase_subject", {"entity": entity, "unit": given.unit})
+    subject = {"entity": entity, "unit": given.unit, "text": given.text}
+    if given.dry_run:
+        preview = call(given.client, "preview_erasure", subject)
+        table(
+            given.output,
+            _PREVIEW,
+            _places(preview),
+            whole=preview,
+            remark="" if preview["tables"] else _NOTHING,
+        )
+        return 1 if preview["left"] else 0
+    certificate = call(given.client, "erase_subject", subject)
     facts(given.output, _CERTIFICATE, certificate)
     return 1 if certificate["left"] or certificate["silent_writers"] else 0
 
@@ -72,6 +87,36 @@ def _days(kind: str, age: str) -> float:
     return float(found[1]) * _DAYS[found[2]]
 
 
+def _places(preview: Any) -> list[dict[str, Any]]:
+    """List the tables and objects of a preview, one a row; what could not be searched comes last."""
+    tables = [
+        {
+            "place": name,
+            "goes": f"{found['rows']} rows",
+            "stays": f"{found['staying']} rows",
+            "why": [f"{reason}: {rows}" for reason, rows in found["why"].items()],
+            "whose": found["whose"],
+        }
+        for name, found in preview["tables"].items()
+    ]
+    objects = [
+        {"place": key, "goes": "" if "cannot" in why else "the object", "stays": "", "why": why, "whose": ""}
+        for key, why in preview["objects"].items()
+    ]
+    staying = [
+        {
+            "place": key,
+            "goes": "",
+            "stays": "the object",
+            "why": "mentions it in its text; --text takes it",
+            "whose": "",
+        }
+        for key in preview["staying"]
+    ]
+    left = [{"place": "", "goes": "", "stays": "", "why": reason, "whose": ""} for reason in preview["left"]]
+    return tables + objects + staying + left
+
+
 def _rows(certificate: Any) -> str:
     tables = certificate["tables"]
     return ", ".join(f"{name}: {tables[name]['rows']} rows" for name in sorted(tables)) or "none"
@@ -95,6 +140,8 @@ def _kept(kind: str) -> Any:
     return lambda setting: "for ever" if setting[kind] is None else f"{setting[kind]:g} days"
 
 
+_PREVIEW = columns("place | goes | stays | why | whose", texts="why")
+_NOTHING = "no table has a row of it; what was logged in the last seconds is not searched by a dry run"
 _CERTIFICATE = columns(
     "certificate: id | by: requested_by | holds until: holds_until | completed: completed_at | tables | others | "
     "affected training sets | affected models | left | silent writers: silent_writers",

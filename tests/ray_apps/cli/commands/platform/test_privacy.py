@@ -24,6 +24,28 @@ def test_an_admin_erases_an_entity_and_reads_the_certificate(platform: Any, caps
     assert "rider-9b7d4403" not in json.dumps(certificate)
 
 
+def test_a_dry_run_lists_what_would_go_and_why_and_erases_nothing(platform: Any, capsys: Any):
+    catalog.discover(["functions.maintenance.erasure.jobs"])
+    table = Table(platform.context.store, "batch/late")
+    table.append(
+        pa.table({"unit": ["user-1234", "user-12345", "other"], "note": ["", "", "asked by user-1234"]})
+    )
+    platform.context.store.put("memos/score/0.json", b'{"unit": "user-1234"}')
+    assert main(("erase", "--unit", "user-1234", "--dry-run", "-o", "tsv")) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["place", "goes", "stays", "why", "whose"]
+    assert lines[1][:3] == ["batch/late", "1 rows", "1 rows"]
+    assert "unit: 1" in lines[1][3]
+    assert "text of note: 1" in lines[1][3]
+    assert "unit=other" in lines[1][4]
+    assert lines[2][:4] == ["memos/score/0.json", "the object", "", "names it"]
+    assert table.read().num_rows == 3
+    assert main(("erase", "--unit", "user-1234", "--text", "--dry-run", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["tables"]["batch/late"]["rows"] == 2
+    assert main(("erase", "--unit", "user-1234")) == 0
+    assert table.read().column("unit").to_pylist() == ["user-12345", "other"]
+
+
 def test_an_erasure_needs_a_subject(platform: Any, capsys: Any):
     assert main(("erase",)) == 2
     assert "--entity KEY=VALUE" in capsys.readouterr().err
