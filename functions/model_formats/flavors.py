@@ -21,6 +21,7 @@ import numpy.typing as npt
 from functions.model_formats.categories import CATEGORIES_FILE, Categories
 from functions.model_formats.errors import ArtifactRefused, TrainingDataError
 from functions.model_formats.formats import PYTHON_MODEL
+from functions.model_formats.onnx_graph import open_graph
 from functions.model_formats.table_inputs import own_columns
 from functions.model_formats.text_classifier import CLASSIFIER_FILE, read_text_classifier
 from registry.models import Signature, TensorSpec
@@ -99,12 +100,11 @@ def fitted_output(spec: TensorSpec, value: Any) -> Array:
 def _onnx(path: Path, signature: Signature) -> Answer:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # a replica has the cores it asked for
-    options.log_severity_level = 3
-    # from bytes, so that the file can name no other file to be read
-    session = onnxruntime.InferenceSession(
-        path.read_bytes(), options, providers=onnxruntime.get_available_providers()
+    session = open_graph(
+        path,
+        intra_op_num_threads=1,  # a replica has the cores it asked for
+        inter_op_num_threads=1,
+        providers=onnxruntime.get_available_providers(),
     )
     for kind, specs, nodes in (
         ("input", signature.inputs, session.get_inputs()),
