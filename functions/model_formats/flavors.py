@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from functions.model_formats.onnx_graph import open_graph
 from functions.model_formats.table_inputs import own_columns
 from functions.model_formats.text_classifier import CLASSIFIER_FILE, read_text_classifier
 from registry.models import Signature, TensorSpec
+from registry.models.code_files import open_archive
 
 Array = npt.NDArray[Any]
 SKOPS_FILE = "model.skops"
@@ -122,9 +124,16 @@ def _onnx(path: Path, signature: Signature) -> Answer:
 
 
 def untrusted_types(path: Path, trusted_types: Collection[str] = ()) -> list[str]:
-    """Names of the classes in a file of skops that neither skops knows to be safe nor `trusted_types` names, sorted."""
+    """Names of the classes in a file of skops that neither skops knows to be safe nor `trusted_types` names, sorted.
+
+    Raises: ArtifactRefused if it would unpack to many times its size; what skops raises for a file that it cannot read.
+    """
     from skops.io import get_untrusted_types
 
+    try:
+        open_archive(path).close()
+    except zipfile.BadZipFile as error:
+        raise ArtifactRefused(f"{path.name} cannot be read: {error}") from error
     return sorted(set(get_untrusted_types(file=path)) - {*trusted_types, *_HARMLESS_TYPES})
 
 
