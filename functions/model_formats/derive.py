@@ -19,6 +19,7 @@ from functions.model_formats.flavors import SKOPS_FILE, load_answer
 from functions.model_formats.formats import format_of
 from functions.model_formats.load import DESCRIPTION_FILE, check_example, load
 from functions.model_formats.matrices import numeric_matrix, text_matrix
+from functions.model_formats.onnx_graph import open_graph
 from registry.models import Signature, TensorSpec
 
 SIGNATURE_FILE = "signature.json"
@@ -99,11 +100,7 @@ def _example(inputs: Sequence[TensorSpec], rows: Sequence[Row]) -> dict[str, Any
 def _onnx(
     folder: Path, _: Mapping[str, bool], __: Sequence[str]
 ) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession((folder / "model.onnx").read_bytes(), options)
+    session = open_graph(folder / "model.onnx")
 
     def spec(node: Any) -> TensorSpec:
         if node.type not in _ONNX_TYPES:

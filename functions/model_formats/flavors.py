@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,11 @@ import numpy.typing as npt
 from functions.model_formats.categories import CATEGORIES_FILE, Categories
 from functions.model_formats.errors import ArtifactRefused, TrainingDataError
 from functions.model_formats.formats import PYTHON_MODEL
+from functions.model_formats.onnx_graph import open_graph
 from functions.model_formats.table_inputs import own_columns
 from functions.model_formats.text_classifier import CLASSIFIER_FILE, read_text_classifier
 from registry.models import Signature, TensorSpec
+from registry.models.code_files import open_archive
 
 Array = npt.NDArray[Any]
 SKOPS_FILE = "model.skops"
@@ -99,12 +102,11 @@ def fitted_output(spec: TensorSpec, value: Any) -> Array:
 def _onnx(path: Path, signature: Signature) -> Answer:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # a replica has the cores it asked for
-    options.log_severity_level = 3
-    # from bytes, so that the file can name no other file to be read
-    session = onnxruntime.InferenceSession(
-        path.read_bytes(), options, providers=onnxruntime.get_available_providers()
+    session = open_graph(
+        path,
+        intra_op_num_threads=1,  # a replica has the cores it asked for
+        inter_op_num_threads=1,
+        providers=onnxruntime.get_available_providers(),
     )
     for kind, specs, nodes in (
         ("input", signature.inputs, session.get_inputs()),
@@ -122,9 +124,16 @@ def _onnx(path: Path, signature: Signature) -> Answer:
 
 
 def untrusted_types(path: Path, trusted_types: Collection[str] = ()) -> list[str]:
-    """Names of the classes in a file of skops that neither skops knows to be safe nor `trusted_types` names, sorted."""
+    """Names of the classes in a file of skops that neither skops knows to be safe nor `trusted_types` names, sorted.
+
+    Raises: ArtifactRefused if it would unpack to many times its size; what skops raises for a file that it cannot read.
+    """
     from skops.io import get_untrusted_types
 
+    try:
+        open_archive(path).close()
+    except zipfile.BadZipFile as error:
+        raise ArtifactRefused(f"{path.name} cannot be read: {error}") from error
     return sorted(set(get_untrusted_types(file=path)) - {*trusted_types, *_HARMLESS_TYPES})
 
 

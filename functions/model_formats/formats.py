@@ -12,7 +12,7 @@ from pathlib import Path
 from functions.model_formats.errors import ArtifactRefused
 from functions.model_formats.text_classifier import CLASSIFIER_FILE
 from registry.errors import InvalidInput
-from registry.models.code_files import executable_files
+from registry.models.code_files import disguised_files
 from registry.store.blobs import LocalFile, scan
 
 _HEAD_BYTES = 64
@@ -124,7 +124,7 @@ def inspect(folder: Path) -> tuple[Format, dict[str, LocalFile]]:
         files = scan(folder)
     except InvalidInput as error:
         raise ArtifactRefused(str(error)) from error
-    code = executable_files(files)
+    code = disguised_files(files)
     if code:
         raise ArtifactRefused(
             f"{[*code]} can execute code when loaded, and pickles are never loaded: export the model to one of {[*FORMATS]}"

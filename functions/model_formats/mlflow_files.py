@@ -15,18 +15,37 @@ from functions.model_formats.formats import PROGRAM_FILE
 
 _log = logging.getLogger(__name__)
 _NAMES = {"lightgbm": "model.txt", "xgboost": "model.ubj", "onnx": "model.onnx"}
+_LARGEST_MLMODEL_BYTES = 1 << 20  # parsing takes some seconds a megabyte
 _PLACES = {"sklearn": "pickled_model"}  # the key that names the file, else `data`
+
+
+def read_mlmodel(folder: Path) -> dict[str, Any]:
+    """Read the folder's MLmodel; empty if there is none. Raises: ArtifactRefused if it cannot be read, or is larger than any is."""
+    file = folder / "MLmodel"
+    if not file.is_file():
+        return {}
+    if file.stat().st_size > _LARGEST_MLMODEL_BYTES:
+        raise ArtifactRefused(
+            f"MLmodel has {file.stat().st_size:,} bytes: at most {_LARGEST_MLMODEL_BYTES:,} are read"
+        )
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ArtifactRefused(f"MLmodel cannot be read as YAML: {error}") from error
+    flavors = content.get("flavors") or {} if isinstance(content, dict) else None
+    if not isinstance(flavors, dict) or not all(isinstance(each, dict) for each in flavors.values()):
+        raise ArtifactRefused("MLmodel has no flavors by name, each with settings by name")
+    return dict(content)
 
 
 def name_as_served(folder: Path) -> None:
     """Copy the model file that MLmodel names to the name by which it is served, where MLflow calls it otherwise.
 
     The client reads its own name again; both are one blob in the store. A program of torch is copied without what
-    `torch.export.save` pickles beside it. Without an MLmodel nothing is done.
+    `torch.export.save` pickles beside it. Without an MLmodel nothing is done. Raises: ArtifactRefused if it cannot be read.
     """
-    file = folder / "MLmodel"
-    content = yaml.safe_load(file.read_text()) if file.is_file() else None
-    flavors: dict[str, Any] = content.get("flavors", {}) if isinstance(content, dict) else {}
+    content = read_mlmodel(folder)
+    flavors: dict[str, Any] = content.get("flavors") or {}
     for flavor, name in {**_NAMES, "sklearn": SKOPS_FILE}.items():
         logged = flavors.get(flavor, {}).get(_PLACES.get(flavor, "data"))
         if not isinstance(logged, str) or (folder / name).exists():
@@ -42,13 +61,13 @@ def name_as_served(folder: Path) -> None:
 
 def _copy_program(folder: Path, logged: str) -> None:
     """Copy a program without its pickled parts; one that needs more than tensors is left where it is, and is not served."""
-    from functions.model_formats.program import without_samples  # late: it needs torch
+    from functions.model_formats.program import copy_without_samples  # late: it needs torch
 
     source = _within(folder, logged)
     if source is None:
         return
     try:
-        (folder / PROGRAM_FILE).write_bytes(without_samples(source.read_bytes()))
+        copy_without_samples(source, folder / PROGRAM_FILE)
     except ArtifactRefused as error:  # operators of the user's own, say
         _log.warning("%s cannot be served: %s", logged, error)
 

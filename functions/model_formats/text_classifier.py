@@ -7,6 +7,7 @@ itself does not know is refused by it.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ import numpy as np
 from functions.model_formats.errors import ArtifactRefused
 from registry.models import Signature, TensorSpec
 
-__all__ = ["CLASSIFIER_FILE", "MOST_TEXTS", "fields_of", "read_text_classifier", "texts_of"]
+__all__ = [
+    "CLASSIFIER_FILE",
+    "MOST_TEXTS",
+    "fields_of",
+    "read_text_classifier",
+    "refuse_other_folders",
+    "texts_of",
+]
 
 CLASSIFIER_FILE = "model.safetensors"
 MOST_TEXTS = 2
@@ -34,6 +42,7 @@ def read_text_classifier(path: Path, signature: Signature) -> Any:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     folder = path.parent
+    refuse_other_folders(folder)
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
     found = config.architectures or []
     if not any(name.endswith(_KIND) for name in found):
@@ -59,6 +68,25 @@ def read_text_classifier(path: Path, signature: Signature) -> Any:
         return {output.name: np.concatenate(parts)}
 
     return answer
+
+
+def refuse_other_folders(folder: Path) -> None:
+    """Check that a Hugging Face folder names files of its own only. Raises: ArtifactRefused.
+
+    An adapter names the folder of its base, and tables of weights and tokenizers name files, which `transformers` reads wherever they lie.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ArtifactRefused(
+            "adapter_config.json names another folder's weights: merge the adapter into its base, or keep it in a folder of its own"
+        )
+    for path in (*folder.glob("*.index.json"), folder / "tokenizer_config.json"):
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        table, tokenizers = content.get("weight_map") or {}, content.get("fast_tokenizer_files") or ()
+        outside = sorted(
+            {str(name) for name in (*table.values(), *tokenizers) if Path(str(name)).name != name}
+        )
+        if outside:
+            raise ArtifactRefused(f"{path.name} names {outside[:3]}, which are not in its folder")
 
 
 def fields_of(net: Any) -> tuple[str, ...]:

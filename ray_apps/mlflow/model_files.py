@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from functions.model_formats.errors import ArtifactRefused
 from functions.model_formats.flavors import SKOPS_FILE, untrusted_types
 from functions.model_formats.mlflow_files import name_as_served
 from ray_apps.mlflow.files import ArtifactLocation, locate_source, named_code
@@ -37,13 +38,17 @@ def register_source(
     with tempfile.TemporaryDirectory(prefix="toque-version-") as folder:
         lineage, metrics = _origin(registry, found, run_id)
         found.fetch_all(registry, Path(folder))
-        name_as_served(Path(folder))
-        require_trusted(registry, model, Path(folder))
+        try:
+            name_as_served(Path(folder))
+            require_trusted(registry, model, Path(folder))
+            signature = signature_in(Path(folder))
+        except ArtifactRefused as refused:
+            raise InvalidInput(str(refused)) from refused
         try:
             return registry.create_version(
                 model,
                 folder,
-                signature=signature_in(Path(folder)),
+                signature=signature,
                 metrics=metrics,
                 tags={**tags, **{name: value for name, value in own_tags.items() if value}},
                 lineage=lineage,

@@ -16,7 +16,7 @@ from ray_apps.mlflow import wire
 from ray_apps.mlflow.errors import unsupported
 from ray_apps.mlflow.search import page, parse_filter, sort_by
 from ray_apps.mlflow.services import ModelOperator, ModelViewer
-from ray_apps.mlflow.wire import Body, Json, Tag
+from ray_apps.mlflow.wire import Body, Description, Json, Tag
 from registry import InvalidInput, NotFound
 
 router = APIRouter(prefix="/2.0/mlflow/registered-models", route_class=GuardedRoute)
@@ -38,14 +38,14 @@ class ModelName(Body):
 class CreateModel(ModelName):
     """A registered model to create, with its tags."""
 
-    description: str = ""
+    description: Description = ""
     tags: Sequence[Tag] = ()
 
 
 class DescribeModel(ModelName):
     """Body that gives a model a new description."""
 
-    description: str = ""
+    description: Description = ""
 
 
 class ModelTag(ModelName, Tag):

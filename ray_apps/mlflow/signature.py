@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from functions.model_formats.mlflow_files import read_mlmodel
 from registry import InvalidInput, Signature
 
 SIGNATURE_FILE = "signature.json"
+_LARGEST_SIGNATURE_BYTES = 16 << 20
 
 _NUMBERS = {"double", "float", "long", "integer", "boolean"}
 _DATATYPES = {
@@ -29,13 +30,17 @@ def signature_in(folder: Path) -> Signature | None:
     """
     own = folder / SIGNATURE_FILE
     if own.is_file():
+        if own.stat().st_size > _LARGEST_SIGNATURE_BYTES:
+            raise InvalidInput(
+                f"{SIGNATURE_FILE} has {own.stat().st_size:,} bytes: at most {_LARGEST_SIGNATURE_BYTES:,} are read; "
+                "give fewer rows as its example"
+            )
         try:
             return Signature.model_validate_json(own.read_bytes())
         except ValidationError as error:
             raise InvalidInput(f"{SIGNATURE_FILE}: {error}") from error
-    file = folder / "MLmodel"
-    content = yaml.safe_load(file.read_text()) if file.is_file() else None
-    stored = content.get("signature") if isinstance(content, dict) else None
+    content = read_mlmodel(folder)
+    stored = content.get("signature")
     if not stored or not stored.get("inputs") or not stored.get("outputs"):
         return None
     specs = {side: json.loads(stored[side]) for side in ("inputs", "outputs")}

@@ -19,7 +19,7 @@ from ray_apps.mlflow.model_files import NeedsAcceptance, register_source
 from ray_apps.mlflow.models import SearchQuery, version_number
 from ray_apps.mlflow.search import page, parse_filter, sort_by
 from ray_apps.mlflow.services import ModelOperator, ModelViewer, OperatorRegistry
-from ray_apps.mlflow.wire import Body, Json, Tag
+from ray_apps.mlflow.wire import Body, Description, Json, Tag
 from registry import ModelVersion, NotFound, Registry
 
 router = APIRouter(prefix="/2.0/mlflow/model-versions", route_class=GuardedRoute)
@@ -49,7 +49,7 @@ class CreateVersion(Body):
     run_id: str = ""
     model_id: str = ""
     run_link: str = ""
-    description: str = ""
+    description: Description = ""
     tags: Sequence[Tag] = ()
 
 

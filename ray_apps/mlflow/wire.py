@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry import Experiment, InvalidInput, ModelState, ModelVersion, RunRecord
+from registry.models.decisions import LONGEST_DESCRIPTION
 
 RESERVED = "toque.mlflow."  # prefix of tags that hold fields of MLflow which the registry does not have
 DELETED = f"{RESERVED}deleted"
@@ -19,6 +20,7 @@ SOURCE, MODEL_ID, RUN_LINK = f"{RESERVED}source", f"{RESERVED}model_id", f"{RESE
 DEFAULT_ID, DEFAULT_TITLE = "0", "Default"
 
 Json = dict[str, Any]
+Description = Annotated[str, Field(max_length=LONGEST_DESCRIPTION)]
 
 
 class Body(BaseModel):

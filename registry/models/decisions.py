@@ -25,6 +25,8 @@ from registry.names import check_name
 
 Body = dict[str, Any]
 UNCHECKED: Final = "unchecked"
+LONGEST_DESCRIPTION: Final = 20_000
+"""Characters of a description, which pages parse as Markdown each time they show it."""
 Expected = int | None | Literal["unchecked"]
 
 
@@ -53,15 +55,24 @@ def require_usable(state: ModelState, number: int) -> ModelVersion:
     return version
 
 
+def check_description(text: str) -> str:
+    """Check the length of a model's or a version's description; returns it. Raises: InvalidInput."""
+    if len(text) > LONGEST_DESCRIPTION:
+        raise InvalidInput(
+            f"description: {len(text):,} characters, at most {LONGEST_DESCRIPTION:,}; keep longer texts in a file of the version"
+        )
+    return text
+
+
 def create_model(
     state: ModelState, *, description: str, tags: Mapping[str, str], policy: ModelPolicy
 ) -> Body:
-    """Create the model with its policy. Raises: AlreadyExists."""
+    """Create the model with its policy. Raises: AlreadyExists; InvalidInput for a description that is too long."""
     if state.created_at is not None:
         raise AlreadyExists(f"model {state.name!r} was created at {state.created_at.isoformat()}")
     return {
         "kind": "model-created",
-        "description": description,
+        "description": check_description(description),
         "tags": dict(tags),
         "policy": policy.recorded(),
     }

@@ -47,7 +47,7 @@ class Models(Registration, SignedVersions):
     ) -> ModelState:
         """Create a model; with `exist_ok` an existing one is left as it is.
 
-        Raises: AlreadyExists; InvalidInput for a malformed name.
+        Raises: AlreadyExists; InvalidInput for a malformed name or a description that is too long.
         """
 
         def decide(state: ModelState) -> decisions.Body | None:
@@ -72,9 +72,9 @@ class Models(Registration, SignedVersions):
     def set_model_tags(
         self, name: str, tags: Mapping[str, str | None], *, description: str | None = None
     ) -> ModelState:
-        """Add or replace tags (None removes one) and, if given, the description. Raises: NotFound."""
+        """Add or replace tags (None removes one) and, if given, the description. Raises: NotFound; InvalidInput."""
         body: decisions.Body = {"kind": "model-changed", "tags": dict(tags)}
-        body |= {} if description is None else {"description": description}
+        body |= {} if description is None else {"description": decisions.check_description(description)}
 
         def decide(state: ModelState) -> decisions.Body:
             decisions.require_model(state)

@@ -57,25 +57,25 @@ class Registration(ModelJournals):
         The files are stored first, in parallel; then one journal entry makes the version, whole and READY.
         F new files cost F + 1 writes and 2 reads.
         key: idempotency key: a second call with it returns the version of the first.
-        allow_code: paths of files that can execute code when loaded (pickles, scripts), accepted by name.
+        allow_code: paths of files that can execute code when loaded (pickles, scripts, formats that are not known), accepted by name.
         keep: an earlier version, whose files the new one has too where `path` has none of that name; nobody sends them again.
         on_progress: called with the bytes of each piece as it is stored, or found to be stored already.
-        Raises: NotFound if the model does not exist; InvalidInput for bad files; Refused for code.
+        Raises: NotFound if the model does not exist; InvalidInput for bad files and a description that is too long; Refused for code.
         """
         files = scan(Path(path))
         code = executable_files(files)
         refused = sorted(set(code) - set(allow_code))
         if refused:
             raise Refused(
-                f"{refused} can execute code when loaded; store safetensors or an exported graph, or accept "
-                f"them by name: allow_code={refused}"
+                f"{refused} can execute code when loaded, or are of no format that is known to be data; store safetensors or "
+                f"an exported graph, or accept them by name: allow_code={refused}"
             )
         content = {
             "signature": None if signature is None else jsonable(signature),
             "metrics": _numbers(metrics or {}),
             "tags": {str(tag): str(value) for tag, value in (tags or {}).items()},
             "lineage": jsonable(lineage or Lineage()),
-            "description": description,
+            "description": decisions.check_description(description),
             "code_files": list(code),
             "key": key,
         }

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.language.evaluation_set import EvaluationRow
+from functions.model_formats.text_classifier import refuse_other_folders
 
 __all__ = ["Likelihood", "Likelihoods", "read_model"]
 
@@ -135,7 +136,7 @@ class Likelihoods:
 
 
 def read_model(folder: Path) -> Likelihoods:
-    """Read a language model from a Hugging Face folder. Raises: EvaluationError if it is none."""
+    """Read a language model from a Hugging Face folder. Raises: EvaluationError if it is none; ArtifactRefused if it names other folders."""
     import torch  # late, as `transformers`
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -144,6 +145,7 @@ def read_model(folder: Path) -> Likelihoods:
             "likelihoods are computed of versions that are Hugging Face folders, as fine_tune registers them; this one has no "
             "config.json: judge it by evaluate_answers"
         )
+    refuse_other_folders(folder)
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
     made: Any = AutoModelForCausalLM
     net = made.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)

@@ -1,5 +1,6 @@
-"""Which files of a version can execute code when they are loaded, found by content: scripts, libraries, archives, pickles."""
+"""Which files of a version can execute code when they are loaded: all but formats of data, and data that holds something else."""
 
-from registry.models.code_files.files import executable_files
+from registry.models.code_files.archives import open_archive
+from registry.models.code_files.files import disguised_files, executable_files
 
-__all__ = ["executable_files"]
+__all__ = ["disguised_files", "executable_files", "open_archive"]

@@ -17,9 +17,13 @@ from typing import IO, Final
 _OPCODES: Final = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 _MAX_OPCODES = 100_000
 _MAX_NAME_BYTES, _MAX_LINE_BYTES = 1 << 10, 1 << 20
-_LARGEST_FILE_BYTES = 1 << 62  # of what a seek can express
 _TEXTS = {"STRING", "UNICODE", "PERSID"}  # the arguments up to a newline that may be long
-_IMPORTS = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
+_IMPORTS = {"GLOBAL", "INST", "STACK_GLOBAL"}
+_BY_NUMBER = {
+    "EXT1",
+    "EXT2",
+    "EXT4",
+}  # of a table in the process that unpickles, which is empty unless its program fills it
 _CALLS = {"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"}
 _DOTTED = re.compile(rb"[^\W\d][\w.]*|[\w.]*[\x80-\xff][\w.\x80-\xff]*")
 _LENGTH_BYTES = {  # of the length that stands before an argument
@@ -38,9 +42,12 @@ class _TooLong(Exception):  # noqa: N818 - a signal inside this module
     """The pickle is too long to be walked to its end."""
 
 
-def executes_code(file: IO[bytes]) -> bool:
-    """Whether unpickling the file from its position imports a name, and calls it or ends; of several pickles any counts."""
-    walk = _Walk(_Reader(file))
+def executes_code(file: IO[bytes], size: int) -> bool:
+    """Whether unpickling the file from its position imports a name, and calls it or ends; of several pickles any counts.
+
+    size: of the whole file, in bytes.
+    """
+    walk = _Walk(_Reader(file, size))
     try:
         while walk.next_pickle():
             pass
@@ -56,6 +63,7 @@ class _Reader:
     """Reader of a file's opcodes, which passes over arguments without keeping them."""
 
     file: IO[bytes]
+    size: int
 
     def read(self, size: int) -> bytes:
         data = self.file.read(size)
@@ -72,11 +80,9 @@ class _Reader:
 
     def skip(self, size: int) -> None:
         """Pass over an argument without reading it. Raises: _NotAPickle where the file ends before."""
-        if size > _LARGEST_FILE_BYTES:
+        if size > self.size - self.file.tell():
             raise _NotAPickle
-        if size:
-            self.file.seek(size - 1, SEEK_CUR)
-            self.read(1)
+        self.file.seek(size, SEEK_CUR)
 
     def opcode(self) -> pickletools.OpcodeInfo | None:
         """Read the next opcode; None at the end of the file."""
@@ -127,6 +133,8 @@ class _Walk:
         """Walk to the end of the next pickle; False at the end of the file. Raises: _NotAPickle; _TooLong."""
         self.depth, self.marks = 0, []
         for opcode in self._opcodes():
+            if opcode.name in _BY_NUMBER:
+                raise _NotAPickle
             self._apply(opcode)
             self.imported |= opcode.name in _IMPORTS
             self.called |= self.imported and opcode.name in _CALLS

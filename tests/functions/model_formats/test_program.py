@@ -1,5 +1,6 @@
 import io
 import json
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +8,13 @@ import pytest
 import torch
 
 from functions.model_formats.errors import ArtifactRefused, TrainingError
-from functions.model_formats.program import export_program, inspect_program, load_program, save_program
+from functions.model_formats.program import (
+    copy_without_samples,
+    export_program,
+    inspect_program,
+    load_program,
+    save_program,
+)
 from tests.functions.training.tabular_setup import TensorMaker
 
 MODEL = "models/model.json"
@@ -237,3 +244,54 @@ def test_a_flipped_bit_never_reaches_torch_unnoticed(saved):
     broken = saved[:at] + bytes([saved[at] ^ 1]) + saved[at + 1 :]
     with pytest.raises(ArtifactRefused):
         load_program(broken)
+
+
+def packed(size: int, method: int, member: str = "data/weights/weight_0") -> bytes:
+    """An archive with a member of zeros beside what a program has."""
+    out = io.BytesIO()
+    with (
+        zipfile.ZipFile(out, "w", method, compresslevel=1) as archive,
+        archive.open(f"m/{member}", "w") as content,
+    ):
+        for _ in range(size >> 20):
+            content.write(bytes(1 << 20))
+    return out.getvalue()
+
+
+def peak_of(work) -> int:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArtifactRefused):
+            work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("member", ["data/weights/weight_0", MODEL, WEIGHTS, "data/sample_inputs/model.pt"])
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_that_unpacks_to_many_times_its_size_takes_no_memory(tmp_path, method, member):
+    source = tmp_path / "logged.pt2"
+    source.write_bytes(packed(64 << 20, method, member))
+    assert peak_of(lambda: inspect_program(source.read_bytes())) < 4 << 20
+    assert peak_of(lambda: copy_without_samples(source, tmp_path / "model.pt2")) < 4 << 20
+    assert not (tmp_path / "model.pt2").exists()
+
+
+def test_weights_are_copied_piece_by_piece_and_a_graph_that_is_too_large_is_not_parsed(tmp_path):
+    source = tmp_path / "logged.pt2"
+    for member, says in (("data/weights/weight_0", "is absent"), (MODEL, "at most 33,554,432 are read")):
+        source.write_bytes(packed(48 << 20, zipfile.ZIP_STORED, member))
+        assert peak_of(lambda: copy_without_samples(source, tmp_path / "model.pt2")) < 4 << 20
+        with pytest.raises(ArtifactRefused, match=says):
+            inspect_program(source)
+
+
+def test_an_archive_that_is_broken_where_it_is_packed_is_refused(saved):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"m/{MODEL}", b"{}" * 500)
+    data = bytearray(out.getvalue())
+    data[60:64] = b"\xff\xff\xff\xff"
+    with pytest.raises(ArtifactRefused, match="not an exported program"):
+        inspect_program(bytes(data))

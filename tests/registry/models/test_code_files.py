@@ -1,9 +1,15 @@
+import bz2
 import contextlib
+import gzip
 import io
 import json
+import lzma
 import os
 import pickle
+import random
+import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from registry.models.code_files import executable_files
+from registry.models.code_files import executable_files, open_archive
 from registry.models.code_files.pickles import executes_code
 from registry.store.blobs import scan
 
@@ -97,11 +103,11 @@ def test_code_in_a_pickled_payload_runs_when_torch_loads_it(program: Path, tmp_p
 
 def test_states_pickles_and_scripts_are_code(tmp_path: Path):
     (tmp_path / "state.pt").write_bytes(saved({"w": torch.ones(2)}))
-    (tmp_path / "weights.bin").write_bytes(pickle.dumps([1]))
+    (tmp_path / "weights.bin").write_bytes(pickle.dumps(Evil()))
     (tmp_path / "train.py").write_text("")
     (tmp_path / "weights.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     (tmp_path / "data.zip").write_bytes(b"PK\x03\x04 no archive")
-    assert names(tmp_path) == ["state.pt", "train.py", "weights.bin"]
+    assert names(tmp_path) == ["data.zip", "state.pt", "train.py", "weights.bin"]
 
 
 def legacy_save(value: object) -> bytes:
@@ -165,6 +171,18 @@ HARMLESS = {
     "array.npy": b"\x93NUMPY\x01\0v\0{'descr': '<f4', 'shape': (2,)}\n" + bytes(8),
     "empty.bin": b"",
     "plain.bin": pickle.dumps({"no": ["code", 1.5]}, protocol=0),
+    "plain-4.bin": pickle.dumps({"no": ["code", 1.5]}, protocol=4),
+    "tags.yaml": b"a: !!str 1\nnote: wow!! numpy !=1.2\nb: !!set {x}\n",
+    "structured.npy": b"\x93NUMPY\x01\0v\0" + b"{'descr': [('Origin', '<f4')], 'fortran_order': False, 'shape': (2,)}".ljust(117) + b"\n" + bytes(8),
+    "picture.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "photo.jpg": b"\xff\xd8\xff\xe0\0\x10JFIF\0",
+    "rows.parquet": b"PAR1\x15\x04\x15\x10",
+    "rows.arrow": b"ARROW1\0\0",
+    "chat_template.jinja": b"{% for message in messages %}{{ message.content }}{% endfor %}",
+    "README.md": b"# A model\n\n    import torch\n",
+    "LICENSE": b"Apache License\n",
+    "tokenizer.model": b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02",
+    "latin.csv": "caf\u00e9,1\n".encode("latin-1"),
 }  # fmt: skip
 
 
@@ -178,10 +196,113 @@ def test_weights_texts_and_tables_are_no_code(tmp_path: Path):
     assert names(tmp_path) == []
 
 
+def test_random_bytes_register_as_weights_whatever_they_begin_with(tmp_path: Path):
+    source = random.Random(17)
+    beginnings = [
+        *(bytes([first]) for first in range(256)),
+        *(bytes([0x80, protocol]) for protocol in range(6)),
+        *(bytes([0x78, level]) for level in (0x01, 0x5E, 0x9C, 0xDA)),
+        *(bytes([code]) + bytes([0xFF] * 7) + b"\x3f" for code in (0x8D, 0x8E, 0x96)),  # a length of 1 << 62
+        b"MZ", b"PK", b"BZ", b"\x1f\x8b", b"#!", b"\xca\xfe", b"{", b"\x93NUMPY\x01\0v\0",
+    ]  # fmt: skip
+    for number, beginning in enumerate(beginnings * 8):
+        name = ("weights.bin", "weights", "weights.safetensors", "weights.gguf")[number % 4]
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / name).write_bytes(beginning + source.randbytes(1_000))
+    assert names(tmp_path) == []
+
+
+def packed(name: str, content: bytes, kind: str = "zip") -> bytes:
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def array(value: Any, save: Any = np.save) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, value)
+    return buffer.getvalue()
+
+
+PICKLED = pickle.dumps(Evil())
+OBJECTS = array(np.array([Evil()], dtype=object))
+CARRIERS = {
+    "weights.npy": OBJECTS,
+    "rows.npy": array(np.array([(1.0, Evil())], dtype=[("x", "f4"), ("y", "O")])),
+    "weights.npz": array(np.array([Evil()], dtype=object), np.savez),
+    "deep.npz": packed("inner.npz", packed("a.npy", OBJECTS)),
+    "model.skops": packed("content.bin", PICKLED),
+    "model.zip": packed("data/model.bin", PICKLED),
+    "script.zip": packed("__main__.py", b"import os"),
+    "weights.bin": zlib.compress(PICKLED),
+    "deflated-fast.bin": zlib.compress(PICKLED, 1),
+    "gzip.dat": gzip.compress(PICKLED),
+    "bzip2.raw": bz2.compress(PICKLED),
+    "lzma.bin": lzma.compress(PICKLED),
+    "tar.bin": packed("data.pkl", PICKLED, "tar"),
+    "archive.bin": packed("data.pkl", PICKLED),
+    "archive.txt": packed("data.pkl", PICKLED),
+    "libmodel.so.1": b"\x7fELF\x02\x01\x01",
+    "custom_op": b"\x7fELF\x02\x01\x01",
+    "custom_op.bin": b"\x7fELF\x02\x01\x01",
+    "mac.bin": b"\xcf\xfa\xed\xfe\x07",
+    "windows.bin": b"MZ".ljust(0x3C) + (0x80).to_bytes(4, "little") + bytes(0x40) + b"PE\0\0",
+    "run.sh": b"id\n",
+    "run": b"#!/bin/sh\nid\n",
+    "notes.txt": b"#! /usr/bin/env python\nimport os\n",
+    "added.pth": b"import os\n",
+    "config.yaml": b"!!python/object/apply:os.system ['true']\n",
+    "nested.yml": b"a: {b: [1, !!python/name:os.system ]}\n",
+    "named.yaml": b"%TAG !p! tag:yaml.org,2002:python/\n---\n!p!object/apply:os.system ['true']\n",
+    "verbatim.yaml": b"- !<tag:yaml.org,2002:python/object/apply:os.system> ['true']\n",
+    "wide.yaml": "!!python/object/apply:os.system ['true']\n".encode("utf-16"),
+    "MLmodel": b"flavors: !!python/object/apply:os.system ['true']\n",
+    "weights.safetensors": PICKLED,
+    "weights.gguf": pickle.dumps(Evil(), protocol=0),
+    "network.h5": b"\x89HDF\r\n\x1a\n",
+    "network.bin": b"\x89HDF\r\n\x1a\n",
+    "saved_model.pb": b"\x08\x01",
+    "page.php": b"<?php",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CARRIERS)
+def test_what_runs_code_when_it_is_loaded_is_found_under_any_name_and_in_any_packing(
+    tmp_path: Path, name: str
+):
+    (tmp_path / name).write_bytes(CARRIERS[name])
+    assert names(tmp_path) == [name]
+
+
+def test_archives_of_data_are_data(tmp_path: Path):
+    rows = np.zeros((2, 3), np.float32)
+    (tmp_path / "weights.npz").write_bytes(array({"a": rows}["a"], np.savez))
+    (tmp_path / "packed.npz").write_bytes(array(rows, np.savez_compressed))
+    (tmp_path / "model.skops").write_bytes(packed("schema.json", b"{}"))
+    (tmp_path / "tables.zip").write_bytes(packed("rows/train.csv", b"a,b\n1,2\n"))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_that_unpacks_to_many_times_its_size_is_not_unpacked(tmp_path: Path, method: int):
+    with zipfile.ZipFile(tmp_path / "model.zip", "w", method) as archive:
+        archive.writestr("rows.csv", bytes(32 << 20))
+    with pytest.raises(zipfile.BadZipFile, match="without compression"):
+        open_archive(tmp_path / "model.zip")
+    assert names(tmp_path) == ["model.zip"]
+
+
 @pytest.mark.parametrize("opcode", b"VXTB\x8d\x8e\x96")
 def test_a_large_file_is_not_read_to_find_that_it_is_no_pickle(tmp_path: Path, opcode: int):
     with (tmp_path / "weights.bin").open("w+b") as file:
         file.write(bytes([opcode]) + b"\xfe" * 20 + b"\n")
         file.truncate(64 << 30)
         file.seek(0)
-        assert not executes_code(file)
+        assert not executes_code(file, 64 << 30)

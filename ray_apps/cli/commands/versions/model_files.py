@@ -82,7 +82,8 @@ def _require_accepted(found: Mapping[str, LocalFile], accepted: list[str]) -> No
     if code:
         options = " ".join(f"--allow-code {path}" for path in code)
         raise Failed(
-            f"{', '.join(code)} can execute code when loaded; store safetensors or an exported graph, or accept it: {options}"
+            f"{', '.join(code)} can execute code when loaded, or is of no format that is known to be data; store safetensors or "
+            f"an exported graph, or accept it: {options}"
         )
 
 

@@ -60,7 +60,7 @@ async def show_version(page: Viewer, model: str, version: Number) -> Response:
         model=model,
         version=found,
         unmet=unmet,
-        card=render_markdown(card["card"]),
+        card=await asyncio.to_thread(render_markdown, card["card"]),
         aliases=aliases,
         arms=arms,
         champion=summary["aliases"].get("champion"),
