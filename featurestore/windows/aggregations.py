@@ -331,7 +331,7 @@ class _Computation:
 
     def _number(self, column: str | None) -> Numbers:
         if column not in self._numbers:
-            self._numbers[column] = Numbers(self._alignment, column)
+            self._numbers[column] = Numbers.of_column(self._alignment, column)
         return self._numbers[column]
 
     def _last(self, column: str | None) -> Latest:
