@@ -225,12 +225,18 @@ class Window:
         return np.maximum(self.count, 1).astype(np.float64)
 
     @cached_property
-    def _sums(self) -> list[Floats]:
+    def exact_sums(self) -> list[Floats]:
+        """Sums of the values in parts, without those that stand apart."""
         return self._numbers.sums.parts_within(self)
 
     @cached_property
+    def exact_squares(self) -> list[Floats]:
+        """Sums of the squares, likewise."""
+        return self._numbers.squares.parts_within(self)
+
+    @cached_property
     def _total(self) -> Floats:
-        return rounded_sum(self._sums)
+        return rounded_sum(self.exact_sums)
 
     def sum(self) -> Floats:
         """Sum of the values, 0 in an empty window."""
@@ -244,20 +250,20 @@ class Window:
     def std(self) -> Floats:
         """Standard deviation of a sample, undefined below two values."""
         n = self._divisor
-        squares = self._numbers.squares.parts_within(self)
+        squares = self.exact_squares
         result = np.empty(len(n))
         for part in blocks(len(n)):
             result[part] = _std(
-                n[part], [each[part] for each in self._sums], [each[part] for each in squares]
+                n[part], [each[part] for each in self.exact_sums], [each[part] for each in squares]
             )
-        return self._std_with_apart(result, squares) if self._apart else result
+        return self._std_with_apart(result) if self._apart else result
 
     def _with_apart(self, result: Floats, of_total: Callable[[Floats, Floats], Floats]) -> Floats:
         """Set the result, a function of total and number of values, in windows that have huge or infinite values."""
         huge, above, below = self._apart
         rows = np.flatnonzero(huge.count)
-        of_huge = [part[rows] for part in huge._sums]
-        scaled = rounded_sum([*(part[rows] * _SCALE for part in self._sums), *of_huge])
+        of_huge = [part[rows] for part in huge.exact_sums]
+        scaled = rounded_sum([*(part[rows] * _SCALE for part in self.exact_sums), *of_huge])
         n, left = self._divisor[rows], rounded_sum(of_huge)
         with np.errstate(over="ignore"):  # a sum that float64 does not hold is infinite
             whole = of_total(scaled, n) / _SCALE
@@ -267,13 +273,13 @@ class Window:
         result[positive], result[negative], result[positive & negative] = np.inf, -np.inf, np.nan
         return result
 
-    def _std_with_apart(self, result: Floats, squares: list[Floats]) -> Floats:
+    def _std_with_apart(self, result: Floats) -> Floats:
         """Set the deviation of windows that have huge values, and of those with infinite ones, which have no deviation."""
         huge, above, below = self._apart
         rows = np.flatnonzero(huge.count)
-        sums = [*(part[rows] * _SCALE for part in self._sums), *(part[rows] for part in huge._sums)]
-        of_huge = [part[rows] for part in huge._numbers.squares.parts_within(huge)]
-        scaled = [*(part[rows] * _SCALE * _SCALE for part in squares), *of_huge]
+        sums = [*(part[rows] * _SCALE for part in self.exact_sums), *(part[rows] for part in huge.exact_sums)]
+        of_huge = [part[rows] for part in huge.exact_squares]
+        scaled = [*(part[rows] * _SCALE * _SCALE for part in self.exact_squares), *of_huge]
         with np.errstate(over="ignore"):  # as above
             result[rows] = _std(self._divisor[rows], sums, scaled) / _SCALE
         result[(above.count > 0) | (below.count > 0)] = np.nan

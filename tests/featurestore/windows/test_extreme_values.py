@@ -16,14 +16,13 @@ from featurestore.windows.aggregations import Windows, aggregations
 from tests.conditions.values import DBL_MAX, any_extreme, any_whole, numbers, whole_numbers
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
+FLOAT64 = pa.float64()
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 FUNCTIONS = ("count", "sum", "mean", "min", "max", "std", "last", "approx_distinct")
 WINDOWS = Windows(aggregations({"x": FUNCTIONS}, windows=[HOUR]))
 
 
-def computed(
-    events: Sequence[tuple[str, int, Any]], dtype: pa.DataType = pa.float64()
-) -> list[dict[str, Any]]:
+def computed(events: Sequence[tuple[str, int, Any]], dtype: pa.DataType = FLOAT64) -> list[dict[str, Any]]:
     """Rows of events, each a key, minutes from the start, and a value; without the names of the windows."""
     at = pa.array([START + minute * MINUTE for _, minute, _ in events], pa.timestamp("us", "UTC"))
     values = pa.array([value for _, _, value in events], dtype)
