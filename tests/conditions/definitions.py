@@ -16,7 +16,7 @@ def added(definitions: Sequence[D], other: D) -> list[D]:
     return [*definitions, other]
 
 
-def redefined(definitions: Sequence[D], name: str, **changes: Any) -> list[D]:
+def redefined(definitions: Sequence[D], name: str, /, **changes: Any) -> list[D]:
     """Change a definition under its own name."""
     return [_changed(each, changes) if _name(each) == name else each for each in definitions]
 
