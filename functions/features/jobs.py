@@ -95,6 +95,7 @@ def build_training_set(
     end: datetime,
     known_by: datetime | None = None,
     name: str = "",
+    *,
     as_known: bool = True,
 ) -> TableSnapshot:
     """Build the features of a service as of each labelled row's time, stored as a table snapshot with its lineage.

@@ -57,7 +57,7 @@ class Change:
         """Moments that have the local time `during`, in their order."""
         local = datetime.fromisoformat(self.during)
         both = (local.replace(tzinfo=ZoneInfo(self.zone), fold=fold) for fold in (0, 1))
-        return [moment for moment in both] if self.twice else []
+        return list(both) if self.twice else []
 
 
 CHANGES = (

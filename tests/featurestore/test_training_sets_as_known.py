@@ -63,7 +63,7 @@ def trained(ctx: Context, view: FeatureView, **options: Any) -> tuple[list[Any],
 
 def loaded(ctx: Context, *views: FeatureView) -> FeatureView:
     ctx.features().apply(views)
-    ctx.features().source_table("tx").load(lambda name: "")
+    ctx.features().source_table("tx").load(lambda _name: "")
     for view in views:
         ctx.features().refresh_view(view)
     return views[-1]
