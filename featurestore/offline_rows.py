@@ -10,7 +10,7 @@ from featurestore.applied import deserialize
 from featurestore.applied.definitions import Definitions, ViewOrName
 from featurestore.definitions.derived import Derived
 from featurestore.definitions.expectations import Freshness
-from featurestore.definitions.fields import check_name
+from featurestore.definitions.fields import CREATED_TIMESTAMP, check_name
 from featurestore.definitions.views import (
     FeatureLike,
     FeatureService,
@@ -67,8 +67,15 @@ class OfflineRows(Definitions):
         Returns: the table's version that has them.
         Raises: InvalidRows, UnknownDefinition.
         """
-        found = self._applied(view)
-        return self._write(found, self._expected(found, rows))
+        found, table = self._applied(view), to_table(rows)
+        typed = self._expected(found, table)
+        self._note_created(found, table)
+        return self._write(found, typed)
+
+    def _note_created(self, view: FeatureView, rows: pa.Table) -> None:
+        """Note that rows come with the times at which they became known."""
+        if CREATED_TIMESTAMP in rows.column_names:
+            self.offline.note_created(view)
 
     def _write(
         self, view: FeatureView, typed: pa.Table, *, loads: Mapping[str, int] | None = None
@@ -195,13 +202,17 @@ class OfflineRows(Definitions):
         return self.offline.table(self._applied(view))
 
     def get_historical_features(
-        self, entity_df: Tabular | TableSnapshot, features: Features, *, as_known: bool = False
+        self,
+        entity_df: Tabular | TableSnapshot,
+        features: Features,
+        *,
+        as_known: bool | frozenset[str] = False,
     ) -> RetrievalJob:
         """Retrieve features as they were at each entity row's `event_timestamp`; rows out are rows in, in order.
 
         entity_df: a table with the join keys, `event_timestamp` and any other columns, or a snapshot of one.
         features: a service (or its name), views, or `view:feature` strings.
-        as_known: use only rows whose `created_timestamp` is not after the entity row's time.
+        as_known: use only rows whose `created_timestamp` is not after the entity row's time; of these views only, if it is names.
         Raises: InvalidRows, InvalidDefinition, UnknownDefinition.
         """
         retrieval = self.plan_features(features)
@@ -211,6 +222,24 @@ class OfflineRows(Definitions):
             entities = to_table(entity_df)
         entities = check_entities(entities, retrieval)
         return RetrievalJob(entities, retrieval, self.offline, self._versions(retrieval), as_known)
+
+    def views_with_known_times(self, features: Features) -> frozenset[str]:
+        """Names of the stored views whose `created_timestamp` says when a row became known, and not just when it was stored.
+
+        Those of a stream, of a batch source with `known_at`, those derived from one of them, and those whose rows were written with
+        a `created_timestamp`. A row of any other view counts as known at its event time.
+        """
+        views = (stored_view(lookup) for lookup in self.plan_features(features).lookups)
+        return frozenset(view.name for view in views if self._says_when_known(view))
+
+    def _says_when_known(self, view: FeatureView) -> bool:
+        if view.inputs:
+            return any(self._says_when_known(stored_view(each)) for each in view.inputs)
+        if view.source is not None:  # a row of windows describes what was known at its event time
+            return False
+        if view.events is not None:
+            return isinstance(view.events, StreamSource) or bool(view.events.known_at)
+        return self.offline.says_when_created(view)
 
     def _versions(self, retrieval: Retrieval) -> dict[str, TableSnapshot | None]:
         versions: dict[str, TableSnapshot | None] = {}

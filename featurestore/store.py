@@ -18,7 +18,7 @@ from featurestore.online.recent import RecentKeys
 from featurestore.online.redis_store import OnlineStore
 from featurestore.online.serving import EntityRows, OnlineFeatures, Request, lookups_of
 from featurestore.retrieval import Features, Retrieval
-from featurestore.rows import Clock, Tabular
+from featurestore.rows import Clock, Tabular, to_table
 from featurestore.vectors import (
     Ask,
     Embed,
@@ -125,10 +125,12 @@ class FeatureStore(OfflineRows):
         Raises: InvalidRows, also for rows going online whose event time is in the future; OnlineStoreUnavailable
             (then the next incremental run writes the offline rows online).
         """
-        found = self._applied(view)
-        typed = self._expected(found, rows)
+        found, table = self._applied(view), to_table(rows)
+        typed = self._expected(found, table)
         if to != "offline":
             self._refuse_future(found, typed.column(EVENT_TIMESTAMP))
+        if to != "online":
+            self._note_created(found, table)
         snapshot = self._write(found, typed) if to != "online" else None
         if to != "offline":
             if of_vectors(found):

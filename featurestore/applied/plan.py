@@ -21,6 +21,7 @@ from featurestore.definitions.views import (
     digest,
 )
 from featurestore.errors import IncompatibleChange, InvalidDefinition
+from featurestore.windows.aggregations import Windows
 
 KINDS = {
     "entity": Entity,
@@ -139,6 +140,7 @@ def plan_changes(catalog: Catalog, wanted: Mapping[str, Definition], *, prune: S
     """
     changes = [_change(catalog, key, definition) for key, definition in wanted.items()]
     _refuse_missing_features(catalog, wanted, frozenset(prune))
+    _refuse_missing_columns(catalog, wanted, frozenset(prune))
     for key in prune:
         kind, name = key.split("/", 1)
         record = catalog.get(kind, name)
@@ -161,6 +163,8 @@ def _change(catalog: Catalog, key: str, definition: Definition) -> Change:
         return Change("unchanged", kind, name, now.version)
     if isinstance(definition, StreamSource):
         _refuse_unknown_partition(definition)
+    if isinstance(definition, FeatureView):
+        _refuse_unknown_columns(definition)
     if now is None:
         return Change("added", kind, name, len(versions) + 1)
     return Change("changed", kind, name, now.version + 1, differences)
@@ -177,6 +181,16 @@ def _refuse_unknown_partition(source: StreamSource) -> None:
             f"stream source {source.name!r} has {partitions} partitions; say by which fields the producers choose one: "
             "partitioned_by=[…]"
         )
+
+
+def _refuse_unknown_columns(view: FeatureView) -> None:
+    """Refuse windows over columns that the view's source lacks, or cannot sum: its rows could never be computed.
+
+    Here and not where it is declared, so that a view which an earlier release took can still be read.
+    """
+    if isinstance(view.source, Windows) and view.events is not None:
+        columns = {field.name: field for field in view.events.schema}
+        view.source.check_columns(f"feature view {view.name!r}", columns)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
@@ -253,6 +267,35 @@ def _refuse_missing_features(
             if gone:
                 msg = f"{readable_kind(user.kind)} {user.name!r} uses {used['view']}:{gone[0]}, which would go; change it too"
                 raise IncompatibleChange(msg)
+
+
+def _refuse_missing_columns(
+    catalog: Catalog, wanted: Mapping[str, Definition], pruned: frozenset[str]
+) -> None:
+    """Refuse a source that loses a column which a view in force takes from it."""
+    for source in wanted.values():
+        if not isinstance(source, BatchSource | StreamSource):
+            continue
+        columns = {field.name for field in source.schema}
+        for name in catalog.names("feature_view"):
+            view = catalog.get("feature_view", name).definition
+            reads = _uses("feature_view", kind_of(source), view) == {source.name}
+            gone = sorted(_taken(view) - columns) if reads else []
+            if gone and not {f"feature_view/{name}"} & {*wanted, *pruned}:
+                raise IncompatibleChange(
+                    f"feature view {name!r} takes column {gone[0]!r} from {readable_kind(kind_of(source))} {source.name!r}, which "
+                    "would go; change the view too"
+                )
+
+
+def _taken(view: Mapping[str, Any]) -> set[str]:
+    """Columns that a view takes from its source, apart from times."""
+    keys = {key["name"] for entity in view["entities"] for key in entity["join_keys"]}
+    if view["source"] is None:
+        return keys | {field["name"] for field in view["schema"]}
+    aggregations = view["source"].get("aggregations", [])
+    before = {field["name"] for field in view["events"]["schema"]}  # others it never had
+    return keys | ({each["column"] for each in aggregations if each["column"]} & before)
 
 
 def _references(definition: Mapping[str, Any]) -> list[Mapping[str, Any]]:

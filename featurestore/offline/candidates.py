@@ -29,7 +29,7 @@ def join_in_steps(job: PinnedRetrieval, *, step_rows: int = ROWS_PER_STEP) -> pa
     table = job.entities
     for lookup in job.retrieval.lookups:
         rows = answers_of(job, lookup, step_rows=step_rows)
-        table, _ = attach(table, rows, lookup, as_known=job.as_known)
+        table, _ = attach(table, rows, lookup, as_known=job.reads_as_known(lookup))
     return finish(table, job.entities.column_names, job.retrieval)
 
 
@@ -43,7 +43,7 @@ def answers_of(job: PinnedRetrieval, lookup: Projection, *, step_rows: int = ROW
     start, end = job.bounds(lookup)
     files = [file for file in version.files if file.may_hold(start, end)]
     read = job.offline.batches(view, version, files, start=start, end=end, rows=step_rows)
-    return candidates_of((rows for rows, _ in read), prefilter, view, as_known=job.as_known)
+    return candidates_of((rows for rows, _ in read), prefilter, view, as_known=job.reads_as_known(lookup))
 
 
 def candidates_of(

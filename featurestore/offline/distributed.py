@@ -158,7 +158,7 @@ def _joined(
         keys = [key.name for key in stored_view(lookup).join_keys]
         packed = partial(_pack_rows, keys=keys, partitions=partitions)
         right = _mapped(_stored_rows(job, lookup, between), packed)
-        join = partial(_join_partition, lookup=lookup, as_known=job.as_known)
+        join = partial(_join_partition, lookup=lookup, as_known=job.reads_as_known(lookup))
         entities = _by_partition(left.union(right), join)
     finished = partial(finish, entity_columns=[*columns, ROW], retrieval=job.retrieval)
     in_order = _mapped(entities, finished).sort(ROW).drop_columns([ROW])
@@ -189,7 +189,9 @@ def _stored_rows(job: PinnedRetrieval, lookup: Projection, between: Times) -> Da
         return ray.data.from_arrow(offline_schema(view).empty_table())
     read = partial(_read_files, offline=job.offline, view=view, number=snapshot.version)
     if prefilter is not None:
-        read = partial(_read_answers, **read.keywords, as_known=job.as_known, prefilter=prefilter)
+        read = partial(
+            _read_answers, **read.keywords, as_known=job.reads_as_known(lookup), prefilter=prefilter
+        )
     return _mapped(ray.data.from_items(tasks, override_num_blocks=len(tasks)), read)
 
 

@@ -41,7 +41,8 @@ class RetrievalJob(PinnedRetrieval):
 
     def _append(self, table: pa.Table, lookup: Projection) -> pa.Table:
         view = stored_view(lookup)
-        joined, ties = attach(table, self.read(lookup, lookup.features), lookup, as_known=self.as_known)
+        as_known = self.reads_as_known(lookup)
+        joined, ties = attach(table, self.read(lookup, lookup.features), lookup, as_known=as_known)
         if ties and set(lookup.features) != set(view.features):  # the whole row decides a tie
-            joined, _ = attach(table, self.read(lookup, view.features), lookup, as_known=self.as_known)
+            joined, _ = attach(table, self.read(lookup, view.features), lookup, as_known=as_known)
         return joined

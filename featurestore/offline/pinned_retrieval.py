@@ -32,14 +32,18 @@ class PinnedRetrieval:
     """A retrieval for given entity rows; the versions of all tables are fixed, so it always gives the same rows.
 
     entities: checked entity rows; versions: the offline table read for each view (None: no rows yet).
-    as_known: use only rows that were created by the entity row's time.
+    as_known: use only rows that were created by the entity row's time, of all views or of those with these names.
     """
 
     entities: pa.Table
     retrieval: Retrieval
     offline: OfflineStore
     versions: Mapping[str, TableSnapshot | None]
-    as_known: bool
+    as_known: bool | frozenset[str]
+
+    def reads_as_known(self, lookup: Projection) -> bool:
+        """Whether only rows of this lookup's view count that were created by the entity row's time."""
+        return self.as_known if isinstance(self.as_known, bool) else lookup.view.name in self.as_known
 
     def read(self, lookup: Projection, features: Sequence[str]) -> pa.Table:
         """Read the stored rows that any entity row could see."""

@@ -23,6 +23,7 @@ from registry.store import ObjectStore, Part, Table, TableSnapshot, replace_with
 from registry.store.tables.table import commit_properties
 
 _FEW_FILES = 31  # partitions of one write that are not too many, however small
+_CREATED = "created_timestamp"  # application id of a commit which notes that rows come with it
 _MIN_FILE_ROWS = 1_000  # rows a partition of one write should have on average
 
 
@@ -34,10 +35,17 @@ class OfflineStore:
         self._project = project
         self._opened: dict[str, Version] = {}
         self._newest: dict[str, tuple[dict[str, str], DeltaTable]] = {}
+        self._with_created: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """State that is pickled for a worker: where the tables are, without open tables."""
-        return {"_store": self._store, "_project": self._project, "_opened": {}, "_newest": {}}
+        return {
+            "_store": self._store,
+            "_project": self._project,
+            "_opened": {},
+            "_newest": {},
+            "_with_created": set(),
+        }
 
     def table(self, view: FeatureView) -> Table:
         """Table of a view, named `features/{project}/{view}`."""
@@ -88,6 +96,20 @@ class OfflineStore:
         version: of the table, by default the newest.
         """
         return self.table(view).transaction(_consumer(source), version=version) or 0
+
+    def note_created(self, view: FeatureView) -> None:
+        """Note in a view's table, once, that its writers say when rows were created."""
+        if not self.says_when_created(view):
+            self.create(view).append(
+                storable(offline_schema(view).empty_table()), merge_schema=True, transactions={_CREATED: 1}
+            )
+
+    def says_when_created(self, view: FeatureView) -> bool:
+        """Whether rows were written with their created times, and not just with that of the writing."""
+        table = self.table(view)
+        if table.name not in self._with_created and table.transaction(_CREATED) is not None:
+            self._with_created.add(table.name)
+        return table.name in self._with_created
 
     def create(self, view: FeatureView) -> Table:
         """Open the view's table, created empty if it does not exist."""

@@ -25,7 +25,7 @@ from featurestore.errors import InvalidDefinition
 from featurestore.windows.distinct import DistinctColumn
 from featurestore.windows.latest import Latest
 from featurestore.windows.running import Numbers, Window
-from featurestore.windows.windowing import Alignment, Events, Floats, Ints, Rows, order_events
+from featurestore.windows.windowing import Alignment, Events, Floats, Ints, Rows, is_number, order_events
 
 KNOWN_AT = "known_at"
 
@@ -167,6 +167,28 @@ class Windows:
             raise InvalidDefinition(f"windows: every must be positive or None, got {self.every}")
         if self.watermark is not None and self.watermark < timedelta(0):
             raise InvalidDefinition(f"windows: watermark must not be negative, got {self.watermark}")
+
+    def check_columns(self, where: str, fields: Mapping[str, Field]) -> None:
+        """Check that a source of events has what is aggregated, of types that can be. Raises: InvalidDefinition."""
+        for a in self.aggregations:
+            if a.column is None:
+                continue
+            if a.column not in fields:
+                raise InvalidDefinition(
+                    f"{where}: {a.name!r} aggregates column {a.column!r}, which its source lacks; it has {sorted(fields)}"
+                )
+            dtype = fields[a.column].dtype
+            if a.function is not Function.APPROX_DISTINCT and not is_number(dtype.arrow):
+                raise InvalidDefinition(
+                    f"{where}: {a.name!r} is the {a.function.value} of column {a.column!r}, which is {dtype}; only numbers and "
+                    "booleans have one, declare it as such or count it with approx_distinct"
+                )
+        for what, name in (("event_time", self.event_time), ("known_at", self.known_at)):
+            is_time = name in fields and fields[name].dtype is DType.UNIX_TIMESTAMP
+            if name not in {EVENT_TIMESTAMP, KNOWN_AT} and not is_time:
+                raise InvalidDefinition(
+                    f"{where}: {what}={name!r} is no time of its source; leave it out, or name a UnixTimestamp of {sorted(fields)}"
+                )
 
     @property
     def reach(self) -> timedelta:
@@ -331,7 +353,7 @@ class _Computation:
 
     def _number(self, column: str | None) -> Numbers:
         if column not in self._numbers:
-            self._numbers[column] = Numbers(self._alignment, column)
+            self._numbers[column] = Numbers.of_column(self._alignment, column)
         return self._numbers[column]
 
     def _last(self, column: str | None) -> Latest:

@@ -4,15 +4,20 @@ A window's count or sum is that of values entered less that of values left. The 
 fixed-point parts, mostly one or two, whose sums cannot round, so a value that was added and subtracted leaves no residue. The
 parts' sums are added and rounded once. So the bits of a result depend on the values in its window and on nothing else: not on
 what was there before, on other keys, or on how many events are computed at a time.
+
+Values that no exact sum holds stand apart: huge ones are summed scaled down, beside the others, and infinite ones are only
+counted. A window without them does not notice that there are any.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
 
 from featurestore.windows.windowing import Alignment, Floats, Ints, blocks, is_rising
 
-_TINY = 1e-200  # below this the halves would underflow
+_HUGE = 2.0**400  # beyond this, sums of squares of a piece's values could overflow
+_SCALE = 2.0**-700  # by which huge values are summed, so that they are not huge
 _LEAST_GRID = np.ldexp(1.0, -1074)
 _ROUNDING = 2.0**-96  # of the squares, below which a spread is that of equal values
 _ADDED_AT_ONCE = 2  # so many rounded sums are rounded once
@@ -22,17 +27,29 @@ _SPLITTER = 2.0**27 + 1
 class Numbers:
     """One column's values and the row where each enters, shared by all windows.
 
-    column: of the events, without its nulls; None to count events.
+    values: (events,) of the column, NaN where an event has none; None to count events. rests: (events,) what rounding took from
+    each, or None if nothing.
     """
 
-    def __init__(self, alignment: Alignment, column: str | None) -> None:
+    def __init__(self, alignment: Alignment, values: Floats | None, rests: Floats | None = None) -> None:
         self.alignment = alignment
         self.size = len(alignment.rows.at)
-        given = np.zeros(0) if column is None else alignment.events.numbers[column]
-        kept = None if column is None else ~np.isnan(given)
+        kept = None if values is None else ~np.isnan(values)
         self.kept = None if kept is None or kept.all() else kept
-        self.values = given if self.kept is None else given[self.kept]
+        self._every = np.zeros(0) if values is None else values
+        self.values = self._every if self.kept is None else self._every[self.kept]
+        self._rests = rests if rests is None or self.kept is None else rests[self.kept]
         self.begin = self.of_kept(alignment.begin)
+
+    @classmethod
+    def of_column(cls, alignment: Alignment, column: str | None) -> "Numbers":
+        """Take a column of the events without its nulls; None to count events."""
+        events = alignment.events
+        return (
+            cls(alignment, None)
+            if column is None
+            else cls(alignment, events.numbers[column], events.rests.get(column))
+        )
 
     def of_kept(self, each: Ints) -> Ints:
         """Select from an array of all events those that have a value."""
@@ -40,7 +57,22 @@ class Numbers:
 
     def window(self, end: Ints) -> "Window":
         """Build the window of one length; end: (events,) the row in which each event has left."""
-        return Window(self, self.of_kept(end))
+        return Window(self, self.of_kept(end), [part.window(end) for part in self.apart])
+
+    @cached_property
+    def apart(self) -> "tuple[Numbers, ...]":
+        """Values that no exact sum holds: huge ones scaled down, those that are +inf, and those that are -inf; mostly nothing."""
+        sizes = np.abs(self.values)
+        if float(sizes.max(initial=0.0)) <= _HUGE:
+            return ()
+        every, infinite = self._every, np.isinf(self._every)
+        huge = ~infinite & (np.abs(every) > _HUGE)
+        columns = (
+            np.where(huge, every * _SCALE, np.nan),
+            np.where(every == np.inf, 0.0, np.nan),
+            np.where(every == -np.inf, 0.0, np.nan),
+        )
+        return tuple(Numbers(self.alignment, column) for column in columns)
 
     @cached_property
     def entered(self) -> Ints:
@@ -48,16 +80,26 @@ class Numbers:
         return running_count(self.begin, self.size)
 
     @cached_property
+    def _ordinary(self) -> Floats:
+        """Values, with zeros in place of those that stand apart."""
+        return np.where(np.abs(self.values) > _HUGE, 0.0, self.values) if self.apart else self.values
+
+    @cached_property
     def sums(self) -> "RunningSum":
         """Running sums of the values."""
-        return RunningSum(self, fixed_point_parts(self.values))
+        parts = fixed_point_parts(self._ordinary)
+        return RunningSum(self, parts if self._rests is None else [*parts, *fixed_point_parts(self._rests)])
 
     @cached_property
     def squares(self) -> "RunningSum":
         """Running sums of the squares, exactly: of what a float holds of each, and of the rest."""
-        square, rest = _product(self.values, self.values)
-        parts = fixed_point_parts(square)
-        return RunningSum(self, [*parts, *fixed_point_parts(rest)] if rest.any() else parts)
+        terms = [_product(self._ordinary, self._ordinary)]
+        if self._rests is not None:
+            terms += [_product(2.0 * self._ordinary, self._rests), _product(self._rests, self._rests)]
+        (square, _), *_ = terms
+        others = [part for term in terms for part in term if part is not square and part.any()]
+        parts = [part for term in (square, *others) for part in fixed_point_parts(term)]
+        return RunningSum(self, parts)
 
 
 def running_count(at: Ints, size: int) -> Ints:
@@ -97,7 +139,7 @@ def _running_sum(at: Ints, weights: Floats, size: int) -> Floats:
 
 
 def fixed_point_parts(values: Floats) -> list[Floats]:
-    """Split values into arrays that add up to them exactly, within each of which any sum is exact in float64.
+    """Split values, none of them huge, into arrays that add up to them exactly, within each of which any sum is exact in float64.
 
     Each holds multiples of one power of two that are few enough bits wide.
     """
@@ -106,8 +148,8 @@ def fixed_point_parts(values: Floats) -> list[Floats]:
     rest = values
     while True:
         largest = float(np.abs(rest).max(initial=0.0))
-        if largest < _TINY or not np.isfinite(largest):  # nothing is left, or what no grid can hold
-            return [*parts, rest] if largest != 0.0 or not parts else parts
+        if largest == 0.0:
+            return parts or [rest]
         grid = max(np.ldexp(1.0, int(np.frexp(largest)[1]) - bits), _LEAST_GRID)
         parts.append(np.round(rest / grid) * grid)
         rest = rest - parts[-1]
@@ -155,12 +197,13 @@ def _product(a: Floats, b: Floats) -> tuple[Floats, Floats]:
 class Window:
     """Aggregates of one column over one window; all results are (rows,).
 
-    end: (values,) the row in which each has left.
+    end: (values,) the row in which each has left. apart: windows of the huge and the infinite values, if there are any.
     """
 
-    def __init__(self, numbers: Numbers, end: Ints) -> None:
+    def __init__(self, numbers: Numbers, end: Ints, apart: "list[Window]") -> None:
         self._numbers = numbers
         self.end = end
+        self._apart = apart
 
     @cached_property
     def leaves_in_order(self) -> bool:
@@ -182,30 +225,64 @@ class Window:
         return np.maximum(self.count, 1).astype(np.float64)
 
     @cached_property
-    def _sums(self) -> list[Floats]:
+    def exact_sums(self) -> list[Floats]:
+        """Sums of the values in parts, without those that stand apart."""
         return self._numbers.sums.parts_within(self)
 
     @cached_property
+    def exact_squares(self) -> list[Floats]:
+        """Sums of the squares, likewise."""
+        return self._numbers.squares.parts_within(self)
+
+    @cached_property
     def _total(self) -> Floats:
-        return rounded_sum(self._sums)
+        return rounded_sum(self.exact_sums)
 
     def sum(self) -> Floats:
         """Sum of the values, 0 in an empty window."""
-        return self._total
+        return self._with_apart(self._total.copy(), lambda total, _n: total) if self._apart else self._total
 
     def mean(self) -> Floats:
         """Mean of the values, undefined in an empty window."""
-        return self._total / self._divisor
+        means = self._total / self._divisor
+        return self._with_apart(means, lambda total, n: total / n) if self._apart else means
 
     def std(self) -> Floats:
         """Standard deviation of a sample, undefined below two values."""
         n = self._divisor
-        squares = self._numbers.squares.parts_within(self)
+        squares = self.exact_squares
         result = np.empty(len(n))
         for part in blocks(len(n)):
             result[part] = _std(
-                n[part], [each[part] for each in self._sums], [each[part] for each in squares]
+                n[part], [each[part] for each in self.exact_sums], [each[part] for each in squares]
             )
+        return self._std_with_apart(result) if self._apart else result
+
+    def _with_apart(self, result: Floats, of_total: Callable[[Floats, Floats], Floats]) -> Floats:
+        """Set the result, a function of total and number of values, in windows that have huge or infinite values."""
+        huge, above, below = self._apart
+        rows = np.flatnonzero(huge.count)
+        of_huge = [part[rows] for part in huge.exact_sums]
+        scaled = rounded_sum([*(part[rows] * _SCALE for part in self.exact_sums), *of_huge])
+        n, left = self._divisor[rows], rounded_sum(of_huge)
+        with np.errstate(over="ignore"):  # a sum that float64 does not hold is infinite
+            whole = of_total(scaled, n) / _SCALE
+        # Huge values that cancel leave the others, which may be too small to be scaled.
+        result[rows] = np.where(left == 0.0, of_total(self._total[rows], n), whole)
+        positive, negative = above.count > 0, below.count > 0
+        result[positive], result[negative], result[positive & negative] = np.inf, -np.inf, np.nan
+        return result
+
+    def _std_with_apart(self, result: Floats) -> Floats:
+        """Set the deviation of windows that have huge values, and of those with infinite ones, which have no deviation."""
+        huge, above, below = self._apart
+        rows = np.flatnonzero(huge.count)
+        sums = [*(part[rows] * _SCALE for part in self.exact_sums), *(part[rows] for part in huge.exact_sums)]
+        of_huge = [part[rows] for part in huge.exact_squares]
+        scaled = [*(part[rows] * _SCALE * _SCALE for part in self.exact_squares), *of_huge]
+        with np.errstate(over="ignore"):  # as above
+            result[rows] = _std(self._divisor[rows], sums, scaled) / _SCALE
+        result[(above.count > 0) | (below.count > 0)] = np.nan
         return result
 
     def minimum(self) -> Floats:

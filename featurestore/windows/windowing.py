@@ -6,7 +6,7 @@ by each row, are computed once and shared by all windows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Events:
     keys: table of the distinct keys, in order; key: (events,) row in it; event_times, entry_times: (events,) microseconds, the
     latter the later of event time and known time; numbers: columns as (events,) float64, NaN where there is no value;
     distinct_columns: columns of any type; replaced: (events,) microseconds from which an event no longer counts, `NEVER` for most;
-    None: all count.
+    None: all count. rests: of columns with integers that float64 does not hold, what rounding took from each.
     """
 
     keys: pa.Table
@@ -49,6 +49,7 @@ class Events:
     numbers: Mapping[str, Floats]
     distinct_columns: Mapping[str, pa.Array]
     replaced: Ints | None = None
+    rests: Mapping[str, Floats] = field(default_factory=dict)
 
     def pieces(self) -> Iterator["Events"]:
         """Split the events into pieces of about `PIECE_EVENTS`, each with all events of its keys; at least one."""
@@ -71,6 +72,7 @@ class Events:
             {name: values[part] for name, values in self.numbers.items()},
             {name: values[part] for name, values in self.distinct_columns.items()},
             None if self.replaced is None else self.replaced[part],
+            {name: rests[part] for name, rests in self.rests.items()},
         )
 
     def leaves(self, length: int) -> Ints:
@@ -101,7 +103,8 @@ def _boundaries(key: Ints, times: Ints, every: int) -> tuple[Ints, Ints]:
     return key[first], at[first]
 
 
-def _is_number(dtype: pa.DataType) -> bool:
+def is_number(dtype: pa.DataType) -> bool:
+    """Whether a column of this type can be summed."""
     t = pa.types
     return bool(t.is_integer(dtype) or t.is_floating(dtype) or t.is_boolean(dtype) or t.is_null(dtype))
 
@@ -120,7 +123,7 @@ def order_events(
 
     numbers, distinct_columns: columns to take along as numbers, or as they are.
     watermark: microseconds from an event to the latest time at which it may become known; later ones are left out.
-    Raises: InvalidRows for a missing column, a null key or event time, a naive time, or a value that is not a finite number.
+    Raises: InvalidRows for a missing column, a null key or event time, a naive time, or a column that is not of numbers.
     """
     for name in (*keys, known_at, *numbers, *distinct_columns):
         if name not in events.column_names:
@@ -141,14 +144,16 @@ def order_events(
             )
     distinct, codes = _encode_keys(known, keys)
     order = _order(codes, entry_times)
+    values = {name: _numbers(known, name) for name in numbers}
     return Events(
         distinct,
         codes[order],
         event_times[order],
         entry_times[order],
-        {name: _numbers(known, name)[order] for name in numbers},
+        {name: rounded[order] for name, (rounded, _) in values.items()},
         {name: known.column(name).combine_chunks().take(pa.array(order)) for name in distinct_columns},
         _replaced(known, order),
+        {name: rests[order] for name, (_, rests) in values.items() if rests is not None},
     )
 
 
@@ -159,14 +164,20 @@ def _replaced(events: pa.Table, order: Ints) -> Ints | None:
     return at[order]
 
 
-def _numbers(events: pa.Table, name: str) -> Floats:
+def _numbers(events: pa.Table, name: str) -> tuple[Floats, Floats | None]:
+    """Read a column as float64, NaN where there is no value; and what rounding took from integers that it does not hold."""
     column = events.column(name)
-    if not _is_number(column.type):
+    if not is_number(column.type):
         raise InvalidRows(f"{WHERE}: column {name!r} must be a number, got {column.type}")
-    values: Floats = column.cast(pa.float64()).fill_null(float("nan")).to_numpy()
-    if np.isinf(values).any():
-        raise InvalidRows(f"{WHERE}: column {name!r} has infinite values; make them null")
-    return values
+    try:
+        return column.cast(pa.float64()).fill_null(float("nan")).to_numpy(), None
+    except pa.ArrowInvalid:
+        whole = column.fill_null(0).to_numpy()
+    high, low = (whole >> 32).astype(np.float64) * 2.0**32, (whole & 0xFFFFFFFF).astype(np.float64)
+    rounded: Floats = high + low
+    rests: Floats = (high - rounded) + low
+    absent = column.is_null().to_numpy()
+    return np.where(absent, np.nan, rounded), np.where(absent, np.nan, rests)
 
 
 def _encode_keys(events: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, Ints]:

@@ -50,7 +50,7 @@ class TrainingSetLineage(BaseModel):
 
     entities: the snapshot of rows and labels; views: digest of each view's definition; tables: the offline snapshot read for
     each view (absent: the view had no rows); start, end: of event times; known_by: labels known later were left out; rows:
-    number of rows in the set; sources: batch sources that the views' rows came from, each up to the load that they had.
+    number of rows in the set; as_known: whether values that became known after a row's time were left out; sources: batch sources that the views' rows came from, each up to the load that they had.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,6 +64,7 @@ class TrainingSetLineage(BaseModel):
     end: datetime
     known_by: datetime
     rows: int
+    as_known: bool = False
     sources: dict[str, SourceLineage] = {}
 
 
@@ -94,6 +95,8 @@ def build_training_set(
     end: datetime,
     known_by: datetime | None = None,
     name: str = "",
+    *,
+    as_known: bool = True,
 ) -> TableSnapshot:
     """Build the features of a service as of each labelled row's time, stored as a table snapshot with its lineage.
 
@@ -102,6 +105,8 @@ def build_training_set(
         rows with `start <= event_timestamp < end`, a label, and `label_known_at <= known_by`.
     known_by: by default now, on the platform's clock.
     name: of the table it is stored in, by default `training/{service}`, or of the entities; every call makes a new version of it.
+    as_known: a row sees only values that were known at its time, of all views that say when (`known_at` of a source, the log of a
+        stream, a `created_timestamp` that was written); False: also those that became known later, by their event time alone.
     A set that would take more than `memory_share` of this machine's memory, by the tables' logs, is made shard by shard, on the
     Ray cluster if there is one; a call that was killed is taken up after its last shard when it is made again within six hours.
     Raises: InvalidDefinition for a feature whose deprecation is in force; InvalidRows if no row is left, or a column is missing; InvalidInput for the name of a table that holds anything
@@ -114,11 +119,11 @@ def build_training_set(
     known = ctx.clock() if known_by is None else as_utc(known_by, name="known_by")
     chosen = EntityRows(Table(ctx.store, entities.name), entities, label, since, until, known)
     empty = chosen.choose(chosen.pinned().schema.empty_table())
-    job = None if service is None else ctx.features().get_historical_features(empty, features=service)
+    job = None if service is None else _retrieval(empty, service, as_known=as_known)
     if job is not None:
         _refuse_deprecated(job, ctx.clock())
     digests = {} if service is None else ctx.features().definitions_digest(service)
-    asked = _Asked(service, table, chosen, job, digests, known_given=known_by is not None)
+    asked = _Asked(service, table, chosen, job, digests, known_given=known_by is not None, as_known=as_known)
     if estimated_bytes(chosen, job) > ctx.memory_share * memory_bytes():
         return _built_in_shards(asked)
     rows = chosen.read()
@@ -127,6 +132,12 @@ def build_training_set(
     if job is not None:
         rows = replace(job, entities=check_entities(rows, job.retrieval)).to_arrow()
     return table.overwrite(rows, metadata=asked.metadata(rows.num_rows))
+
+
+def _retrieval(entities: pa.Table, service: str, *, as_known: bool) -> RetrievalJob:
+    features = context().features()
+    views = features.views_with_known_times(service) if as_known else frozenset[str]()
+    return features.get_historical_features(entities, features=service, as_known=views)
 
 
 def _refuse_deprecated(job: PinnedRetrieval, now: datetime) -> None:
@@ -151,6 +162,7 @@ class _Asked:
     job: RetrievalJob | None
     digests: dict[str, str]
     known_given: bool
+    as_known: bool
 
     def metadata(self, rows: int) -> dict[str, str]:
         """Metadata of the commit: the lineage."""
@@ -165,6 +177,7 @@ class _Asked:
             end=entities.end,
             known_by=entities.known_by,
             rows=rows,
+            as_known=self.as_known,
             sources={} if self.job is None else sources_of(context().features(), self.job),
         )
         return {"training_set": lineage.model_dump_json()}
@@ -175,6 +188,7 @@ class _Asked:
         known = entities.known_by.isoformat() if self.known_given else ""
         texts = [self.service or "", self.table.name, str(entities.snapshot), entities.label, known]
         texts += [entities.start.isoformat(), entities.end.isoformat(), context().invocation or ""]
+        texts += [] if self.as_known else ["by event time"]
         return sha256(json.dumps([texts, self.digests], sort_keys=True).encode()).hexdigest()
 
 

@@ -1,0 +1,67 @@
+"""Values that a column holds in life and seldom in a test: huge, tiny, infinite, absent, whole beyond 2^53, empty and foreign texts."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from hypothesis import strategies as st
+
+DBL_MAX = sys.float_info.max
+DENORMAL = 5e-324
+LARGEST_WHOLE = 2**53
+"""Greatest whole number up to which a float64 holds each."""
+
+EXTREMES = {
+    "DBL_MAX": DBL_MAX,
+    "-DBL_MAX": -DBL_MAX,
+    "1e155": 1e155,  # its square is no float64
+    "-1e100": -1e100,
+    "denormal": DENORMAL,
+    "1e-300": 1e-300,
+    "-0.0": -0.0,
+    "+inf": float("inf"),
+    "-inf": float("-inf"),
+    "NaN": float("nan"),
+    "null": None,
+}
+"""Numbers beside which the results of others must stay as they are, by name."""
+
+WHOLE = {
+    "2^53+1": LARGEST_WHOLE + 1,
+    "-2^53-1": -LARGEST_WHOLE - 1,
+    "max of Int64": 2**63 - 1,
+    "min of Int64": -(2**63),
+    "null": None,
+}
+"""Whole numbers of Int64 that float64 does not hold, by name."""
+
+TEXTS = {
+    "empty": "",
+    "blank": " ",
+    "huge": "x" * 1_000_000,
+    "non-ASCII": "Zoë Ångström 東京 🛫",
+    "right to left": "مرحبا",
+    "combining": "e\N{COMBINING ACUTE ACCENT}",
+    "separators": "a|b:c/d%7C\n\t\x00",
+}
+"""Texts by what is unusual about them."""
+
+any_extreme = pytest.mark.parametrize("extreme", EXTREMES.values(), ids=EXTREMES.keys())
+any_whole = pytest.mark.parametrize("whole", WHOLE.values(), ids=WHOLE.keys())
+
+numbers = st.one_of(
+    st.sampled_from([value for value in EXTREMES.values() if value is not None]),
+    st.floats(-1e3, 1e3),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.none(),
+)
+"""Any float64, or none, those of `EXTREMES` often."""
+whole_numbers = st.one_of(
+    st.sampled_from([value for value in WHOLE.values() if value is not None]),
+    st.integers(-1_000, 1_000),
+    st.integers(-(2**63), 2**63 - 1),
+)
+"""Any Int64, those of `WHOLE` often."""
+texts = st.one_of(st.sampled_from(list(TEXTS.values())), st.text(max_size=20))
+"""Any text, those of `TEXTS` often."""
