@@ -14,10 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from featurestore.definitions.stream_source import ASIDE_REASON, ASIDE_ROW
 from featurestore.sources.rows import REASON, ROW
 from functions.prediction_log import pseudonym
 
 UNIT, ENTITIES, PREDICTION_ID, DATA = "unit", "entities", "prediction_id", "data"
+_KEPT_ASIDE = ((REASON, ROW), (ASIDE_REASON, ASIDE_ROW))
+"""Columns by which rows that were kept aside are known, and their text: in a table of their own, and among a stream's events."""
 MIN_TEXT = 8
 """Characters from which a value is searched as text anywhere; a shorter one only under its name."""
 
@@ -78,8 +81,8 @@ class Traces:
     def columns(self, schema: pa.Schema) -> list[str]:
         """Columns of a table in which the subject may stand."""
         named = {*self.values, UNIT, ENTITIES, PREDICTION_ID}
-        if {REASON, ROW} <= set(schema.names):
-            named |= {REASON, ROW}  # by both, a table of rows that were kept aside is known
+        for pair in _KEPT_ASIDE:
+            named |= set(pair) if set(pair) <= set(schema.names) else set()
         return [
             each.name for each in schema if each.name in named or (self.texts and _may_hold_text(each.type))
         ]
@@ -87,8 +90,9 @@ class Traces:
     def mask(self, rows: pa.Table) -> pa.Array:
         """Tell for each row whether it is about the subject."""
         found = pa.array([False] * rows.num_rows)
-        if {REASON, ROW} <= set(rows.column_names):
-            found = pc.or_(found, self._in_rows_kept_aside(rows.column(ROW)))
+        for reason, text in _KEPT_ASIDE:
+            if {reason, text} <= set(rows.column_names):
+                found = pc.or_(found, self._in_rows_kept_aside(rows.column(text)))
         for name in self.columns(rows.schema):
             column = rows.column(name).combine_chunks()
             for each in self._column_masks(name, column):
@@ -115,7 +119,9 @@ class Traces:
         Under any name, since the source has names of its own, and such a row is no loss.
         """
         accepted = frozenset().union(self.units, *self.values.values())
-        return pa.array([bool(accepted & _values_in(text)) for text in texts.to_pylist()], pa.bool_())
+        return pa.array(
+            [bool(text and accepted & _values_in(text)) for text in texts.to_pylist()], pa.bool_()
+        )
 
     def in_document(self, value: Any) -> bool:
         """Whether a JSON value has the subject under one of its names, at any depth."""
