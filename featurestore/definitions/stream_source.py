@@ -19,6 +19,8 @@ from featurestore.errors import InvalidDefinition
 
 PARTITION, POSITION = "stream_partition", "stream_position"
 """Columns of stored events: where the event stands in the log."""
+ASIDE_REASON, ASIDE_ROW = "stream_reason", "stream_row"
+"""Columns of messages that were kept aside, which are stored among the events: why, and the message. Null for events."""
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far a clock of a producer may be ahead before its events are kept aside."""
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -104,8 +106,8 @@ class StreamSource:
     reads: the log. schema: fields that are kept, by the names they get here; columns: names there, where they differ.
     timestamp: field there of the time at which the event happened: ISO 8601 text (in `timezone` if it names none) or a
     number in `timestamp_unit` since 1970.
-    unique: fields (as named here) that, with the event time, name one event: of one sent again, or corrected, the last counts
-    from when it became known.
+    unique: fields (as named here) that, with those of `partitioned_by` and the event time, name one event: of one sent again, or
+    corrected, the last counts from when it became known.
     partitioned_by: fields by which the producers choose the partition; views with windows must have them all as join keys.
     Empty for a log of one partition.
     allowed_lateness: how far an event may lie behind the watermark, the greatest event time before it in its partition; later
@@ -143,7 +145,7 @@ class StreamSource:
         check_columns(where, self.schema, columns={}, unique=self.partitioned_by)
         check_timezone(where, self.timezone)
         refuse_unknown(where, tuple(self.expectations), fields)
-        own = sorted({PARTITION, POSITION} & fields.keys())
+        own = sorted({PARTITION, POSITION, ASIDE_REASON, ASIDE_ROW} & fields.keys())
         if own:
             raise InvalidDefinition(f"{where}: column {own[0]!r} is the store's own; rename it")
         for each in self.expectations:
@@ -167,6 +169,14 @@ class StreamSource:
         """Names of all fields that are read, by their names here; the log itself says when an event became known."""
         named = {each.name: self.columns.get(each.name, each.name) for each in self.schema}
         return named | {EVENT_TIMESTAMP: self.timestamp, KNOWN_AT: KNOWN_AT}
+
+    @property
+    def event_name(self) -> tuple[str, ...]:
+        """Columns that name an event, with its time: `unique`, and what chooses the partition; empty without `unique`.
+
+        Events of different partitions have no order in which one could replace the other, and no consumer sees both.
+        """
+        return tuple(dict.fromkeys([*self.unique, *self.partitioned_by])) if self.unique else ()
 
     @property
     def secret_names(self) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.fields import EVENT_TIMESTAMP
 from featurestore.definitions.stream_source import CLOCK_TOLERANCE, Connection, Messages
-from featurestore.definitions.times import from_microseconds
+from featurestore.definitions.times import from_microseconds, to_microseconds
 from featurestore.definitions.views import FeatureView
 from featurestore.errors import (
     ConsumerFenced,
@@ -38,6 +39,7 @@ from featurestore.streams.held_events import HeldEvents, Key
 from featurestore.streams.refresh import events_of, own_rows
 from featurestore.streams.rewrites import rewrites_of
 from featurestore.streams.table import StreamTable
+from featurestore.streams.view_faults import ViewFaults
 from registry import Unavailable
 from registry.times import Clock
 
@@ -99,6 +101,7 @@ class StreamConsumer:
         self._places: dict[int, Place | None] = {}
         self._measured_at = time.monotonic()
         self._held: list[HeldEvents] = []
+        self._faults, self._clocks_disagree = ViewFaults(table.source.name), False
         self._unsent: dict[str, list[pa.Table]] = {}
         self._coming: dict[str, list[pa.Table]] = {}
         self.counts = ConsumerCounts()
@@ -148,6 +151,8 @@ class StreamConsumer:
 
         Raises: UnreadableSource, Unavailable.
         """
+        if self._faults.retry_due:
+            self._begun = None  # what was read is committed, and all views are begun from the table
         self._follow_owned()
         read = 0
         if self._commits.has_room and not self._unsent:
@@ -158,6 +163,7 @@ class StreamConsumer:
             decoded = None
             time.sleep(timeout_s)
         self._bring_online(decoded)
+        self.counts.failures += self._faults.take_count()
         self._commit_if_due()
         self._measure()
         return read
@@ -169,7 +175,21 @@ class StreamConsumer:
                 f"stream source {self._table.source.name!r}: its reader gave messages of partition {min(strange)}, which was not "
                 "asked for; its place is not known, so they are read again by who owns it"
             )
-        return decode(self._table.source, messages, self._places, now=self._clock())
+        self._warn_of_clocks(messages)
+        return decode(self._table.source, messages, self._places)
+
+    def _warn_of_clocks(self, messages: Messages) -> None:
+        """Say when the log's clock is ahead of this machine's: rows come online once their moment has come by it."""
+        ahead = timedelta(microseconds=max(messages.taken_us) - to_microseconds(self._clock()))
+        if ahead > CLOCK_TOLERANCE and not self._clocks_disagree:
+            self.counts.failures += 1
+            _logger.warning(
+                "stream source %r: the log took a message %s after the time of this machine's clock; rows come online when that "
+                "time has come here: set the clock that is wrong",
+                self._table.source.name,
+                ahead,
+            )
+        self._clocks_disagree = ahead > CLOCK_TOLERANCE
 
     def flush(self) -> None:
         """Commit what was read and is online. Raises: ConsumerFenced, Unavailable."""
@@ -202,39 +222,62 @@ class StreamConsumer:
     def _begin(self, owned: set[int]) -> None:
         """Take up partitions where the table says, with the events that windows still need."""
         self._begin_anew()
+        self._faults.begin()
         places = self._table.places(owned)
-        known = {each: place.known_us for each, place in places.items() if place is not None}
+        known = self._known_by_now(places)
         ends = {each: (0, place.position) for each, place in places.items() if place is not None}
         for view in self._views if self._online is not None else ():
-            if view.source is None:
-                continue
-            held = HeldEvents(view, self._table.source.unique)
-            for each in places:
-                held.begin(each, known.get(each, 0))
-            if known:
-                least = min(known.values())
-                events = self._table.events(
-                    partitions=ends,
-                    since=from_microseconds(held.horizon_us(least)),
-                    known_since=from_microseconds(least) - CLOCK_TOLERANCE,
-                )
-                held.add(events.sort_by("known_at"))
-            self._held.append(held)
+            if view.source is not None:
+                self._hold(view, places, known, ends)
         if known:
             self._await_coming(ends, from_microseconds(min(known.values())))
         self._connection.assign({each: place.position if place else None for each, place in places.items()})
         self._begun, self._places = owned, places
-        self._emit([held.all_keys() for held in self._held])
+        self._emit({held.view.name: held.all_keys() for held in self._held})
         self._send()
+
+    def _hold(
+        self,
+        view: FeatureView,
+        partitions: Iterable[int],
+        known: Mapping[int, int],
+        ends: Mapping[int, tuple[int, int]],
+    ) -> None:
+        """Hold the stored events of partitions that a view's windows still need."""
+        with self._faults.of(view):
+            held = HeldEvents(view, self._table.source.event_name)
+            for each in partitions:
+                held.begin(each, known.get(each, 0))
+            self._held.append(held)
+        if not known or self._faults.left_out(view):
+            return
+        least = min(known.values())
+        events = self._table.events(
+            partitions=ends,
+            since=from_microseconds(held.horizon_us(least)),
+            known_since=from_microseconds(least) - CLOCK_TOLERANCE,
+        )
+        with self._faults.of(view):
+            held.add(events.sort_by("known_at"))
+
+    def _known_by_now(self, places: Mapping[int, Place | None]) -> dict[int, int]:
+        """Time up to which the events of each partition are known and have come by this machine's clock."""
+        now = to_microseconds(self._clock())
+        return {each: min(place.known_us, now) for each, place in places.items() if place is not None}
 
     def _await_coming(self, ends: Mapping[int, tuple[int, int]], known: datetime) -> None:
         """Take up events whose own time had not come when they became known."""
         events = self._table.events(partitions=ends, since=known - CLOCK_TOLERANCE)
         for view in self._plain_views():
-            self._coming[view.name] = [own_rows(view, events_of(view, events))]
+            with self._faults.of(view):
+                self._coming[view.name] = [own_rows(view, events_of(view, events))]
 
     def _plain_views(self) -> list[FeatureView]:
-        return [view for view in self._views if view.source is None and self._online is not None]
+        return [
+            view
+            for view in self._views
+            if view.source is None and self._online is not None and not self._faults.left_out(view)
+        ]
 
     def _bring_online(self, decoded: Decoded | None) -> None:
         """Hold new events, and write the rows that follow from them and from the time that has passed."""
@@ -246,27 +289,34 @@ class StreamConsumer:
             self.counts.rejected += decoded.rejected.num_rows
             self.counts.late += decoded.late
         events = None if decoded is None or not decoded.events.num_rows else decoded.events
-        now = self._clock()
-        touched = [(held.add(events) if events is not None else set()) | held.due(now) for held in self._held]
+        now, touched = self._clock(), dict[str, set[Key]]()
+        for held in self._held:
+            with self._faults.of(held.view):
+                added = held.add(events) if events is not None else set()
+                touched[held.view.name] = added | held.due(now)
         self._emit(touched)
         for view in self._plain_views() if events is not None else ():
-            self._coming.setdefault(view.name, []).append(own_rows(view, events_of(view, events)))
-        known = self._known_us()
+            with self._faults.of(view):
+                self._coming.setdefault(view.name, []).append(own_rows(view, events_of(view, events)))
+        known = self._known_by_now(self._places)
         for held in self._held:
             held.forget(known)
         self._send()
 
-    def _known_us(self) -> dict[int, int]:
-        return {each: place.known_us for each, place in self._places.items() if place is not None}
-
-    def _emit(self, touched: list[set[Key]]) -> None:
-        """Compute the newest rows of the keys to which something happened."""
-        now, known = self._clock(), self._known_us()
-        for held, keys in zip(self._held, touched, strict=True):
-            if keys:
-                rows = held.newest(keys, by=now, known_us=known)
-                if rows.num_rows:
-                    self._unsent.setdefault(held.view.name, []).append(rows)
+    def _emit(self, touched: Mapping[str, set[Key]]) -> None:
+        """Compute the newest rows of the keys to which something happened, by view; views that fail are held no longer."""
+        now = self._clock()
+        known = {each: place.known_us for each, place in self._places.items() if place is not None}
+        for held in self._held:
+            keys = touched.get(held.view.name)
+            if not keys or self._faults.left_out(held.view):
+                continue
+            with self._faults.of(held.view):
+                newest = partial(held.newest, by=now, known_us=known)
+                parts = [each for each in self._faults.rows_of(held.view, keys, newest) if each.num_rows]
+                if parts:
+                    self._unsent.setdefault(held.view.name, []).extend(parts)
+        self._held = [held for held in self._held if not self._faults.left_out(held.view)]
 
     def _send(self) -> None:
         """Write rows online whose moment has come. If Redis is away, they wait, and nothing more is read meanwhile.
@@ -282,9 +332,10 @@ class StreamConsumer:
             self._check_not_rewritten(self._online)
             for view in self._views:
                 if view.name in self._unsent:
-                    rows = _newest_of(view, self._unsent[view.name])
-                    self._unsent[view.name] = [rows]
-                    self._online.write_newest(view, rows)
+                    with self._faults.of(view):
+                        rows = _newest_of(view, self._unsent[view.name])
+                        self._unsent[view.name] = [rows]
+                        self._online.write_newest(view, rows)
                     del self._unsent[view.name]
         except OnlineStoreUnavailable as error:
             _logger.warning("stream source %r waits: %s", self._table.source.name, error)

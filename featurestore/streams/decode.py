@@ -1,7 +1,7 @@
 """Messages of a stream to typed events; those that do not fit are told apart with the reason, each by itself.
 
-What becomes of a message depends on it and on those before it in its partition, never on the batch in which it was read. So
-whoever reads it again comes to the same.
+What becomes of a message depends on it and on those before it in its partition, never on the batch in which it was read, nor on
+when and by whose clock. So whoever reads it again comes to the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from featurestore.definitions.batch_source import KNOWN_AT
 from featurestore.definitions.dtypes import TIMESTAMP, DType, FeatureType
-from featurestore.definitions.encoding import microseconds
 from featurestore.definitions.fields import EVENT_TIMESTAMP
 from featurestore.definitions.stream_source import (
     CLOCK_TOLERANCE,
@@ -28,7 +27,7 @@ from featurestore.definitions.stream_source import (
     StreamSource,
     Unread,
 )
-from featurestore.definitions.times import from_microseconds, to_microseconds
+from featurestore.definitions.times import from_microseconds
 from featurestore.errors import UnreadableSource
 from featurestore.sources.rows import REASON, REJECTED, ROW, judge, row_schema
 
@@ -85,24 +84,19 @@ def rejected_schema() -> pa.Schema:
     return pa.schema([*REJECTED, *own])
 
 
-def decode(
-    source: StreamSource, messages: Messages, places: Mapping[int, Place | None], *, now: datetime
-) -> Decoded:
+def decode(source: StreamSource, messages: Messages, places: Mapping[int, Place | None]) -> Decoded:
     """Decode messages that follow `places`, in which None stands for a partition that was never read.
 
-    now: messages that claim to be from long after it are kept aside.
     Raises: UnreadableSource for a message that lies before its partition's place, whose event may be stored.
     """
     partitions = np.array(messages.partitions, dtype=np.int32)
     taken = np.array(messages.taken_us, dtype=np.int64)
-    ahead = taken > to_microseconds(now) + _TOLERANCE_US
-    known, after = _known(source, messages, partitions, np.where(ahead, 0, taken), places)
+    known, after = _known(source, messages, partitions, taken, places)
     columns, reasons = _columns(source, messages.values)
     times = pa.array(known, pa.int64()).cast(TIMESTAMP)
     _, typed, judged = judge(source, pa.table(columns | {KNOWN_AT: times}))
     found = [mine or other for mine, other in zip(reasons, judged.to_list(), strict=True)]
     events_us = typed[EVENT_TIMESTAMP].to_physical().fill_null(0).to_numpy()
-    _reject(found, ahead, "the log took it at a time that is yet to come: the clocks disagree")
     early = events_us > known + _TOLERANCE_US
     _reject(found, early, f"column {source.timestamp!r} is after the time at which the log took it")
     late = _late(source, partitions, events_us, found, after, places)
@@ -300,8 +294,3 @@ def _time(value: Any, unit_us: int) -> datetime:
     if not _FIRST_US <= at <= _LAST_US:
         raise ValueError(value)
     return from_microseconds(at)
-
-
-def known_us(events: pa.Table) -> Ints:
-    """Microseconds at which events became known."""
-    return microseconds(events.column(KNOWN_AT))

@@ -70,7 +70,7 @@ def view_rows(view: FeatureView, table: StreamTable, folder: Path, *, clock: Clo
         each: place for each, place in table.places(table.known_partitions()).items() if place is not None
     }
     until = {each: place.position for each, place in places.items()}
-    keys, unique = [key.name for key in view.join_keys], table.source.unique
+    keys, unique = [key.name for key in view.join_keys], table.source.event_name
     parts = min(_MOST_FILES, -(-table.count() // EVENTS_AT_ONCE)) or 1
     events = (events_of(view, each) for each in table.batches(until))
     if view.source is not None and unique:

@@ -129,7 +129,7 @@ def _computed(view: FeatureView, table: StreamTable, new: pa.Table, places: Mapp
             known_since=earliest,  # a late event has a row of its own, in whose windows it may not be
         ),
     )
-    return computed_rows(view, new, with_replaced(reached, table.source.unique), places)
+    return computed_rows(view, new, with_replaced(reached, table.source.event_name), places)
 
 
 def computed_rows(

@@ -26,7 +26,6 @@ from featurestore.streams.decode import Place, decode
 from featurestore.streams.filling import view_rows
 from featurestore.streams.refresh import new_rows
 from featurestore.streams.rewrites import announce_rewrite
-from registry.times import Clock
 
 if TYPE_CHECKING:
     from featurestore.definitions.views import FeatureView
@@ -65,7 +64,6 @@ def read_again(
     connection: Connection,
     *,
     start: datetime | None,
-    clock: Clock,
     chunk_rows: int = CHUNK_ROWS,
 ) -> list[ReplayedPartition]:
     """Read each partition of a stream again, up to where its consumer is.
@@ -76,7 +74,7 @@ def read_again(
     found = []
     for each in table.known_partitions():
         first = None if start is None else connection.position_at(each, start)
-        reading = _Reading(table, connection, each, clock, chunk_rows)
+        reading = _Reading(table, connection, each, chunk_rows)
         connection.assign({each: first})
         found.append(reading.run(first or 0))
     return found
@@ -89,7 +87,6 @@ class _Reading:
     table: StreamTable
     connection: Connection
     partition: int
-    clock: Clock
     chunk_rows: int
     place: Place | None = None
     events: int = 0
@@ -103,8 +100,7 @@ class _Reading:
             if self.place is None:
                 begun = end = messages.positions[0]  # the log may no longer have what came before
                 self.place = self.table.place_at(self.partition, begun)
-            source, now = self.table.source, self.clock()
-            decoded = decode(source, messages, {self.partition: self.place}, now=now)
+            decoded = decode(self.table.source, messages, {self.partition: self.place})
             after = decoded.places[self.partition]
             last = stored if after.position >= stored.position else None
             if self.table.rewrite(self.partition, end, decoded, last=last):

@@ -3,16 +3,18 @@
 A commit carries, for each of its partitions, the place after its events as transactions of the table, and is made only if the
 table still is where the events begin. So of two consumers of one partition the table takes each event from one; the other is
 told by `ConsumerFenced`, and reads on from where the table is. Nothing else decides who may write.
+
+Messages that were kept aside are rows of the same table: a message is in it once, as an event or with the reason why it is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
-from operator import or_
+from operator import and_, or_
 from typing import Any
 
 import pyarrow as pa
@@ -23,9 +25,16 @@ from deltalake.exceptions import CommitFailedError
 from featurestore.definitions.batch_source import KNOWN_AT
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.definitions.stream_source import PARTITION, POSITION, StreamSource
+from featurestore.definitions.stream_source import (
+    ASIDE_REASON,
+    ASIDE_ROW,
+    PARTITION,
+    POSITION,
+    StreamSource,
+)
 from featurestore.errors import ConsumerFenced, FeatureStoreError
-from featurestore.streams.decode import Decoded, Place, event_schema, rejected_schema
+from featurestore.streams.decode import Decoded, Place, event_schema
+from featurestore.streams.rejected import ASIDE, RejectedMessages, stored_rows
 from registry.store import ObjectStore, Table, add_parts, write_part
 from registry.store.tables.settling import settle
 from registry.store.tables.table import commit_properties
@@ -47,12 +56,13 @@ class Move:
 
 
 class StreamTable:
-    """Tables of a project's stream source: its events, and the messages that were kept aside."""
+    """Table of a project's stream source: its events, and the messages that were kept aside."""
 
     def __init__(self, source: StreamSource, store: ObjectStore, project: str) -> None:
         self.source = source
         self.table = Table(store, f"features/{project}/streams/{source.name}")
-        self.rejected = Table(store, f"features/{project}/rejected/{source.name}")
+        before = Table(store, f"features/{project}/rejected/{source.name}")
+        self.rejected = RejectedMessages(self.table, before)
         self._made = False
         self.rewritten: int | None = None
         """How often the stored events had been rewritten when `places` read them last; None: never."""
@@ -81,23 +91,23 @@ class StreamTable:
     def commit(
         self, events: pa.Table, rejected: pa.Table, moves: Mapping[int, Move], *, rewritten: int | None = None
     ) -> None:
-        """Store events and the places after them at once, unless they were stored before.
+        """Store events, messages kept aside and the places after them at once, unless they were stored before.
 
         rewritten: as it was when `places` gave the places from which the events were read; if the table was rewritten since,
         others may follow from the messages now.
         Raises: ConsumerFenced if the table is not where they begin; Unavailable if the store does not answer.
         """
-        schema = event_schema(self.source)
+        schema = _stored_schema(self.source)
         if not self._made:
             self.table.create(schema, bounds=_BOUNDS)
             self._made = True
-        if rejected.num_rows:
-            self._keep_aside(rejected, moves)
         ordered = events.sort_by([(PARTITION, "ascending"), (POSITION, "ascending")])
         parts = [write_part(self.table, ordered, bounds=_BOUNDS)] if events.num_rows else []
-        places = {
-            name: value for each, move in moves.items() for name, value in _ids(each, move.after).items()
-        }
+        if rejected.num_rows:
+            parts.append(write_part(self.table, stored_rows(rejected), bounds=_ASIDE_BOUNDS))
+        ids = {name: value for each, move in moves.items() for name, value in _ids(each, move.after).items()}
+        if any(move.before is None for move in moves.values()):
+            ids[_REWRITTEN] = rewritten or 0  # a fence cannot name a partition that was never committed
         count = max(moves) + 1
 
         def write(opened: DeltaTable | None) -> DeltaTable:
@@ -105,7 +115,7 @@ class StreamTable:
                 raise FeatureStoreError(
                     f"table {self.table.name} was removed while a stream was written to it"
                 )
-            if opened.transaction_version(_REWRITTEN) != rewritten:
+            if (opened.transaction_version(_REWRITTEN) or 0) != (rewritten or 0):
                 raise ConsumerFenced(f"stream source {self.source.name!r}: its stored events were rewritten")
             for each, move in moves.items():
                 if _place(opened, each) != move.before:
@@ -114,55 +124,40 @@ class StreamTable:
                         "another consumer has committed"
                     )
             more = {_COUNT: count} if count > (opened.transaction_version(_COUNT) or 0) else {}
-            add_parts(opened, parts, schema, self.table.name, commit_properties(places | more, None))
+            add_parts(opened, parts, schema, self.table.name, commit_properties(ids | more, None))
             return opened
 
         self.table.commit(write)
-
-    def _keep_aside(self, rejected: pa.Table, moves: Mapping[int, Move]) -> None:
-        """Store messages that were kept aside, each once, before the commit that moves the places past them."""
-        ends = {each: move.after.position for each, move in moves.items()}
-
-        def write(opened: DeltaTable | None) -> DeltaTable:
-            if opened is None:
-                opened = self.rejected.create(rejected_schema(), bounds=_ASIDE_BOUNDS)
-            kept = {each: opened.transaction_version(f"stream:{each}") or 0 for each in ends}
-            new = [
-                pc.and_(
-                    pc.equal(rejected.column(PARTITION), each),
-                    pc.greater_equal(rejected.column(POSITION), kept[each]),
-                )
-                for each in moves
-            ]
-            rows = rejected.filter(reduce(pc.or_, new))
-            if rows.num_rows:
-                part = write_part(self.rejected, rows, bounds=_ASIDE_BOUNDS)
-                # Another may have kept aside what lies further on, and have been killed before its commit of the events.
-                passed = {f"stream:{each}": max(kept[each], end) for each, end in ends.items()}
-                commit = commit_properties(passed, None)
-                add_parts(opened, [part], rejected_schema(), self.rejected.name, commit)
-            return opened
-
-        self.rejected.commit(write)
 
     def place_at(self, partition: int, position: int) -> Place:
         """Find the place of a partition as it was before a position: from what is stored before it."""
         before = (pc.field(PARTITION) == partition) & (pc.field(POSITION) < position)
         latest = {KNOWN_AT: 0, EVENT_TIMESTAMP: 0}
-        for table, names in ((self.table, [KNOWN_AT, EVENT_TIMESTAMP]), (self.rejected, [KNOWN_AT])):
-            for rows in _scanned(table, names, before) if table.exists() else ():
-                latest |= {name: max(latest[name], pc.max(rows.column(name)).value) for name in names}
-        return Place(position, latest[KNOWN_AT], latest[EVENT_TIMESTAMP])
+        for rows in _scanned(self.table, list(latest), before) if self.table.exists() else ():
+            latest = {name: max(at, pc.max(rows.column(name)).value or 0) for name, at in latest.items()}
+        aside = self.rejected.read()
+        known = aside.filter(
+            pc.and_(pc.equal(aside[PARTITION], partition), pc.less(aside[POSITION], position))
+        )
+        return Place(
+            position, max(latest[KNOWN_AT], pc.max(known[KNOWN_AT]).value or 0), latest[EVENT_TIMESTAMP]
+        )
 
     def fence(self) -> None:
-        """Refuse commits of what follows from places that were read before now."""
+        """Refuse commits of what follows from places that were read before now.
+
+        It carries the places of all partitions as they are, so that a commit of one of them that has passed its checks already
+        meets it in the table's log, and is checked again.
+        """
 
         def write(opened: DeltaTable | None) -> DeltaTable:
-            opened = (
-                self.table.create(event_schema(self.source), bounds=_BOUNDS) if opened is None else opened
-            )
-            commit = commit_properties(_next_rewrite(opened), None)
-            add_parts(opened, [], event_schema(self.source), self.table.name, commit)
+            schema = _stored_schema(self.source)
+            opened = self.table.create(schema, bounds=_BOUNDS) if opened is None else opened
+            ids = _next_rewrite(opened)
+            for each in range(opened.transaction_version(_COUNT) or 0):
+                place = _place(opened, each)
+                ids |= {} if place is None else _ids(each, place)
+            add_parts(opened, [], schema, self.table.name, commit_properties(ids, None))
             return opened
 
         self.table.commit(write)
@@ -171,38 +166,32 @@ class StreamTable:
         """Put events and messages kept aside in place of those stored of a partition, from a position to that after them.
 
         last: the table's place in the partition, if they reach it; returns whether it still is there, else nothing is changed.
-        A kill in between leaves messages kept aside that are events, too, until the call is repeated.
         """
         after = decoded.places[partition]
         what = f"{PARTITION} = {partition} AND {POSITION} >= {first} AND {POSITION} < {after.position}"
+        parts = [decoded.events, stored_rows(decoded.rejected)]
+        rows = pa.concat_tables(parts, promote_options="default").select(_stored_schema(self.source).names)
         stands = True
 
-        def replaced(table: Table, rows: pa.Table) -> Callable[[DeltaTable | None], DeltaTable]:
-            def write(opened: DeltaTable | None) -> DeltaTable:
-                nonlocal stands
-                opened = table.open() if opened is None else opened
-                ids: dict[str, int] = {}
-                if last is not None and table is self.table:
-                    stands = _place(opened, partition) == last
-                    ids = _ids(partition, after) | _next_rewrite(opened)
-                if stands:
-                    write_deltalake(
-                        opened,
-                        rows,
-                        mode="overwrite",
-                        schema_mode="merge",
-                        predicate=what,
-                        commit_properties=commit_properties(ids, None),
-                    )
-                return opened
+        def write(opened: DeltaTable | None) -> DeltaTable:
+            nonlocal stands
+            opened = self.table.open() if opened is None else opened
+            ids: dict[str, int] = {}
+            if last is not None:
+                stands = _place(opened, partition) == last
+                ids = _ids(partition, after) | _next_rewrite(opened)
+            if stands:
+                write_deltalake(
+                    opened,
+                    rows,
+                    mode="overwrite",
+                    schema_mode="merge",
+                    predicate=what,
+                    commit_properties=commit_properties(ids, None),
+                )
+            return opened
 
-            return write
-
-        if decoded.rejected.num_rows and not self.rejected.exists():
-            self.rejected.create(rejected_schema(), bounds=_ASIDE_BOUNDS)
-        if self.rejected.exists():
-            self.rejected.commit(replaced(self.rejected, decoded.rejected))
-        self.table.commit(replaced(self.table, decoded.events))
+        self.table.commit(write)
         return stands
 
     def events(
@@ -223,7 +212,8 @@ class StreamTable:
             schema = pa.schema([schema.field(name) for name in columns])
         if not self.table.exists() or partitions == {}:
             return schema.empty_table()
-        conditions: list[Any] = []
+        dataset = self.table.dataset()
+        conditions: list[Any] = _none_aside(dataset.schema)
         if partitions is not None:
             between = [
                 (pc.field(PARTITION) == each) & (pc.field(POSITION) >= first) & (pc.field(POSITION) < end)
@@ -235,8 +225,7 @@ class StreamTable:
             if known_since is not None:
                 recent |= pc.field(KNOWN_AT) > pa.scalar(known_since, TIMESTAMP)
             conditions.append(recent)
-        dataset = self.table.dataset()
-        where = None if not conditions else reduce(lambda a, b: a & b, conditions)
+        where = None if not conditions else reduce(and_, conditions)
         names = [name for name in schema.names if name in dataset.schema.names]
         order = [name for name in (PARTITION, POSITION) if name not in names]
         found = dataset.to_table(columns=[*names, *order], filter=where)
@@ -247,14 +236,14 @@ class StreamTable:
         schema = event_schema(self.source)
         if not until:
             return
-        stored = set(self.table.schema().names)
+        stored = self.table.schema()
         before = [(pc.field(PARTITION) == each) & (pc.field(POSITION) < end) for each, end in until.items()]
-        names = [name for name in schema.names if name in stored]
-        for rows in _scanned(self.table, names, reduce(or_, before)):
+        names = [name for name in schema.names if name in stored.names]
+        for rows in _scanned(self.table, names, reduce(and_, [reduce(or_, before), *_none_aside(stored)])):
             yield _shaped(rows, schema)
 
     def count(self) -> int:
-        """Number of stored events, by the table's log."""
+        """Number of stored events and messages kept aside, by the table's log."""
         if not self.table.exists():
             return 0
         actions = pa.table(self.table.open().get_add_actions(flatten=True))
@@ -262,15 +251,26 @@ class StreamTable:
 
     def compact(self) -> None:
         """Merge small files, if there are many."""
-        for table in (self.table, self.rejected):
-            if not table.exists():
-                continue
-            opened = table.open()
-            sizes = pa.table(opened.get_add_actions(flatten=True)).column("size_bytes").to_pylist()
-            if sum(size < SMALL_BYTES for size in sizes) >= SMALL_FILES:
-                with suppress(CommitFailedError):  # another consumer compacts
-                    opened.optimize.compact()
-                    settle(table.store)
+        if not self.table.exists():
+            return
+        opened = self.table.open()
+        sizes = pa.table(opened.get_add_actions(flatten=True)).column("size_bytes").to_pylist()
+        if sum(size < SMALL_BYTES for size in sizes) >= SMALL_FILES:
+            with suppress(CommitFailedError):  # another consumer compacts
+                opened.optimize.compact()
+                settle(self.table.store)
+
+
+def _stored_schema(source: StreamSource) -> pa.Schema:
+    """Schema of the table: that of events, and what is known of messages that are none."""
+    return pa.schema(
+        [*event_schema(source), pa.field(ASIDE_REASON, pa.string()), pa.field(ASIDE_ROW, pa.string())]
+    )
+
+
+def _none_aside(schema: pa.Schema) -> list[pc.Expression]:
+    """Conditions that leave out messages that were kept aside, where a table with this schema has any."""
+    return [~ASIDE] if ASIDE_REASON in schema.names else []
 
 
 def _scanned(table: Table, names: list[str], where: pc.Expression) -> Iterator[pa.Table]:

@@ -99,7 +99,7 @@ def replay_stream(source: str, start: datetime | None = None, *, stored: bool = 
     if stored:
         return StreamReplay(source=source, partitions=[], views=fill_views(features, table))
     with connected(table) as connection:
-        partitions = read_again(table, connection, start=start, clock=features.now)
+        partitions = read_again(table, connection, start=start)
     return StreamReplay(source=source, partitions=partitions, views=fill_views(features, table))
 
 

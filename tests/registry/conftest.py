@@ -1,6 +1,5 @@
 import multiprocessing
 import multiprocessing.context
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from registry import ObjectStore, Registry, open_store
+from tests.conditions.servers import s3_server
 from tests.registry import s3_servers
 
 
@@ -38,9 +38,7 @@ def processes(aws_environment: None) -> multiprocessing.context.ForkServerContex
 @pytest.fixture(scope="session")
 def s3_endpoint(aws_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Endpoint of an S3 server with a bucket `toque`: moto's, or SeaweedFS if TOQUE_TEST_S3 says so."""
-    seaweedfs = os.environ.get("TOQUE_TEST_S3") == "seaweedfs"
-    server = s3_servers.seaweedfs(tmp_path_factory.mktemp("weed")) if seaweedfs else s3_servers.moto()
-    with server as endpoint:
+    with s3_server(tmp_path_factory.mktemp("weed")) as endpoint:
         s3_servers.create_bucket(endpoint, "toque")
         yield endpoint
 

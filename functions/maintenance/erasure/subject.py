@@ -18,12 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from featurestore.definitions.stream_source import ASIDE_REASON, ASIDE_ROW
 from featurestore.sources.rows import REASON, ROW
 from functions.prediction_log import pseudonym
 
 UNIT, ENTITIES, PREDICTION_ID, DATA = "unit", "entities", "prediction_id", "data"
 TEXT = "text of "
 """Beginning of a reason by which a row is found, before the name of a column: it is mentioned there and no more."""
+_KEPT_ASIDE = ((REASON, ROW), (ASIDE_REASON, ASIDE_ROW))
+"""Columns by which rows that were kept aside are known, and their text: in a table of their own, and among a stream's events."""
 MIN_TEXT = 8
 """Characters from which a value is searched in texts; a shorter one only under its name."""
 _JOINTS = r"[-.+@'%~&]"
@@ -93,8 +96,8 @@ class Traces:
     def columns(self, schema: pa.Schema) -> list[str]:
         """Columns of a table in which the subject may stand."""
         named = {*self.values, UNIT, ENTITIES, PREDICTION_ID}
-        if {REASON, ROW} <= set(schema.names):
-            named |= {REASON, ROW}  # by both, a table of rows that were kept aside is known
+        for pair in _KEPT_ASIDE:
+            named |= set(pair) if set(pair) <= set(schema.names) else set()
         searched = self.text and self.words
         return [
             column.name
@@ -126,8 +129,9 @@ class Traces:
             )
         if self.values and ENTITIES in columns and not pa.types.is_nested(columns[ENTITIES].type):
             yield ENTITIES, _rows_where(columns[ENTITIES], lambda text: self.names(text.encode()))
-        if {REASON, ROW} <= columns.keys():
-            yield ROW, _rows_where(columns[ROW], self._in_row_kept_aside)
+        for reason, text in _KEPT_ASIDE:
+            if {reason, text} <= columns.keys():
+                yield text, _rows_where(columns[text], self._in_row_kept_aside)
         if self.text and self.words:
             for name, column in columns.items():
                 if _may_hold_text(column.type):

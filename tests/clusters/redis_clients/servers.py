@@ -1,10 +1,8 @@
 """Real servers of Redis for tests: one server, a master with Sentinels, and a Cluster, each of processes of its own."""
 
-import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +10,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.conditions.servers import oldest_redis
 from tests.ports import free_port
-from tests.redis_server import redis_binary
 
 DEADLINE_S = 30.0
 PASSWORD = "pw:with@signs/"  # to be quoted in a url
 USER = "toque"
 ACL = f"user {USER} on >{PASSWORD} ~toque* &toque* +@all -@dangerous +info +config|get +bgsave +bgrewriteaof +cluster"
-
-
-def program() -> str:
-    """Return the server that TOQUE_TEST_REDIS names, which may be newer than the one of all other tests and speak TLS."""
-    return os.environ.get("TOQUE_TEST_REDIS") or redis_binary()
-
-
-@cache
-def version() -> tuple[int, ...]:
-    shown = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True).stdout
-    return tuple(int(part) for part in shown.partition("v=")[2].split()[0].split("."))
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> None:
@@ -43,8 +30,15 @@ class Server:
     """One process; `lines` are its configuration beside port and folder."""
 
     def __init__(
-        self, folder: Path, lines: Sequence[str] = (), *, sentinel: bool = False, bus: bool = False
+        self,
+        folder: Path,
+        lines: Sequence[str] = (),
+        *,
+        sentinel: bool = False,
+        bus: bool = False,
+        program: str | None = None,
     ) -> None:
+        self.program = program or oldest_redis()
         self.port = free_port(below=22_768) if bus else free_port()
         self.folder = folder / str(self.port)
         self.folder.mkdir(parents=True)
@@ -56,7 +50,7 @@ class Server:
 
     def start(self) -> "Server":
         with (self.folder / "log").open("ab") as log:
-            command = [program(), str(self.file), *self.mode]
+            command = [self.program, str(self.file), *self.mode]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         return self
 

@@ -13,13 +13,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from clusters.redis_clients import open_redis, open_redis_async, redis_url_of
 from tests.clusters.redis_clients.certificates import Authority
-from tests.clusters.redis_clients.servers import ACL, PASSWORD, USER, Server, program, wait_for
+from tests.clusters.redis_clients.servers import ACL, PASSWORD, USER, Server, wait_for
+from tests.conditions.servers import oldest_redis, redis_on_path
 from tests.ports import free_port
+
+PROGRAM = redis_on_path() or oldest_redis()  # that of the wheel was built without TLS
 
 
 def knows_tls() -> bool:
     tried = subprocess.run(
-        [program(), "--tls-port", "0", "--port", "0", "--bogus", "1"],
+        [PROGRAM, "--tls-port", "0", "--port", "0", "--bogus", "1"],
         capture_output=True,
         text=True,
         check=False,
@@ -36,7 +39,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def tls_lines(authority: Authority) -> list[str]:
     """Configuration of a server that speaks TLS only, beside its port."""
     if not knows_tls():
-        pytest.skip(f"{program()} was built without TLS; put a redis-server with TLS on PATH")
+        pytest.skip(f"{PROGRAM} was built without TLS; put a redis-server with TLS on PATH")
     certificate, key = authority.sign("server")
     files = [f"tls-cert-file {certificate}", f"tls-key-file {key}", f"tls-ca-cert-file {authority.file}"]
     return ["port 0", *files, "tls-replication yes", "tls-auth-clients no"]
@@ -49,7 +52,7 @@ def tls_url(
     """Url of a server that wants a client's certificate and knows one user, without user and password."""
     port = free_port()
     lines = [*tls_lines, f"tls-port {port}", "tls-auth-clients yes", "user default off", ACL]
-    server = Server(tmp_path_factory.mktemp("tls"), lines).start()
+    server = Server(tmp_path_factory.mktemp("tls"), lines, program=PROGRAM).start()
     client_certificate, client_key = authority.sign("client")
     files = f"ssl_ca_certs={authority.file}&ssl_certfile={client_certificate}&ssl_keyfile={client_key}"
     yield f"rediss://{{user}}127.0.0.1:{port}/0?{files}"
@@ -64,10 +67,11 @@ def test_sentinels_and_clusters_are_reached_by_tls(
     own = [*tls_lines, "requirepass secret", f"tls-port {ports[0]}"]
     if kind == "cluster":
         own += ["cluster-enabled yes", "tls-cluster yes", "cluster-announce-ip 127.0.0.1"]
-    servers = [Server(tmp_path, own).start()]
+    servers = [Server(tmp_path, own, program=PROGRAM).start()]
     if kind == "sentinel":
         watch = [f"sentinel monitor rows 127.0.0.1 {ports[0]} 1", "sentinel auth-pass rows secret"]
-        servers.append(Server(tmp_path, [*tls_lines, f"tls-port {ports[1]}", *watch], sentinel=True).start())
+        lines = [*tls_lines, f"tls-port {ports[1]}", *watch]
+        servers.append(Server(tmp_path, lines, sentinel=True, program=PROGRAM).start())
         url = f"rediss+sentinel://:secret@127.0.0.1:{ports[1]}?service=rows&sentinel_auth=none"
     else:
         url = f"rediss+cluster://:secret@127.0.0.1:{ports[0]}?"

@@ -39,7 +39,7 @@ POISON: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("given", "reason"), POISON)
 def test_a_poison_event_goes_aside_with_its_reason_and_the_rest_goes_on(given: Any, reason: str) -> None:
-    found = decode(clicks(), messages(0, 5, [event("a"), given, event("b")]), {}, now=NOW)
+    found = decode(clicks(), messages(0, 5, [event("a"), given, event("b")]), {})
     assert found.events.column("user").to_pylist() == ["a", "b"]
     assert found.events.column("stream_position").to_pylist() == [5, 7]
     assert found.rejected.column("reason").to_pylist() == [reason]
@@ -56,10 +56,10 @@ def test_times_are_texts_or_numbers_of_the_declared_unit() -> None:
         event(at=int(seconds * 1000) + 1),
     ]
     zone = clicks(timezone="Europe/Berlin")
-    found = decode(zone, messages(0, 0, given), {}, now=NOW).events.column("event_timestamp").to_pylist()
+    found = decode(zone, messages(0, 0, given), {}).events.column("event_timestamp").to_pylist()
     assert found == [START, START, START, START + timedelta(milliseconds=1)]
     (one,) = (
-        decode(clicks(timestamp_unit="s"), messages(0, 0, [event(at=seconds)]), {}, now=NOW)
+        decode(clicks(timestamp_unit="s"), messages(0, 0, [event(at=seconds)]), {})
         .events["event_timestamp"]
         .to_pylist()
     )
@@ -84,9 +84,7 @@ def test_numbers_keep_their_bits_or_go_aside() -> None:
         "at": START.isoformat(),
     }
     bad = [{"i": 1.5}, {"i": "3"}, {"i": 2**63}, {"f": 1e300}, {"d": 2**60 + 1}, {"b": 1}, {"t": "x"}]
-    found = decode(
-        source, messages(0, 0, [good, *(good | each for each in bad), good | {"i": 3.0}]), {}, now=NOW
-    )
+    found = decode(source, messages(0, 0, [good, *(good | each for each in bad), good | {"i": 3.0}]), {})
     (one, _) = found.events.select(["i", "f", "d", "b", "t"]).to_pylist()
     assert one == {"i": 3, "f": 1.5, "d": 0.1, "b": True, "t": START}
     assert [text.split("'")[1] for text in found.rejected.column("reason").to_pylist()] == list("iiifdbt")
@@ -97,7 +95,7 @@ def test_no_two_events_of_a_partition_become_known_at_one_time() -> None:
     for number, taken in enumerate([100, 100, 50, 100, 5_000]):
         given.add(0, number, taken, b"{}")
     source = clicks(timestamp="user", schema=[Field("user", String)], partitioned_by=[], expectations=[])
-    rejected = decode(source, given, {0: Place(0, known_us=99)}, now=NOW).rejected
+    rejected = decode(source, given, {0: Place(0, known_us=99)}).rejected
     known = [int(each.timestamp() * 1e6) for each in rejected.column("known_at").to_pylist()]
     assert known == [100, 101, 102, 103, 5_000]
 
@@ -106,20 +104,23 @@ def test_a_late_event_goes_aside() -> None:
     source = clicks(allowed_lateness=10 * MINUTE)
     times = [30, 25, 20, 19, 40, 29, 30]
     given = [event(at=(START + each * MINUTE).isoformat()) for each in times]
-    found = decode(source, messages(0, 0, given), {}, now=NOW)
+    found = decode(source, messages(0, 0, given), {})
     assert found.rejected.column("stream_position").to_pylist() == [3, 5]
     assert found.late == 2
     assert "more than 0:10:00 behind the watermark" in found.rejected.column("reason")[0].as_py()
     assert found.places[0].watermark_us == int((START + 40 * MINUTE).timestamp() * 1e6)
 
 
-def test_a_log_whose_clock_is_ahead_moves_nothing() -> None:
-    ahead = messages(0, 0, [event()], at=NOW + timedelta(days=9))
-    found = decode(clicks(), ahead, {0: Place(0, known_us=77)}, now=NOW)
-    assert found.places[0] == Place(1, known_us=78)
-    assert found.rejected.column("reason").to_pylist() == [
-        "the log took it at a time that is yet to come: the clocks disagree"
-    ]
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(minutes=6), timedelta(days=9)])
+def test_the_time_at_which_the_log_took_a_message_counts_whatever_the_readers_clock_says(
+    ahead: timedelta,
+) -> None:
+    given = messages(0, 0, [event(), b"x"], at=NOW + ahead)
+    found = decode(clicks(), given, {0: Place(0, known_us=77)})
+    taken = int((NOW + ahead).timestamp() * 1e6)
+    assert found.events["known_at"].cast("int64").to_pylist() == [taken]
+    assert found.places[0].known_us == taken + 1_000_000
+    assert found.rejected.column("reason").to_pylist() == ["the message is not a JSON object"]
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -135,13 +136,13 @@ def test_the_batches_in_which_messages_come_change_nothing(seed: int) -> None:
         )
         for _ in range(40)
     ]
-    whole = decode(source, messages(0, 0, given), {0: None}, now=NOW)
+    whole = decode(source, messages(0, 0, given), {0: None})
     places: dict[int, Place | None] = {0: None}
     events, rejected = [], []
     first = 0
     while first < len(given):
         end = first + chance.randrange(1, 9)
-        part = decode(source, messages(0, first, given[first:end]), places, now=NOW)
+        part = decode(source, messages(0, first, given[first:end]), places)
         events.append(part.events)
         rejected.append(part.rejected)
         places, first = dict(part.places), end
@@ -163,8 +164,8 @@ def test_a_time_is_read_alike_alone_and_beside_others() -> None:
         ),
     ]
     given = [event(at=text, number=n) for n, text in enumerate(texts)]
-    together = decode(clicks(), messages(0, 0, given), {}, now=NOW)
-    alone = [decode(clicks(), messages(0, n, [one]), {}, now=NOW) for n, one in enumerate(given)]
+    together = decode(clicks(), messages(0, 0, given), {})
+    alone = [decode(clicks(), messages(0, n, [one]), {}) for n, one in enumerate(given)]
     names = ["id", "event_timestamp"]
     rows = pa.concat_tables([each.events.select(names) for each in alone])
     assert rows.to_pylist() == together.events.select(names).to_pylist()

@@ -122,7 +122,7 @@ def test_messages_of_a_partition_that_was_not_asked_for_are_refused(tmp_path: Pa
 
 def test_messages_that_were_read_before_are_refused() -> None:
     with pytest.raises(UnreadableSource, match=r"partition 0 was read up to position 3, .* gave 2 again"):
-        decode(clicks(), messages(0, 2, [event()]), {0: Place(3)}, now=NOW)
+        decode(clicks(), messages(0, 2, [event()]), {0: Place(3)})
 
 
 def test_a_commit_of_what_was_read_before_a_rewrite_is_refused_however_late_it_comes(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_commit_of_what_was_read_before_a_rewrite_is_refused_however_late_it_c
 
     stream.commit = held_up  # type: ignore[method-assign]
     commits = Commits(stream, buffered_rows=10)
-    commits.add(decode(stream.source, messages(0, 0, [event()]), places, now=NOW), places)
+    commits.add(decode(stream.source, messages(0, 0, [event()]), places), places)
     commits.begin()
     table(tmp_path).fence()
     stream.places([0])  # the consumer begins anew meanwhile

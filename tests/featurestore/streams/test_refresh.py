@@ -51,7 +51,7 @@ def history(chance: random.Random, count: int) -> list[dict[str, object]]:
 
 def store_events(table: StreamTable, events: list[dict[str, object]], first: int, now: datetime) -> None:
     place: Place | None = table.places([0])[0]
-    found = decode(table.source, messages(0, first, events, at=START + 4 * HOUR), {0: place}, now=now)
+    found = decode(table.source, messages(0, first, events, at=START + 4 * HOUR), {0: place})
     table.commit(found.events, found.rejected, {0: Move(place, found.places[0])})
 
 

@@ -92,9 +92,9 @@ def test_a_corrected_definition_is_filled_from_the_beginning(
         check_online(store, log, clock, None, None)
     table = store.stream_table("clicks")
     with contextlib.suppress(Killed), killed_after(chance.randrange(1, 600)):
-        read_again(table, log.connect(), start=None, clock=store.now, chunk_rows=15)
+        read_again(table, log.connect(), start=None, chunk_rows=15)
         fill_views(store, table)
-    again = read_again(table, log.connect(), start=None, clock=store.now, chunk_rows=15)
+    again = read_again(table, log.connect(), start=None, chunk_rows=15)
     assert [(each.first, each.end) for each in again] == [(0, len(each)) for each in log.messages]
     fill_views(store, table)
     check(store, log, clock)
@@ -122,7 +122,7 @@ def test_consumers_go_on_during_a_replay_and_begin_anew_after_it(
             return super().poll(timeout_s=timeout_s, limit=limit)
 
     table = store.stream_table("clicks")
-    read_again(table, Busy(log), start=None, clock=store.now, chunk_rows=10)
+    read_again(table, Busy(log), start=None, chunk_rows=10)
     clock.now += timedelta(seconds=5)
     fill_views(store, table)
     check_stored_once(store, log)
@@ -148,14 +148,14 @@ def test_only_what_is_after_a_time_is_read_again(store: FeatureStore, clock: Set
     log, _ = filled_wrongly(random.Random(5), store, clock)
     table = store.stream_table("clicks")
     before = table.events().num_rows
-    (first, *_) = read_again(table, log.connect(), start=clock.now, clock=store.now)
+    (first, *_) = read_again(table, log.connect(), start=clock.now)
     assert (first.first, first.end, table.events().num_rows) == (
         len(log.messages[0]),
         len(log.messages[0]),
         before,
     )
     middle = clock.now - timedelta(minutes=20)
-    again = read_again(table, log.connect(), start=middle, clock=store.now)
+    again = read_again(table, log.connect(), start=middle)
     assert [each.first for each in again] == [
         log.connect().position_at(partition, middle) for partition in range(PARTITIONS)
     ]
@@ -168,5 +168,5 @@ def test_a_log_that_lost_what_was_read_is_named(store: FeatureStore, clock: Sett
     table = store.stream_table("clicks")
     lost = MemoryLog(PARTITIONS)
     with pytest.raises(UnreadableSource, match=r"partition 0 has no message from position 0.*--stored"):
-        read_again(table, lost.connect(), start=None, clock=store.now)
+        read_again(table, lost.connect(), start=None)
     check_stored_once(store, log)

@@ -9,18 +9,19 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from featurestore.errors import ConsumerFenced
+from featurestore.streams import table as stream_table
 from featurestore.streams.decode import Place, decode
 from featurestore.streams.table import Move, StreamTable
-from registry import open_store
+from registry import Table, open_store
 from tests.featurestore.streams.events import MINUTE, START, clicks, event, messages
 
 NOW = START + 120 * MINUTE
-MESSAGE = ("partitions", "positions", "taken_us", "values")
 
 
 def table(folder: Path) -> StreamTable:
@@ -30,7 +31,7 @@ def table(folder: Path) -> StreamTable:
 def send(to: StreamTable, partition: int, first: int, count: int, before: Place | None) -> Place:
     """Commit events of a partition, the last of each ten poison."""
     given = [event(f"u{n}", "x" if n % 10 == 9 else n) for n in range(first, first + count)]
-    found = decode(to.source, messages(partition, first, given), {partition: before}, now=NOW)
+    found = decode(to.source, messages(partition, first, given), {partition: before})
     after = found.places[partition]
     to.commit(found.events, found.rejected, {partition: Move(before, after)})
     return after
@@ -57,7 +58,7 @@ def test_a_commit_carries_events_and_places(tmp_path: Path) -> None:
 
 def test_places_move_past_messages_that_are_all_kept_aside(tmp_path: Path) -> None:
     stream = table(tmp_path)
-    found = decode(stream.source, messages(0, 0, [b"x", b"y"]), {0: None}, now=NOW)
+    found = decode(stream.source, messages(0, 0, [b"x", b"y"]), {0: None})
     stream.commit(found.events, found.rejected, {0: Move(None, found.places[0])})
     assert stream.places([0]) == {0: found.places[0]}
     assert stream.rejected.read().num_rows == 2
@@ -75,19 +76,81 @@ def test_the_second_of_two_consumers_is_fenced(tmp_path: Path) -> None:
     assert positions(one.rejected.read()) == [(0, 9), (0, 19)]
 
 
-def test_what_one_kept_aside_who_was_killed_then_is_not_kept_again_after_a_slower_one(tmp_path: Path) -> None:
-    one, two = table(tmp_path), table(tmp_path)
-    poison = [b"x"] * 20
-    fast = decode(one.source, messages(0, 0, poison), {0: None}, now=NOW)
-    one._keep_aside(fast.rejected, {0: Move(None, fast.places[0])})  # and is killed
-    both = messages(0, 0, poison[:10])
-    for each in zip(*(getattr(messages(1, 0, poison[:10]), name) for name in MESSAGE), strict=True):
-        both.add(*each)
-    slow = decode(two.source, both, {0: None, 1: None}, now=NOW)
-    two.commit(slow.events, slow.rejected, {each: Move(None, slow.places[each]) for each in (0, 1)})
-    rest = decode(two.source, messages(0, 10, poison[10:]), {0: slow.places[0]}, now=NOW)
-    two.commit(rest.events, rest.rejected, {0: Move(slow.places[0], rest.places[0])})
-    assert positions(two.rejected.read()) == [*((0, n) for n in range(20)), *((1, n) for n in range(10))]
+def kept_aside_by_0_1(folder: Path, given: list[tuple[int, int]]) -> None:
+    """Store messages kept aside in a table of their own, as version 0.1 did."""
+    found = pa.concat_tables(
+        [decode(clicks(), messages(each, at, [b"of 0.1"]), {}).rejected for each, at in given]
+    )
+    Table(open_store(f"file://{folder}/store"), "features/default/rejected/clicks").append(found)
+
+
+def test_messages_that_an_older_version_kept_aside_are_read_once_with_the_others(tmp_path: Path) -> None:
+    kept_aside_by_0_1(tmp_path, [(0, 3), (0, 9), (7, 1)])
+    stream = table(tmp_path)
+    assert positions(stream.rejected.read()) == [(0, 3), (0, 9), (7, 1)]
+    assert stream.place_at(0, 9).known_us == int((START + 60 * MINUTE).timestamp() * 1e6) + 3_000_000
+    send(stream, 0, 0, 20, None)  # among them 3, which is an event now, and 9
+    aside = stream.rejected.read()
+    assert positions(aside) == [(0, 9), (0, 19), (7, 1)]
+    assert [text.startswith("of 0.1") for text in aside["row"].to_pylist()] == [False, False, True]
+
+
+def test_a_table_of_an_older_version_takes_events_and_messages_kept_aside(tmp_path: Path) -> None:
+    stream = table(tmp_path)
+    first = decode(stream.source, messages(0, 0, [event("a"), event("b")]), {})
+    opened = Table(open_store(f"file://{tmp_path}/store"), stream.table.name)
+    ids = {"stream:0": 2, "stream-known:0": first.places[0].known_us, "stream-partitions": 1}
+    opened.append(
+        first.events, transactions=ids | {"stream-watermark:0": int(START.timestamp() * 1e6)}
+    )  # without columns for what is kept aside
+    assert positions(stream.events()) == [(0, 0), (0, 1)]
+    send(stream, 0, 2, 9, stream.places([0])[0])
+    assert positions(stream.events()) == [(0, n) for n in range(11) if n != 9]
+    assert positions(stream.rejected.read()) == [(0, 9)]
+    assert sum(each.num_rows for each in stream.batches({0: 11})) == 10
+
+
+@pytest.mark.parametrize("committed", [0, 5], ids=["never committed", "committed before"])
+def test_a_commit_that_passed_its_checks_before_a_fence_is_refused(
+    tmp_path: Path, committed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an object store, where a request lies between the checks and the commit."""
+    stream, fences = table(tmp_path), 0
+    place = send(stream, 3, 0, 1, None)
+    place = send(stream, 0, 0, committed, None) if committed else None
+    add_parts = stream_table.add_parts
+
+    def after_a_fence(*given: Any, **more: Any) -> None:
+        nonlocal fences
+        fences += 1
+        if fences == 1:
+            table(tmp_path).fence()
+        add_parts(*given, **more)
+
+    monkeypatch.setattr(stream_table, "add_parts", after_a_fence)
+    with pytest.raises(ConsumerFenced, match="its stored events were rewritten"):
+        send(stream, 0, committed, 5, place)
+    assert fences == 2  # of the commit, and of the fence within it
+    assert positions(stream.events(partitions={0: (0, 99)})) == [(0, n) for n in range(committed)]
+
+
+def test_commits_of_different_partitions_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, tries = table(tmp_path), list[int]()
+    places = [send(stream, each, 0, 1, None) for each in (0, 1)]
+    add_parts = stream_table.add_parts
+
+    def after_another(*given: Any, **more: Any) -> None:
+        tries.append(len(tries))
+        if len(tries) == 1:
+            send(table(tmp_path), 1, 1, 3, places[1])
+        add_parts(*given, **more)
+
+    monkeypatch.setattr(stream_table, "add_parts", after_another)
+    send(stream, 0, 1, 3, places[0])
+    assert len(tries) == 2
+    assert positions(stream.events()) == [(each, n) for each in (0, 1) for n in range(4)]
 
 
 def test_consumers_at_one_time_take_turns_or_are_fenced(tmp_path: Path) -> None:
