@@ -7,7 +7,6 @@ may die.
 from __future__ import annotations
 
 import random
-import time
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -25,20 +24,20 @@ from functions.runtime.durable.code_versions import bound_to_other_code, code_ch
 from functions.runtime.durable.concurrency import ConcurrencySlots
 from functions.runtime.durable.heartbeat import repeated, write_heartbeat
 from functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
+from functions.runtime.durable.patience import with_patience
 from functions.runtime.durable.record import Record
 from functions.runtime.durable.values import put_value
-from functions.runtime.durable.workflow import Preempted, Run, Suspended, use_run
+from functions.runtime.durable.workflow import Preempted, Run, Suspended, Unrecorded, use_run
 from functions.runtime.errors import Cancelled, FunctionError, TimedOut
 from functions.runtime.receipt import Usage, meter
 from functions.runtime.run import cluster
 from functions.runtime.run.deadline import waited_s, with_deadline
 from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.run.execution import ErrorRecord, Outcome
+from functions.runtime.run.execution import ErrorRecord, Outcome, run_to_end
 from functions.runtime.series import DEAD_LETTERS, QUEUE_SECONDS, RETRIES
 from functions.runtime.spans import failed_span, run_span
-from registry.errors import Unavailable
+from registry.errors import RegistryError
 
-STORE_RETRY_S = 60.0
 SLOT_RETRY_S = 0.25
 _ENDS = {"dead": DEAD_LETTERS, "failed": RETRIES}
 OWN_WRITES = 2  # of an attempt: its claim and its outcome, which are written before and after it is measured
@@ -80,11 +79,9 @@ def run_attempt(attempt: Attempt) -> AttemptResult:
     with ExitStack() as cleanup:
         acquired = slots is None or slots.acquire(worker, attempt.record.id)
         if slots and acquired:
-            cleanup.callback(_retry_while_unavailable, lambda: slots.release(worker))
+            cleanup.callback(with_patience, lambda: slots.release(worker))
         if quota and acquired:
-            cleanup.callback(
-                _retry_while_unavailable, lambda: quota.release(worker, found[0] if found else None)
-            )
+            cleanup.callback(with_patience, lambda: quota.release(worker, found[0] if found else None))
             acquired = quota.acquire_for(
                 attempt.record, worker, backfilled=getattr(attempt, "backfilled", False)
             )
@@ -160,11 +157,13 @@ def _run_claimed(function: DeclaredFunction, run: Run, used: Context, found: lis
     except Suspended as wait:
         due = {"due": wait.due.isoformat()} if wait.due else {}
         body = {"kind": "waiting", "signal": wait.signal} | due
+    except Unrecorded as lost:  # as if this worker had died with what it could not record
+        raise lost.cause from lost
     usage = read()
     found.append(usage)
     body["usage"] = usage.model_dump() | {"store_writes": usage.store_writes + OWN_WRITES}
     with suppress(Cancelled):  # ended or claimed by another worker meanwhile: this outcome does not count
-        _retry_while_unavailable(lambda: run.append(body))
+        with_patience(lambda: run.append(body))
         if body["kind"] in _ENDS:
             _ENDS[body["kind"]].labels(used.workspace, function.name).inc()
     failure: dict[str, Any] = body.get("failure", {})
@@ -179,7 +178,20 @@ def _run_body(function: DeclaredFunction, run: Run, limit: TimeLimit | None) -> 
     body = function.body
     if limit is not None:
         body = with_deadline(function.name, body, limit.seconds, limit=limit.name)
-    return function.attempt(arguments, None, body=body)
+    return function.attempt(arguments, None, body=partial(_checked, run, body))
+
+
+def _checked(run: Run, body: Callable[..., Any], /, **arguments: Any) -> Any:
+    """Run the body to its end, and check that it took the recorded steps, whatever it caught. Raises: StepMismatch, and what the body raises."""
+    try:
+        result = run_to_end(body, arguments)
+    except Exception as error:
+        if run.mismatch is not None:
+            raise run.mismatch from error
+        run.note_uncaught(error)
+        raise
+    run.check_replayed()
+    return result
 
 
 def _final_entry(function: DeclaredFunction, run: Run, outcome: Outcome) -> dict[str, Any]:
@@ -187,7 +199,10 @@ def _final_entry(function: DeclaredFunction, run: Run, outcome: Outcome) -> dict
     if error is None:
         try:
             result = function.signature.dump_result(outcome.value)
-            return {"kind": "succeeded", "result": put_value(run.ledger.store, result)}
+            return {
+                "kind": "succeeded",
+                "result": with_patience(lambda: put_value(run.ledger.store, result)),
+            }
         except FunctionError as refused:
             error = ErrorRecord.of(refused, retries=function.retries)
     return _failed_entry(function, run, error)
@@ -195,24 +210,12 @@ def _final_entry(function: DeclaredFunction, run: Run, outcome: Outcome) -> dict
 
 def _failed_entry(function: DeclaredFunction, run: Run, error: ErrorRecord) -> dict[str, Any]:
     failure = {"type": error.type, "message": error.message, "traceback": error.traceback}
+    ended = {"failure": failure} | ({} if run.unfinished is None else {"unfinished": run.unfinished})
     attempt = run.followed.record.attempts + 1
     if not error.retryable or attempt >= function.retries.max_attempts:
-        return {"kind": "dead", "failure": failure}
+        return {"kind": "dead"} | ended
     wait_s = function.retries.backoff(attempt, draw=random.random())
-    return {"kind": "failed", "failure": failure, "due": due_after(run.ledger.clock(), wait_s)}
-
-
-def _retry_while_unavailable(write: Callable[[], None]) -> None:
-    deadline = time.monotonic() + STORE_RETRY_S
-    wait_s = 0.1
-    while True:
-        try:
-            return write()
-        except Unavailable:  # the work is done: retry the write, not the work
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(wait_s)
-            wait_s = min(2 * wait_s, 5.0)
+    return {"kind": "failed", "due": due_after(run.ledger.clock(), wait_s)} | ended
 
 
 def _heartbeats(run: Run) -> AbstractContextManager[None]:
@@ -226,5 +229,5 @@ def _heartbeats(run: Run) -> AbstractContextManager[None]:
         beat = (run.ledger.store, run.id, run.worker, run.ledger.clock())
         write_heartbeat(*beat, node=node, waited_s=waited_s(), usage=run.used())
 
-    # The lease outlasts two heartbeats that fail.
-    return repeated(write, every_s=run.ledger.lease_s / 3, name=f"lease-{run.id}", tolerated=Unavailable)
+    # The lease outlasts two heartbeats that fail, be they refused: credentials may be renewed meanwhile.
+    return repeated(write, every_s=run.ledger.lease_s / 3, name=f"lease-{run.id}", tolerated=RegistryError)

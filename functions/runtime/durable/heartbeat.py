@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -48,16 +49,19 @@ def write_heartbeat(
 def repeated(
     write: Callable[[], None], *, every_s: float, name: str, tolerated: type[RegistryError]
 ) -> Iterator[None]:
-    """Call `write` every `every_s` seconds in a thread of that name, from a first wait on until the block ends.
+    """Call `write` every `every_s` seconds in a thread of that name, from a first wait on until the block ends; at once again if it takes longer.
 
     tolerated: errors of the store after which it is tried again in time.
     """
     ended = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(every_s):
+        wait_s = every_s
+        while not ended.wait(wait_s):
+            begun = time.monotonic()
             with suppress(tolerated):
                 write()
+            wait_s = max(0.0, every_s - (time.monotonic() - begun))
 
     thread = threading.Thread(target=beat, name=name, daemon=True)
     thread.start()

@@ -33,12 +33,22 @@ class Failure(BaseModel, frozen=True):
     traceback: str = ""
 
 
-class Step(BaseModel, frozen=True):
-    """Finished step of a workflow: the called function, the digest of its arguments, and its result."""
+class StepFailure(BaseModel, frozen=True):
+    """Error that a step of a workflow ended with. reference: its class; raised: what it was made of, in the form of `values`."""
 
+    failure: Failure
+    reference: str
+    raised: dict[str, Any]
+
+
+class Step(BaseModel, frozen=True):
+    """Finished step of a workflow: its place among the steps, the called function, the digest of its arguments, and its result or error."""
+
+    number: int
     function: str
     arguments: str
-    result: dict[str, Any]
+    result: dict[str, Any] | None = None
+    failure: StepFailure | None = None
 
 
 class Record(BaseModel, frozen=True):
@@ -150,6 +160,7 @@ def _failed(record: Record, entry: Entry) -> dict[str, Any]:
         "failure": Failure(**entry.body["failure"]),
         "due": datetime.fromisoformat(entry.body["due"]),
         "usage": _summed_usage(record, entry),
+        "steps": _finished_steps(record, entry),
     }
 
 
@@ -187,6 +198,7 @@ def _succeeded(record: Record, entry: Entry) -> dict[str, Any]:
 def _dead(record: Record, entry: Entry) -> dict[str, Any]:
     counted = 0 if entry.body.get("lost") else 1
     done = {"status": "dead", "failure": Failure(**entry.body["failure"])}
+    done["steps"] = _finished_steps(record, entry)
     return _ended(record, entry, attempts=record.attempts + counted) | done
 
 
@@ -215,9 +227,15 @@ def _ended(record: Record, entry: Entry, *, attempts: int) -> dict[str, Any]:
 
 
 def _stepped(record: Record, entry: Entry) -> dict[str, Any]:
-    body = entry.body
-    finished = Step(function=body["function"], arguments=body["arguments"], result=body["result"])
-    return {"steps": (*record.steps, finished)}
+    body = {name: value for name, value in entry.body.items() if name != "kind"}
+    number = body.pop("number", len(record.steps))  # older releases wrote none
+    return {"steps": (*record.steps, Step(number=number, **body))}
+
+
+def _finished_steps(record: Record, entry: Entry) -> tuple[Step, ...]:
+    """Steps without the one whose error ended the attempt: it has not finished, and runs again in the next one."""
+    unfinished = entry.body.get("unfinished")
+    return tuple(step for step in record.steps if step.number != unfinished)
 
 
 def _waiting(record: Record, entry: Entry) -> dict[str, Any]:
@@ -289,6 +307,7 @@ _CHANGES = {
     "dead": _dead,
     "cancelled": _cancelled,
     "step": _stepped,
+    "step_failed": _stepped,
     "waiting": _waiting,
     "signalled": _signalled,
     "redriven": _redriven,

@@ -1,8 +1,8 @@
 """Workflows: durable runs whose steps are recorded before the next begins, and whose waits hold no worker.
 
 A workflow is a function that calls functions. When it runs again after a crash, its body starts from the top,
-and each recorded step returns its recorded result: only unfinished steps run. So the body between steps must
-be deterministic, and an effect that should happen once belongs in a step.
+and each recorded step returns its recorded result, or raises its recorded error: only unfinished steps run. So the
+body between steps must be deterministic, and an effect that should happen once belongs in a step.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
+from functions.runtime.durable.patience import with_patience
+from functions.runtime.durable.record import Record, Step
+from functions.runtime.durable.stored_errors import get_error, put_error
 from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import Cancelled, FunctionError, StepMismatch
 from functions.runtime.receipt import Usage
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.spans import span
+from registry.errors import Forbidden, Unavailable
+
+T = TypeVar("T")
 
 
 class Suspended(BaseException):
@@ -38,16 +45,32 @@ class Preempted(BaseException):  # no Exception, so that bodies do not catch it
     """Raised by a run that was asked to yield, once its state is saved: it is queued again, and counts as no failure."""
 
 
+class Unrecorded(
+    BaseException
+):  # no Exception, as above: a body must not go on from a step that the next attempt knows nothing of
+    """Raised to unwind a run whose store did not take a step's record in time; `cause` is the store's error."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 @dataclass
 class Run:
-    """Attempt of a durable invocation while it runs in this process. used: reads what it has used so far."""
+    """Attempt of a durable invocation while it runs in this process.
+
+    used: reads what it has used so far; mismatch: of a step with its record, which ends the run even if the body goes on.
+    """
 
     ledger: Ledger
     followed: FollowedRecord
     worker: str
     used: Callable[[], Usage | None] = lambda: None
+    mismatch: StepMismatch | None = None
+    unfinished: int | None = None
     _cursor: int = 0
     _children: int = 0
+    _raised: tuple[int, Exception | None] = (-1, None)  # by the last step that failed: its number and error
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -56,33 +79,106 @@ class Run:
         return self.followed.record.id
 
     def step(self, name: str, arguments: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        """Return the recorded JSON result of the next step; if it is not recorded, run and record `compute()`.
+        """Return the recorded JSON result of the next step, or raise its recorded error; if it is not recorded, run and record `compute()`.
 
-        Raises: StepMismatch if the record has another step at this position.
+        Raises: StepMismatch if the record has another step at this position; Cancelled if the run no longer is this worker's.
         """
         with self._lock:
             number, self._cursor = self._cursor, self._cursor + 1
         digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:16]
-        steps = self.followed.record.steps
-        if number < len(steps):
-            recorded = steps[number]
-            if (recorded.function, recorded.arguments) != (name, digest):
-                raise StepMismatch(
-                    f"{self.id}: step {number} was {recorded.function} and is now {name}, or its arguments differ; "
-                    "between steps a workflow must not depend on time, chance or outside state"
-                )
-            return get_value(self.ledger.store, recorded.result)
-        with span(f"step {name}", **{"toque.step": number}):
-            result = compute()
-        stored = put_value(self.ledger.store, result)
-        self.append({"kind": "step", "function": name, "arguments": digest, "result": stored})
+        recorded = _find_step(self.followed.record, number)
+        self._check(number, recorded, name, digest)
+        if recorded is None:
+            return self._run_step({"number": number, "function": name, "arguments": digest}, compute)
+        if recorded.failure is None:
+            stored: dict[str, Any] = recorded.result or {}
+            return with_patience(lambda: get_value(self.ledger.store, stored))
+        failure = recorded.failure
+        raise self._note_raised(number, with_patience(lambda: get_error(self.ledger.store, failure)))
+
+    def _check(self, number: int, recorded: Step | None, name: str, digest: str) -> None:
+        """Check that the next step may begin, or be answered from the record. Raises: as `step`."""
+        if self.mismatch is None and recorded and (recorded.function, recorded.arguments) != (name, digest):
+            self.mismatch = StepMismatch(
+                f"{self.id}: step {number} was {recorded.function} and is now {name}, or its arguments differ; "
+                "between steps a workflow must not depend on time, chance or outside state"
+            )
+        if self.mismatch is not None:
+            raise self.mismatch
+        if not self.is_current:
+            raise self._superseded()
+
+    def _run_step(self, step: dict[str, Any], compute: Callable[[], Any]) -> Any:
+        number = step["number"]
+        try:
+            with span(f"step {step['function']}", **{"toque.step": number}):
+                result = compute()
+            stored = self._recorded(lambda: put_value(self.ledger.store, result))
+        except Exception as error:
+            failure = self._recorded(partial(put_error, self.ledger.store, error))
+            self._record_step({"kind": "step_failed", "failure": failure.model_dump()} | step)
+            again = get_error(self.ledger.store, failure)
+            if type(again) is type(error):
+                self._note_raised(number, error)
+                raise
+            raise self._note_raised(number, again) from error  # as each replay will
+        self._record_step({"kind": "step", "result": stored} | step)
         return result
+
+    def _record_step(self, body: dict[str, Any]) -> None:
+        """Append the entry of a step, unless it is there: of an append whose answer was lost. Raises: Cancelled; Unrecorded."""
+        number = body["number"]
+
+        def decide(record: Record) -> dict[str, Any] | None:
+            return body if self.is_current and _find_step(record, number) is None else None
+
+        def append() -> None:
+            with self._lock:
+                self.followed.append(decide)
+
+        self._recorded(append)
+        if _find_step(self.followed.record, number) is None:
+            raise self._superseded()
+
+    def _recorded(self, write: Callable[[], T]) -> T:
+        try:
+            return with_patience(write)
+        except (Unavailable, Forbidden) as error:
+            raise Unrecorded(error) from error
+
+    def _note_raised(self, number: int, error: Exception) -> Exception:
+        """Note an error that a step raises into the body; returns it."""
+        self._raised = number, error
+        return error
+
+    def note_uncaught(self, error: Exception) -> None:
+        """Note the error that ended the body: if the last step's led to it, that step is unfinished and runs again in the next attempt."""
+        number, raised = self._raised
+        causes: list[BaseException | None] = [error]
+        while causes[-1] is not None and causes[-1] not in causes[:-1]:
+            causes.append(causes[-1].__cause__ or causes[-1].__context__)
+        if raised is not None and any(cause is raised for cause in causes) and number == self._cursor - 1:
+            self.unfinished = number
+
+    def check_replayed(self) -> None:
+        """Check that the body used all recorded steps, as they are recorded. Raises: StepMismatch."""
+        steps = self.followed.record.steps
+        if self.mismatch is None and self._cursor < len(steps):
+            self.mismatch = StepMismatch(
+                f"{self.id}: the body ended after {self._cursor} of {len(steps)} recorded steps, before {steps[self._cursor].function}; "
+                "between steps a workflow must not depend on time, chance or outside state"
+            )
+        if self.mismatch is not None:
+            raise self.mismatch
 
     def append(self, body: Mapping[str, Any]) -> None:
         """Append an entry of this attempt. Raises: Cancelled if the record no longer belongs to this worker."""
         with self._lock:
             if not self.followed.append(lambda _: dict(body) if self.is_current else None):
-                raise Cancelled(f"{self.id} is {self.followed.record.status}; this run of it ends")
+                raise self._superseded()
+
+    def _superseded(self) -> Cancelled:
+        return Cancelled(f"{self.id} is {self.followed.record.status}; this run of it ends")
 
     @property
     def is_current(self) -> bool:
@@ -90,10 +186,16 @@ class Run:
         return self.followed.record.status == "running" and self.followed.record.worker == self.worker
 
     def is_superseded(self) -> bool:
-        """Read whether the record has passed to another worker, or ended, meanwhile: one read. Raises: Unavailable."""
-        with self._lock:
-            self.followed.refresh()
-            return not self.is_current
+        """Read whether the record has passed to another worker, or ended, meanwhile: one read. Raises: Unavailable.
+
+        Without waiting for an append that is under way, which finds out itself: a sign of life must not be late for it.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                self.followed.refresh()
+            finally:
+                self._lock.release()
+        return not self.is_current
 
     @property
     def position(self) -> int:
@@ -105,6 +207,14 @@ class Run:
         with self._lock:
             number, self._children = self._children, self._children + 1
         return f"{self.id}/{number}"
+
+
+def _find_step(record: Record, number: int) -> Step | None:
+    """Find a step by its number; as a rule it stands at that place."""
+    steps = record.steps
+    if number < len(steps) and steps[number].number == number:
+        return steps[number]
+    return next((step for step in steps if step.number == number), None)
 
 
 _current: ContextVar[Run | None] = ContextVar("toque_run", default=None)
