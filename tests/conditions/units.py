@@ -51,7 +51,7 @@ def level_of(ids: npt.ArrayLike, *, salt: int = 0) -> npt.NDArray[np.float64]:
 
     salt: another one gives levels that are independent of these, such as the arm that a unit is split to.
     """
-    mixed = np.asarray(ids, dtype=np.uint64) + np.uint64(salt + 1) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = np.asarray(ids, dtype=np.uint64) + np.uint64((salt + 1) * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
