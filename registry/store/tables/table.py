@@ -253,14 +253,17 @@ class Table:
         """Create the table without rows, as version 0, unless it exists; see `append`."""
         bounded = {"delta.dataSkippingStatsColumns": ",".join(bounds)} if bounds else {}
         uri, options = self.store.table_location(self.name)
-        return DeltaTable.create(
-            uri,
-            schema,
-            mode="ignore",
-            partition_by=list(partition_by) or None,
-            configuration=table_properties(self.name) | bounded,
-            storage_options=options or None,
-        )
+        try:
+            return DeltaTable.create(
+                uri,
+                schema,
+                mode="ignore",
+                partition_by=list(partition_by) or None,
+                configuration=table_properties(self.name) | bounded,
+                storage_options=options or None,
+            )
+        except CommitFailedError:  # of two that create it at one time, the second finds the first's version 0
+            return self.open()
 
     def open(self, version: int | None = None) -> DeltaTable:
         """Open a version, by default the newest, with Delta's own library. Raises: NotFound."""

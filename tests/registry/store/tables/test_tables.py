@@ -1,4 +1,5 @@
-from concurrent.futures import ProcessPoolExecutor
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -28,6 +29,19 @@ def test_append_creates_then_adds_and_every_version_stays_readable(store: Object
     assert sorted(table.read(version=first.version)["a"].to_pylist()) == [1, 2]
     assert table.snapshot() == second
     assert str(second) == f"predictions/m@{second.version}"
+
+
+def test_writers_that_create_a_table_at_one_time_all_have_it(tmp_path: Path):
+    store = open_store(tmp_path.as_uri())
+    for attempt in range(20):
+        table, begin = Table(store, f"t{attempt}"), threading.Barrier(4)
+
+        def create(_: int, table: Table = table, begin: threading.Barrier = begin) -> int:
+            begin.wait()
+            return table.create(rows(1).schema).version()
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(create, range(4))) == [0] * 4
 
 
 def test_read_takes_columns_and_filters(store: ObjectStore):
