@@ -19,11 +19,16 @@ def as_utc(at: datetime, *, name: str = "time") -> datetime:
     """Convert a timezone-aware time to UTC.
 
     name: of the argument, for the message.
-    Raises: InvalidInput if `at` has no timezone.
+    Raises: InvalidInput if `at` has no timezone, or lies beyond the calendar's ends in UTC.
     """
     if at.tzinfo is None:
         raise InvalidInput(f"{name}={at!r} has no timezone; pass datetime(..., tzinfo=UTC)")
-    return at.astimezone(UTC)
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInput(
+            f"{name}={at.isoformat()} is before the year 1 or after 9999 in UTC; pass a time between"
+        ) from None
 
 
 def to_text(at: datetime) -> str:

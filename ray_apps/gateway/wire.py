@@ -21,6 +21,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ray_apps.admission.json_limits import check_json_values
+from registry import InvalidInput
+from registry.times import as_utc
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # the registry's rule for names
 
@@ -33,11 +35,13 @@ _TIME_FORM = "write ISO 8601 with its offset, as in 2030-01-31T18:00:00+00:00"
 
 
 def _time(value: object, parse: ValidatorFunctionWrapHandler) -> object:
-    """Parse a time; where the value is not one, say how one is written, and not which type of ours refused it."""
+    """Parse a time to UTC; where the value is not one, say how one is written, and not which type of ours refused it."""
     if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
         raise _not_a_time(value, "is not a time")
     try:
-        return parse(value)
+        return as_utc(parse(value))
+    except InvalidInput as error:
+        raise _not_a_time(value, "is before the year 1 or after 9999 in UTC") from error
     except ValidationError as error:
         naive = any(each["type"] == "timezone_aware" for each in error.errors())
         raise _not_a_time(value, "has no timezone" if naive else "is not a time") from error

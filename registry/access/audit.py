@@ -74,7 +74,7 @@ def newest_first(
 
 def _refusals(store: ObjectStore, since: datetime) -> Iterator[_Found]:
     """Read what refusals were written, backwards; each was before it was written, at times long before."""
-    for key in reversed(list(store.list(REFUSALS, after=f"{REFUSALS}{since:%Y-%m-%d}"))):
+    for key in reversed(list(store.list(REFUSALS, after=f"{REFUSALS}{since.date().isoformat()}"))):
         data = store.find(key)  # retention may have removed it since it was listed
         content: dict[str, Any] = json.loads(data) if data is not None else {"door": "", "refusals": []}
         written = datetime.strptime(key[len(REFUSALS) :].rpartition("-")[0], REFUSALS_TIME).replace(
@@ -107,7 +107,7 @@ def _model_changes(store: ObjectStore, workspace: str, since: datetime) -> list[
 
 
 def _entries(journal: Journal, since: datetime) -> Iterator[Entry]:
-    recent = takewhile(lambda entry: entry.at >= since - _SKEW, journal.newest_first())
+    recent = takewhile(lambda entry: entry.at + _SKEW >= since, journal.newest_first())
     return (entry for entry in recent if entry.at >= since)
 
 

@@ -6,6 +6,8 @@ import time
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from registry import Access, Grant, Registry
 from tests.ray_apps.gateway.conftest import NOW, Gateway
 
@@ -18,6 +20,28 @@ async def read(gateway: Gateway, token: str | None = None, **query: Any) -> list
     assert answer.status_code == 200, answer.text
     found: list[dict[str, Any]] = answer.json()
     return found
+
+
+@pytest.mark.parametrize("zone", ["%2B23:59", "-23:59", "Z"])
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00", "9999-12-31T23:59:59.999999"])
+async def test_a_time_at_the_ends_of_the_calendar_is_answered_or_refused(
+    gateway: Gateway, moment: str, zone: str
+) -> None:
+    headers = gateway.headers("admin")
+    registry = gateway.context.registry()
+    registry.create_model("late")
+    for path in (
+        f"/audit?since={moment}{zone}",
+        f"/audit?kind=model&since={moment}{zone}&until={moment}{zone}",
+        f"/models/late/aliases/champion?at={moment}{zone}",
+    ):
+        assert (await gateway.client.get(path, headers=headers)).status_code in {200, 404, 422}, path
+    body = {
+        "name": "t",
+        "grants": ["caller:default"],
+        "expires_at": f"{moment}{zone}".replace("%2B", "+"),
+    }
+    assert (await gateway.client.post("/tokens", headers=headers, json=body)).status_code in {201, 409, 422}
 
 
 async def refused(gateway: Gateway, path: str, headers: dict[str, str], status: int) -> None:
