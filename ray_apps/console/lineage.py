@@ -27,12 +27,16 @@ _EDGE = Markup('<path class="edge" d="M{x0} {y0} C{x1} {y0} {x1} {y1} {x2} {y1}"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Box of a drawing: a small line of what it is above its name; link: where it leads, empty: nowhere."""
+    """Box of a drawing: a small line of what it is above its name.
+
+    link: where it leads, empty: nowhere. is_root: nothing of the column before was used for it, so no line leads to it.
+    """
 
     above: str
     name: str
     kind: str = ""
     link: str = ""
+    is_root: bool = False
 
 
 def draw_lineage(
@@ -49,10 +53,11 @@ def draw_lineage(
     views = [Node("feature view", name, link=page.link("features", name)) for name in lineage["features"]]
     to_run = page.link("runs", lineage["run"]) if run_is_known else ""
     made = [Node("run", lineage["run"], link=to_run)] if lineage["run"] else []
-    made += [Node("code", lineage["code"][:12])] if lineage["code"] else []
+    origins = [Node("code", lineage["code"][:12], is_root=True)] if lineage["code"] else []
     if lineage["parent"]:
         link = page.link("models", model, "versions", lineage["parent"])
-        made.append(Node("parent", f"version {lineage['parent']}", link=link))
+        origins.append(Node("parent", f"version {lineage['parent']}", link=link, is_root=True))
+    columns = [data + views, made + origins] if made else [data + views + origins]
     used = [Node("alias", alias, "live", page.link("models", model)) for alias in aliases]
     to_traffic = page.link("traffic", model)
     used += [
@@ -61,12 +66,12 @@ def draw_lineage(
     answers = page.link("predictions", model=model, version=version["version"])
     logged = [Node("predictions", "of this version", link=answers)] if used else []
     own = [Node("version", f"{model}@{version['version']}", "own")]
-    columns = [column for column in (data + views, made, own, used, logged) if column]
+    columns = [column for column in (*columns, own, used, logged) if column]
     return draw_columns(columns, label=f"Lineage of {model}@{version['version']}")
 
 
 def draw_columns(columns: list[list[Node]], *, label: str) -> Markup:
-    """Draw boxes in columns, each box joined to every box of the next column."""
+    """Draw boxes in columns, each box joined to every box of the next column that is no root."""
     rows = max(len(column) for column in columns)
     width = len(columns) * (_WIDTH + _GAP) - _GAP + 2
     height = rows * _ROW - (_ROW - _HEIGHT) + 2
@@ -74,7 +79,16 @@ def draw_columns(columns: list[list[Node]], *, label: str) -> Markup:
         [(1 + i * (_WIDTH + _GAP), 1 + (j + (rows - len(column)) / 2) * _ROW) for j in range(len(column))]
         for i, column in enumerate(columns)
     ]
-    edges = [_edge(start, end) for left, right in pairwise(places) for start in left for end in right]
+    ends = [
+        [place for node, place in zip(column, spots, strict=True) if not node.is_root]
+        for column, spots in zip(columns, places, strict=True)
+    ]
+    edges = [
+        _edge(start, end)
+        for left, right in pairwise(zip(places, ends, strict=True))
+        for start in left[0]
+        for end in right[1]
+    ]
     boxes = [
         _box(node, *place)
         for column, spots in zip(columns, places, strict=True)

@@ -78,9 +78,11 @@ def create_model(
     }
 
 
-def set_policy(state: ModelState, policy: ModelPolicy) -> Body | None:
-    """Replace the policy of the model. Raises: NotFound."""
+def set_policy(state: ModelState, policy: ModelPolicy, expected: str | None) -> Body | None:
+    """Replace the policy of the model. Raises: NotFound; Stale if `expected` is not the digest of the one it has."""
     require_model(state)
+    if expected is not None and expected != state.policy.digest:
+        raise Stale(f"policy of {state.name}", expected, state.policy.digest)
     return None if policy == state.policy else {"kind": "policy", "policy": policy.recorded()}
 
 

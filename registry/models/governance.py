@@ -17,9 +17,13 @@ from registry.models.versions import ModelVersion
 class Governance(Layers):
     """Approvals, gates, aliases, traffic and holdouts of models; each change is one journal entry."""
 
-    def set_policy(self, name: str, policy: ModelPolicy) -> ModelState:
-        """Set the conditions that a version must meet before it may go live. Raises: NotFound."""
-        return self._change(name, lambda state: decisions.set_policy(state, policy))[1]
+    def set_policy(self, name: str, policy: ModelPolicy, *, expected: str | None = None) -> ModelState:
+        """Set the conditions that a version must meet before it may go live.
+
+        expected: digest of the policy that is to be replaced; None replaces any.
+        Raises: NotFound; Stale if the model has another policy by now.
+        """
+        return self._change(name, lambda state: decisions.set_policy(state, policy, expected))[1]
 
     def approve(
         self,

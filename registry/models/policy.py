@@ -89,17 +89,17 @@ class ModelPolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     guarded: frozenset[str] = frozenset()
-    approvals: int = Field(default=1, ge=0)
+    approvals: int = Field(default=1, ge=0, strict=True)
     approvers: frozenset[str] = frozenset()
     gates: tuple[str | GateDemand, ...] = ()
-    author_may_approve: bool = False
+    author_may_approve: bool = Field(default=False, strict=True)
     signers: tuple[str, ...] = ()
     overriders: frozenset[str] = frozenset()
     allow_code: tuple[str, ...] = ()
     automatic_approval: AutomaticApproval | None = None
     trusted_types: frozenset[str] = frozenset()
     declining: tuple[str, ...] = Field(default=(), max_length=100)
-    keep_texts: float = Field(default=1.0, ge=0.0, le=1.0)
+    keep_texts: float = Field(default=1.0, ge=0.0, le=1.0, strict=True)
 
     @field_validator("signers")
     @classmethod

@@ -57,14 +57,19 @@ async def show_view(
     page: Viewer, view: str, hours: Annotated[float, Query(gt=0, le=24 * 366)] = 24.0
 ) -> Response:
     """Show one view: how fresh and full it is and how distributed, now and over time, who uses what, and what alarms say of it."""
-    entries, figures, history, course, alarms = await asyncio.gather(
-        page.api.call("feature_catalog", words=[view]),
+    entries = await page.api.call("feature_catalog", words=[view])
+    entry = next((entry for entry in entries if entry["name"] == view), None)
+    if entry is not None and entry["kind"] != "feature_view":
+        return page.go(
+            page.link("features")
+        )  # computed on demand: it stands in the list, and stores no rows to draw
+    figures, history, course, alarms = await asyncio.gather(
         page.api.call("feature_statistics", view=view, span_hours=hours),
         page.api.call("feature_health_history", view=view),
         page.api.call("feature_course", view=view, span_hours=hours),
         page.told(page.api.call("open_alarms")),
     )
-    entry = next(each for each in entries if each["name"] == view)
+    assert entry is not None  # noqa: S101  # the calls above refuse a view that is not there
     health, refusal = None, ""
     try:
         found = await page.api.call("feature_health", views=[view], span_hours=hours, samples=0)

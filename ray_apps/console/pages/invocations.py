@@ -61,10 +61,12 @@ async def show_invocation(page: Viewer, invocation: str, after: Segment = "") ->
     """Show one invocation: its state, steps, arguments, result or failure, and its log from a segment on."""
     path = f"/invocations/{page.quoted(invocation)}"
     found, log = await asyncio.gather(page.api.get(path), page.api.get(f"{path}/logs", after=after))
+    declared = await page.told(page.api.get(f"/functions/{page.quoted(found['function'])}"))
     return await page.render(
         "invocation.html",
         live=() if found["status"] in ENDED else (f"invocations/{invocation}",),
         invocation=found,
+        has_page=not isinstance(declared, str),  # a function that is not called by HTTP has none
         ended=found["status"] in ENDED,
         steps=_steps(found, page),
         steps_left=max(0, len(found["steps"]) - _STEPS_DRAWN),

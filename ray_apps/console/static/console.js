@@ -136,11 +136,27 @@ function isEdited(main) {
 
 function replace(main, next) {
   const open = [...main.querySelectorAll("details")].map((each) => each.open);
-  const focused = main.contains(document.activeElement) ? document.activeElement : null;
-  main.replaceChildren(...next.childNodes);
+  const focused = main.contains(document.activeElement) && main !== document.activeElement ? document.activeElement : null;
+  const key = focused && identity(focused);
+  const notice = main.querySelector(":scope > .notice");  // said once: an update that follows at once must not take it away
+  main.replaceChildren(...(notice ? [notice] : []), ...next.childNodes);
   main.querySelectorAll("details").forEach((each, index) => { each.open = open[index] ?? each.open; });
-  if (focused?.getAttribute("href")) main.querySelector(`[href="${CSS.escape(focused.getAttribute("href"))}"]`)?.focus();
+  if (!focused) return;
+  const same = [...main.querySelectorAll(focused.localName)].find((each) => identity(each) === key);
+  (same ?? main).focus({ preventScroll: true });
 }
+
+// What an element is for a person, the same in two renderings of a page.
+function identity(element) {
+  const names = ["id", "href", "name", "value", "aria-label"].map((name) => element.getAttribute(name));
+  return JSON.stringify([...names, element.form?.getAttribute("action"), element.matches("a, button, summary") && element.textContent.trim()]);
+}
+
+// What cannot be taken back is asked once more; without scripts it is done at once, as the button says.
+document.addEventListener("submit", (event) => {
+  const question = event.submitter?.dataset.confirm;
+  if (question && !window.confirm(question)) event.preventDefault();
+});
 
 showTimes(document);
 showTicks(document);

@@ -192,6 +192,41 @@ def test_a_change_takes_nothing_away_that_somebody_writes(chromium: Any, served:
     visitor.page.context.close()
 
 
+def test_a_change_leaves_the_focus_and_the_notice_where_they_are(chromium: Any, served: Served) -> None:
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["approver"])
+    visitor.go(VERSION)
+    visitor.page.fill("#approve-comment", "good")
+    visitor.page.locator("#approve-comment").press("Enter")
+    visitor.page.wait_for_selector("text=is approved by you")
+    registry = served.platform.context.registry()
+    for name, focused in (("grace", "main button.danger"), ("joan", "main summary, main [tabindex='0']")):
+        element = visitor.page.locator(focused).first
+        element.focus()
+        _until_followed(served)
+        registry.as_actor(name).approve(MODEL, 5, comment=f"seen by {name}")
+        visitor.page.wait_for_selector(f"text=seen by {name}")
+        assert visitor.page.evaluate("document.querySelector('main').contains(document.activeElement)")
+        assert visitor.page.evaluate(f'document.activeElement.matches("{focused}")')
+        assert visitor.page.is_visible("text=is approved by you")
+    visitor.page.context.close()
+
+
+def test_revoking_a_token_asks_before_it_acts(chromium: Any, served: Served) -> None:
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["admin"])
+    visitor.go("/ui/tokens")
+    questions: list[str] = []
+    visitor.page.once("dialog", lambda dialog: (questions.append(dialog.message), dialog.dismiss()))
+    visitor.page.click("[aria-label='Revoke a-viewer']")
+    assert "a-viewer" in questions[0]
+    assert "a-viewer is revoked" not in visitor.page.content()
+    visitor.page.once("dialog", lambda dialog: dialog.accept())
+    visitor.page.click("[aria-label='Revoke a-viewer']")
+    visitor.page.wait_for_selector("text=a-viewer is revoked")
+    visitor.page.context.close()
+
+
 def test_a_page_that_is_hidden_follows_nothing_until_it_is_seen_again(chromium: Any, served: Served) -> None:
     visitor = person(chromium, served)
     visitor.sign_in(served.platform.tokens["viewer"])

@@ -4,11 +4,13 @@ import ast
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ray_apps.console import pages
 from ray_apps.console.app import STATIC
+from ray_apps.console.lineage import draw_lineage
 from ray_apps.console.rendering import number, percent, size, time_of
 from ray_apps.console.route import ANYBODY, CHANGE, pages_router
 from registry import Registry
@@ -259,6 +261,37 @@ async def test_the_drawn_lineage_leads_to_run_views_traffic_and_predictions(plat
     ):
         assert f'<a href="{link}"><g class="node' in page, link
     assert f"/ui/runs/{run}" not in page  # the run is not known here
+
+
+async def test_code_and_parent_of_a_version_come_from_none_of_its_data() -> None:
+    page = SimpleNamespace(link=lambda *names, **_: "/".join(map(str, names)))
+    lineage = {"datasets": [{"name": "t", "version": 1}], "features": ["a", "b"], "code": "c0de", "parent": 1}
+    for run, edges in (
+        ("r", 3 + 3),
+        (None, 5),
+    ):  # three of data to the run, and run, code and parent to the version
+        version = {"model": "m", "version": 2, "lineage": {**lineage, "run": run}}
+        drawn = draw_lineage(version, [], [], page)  # type: ignore[arg-type]  # of a page only its links
+        assert drawn.count('class="edge"') == edges
+
+
+async def test_links_to_what_has_no_page_of_its_own_lead_somewhere(platform: Platform) -> None:
+    visitor = await platform.signed_in("operator")
+    page = await visitor.get("/ui/rollouts/churn")
+    assert (page.status_code, "toque rollout start churn" in page.text) == (200, True)
+    assert (await visitor.get("/ui/rollouts/no-such-model")).status_code == 404
+
+
+async def test_the_champion_of_before_comes_back_by_a_button(platform: Platform) -> None:
+    registry = platform.context.registry()
+    champion = registry.get_version(MODEL, "champion").version
+    path = f"/ui/models/{MODEL}"
+    viewer, operator = await platform.signed_in("viewer"), await platform.signed_in("operator")
+    assert "Roll back from version" not in (await viewer.get(path)).text
+    await operator.send(path, f"{path}/rollback", expected=str(champion + 1), reason="stale")
+    assert registry.get_version(MODEL, "champion").version == champion
+    await operator.send(path, f"{path}/rollback", expected=str(champion), reason="worse")
+    assert registry.get_version(MODEL, "champion").version != champion
 
 
 async def test_an_admin_revokes_a_token_by_its_button(platform: Platform) -> None:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ray_apps.console.entry import Entry
 from ray_apps.console.page import Page
-from ray_apps.console.route import page_for, pages_router
+from ray_apps.console.route import CHANGE, Form, page_for, pages_router
 from registry import Role
 
 router = pages_router()
@@ -31,6 +31,7 @@ _WORDS = {
     ("model-created", None): "created the model",
 }
 Viewer = Annotated[Page, page_for(Role.viewer)]
+Operator = Annotated[Page, page_for(Role.operator)]
 
 
 @router.get("/models")
@@ -81,6 +82,20 @@ async def show_model(
         policy=policy,
         gate_names=[gate if isinstance(gate, str) else gate["name"] for gate in policy["gates"]],
         history=[_told(entry) for entry in history[::-1]],
+    )
+
+
+@router.post("/models/{model}/rollback")
+async def roll_back(page: Operator, model: str, form: Annotated[Form, CHANGE]) -> Response:
+    """Make the champion of before the champion again, if it is still the one that the page showed."""
+    champion = form.get("expected", "")
+    expected = int(champion) if champion.isdecimal() else None
+    return await page.change(
+        page.link("models", model),
+        f"{model}: the champion is the one before version {champion} again.",
+        "POST",
+        f"/models/{page.quoted(model)}/aliases/champion/rollback",
+        {"reason": form.get("reason", ""), "expected": expected},
     )
 
 

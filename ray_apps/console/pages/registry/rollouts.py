@@ -53,7 +53,12 @@ async def show_rollout(
     except ApiError as error:
         if error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
             raise
-        return await page.render("rollout_none.html", HTTPStatus.NOT_FOUND, model=model, why=error.detail)
+        await page.api.get(f"/models/{page.quoted(model)}")  # 404 for a model that is not there
+        none_yet = error.status == HTTPStatus.CONFLICT and rollout is None
+        status = HTTPStatus.OK if none_yet else HTTPStatus.NOT_FOUND
+        return await page.render(
+            "rollout_none.html", status, model=model, why="" if none_yet else error.detail
+        )
     newest = look["rollout"] == record["state"]["rollout"]
     return await page.render(
         "rollout.html",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field, ValidationError
 
 from ray_apps.admission import GuardedRoute
@@ -88,13 +89,30 @@ async def get_model(request: Request, model: Name, _: Viewer) -> Json:
 
 @router.get("/{model}/policy", response_model=ModelPolicy)
 async def get_policy(request: Request, model: Name, _: Viewer) -> Json:
-    """Get the model's policy: what a version needs before it may go live."""
-    return await by_registry(request, lambda registry: registry.get_model(model).policy)
+    """Get the model's policy: what a version needs before it may go live. The header ETag is its digest, for `If-Match`."""
+    return await _policy(request, lambda registry: registry.get_model(model).policy)
 
 
 @router.put("/{model}/policy", response_model=ModelPolicy)
-async def set_policy(request: Request, model: Name, body: ModelPolicy, _: Admin) -> Json:
-    """Set what a version of the model needs before it may go live; a live version stays live."""
+async def set_policy(
+    request: Request,
+    model: Name,
+    body: ModelPolicy,
+    _: Admin,
+    if_match: Annotated[str | None, Header(max_length=100)] = None,
+) -> Json:
+    """Set what a version of the model needs before it may go live, as a whole; a live version stays live.
+
+    What the body leaves out has its default, so an empty one is refused: name at least one field.
+    if_match: the ETag of the policy that is to be replaced; 409 if the model has another by now.
+    """
+    if not body.model_fields_set:
+        raise Problem(
+            422,
+            'body={} would remove every guard, gate and approval; name what the policy demands, as in {"approvals": 1}',
+            kind="invalid-policy",
+        )
+    expected = None if if_match is None else if_match.strip('"')
 
     def changed(registry: Registry) -> ModelPolicy:
         from functions.evaluation import EvaluationError, check_policy_gates  # late: it brings torch, seconds
@@ -103,9 +121,23 @@ async def set_policy(request: Request, model: Name, body: ModelPolicy, _: Admin)
             check_policy_gates(body)
         except (EvaluationError, ValidationError) as error:  # the latter for a name that no gate may have
             raise Problem(409, str(error), kind="invalid-policy") from error
-        return registry.set_policy(model, body).policy
+        return registry.set_policy(model, body, expected=expected).policy
 
-    return await by_registry(request, changed)
+    return await _policy(request, changed)
+
+
+async def _policy(request: Request, call: Callable[[Registry], ModelPolicy]) -> Json:
+    """Answer with the policy that a call gives, its digest in the header."""
+    digests: list[str] = []
+
+    def noted(registry: Registry) -> ModelPolicy:
+        policy = call(registry)
+        digests.append(policy.digest)
+        return policy
+
+    answer = await by_registry(request, noted)
+    answer.headers["ETag"] = f'"{digests[0]}"'
+    return answer
 
 
 @router.post("/{model}/audit", response_model=AuditResult)

@@ -119,6 +119,30 @@ async def test_a_body_that_fits_its_schema_and_breaks_a_rule_is_a_conflict(
     assert answer.status_code == 422
 
 
+@pytest.mark.parametrize(
+    "body", [{"keep_texts": False}, {"keep_texts": "0.5"}, {"approvals": True}, {"author_may_approve": 1}, {}]
+)
+async def test_a_policy_is_neither_converted_nor_wiped(
+    gateway: Gateway, late: Registry, body: dict[str, Any]
+) -> None:
+    before = late.set_policy("late", ModelPolicy(guarded=frozenset({"champion"}), approvals=2)).policy
+    answer = await send(gateway, "admin", "PUT", "/models/late/policy", **body)
+    assert answer.status_code == 422
+    assert late.get_model("late").policy == before
+
+
+async def test_a_policy_that_changed_meanwhile_is_not_replaced(gateway: Gateway, late: Registry) -> None:
+    path, headers = "/models/late/policy", gateway.headers("admin")
+    read = (await gateway.client.get(path, headers=headers)).headers["etag"]
+    for body, status in (({"approvals": 2}, 200), ({"approvals": 0}, 409)):
+        answer = await gateway.client.put(path, headers={**headers, "If-Match": read}, json=body)
+        assert answer.status_code == status
+    assert late.get_model("late").policy.approvals == 2
+    newest = answer_tag = (await gateway.client.get(path, headers=headers)).headers["etag"]
+    answer = await gateway.client.put(path, headers={**headers, "If-Match": newest}, json={"approvals": 0})
+    assert (answer.status_code, answer.headers["etag"] != answer_tag) == (200, True)
+
+
 async def test_only_an_admin_overrides_the_policy(gateway: Gateway, late: Registry) -> None:
     late.set_policy("late", ModelPolicy())
     late.promote("late", 3)
