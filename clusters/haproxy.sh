@@ -9,6 +9,8 @@
 #   that ended with a request a 502; clients of language models read either in OpenAI's shape, and may always try again;
 # - an application that is built anew keeps its replicas meanwhile (kept_servers.py);
 # - a conversation with a language model stays on the replica whose engine has its prefix (conversations.py);
+# - a client that has not sent its headers within ten seconds is cut off: the doors have 4,096 places, and Serve's own hour for
+#   each would let one client without a token hold them all;
 # - it ends with its node, and does not start after it: once the node's raylet is gone nobody tells it of replicas any
 #   more, while it would go on to say that it is healthy.
 set -eu
@@ -37,7 +39,8 @@ flock "$config.lock" sed -i -E \
   -e "s|^    errorfile 50([24]) .*|    errorfile 50\1 $here/502.http|" \
   -e "s|^backend http-generative\$|&\n    errorfile 502 $here/openai.http\n    errorfile 503 $here/openai.http\n    errorfile 504 $here/openai.http|" \
   -e '/^    timeout check /d; /^    option srvtcpka$/d; /^    srvtcpka-/d' \
-  -e '/^defaults$/a\    timeout check 30s\n    option srvtcpka\n    srvtcpka-idle 1s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 2' \
+  -e '/^    timeout http-request /d; /^    timeout http-keep-alive /d' \
+  -e '/^defaults$/a\    timeout http-request 10s\n    timeout http-keep-alive 300s\n    timeout check 30s\n    option srvtcpka\n    srvtcpka-idle 1s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 2' \
   "$config"
 flock "$config.lock" python -I -S "$here/kept_servers.py" "$config"
 flock "$config.lock" python -I -S "$here/conversations.py" "$config" || echo "conversations are not kept on their replicas" >&2

@@ -136,6 +136,24 @@ def door(tmp_path: Path, servers: dict[str, int], *, application: str = "app") -
             process.terminate()
 
 
+@pytest.mark.slow
+def test_a_client_that_does_not_finish_its_headers_is_cut_off(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with door(tmp_path, {"replica": server.server_port}) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(address) as slow, socket.create_connection(address) as kept:
+            slow.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: ")
+            kept.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert kept.recv(1_000).startswith(b"HTTP/1.1 200")
+            slow.settimeout(120)
+            while slow.recv(1_000):  # an answer of 408, then the end
+                pass
+            kept.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # idle meanwhile, and still open
+            assert kept.recv(1_000).startswith(b"HTTP/1.1 200")
+    server.shutdown()
+
+
 @pytest.fixture
 def vanished() -> Iterator[int]:
     """Port of a listener whose queue is full: connections to it are never answered, as if its machine were gone."""
