@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -204,6 +205,37 @@ def test_a_consumer_whose_clock_is_behind_stores_what_is_online_and_the_rest_lat
     check_online(features, log, clock, None, None)
     behind.close()
     check_stored_once(features, log)
+
+
+@pytest.mark.parametrize("dealt", [[{0, 1}], [{0}, {1}], [{1}, {0}]], ids=str)
+@pytest.mark.parametrize("every", [None, timedelta(minutes=7)])
+def test_a_correction_that_moves_to_another_partition_is_the_same_whoever_has_the_partitions(
+    dealt: list[set[int]], every: timedelta | None, made: Callable[[SettableClock], FeatureStore]
+) -> None:
+    clock, log = SettableClock(BEGIN), MemoryLog(2)
+    features = made(clock)
+    features.apply(views(every, None))
+    for number, name in enumerate(["u1", "u2", "u1"]):  # it was of u2, and then not
+        event = {"user": name, "amount": 100.0, "at": BEGIN.isoformat(), "id": "order-1"}
+        log.send(number % 2, json.dumps(event).encode(), at=BEGIN + number * timedelta(minutes=5))
+    clock.now += timedelta(minutes=30)
+    consumers = [
+        StreamConsumer(
+            features.stream_table("clicks"),
+            features.list_feature_views(),
+            log.connect(),
+            online=features.online,
+            owned=lambda own=own: own,  # type: ignore[misc]  # the loop's value at this turn
+            clock=features.now,
+        )
+        for own in dealt
+    ]
+    for follower in consumers:
+        while follower.step(timeout_s=0):
+            pass
+        follower.close()
+    check_online(features, log, clock, every, None)
+    check_offline(features, log, clock, every, None, [BEGIN + timedelta(minutes=7)])
 
 
 def test_partitions_that_a_log_gets_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
