@@ -30,12 +30,16 @@ class UnreadableSource(FeatureStoreError, ValueError):
     """A batch source, or a file of it, cannot be read as declared; what was loaded before stays."""
 
 
+class MessagesLost(UnreadableSource):
+    """A log no longer has the messages that follow a consumer's place; a replay from a later time goes on after the gap."""
+
+
 class ConsumerFenced(FeatureStoreError):
     """Another consumer has committed events of a stream's partition; read on from where the table is."""
 
 
 class StreamRewritten(FeatureStoreError):
-    """The stored events of a stream were rewritten, by an erasure or a replay; begin anew with the definitions in force."""
+    """A stream's stored events were rewritten, by an erasure or a replay, or its log has other partitions; begin anew."""
 
 
 class OnlineStoreUnavailable(FeatureStoreError, ConnectionError):

@@ -47,7 +47,7 @@ POLL_ROWS = 20_000
 BUFFERED_ROWS = 200_000
 """Events that wait for their commit; with more the consumer stops reading, and the log keeps the rest."""
 POLL_S = 0.05
-MEASURE_EVERY_S = 2.0
+MEASURE_EVERY_S, LIST_EVERY_S = 2.0, 30.0
 _logger = logging.getLogger(__name__)
 
 
@@ -75,6 +75,7 @@ class StreamConsumer:
 
     owned: partitions that are this consumer's now; it may be wrong for a while, which costs doubled work and nothing else.
     online: None to store events only. rewrites: of the stream's events, as they were before the views were read.
+    partitions: that the log had; None: it is not looked at whether it has others.
     The consumer belongs to one thread.
     """
 
@@ -90,6 +91,7 @@ class StreamConsumer:
         poll_rows: int = POLL_ROWS,
         buffered_rows: int = BUFFERED_ROWS,
         rewrites: int = 0,
+        partitions: Collection[int] | None = None,
     ) -> None:
         self._table, self._connection, self._online = table, connection, online
         self._views, self._owned, self._clock = list(views), owned, clock
@@ -99,9 +101,10 @@ class StreamConsumer:
             None  # partitions that were taken up as the table says; None: they are to be
         )
         self._places: dict[int, Place | None] = {}
-        self._measured_at = time.monotonic()
+        self._partitions = None if partitions is None else set(partitions)
+        self._measured_at = self._listed_at = time.monotonic()
         self._held: list[HeldEvents] = []
-        self._faults, self._clocks_disagree = ViewFaults(table.source.name), False
+        self._faults, self._waits = ViewFaults(table.source.name), False
         self._unsent: dict[str, list[pa.Table]] = {}
         self._coming: dict[str, list[pa.Table]] = {}
         self.counts = ConsumerCounts()
@@ -109,7 +112,7 @@ class StreamConsumer:
     def run(self, stop: threading.Event) -> None:
         """Consume until it is told to stop, and commit what was read; errors of the log and the stores are outlived.
 
-        Raises: StreamRewritten; a new consumer is to begin, by the definitions that are in force then.
+        Raises: StreamRewritten; a new consumer is to begin, by the definitions and partitions that are there then.
         """
         pause_s = 0.1
         while not stop.is_set():
@@ -155,7 +158,7 @@ class StreamConsumer:
             self._begun = None  # what was read is committed, and all views are begun from the table
         self._follow_owned()
         read = 0
-        if self._commits.has_room and not self._unsent:
+        if self._commits.has_room and not self._unsent and not self._awaits_its_clock():
             messages = self._connection.poll(timeout_s=timeout_s, limit=self._poll_rows)
             read = len(messages)
             decoded = self._decode(messages) if read else None
@@ -175,27 +178,32 @@ class StreamConsumer:
                 f"stream source {self._table.source.name!r}: its reader gave messages of partition {min(strange)}, which was not "
                 "asked for; its place is not known, so they are read again by who owns it"
             )
-        self._warn_of_clocks(messages)
         return decode(self._table.source, messages, self._places)
 
-    def _warn_of_clocks(self, messages: Messages) -> None:
-        """Say when the log's clock is ahead of this machine's: rows come online once their moment has come by it."""
-        ahead = timedelta(microseconds=max(messages.taken_us) - to_microseconds(self._clock()))
-        if ahead > CLOCK_TOLERANCE and not self._clocks_disagree:
+    def _awaits_its_clock(self) -> bool:
+        """Whether rows of what was read have their moment further ahead of this machine's clock than clocks may disagree.
+
+        It is not committed before, as a place counts for both stores; so nothing more is read meanwhile.
+        """
+        known = [place.known_us for place in self._places.values() if place is not None]
+        ahead = timedelta(microseconds=max(known, default=0) - to_microseconds(self._clock()))
+        waits = self._online is not None and ahead > CLOCK_TOLERANCE
+        if waits and not self._waits:
             self.counts.failures += 1
             _logger.warning(
-                "stream source %r: the log took a message %s after the time of this machine's clock; rows come online when that "
-                "time has come here: set the clock that is wrong",
+                "stream source %r: the log took a message %s after the time of this machine's clock; it is read on when that time "
+                "has come here: set the clock that is wrong",
                 self._table.source.name,
                 ahead,
             )
-        self._clocks_disagree = ahead > CLOCK_TOLERANCE
+        self._waits = waits
+        return waits
 
     def flush(self) -> None:
         """Commit what was read and is online. Raises: ConsumerFenced, Unavailable."""
         self._send()
         self._finish_commit()
-        if self._commits.any_wait and not self._unsent:
+        if self._commits.any_wait and not self._unsent and not self._awaits_its_clock():
             self._commits.begin()
             self._finish_commit()
 
@@ -372,7 +380,7 @@ class StreamConsumer:
             self.counts.fenced += 1
             self._begin_anew()
             return
-        if self._commits.is_due and not self._unsent:
+        if self._commits.is_due and not self._unsent and not self._awaits_its_clock():
             self._commits.begin()
 
     def _finish_commit(self) -> None:
@@ -382,11 +390,25 @@ class StreamConsumer:
             self.counts.commit_s += took_s
             self.counts.commits += 1
 
+    def _check_partitions(self, now: float) -> None:
+        """Check now and then that the log has no other partitions than at the beginning. Raises: StreamRewritten, UnreadableSource."""
+        if self._partitions is None or now - self._listed_at < LIST_EVERY_S:
+            return
+        self._listed_at = now
+        there = set(self._connection.partitions())
+        if there != self._partitions:
+            raise StreamRewritten(
+                f"stream source {self._table.source.name!r}: its log has {len(there)} partitions and had {len(self._partitions)}; "
+                "consumers begin anew with those it has. Keys that the producers send to another one now lack in their windows "
+                "what came before, until the longest window has passed"
+            )
+
     def _measure(self) -> None:
         now = time.monotonic()
         if now - self._measured_at < MEASURE_EVERY_S:
             return
         self._measured_at = now
+        self._check_partitions(now)
         places = dict(self._places)
         lag = self._connection.lag(
             {each: place.position if place else None for each, place in places.items()}

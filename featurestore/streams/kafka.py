@@ -16,7 +16,7 @@ from typing import Any
 from featurestore.definitions.batch_source import Secrets
 from featurestore.definitions.stream_source import Connection, Messages
 from featurestore.definitions.times import to_microseconds
-from featurestore.errors import InvalidDefinition, UnreadableSource
+from featurestore.errors import InvalidDefinition, MessagesLost, UnreadableSource
 
 _PATIENCE_S = 10.0
 _SENSITIVE = re.compile(r"password|secret|private|\.key", re.IGNORECASE)
@@ -37,12 +37,15 @@ class KafkaTopic:
 
     servers: `host:port,…`. settings: more of librdkafka's by name; a value of `$NAME` is that of the secret `NAME`, as
     passwords must be.
+    producer_time: let an event become known at the time that its producer gave the message, where the topic keeps that one
+    (`message.timestamp.type=CreateTime`, Kafka's default) and not when the log took it. Such messages are refused otherwise.
     Raises: InvalidDefinition.
     """
 
     topic: str
     servers: str
     settings: Mapping[str, str] = field(default_factory=dict, hash=False)
+    producer_time: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", dict(self.settings))
@@ -65,6 +68,7 @@ class KafkaTopic:
             "topic": self.topic,
             "servers": self.servers,
             "settings": dict(self.settings),
+            **({"producer_time": True} if self.producer_time else {}),
         }
 
     @property
@@ -83,18 +87,19 @@ class KafkaTopic:
         return _KafkaConnection(
             self.topic,
             _BOUNDS | settings | _KEPT | {"bootstrap.servers": value(self.servers), "group.id": "toque"},
+            producer_time=self.producer_time,
         )
 
 
 class _KafkaConnection:
     """Connection to a topic, whose client fetches ahead within bounds."""
 
-    def __init__(self, topic: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, topic: str, settings: Mapping[str, Any], *, producer_time: bool) -> None:
         try:
             self._kafka: Any = import_module("confluent_kafka")
         except ImportError as error:
             raise UnreadableSource("a Kafka source needs its client: pip install 'toque[kafka]'") from error
-        self._topic = topic
+        self._topic, self._producer_time = topic, producer_time
         try:
             self._consumer: Any = self._kafka.Consumer(
                 dict(settings), logger=logging.getLogger("confluent_kafka")
@@ -129,8 +134,23 @@ class _KafkaConnection:
                     _logger.warning("Kafka topic %r: %s; it is tried again", self._topic, error)
                     continue
                 raise self._unreadable(f"partition {message.partition()} cannot be read on", error)
-            found.add(message.partition(), message.offset(), message.timestamp()[1] * 1000, message.value())
+            found.add(message.partition(), message.offset(), self._taken_us(message), message.value())
         return found
+
+    def _taken_us(self, message: Any) -> int:
+        """Read when the log took a message. Raises: UnreadableSource if the message has another time, or none."""
+        kind, at_ms = message.timestamp()
+        accepted = {self._kafka.TIMESTAMP_LOG_APPEND_TIME}
+        if self._producer_time:
+            accepted.add(self._kafka.TIMESTAMP_CREATE_TIME)
+        if kind not in accepted:
+            has = "its producer's time" if kind == self._kafka.TIMESTAMP_CREATE_TIME else "no time"
+            raise UnreadableSource(
+                f"Kafka topic {self._topic!r}: the message at {message.offset()} of partition {message.partition()} has {has}, and not "
+                "that at which the log took it, from which an event is known; set message.timestamp.type=LogAppendTime of the "
+                "topic, or declare KafkaTopic(…, producer_time=True) to let events be known at their producers' times"
+            )
+        return int(at_ms) * 1000
 
     @property
     def _passing(self) -> frozenset[int]:
@@ -171,6 +191,8 @@ class _KafkaConnection:
         return self._kafka.TopicPartition(self._topic, partition, *given)
 
     def _unreadable(self, what: str, error: Any) -> UnreadableSource:
-        return UnreadableSource(
+        codes = self._kafka.KafkaError
+        lost = isinstance(error, codes) and error.code() == codes._AUTO_OFFSET_RESET  # noqa: SLF001  # as above
+        return (MessagesLost if lost else UnreadableSource)(
             f"Kafka topic {self._topic!r} {what}: {error}; check servers and topic, or replay from a position that it has"
         )

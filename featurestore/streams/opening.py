@@ -43,6 +43,7 @@ class OpenStream:
             owned=owned or (lambda: self.partitions),
             clock=self.clock,
             rewrites=self.rewrites,
+            partitions=self.partitions,
         )
 
 

@@ -20,7 +20,7 @@ from clusters.redis_clients import RedisAddress, open_redis
 from featurestore.definitions.batch_source import Secrets
 from featurestore.definitions.stream_source import Connection, Messages
 from featurestore.definitions.times import to_microseconds
-from featurestore.errors import InvalidDefinition, UnreadableSource
+from featurestore.errors import InvalidDefinition, MessagesLost, UnreadableSource
 
 LAG_COUNTED = 10_000
 """Entries that are counted; of more, the number follows from how fast the last of these came."""
@@ -89,33 +89,18 @@ class _RedisConnection:
         self._client: Any = open_redis(url)
         self._client.set_response_callback("XRANGE", _as_given)
         self._next: dict[int, int] = {}
+        self._emptied: set[int] = (
+            set()
+        )  # partitions that had lost the entry before the next, and nothing after it
 
     def partitions(self) -> list[int]:
         """List the partitions that are declared."""
         return list(range(self._reads.partitions))
 
     def assign(self, positions: Mapping[int, int | None]) -> None:
-        """Read on from a position in each partition. Raises: UnreadableSource if Redis no longer has what follows it."""
-        for each, at in positions.items():
-            self._require_there(each, at)
+        """Read on from a position in each partition; `poll` tells whether Redis still has what follows it."""
         self._next = {each: at or 0 for each, at in positions.items()}
-
-    def _require_there(self, partition: int, at: int | None) -> None:
-        """Check that no entry after a position was cut off, where Redis (from 7 on) remembers what it cut off."""
-        if at is None:
-            return
-        key = self._reads.key_of(partition)
-        with self._readable():
-            try:
-                found = self._client.xinfo_stream(key)
-            except ResponseError:  # there is no such stream
-                return
-        gone = found.get("max-deleted-entry-id", b"0-0")
-        if _position(gone) >= at:
-            raise UnreadableSource(
-                f"Redis stream {key!r} no longer has all entries after {_id(at - 1)}: they were cut off up to "
-                f"{_text(gone)}; keep more of it (MAXLEN, MINID), and replay from a position that it has"
-            )
+        self._emptied = set()
 
     def poll(self, *, timeout_s: float, limit: int) -> Messages:
         """Read entries of all partitions in one round trip, again until there are some."""
@@ -132,14 +117,24 @@ class _RedisConnection:
         return found
 
     def _read(self, found: Messages, count: int) -> bool:
-        """Read up to `count` entries of each partition; returns whether there may be more."""
+        """Read up to `count` entries of each partition; returns whether there may be more.
+
+        Each is read from the entry before on: while that is there, nothing after it was cut off.
+        """
         with self._readable():
             pipe = self._client.pipeline(transaction=False)
             for partition, at in self._next.items():
-                pipe.xrange(self._reads.key_of(partition), min=_id(at), count=count)
+                pipe.xrange(self._reads.key_of(partition), min=_id(_from(at)), count=count + 1)
             answers = pipe.execute()
         name = self._reads.field.encode()
         for partition, entries in zip(tuple(self._next), answers, strict=True):
+            at = self._next[partition]
+            if _from(at) < at:
+                if entries and _position(entries[0][0]) < at:
+                    del entries[0]
+                    self._emptied.discard(partition)
+                else:
+                    self._require_rest(partition, at)
             if not entries:
                 continue
             positions = _positions([given for given, _ in entries])
@@ -148,7 +143,30 @@ class _RedisConnection:
             found.taken_us += ((positions >> _NUMBER_BITS) * 1000).tolist()
             found.values += [_value(fields, name) for _, fields in entries]
             self._next[partition] = found.positions[-1] + 1
-        return any(len(entries) == count for entries in answers)
+        return any(len(entries) >= count for entries in answers)
+
+    def _require_rest(self, partition: int, at: int) -> None:
+        """Check that the entry before a position went alone, or with older ones. Raises: MessagesLost, UnreadableSource.
+
+        Entries are cut off from the oldest on. So nothing is missing while an older one is there, or while the stream is empty and
+        gave no id since. After that, what is there came to an empty stream and is all that came, as far as Redis can tell.
+        """
+        key = self._reads.key_of(partition)
+        with self._readable():
+            oldest = self._client.xrange(key, count=1)
+            try:
+                last = None if oldest else _position(self._client.xinfo_stream(key)["last-generated-id"])
+            except ResponseError:  # there is no such stream
+                last = -1
+        if last is not None and last == at - 1:
+            self._emptied.add(partition)
+        elif last is not None or (_position(oldest[0][0]) >= at and partition not in self._emptied):
+            there = f"its oldest entry is {_text(oldest[0][0])}" if oldest else "it has none"
+            raise MessagesLost(
+                f"Redis stream {key!r} no longer has entry {_id(at - 1)}, after which it is to be read on, and {there}: what came "
+                "in between was cut off or deleted, as far as Redis can tell; keep more of it (MAXLEN, MINID), and go on "
+                "from what it has with `toque streams replay NAME --from TIME`"
+            )
 
     def lag(self, positions: Mapping[int, int | None]) -> dict[int, int]:
         """Count the entries from each position on; beyond `LAG_COUNTED` their number is told from the times of those."""
@@ -185,6 +203,11 @@ class _RedisConnection:
             yield
         except (RedisError, OSError) as error:
             raise UnreadableSource(f"Redis stream {self._reads.key!r} cannot be read: {error}") from error
+
+
+def _from(position: int) -> int:
+    """Position of the entry that was read last; of a time, which is before all numbers of its millisecond, the position itself."""
+    return position - 1 if position & (_NUMBERS - 1) else position
 
 
 def _id(position: int) -> str:

@@ -31,11 +31,11 @@ class RejectedMessages:
     """Messages of one stream that were kept aside. table: of its events; before: of messages alone, as version 0.1 had it."""
 
     def __init__(self, table: Table, before: Table) -> None:
-        self._table, self._before = table, before
+        self._table, self.before = table, before
 
     def exists(self) -> bool:
         """Whether any were kept aside."""
-        return self.read().num_rows > 0
+        return bool(self.read().num_rows)
 
     def read(self) -> pa.Table:
         """Read all, in order of partition and position; columns are those of `rejected_schema`."""
@@ -53,9 +53,9 @@ class RejectedMessages:
     def _apart(self) -> pa.Table:
         """Read the messages of the table before, without those that were stored again since."""
         schema = rejected_schema()
-        if not self._before.exists():
+        if not self.before.exists():
             return schema.empty_table()
-        before = self._before.read(columns=schema.names).cast(schema)
+        before = self.before.read(columns=schema.names).cast(schema)
         if not self._table.exists() or not before.num_rows:
             return before
         stored = pl.DataFrame(self._table.read(columns=_WHERE))

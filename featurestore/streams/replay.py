@@ -8,7 +8,7 @@ the newest of them. Consumers that hold what was stored before begin anew. Kille
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.fields import EVENT_TIMESTAMP
 from featurestore.definitions.stream_source import Connection, Messages
-from featurestore.errors import UnreadableSource
+from featurestore.errors import MessagesLost, UnreadableSource
 from featurestore.rows import conform
-from featurestore.streams.decode import Place, decode
+from featurestore.streams.decode import Decoded, Place, decode, event_schema, rejected_schema
 from featurestore.streams.filling import view_rows
 from featurestore.streams.refresh import new_rows
 from featurestore.streams.rewrites import announce_rewrite
@@ -68,16 +68,33 @@ def read_again(
 ) -> list[ReplayedPartition]:
     """Read each partition of a stream again, up to where its consumer is.
 
-    start: from messages on that the log took then, by default all that it has. chunk_rows: read and stored at once.
+    start: from messages on that the log took then, by default all that it has. Where the log no longer has what follows a consumer's
+    place, and the time is after it, the place moves there. chunk_rows: read and stored at once.
     Raises: UnreadableSource if the log does not have what was read.
     """
     found = []
     for each in table.known_partitions():
         first = None if start is None else connection.position_at(each, start)
+        if first is not None:
+            _pass_gap(table, connection, each, first)
         reading = _Reading(table, connection, each, chunk_rows)
         connection.assign({each: first})
         found.append(reading.run(first or 0))
     return found
+
+
+def _pass_gap(table: StreamTable, connection: Connection, partition: int, first: int) -> None:
+    """Move the place of a partition to a position after it, if the log has lost what follows the place."""
+    place = table.places([partition])[partition]
+    if place is None or first <= place.position:
+        return
+    connection.assign({partition: place.position})
+    try:
+        connection.poll(timeout_s=_PATIENCE_S, limit=1)
+    except MessagesLost:
+        nothing = event_schema(table.source).empty_table(), rejected_schema().empty_table()
+        after = {partition: replace(place, position=first)}
+        table.rewrite(partition, place.position, Decoded(*nothing, after), last=place)
 
 
 @dataclass(slots=True)

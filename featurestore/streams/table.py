@@ -133,15 +133,10 @@ class StreamTable:
         """Find the place of a partition as it was before a position: from what is stored before it."""
         before = (pc.field(PARTITION) == partition) & (pc.field(POSITION) < position)
         latest = {KNOWN_AT: 0, EVENT_TIMESTAMP: 0}
-        for rows in _scanned(self.table, list(latest), before) if self.table.exists() else ():
-            latest = {name: max(at, pc.max(rows.column(name)).value or 0) for name, at in latest.items()}
-        aside = self.rejected.read()
-        known = aside.filter(
-            pc.and_(pc.equal(aside[PARTITION], partition), pc.less(aside[POSITION], position))
-        )
-        return Place(
-            position, max(latest[KNOWN_AT], pc.max(known[KNOWN_AT]).value or 0), latest[EVENT_TIMESTAMP]
-        )
+        for table, names in ((self.table, list(latest)), (self.rejected.before, [KNOWN_AT])):
+            for rows in _scanned(table, names, before) if table.exists() else ():
+                latest |= {name: max(latest[name], pc.max(rows.column(name)).value or 0) for name in names}
+        return Place(position, latest[KNOWN_AT], latest[EVENT_TIMESTAMP])
 
     def fence(self) -> None:
         """Refuse commits of what follows from places that were read before now.

@@ -49,7 +49,7 @@ class ViewFaults:
         return view.name in self._left_out
 
     def begin(self) -> None:
-        """Try all views anew."""
+        """Try all views anew, as the consumer begins from the table."""
         self._left_out, self._retry_at, self._failures = set(), float("inf"), {}
 
     def take_count(self) -> int:

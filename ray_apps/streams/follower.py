@@ -52,7 +52,7 @@ class Follower:
         try:
             self._consume()
         except StreamRewritten as error:
-            _logger.info("%s", error)
+            _logger.warning("%s", error)
         except Exception:  # the thread ends, `alive` says so, and `look` begins another
             FAILURES.labels(self._used.workspace, self._source).inc()
             _logger.exception("stream source %r is not followed; it is tried again", self._source)

@@ -6,13 +6,15 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from featurestore.definitions.stream_source import Connection, Messages
 from featurestore.definitions.times import to_microseconds
+from featurestore.errors import MessagesLost
+from tests.conditions.logs import AMOUNTS, BROKEN, DELAYS_S, next_message
 from tests.featurestore.streams.events import START
 
 US = timedelta(microseconds=1)
@@ -20,9 +22,17 @@ US = timedelta(microseconds=1)
 
 @dataclass
 class MemoryLog:
-    """Log of some partitions; connections to it are as those to a broker."""
+    """Log of some partitions; connections to it are as those to a broker.
+
+    most: greatest amount that the definition in force accepts; judged: by messages that another one decided on, its. first: positions
+    before which the log was cut off, by partition; lost: messages that were cut off before anybody read them.
+    """
 
     partitions: int
+    most: float = 1_000
+    judged: dict[tuple[int, int], float] = field(default_factory=dict)
+    first: dict[int, int] = field(default_factory=dict)
+    lost: set[tuple[int, int]] = field(default_factory=set)
     patience_s = 0.0
     """How long a consumer waits for messages that were sent."""
     messages: list[list[tuple[int, bytes]]] = field(default_factory=list)
@@ -35,6 +45,18 @@ class MemoryLog:
 
     def connect(self) -> Connection:
         return MemoryConnection(self)
+
+    def accept(self, most: float) -> None:
+        """Change the definition; messages that the log no longer has stay as they were decided on."""
+        for partition, end in self.first.items():
+            for position in range(end):
+                self.judged.setdefault((partition, position), self.most)
+        self.most = most
+
+    def cut_off(self, partition: int, before: int, *, unread: int | None = None) -> None:
+        """Delete the messages before a position, as retention does; those from `unread` on are lost."""
+        self.first[partition] = before
+        self.lost |= {(partition, at) for at in range(before if unread is None else unread, before)}
 
     def disturb(self, chance: random.Random) -> None:
         """Let happen to the log what may."""
@@ -49,12 +71,15 @@ class MemoryConnection:
         return list(range(self.log.partitions))
 
     def assign(self, positions: Mapping[int, int | None]) -> None:
-        self.next = {each: at or 0 for each, at in positions.items()}
+        first = self.log.first
+        self.next = {each: first.get(each, 0) if at is None else at for each, at in positions.items()}
 
     def poll(self, *, timeout_s: float, limit: int) -> Messages:
         del timeout_s
         found = Messages()
         for each, at in self.next.items():
+            if at < self.log.first.get(each, 0):
+                raise MessagesLost(f"partition {each} begins at {self.log.first[each]}, not at {at}")
             for position, (taken, value) in enumerate(self.log.messages[each][at : at + limit], at):
                 found.add(each, position, taken, value)
                 self.next[each] = position + 1
@@ -85,9 +110,12 @@ class Known:
 def brute_known(log: MemoryLog, lateness: timedelta | None) -> list[Known]:
     """Go through the log message by message, as the documentation says."""
     found: list[Known] = []
-    for messages in log.messages:
+    for partition, messages in enumerate(log.messages):
         known, mark = 0, 0
-        for taken, value in messages:
+        for position, (taken, value) in enumerate(messages):
+            if (partition, position) in log.lost:
+                continue
+            most = log.judged.get((partition, position), log.most)
             known = max(known + 1, taken)
             try:
                 event = json.loads(value)
@@ -95,7 +123,7 @@ def brute_known(log: MemoryLog, lateness: timedelta | None) -> list[Known]:
                 at = to_microseconds(datetime.fromisoformat(event["at"]))
             except (ValueError, KeyError):
                 continue
-            if amount is not None and (isinstance(amount, str) or not 0 <= amount <= 1000):
+            if amount is not None and (isinstance(amount, str) or not 0 <= amount <= most):
                 continue
             if lateness is not None and at < mark - lateness // US:
                 continue
@@ -107,11 +135,11 @@ def brute_known(log: MemoryLog, lateness: timedelta | None) -> list[Known]:
 
 
 def standing(events: list[Known], at: int) -> list[Known]:
-    """Events that count at a time: known by then, and of one name and time the last."""
-    last: dict[tuple[str, int], Known] = {}
+    """Events that count at a time: known by then, and of one name, user and time the last."""
+    last: dict[tuple[str, str, int], Known] = {}
     for each in sorted(events, key=lambda one: one.known):
         if each.known <= at:
-            last[each.name, each.at] = each
+            last[each.name, each.user, each.at] = each
     return list(last.values())
 
 
@@ -151,7 +179,8 @@ def row_time(
             moments.append(entry)
             continue
         step = every // US
-        later = [o.known for o in by_known if (o.name, o.at) == (each.name, each.at) and o.known > each.known]
+        name = each.name, each.user, each.at
+        later = [o.known for o in by_known if (o.name, o.user, o.at) == name and o.known > each.known]
         leaves = min([each.at + window // US, *later])
         moments.append(-(-entry // step) * step)
         if leaves > entry:
@@ -160,22 +189,22 @@ def row_time(
     return max(past, default=None)
 
 
-def send_some(chance: random.Random, log: MemoryLog, sent: list[dict[str, Any]], now: datetime) -> None:
-    """Send a few events: in any order, some late, some again, some corrected, some poison."""
+def send_some(
+    chance: random.Random,
+    log: MemoryLog,
+    sent: list[dict[str, Any]],
+    now: datetime,
+    *,
+    amounts: Sequence[float | None] = AMOUNTS,
+) -> None:
+    """Send a few events: in any order, some late, some again, some corrected in amount or user, some poison."""
     for _ in range(chance.randrange(8)):
-        user = f"u{chance.randrange(5)}"
-        at = now - timedelta(seconds=chance.choice([0, 1, 5, 60, 600, 1800, 4000, -3]))
-        amount: Any = chance.choice([1, 2.5, 0.1, 0.7, 999.25, 1e-9, 3, None])
-        one = {"user": user, "amount": amount, "at": at.isoformat(), "id": f"e{len(sent)}"}
-        kind = chance.random()
-        if kind < 0.15 and sent:
-            one = chance.choice(sent)
-        elif kind < 0.3 and sent:
-            one = chance.choice(sent) | {"amount": chance.choice([5, 0.3])}
-        elif kind < 0.35:
-            one = one | {"amount": chance.choice(["x", -1])}
+        at = now - timedelta(seconds=chance.choice(DELAYS_S))
+        user, amount = f"u{chance.randrange(5)}", chance.choice(amounts)
+        fresh = {"user": user, "amount": amount, "at": at.isoformat(), "id": f"e{len(sent)}"}
+        one = next_message(chance, sent, fresh)
         sent.append(one)
-        value = b"{broken" if kind > 0.97 else json.dumps(one).encode()
+        value = BROKEN if chance.random() > 0.97 else json.dumps(one).encode()
         log.send(sum(str(one["user"]).encode()) % log.partitions, value, at=now)
 
 

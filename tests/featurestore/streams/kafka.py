@@ -91,7 +91,9 @@ class KafkaLog(MemoryLog):
     def __init__(self, broker: Broker, topic: str) -> None:
         super().__init__(PARTITIONS)
         self.broker, self.topic = broker, topic
-        self.reads = KafkaTopic(topic, broker.servers)
+        self.reads = KafkaTopic(
+            topic, broker.servers, producer_time=True
+        )  # the mock cluster takes what producers give
         broker.create(topic)
 
     def send(self, partition: int, value: bytes, *, at: datetime) -> None:

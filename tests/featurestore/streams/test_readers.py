@@ -6,14 +6,18 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, TIMESTAMP_NOT_AVAILABLE
 
 from featurestore import InvalidDefinition, KafkaTopic, RedisStream, UnreadableSource
 from featurestore.definitions.stream_source import Connection, Messages, StreamReader
+from featurestore.errors import MessagesLost
 from featurestore.streams import redis_stream
+from tests.conditions.logs import REDIS_LOSSES, REDIS_TRIMS, fill
 from tests.featurestore.streams.kafka import Broker
 
 Send = Callable[[int, list[int]], None]
@@ -38,7 +42,7 @@ def log(request: pytest.FixtureRequest) -> tuple[StreamReader, Send]:
         def send(partition: int, numbers: list[int]) -> None:
             broker.send(topic, [{"n": n} for n in numbers], partition=partition)
 
-        return KafkaTopic(topic, broker.servers), send
+        return KafkaTopic(topic, broker.servers, producer_time=True), send
     url: str = request.getfixturevalue("redis_url")
     client: Any = redis.Redis.from_url(url)
 
@@ -165,11 +169,115 @@ def test_what_the_broker_no_longer_has_is_not_passed_over(broker: Broker) -> Non
     broker.send("short", [{"n": 1}])
     connection = KafkaTopic("short", broker.servers).connect(no_secrets)
     connection.assign({0: 500})
-    with pytest.raises(
-        UnreadableSource, match=r"'short' partition 0 cannot be read on.*replay from a position"
-    ):
+    with pytest.raises(MessagesLost, match=r"'short' partition 0 cannot be read on.*replay from a position"):
         read(connection, 1)
     connection.close()
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["reads on", "begins anew"])
+@pytest.mark.parametrize("loss", REDIS_LOSSES)
+def test_what_a_redis_stream_no_longer_has_is_not_passed_over(
+    loss: str, redis_url: str, connect: Callable[[StreamReader], Connection], *, anew: bool
+) -> None:
+    client: Any = redis.Redis.from_url(redis_url)
+    reader = RedisStream("$EVENTS", "short")
+    fill(client, "short", 0, 5)
+    connection = connect(reader)
+    connection.assign({0: None})
+    after = read(connection, 5).positions[-1] + 1
+    fill(client, "short", 5, 20)
+    REDIS_LOSSES[loss](client, "short")
+    if anew:
+        connection = connect(reader)
+        connection.assign({0: after})
+    for _ in range(2):  # it goes no further, however often it is asked
+        with pytest.raises(
+            MessagesLost, match=r"'short' no longer has entry 1004-0, .* was cut off or deleted"
+        ):
+            connection.poll(timeout_s=0, limit=10)
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["reads on", "begins anew"])
+@pytest.mark.parametrize("trim", REDIS_TRIMS)
+def test_a_redis_stream_that_lost_only_what_was_read_is_read_on(
+    trim: str, redis_url: str, connect: Callable[[StreamReader], Connection], *, anew: bool
+) -> None:
+    client: Any = redis.Redis.from_url(redis_url)
+    reader = RedisStream("$EVENTS", "kept")
+    fill(client, "kept", 0, 5)
+    connection = connect(reader)
+    connection.assign({0: None})
+    after = read(connection, 5).positions[-1] + 1
+    REDIS_TRIMS[trim](client, "kept")
+    if anew:
+        connection = connect(reader)
+        connection.assign({0: after})
+    for first in (5, 8):
+        assert len(connection.poll(timeout_s=0, limit=10)) == 0
+        fill(client, "kept", first, first + 3)
+        assert numbers(read(connection, 3), 0) == [*range(first, first + 3)]
+
+
+def test_a_redis_stream_is_read_from_a_time_before_its_oldest_entry(
+    redis_url: str, connect: Callable[[StreamReader], Connection]
+) -> None:
+    client: Any = redis.Redis.from_url(redis_url)
+    fill(client, "late", 10, 13)
+    connection = connect(RedisStream("$EVENTS", "late"))
+    connection.assign({0: connection.position_at(0, datetime.fromtimestamp(1, UTC))})
+    assert numbers(read(connection, 3), 0) == [10, 11, 12]
+
+
+class Dated:
+    """Message of a topic that keeps times of some kind, as the client gives it."""
+
+    def __init__(self, kind: int, at_ms: int) -> None:
+        self._timestamp = kind, at_ms
+
+    def error(self) -> None:
+        return None
+
+    def partition(self) -> int:
+        return 2
+
+    def offset(self) -> int:
+        return 7
+
+    def value(self) -> bytes:
+        return b"{}"
+
+    def timestamp(self) -> tuple[int, int]:
+        return self._timestamp
+
+
+@pytest.mark.parametrize(
+    ("kind", "producer_time", "refusal"),
+    [
+        (TIMESTAMP_LOG_APPEND_TIME, False, None),
+        (TIMESTAMP_LOG_APPEND_TIME, True, None),
+        (TIMESTAMP_CREATE_TIME, True, None),
+        (TIMESTAMP_CREATE_TIME, False, "at 7 of partition 2 has its producer's time, .*LogAppendTime"),
+        (TIMESTAMP_NOT_AVAILABLE, False, "has no time"),
+        (TIMESTAMP_NOT_AVAILABLE, True, "has no time"),
+    ],
+)
+def test_a_kafka_message_is_known_from_when_the_log_took_it(
+    kind: int, refusal: str | None, *, producer_time: bool
+) -> None:
+    connection: Any = KafkaTopic("t", "localhost:1", producer_time=producer_time).connect(no_secrets)
+    messages = [Dated(kind, 5_000 if kind else -1)]
+    connection._consumer = SimpleNamespace(consume=lambda *_: messages, close=connection._consumer.close)
+    if refusal is None:
+        assert connection.poll(timeout_s=0, limit=1).taken_us == [5_000_000]
+    else:
+        with pytest.raises(UnreadableSource, match=refusal):
+            connection.poll(timeout_s=0, limit=1)
+    connection.close()
+
+
+def test_whose_times_count_is_part_of_a_topics_description() -> None:
+    assert "producer_time" not in KafkaTopic("t", "h:1").describe()  # as in definitions of 0.1
+    assert KafkaTopic("t", "h:1", producer_time=True).describe()["producer_time"] is True
 
 
 def test_an_id_that_redis_did_not_make_is_refused(

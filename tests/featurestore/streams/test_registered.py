@@ -70,7 +70,7 @@ def broker() -> Broker:
 
 def source(broker: Broker, topic: str, registry: Registry) -> StreamSource:
     return clicks(
-        reads=KafkaTopic(topic, broker.servers),
+        reads=KafkaTopic(topic, broker.servers, producer_time=True),
         schemas=SchemaRegistry(registry.url, "$REGISTRY_LOGIN"),
         commit_every=timedelta(milliseconds=1),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from featurestore import FeatureStore, InRange, UnreadableSource
 from featurestore.definitions.stream_source import Messages
-from featurestore.errors import StreamRewritten
+from featurestore.errors import ConsumerFenced, MessagesLost, StreamRewritten
 from featurestore.streams import filling
 from featurestore.streams.consumer import StreamConsumer
 from featurestore.streams.replay import fill_views, read_again
@@ -20,6 +21,7 @@ from featurestore.streams.rewrites import rewrites_of
 from tests.featurestore.conftest import SettableClock
 from tests.featurestore.streams.checks import check_offline, check_online, check_stored_once, views
 from tests.featurestore.streams.consumers import Killed, killed_after
+from tests.featurestore.streams.events import event
 from tests.featurestore.streams.history import BEGIN, MemoryConnection, MemoryLog, send_some
 
 PARTITIONS = 3
@@ -33,13 +35,15 @@ def store(make_store: Callable[..., FeatureStore], redis_url: str, clock: Settab
     return make_store(redis_url)
 
 
-def consumer(store: FeatureStore, log: MemoryLog) -> StreamConsumer:
+def consumer(
+    store: FeatureStore, log: MemoryLog, partitions: Collection[int] = range(PARTITIONS)
+) -> StreamConsumer:
     return StreamConsumer(
         store.stream_table("clicks"),
         store.list_feature_views(),
         log.connect(),
         online=store.online,
-        owned=lambda: range(PARTITIONS),
+        owned=lambda: partitions,
         clock=store.now,
         rewrites=rewrites_of(store.online, "clicks"),
     )
@@ -170,3 +174,50 @@ def test_a_log_that_lost_what_was_read_is_named(store: FeatureStore, clock: Sett
     with pytest.raises(UnreadableSource, match=r"partition 0 has no message from position 0.*--stored"):
         read_again(table, lost.connect(), start=None)
     check_stored_once(store, log)
+
+
+def test_a_replay_from_a_time_goes_on_after_what_the_log_lost(
+    store: FeatureStore, clock: SettableClock
+) -> None:
+    chance, log, sent = random.Random(11), MemoryLog(PARTITIONS), list[Any]()
+    store.apply(views(None, None))
+    send(chance, log, clock, sent)
+    consume(store, log)
+    table, read = store.stream_table("clicks"), [len(each) for each in log.messages]
+    send(chance, log, clock, sent)
+    unread = [len(each) for each in log.messages]
+    later = clock.now
+    send(chance, log, clock, sent)
+    log.cut_off(0, unread[0], unread=read[0])
+    with pytest.raises(MessagesLost):
+        consume(store, log)
+    read_again(table, log.connect(), start=later)
+    assert table.positions() == dict(enumerate([unread[0], *read[1:]]))  # the others have lost nothing
+    consume(store, log)
+    check(store, log, clock)
+
+
+@pytest.mark.parametrize(("before", "after"), [(100, 1_000), (1_000, 100)])
+def test_a_batch_that_waits_while_the_definition_is_changed_is_stored_once(
+    before: float, after: float, store: FeatureStore, clock: SettableClock
+) -> None:
+    """Of the message of 500 the two definitions come to different ends, of the others to the same."""
+    log, expectations = MemoryLog(1), {each: [InRange("amount", 0, each)] for each in (before, after)}
+    store.apply(views(None, None, expectations=expectations[before]))
+    old = consumer(store, log, [0])
+    old.step(timeout_s=0)  # it takes up the partition, which is empty yet
+    for value in (event(amount=1), b"{broken", event(amount=500)):
+        log.send(0, value if isinstance(value, bytes) else json.dumps(value).encode(), at=clock.now)
+    old._bring_online(old._decode(old._connection.poll(timeout_s=0, limit=10)))  # its commit has not begun
+    store.apply(views(None, None, expectations=expectations[after]))
+    store.stream_table("clicks").fence()
+    with pytest.raises(ConsumerFenced):
+        old.flush()
+    new = consumer(store, log, [0])
+    while new.step(timeout_s=0):
+        pass
+    new.close()
+    table = store.stream_table("clicks")
+    fits = [0, 2] if after > 500 else [0]
+    assert table.events()["stream_position"].to_pylist() == fits
+    assert table.rejected.read()["stream_position"].to_pylist() == sorted({0, 1, 2} - set(fits))
