@@ -67,11 +67,13 @@ def refuse_other_files(data: bytes) -> None:
                     f"model.onnx keeps a tensor elsewhere ({_EXTERNAL[number]}): only tensors in the file are read; save it "
                     "with onnx.save(…, save_as_external_data=False)"
                 )
-            if kind == "node" and number == _OPERATOR and value in _READS_FILES:
+            if not isinstance(value, memoryview):
+                continue
+            if kind == "node" and number == _OPERATOR and value.tobytes() in _READS_FILES:
                 raise ArtifactRefused(
-                    f"model.onnx has the operator {bytes(value).decode()}, which reads files"
+                    f"model.onnx has the operator {value.tobytes().decode()}, which reads files"
                 )
-            if number in inside and isinstance(value, memoryview):
+            if number in inside:
                 messages.append((inside[number], value))
 
 

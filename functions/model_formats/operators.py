@@ -7,11 +7,14 @@ or settings of the process. An operator in place, `relu_`, is as good as `relu`.
 
 from __future__ import annotations
 
-from typing import Final
+import operator
+from collections.abc import Iterator
+from typing import Any, Final
 
 import torch
+from torch._ops import OpOverload
 
-__all__ = ["is_allowed", "zero_new_memory"]
+__all__ = ["find_retained", "is_allowed", "zero_new_memory"]
 
 _NAMES: Final = """
 abs absolute acos acosh add addbmm addcdiv addcmul addmm addmv addr angle asin asinh atan atan2 atanh arccos arccosh arcsin
@@ -91,20 +94,36 @@ fft_fft fft_fft2 fft_fftn fft_fftshift fft_hfft fft_ifft fft_ifft2 fft_ifftn fft
 fft_irfftn fft_rfft fft_rfft2 fft_rfftn istft stft _fft_c2c _fft_c2r _fft_r2c
 """
 _ALLOWED: Final = frozenset(_NAMES.split())
+_VIEWS: Final = frozenset({"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "lift"})
+_COMPUTED: Final = """
+linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d _convolution _convolution_mode bilinear matmul
+linalg_matmul batch_norm instance_norm layer_norm group_norm rms_norm softmax log_softmax lstm gru rnn_relu rnn_tanh lstm_cell gru_cell
+rnn_relu_cell rnn_tanh_cell scaled_dot_product_attention embedding_bag max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d
+adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_nearest1d upsample_bicubic2d upsample_trilinear3d grid_sampler
+concat concatenate hstack vstack dstack row_stack column_stack outer kron one_hot cdist cosine_similarity pairwise_distance where
+absolute arccos arccosh arcsin arcsinh arctan arctan2 arctanh divide true_divide multiply subtract negative square selu relu6 prelu
+log_sigmoid float_power greater greater_equal less less_equal not_equal std var std_mean var_mean nanmean quantile nanquantile diff
+isclose isfinite isreal fix
+"""
+_COMPUTES: Final = frozenset(_COMPUTED.split())
+"""Operators that are made of others, and answer with a new tensor all the same."""
+_NORMS: Final = frozenset(
+    {"aten::batch_norm", "aten::instance_norm", "aten::native_batch_norm", "aten::_batch_norm_impl_index"}
+)
 _ZEROED: Final = {
     torch.ops.aten.empty.memory_format: torch.ops.aten.zeros.default,
     torch.ops.aten.empty_like.default: torch.ops.aten.zeros_like.default,
     torch.ops.aten.new_empty.default: torch.ops.aten.new_zeros.default,
 }
-_ZEROED_NAMES: Final = frozenset(str(operator) for operator in _ZEROED)
+_ZEROED_NAMES: Final = frozenset(map(str, _ZEROED))
 
 
-def is_allowed(operator: str) -> bool:
+def is_allowed(name: str) -> bool:
     """Whether a program may name this operator of ATen, `name.overload`; a variant that writes into a tensor that it is given may not."""
-    name, _, overload = operator.partition(".")
+    base, _, overload = name.partition(".")
     if overload == "out" or overload.endswith("_out"):
         return False
-    return name in _ALLOWED or name.removesuffix("_") in _ALLOWED or f"aten.{operator}" in _ZEROED_NAMES
+    return base in _ALLOWED or base.removesuffix("_") in _ALLOWED or f"aten.{name}" in _ZEROED_NAMES
 
 
 def zero_new_memory(graph: torch.fx.Graph) -> None:
@@ -114,3 +133,57 @@ def zero_new_memory(graph: torch.fx.Graph) -> None:
             if node.target is torch.ops.aten.empty.memory_format:
                 node.kwargs = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
             node.target = _ZEROED[node.target]
+
+
+def find_retained(graph: torch.fx.Graph) -> str | None:
+    """Find an operator that writes into the program's weights or inputs, where a later request would meet it; None if none does.
+
+    A tensor may be written into if the program computed it itself. What may be a view of another is as that one is.
+    """
+    own: dict[torch.fx.Node, bool] = {}
+    for node in graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, OpOverload):
+            own[node] = node.op == "call_function" and (
+                node.target is not operator.getitem or all(own[each] for each in node.all_input_nodes)
+            )
+            continue
+        given = _given(node)
+        written = [value for argument, value in given if argument.alias_info and argument.alias_info.is_write]
+        if not all(own[each] for each in _nodes(written)) or _learns(node.target, given):
+            return str(node.target)
+        own[node] = all(own[each] for each in _nodes(_viewed(node.target, given)))
+    return None
+
+
+def _given(node: torch.fx.Node) -> list[tuple[Any, Any]]:
+    """Pair the arguments in an operator's schema with what a node gives."""
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]  # noqa: SLF001 - torch has no public way
+    pairs = list(zip(arguments, node.args, strict=False))
+    return pairs + [(each, node.kwargs[each.name]) for each in arguments if each.name in node.kwargs]
+
+
+def _nodes(values: list[Any]) -> Iterator[torch.fx.Node]:
+    for value in values:
+        if isinstance(value, torch.fx.Node):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _nodes(list(value))
+
+
+def _viewed(target: Any, given: list[tuple[Any, Any]]) -> list[Any]:
+    """What an operator's answer may share its memory with: what the schema says, and all it is given where another operator answers."""
+    schema, name = target._schema, target._schema.name.removeprefix("aten::")  # noqa: SLF001 - as above
+    if not any("Tensor" in str(each.type) for each in schema.returns):
+        return []
+    marked = [value for argument, value in given if argument.alias_info is not None]
+    composite = target.has_kernel_for_dispatch_key("CompositeImplicitAutograd")
+    if marked or not (composite or name in _VIEWS) or name in _COMPUTES:
+        return marked
+    return [value for _, value in given]
+
+
+def _learns(target: Any, given: list[tuple[Any, Any]]) -> bool:
+    """Whether a layer adds the rows that it is given to its running mean."""
+    values = {argument.name: value for argument, value in given}
+    learns = values.get("training", values.get("use_input_stats", False))
+    return target._schema.name in _NORMS and learns is not False and values.get("running_mean") is not None  # noqa: SLF001

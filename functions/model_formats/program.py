@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from functions.model_formats.errors import ArtifactRefused, TrainingError
-from functions.model_formats.operators import is_allowed, zero_new_memory
+from functions.model_formats.operators import find_retained, is_allowed, zero_new_memory
 from registry.models.code_files import open_archive
 
 _MEMBERS = re.compile(
@@ -83,6 +83,7 @@ def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
 
     Raises: ArtifactRefused if the program itself needs more than tensors and operators.
     """
+    _refuse_retained(program)
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom"):
             node.meta.pop(key, None)
@@ -139,6 +140,7 @@ def load_program(data: bytes, *, device: str = "cpu") -> nn.Module:
     inspect_program(data)
     with _one_at_a_time:
         program = torch.export.load(io.BytesIO(data))
+    _refuse_retained(program)
     zero_new_memory(program.graph)
     if device != "cpu":
         program = move_to_device_pass(program, device)
@@ -146,6 +148,16 @@ def load_program(data: bytes, *, device: str = "cpu") -> nn.Module:
     for hooks in (module._forward_pre_hooks, module._forward_hooks):  # noqa: SLF001 - there is no public way
         hooks.clear()  # they check shapes in 0.2 ms a call; `ScoringModel` checks them by the signature in 0.01 ms
     return module
+
+
+def _refuse_retained(program: torch.export.ExportedProgram) -> None:
+    """Refuse a program that keeps something of a request for those after it. Raises: ArtifactRefused."""
+    name = find_retained(program.graph)
+    if name is not None or program.graph_signature.buffers_to_mutate:
+        raise ArtifactRefused(
+            f"the program writes into its own weights or inputs ({name or 'a buffer'}), so that one request would be seen in the "
+            "answer to another: have it compute new tensors, and export it in eval mode"
+        )
 
 
 def inspect_program(source: bytes | Path) -> None:

@@ -47,10 +47,17 @@ POLICY: Final = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 SANDBOX: Final = (
-    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-    "font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'"
 )
-"""Policy of a page that a function wrote: it runs its own scripts without an origin, so it reaches nothing of ours."""
+"""Policy of a page that a function wrote: without scripts, which could send what it shows elsewhere by leading the browser there."""
+FRAMED_SANDBOX: Final = SANDBOX.replace("sandbox;", "sandbox allow-scripts; script-src 'unsafe-inline';")
+"""Policy of such a page in a frame of ours: its scripts run without an origin, load and request nothing, and the frame goes nowhere.
+
+No policy of a page stops WebRTC or the look-up of a name.
+"""
+FRAME_POLICY: Final = f"{POLICY}; frame-src 'self'"
+"""Policy of our page around that frame, which bounds where the frame goes."""
 HEADERS: Final = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",

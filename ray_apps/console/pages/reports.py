@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse, Response
 
 from ray_apps.console.entry import Entry
 from ray_apps.console.page import Page
-from ray_apps.console.route import SANDBOX, page_for, pages_router
+from ray_apps.console.route import FRAME_POLICY, FRAMED_SANDBOX, SANDBOX, page_for, pages_router
 from registry import Role
 
 router = pages_router()
@@ -42,6 +42,24 @@ async def list_reports(
 
 @router.get("/reports/{name}")
 async def show_report(page: Viewer, name: str) -> Response:
-    """Show a report as it was written: a page that runs its own scripts and reaches nothing."""
+    """Show a report in a frame that runs its scripts and reaches nothing."""
+    await page.api.download(f"/reports/{page.quoted(name)}")  # there is one, and the viewer may see it
+    answer = await page.render("report.html", name=name)
+    answer.headers["Content-Security-Policy"] = FRAME_POLICY
+    return answer
+
+
+@router.get("/reports/{name}/content")
+async def show_content(page: Viewer, name: str) -> Response:
+    """Send a report as it was written; its scripts run in the frame of `show_report` alone."""
     content = await page.api.download(f"/reports/{page.quoted(name)}")
-    return HTMLResponse(content, headers={"Content-Security-Policy": SANDBOX})
+    framed = page.request.headers.get("sec-fetch-dest") == "iframe"
+    policy = FRAMED_SANDBOX if framed else SANDBOX
+    return HTMLResponse(
+        content,
+        headers={
+            "Content-Security-Policy": policy,
+            "X-Frame-Options": "SAMEORIGIN",
+            "X-DNS-Prefetch-Control": "off",
+        },
+    )

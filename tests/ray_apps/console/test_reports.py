@@ -32,19 +32,30 @@ async def test_reports_are_listed_by_subject_and_kind(platform: Platform) -> Non
     assert re.findall(r'href="/ui/reports/([^"?]+\.html)"', page) == [f"{MODEL}-alarm-0a1b2c3d4e5f.html"]
 
 
-async def test_a_report_is_shown_in_a_sandbox_without_an_origin(platform: Platform) -> None:
+async def test_a_reports_scripts_run_in_a_frame_without_an_origin_alone(platform: Platform) -> None:
     write(platform)
     visitor = await platform.signed_in("viewer")
-    answer = await visitor.get(f"/ui/reports/{MODEL}.html")
-    assert answer.content == PAGE
-    policy = answer.headers["content-security-policy"]
-    assert policy.startswith("sandbox allow-scripts;")
-    assert "allow-same-origin" not in policy
-    assert "default-src 'none'" in policy
-    for name in ("nothing.html", "..%2Ftokens", "x"):
-        assert (await visitor.get(f"/ui/reports/{name}")).status_code in {404, 422}, name
+    around = await visitor.get(f"/ui/reports/{MODEL}.html")
+    assert "frame-src 'self'" in around.headers["content-security-policy"]
+    assert f'src="/ui/reports/{MODEL}.html/content" sandbox="allow-scripts"' in around.text
+    path = f"/ui/reports/{MODEL}.html/content"
+    for dest, scripts in (("iframe", True), ("document", False), ("frame", False), ("", False)):
+        answer = await visitor.http.get(path, headers={"sec-fetch-dest": dest})
+        assert answer.content == PAGE
+        assert answer.headers["x-frame-options"] == "SAMEORIGIN"
+        policy = dict(
+            (part.strip() + " ").split(" ", 1)
+            for part in answer.headers["content-security-policy"].split(";")
+        )
+        assert policy["default-src"] == "'none' "
+        assert policy["frame-ancestors"] == "'self' "
+        assert policy["sandbox"] == ("allow-scripts " if scripts else "")
+        assert ("script-src" in policy) is scripts
     caller = await platform.signed_in("caller")
-    assert (await caller.get(f"/ui/reports/{MODEL}.html")).status_code == 403
+    for end in ("", "/content"):
+        for name in ("nothing.html", "..%2Ftokens", "x"):
+            assert (await visitor.get(f"/ui/reports/{name}{end}")).status_code in {404, 422}, name
+        assert (await caller.get(f"/ui/reports/{MODEL}.html{end}")).status_code == 403
 
 
 async def test_no_name_of_a_report_becomes_markup(platform: Platform) -> None:

@@ -1,6 +1,7 @@
 """Models that MLflow's own flavors write are served: under our file names, with the signature that was inferred."""
 
 import json
+import zipfile
 from typing import Any
 
 import mlflow
@@ -13,7 +14,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from functions.model_formats.errors import ArtifactRefused
 from functions.model_formats.load import load
-from functions.model_formats.mlflow_files import name_as_served
+from functions.model_formats.mlflow_files import name_as_served, read_mlmodel
 from functions.model_formats.program import load_program
 from ray_apps.mlflow.model_files import require_trusted
 from ray_apps.mlflow.signature import signature_in
@@ -137,3 +138,36 @@ def test_types_that_nobody_trusts_are_refused_with_the_remedy(tmp_path):
     trusting = ModelPolicy(trusted_types=frozenset({"sklearn.tree._tree.Tree"}))
     registry.create_model("m", policy=trusting)
     require_trusted(registry, "m", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a" * (1 << 20) + "b", "at most 1,048,576 are read"),
+        ("flavors: !!python/object/apply:os.system ['true']", "cannot be read as YAML"),
+        ("[" * 5_000, "cannot be read as YAML"),
+        ("- 1", "no flavors by name"),
+        ("flavors: {onnx: 3}", "no flavors by name"),
+    ],
+    ids=["large", "tag", "deep", "list", "number"],
+)
+def test_an_mlmodel_that_no_client_writes_is_refused_by_name(tmp_path, text, says):
+    (tmp_path / "MLmodel").write_text(text)
+    for read in (read_mlmodel, name_as_served, signature_in):
+        with pytest.raises(ArtifactRefused, match=says):
+            read(tmp_path)
+
+
+def test_a_skops_file_that_unpacks_to_many_times_its_size_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.skops", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("schema.json", b" " * (64 << 20) + b"{}")
+    registry = Registry(open_store((tmp_path / "store").as_uri()), actor="ada")
+    with pytest.raises(ArtifactRefused, match="without compression"):
+        require_trusted(registry, "m", tmp_path)
+
+
+def test_a_signature_larger_than_any_is_not_read(tmp_path):
+    with (tmp_path / "signature.json").open("wb") as file:
+        file.truncate(17 << 20)
+    with pytest.raises(InvalidInput, match="at most 16,777,216 are read"):
+        signature_in(tmp_path)

@@ -36,6 +36,11 @@ CASES = {  # call: numbers, arguments, decision; numbers as `man 2 syscall` and 
     "prlimit64 to set": ((302, 261), (0, 9, POINTER, 0), DENIED),
     "prlimit64 at a round address": ((302, 261), (0, 9, 1 << 40, 0), DENIED),
     "io_uring_setup": ((425, 425), (), DENIED),
+    "socketpair": ((53, 199), (1,), DENIED),
+    "sync": ((162, 81), (), DENIED),
+    "mseal": ((462, 462), (), ALLOWED),
+    "setxattrat": ((463, 463), (), ABSENT),
+    "a call of a kernel to come": ((999, 999), (), ABSENT),
     "ptrace": ((101, 117), (), DENIED),
     "getpid by its x32 number": ((0x4000_0000 | 39, None), (), DENIED),
 }
