@@ -93,7 +93,7 @@ class SourceTable:
     def _read_new(
         self, secrets: Secrets, *, without: Mapping[str, str] = MappingProxyType({})
     ) -> RunningLoad:
-        """Read what is new. without: pieces to leave out, with the reason. Raises: UnexpectedRows, UnreadableSource."""
+        """Read what is new at the source into a running load. without: pieces to leave out, with the reason. Raises: UnexpectedRows, UnreadableSource."""
         load = self.begin()
         before = self._state.state.position
         for piece in self.source.reads.pieces(before, self.read_names, secrets):

@@ -23,7 +23,7 @@ class RemovedRows:
         return self._counts.total()
 
     def add(self, rows: pa.Table) -> None:
-        """Add removed rows."""
+        """Add rows that the commit removed."""
         self._counts.update(_hashes(rows))
 
     def without(self, rows: pa.Table) -> pa.Table:
