@@ -1,6 +1,7 @@
 """The offline half of a feature store: rows written, computed, refreshed from sources, and retrieved as of their times."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -82,7 +83,7 @@ class OfflineRows(Definitions):
     ) -> TableSnapshot:
         """Append typed rows to a view's table; searches of this process find them at once."""
         snapshot = self.offline.write(view, typed, loads=loads)
-        FOLLOWERS.expire(self.place, view.name)
+        FOLLOWERS.expire(self.place, view.stored_as)
         return snapshot
 
     def _expected(self, view: FeatureView, rows: Tabular) -> pa.Table:
@@ -170,6 +171,10 @@ class OfflineRows(Definitions):
     def _refresh_derived(self, view: FeatureView, source: Derived) -> Refreshed:
         described = {"name": view.name, "code": source.code, "reference": source.reference}
         transform: Any = source.transform or self._transform(described)
+        source = replace(
+            source,
+            inputs=[replace(each, view=self.in_generation(stored_view(each))) for each in source.projections],
+        )
         found = new_derived_rows(self.offline, view, source, transform=transform, now=self._clock())
         rows = 0 if found is None else found.rows.num_rows
         if found is not None:
@@ -234,7 +239,8 @@ class OfflineRows(Definitions):
 
     def _says_when_known(self, view: FeatureView) -> bool:
         if view.inputs:
-            return any(self._says_when_known(stored_view(each)) for each in view.inputs)
+            inputs = (self.in_generation(stored_view(each)) for each in view.inputs)
+            return any(self._says_when_known(each) for each in inputs)
         if view.source is not None:  # a row of windows describes what was known at its event time
             return False
         if view.events is not None:
@@ -258,13 +264,18 @@ class OfflineRows(Definitions):
         if isinstance(features, str) and ":" not in features:
             return plan_retrieval(self.get_feature_service(features))
         if isinstance(features, FeatureService):
-            return plan_retrieval(features)
+            return self._in_generations(plan_retrieval(features))
         selected = (
             [features]
             if isinstance(features, (str, FeatureView, OnDemandFeatureView, Projection))
             else features
         )
-        return plan_retrieval([self._projection(feature) for feature in selected])
+        return self._in_generations(plan_retrieval([self._projection(feature) for feature in selected]))
+
+    def _in_generations(self, retrieval: Retrieval) -> Retrieval:
+        """Have views that were given as values read the table of the generation which has their meaning."""
+        lookups = (replace(each, view=self.in_generation(stored_view(each))) for each in retrieval.lookups)
+        return replace(retrieval, lookups=tuple(lookups))
 
     def _projection(self, given: FeatureLike | str) -> Projection:
         if not isinstance(given, str):

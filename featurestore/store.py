@@ -1,7 +1,7 @@
 """The `FeatureStore` class, which joins definitions, offline tables and the online store."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import pyarrow.compute as pc
@@ -16,7 +16,7 @@ from featurestore.offline_rows import OfflineRows
 from featurestore.online.materialize import Materialized, Materializer, Progress, Spread
 from featurestore.online.recent import RecentKeys
 from featurestore.online.redis_store import OnlineStore
-from featurestore.online.serving import EntityRows, OnlineFeatures, Request, lookups_of
+from featurestore.online.serving import CLOCK_SKEW, EntityRows, OnlineFeatures, Request, lookups_of
 from featurestore.retrieval import Features, Retrieval
 from featurestore.rows import Clock, Tabular, to_table
 from featurestore.vectors import (
@@ -122,7 +122,7 @@ class FeatureStore(OfflineRows):
         """Write rows as they happen; offline first, so that rows seen online can be trained on.
 
         Returns: the offline table's version that has them, or None if they only went online.
-        Raises: InvalidRows, also for rows going online whose event time is in the future; OnlineStoreUnavailable
+        Raises: InvalidRows, also for rows going online whose event time is seconds in the future; OnlineStoreUnavailable
             (then the next incremental run writes the offline rows online).
         """
         found, table = self._applied(view), to_table(rows)
@@ -140,7 +140,7 @@ class FeatureStore(OfflineRows):
 
     def _refuse_future(self, view: FeatureView, times: Any) -> None:
         latest, now = pc.max(times).as_py(), self._clock()
-        if latest is not None and latest > now:
+        if latest is not None and latest > now + CLOCK_SKEW:
             msg = (
                 f"feature view {view.name!r}: event_timestamp {latest.isoformat()} is after now ({now.isoformat()}); "
                 "push it to='offline' and materialize when its time has come"
@@ -150,8 +150,9 @@ class FeatureStore(OfflineRows):
     def get_online_features(
         self, features: Features, entity_rows: EntityRows, now: datetime | None = None
     ) -> OnlineFeatures:
-        """Read the features of some entities as of `now` (by default the clock's), in one round trip.
+        """Read the features of some entities as of `now`, in one round trip.
 
+        now: by default the clock's, and then rows count too that a writer whose clock is some seconds ahead has just written.
         entity_rows: dicts with the join keys and the values that on-demand views take from the request.
         Raises: InvalidRows, UnknownDefinition, OnlineStoreUnavailable.
         """
@@ -177,14 +178,16 @@ class FeatureStore(OfflineRows):
     ) -> OnlineFeatures:
         """Decode packed rows; retry an unknown layout with definitions that another process may just have applied."""
         as_of = self._as_of(now)
+        # Only what this host calls now may be behind; a time that was asked for is exact.
+        ahead = CLOCK_SKEW if now is None else timedelta(0)
         try:
-            return request.answer(entity_rows, values, now=as_of)
+            return request.answer(entity_rows, values, now=as_of, ahead=ahead)
         except UnreadableRow:
             known = self._catalog.next
             self._catalog.refresh()
             if self._catalog.next == known:
                 raise
-            return self._request(features).answer(entity_rows, values, now=as_of)
+            return self._request(features).answer(entity_rows, values, now=as_of, ahead=ahead)
 
     def _as_of(self, now: datetime | None) -> datetime:
         return self._clock() if now is None else as_utc(now, name="now")

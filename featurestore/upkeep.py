@@ -63,7 +63,9 @@ def compact(fs: FeatureStore, view: ViewOrName, *, file_bytes: int = FILE_BYTES)
 
 
 def expire(fs: FeatureStore, view: ViewOrName, *, keep: timedelta) -> Upkeep:
-    """Remove event days that ended longer than `keep` ago from a view's table; older versions still have them.
+    """Remove event days that ended longer than `keep` ago from a view's table and those of its earlier generations.
+
+    Older versions of the tables still have them.
 
     keep: at least the view's ttl, so that no read as of now changes.
     Raises: InvalidDefinition if the view has no ttl or a longer one; UnknownDefinition.
@@ -80,14 +82,41 @@ def expire(fs: FeatureStore, view: ViewOrName, *, keep: timedelta) -> Upkeep:
             f"feature view {found.name!r} uses rows for {found.ttl}; keep them at least as long, not {keep}"
         )
     first_kept = (fs.now() - keep).date().isoformat()
+    return _sum([_expired(fs, each, first_kept) for each in _generations(fs, found)])
+
+
+def _expired(fs: FeatureStore, view: FeatureView, first_kept: str) -> Upkeep:
+    """Remove the event days before one from the table of one generation."""
     old = f"{EVENT_DAY} < '{first_kept}'"
-    rows = _rows_before(fs, found, first_kept)
+    rows = _rows_before(fs, view, first_kept)
     if not rows:  # an empty delete would still be a commit
-        version = fs.offline.version(found)
-        return Upkeep(view=found.name, table_version=None if version is None else version.number)
-    version_number, done = _commit(fs, found, lambda table: dict(table.delete(old)))
+        version = fs.offline.version(view)
+        return Upkeep(view=view.name, table_version=None if version is None else version.number)
+    version_number, done = _commit(fs, view, lambda table: dict(table.delete(old)))
     return Upkeep(
-        view=found.name, table_version=version_number, removed=done.get("num_removed_files", 0), rows=rows
+        view=view.name, table_version=version_number, removed=done.get("num_removed_files", 0), rows=rows
+    )
+
+
+def _generations(fs: FeatureStore, view: FeatureView) -> list[FeatureView]:
+    """List the generations of a view before the one in force, which comes last."""
+    return [
+        *(
+            each
+            for each in fs.list_generations()
+            if each.name == view.name and each.generation < view.generation
+        ),
+        view,
+    ]
+
+
+def _sum(done: list[Upkeep]) -> Upkeep:
+    """Sum what was done to the tables of all generations of a view, whose last one is the one in force."""
+    return done[-1].model_copy(
+        update={
+            "removed": sum(each.removed for each in done),
+            "rows": sum(each.rows for each in done),
+        }
     )
 
 
@@ -97,7 +126,7 @@ def _rows_before(fs: FeatureStore, view: FeatureView, day: str) -> int:
 
 
 def erase(fs: FeatureStore, view: ViewOrName, *, grace: timedelta) -> Upkeep:
-    """Delete files that the table has not named for `grace`; versions that need them become unreadable.
+    """Delete files that the table of no generation has named for `grace`; versions that need them become unreadable.
 
     grace: at least a day, so that no append that is still being written loses its files.
     Raises: InvalidDefinition for less; UnknownDefinition.
@@ -113,15 +142,16 @@ def erase(fs: FeatureStore, view: ViewOrName, *, grace: timedelta) -> Upkeep:
         gone = table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True)
         return {"removed": len(gone)}
 
-    version, done = _commit(fs, found, vacuum)
-    return Upkeep(view=found.name, table_version=version, removed=done.get("removed", 0))
+    done = [_commit(fs, each, vacuum) for each in _generations(fs, found)]
+    removed = sum(result.get("removed", 0) for _, result in done)
+    return Upkeep(view=found.name, table_version=done[-1][0], removed=removed)
 
 
 def _commit(
     fs: FeatureStore, view: FeatureView, change: Callable[[DeltaTable], dict[str, Any]]
 ) -> tuple[int | None, dict[str, Any]]:
     """Run `change` on the newest version and retry on conflicts; returns the version and the result of `change`."""
-    table = fs.offline_table(view)
+    table = fs.offline.table(view)
     deadline, attempt = time.monotonic() + _PATIENCE_S, 0
     while True:
         try:

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from featurestore.applied import catalog, deserialize
 from featurestore.applied.catalog import Catalog, Record
+from featurestore.applied.generations import same_meaning, with_generations
 from featurestore.applied.plan import Plan, closure, entry_body, names_of, plan_changes
 from featurestore.definitions.batch_source import BatchSource
 from featurestore.definitions.derived import Derived
@@ -47,7 +49,8 @@ class Definitions:
         remove: definitions to take out of force, as `kind/name` (`feature_view/weather`).
         Raises: InvalidDefinition, IncompatibleChange, UnknownDefinition.
         """
-        return plan_changes(self._catalog.refresh(), closure(definitions), prune=remove)
+        state = self._catalog.refresh()
+        return plan_changes(state, with_generations(state, closure(definitions)), prune=remove)
 
     def apply(self, definitions: Iterable[Definition], *, remove: Sequence[str] = ()) -> Plan:
         """Apply definitions, and all they depend on, as one journal entry; returns what changed.
@@ -58,8 +61,9 @@ class Definitions:
         plans: list[Plan] = []
 
         def decide(state: Catalog) -> dict[str, Any] | None:
-            plans.append(plan_changes(state, wanted, prune=remove))
-            return entry_body(plans[-1], wanted)
+            numbered = with_generations(state, wanted)
+            plans.append(plan_changes(state, numbered, prune=remove))
+            return entry_body(plans[-1], numbered)
 
         self._catalog.transact(decide)
         for definition in wanted.values():
@@ -141,6 +145,25 @@ class Definitions:
             deserialize.view(state.get("feature_view", name).definition)
             for name in state.names("feature_view")
         ]
+
+    def list_generations(self) -> list[FeatureView]:
+        """List the views in force, and those of earlier generations, whose rows are still stored."""
+        state = self._catalog.refresh()
+        found: dict[str, FeatureView] = {}
+        for name in {key.partition("/")[2] for key in state.records if key.startswith("feature_view/")}:
+            for record in state.versions("feature_view", name):
+                view = deserialize.view(record.definition)
+                found[view.stored_as] = view
+        return [found[name] for name in sorted(found)]
+
+    def in_generation(self, view: FeatureView) -> FeatureView:
+        """Give a view the newest generation in which its features mean what it says; the first, if it was never applied."""
+        records = self._state("feature_view", view.name).versions("feature_view", view.name)
+        if not any("generation" in record.definition for record in records):
+            return view
+        versions = (deserialize.view(record.definition) for record in reversed(records))
+        numbers = (version.generation for version in versions if same_meaning(version, view))
+        return replace(view, generation=next(numbers, view.generation))
 
     def list_feature_services(self) -> list[str]:
         """List names of all services in force."""

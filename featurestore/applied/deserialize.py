@@ -55,6 +55,7 @@ def view(described: Mapping[str, Any]) -> FeatureView:
         events=_events(described["events"]) if "events" in described else None,
         deprecated=deserialize_deprecation(described["deprecated"]) if "deprecated" in described else None,
         indexes=[VectorIndex(**index) for index in described.get("indexes", ())],
+        generation=described.get("generation", 1),
     )
 
 

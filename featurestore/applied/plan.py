@@ -5,7 +5,7 @@
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from featurestore.applied.catalog import Catalog, Record, readable_kind
@@ -55,7 +55,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Changes that applying would make, one for each definition; warnings: of deprecated features that are used."""
+    """Changes that applying would make, one for each definition; warnings: of deprecated features in use, and of tables that begin anew."""
 
     changes: tuple[Change, ...]
     warnings: tuple[str, ...] = ()
@@ -98,7 +98,10 @@ def closure(definitions: Iterable[Definition]) -> dict[str, Definition]:
     """
     found: dict[str, Definition] = {}
     for definition in definitions:
-        for part in (*_dependencies(definition), definition):
+        for each in (*_dependencies(definition), definition):
+            part = (
+                replace(each, generation=1) if isinstance(each, FeatureView) else each
+            )  # the catalog numbers them
             key = f"{kind_of(part)}/{part.name}"
             if key in found and found[key].describe() != part.describe():
                 raise InvalidDefinition(
@@ -141,12 +144,41 @@ def plan_changes(catalog: Catalog, wanted: Mapping[str, Definition], *, prune: S
     changes = [_change(catalog, key, definition) for key, definition in wanted.items()]
     _refuse_missing_features(catalog, wanted, frozenset(prune))
     _refuse_missing_columns(catalog, wanted, frozenset(prune))
+    new = _new_generations(catalog, wanted)
+    _refuse_other_inputs(catalog, new, frozenset({*wanted, *prune}))
     for key in prune:
         kind, name = key.split("/", 1)
         record = catalog.get(kind, name)
         _refuse_if_used(catalog, record, frozenset(prune), wanted)
         changes.append(Change("removed", kind, name, record.version + 1))
-    return Plan(tuple(changes), _deprecated_uses(catalog, wanted, frozenset(prune)))
+    empty = tuple(
+        f"feature view {name!r}: features mean something else than before, so generation {number} of its table begins empty; "
+        "refresh_features fills it from its source, and materialize brings it online"
+        for name, number in new.items()
+    )
+    return Plan(tuple(changes), (*_deprecated_uses(catalog, wanted, frozenset(prune)), *empty))
+
+
+def _new_generations(catalog: Catalog, wanted: Mapping[str, Definition]) -> dict[str, int]:
+    """Find the views that would get a new generation, by name."""
+    found: dict[str, int] = {}
+    for view in wanted.values():
+        if isinstance(view, FeatureView):
+            versions = catalog.versions("feature_view", view.name)
+            if versions and view.generation != versions[-1].definition.get("generation", 1):
+                found[view.name] = view.generation
+    return found
+
+
+def _refuse_other_inputs(catalog: Catalog, new: Mapping[str, int], changed: frozenset[str]) -> None:
+    """Refuse another meaning of a view while one that is derived from it stays: that would go on from rows which nobody adds to."""
+    for name in catalog.names("feature_view"):
+        view = catalog.get("feature_view", name)
+        read = {used["view"] for used in _references(view.definition)} & new.keys()
+        if read and f"feature_view/{name}" not in changed:
+            raise IncompatibleChange(
+                f"feature view {name!r} is derived from {min(read)!r}, whose features would mean something else; apply it too"
+            )
 
 
 def _change(catalog: Catalog, key: str, definition: Definition) -> Change:

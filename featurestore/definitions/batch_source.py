@@ -61,13 +61,18 @@ class Piece:
 
     name: for people. position: what is known once all its rows are stored, to be merged into the source's position.
     batches: reads them, in tables of bounded size. Raises, while it is read: UnreadableSource.
-    torn: lines that are no rows, found while it is read.
+    torn: lines that are no rows, removed: numbers of rows that went at the source since, both found while it is read.
+    again: whether its rows were read before, but for some that may have come since, which only `unique` tells apart; more: how many
+    have come at least.
     """
 
     name: str
     position: Position
     batches: Callable[[], Iterator[pa.Table]] = field(compare=False)
     torn: list[str] = field(default_factory=list, compare=False)
+    removed: list[int] = field(default_factory=list, compare=False)
+    again: bool = False
+    more: int = 0
 
 
 class Reader(Protocol):

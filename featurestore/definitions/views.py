@@ -72,6 +72,7 @@ class FeatureView:
     events: source that `FeatureStore.refresh_view` takes the raw events from or, without `source`, the rows themselves; a
         stream source also brings them online as they come.
     indexes: over vector fields, for `FeatureStore.search`.
+    generation: of its table, which `apply` counts up when a feature gets another meaning; leave it out.
     Raises: InvalidDefinition.
     """
 
@@ -87,6 +88,7 @@ class FeatureView:
     events: BatchSource | StreamSource | None = None
     deprecated: Deprecation | None = None
     indexes: Sequence[VectorIndex] = ()
+    generation: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
         check_name("feature view", self.name)
@@ -170,6 +172,11 @@ class FeatureView:
         return tuple(key for entity in self.entities for key in entity.keys)
 
     @property
+    def stored_as(self) -> str:
+        """Name under which its rows are stored; a new one in each generation, so that no two meanings share a table."""
+        return self.name if self.generation == 1 else f"{self.name}.{self.generation}"
+
+    @property
     def inputs(self) -> "tuple[Projection, ...]":
         """Other views that the view's rows are computed from."""
         return self.source.projections if isinstance(self.source, FromViews) else ()
@@ -214,8 +221,9 @@ class FeatureView:
         people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
         given = {} if self.deprecated is None else {"deprecated": self.deprecated.describe()}
         indexes = {"indexes": [index.describe() for index in self.indexes]} if self.indexes else {}
+        generation = {} if self.generation == 1 else {"generation": self.generation}
         expectations = {"expectations": [e.describe() for e in self.expectations]}
-        return self.semantics() | people | expectations | given | indexes
+        return self.semantics() | people | expectations | given | indexes | generation
 
 
 Transform = Callable[[Mapping[str, np.ndarray[Any, Any]]], Mapping[str, Any]] | Callable[[Any], Any]

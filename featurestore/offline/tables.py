@@ -48,8 +48,8 @@ class OfflineStore:
         }
 
     def table(self, view: FeatureView) -> Table:
-        """Table of a view, named `features/{project}/{view}`."""
-        return Table(self._store, f"features/{self._project}/{view.name}")
+        """Table of a view, named `features/{project}/{view}`, with its generation from the second on."""
+        return Table(self._store, f"features/{self._project}/{view.stored_as}")
 
     def write(
         self,
@@ -120,7 +120,7 @@ class OfflineStore:
 
     def version(self, view: FeatureView, number: int | None = None) -> Version | None:
         """Open a version of the view's table (default: the newest), or None if it was never written."""
-        cached = self._opened.get(view.name)
+        cached = self._opened.get(view.stored_as)
         if cached is not None and cached.number == number:
             return cached
         table = self._delta(view, number)
@@ -128,7 +128,7 @@ class OfflineStore:
             return None
         if cached is None or cached.number != table.version():
             cached = open_version(table, self.table(view))
-            self._opened[view.name] = cached
+            self._opened[view.stored_as] = cached
         return cached
 
     def newest(self, view: FeatureView) -> datetime | None:
@@ -142,7 +142,7 @@ class OfflineStore:
         Until its credentials are replaced: it holds those of when it was opened.
         """
         uri, options = self._store.table_location(self.table(view).name)
-        kept, newest = self._newest.get(view.name, (None, None))
+        kept, newest = self._newest.get(view.stored_as, (None, None))
         if number is None and newest is not None and kept == options:
             newest.update_incremental()
             return newest
@@ -151,12 +151,12 @@ class OfflineStore:
         except TableNotFoundError:
             return None
         if number is None:
-            self._newest[view.name] = options, table
+            self._newest[view.stored_as] = options, table
         return table
 
     def paths(self, view: FeatureView, number: int) -> frozenset[str]:
         """Paths of a version's files; empty if the log no longer reaches back to it."""
-        cached = self._opened.get(view.name)
+        cached = self._opened.get(view.stored_as)
         if cached is not None and cached.number == number:
             return frozenset(f.path for f in cached.files)
         try:

@@ -24,7 +24,7 @@ def prefix(project: str, view: str) -> str:
 
 def row_keys(project: str, view: FeatureView, rows: pa.Table) -> list[bytes]:
     """Build the keys of stored rows, whose columns have the view's types."""
-    start = prefix(project, view.name)
+    start = prefix(project, view.stored_as)
     columns = [_texts(key.dtype, rows.column(key.name).to_pylist()) for key in view.join_keys]
     if len(columns) == 1:
         return [(start + text).encode() for text in columns[0]]
@@ -52,7 +52,7 @@ class RequestKeys:
     """
 
     def __init__(self, project: str, view: FeatureView, columns: Sequence[str]) -> None:
-        self._prefix = prefix(project, view.name)
+        self._prefix = prefix(project, view.stored_as)
         self._view = view.name
         self._columns = tuple(zip(columns, (key.dtype for key in view.join_keys), strict=True))
 

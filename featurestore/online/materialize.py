@@ -202,7 +202,7 @@ class Materializer:
 
     def _key(self, view: FeatureView, what: str) -> str:
         # The text in braces decides the slot in a cluster: a view's keys are changed in one transaction.
-        return f"toque-{what}:{{{self._online.project}:{view.name}}}"
+        return f"toque-{what}:{{{self._online.project}:{view.stored_as}}}"
 
     def _done_key(self, view: FeatureView, run: Run) -> str:
         return self._key(view, "done") + ":" + hashlib.sha256(run.to_json().encode()).hexdigest()[:16]

@@ -27,7 +27,7 @@ class RecentKeys:
     def __init__(self, online: OnlineStore, view: FeatureView) -> None:
         self._online = online
         self._names = [key.name for key in view.join_keys]
-        self._stream = f"toque-recent:{{{online.project}:{view.name}}}"
+        self._stream = f"toque-recent:{{{online.project}:{view.stored_as}}}"
 
     def add(self, rows: pa.Table) -> None:
         """Add the keys of rows that are about to be written. Raises: OnlineStoreUnavailable."""

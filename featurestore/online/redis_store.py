@@ -150,7 +150,7 @@ class OnlineStore:
         return deleted
 
     def _keys_of(self, view: FeatureView) -> "Iterator[bytes]":
-        start = prefix(self.project, view.name)
+        start = prefix(self.project, view.stored_as)
         pattern = "".join(f"\\{each}" if each in "*?[]\\" else each for each in start)
         yield from self.client.scan_iter(match=f"{pattern}*", count=1_000)
 

@@ -27,6 +27,8 @@ from featurestore.offline.pinned_retrieval import stored_view
 from featurestore.online.keys import RequestKeys
 from featurestore.retrieval import Retrieval
 
+CLOCK_SKEW = timedelta(seconds=5)
+"""How much later than its reader's clock a row's event time may be by its writer's: hosts' clocks differ by less."""
 EntityRows = Sequence[Mapping[str, Any]]
 
 
@@ -136,24 +138,29 @@ class Lookup:
         self._current = current
         self._nulls = (None,) * len(current.names)
 
-    def decode(self, values: Sequence[bytes | None], *, now_us: int) -> _LookupResult:
-        """Decode packed rows as of a time."""
+    def decode(
+        self, values: Sequence[bytes | None], *, now_us: int, until_us: int | None = None
+    ) -> _LookupResult:
+        """Decode packed rows as of a time. until_us: up to which event time they are visible, by default that."""
+        until = now_us if until_us is None else until_us
         rows: list[tuple[Any, ...]] = []
         states: list[Status] = []
         events: list[int | None] = []
         for value in values:
-            event, row, state = self._row(value, now_us)
+            event, row, state = self._row(value, now_us, until)
             rows.append(row)
             states.append(state)
             events.append(event)
         return _LookupResult(self._columns, rows, states, events)
 
-    def _row(self, value: bytes | None, now_us: int) -> tuple[int | None, tuple[Any, ...], Status]:
+    def _row(
+        self, value: bytes | None, now_us: int, until_us: int
+    ) -> tuple[int | None, tuple[Any, ...], Status]:
         """Decode one row to event time, values in the order of the current schema, and status."""
         if value is None:
             return None, self._nulls, Status.NOT_FOUND
         event, _, row = self.unpack(value)
-        if event > now_us:  # later than the time of the read: not visible yet
+        if event > until_us:  # not visible yet
             return None, self._nulls, Status.NOT_FOUND
         if self._ttl_us is not None and now_us - event > self._ttl_us:
             return event, self._nulls, Status.OUTSIDE_MAX_AGE
@@ -195,12 +202,17 @@ class Request:
         return [key for lookup in self.lookups for key in lookup.keys.of(entity_rows)]
 
     def answer(
-        self, entity_rows: EntityRows, values: Sequence[bytes | None], *, now: datetime
+        self,
+        entity_rows: EntityRows,
+        values: Sequence[bytes | None],
+        *,
+        now: datetime,
+        ahead: timedelta = timedelta(0),
     ) -> OnlineFeatures:
-        """Decode the packed rows of `keys` to features as of `now`."""
-        size, now_us = len(entity_rows), to_microseconds(now)
+        """Decode the packed rows of `keys` to features as of `now`; ahead: how much later a row's event time may be."""
+        size, now_us, until_us = len(entity_rows), to_microseconds(now), to_microseconds(now + ahead)
         results = [
-            lookup.decode(values[i * size : (i + 1) * size], now_us=now_us)
+            lookup.decode(values[i * size : (i + 1) * size], now_us=now_us, until_us=until_us)
             for i, lookup in enumerate(self.lookups)
         ]
         computed = self._computed(entity_rows, results) if self.retrieval.computed else {}

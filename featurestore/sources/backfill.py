@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from featurestore.definitions.batch_source import Secrets, TimeRange
 from featurestore.definitions.fields import EVENT_TIMESTAMP
 from featurestore.errors import InvalidDefinition, InvalidRows
 from featurestore.sources.load_log import BACKFILL, SHOWN, SourceLoad
-from featurestore.sources.rows import ROW, Checked, check
+from featurestore.sources.rows import Checked, check
 from registry.times import as_utc, from_text, to_text
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def run(table: SourceTable, secrets: Secrets, *, start: datetime, end: datetime)
             step = max((within.end - at) / 2, _MICROSECOND)
             continue
         load.add(_last_of_each(table, found.rows))
-        aside = _not_aside(table, found.rejected)
+        aside = table.not_aside(found.rejected)
         load.rejected = [aside] if aside.num_rows else []
         done = within.end >= until
         asked = {"start": to_text(since), "end": to_text(until), "until": to_text(within.end)}
@@ -105,14 +104,6 @@ def _last_of_each(table: SourceTable, rows: pa.Table) -> pa.Table:
     keys = [*table.source.unique, EVENT_TIMESTAMP]
     frame = pl.DataFrame(rows).unique(keys, keep="last", maintain_order=True)
     return frame.to_arrow().cast(rows.schema)
-
-
-def _not_aside(table: SourceTable, rejected: pa.Table) -> pa.Table:
-    """Leave out rows that are kept aside already."""
-    if not rejected.num_rows or not table.rejected.exists():
-        return rejected
-    kept = table.rejected.read().column(ROW)
-    return rejected.filter(pc.invert(pc.is_in(rejected.column(ROW), value_set=kept.combine_chunks())))
 
 
 def _sum(loads: list[SourceLoad], start: datetime, end: datetime) -> SourceLoad:

@@ -1,14 +1,14 @@
 """Readers of files by a pattern: Parquet, each read once, and CSV, which may also grow.
 
 A pattern is a path or an `s3://` url with wildcards (`*`, `?`, `[…]`, and `**/` for any folders). A file is known by its size
-and time; one that changed after it was read is refused, because its rows would be stored twice or not at all.
+and time; one that changed after it was read is left out, because its rows would be stored twice or not at all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,7 @@ class ParquetFiles:
     def pieces(
         self, after: Position, columns: Sequence[str], secrets: Secrets, within: TimeRange | None = None
     ) -> Iterator[Piece]:
-        """Find the files that were not read yet, by name. Raises: UnreadableSource for one that changed since."""
+        """Find the files that were not read yet, by name; one that changed since cannot be read. Raises: UnreadableSource."""
         del secrets  # files have none
         system, found = _listed(self)
         for each in found:
@@ -63,9 +63,9 @@ class ParquetFiles:
             if known is None:
                 position = {each.path: _stamp(each)}
                 read = partial(_parquet, system, each.path, list(columns), within)
-                yield Piece(each.path, position, read, [])
+                yield Piece(each.path, position, partial(_unchanged, system, each, read))
             elif known[:2] != _stamp(each):
-                raise UnreadableSource(_changed(each, known))
+                yield _unreadable(each, _changed(each, known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class CsvFiles:
     def pieces(
         self, after: Position, columns: Sequence[str], secrets: Secrets, within: TimeRange | None = None
     ) -> Iterator[Piece]:
-        """Find files and ends of files that were not read yet. Raises: UnreadableSource for one that changed otherwise."""
+        """Find files and ends of files that were not read yet; one that changed otherwise cannot be read. Raises: UnreadableSource."""
         del secrets, within  # as above; a text says nothing of its rows' times
         system, found = _listed(self)
         for each in found:
@@ -112,6 +112,9 @@ class CsvFiles:
             if known is not None and known[:2] == _stamp(each):
                 continue
             start = 0 if known is None else _grown(system, each, known)
+            if start is None:
+                yield _unreadable(each, _changed(each, known or ()))
+                continue
             end = _last_line(system, each.path, start, each.size)
             if end > start:
                 position = {each.path: [*_stamp(each), end, _tail(system, each.path, end)]}
@@ -237,6 +240,28 @@ def _changed(file: _Listed, known: Sequence[Any]) -> str:
     )
 
 
+def _unreadable(file: _Listed, why: str) -> Piece:
+    """Piece of a file that is left out, while the others are read."""
+
+    def refuse() -> Iterator[pa.Table]:
+        raise UnreadableSource(why)
+
+    return Piece(file.path, {}, refuse)
+
+
+def _unchanged(
+    system: fs.FileSystem, file: _Listed, read: Callable[[], Iterator[pa.Table]]
+) -> Iterator[pa.Table]:
+    """Read a file that must be as it was listed: a copy that ends meanwhile is read by the next load."""
+    yield from read()
+    (now,) = system.get_file_info([file.path])
+    if [now.size, now.mtime_ns] != _stamp(file):
+        raise UnreadableSource(
+            f"file {file.path!r} was {file.size} bytes when it was listed and is {now.size} now: it is still being written; the next "
+            "load reads it"
+        )
+
+
 def _parquet(
     system: fs.FileSystem, path: str, columns: list[str], within: TimeRange | None
 ) -> Iterator[pa.Table]:
@@ -281,10 +306,10 @@ def _require(path: str, columns: Sequence[str], names: Sequence[str]) -> None:
         raise UnreadableSource(f"file {path!r} has no column {missing[0]!r}; it has {list(names)}")
 
 
-def _grown(system: fs.FileSystem, file: _Listed, known: Sequence[Any]) -> int:
-    """Find where a file that grew goes on. Raises: UnreadableSource if it changed before that."""
+def _grown(system: fs.FileSystem, file: _Listed, known: Sequence[Any]) -> int | None:
+    """Find where a file that grew goes on; None if it changed before that."""
     if file.size < known[2] or _tail(system, file.path, known[2]) != known[3]:
-        raise UnreadableSource(_changed(file, known))
+        return None
     return int(known[2])
 
 

@@ -1,7 +1,8 @@
 """Reader of an Apache Iceberg table: the rows that its snapshots appended since the one that was read before, oldest first.
 
 Files are read one by one in the order in which snapshots added them, so of a row that comes again the later one counts. pyiceberg's own
-readers take the files of many snapshots in no order, and hold all that they have read ahead.
+readers take the files of many snapshots in no order, and hold all that they have read ahead. What a DELETE, UPDATE or MERGE took away is
+counted and stays where it was loaded; changed rows come as new ones.
 
 It needs the package `pyiceberg`, and `sqlalchemy` for a catalog in a database.
 """
@@ -18,13 +19,14 @@ import pyarrow as pa
 
 from featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
 from featurestore.errors import InvalidDefinition, UnreadableSource
+from featurestore.sources.removed_rows import RemovedRows
 
 _PASSWORDS = ("password", "secret", "token", "credential")
 
 
 @dataclass(frozen=True, slots=True)
 class IcebergRows:
-    """Rows of an Iceberg table that is only appended to, by its snapshots; files that were compacted add nothing.
+    """Rows that an Iceberg table had and got, by its snapshots; files that were compacted add nothing.
 
     table: with its namespace, as `sales.orders`. catalog: properties of the catalog, as pyiceberg has them (`type`, `uri`,
     `warehouse`, `s3.endpoint`, …), and its `name`, by default `default`; a value `$NAME` is that of a secret.
@@ -63,19 +65,21 @@ class IcebergRows:
         known, newest = after.get("snapshot"), table.metadata.current_snapshot_id
         if newest == known:
             return
-        appended = None if known is None else _appended_since(table, self.table, known)
+        changes = None if known is None else _changes_since(table, self.table, known)
         missing = [name for name in columns if name not in table.schema().column_names]
         if missing:
             raise UnreadableSource(
                 f"Iceberg table {self.table!r} has no column {missing[0]!r}; it has {table.schema().column_names}"
             )
         name = f"snapshot {newest}" if known is None else f"snapshots after {known} to {newest}"
-        files = (
-            partial(_all_files, table, columns, within)
-            if appended is None
-            else partial(_added_files, table, columns, appended)
-        )
-        yield Piece(name, {"snapshot": newest}, partial(self._read, files, list(columns)))
+        removed: list[int] = []
+        if changes is None:
+            read = partial(self._read, [partial(_all_files, table, columns, within)], list(columns), removed)
+        else:
+            commits = [partial(_added_files, table, columns, change) for change in changes]
+            gone = [partial(_removed_files, table, columns, change) for change in changes]
+            read = partial(self._read, commits, list(columns), removed, gone)
+        yield Piece(name, {"snapshot": newest}, read, removed=removed)
 
     def _opened(self, secrets: Secrets) -> Any:
         try:
@@ -94,28 +98,63 @@ class IcebergRows:
         except Exception as error:  # a catalog's client raises errors of its own
             raise UnreadableSource(f"Iceberg table {self.table!r} cannot be opened: {error}") from error
 
-    def _read(self, files: Callable[[], Iterator[tuple[Any, Any]]], columns: list[str]) -> Iterator[pa.Table]:
+    def _read(
+        self,
+        commits: Sequence[_Files],
+        columns: list[str],
+        removed: list[int],
+        gone: Sequence[_Files] = (),
+    ) -> Iterator[pa.Table]:
+        """Read the rows that commits added. gone: files that each took away, whose rows it may have written anew."""
         try:
-            reader: Any = import_module("pyiceberg.io.pyarrow").ArrowScan  # late, as above
-            for scan, task in files():
-                opened = reader(
-                    scan.table_metadata, scan.io, scan.projection(), scan.row_filter, scan.case_sensitive
-                )
-                for batch in opened.to_record_batches([task]):
-                    yield pa.Table.from_batches([batch]).select(columns)
+            went = RemovedRows()
+            for number, commit in enumerate(commits):
+                for rows in _rows_of(gone[number](), columns) if gone else ():
+                    went.add(rows)
+                for rows in _rows_of(commit(), columns):
+                    yield went.without(rows)
+            removed.append(went.count)
         except Exception as error:  # as above; files that were deleted meanwhile among them
             raise UnreadableSource(f"Iceberg table {self.table!r} cannot be read: {error}") from error
 
 
-def _added_files(table: Any, columns: Sequence[str], appended: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Plan to read what snapshots appended, one after the other; yields a scan and a file of it."""
-    for each in appended:
-        scan = table.incremental_append_scan(
-            from_snapshot_id_exclusive=each.parent_snapshot_id,
-            to_snapshot_id_inclusive=each.snapshot_id,
-            selected_fields=tuple(columns),
-        )
-        yield from ((scan, task) for task in scan.plan_files())
+_Files = Callable[[], Iterator[tuple[Any, Any]]]
+"""Plans to read some files; yields scans, each with a file of it."""
+
+
+def _rows_of(files: Iterator[tuple[Any, Any]], columns: list[str]) -> Iterator[pa.Table]:
+    reader: Any = import_module("pyiceberg.io.pyarrow").ArrowScan  # late, as above
+    for scan, task in files:
+        opened = reader(scan.table_metadata, scan.io, scan.projection(), scan.row_filter, scan.case_sensitive)
+        for batch in opened.to_record_batches([task]):
+            yield pa.Table.from_batches([batch]).select(columns)
+
+
+def _added_files(table: Any, columns: Sequence[str], change: Any) -> Iterator[tuple[Any, Any]]:
+    """Plan to read what a snapshot added."""
+    yield from _changed_files(table, columns, change, change.snapshot_id, added=True)
+
+
+def _removed_files(table: Any, columns: Sequence[str], change: Any) -> Iterator[tuple[Any, Any]]:
+    """Plan to read what a snapshot took away, as it was before."""
+    if change.summary.operation.value != "append" and change.parent_snapshot_id is not None:
+        yield from _changed_files(table, columns, change, change.parent_snapshot_id, added=False)
+
+
+def _changed_files(
+    table: Any, columns: Sequence[str], change: Any, snapshot: int, *, added: bool
+) -> Iterator[tuple[Any, Any]]:
+    """Plan to read the files that a snapshot added or took away, as of one of the table's snapshots."""
+    status: Any = import_module("pyiceberg.manifest").ManifestEntryStatus  # late, as above
+    wanted = {
+        entry.data_file.file_path
+        for manifest in change.manifests(table.io)
+        if manifest.added_snapshot_id == change.snapshot_id
+        for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=added)
+        if entry.status == (status.ADDED if added else status.DELETED)
+    }
+    scan = table.scan(selected_fields=tuple(columns), snapshot_id=snapshot)
+    yield from ((scan, task) for task in scan.plan_files() if task.file.file_path in wanted)
 
 
 def _all_files(table: Any, columns: Sequence[str], within: TimeRange | None) -> Iterator[tuple[Any, Any]]:
@@ -145,21 +184,19 @@ def _filtered(scan: Any, within: TimeRange) -> Any:
     return scan.filter(made.And(made.GreaterThanOrEqual(column, low), made.LessThanOrEqual(column, high)))
 
 
-def _appended_since(table: Any, name: str, known: int) -> list[Any]:
-    """List the snapshots since a known one that appended rows, oldest first; those between only put files together.
+def _changes_since(table: Any, name: str, known: int) -> list[Any]:
+    """List the snapshots since a known one that changed rows, oldest first; those between only put files together.
 
-    Raises: UnreadableSource if one did something else, or the table does not come from the known one.
+    Raises: UnreadableSource if the table does not come from the known one.
     """
     found: list[Any] = []
     snapshot = table.current_snapshot()
     while snapshot is not None and snapshot.snapshot_id != known:
-        operation = "unknown" if snapshot.summary is None else snapshot.summary.operation.value
-        if operation not in {"append", "replace"}:
+        if snapshot.summary is None:
             raise UnreadableSource(
-                f"Iceberg table {name!r}: snapshot {snapshot.snapshot_id} did not only append ({operation}); a source is "
-                "append-only: write corrections as new rows and declare `unique`"
+                f"Iceberg table {name!r}: snapshot {snapshot.snapshot_id} does not say what it did; load the table under another name"
             )
-        if operation == "append":
+        if snapshot.summary.operation.value != "replace":
             found.append(snapshot)
         parent = snapshot.parent_snapshot_id
         if parent == known:

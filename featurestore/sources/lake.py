@@ -1,4 +1,7 @@
-"""Reader of a Delta table elsewhere: the rows that its commits added since the version that was read before."""
+"""Reader of a Delta table elsewhere: the rows that its commits added since the version that was read before.
+
+What a DELETE, UPDATE or MERGE took away is counted and stays where it was loaded; changed rows come as new ones.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,23 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
 from featurestore.errors import UnreadableSource
+from featurestore.sources.removed_rows import RemovedRows
 
 _CHANGE = "_change_type"
+_ADDED = pa.array(["insert", "update_postimage"])
+_REMOVED = pa.array(["delete", "update_preimage"])
+_KEEPING = frozenset({"OPTIMIZE", "VACUUM START", "VACUUM END", "CREATE TABLE"})
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaRows:
-    """Rows of a Delta table that is only appended to, by its versions.
+    """Rows that a Delta table had and got, by its versions.
 
     uri: a folder or `s3://` url; the process's AWS settings open a bucket.
     """
@@ -47,13 +55,14 @@ class DeltaRows:
             )
         if newest == known:
             return
+        removed: list[int] = []
         read = (
             partial(_snapshot, table, list(columns), within)
             if known is None
-            else partial(_added, table, known + 1, list(columns))
+            else partial(_added, table, known + 1, list(columns), removed)
         )
         name = f"version {newest}" if known is None else f"versions {known + 1} to {newest}"
-        yield Piece(name, {"version": newest}, read)
+        yield Piece(name, {"version": newest}, read, removed=removed)
 
 
 def _snapshot(table: DeltaTable, columns: list[str], within: TimeRange | None) -> Iterator[pa.Table]:
@@ -67,23 +76,35 @@ def _snapshot(table: DeltaTable, columns: list[str], within: TimeRange | None) -
         raise UnreadableSource(f"Delta table cannot be read: {error}") from error
 
 
-def _added(table: DeltaTable, since: int, columns: list[str]) -> Iterator[pa.Table]:
-    """Read the rows that commits added; compaction adds none. Raises: UnreadableSource if some changed or removed rows."""
+def _added(table: DeltaTable, since: int, columns: list[str], removed: list[int]) -> Iterator[pa.Table]:
+    """Read the rows that commits added, one after the other; compaction adds none. removed: takes the numbers of rows that went."""
     try:
-        for rows in _changes(table, since, [*columns, _CHANGE]):
-            other = set(rows.column(_CHANGE).unique().to_pylist()) - {"insert"}
-            if other:
-                raise UnreadableSource(
-                    f"Delta table: since version {since} rows were not only added ({min(other)}); a source is append-only: "
-                    "write corrections as new rows and declare `unique`"
-                )
-            yield rows.select(columns)
+        newest = table.version()
+        operations = {each["version"]: each.get("operation") for each in table.history(newest - since + 1)}
+        gone = RemovedRows()
+        for version in range(since, newest + 1):  # those of several come in no order
+            for rows in _changes(table, version, columns) if operations.get(version) not in _KEEPING else ():
+                gone.add(_of_kinds(rows, _REMOVED).select(columns))
+            for rows in _changes(table, version, columns):
+                yield gone.without(_of_kinds(rows, _ADDED).select(columns))
+        removed.append(gone.count)
     except (pa.ArrowException, DeltaError, OSError) as error:
         raise UnreadableSource(f"Delta table cannot be read: {error}") from error
 
 
-def _changes(table: DeltaTable, since: int, columns: list[str]) -> Iterator[pa.Table]:
-    """Read changed rows commit by commit, since those of several come in no order."""
-    for version in range(since, table.version() + 1):
-        for batch in table.load_cdf(starting_version=version, ending_version=version, columns=columns):
-            yield pa.table(batch)
+def _changes(table: DeltaTable, version: int, columns: list[str]) -> Iterator[pa.Table]:
+    """Read what a commit changed, row by row."""
+    for batch in table.load_cdf(
+        starting_version=version, ending_version=version, columns=[*columns, _CHANGE]
+    ):
+        yield _without_views(pa.table(batch))
+
+
+def _without_views(rows: pa.Table) -> pa.Table:
+    """Copy texts that are views of others, which pyarrow cannot filter."""
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return rows.cast(pa.schema([field.with_type(plain.get(field.type, field.type)) for field in rows.schema]))
+
+
+def _of_kinds(rows: pa.Table, kinds: pa.Array) -> pa.Table:
+    return rows.filter(pc.is_in(rows.column(_CHANGE), value_set=kinds))

@@ -43,7 +43,7 @@ class SourceLoad(BaseModel):
 
     number: from 1. read: of what, a name for each piece, the first hundred. rows: that were new and fit. known: that were
     stored before. rejected: that did not fit and are kept aside, with reasons by how often. unreadable: pieces that could not
-    be read, with the reason; the next load tries them again. backfill: start and end of the event times that were read again.
+    be read, with the reason; the next load tries them again. removed: rows that went at the source since; they stay here. backfill: start and end of the event times that were read again.
     total: of all loads up to this one; None after loads that did not count it.
     """
 
@@ -58,6 +58,7 @@ class SourceLoad(BaseModel):
     rejected: int = 0
     reasons: dict[str, int] = {}
     unreadable: dict[str, str] = {}
+    removed: int = 0
     first: datetime | None = None
     last: datetime | None = None
     backfill: tuple[datetime, datetime] | None = None

@@ -12,7 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import reduce
+from itertools import chain
 from operator import or_
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -20,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.exceptions import CommitFailedError
 
-from featurestore.definitions.batch_source import KNOWN_AT, BatchSource, Secrets, TimeRange
+from featurestore.definitions.batch_source import KNOWN_AT, BatchSource, Piece, Secrets, TimeRange
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.errors import UnreadableSource
+from featurestore.errors import UnexpectedRows, UnreadableSource
 from featurestore.sources import backfill
 from featurestore.sources.load_log import (
     ROWS_READ,
@@ -33,7 +35,7 @@ from featurestore.sources.load_log import (
     lineage_of,
     loads_in,
 )
-from featurestore.sources.rows import row_schema
+from featurestore.sources.rows import ROW, row_schema
 from featurestore.sources.running_load import LOAD, LOAD_PART, RunningLoad
 from registry.journal import Journal
 from registry.store import ObjectStore, Table, append_with_parts, read_part
@@ -43,6 +45,7 @@ from registry.times import Clock
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20
 """A table with so many files below that size is compacted after a load."""
+_SCANNED_ROWS = 1 << 19  # stored rows that are compared with new ones at once
 _METADATA = "source_load"
 _TURN = "source_turn"  # number of a row among those of its name, while they are compared
 
@@ -69,19 +72,80 @@ class SourceTable:
     def load(self, secrets: Secrets) -> SourceLoad | None:
         """Load what is new at the source; returns None if nothing is.
 
-        Raises: UnreadableSource if it cannot be read at all, or nothing that is new in it; UnexpectedRows if too many rows do
-        not fit, or a `NullShare` or `Freshness` does not hold. Then nothing is stored.
+        Raises: UnreadableSource if it cannot be read at all, or nothing that is new in it; UnexpectedRows if too many rows of each
+        new file do not fit, or a `NullShare` or `Freshness` does not hold. Then nothing is stored.
         """
-        load = self.begin()
-        for piece in self.source.reads.pieces(self._state.state.position, self.read_names, secrets):
-            load.take(piece)
-        load.flush()
-        if not load.position:
+        try:
+            load = self._read_new(secrets)
+            load.require_fit()
+        except UnexpectedRows:
+            misfits = self._misfits(secrets)
+            if not misfits:
+                raise
+            load = self._read_new(secrets, without=misfits)
+        report = load.report()
+        if not report.rows + report.rejected and load.position.items() <= self._state.state.position.items():
             if load.unreadable:
                 raise UnreadableSource("; ".join(load.unreadable.values()))
             return None
         self.commit(load)
         return self.state().loads[-1]
+
+    def _read_new(
+        self, secrets: Secrets, *, without: Mapping[str, str] = MappingProxyType({})
+    ) -> RunningLoad:
+        """Read what is new at the source into a running load. without: pieces to leave out, with the reason. Raises: UnexpectedRows, UnreadableSource."""
+        load = self.begin()
+        before = self._state.state.position
+        for piece in self.source.reads.pieces(before, self.read_names, secrets):
+            if piece.again and not self._tells_rows_apart:
+                self._refuse_untold(piece)
+                continue
+            if piece.name in without:
+                load.unreadable[piece.name] = without[piece.name]
+                continue
+            load.take(piece)
+            if piece.again:
+                if load.unreadable:  # what follows would pass over it
+                    break
+                new = [self.not_aside(rows) for rows in load.rejected]
+                load.rejected = [rows for rows in new if rows.num_rows]
+        load.flush()
+        return load
+
+    def _misfits(self, secrets: Secrets) -> dict[str, str]:
+        """Find the new pieces that do not fit by themselves, with the reason; empty if all do not, or they follow on each other."""
+        misfits: dict[str, str] = {}
+        pieces = list(self.source.reads.pieces(self._state.state.position, self.read_names, secrets))
+        for piece in pieces:
+            load = self.begin()
+            try:
+                load.take(piece)
+                load.flush()
+                load.require_share()
+            except UnexpectedRows as error:
+                misfits[piece.name] = str(error)
+        return {} if len(misfits) == len(pieces) or any(piece.again for piece in pieces) else misfits
+
+    @property
+    def _tells_rows_apart(self) -> bool:
+        """Whether a row that is read again is the same as before: its name comes from the source."""
+        return bool(self.source.unique and self.source.timestamp and not self.source.row_number)
+
+    def _refuse_untold(self, piece: Piece) -> None:
+        """Refuse new rows among others that are stored, where nothing tells them apart. Raises: UnreadableSource."""
+        if piece.more > 0:
+            raise UnreadableSource(
+                f"batch source {self.source.name!r}: {piece.more} rows have come with {piece.name}, which was read before; declare "
+                "`unique`, the columns that name a row, and they are loaded, or a watermark that each row has for itself"
+            )
+
+    def not_aside(self, rejected: pa.Table) -> pa.Table:
+        """Leave out rows that are kept aside already."""
+        if not rejected.num_rows or not self.rejected.exists():
+            return rejected
+        aside = self.rejected.read(columns=[ROW]).column(ROW)
+        return rejected.filter(pc.invert(pc.is_in(rejected.column(ROW), value_set=aside.combine_chunks())))
 
     def backfill(self, secrets: Secrets, *, start: datetime, end: datetime) -> SourceLoad:
         """Load rows with `start` <= event time < `end` that are not stored as they are there, wherever the source was read up to.
@@ -164,8 +228,13 @@ class SourceTable:
         """Columns that name a row of a source with `unique`."""
         return [*self.source.unique, EVENT_TIMESTAMP]
 
-    def _read(self, where: Any, named: Collection[str] | None = None) -> pa.Table:
-        """Read stored rows of all loads, with nulls in columns that were declared after they were loaded."""
+    def _read(
+        self, where: Any, named: Collection[str] | None = None, *, names: pl.DataFrame | None = None
+    ) -> pa.Table:
+        """Read stored rows of all loads, with nulls in columns that were declared after they were loaded.
+
+        names: of the rows that are wanted, by default all; where is an expression then.
+        """
         schema = _stored_schema(self.source)
         if not self.source.unique:
             schema = schema.remove(schema.get_field_index(LOAD_PART))
@@ -173,7 +242,12 @@ class SourceTable:
         if not self.table.exists():
             return schema.empty_table()
         stored = set(self.table.schema().names)
-        found = self.table.read(columns=[name for name in schema.names if name in stored], where=where)
+        columns = [name for name in schema.names if name in stored]
+        found = (
+            self.table.read(columns=columns, where=where)
+            if names is None
+            else self._scan(columns, where, names)
+        )
         values = [
             found.column(each.name)
             if each.name in found.column_names
@@ -181,6 +255,23 @@ class SourceTable:
             for each in schema
         ]
         return pa.table(values, schema=schema)
+
+    def _scan(self, columns: list[str], where: pc.Expression, names: pl.DataFrame) -> pa.Table:
+        """Read rows of these names piece by piece, so that others are held no longer than that."""
+        scanner = self.table.dataset().scanner(
+            columns=columns, filter=where, batch_readahead=2, fragment_readahead=1
+        )
+        matching: list[pa.Table] = [scanner.projected_schema.empty_table()]
+        waiting: list[pa.RecordBatch] = []
+        for batch in chain(scanner.to_batches(), [None]):
+            waiting += [] if batch is None else [batch]
+            if waiting and (batch is None or sum(each.num_rows for each in waiting) >= _SCANNED_ROWS):
+                piece = pa.Table.from_batches(waiting, scanner.projected_schema)
+                number = pl.DataFrame(piece.select(self._names)).with_row_index(_TURN)
+                rows = number.join(names, on=self._names, how="semi").get_column(_TURN).sort()
+                matching.append(piece.take(rows.to_arrow()))
+                waiting = []
+        return pa.concat_tables(matching)
 
     def not_stored(self, rows: pa.Table, earlier: Sequence[Part] = ()) -> pa.Table:
         """Leave out rows that are as the version of them that counts before they come, where the source says what names a row.
@@ -191,8 +282,7 @@ class SourceTable:
         if not self.source.unique or not rows.num_rows:
             return rows
         columns = [name for name in rows.column_names if name != KNOWN_AT or self.source.known_at]
-        first, last = pc.min_max(rows.column(EVENT_TIMESTAMP)).as_py().values()
-        stored = pl.DataFrame(self.rows(start=first, end=last).select(columns))
+        stored = pl.DataFrame(self.rows_named_as(rows).select(columns))
         for part in earlier if stored.height else ():
             names = pl.DataFrame(read_part(self.table, part, columns=self._names))
             stored = stored.join(names, on=self._names, how="anti")
@@ -202,6 +292,19 @@ class SourceTable:
         before = pl.concat([stored.with_columns(pl.lit(0, pl.Int64).alias(_TURN)), following])
         kept = new.join(before, on=before.columns, how="anti", nulls_equal=True, maintain_order="left")
         return kept.drop(_TURN).to_arrow().cast(rows.schema)
+
+    def rows_named_as(self, rows: pa.Table, *, until: int | None = None) -> pa.Table:
+        """Read the stored rows that count and have the `unique` key and event time of one of these, in bounded pieces.
+
+        until: of the loads up to this one.
+        """
+        names = pl.DataFrame(rows.select(self._names)).unique()
+        first, last = pc.min_max(rows.column(EVENT_TIMESTAMP)).as_py().values()
+        within = (pc.field(EVENT_TIMESTAMP) >= pa.scalar(first, TIMESTAMP)) & (
+            pc.field(EVENT_TIMESTAMP) <= pa.scalar(last, TIMESTAMP)
+        )
+        where = within if until is None else within & (pc.field(LOAD) <= until)
+        return self._by_place(self._read(where, names=names))[0]
 
     def commit(self, load: RunningLoad) -> None:
         """Store a load's rows and record it; of two loads of one number the first counts. Raises: UnexpectedRows."""

@@ -78,10 +78,7 @@ def _replaced_by(events: SourceTable, new: pa.Table, after: int) -> pa.Table:
     """Find the rows of the loads up to `after` that counted until new ones came in their place."""
     if not events.source.unique or not after:
         return new.slice(0, 0)
-    first, last = pc.min_max(new.column(EVENT_TIMESTAMP)).as_py().values()
-    before = pl.DataFrame(events.rows(until=after, start=first, end=last))
-    names = pl.DataFrame(new.select([*events.source.unique, EVENT_TIMESTAMP]))
-    return before.join(names, on=names.columns, how="semi").to_arrow().cast(new.schema)
+    return events.rows_named_as(new, until=after).cast(new.schema)
 
 
 def _computed(
@@ -133,9 +130,8 @@ def _created(events: SourceTable, new: pa.Table, after: int) -> pa.ChunkedArray:
     if not events.source.known_at:
         return known
     if events.source.unique and after:
-        first, last = pc.min_max(new.column(EVENT_TIMESTAMP)).as_py().values()
         keys = [*events.source.unique, EVENT_TIMESTAMP]
-        earlier = pl.DataFrame(events.rows(until=after, start=first, end=last).select(keys))
+        earlier = pl.DataFrame(events.rows_named_as(new, until=after).select(keys))
         given = pl.DataFrame(new.select(keys)).with_row_index("row")
         corrected = given.join(earlier, on=keys, how="semi").get_column("row").to_list()
         mask = pa.array(pl.Series(range(new.num_rows)).is_in(corrected).to_arrow())

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import polars as pl
 import pyarrow as pa
@@ -19,6 +19,9 @@ from featurestore.definitions.expectations import Expectation, InRange
 from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
 from featurestore.errors import InvalidRows, UnreadableSource
 
+REPEATED = "is a local time that comes twice"
+"""Part of the reason of rows that lie in an hour which the clocks of the source's zone repeat: nothing says which of both it is."""
+_Repeated = Literal["earliest", "null"]
 _SPREAD = 2_654_435_761  # Knuth's multiplier, by which neighbours get times far apart
 REASON, ROW = "reason", "row"
 REJECTED = pa.schema([pa.field(REASON, pa.string()), pa.field(ROW, pa.string())])
@@ -157,6 +160,9 @@ def _reasons(source: Declared, raw: pl.DataFrame, typed: pl.DataFrame) -> pl.Ser
     for here, there in named.items():
         if typed[here].null_count() > raw[here].null_count():  # else every value was read
             unread = typed[here].is_null() & raw[here].is_not_null()
+            if typed[here].dtype == pl.Datetime and source.timezone:
+                twice = unread & _times(source, there, raw[here], repeated="earliest").is_not_null()
+                conditions.append((twice, f"column {there!r} {REPEATED} in {source.timezone}"))
             conditions.append((unread, f"column {there!r} is not {_wanted(source, here)}"))
         if here in needed and raw[here].null_count():
             conditions.append((raw[here].is_null(), f"column {there!r} has no value"))
@@ -234,15 +240,19 @@ def _truths(raw: pl.Series) -> pl.Series:
     ).to_series()
 
 
-def _times(source: Declared, there: str, raw: pl.Series) -> pl.Series:
-    """Read times of any unit or ISO 8601 texts as microseconds in UTC. Raises: UnreadableSource."""
+def _times(source: Declared, there: str, raw: pl.Series, *, repeated: _Repeated = "null") -> pl.Series:
+    """Read times of any unit or ISO 8601 texts as microseconds in UTC. Raises: UnreadableSource.
+
+    repeated: what a local time that comes twice becomes.
+    """
     if isinstance(raw.dtype, pl.Datetime):
         times = raw.cast(pl.Datetime("us", raw.dtype.time_zone))
-        return times.dt.convert_time_zone("UTC") if raw.dtype.time_zone else _zoned(source, there, times)
+        in_utc = raw.dtype.time_zone is not None
+        return times.dt.convert_time_zone("UTC") if in_utc else _zoned(source, there, times, repeated)
     if raw.dtype == pl.Date:
-        return _zoned(source, there, raw.cast(pl.Datetime("us")))
+        return _zoned(source, there, raw.cast(pl.Datetime("us")), repeated)
     if raw.dtype == pl.String:
-        return _times_of_texts(source, there, raw)
+        return _times_of_texts(source, there, raw, repeated)
     if raw.dtype == pl.Null:
         return raw.cast(pl.Datetime("us", "UTC"))
     raise UnreadableSource(
@@ -251,9 +261,9 @@ def _times(source: Declared, there: str, raw: pl.Series) -> pl.Series:
     )
 
 
-def _times_of_texts(source: Declared, there: str, raw: pl.Series) -> pl.Series:
+def _times_of_texts(source: Declared, there: str, raw: pl.Series, repeated: _Repeated) -> pl.Series:
     plain = _plain_times(raw)
-    return _times_of_any_texts(source, there, raw) if plain is None else plain
+    return _times_of_any_texts(source, there, raw, repeated) if plain is None else plain
 
 
 def _plain_times(raw: pl.Series) -> pl.Series | None:
@@ -268,7 +278,7 @@ def _plain_times(raw: pl.Series) -> pl.Series | None:
     return pl.Series(raw.name, times)
 
 
-def _times_of_any_texts(source: Declared, there: str, raw: pl.Series) -> pl.Series:
+def _times_of_any_texts(source: Declared, there: str, raw: pl.Series, repeated: _Repeated) -> pl.Series:
     texts = raw.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T")
     has_zone = texts.str.contains(_ZONE)
     zones = texts.str.replace(r"[zZ]$", "+00:00")
@@ -278,11 +288,12 @@ def _times_of_any_texts(source: Declared, there: str, raw: pl.Series) -> pl.Seri
     ]
     naive = [texts.str.to_datetime(each, time_unit="us", strict=False) for each in _FORMATS]
     plain = pl.select(pl.coalesce(naive)).to_series()
-    local = _zoned(source, there, plain) if plain.filter(~has_zone).drop_nulls().len() else plain.cast(utc)
+    any_local = plain.filter(~has_zone).drop_nulls().len()
+    local = _zoned(source, there, plain, repeated) if any_local else plain.cast(utc)
     return pl.select(pl.when(has_zone).then(pl.coalesce(zoned)).otherwise(local)).to_series().alias(raw.name)
 
 
-def _zoned(source: Declared, there: str, times: pl.Series) -> pl.Series:
+def _zoned(source: Declared, there: str, times: pl.Series, repeated: _Repeated) -> pl.Series:
     """Read times that name no zone as local to the source's; one that its clocks skipped becomes null."""
     if not source.timezone:
         first = times.drop_nulls()
@@ -291,5 +302,5 @@ def _zoned(source: Declared, there: str, times: pl.Series) -> pl.Series:
             f"batch source {source.name!r}: column {there!r} has times without a zone{sample}; say which one they are in: "
             "timezone='UTC', or 'Europe/Berlin'"
         )
-    local = times.dt.replace_time_zone(source.timezone, ambiguous="earliest", non_existent="null")
+    local = times.dt.replace_time_zone(source.timezone, ambiguous=repeated, non_existent="null")
     return local.dt.convert_time_zone("UTC")

@@ -36,7 +36,7 @@ class SqlTable:
 
     uri: `sqlite:///file`, `duckdb:///file`, `postgresql://…`, or `$NAME`, a secret with such a uri in it.
     table: name of a table, or a query in parentheses. watermark: its column; a row counts as new if it is beyond the greatest
-    value that was read before, so rows must not come in with a smaller one later.
+    value that was read before, or has that one and is not stored, so rows must not come in with a smaller one later.
     Raises: InvalidDefinition.
     """
 
@@ -72,8 +72,8 @@ class SqlTable:
         uri = secrets(self.uri[1:]) if self.secret_names else self.uri
         known = after.get("watermark")
         (newest,) = self._one(uri, f'SELECT max("{self.watermark}") FROM {self._rows}')  # noqa: S608  # declared by its owner
-        if newest is None or newest == _value(known):
-            if newest is None and known is not None:
+        if newest is None:
+            if known is not None:
                 raise UnreadableSource(
                     f"{self.table}: column {self.watermark!r} was read up to {known['value']}, and no row is left; nothing is loaded"
                 )
@@ -83,11 +83,24 @@ class SqlTable:
                 f"{self.table}: column {self.watermark!r} went back from {known['value']} to {newest}; nothing is loaded until it "
                 "is beyond that again. If the table was made anew, load it under another name"
             )
-        position = {"watermark": _json(newest)}
-        name = f"{self.watermark} up to {newest}" + (f" after {known['value']}" if known else "")
-        limits = [("<=", self.watermark, newest)]
-        limits += [] if known is None else [(">", self.watermark, _value(known))]
-        yield Piece(name, position, partial(self._read, uri, list(columns), limits, within))
+        position = {"watermark": _json(newest) | {"rows": self._rows_at(uri, newest)}}
+        if known is not None:  # others may have come with the last value since it was read
+            same: list[_Limit] = [("=", self.watermark, _value(known))]
+            more = self._rows_at(uri, _value(known)) - int(known["rows"]) if "rows" in known else 0
+            read = partial(self._read, uri, list(columns), same, within)
+            at = {"watermark": known} if newest != _value(known) else position
+            yield Piece(f"{self.watermark} of {known['value']}", at, read, again=True, more=more)
+        if known is None or newest != _value(known):
+            name = f"{self.watermark} up to {newest}" + (f" after {known['value']}" if known else "")
+            limits = [("<=", self.watermark, newest)]
+            limits += [] if known is None else [(">", self.watermark, _value(known))]
+            yield Piece(name, position, partial(self._read, uri, list(columns), limits, within))
+
+    def _rows_at(self, uri: str, value: Any) -> int:
+        """Count the rows of one value of the watermark."""
+        mark = _PARAMETER.get(_scheme(uri), "?").format(1)
+        query = f'SELECT count(*) FROM {self._rows} WHERE "{self.watermark}" = {mark}'  # noqa: S608  # as above
+        return int(self._one(uri, query, [value])[0])
 
     @property
     def _rows(self) -> str:
@@ -117,10 +130,10 @@ class SqlTable:
         except Exception as error:
             raise UnreadableSource(f"{self.table} cannot be read: {error}") from error
 
-    def _one(self, uri: str, query: str) -> tuple[Any, ...]:
+    def _one(self, uri: str, query: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
         try:
             with closing(_connected(uri)) as connection, closing(connection.cursor()) as cursor:
-                cursor.execute(query)
+                cursor.execute(query, parameters=list(parameters) or None)
                 return tuple(cursor.fetchone())
         except UnreadableSource:
             raise

@@ -139,7 +139,7 @@ class Followers:
 
     def of(self, where: str, view: FeatureView, field: str) -> FollowedRows:
         """Get the follower of a field. where: store and project of the view."""
-        key = (where, view.name, field)
+        key = (where, view.stored_as, field)
         with self._lock:
             found = self._kept.get(key) or FollowedRows(view, field)
             self._kept[key] = found

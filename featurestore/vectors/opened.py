@@ -77,7 +77,7 @@ def search(source: Source, view: FeatureView, ask: Ask, options: Options) -> Nei
     index = index_of(view, options.field)
     k, conditions = checked_k(options.k), conditions_of(view, options.where or {})
     rows = FOLLOWERS.of(source.place, view, index.field)
-    builds = source.builds(view.name, index.field)
+    builds = source.builds(view.stored_as, index.field)
     now = rows.read(source.offline, builds, view, index, max_age_s=options.max_age_s)
     layers = now.layers
     if options.at is None and source.has_online:
@@ -101,11 +101,11 @@ def refresh(source: Source, view: FeatureView, field: str | None) -> IndexBuild 
         raise InvalidDefinition(
             f"feature view {view.name!r} declares no index over {index.field!r}; give it indexes=[VectorIndex({index.field!r})]"
         )
-    builds = source.builds(view.name, index.field)
+    builds = source.builds(view.stored_as, index.field)
     made = Refresh(source.offline, builds, view, index, source.now()).run(
         Loader().newest(builds, view, index)
     )
-    FOLLOWERS.expire(source.place, view.name)
+    FOLLOWERS.expire(source.place, view.stored_as)
     return made
 
 

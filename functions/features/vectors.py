@@ -85,7 +85,7 @@ def _declared(views: Sequence[str] | None) -> list[tuple[FeatureView, VectorInde
 
 def _status(view: FeatureView, index: VectorIndex, *, refreshed: bool) -> VectorIndexStatus:
     features = context().features()
-    build = features.builds(view.name, index.field).newest()
+    build = features.builds(view.stored_as, index.field).newest()
     version = features.offline.version(view)
     stored = sum(file.rows for file in version.files) if version is not None else 0
     described = {

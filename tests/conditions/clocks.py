@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -56,7 +56,7 @@ class Change:
     def moments(self) -> list[datetime]:
         """Moments that have the local time `during`, in their order."""
         local = datetime.fromisoformat(self.during)
-        both = (local.replace(tzinfo=ZoneInfo(self.zone), fold=fold) for fold in (0, 1))
+        both = (local.replace(tzinfo=ZoneInfo(self.zone), fold=fold).astimezone(UTC) for fold in (0, 1))
         return list(both) if self.twice else []
 
 

@@ -54,7 +54,7 @@ def erase_online(features: FeatureStore, traces: Traces) -> int:
     client = features.online.client
     deleted = 0
     with features.online.reachable():
-        for view in features.list_feature_views():
+        for view in features.list_generations():
             for key in _keys_of(client, features.project, view, traces):
                 deleted += int(client.delete(key))
     return deleted
@@ -74,7 +74,7 @@ def _keys_of(client: Any, project: str, view: FeatureView, traces: Traces) -> It
     is_named = bool(traces.values) and traces.values.keys() <= set(names)
     if not (is_named or traces.text):
         return
-    start = prefix(project, view.name)
+    start = prefix(project, view.stored_as)
     for key in client.scan_iter(match=f"{_literal(start)}*", count=1_000):
         parts = [unquote(part) for part in key.decode()[len(start) :].split("|")]
         row = dict(zip(names, parts, strict=False))

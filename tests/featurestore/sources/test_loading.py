@@ -276,9 +276,6 @@ def test_a_delta_table_is_read_on_by_its_versions(tmp_path: Path, store: ObjectS
     DeltaTable(uri).optimize.compact()
     assert table.load(no_secrets).rows == 2  # type: ignore[union-attr]
     assert delays(table) == [1.0, 2.0, 3.0]
-    DeltaTable(uri).delete("delay = 2")
-    with pytest.raises(UnreadableSource, match="not only added"):
-        table.load(no_secrets)
 
 
 def test_of_the_commits_of_a_delta_table_that_one_load_reads_the_last_counts(

@@ -1,0 +1,339 @@
+"""Sources as they are in life: rows go, files are still being copied, one of them is bad, and clocks are put back."""
+
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from featurestore import (
+    BatchSource,
+    CsvFiles,
+    DeltaRows,
+    Field,
+    Float64,
+    InRange,
+    NullShare,
+    ParquetFiles,
+    SqlTable,
+    String,
+    UnexpectedRows,
+    UnreadableSource,
+)
+from featurestore.sources import SourceTable, files, loading
+from registry import ObjectStore, open_store
+from tests.conditions.clocks import Change, any_change
+from tests.featurestore.conftest import NOW
+
+MOMENT = datetime(2024, 5, 1, 10, tzinfo=UTC)
+TIMES = pa.timestamp("us", "UTC")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return open_store(f"file://{tmp_path}/store")
+
+
+@pytest.fixture
+def landing(tmp_path: Path) -> Path:
+    folder = tmp_path / "landing"
+    folder.mkdir()
+    return folder
+
+
+def table_of(reads: Any, store: ObjectStore, **options: Any) -> SourceTable:
+    schema = [Field("user", String), Field("v", Float64)]
+    source = BatchSource("tx", reads, schema, **{"timestamp": "at", "timezone": "UTC"} | options)
+    return SourceTable(source, store, "default", actor="tests", clock=lambda: NOW)
+
+
+def no_secrets(name: str) -> str:
+    raise AssertionError(name)
+
+
+def stored(table: SourceTable) -> list[tuple[str, float]]:
+    return sorted(zip(table.rows()["user"].to_pylist(), table.rows()["v"].to_pylist(), strict=True))
+
+
+def rows(**values: float) -> pa.Table:
+    at = pa.array([MOMENT] * len(values), TIMES)
+    return pa.table({"user": list(values), "v": list(values.values()), "at": at})
+
+
+def delete(uri: str) -> None:
+    DeltaTable(uri).delete("user = 'a'")
+
+
+def update(uri: str) -> None:
+    DeltaTable(uri).update(updates={"v": "10.0"}, predicate="user = 'a'")
+
+
+def merge(uri: str) -> None:
+    new = rows(a=10.0, e=5.0)
+    merged = DeltaTable(uri).merge(new, "t.user = s.user", source_alias="s", target_alias="t")
+    merged.when_matched_update_all().when_not_matched_insert_all().execute()
+
+
+def overwrite(uri: str) -> None:
+    write_deltalake(uri, rows(a=10.0, b=2.0), mode="overwrite")
+
+
+STAY = {"b": 2.0, "c": 3.0, "d": 4.0}
+CHANGES: dict[str, tuple[Callable[[str], None], dict[str, float], int]] = {
+    "DELETE": (delete, {"a": 1.0} | STAY, 1),
+    "UPDATE": (update, {"a": 10.0} | STAY, 1),
+    "MERGE": (merge, {"a": 10.0, "e": 5.0} | STAY, 1),
+    "overwrite": (overwrite, {"a": 10.0} | STAY, 2),
+}
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["change data", "plain"])
+@pytest.mark.parametrize(("change", "wanted", "removed"), CHANGES.values(), ids=CHANGES.keys())
+def test_rows_that_change_or_go_in_a_delta_table_stop_no_load(
+    tmp_path: Path,
+    store: ObjectStore,
+    change: Callable[[str], None],
+    wanted: dict[str, float],
+    removed: int,
+    follows: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    uri = f"{tmp_path}/their.delta"
+    feed = {"delta.enableChangeDataFeed": "true"} if follows else {}
+    write_deltalake(uri, rows(a=1.0, b=2.0, c=3.0), configuration=feed)
+    table = table_of(DeltaRows(uri), store, unique=["user"])
+    table.load(no_secrets)
+    change(uri)
+    write_deltalake(uri, rows(d=4.0), mode="append")
+    load = table.load(no_secrets)
+    assert load is not None
+    assert dict(stored(table)) == wanted
+    assert load.removed == removed
+    assert table.load(no_secrets) is None
+
+
+def test_a_row_that_a_delete_only_wrote_anew_is_no_new_one(tmp_path: Path, store: ObjectStore) -> None:
+    uri = f"{tmp_path}/their.delta"
+    write_deltalake(uri, pa.concat_tables([rows(a=1.0), rows(b=2.0), rows(b=2.0)]))
+    table = table_of(DeltaRows(uri), store)  # nothing names a row here
+    table.load(no_secrets)
+    DeltaTable(uri).delete("user = 'a'")
+    load = table.load(no_secrets)
+    assert load is not None
+    assert (load.rows, load.removed) == (0, 1)
+    assert stored(table) == [("a", 1.0), ("b", 2.0), ("b", 2.0)]
+
+
+def sql(tmp_path: Path) -> tuple[sqlite3.Connection, SqlTable]:
+    database = sqlite3.connect(tmp_path / "their.db")
+    database.execute("CREATE TABLE tx (user TEXT, v REAL, at TEXT, updated INTEGER)")
+    return database, SqlTable(f"sqlite:///{tmp_path}/their.db", "tx", "updated")
+
+
+def insert(database: sqlite3.Connection, user: str, v: Any, updated: int) -> None:
+    database.execute("INSERT INTO tx VALUES (?, ?, '2024-05-01T10:00:00Z', ?)", (user, v, updated))
+    database.commit()
+
+
+def test_rows_that_come_with_the_last_watermark_are_loaded_once(tmp_path: Path, store: ObjectStore) -> None:
+    database, reads = sql(tmp_path)
+    table = table_of(reads, store, unique=["user"])
+    wanted = []
+    for number, updated in enumerate([100, 100, 100, 101, 101, 103]):
+        insert(database, f"u{number}", float(number), updated)
+        wanted.append((f"u{number}", float(number)))
+        assert table.load(no_secrets).rows == 1  # type: ignore[union-attr]
+        assert stored(table) == wanted
+        assert table.load(no_secrets) is None
+    insert(database, "late", 7.0, 103)
+    insert(database, "new", 8.0, 104)
+    assert table.load(no_secrets).rows == 2  # type: ignore[union-attr]
+    database.execute("UPDATE tx SET v = 80 WHERE user = 'new'")  # its watermark stays
+    database.commit()
+    assert table.load(no_secrets).rows == 1  # type: ignore[union-attr]
+    assert dict(stored(table))["new"] == 80.0
+
+
+def test_a_bad_row_of_the_last_watermark_is_kept_aside_once(tmp_path: Path, store: ObjectStore) -> None:
+    database, reads = sql(tmp_path)
+    table = table_of(reads, store, unique=["user"], bad_share=0.5)
+    insert(database, "a", 1.0, 100)
+    insert(database, "bad", "much", 100)
+    assert table.load(no_secrets).rejected == 1  # type: ignore[union-attr]
+    assert table.load(no_secrets) is None
+    insert(database, "b", 2.0, 100)
+    load = table.load(no_secrets)
+    assert load is not None
+    assert (load.rows, load.rejected) == (1, 0)
+    assert table.rejected.read().num_rows == 1
+
+
+def test_rows_of_the_last_watermark_that_nothing_names_are_refused_and_not_lost(
+    tmp_path: Path, store: ObjectStore
+) -> None:
+    database, reads = sql(tmp_path)
+    table = table_of(reads, store)
+    insert(database, "a", 1.0, 100)
+    table.load(no_secrets)
+    assert table.load(no_secrets) is None
+    insert(database, "b", 2.0, 100)
+    with pytest.raises(UnreadableSource, match=r"1 rows have come with updated of 100.*declare `unique`"):
+        table.load(no_secrets)
+    named = table_of(reads, store, unique=["user"])
+    named.load(no_secrets)
+    assert stored(named) == [("a", 1.0), ("b", 2.0)]
+
+
+def test_a_file_that_is_still_being_copied_is_read_by_the_next_load(
+    landing: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(rows(x=1.0), landing / "whole")
+    whole = (landing / "whole").read_bytes()
+    (landing / "x.parquet").write_bytes(whole[:100])
+    pq.write_table(rows(y=2.0), landing / "y.parquet")
+    read = files._parquet
+
+    def read_later(*arguments: Any) -> Any:
+        (landing / "x.parquet").write_bytes(whole)  # the copy ends after the listing
+        yield from read(*arguments)
+
+    table = table_of(ParquetFiles(f"{landing}/*.parquet"), store)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_parquet", read_later)
+        load = table.load(no_secrets)
+    assert load is not None
+    assert "still being written" in load.unreadable[f"{landing}/x.parquet"]
+    assert stored(table) == [("y", 2.0)]
+    table.load(no_secrets)
+    assert stored(table) == [("x", 1.0), ("y", 2.0)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_that_was_changed_after_it_was_read_holds_back_no_other(
+    landing: Path, store: ObjectStore, kind: str
+) -> None:
+    reader = {"csv": CsvFiles, "parquet": ParquetFiles}[kind]
+
+    def write(name: str, *users: str) -> None:
+        values = rows(**dict.fromkeys(users, 1.0))
+        if kind == "parquet":
+            pq.write_table(values, landing / f"{name}.parquet")
+        else:
+            lines = [f"{user},1,2024-05-01T10:00:00Z\n" for user in users]
+            (landing / f"{name}.csv").write_text("user,v,at\n" + "".join(lines))
+
+    table = table_of(reader(f"{landing}/*.{kind}"), store)
+    write("a", "first")
+    table.load(no_secrets)
+    write("a", "other", "more")
+    with pytest.raises(UnreadableSource, match="what was read of it changed"):
+        table.load(no_secrets)
+    write("b", "second")
+    load = table.load(no_secrets)
+    assert load is not None
+    assert list(load.unreadable) == [f"{landing}/a.{kind}"]
+    assert stored(table) == [("first", 1.0), ("second", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "options"),
+    [
+        ("much", {}),
+        ("1e9", {"expectations": [InRange("v", most=100)]}),
+        ("", {"expectations": [NullShare("v", most=0.3)]}),
+    ],
+    ids=["not a number", "out of range", "all null"],
+)
+def test_one_bad_file_holds_back_no_other(
+    landing: Path, store: ObjectStore, bad: str, options: dict[str, Any]
+) -> None:
+    def write(name: str, value: str) -> None:
+        lines = [f"{name}{number},{value},2024-05-01T10:00:00Z\n" for number in range(30)]
+        (landing / f"{name}.csv").write_text("user,v,at\n" + "".join(lines))
+
+    table = table_of(CsvFiles(f"{landing}/*.csv"), store, **options)
+    write("b", bad)
+    with pytest.raises(UnexpectedRows):
+        table.load(no_secrets)
+    for number, name in enumerate("ac", 1):
+        write(name, "1")
+        load = table.load(no_secrets)
+        assert load is not None
+        assert list(load.unreadable) == [f"{landing}/b.csv"]
+        assert len(stored(table)) == 30 * number
+    write("b", "2")
+    table.load(no_secrets)
+    assert len(stored(table)) == 90
+
+
+@any_change
+def test_a_local_time_that_comes_twice_or_never_is_kept_aside(
+    landing: Path, store: ObjectStore, change: Change
+) -> None:
+    lines = [
+        f"{user},1,{at}\n"
+        for user, at in zip("abc", (change.before, change.during, change.after), strict=True)
+    ]
+    (landing / "a.csv").write_text("user,v,at\n" + "".join(lines))
+    share = {} if change.twice else {"bad_share": 0.5}
+    table = table_of(CsvFiles(f"{landing}/*.csv"), store, timezone=change.zone, **share)
+    load = table.load(no_secrets)
+    assert load is not None
+    twice = f"column 'at' is a local time that comes twice in {change.zone}"
+    assert load.reasons == {twice if change.twice else "column 'at' is not a time": 1}
+    times = dict(
+        zip(table.rows()["user"].to_pylist(), table.rows()["event_timestamp"].to_pylist(), strict=True)
+    )
+    for user, at in (("a", change.before), ("c", change.after)):
+        assert times[user] == datetime.fromisoformat(at).replace(tzinfo=ZoneInfo(change.zone))
+
+
+@any_change
+def test_both_times_of_a_repeated_hour_are_told_by_their_offset(
+    landing: Path, store: ObjectStore, change: Change
+) -> None:
+    moments = change.moments()
+    lines = [f"u{number},1,{moment.isoformat()}\n" for number, moment in enumerate(moments)]
+    (landing / "a.csv").write_text("user,v,at\n" + "".join([*lines, "z,1,2024-06-01 00:00\n"]))
+    table = table_of(CsvFiles(f"{landing}/*.csv"), store, timezone=change.zone)
+    table.load(no_secrets)
+    times = table.rows()["event_timestamp"].to_pylist()
+    assert set(moments) <= set(times)
+    assert len(times) == len(moments) + 1
+
+
+def test_a_load_of_named_rows_holds_few_of_those_that_are_stored(
+    landing: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files come in no order of time, so each load meets the whole history."""
+    rng, count = np.random.default_rng(0), 5_000
+    table = table_of(ParquetFiles(f"{landing}/*.parquet"), store, unique=["user"])
+    held: list[int] = []
+    by_place = SourceTable._by_place
+
+    def counted(source: SourceTable, found: pa.Table) -> Any:
+        held.append(found.num_rows)
+        return by_place(source, found)
+
+    monkeypatch.setattr(SourceTable, "_by_place", counted)
+    monkeypatch.setattr(loading, "_SCANNED_ROWS", 1_000)
+    year = timedelta(days=365) // timedelta(microseconds=1)
+    first: pa.Table | None = None
+    for number in range(6):
+        at = pa.array(rng.integers(0, year, count)).cast(TIMES)
+        users = [f"{number}-{row}" for row in range(count)]
+        new = pa.table({"user": users, "v": rng.random(count), "at": at})
+        first = new if first is None else first
+        again = first.slice(0, 10).set_column(1, "v", pa.array([float(number)] * 10))
+        pq.write_table(pa.concat_tables([new, again]), landing / f"{number}.parquet")
+        table.load(no_secrets)
+    assert max(held) <= 2 * 6 * 10  # versions of the rows that come again
+    values = dict(stored(table))
+    assert len(values) == 6 * count
+    assert {values[f"0-{row}"] for row in range(10)} == {5.0}
