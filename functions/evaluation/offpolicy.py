@@ -204,7 +204,7 @@ def _numbers(values: npt.ArrayLike, rows: int | None, what: str) -> Floats:
 def _estimate(numerator: Floats, denominator: Floats, w: Floats, unit: npt.NDArray[np.int64]) -> OffPolicy:
     """Estimate Σ numerator / Σ denominator over rows, whose error is that of sums by unit."""
     effect = ratio(np.bincount(unit, weights=numerator), np.bincount(unit, weights=denominator))
-    weights = np.bincount(unit, weights=w)
+    weights = np.bincount(unit, weights=w).astype(np.float64)
     squares = exact_sum(np.square(weights))
     effective = exact_sum(weights) ** 2 / squares if squares else 0.0
     radius = _Z * effect.standard_error

@@ -205,7 +205,14 @@ class Rollouts:
         self, state: RolloutState, traffic: CurrentTraffic, share: float, now: datetime
     ) -> TickResult:
         """Record that the split was set by hand: its counts begin now, and those of the split before are not added to them."""
-        body = {"event": "split", "at": now.isoformat(), "share": share, "traffic_entry": traffic.entry}
+        text = f"the split was set by hand: of what champion and canary answer it has {share:.2%}; its counts begin now"
+        body = {
+            "event": "split",
+            "at": now.isoformat(),
+            "share": share,
+            "traffic_entry": traffic.entry,
+            "reason": text,
+        }
         entry = self._fold.transact(lambda history: body if history.current == state else None)
         return TickResult(
             model=self.model,
@@ -213,7 +220,7 @@ class Rollouts:
             challenger=state.challenger,
             stage=state.stage,
             rule="split",
-            text=f"the split was set by hand: of what champion and canary answer it has {share:.2%}; its counts begin now",
+            text=text,
             labels=state.judged_labels,
             entry=None if entry is None else entry.number,
         )

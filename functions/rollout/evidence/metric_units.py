@@ -38,9 +38,8 @@ class MetricArm:
     def of(cls, values: Floats, units: Hashes) -> Self:
         """Sum `values` (rows,) by the unit of each row."""
         unit, index = np.unique(units, return_inverse=True)
-        return cls(
-            unit, np.bincount(index, weights=values, minlength=0), np.bincount(index).astype(np.float64)
-        )
+        total, rows = np.bincount(index, weights=values), np.bincount(index)
+        return cls(unit, total.astype(np.float64), rows.astype(np.float64))
 
     @property
     def sums(self) -> ClusterSums:

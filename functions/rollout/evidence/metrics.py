@@ -98,12 +98,15 @@ def metric_cohort(
     """Take the metric of one cohort, of the answers that are looked at. champion, challenger: what each arm answered, without shadows."""
     share = 1.0 if metric is None else metric.share
     arms = [_sampled(arm.first_by_id(), share) for arm in (champion, challenger)]
-    sums = []
-    for arm in arms:
-        values = metric_values(arm, guardrail, metric)
-        known = np.isfinite(values)
-        sums.append(MetricArm.of(values[known], hash_strings(arm.unit[known])))
-    return MetricCohort(*sums, requests=sum(len(arm) for arm in arms), bounds=guardrail.bounds)
+    theirs, ours = (_by_unit(arm, metric_values(arm, guardrail, metric)) for arm in arms)
+    return MetricCohort(
+        champion=theirs, challenger=ours, requests=sum(len(arm) for arm in arms), bounds=guardrail.bounds
+    )
+
+
+def _by_unit(rows: Scored, values: npt.NDArray[np.float64]) -> MetricArm:
+    has_value = np.isfinite(values)
+    return MetricArm.of(values[has_value], hash_strings(rows.unit[has_value]))
 
 
 def _sampled(rows: Scored, share: float) -> Scored:
