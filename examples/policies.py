@@ -8,7 +8,12 @@ from functions.rollout import RolloutPolicy
 from registry import AutomaticApproval, ModelPolicy
 
 ROLLOUT: Final = RolloutPolicy(
-    dependence="unit", planned_labels=600, shadow_min_labels=200, canary_share=0.3, mismatch_alpha=0.001
+    season=timedelta(0),  # their weeks have no weekdays
+    dependence="unit",
+    planned_labels=600,
+    shadow_min_labels=200,
+    canary_share=0.3,
+    mismatch_alpha=0.001,
 )
 RETRAINING: Final = RetrainingPolicy(
     windows=(TrainingWindow(name="all"), TrainingWindow(name="recent", days=5)),

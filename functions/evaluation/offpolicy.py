@@ -1,12 +1,14 @@
 """Off-policy estimates of what a new policy would earn, from the log of the old one: actions, their chances, rewards.
 
-w: the weight of a row, the new policy's chance of the logged action over the old one's.
+w: the weight of a row, the new policy's chance of the logged action over the old one's. Rows of one unit, such as a user that comes
+back, are one observation: they are summed by `units` before anything is said of how sure an estimate is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,9 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.errors import EvaluationError
-from functions.stats import Effect, Moments, ratio
+from functions.evaluation.realised_loss import request_of
+from functions.stats import ratio
+from functions.stats.comparison.cluster_sums import exact_sum
 from registry.models.traffic import BY_RULE
 
 Floats = npt.NDArray[np.float64]
@@ -23,10 +27,27 @@ _ROUNDING = 1e-9
 _Z = 1.959963984540054
 
 
-class OffPolicy(BaseModel):
-    """Mean reward that the new policy would have earned, with its 95 % interval for one look.
+class Estimate(Protocol):
+    """An estimate such as `ips` or `snips`."""
 
-    effective_rows: (Σw)² / Σw², the number of the new policy's own rows that the log is worth. mean_weight: near 1 if the
+    def __call__(
+        self,
+        reward: npt.ArrayLike,
+        logged: npt.ArrayLike,
+        target: npt.ArrayLike,
+        /,
+        *,
+        units: npt.ArrayLike | None,
+    ) -> OffPolicy:
+        """Estimate from the rewards, and the chances of the old and the new policy."""
+        ...
+
+
+class OffPolicy(BaseModel):
+    """Mean reward of a row that the new policy would have earned, with its 95 % interval for one look.
+
+    units: independent observations behind it. effective_rows: (Σw)² / Σw² over units, the number of the new policy's own that the
+    log is worth. mean_weight: near 1 if the
     logged chances are right. sufficient: whether effective rows are enough and the interval is finite; if not, conclude
     nothing.
     """
@@ -37,25 +58,31 @@ class OffPolicy(BaseModel):
     low: float
     high: float
     rows: int
+    units: int
     effective_rows: float
     mean_weight: float
     max_weight: float
     sufficient: bool
 
 
-def ips(reward: npt.ArrayLike, logged: npt.ArrayLike, target: npt.ArrayLike) -> OffPolicy:
+def ips(
+    reward: npt.ArrayLike, logged: npt.ArrayLike, target: npt.ArrayLike, *, units: npt.ArrayLike | None = None
+) -> OffPolicy:
     """Estimate by inverse propensity score, the mean of w·r: unbiased, and of high variance where weights are large.
 
     reward: (rows,). logged: (rows,) chance that the old policy gave the action it took, above 0. target: (rows,) the new
-    policy's chance of that same action.
+    policy's chance of that same action. units: (rows,) who each row is about; None: each row is a unit of its own.
     Raises: EvaluationError if there are no rows, a value is no number, or a chance is out of range.
     Source: Horvitz and Thompson, A generalization of sampling without replacement, 1952.
     """
     r, w = _weighted(reward, logged, target)
-    return _found(_mean(w * r), w)
+    unit = _units(units, len(r))
+    return _estimate(w * r, np.ones(len(r)), w, unit)
 
 
-def snips(reward: npt.ArrayLike, logged: npt.ArrayLike, target: npt.ArrayLike) -> OffPolicy:
+def snips(
+    reward: npt.ArrayLike, logged: npt.ArrayLike, target: npt.ArrayLike, *, units: npt.ArrayLike | None = None
+) -> OffPolicy:
     """Estimate by the self-normalised score Σw·r / Σw, error by the delta method: a little bias, far less variance.
 
     Arguments and Raises: as `ips`; also if no weight is above 0.
@@ -64,7 +91,7 @@ def snips(reward: npt.ArrayLike, logged: npt.ArrayLike, target: npt.ArrayLike) -
     r, w = _weighted(reward, logged, target)
     if not w.sum() > 0:
         raise EvaluationError("the new policy never takes a logged action: the log says nothing about it")
-    return _found(ratio(w * r, w), w)
+    return _estimate(w * r, w, w, _units(units, len(r)))
 
 
 def doubly_robust(
@@ -74,6 +101,7 @@ def doubly_robust(
     *,
     model_logged: npt.ArrayLike,
     model_target: npt.ArrayLike,
+    units: npt.ArrayLike | None = None,
 ) -> OffPolicy:
     """Estimate by a reward model that the log corrects, the mean of q_target + w·(r − q_logged).
 
@@ -84,7 +112,7 @@ def doubly_robust(
     """
     r, w = _weighted(reward, logged, target)
     q_logged, q_target = (_numbers(q, len(r), "model's reward") for q in (model_logged, model_target))
-    return _found(_mean(q_target + w * (r - q_logged)), w)
+    return _estimate(q_target + w * (r - q_logged), np.ones(len(r)), w, _units(units, len(r)))
 
 
 def judge_split(
@@ -92,11 +120,12 @@ def judge_split(
     reward: npt.ArrayLike,
     target: Mapping[str, float],
     *,
-    estimate: Callable[[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike], OffPolicy] = snips,
+    estimate: Estimate = snips,
 ) -> OffPolicy:
     """Estimate from the prediction log what another split would have earned, by the propensity that stands in each row.
 
-    rows: of one model and one rollout, with the columns `arm` and `propensity`. reward: (rows,). target: the new split's chance
+    rows: of one model and one rollout, with the columns `arm` and `propensity`, and `unit` and `prediction_id` where units come back:
+    a unit is one observation, and so are the rows of a request without one. reward: (rows,). target: the new split's chance
     of each arm; 0 for arms that it does not name. Rows that were not drawn have no propensity and are left out: shadows, versions
     by number, and rows of releases that did not log it. So are those that a rule sent, which no split decides.
     Raises: EvaluationError if no row is left, an arm of the target is in none of them, or its chances sum to more than 1.
@@ -114,7 +143,35 @@ def judge_split(
             f"target={dict(target)!r}: chances sum to at most 1, of arms in the log {sorted(set(arms[drawn]))}"
         )
     new = np.array([target.get(arm, 0.0) for arm in arms[drawn]])
-    return estimate(_numbers(reward, len(arms), "reward")[drawn], chance[drawn], new)
+    units = _logged_units(rows)
+    return estimate(
+        _numbers(reward, len(arms), "reward")[drawn],
+        chance[drawn],
+        new,
+        units=None if units is None else units[drawn],
+    )
+
+
+def _logged_units(rows: pa.Table) -> npt.NDArray[np.object_] | None:
+    """Take the unit of each row (rows,), or its request; None where the rows were read without units."""
+    if "unit" not in rows.column_names:
+        return None
+    unit = rows["unit"].to_numpy(zero_copy_only=False)
+    ids = rows["prediction_id"].to_pylist() if "prediction_id" in rows.column_names else range(len(unit))
+    return np.array(
+        [own or f"request {request_of(str(name))}" for own, name in zip(unit, ids, strict=True)], dtype=object
+    )
+
+
+def _units(units: npt.ArrayLike | None, rows: int) -> npt.NDArray[np.int64]:
+    """Number the unit of each row, (rows,)."""
+    if units is None:
+        return np.arange(rows)
+    names = np.asarray(units)
+    if names.shape != (rows,):
+        raise EvaluationError(f"need one unit for each of {rows} rows, got shape {names.shape}")
+    numbers: npt.NDArray[np.int64] = np.unique(names.astype(str), return_inverse=True)[1]
+    return numbers
 
 
 def _weighted(reward: npt.ArrayLike, logged: npt.ArrayLike, target: npt.ArrayLike) -> tuple[Floats, Floats]:
@@ -144,20 +201,19 @@ def _numbers(values: npt.ArrayLike, rows: int | None, what: str) -> Floats:
     return array
 
 
-def _mean(values: Floats) -> Effect:
-    moments = Moments.of(values)
-    return Effect(moments.mean, moments.standard_error if moments.n > 1 else math.inf, moments.n)
-
-
-def _found(effect: Effect, w: Floats) -> OffPolicy:
-    squares = float(w @ w)
-    effective = float(w.sum() ** 2 / squares) if squares else 0.0
+def _estimate(numerator: Floats, denominator: Floats, w: Floats, unit: npt.NDArray[np.int64]) -> OffPolicy:
+    """Estimate Σ numerator / Σ denominator over rows, whose error is that of sums by unit."""
+    effect = ratio(np.bincount(unit, weights=numerator), np.bincount(unit, weights=denominator))
+    weights = np.bincount(unit, weights=w).astype(np.float64)
+    squares = exact_sum(np.square(weights))
+    effective = exact_sum(weights) ** 2 / squares if squares else 0.0
     radius = _Z * effect.standard_error
     return OffPolicy(
         estimate=effect.estimate,
         low=effect.estimate - radius,
         high=effect.estimate + radius,
-        rows=effect.n,
+        rows=len(w),
+        units=effect.n,
         effective_rows=effective,
         mean_weight=float(w.mean()),
         max_weight=float(w.max()),

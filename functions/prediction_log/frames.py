@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import adler32, crc32
 
-__all__ = ["HEADER_BYTES", "Frame", "encode_frame", "read_frames", "whole_frames"]
+__all__ = ["HEADER_BYTES", "Frame", "encode_frame", "intact_frames", "read_frames", "whole_frames"]
 
 _HEADER = struct.Struct("<QII")
 HEADER_BYTES = _HEADER.size
+_DAMAGED_AT_MOST = 1_024  # records in a row that may be damaged for those behind them to be found
 _NUMBERS = 65_520  # start values of Adler-32, beside 0
 
 
@@ -49,6 +50,29 @@ def read_frames(data: bytes) -> Iterator[Frame]:
             return
         yield Frame(number, bytes(payload), end)
         at = end
+
+
+def intact_frames(data: bytes, first: int) -> Iterator[Frame]:
+    """Read every undamaged frame of `data`, which begins with record `first`; damaged ones are passed over."""
+    at: int | None = 0
+    while at is not None:
+        end = at
+        for frame in read_frames(data[at:]):
+            end, first = at + frame.end, frame.number + 1
+            yield frame._replace(end=end)
+        at = _next_intact(data, end, first)
+
+
+def _next_intact(data: bytes, at: int, damaged: int) -> int | None:
+    """Find the frame behind record `damaged`, which begins at `at`; its length may be damaged, too, so numbers are looked for."""
+    until = len(data.rstrip(b"\0"))  # the rest is room that was never written to
+    for number in range(damaged + 1, damaged + 1 + _DAMAGED_AT_MOST if until > at else damaged):
+        start = at
+        while (start := data.find(number.to_bytes(8, "little"), start + 1, until)) != -1:
+            frame = next(read_frames(data[start:]), None)
+            if frame is not None and frame.number == number:
+                return start
+    return None
 
 
 def _before(number: int, payload: bytes | memoryview) -> int:

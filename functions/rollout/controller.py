@@ -29,6 +29,7 @@ from functions.rollout.traffic import (
     is_applied,
     release_layer,
     reserve_units,
+    split_by_hand,
     unusable_reason,
 )
 from functions.rollout.traffic_repair import apply_decided, put_in_place, settle_promotion
@@ -194,8 +195,35 @@ class Rollouts:
         )
         now = self._clock()
         traffic = self._registry.traffic(self.model)
+        share = split_by_hand(traffic, state)
+        if share is not None and not problems:
+            return self._begin_split(state, traffic, share, now)
         evidence, decision = judge(state, traffic, now, problems)
         return self._record(state, evidence, decision, traffic.entry, now)
+
+    def _begin_split(
+        self, state: RolloutState, traffic: CurrentTraffic, share: float, now: datetime
+    ) -> TickResult:
+        """Record that the split was set by hand: its counts begin now, and those of the split before are not added to them."""
+        text = f"the split was set by hand: of what champion and canary answer it has {share:.2%}; its counts begin now"
+        body = {
+            "event": "split",
+            "at": now.isoformat(),
+            "share": share,
+            "traffic_entry": traffic.entry,
+            "reason": text,
+        }
+        entry = self._fold.transact(lambda history: body if history.current == state else None)
+        return TickResult(
+            model=self.model,
+            rollout=state.rollout,
+            challenger=state.challenger,
+            stage=state.stage,
+            rule="split",
+            text=text,
+            labels=state.judged_labels,
+            entry=None if entry is None else entry.number,
+        )
 
     def _judge(
         self, state: RolloutState, traffic: CurrentTraffic, now: datetime, problems: dict[int, str]

@@ -1,7 +1,13 @@
-"""Replay of a recorded decision from the journal alone."""
+"""Replay of a recorded decision from the journal alone.
+
+Sums are in the journal to the bit. What is computed of them comes out to the bit on the same kind of processor; on another one a
+logarithm may be rounded otherwise, so numbers are compared within `SAME_WITHIN`, and verdicts exactly.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -9,16 +15,21 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.rollout.errors import RolloutError
 from functions.rollout.evidence.sums import Evidence
-from functions.rollout.judge.decide import Decision, decide
+from functions.rollout.judge.decide import Decision, Finding, decide
 from functions.rollout.state import History, RolloutState, step
 from registry import Entry
+
+SAME_WITHIN = 1e-9
+"""Difference of two numbers, as a part of either, that processors which round otherwise may make."""
+_NEAR_ZERO = 1e-12
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 class Explanation(BaseModel):
     """Recorded decision and its replay from the journal.
 
-    text: what was decided, and whether it comes out again, in a sentence. same: whether every finding did, bit for bit;
-    different: the rules that find something else now, each as "rule" or "rule of version 3".
+    text: what was decided, and whether it comes out again, in a sentence. same: whether every finding did: verdicts exactly, numbers
+    within `SAME_WITHIN`; exact: to the bit. different: the rules that find something else now, each as "rule" or "rule of version 3".
     state, evidence: the inputs of the rules, complete together with `at`. recomputed: None for a person's decision,
     which no rule made.
     """
@@ -29,6 +40,7 @@ class Explanation(BaseModel):
     at: datetime
     text: str
     same: bool
+    exact: bool = True
     different: tuple[str, ...] = ()
     recorded: Decision
     recomputed: Decision | None
@@ -58,12 +70,16 @@ def _explain(before: History, entry: Entry) -> Explanation:
     recorded = Decision.model_validate(entry.body["decision"])
     evidence = Evidence.model_validate(entry.body["evidence"])
     replayed = _again(state, evidence, recorded, at)
-    same = replayed is None or replayed == recorded
+    exact = replayed is None or replayed == recorded
+    same = replayed is None or exact or _alike(recorded, replayed)
     return Explanation(
         entry=entry.number,
         at=at,
-        text=_sentence(state, recorded, at, same=same, by_whom=entry.actor if replayed is None else None),
+        text=_sentence(
+            state, recorded, at, same=same, exact=exact, by_whom=entry.actor if replayed is None else None
+        ),
         same=same,
+        exact=exact,
         different=() if replayed is None else _different(recorded, replayed),
         recorded=recorded,
         recomputed=replayed,
@@ -84,12 +100,50 @@ def _different(recorded: Decision, replayed: Decision) -> tuple[str, ...]:
     return tuple(
         rule if arm is None else f"{rule} of version {arm}"
         for rule, arm in dict.fromkeys([*before, *now])
-        if before.get((rule, arm)) != now.get((rule, arm))
+        if not _alike_findings(before.get((rule, arm)), now.get((rule, arm)))
     )
 
 
+def _alike(recorded: Decision, replayed: Decision) -> bool:
+    """Whether two decisions are the same but for how a processor rounds."""
+    verdicts = [(one.action, one.rule, one.dropped, one.chosen) for one in (recorded, replayed)]
+    return verdicts[0] == verdicts[1] and not _different(recorded, replayed)
+
+
+def _alike_findings(before: Finding | None, now: Finding | None) -> bool:
+    if before is None or now is None:
+        return before is now
+    numbers = ((before.statistic, now.statistic), (before.threshold, now.threshold))
+    return (
+        (before.rule, before.fired, before.arm) == (now.rule, now.fired, now.arm)
+        and all(_close(*pair) for pair in numbers)
+        and _alike_texts(before.text, now.text)
+    )
+
+
+def _close(before: float | None, now: float | None) -> bool:
+    if before is None or now is None:
+        return before is now
+    return before == now or math.isclose(before, now, rel_tol=SAME_WITHIN, abs_tol=_NEAR_ZERO)
+
+
+def _alike_texts(before: str, now: str) -> bool:
+    """Whether two texts are the same but for the last place of a number, which may have been rounded up in one and down in the other."""
+    if _NUMBER.sub("#", before) != _NUMBER.sub("#", now):
+        return False
+    pairs = zip(_NUMBER.findall(before), _NUMBER.findall(now), strict=True)
+    return all(a == b or abs(float(a) - float(b)) <= 1.01 * max(_place(a), _place(b)) for a, b in pairs)
+
+
+def _place(number: str) -> float:
+    """Value of the last printed place of a number, 0 of a whole one: a count is never rounded."""
+    digits, _, exponent = number.partition("e")
+    decimals = len(digits.partition(".")[2])
+    return 10.0 ** (int(exponent or 0) - decimals) if decimals or exponent else 0.0
+
+
 def _sentence(
-    state: RolloutState, recorded: Decision, at: datetime, *, same: bool, by_whom: str | None
+    state: RolloutState, recorded: Decision, at: datetime, *, same: bool, exact: bool, by_whom: str | None
 ) -> str:
     challengers = f"version{'s' if state.rivals else ''} {', '.join(map(str, state.alive))}"
     rule = "hand" if by_whom is not None else recorded.rule
@@ -99,4 +153,8 @@ def _sentence(
     )
     if by_whom is not None:
         return f"{what}. {by_whom} decided, so there is no rule to ask again."
-    return f"{what}. Made again, it is {'the same, bit for bit' if same else 'NOT the same: see different'}."
+    if exact:
+        return f"{what}. Made again, it is the same, bit for bit."
+    if same:
+        return f"{what}. Made again, it is the same within {SAME_WITHIN:g}: this processor rounds otherwise."
+    return f"{what}. Made again, it is NOT the same: see different."

@@ -95,6 +95,9 @@ class RolloutPolicy(BaseModel):
         that outcomes which are reported late weigh as much as early ones.
     dependence: "cohort" takes losses within one cohort as dependent (a storm delays every flight of a day) and
         lets the variation between cohorts widen the sequence; "unit" takes only the rows of one unit so.
+        Neighbouring cohorts may be alike, too, which widens it further.
+    season: nothing is promoted by its loss before labels of a whole season were judged, since what is better from Monday to Friday
+        may be worse on the week's other days. Zero: at once.
     min_label_share: below this share of labelled pairs nothing is decided by loss (the label stream stopped).
     min_shadow_share: below this share of champion requests scored by the shadow, nothing is decided by loss either.
     slow_ms: an answer above it counts as slow; slow answers are judged as errors are. None: latency is free.
@@ -133,6 +136,7 @@ class RolloutPolicy(BaseModel):
     cohort: timedelta = timedelta(days=1)
     label_delay: timedelta = timedelta(days=1)
     dependence: Literal["cohort", "unit"] = "cohort"
+    season: timedelta = timedelta(days=7)
     min_label_share: Share = 0.5
     min_shadow_share: Share = 0.5
     shadow_min_labels: int = Field(default=400, ge=30)
@@ -165,7 +169,7 @@ class RolloutPolicy(BaseModel):
                 raise ValueError(f"{name} must be longer than zero, got {getattr(self, name)}")
         if list(self.ramp) != sorted(set(self.ramp)):
             raise ValueError(f"ramp {self.ramp}: each share must be larger than the one before")
-        for name in ("label_delay", "canary_min", "ramp_hold", "go_back_within"):
+        for name in ("label_delay", "season", "canary_min", "ramp_hold", "go_back_within"):
             if getattr(self, name) < timedelta(0):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for what, named in (("guardrails", self.guardrails), ("slos", self.slos)):

@@ -26,7 +26,8 @@ class RolloutState(BaseModel):
     rollout: number of the entry that began it. traffic_entry: the registry entry on which the last change of traffic
     was decided; the change is made only while that is still the newest, hence at most once.
     canary_since: when users first met the challenger. step, step_since: which share of the policy's ramp it has, and since when
-    (None: since the canary began). judged_labels: paired labels at the last recorded decision.
+    (None: since the canary began). split_share: the canary's part of what it and the champion answer, where it was noted;
+    split_entry: the registry entry of a split that was set by hand since, of which counts began anew. judged_labels: paired labels at the last recorded decision.
     settled: the rollout has ended and its last change of traffic was seen to be made, or given up on.
     rivals: the other challengers that are still in the shadow. entered: all that started, where there were several.
     """
@@ -44,6 +45,8 @@ class RolloutState(BaseModel):
     canary_since: AwareDatetime | None = None
     step: int = 0
     step_since: AwareDatetime | None = None
+    split_share: float | None = None
+    split_entry: int | None = None
     paused: bool = False
     settled: bool = False
     judged_labels: int = 0
@@ -146,6 +149,8 @@ def step(history: History, entry: Entry) -> History:
         return _decided(history, current, body, at)
     if event == "settled":
         return _settled(history, current, body)
+    if event == "split":
+        return history.model_copy(update={"current": _split(current, body, at)})
     if event in ("paused", "resumed"):
         return history.model_copy(update={"current": _paused(current, at, paused=event == "paused")})
     raise ValueError(
@@ -175,6 +180,12 @@ def _paused(current: RolloutState, at: datetime, *, paused: bool) -> RolloutStat
     return current.model_copy(update={"paused": paused, "stage_since": since})
 
 
+def _split(current: RolloutState, body: dict[str, Any], at: datetime) -> RolloutState:
+    """Begin the counts of a split that was set by hand."""
+    update = {"step_since": at, "split_share": body["share"], "split_entry": body["traffic_entry"]}
+    return current.model_copy(update=update)
+
+
 def _settled(history: History, current: RolloutState, body: dict[str, Any]) -> History:
     after = current.model_copy(update={"settled": True, "stage": body["stage"]})
     last = history.outcomes[-1].model_copy(update={"stage": body["stage"], "note": body["note"]})
@@ -191,6 +202,10 @@ def _decided(history: History, current: RolloutState, body: dict[str, Any], at: 
         update |= {"canary_since": at} if body["stage"] == "canary" else {}
     if body["decision"]["action"] == "ramp":
         update |= {"step": current.step + 1, "step_since": at, "traffic_entry": body["traffic_entry"]}
+    if "traffic_entry" in update:
+        update |= {"split_share": None, "split_entry": None}
+    elif current.stage == "canary":
+        update |= {"split_share": body["evidence"].get("canary_share")}
     after = current.model_copy(update=update)
     if after.is_open:
         return history.model_copy(update={"current": after})

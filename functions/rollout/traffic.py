@@ -238,6 +238,21 @@ def canary_share_of(traffic: CurrentTraffic, state: RolloutState) -> float | Non
     return ours / (ours + theirs) if ours > 0 and theirs > 0 else None
 
 
+def split_by_hand(traffic: CurrentTraffic, state: RolloutState) -> float | None:
+    """Return the canary's share of what it and the champion answer, where that is not what was noted; None where it is.
+
+    Before anything was noted, the canary's arm is as the policy has it.
+    """
+    share = canary_share_of(traffic, state) if state.stage == "canary" else None
+    if share is None or champion_of(traffic) != state.champion:
+        return None
+    expected, current = state.split_share, share
+    if expected is None:
+        expected = state.canary_share
+        current = sum(arm.share for arm in traffic.arms[1:] if arm.version == state.challenger)
+    return share if abs(current - expected) >= 1 / BUCKETS / 2 else None
+
+
 def enforce(registry: TrafficControl, model: str, state: RolloutState) -> bool:
     """Set the traffic that an open or a failed rollout needs, retrying when other writers interfere.
 

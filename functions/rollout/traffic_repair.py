@@ -9,12 +9,13 @@ from functions.rollout.traffic import (
     CurrentTraffic,
     TrafficControl,
     apply,
+    canary_share_of,
     champion_of,
     enforce,
     is_applied,
     missing_shadows,
 )
-from registry import Refused, Stale
+from registry import LayerShare, Refused, Stale
 
 _logger = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ def put_in_place(
     if champion_of(traffic) != state.champion:
         return {}  # a promotion by hand takes challengers out of the traffic, too; rule champion_changed reports it
     if traffic.entry != state.traffic_entry:
+        if _has_canary(
+            traffic, state
+        ):  # a split set by hand names shadows anew, and one may have been forgotten
+            return _shadow_again(registry, model, state, traffic)
         missing = missing_shadows(traffic, state) or (
             () if is_applied(traffic, state.only(state.challenger)) else (state.challenger,)
         )
@@ -46,6 +51,35 @@ def put_in_place(
     except Refused as error:
         why = f"the registry refuses version {state.challenger} in {state.stage}: {error}"
         return {state.challenger: why}
+    except Stale:
+        return {}  # it is being changed right now: the next tick sees how
+    return {}
+
+
+def _has_canary(traffic: CurrentTraffic, state: RolloutState) -> bool:
+    return state.stage == "canary" and canary_share_of(traffic, state) is not None
+
+
+def _shadow_again(
+    registry: TrafficControl, model: str, state: RolloutState, traffic: CurrentTraffic
+) -> dict[int, str]:
+    """Let the canary score the champion's requests again, and leave the split as it is."""
+    arms = {arm.name: (arm.version, arm.share) for arm in traffic.arms[1:]}
+    shadows = [*traffic.shadows, *missing_shadows(traffic, state)]
+    layer = None if traffic.layer is None else LayerShare(name=traffic.layer.name, share=traffic.layer.share)
+    reason = f"rollout {state.rollout}: its canary is compared as a shadow, too"
+    try:
+        registry.set_traffic(
+            model,
+            arms,
+            shadows=shadows,
+            expected=traffic.entry,
+            reason=reason,
+            layer=layer,
+            rules=traffic.rules,
+        )
+    except Refused as error:
+        return {state.challenger: f"the registry refuses version {state.challenger} as a shadow: {error}"}
     except Stale:
         return {}  # it is being changed right now: the next tick sees how
     return {}

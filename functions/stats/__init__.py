@@ -8,7 +8,7 @@ from functions.stats.change import Adwin, Cusum, PageHinkley
 from functions.stats.class_estimate import ClassSketch, estimate_class_losses, estimate_shares
 from functions.stats.comparison.bandit import Allocation, epsilon_greedy, thompson
 from functions.stats.comparison.betting import BettingCS, betting_cs
-from functions.stats.comparison.cluster_sums import ClusterSums
+from functions.stats.comparison.cluster_sums import ClusterSums, SeriesSums
 from functions.stats.comparison.counts import SequentialCounts, sequential_counts
 from functions.stats.comparison.effects import (
     CupedEffect,
@@ -58,6 +58,7 @@ __all__ = [
     "RunPlan",
     "ScoreSketch",
     "SequentialCounts",
+    "SeriesSums",
     "TableSketch",
     "asymptotic_cs",
     "asymptotic_threshold",

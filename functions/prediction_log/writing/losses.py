@@ -33,7 +33,8 @@ class Loss(BaseModel):
 
     node: where it ran. last_alive: when Redis last heard of it. requests_at_most: requests whose rows may be missing, of
     those answered until then and in the shipping interval after it; what the node answered later, while it was cut off from
-    Redis, is not counted. back: the writer's files were found after all, and nothing is missing.
+    Redis, is not counted. back: the writer's files were found after all, and nothing is missing. damaged: they were found, and so
+    many records in them could not be read.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,11 +45,19 @@ class Loss(BaseModel):
     last_alive: AwareDatetime
     requests_at_most: int
     back: bool = False
+    damaged: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name under which the loss stands: records that are damaged are lost for good, whether or not the writer comes back."""
+        return f"{self.kind}/{self.writer}{'/damaged' if self.damaged else ''}"
 
     @property
     def text(self) -> str:
         """Sentence about the loss, for people to read."""
         what = f"{self.kind} writer {self.writer} on node {self.node}"
+        if self.damaged:
+            return f"{what} left {self.requests_at_most} damaged records in its files; look at the disk there"
         if self.back:
             return f"{what} is back; its records are in the log"
         return (
@@ -94,7 +103,10 @@ def report_losses(used: Context, client: Any, *, silent_for: timedelta = SILENT_
             loss = decide(kind, state, now_ms=now_ms, watched_ms=watched_ms, silent_for=silent_for)
             if loss is not None:
                 _record(used, loss)
-                stream.mark_lost(state.writer, 0 if loss.back else now_ms)
+                if loss.damaged:
+                    stream.mark_damaged(state.writer, state.damaged, told=state.damaged)
+                else:
+                    stream.mark_lost(state.writer, 0 if loss.back else now_ms)
                 found.append(loss)
     return found
 
@@ -102,36 +114,48 @@ def report_losses(used: Context, client: Any, *, silent_for: timedelta = SILENT_
 def decide(
     kind: str, state: WriterState, *, now_ms: int, watched_ms: int, silent_for: timedelta
 ) -> Loss | None:
-    """Decide whether a writer is to be written off, or is back; None: neither."""
+    """Decide whether a writer is to be written off, is back, or has damaged records that nobody was told of; None: none of these."""
     silence_ms = silent_for.total_seconds() * 1e3
     missing = state.reserved - max(state.shipped, state.drained)
     back = bool(state.lost_ms) and (missing <= 0 or state.alive_ms > state.lost_ms)
     silent = min(now_ms - state.alive_ms, watched_ms) > silence_ms
+    untold = state.damaged - state.damaged_told
     if not back and (state.lost_ms or missing <= 0 or not silent):
-        return None
+        if untold <= 0:
+            return None
+        return _loss(kind, state, untold, damaged=True)
+    return _loss(kind, state, max(0, missing), back=back)
+
+
+def _loss(kind: str, state: WriterState, requests: int, *, back: bool = False, damaged: bool = False) -> Loss:
     return Loss(
         kind=kind,
         writer=state.writer,
         node=state.node,
         last_alive=datetime.fromtimestamp(state.alive_ms / 1e3, UTC),
-        requests_at_most=max(0, missing),
+        requests_at_most=requests,
         back=back,
+        damaged=damaged,
     )
 
 
 def _record(used: Context, loss: Loss) -> None:
     """Publish a loss and record it, each once however often this is repeated after a crash."""
     body: dict[str, Any] = loss.model_dump(mode="json")
-    stands = f"{loss.kind}/{loss.writer}"
+    stands = loss.name
     moment = f"{loss.last_alive.timestamp():.3f}"
-    key = f"{stands}/{'back' if loss.back else 'lost'}/{moment}"
+    key = (
+        f"{stands}/{loss.requests_at_most}"
+        if loss.damaged
+        else f"{stands}/{'back' if loss.back else 'lost'}/{moment}"
+    )
     events.publish(LOSS_TOPIC, body | {"text": loss.text}, key=key, used=used)
     losses_of(used).transact(lambda state: body if (stands in state.standing) == loss.back else None)
 
 
 def _step(state: LossState, entry: Entry) -> LossState:
     loss = Loss.model_validate(entry.body)
-    name = f"{loss.kind}/{loss.writer}"
+    name = loss.name
     standing = dict(state.standing)
     was = standing.pop(name, None)
     if loss.back:

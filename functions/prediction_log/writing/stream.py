@@ -67,7 +67,7 @@ class WriterState(NamedTuple):
 
     shipped, drained: its last record in the stream and in the table. reserved: the last record that it may have answered
     by its next sign of life. alive_ms: its last sign of life, by Redis's clock; 0: none. lost_ms: when it was written off;
-    0: it was not.
+    0: it was not. damaged: records that could not be read back from a dead writer's files; damaged_told: of them, reported.
     """
 
     writer: str
@@ -78,9 +78,11 @@ class WriterState(NamedTuple):
     rotated: int
     alive_ms: int
     lost_ms: int
+    damaged: int = 0
+    damaged_told: int = 0
 
 
-_NUMBERS = ("shipped", "drained", "reserved", "rotated", "alive_ms", "lost_ms")
+_NUMBERS = ("shipped", "drained", "reserved", "rotated", "alive_ms", "lost_ms", "damaged", "damaged_told")
 
 
 class Stream:
@@ -229,6 +231,10 @@ class Stream:
         """
         now, since = self._see(keys=[self._watch], args=[int(patience_s * 1e3)])
         return int(now), int(now) - int(since)
+
+    def mark_damaged(self, writer: str, records: int, *, told: int) -> None:
+        """Record how many records of a dead writer are damaged, and how many of them were reported."""
+        self.client.hset(self._keys(writer)[1], mapping={"damaged": str(records), "damaged_told": str(told)})
 
     def mark_lost(self, writer: str, at_ms: int) -> None:
         """Record when a writer was written off; 0: it is back."""

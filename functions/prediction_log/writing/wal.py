@@ -22,10 +22,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from functions.prediction_log.errors import LogFullError
-from functions.prediction_log.frames import HEADER_BYTES, encode_frame, read_frames, whole_frames
+from functions.prediction_log.frames import HEADER_BYTES, Frame, encode_frame, intact_frames, whole_frames
 from registry.store import private_folder
 
-__all__ = ["Chunk", "SegmentReader", "WriteAheadLog", "claim", "is_writers_folder", "recover", "segments_of"]
+__all__ = [
+    "CHUNK_BYTES",
+    "Chunk",
+    "SegmentReader",
+    "WriteAheadLog",
+    "claim",
+    "intact_records",
+    "is_writers_folder",
+    "recover",
+    "segments_of",
+]
 
 Chunk = tuple[bytes, int, int]
 """Whole frames, with the numbers of the first and the last."""
@@ -331,13 +341,23 @@ def _windows(path: Path, at: int, number: int, chunk_bytes: int, limit: int) -> 
 
 
 def recover(folder: Path) -> int:
-    """Cut the torn end off a dead writer's last segment; returns the number of its last whole record."""
-    last = 0
-    for first, path in segments_of(folder):
-        data = path.read_bytes()
-        end, last = 0, max(last, first - 1)
-        for frame in read_frames(data):
+    """Cut the torn end off a dead writer's last segment; returns the number of its last whole record.
+
+    A record that is damaged with others behind it stays in its file, and `intact_records` passes it over.
+    """
+    segments, last = segments_of(folder), 0
+    for first, path in segments:
+        last, end = max(last, first - 1), 0
+        for frame in intact_frames(path.read_bytes(), first):
             end, last = frame.end, frame.number
-        if end < len(data):
+        if path == segments[-1][1] and end < path.stat().st_size:
             os.truncate(path, end)
     return last
+
+
+def intact_records(folder: Path, after: int) -> Iterator[Frame]:
+    """Read the records of a dead writer with numbers above `after` that are not damaged."""
+    segments = segments_of(folder)
+    for i, (first, path) in enumerate(segments):
+        if i + 1 == len(segments) or segments[i + 1][0] - 1 > after:
+            yield from (frame for frame in intact_frames(path.read_bytes(), first) if frame.number > after)

@@ -1,6 +1,8 @@
-"""Count of the units that met a canary's split, each once, for the sample-ratio test."""
+"""Units counted once over a split: those that met it, for the sample-ratio test, and those that met an event in each arm."""
 
 from __future__ import annotations
+
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,37 @@ class AssignedUnits(BaseModel):
     counts: UnitCounts = UnitCounts()
     begun: bool = False
     seen: bytes = b""
+
+
+class EventUnits(BaseModel):
+    """Units that met an event, such as an error, in each arm of a split: one that comes back and meets it again counts once.
+
+    champion, challenger: sorted int64 hashes, little-endian. No more are counted once there are `MAX_UNITS`.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    champion: bytes = b""
+    challenger: bytes = b""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Number of units of the champion and of the challenger."""
+        return len(self.champion) // 8, len(self.challenger) // 8
+
+    def plus(self, champion: Scored, challenger: Scored) -> Self:
+        """Add the units of the rows that met the event."""
+        if sum(self.counts) >= MAX_UNITS or not len(champion) + len(challenger):
+            return self
+        return self.model_copy(
+            update={
+                name: np.union1d(np.frombuffer(before, dtype="<i8"), _hashes(rows)).astype("<i8").tobytes()
+                for name, before, rows in (
+                    ("champion", self.champion, champion),
+                    ("challenger", self.challenger, challenger),
+                )
+            }
+        )
 
 
 def count_assigned(rows: Scored, state: RolloutState, before: AssignedUnits) -> AssignedUnits:

@@ -13,13 +13,15 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.realised_loss import Scored, score
 from functions.prediction_log import PINNED
-from functions.rollout.evidence.assigned_units import AssignedUnits, count_assigned
-from functions.rollout.evidence.metrics import FROM_TABLES, MetricRows, ReadMetric, metric_sums
+from functions.rollout.evidence.assigned_units import AssignedUnits, EventUnits, count_assigned
+from functions.rollout.evidence.metric_units import MetricCohort, MetricUnits
+from functions.rollout.evidence.metrics import FROM_TABLES, MetricRows, ReadMetric, metric_cohort
 from functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss
 from functions.rollout.policy import Guardrail, RolloutPolicy
-from functions.rollout.state import RolloutState
+from functions.rollout.state import RolloutState, Stage
 from registry.models.traffic import BY_RULE, HOLDOUT
 
+_LAYOUT = 2
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
 
@@ -39,38 +41,49 @@ class SumsStore(Protocol):
 class CohortSums(BaseModel):
     """Sums of all cohorts before `next_cohort`; a cache that can be rebuilt from the log.
 
-    next_cohort: index of the first cohort that is not in the sums, counted in cohort lengths since the epoch.
+    next_cohort: index of the first cohort that is not in the sums, counted in cohort lengths since the epoch. layout: sums of
+    another one are made anew. events: units that met one, by stage and event. metric_units: by guardrail.
     """
 
     model_config = ConfigDict(frozen=True)
 
     next_cohort: int
+    layout: int = 0
     loss: PairedLoss = PairedLoss()
     shadow: ArmCounts = ArmCounts()
     canary: ArmCounts = ArmCounts()
+    events: dict[str, EventUnits] = {}
     units: AssignedUnits = AssignedUnits()
     metrics: dict[str, MetricSums] = {}
+    metric_units: dict[str, MetricUnits] = {}
 
-    def plus(self, cohort: Scored, state: RolloutState, metrics: dict[str, MetricSums]) -> Self:
+    def plus(self, cohort: Scored, state: RolloutState, metrics: dict[str, MetricCohort]) -> Self:
         """Add one more cohort, whose labels are due."""
         counted = self.counting(cohort, state)
+        units = {name: self.metric_units.get(name, MetricUnits()).plus(new) for name, new in metrics.items()}
         return counted.model_copy(
             update={
                 "next_cohort": self.next_cohort + 1,
                 "loss": self.loss + paired_loss(cohort, state),
+                "metric_units": units,
                 "metrics": {
-                    name: self.metrics.get(name, MetricSums()) + new for name, new in metrics.items()
+                    name: units[name].on(self.metrics.get(name, MetricSums()) + new.sums())
+                    for name, new in metrics.items()
                 },
             }
         )
 
     def counting(self, cohort: Scored, state: RolloutState) -> Self:
         """Add the traffic of one more cohort, without its losses."""
-        shadow, canary = counts(cohort, state)
+        arms = stage_arms(cohort, state)
+        events = self.events | {
+            name: self.events.get(name, EventUnits()).plus(*met) for name, met in _events(arms, state).items()
+        }
         return self.model_copy(
             update={
-                "shadow": self.shadow + shadow,
-                "canary": self.canary + canary,
+                "shadow": _with_events(self.shadow, arms["shadow"], events, "shadow"),
+                "canary": _with_events(self.canary, arms["canary"], events, "canary"),
+                "events": events,
                 "units": count_assigned(cohort, state, self.units),
             }
         )
@@ -96,13 +109,12 @@ def sum_cohorts(
     """
     policy = state.policy
     own = "" if state.challenger == state.versions[0] else f"-{state.challenger}"
-    step = f"-step{state.step}" if state.step else ""  # counts of different shares are never pooled
-    key = f"rollouts/{model}/evidence/{state.rollout:08d}{own}{step}.json"
-    kept = store.find(key)
-    sums = (
-        CohortSums(next_cohort=_index(state.started_at, policy))
-        if kept is None
-        else CohortSums.model_validate_json(kept)
+    # Counts of different shares are never pooled.
+    step = f"-step{state.step}" if state.step else ""
+    by_hand = "" if state.split_entry is None else f"-split{state.split_entry}"
+    key = f"rollouts/{model}/evidence/{state.rollout:08d}{own}{step}{by_hand}.json"
+    sums = _stored_sums(store, key) or CohortSums(
+        next_cohort=_index(state.started_at, policy), layout=_LAYOUT
     )
     begun = sums.next_cohort
     due = cohort_due(now, policy)
@@ -115,6 +127,13 @@ def sum_cohorts(
     if sums.next_cohort > begun:
         store.put(key, sums.model_dump_json().encode())
     return _with_open_cohorts(sums, rows, state)
+
+
+def _stored_sums(store: SumsStore, key: str) -> CohortSums | None:
+    """Read the sums under a key; None if there are none, or another release summed in another way."""
+    stored = store.find(key)
+    sums = None if stored is None else CohortSums.model_validate_json(stored)
+    return sums if sums is not None and sums.layout == _LAYOUT else None
 
 
 def cohort_due(now: datetime, policy: RolloutPolicy) -> int:
@@ -165,7 +184,7 @@ def _with_open_cohorts(sums: CohortSums, rows: Scored, state: RolloutState) -> C
     return sums
 
 
-def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, MetricRows]) -> dict[str, MetricSums]:
+def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, MetricRows]) -> dict[str, MetricCohort]:
     """Sum the business metrics of one cohort of a canary."""
     if state.canary_since is None:
         return {}
@@ -173,7 +192,7 @@ def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, MetricRows])
     champion = mine.where(mine.version == state.champion)
     challenger = mine.where(mine.version == state.challenger)
     return {
-        guardrail.name: metric_sums(champion, challenger, guardrail, tables.get(guardrail.name))
+        guardrail.name: metric_cohort(champion, challenger, guardrail, tables.get(guardrail.name))
         for guardrail in state.policy.guardrails
     }
 
@@ -197,34 +216,53 @@ def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:
     )
 
 
-def counts(cohort: Scored, state: RolloutState) -> tuple[ArmCounts, ArmCounts]:
-    """Count requests, errors and slow answers of one cohort, in the shadow stage and in the canary stage."""
-    if state.canary_since is None:
-        return _counts(cohort, state, challenger_is_shadow=True), ArmCounts()
-    began, boundary = _micros(state.canary_since), _micros(state.split_since)
+def stage_arms(cohort: Scored, state: RolloutState) -> dict[Stage, tuple[Scored, Scored]]:
+    """Select the rows of one cohort that count in each stage, of the champion and of the challenger."""
+    nothing = cohort.where(np.zeros(len(cohort), dtype=bool))
+    shadow, canary = cohort, nothing
+    if state.canary_since is not None:
+        shadow = cohort.where(cohort.at < _micros(state.canary_since))
+        canary = cohort.where((cohort.at >= _micros(state.split_since)) & ~cohort.outside)
+    return {
+        "shadow": _arms(shadow, state, challenger_is_shadow=True),
+        "canary": _arms(canary, state, challenger_is_shadow=False),
+    }
+
+
+def _arms(rows: Scored, state: RolloutState, *, challenger_is_shadow: bool) -> tuple[Scored, Scored]:
     return (
-        _counts(cohort.where(cohort.at < began), state, challenger_is_shadow=True),
-        _counts(cohort.where((cohort.at >= boundary) & ~cohort.outside), state, challenger_is_shadow=False),
+        rows.where((rows.version == state.champion) & ~rows.shadow),
+        rows.where((rows.version == state.challenger) & (rows.shadow == challenger_is_shadow)),
     )
 
 
-def _counts(rows: Scored, state: RolloutState, *, challenger_is_shadow: bool) -> ArmCounts:
-    champion = rows.where((rows.version == state.champion) & ~rows.shadow)
-    challenger = rows.where((rows.version == state.challenger) & (rows.shadow == challenger_is_shadow))
-    slow_ms = state.policy.slow_ms if state.policy.slow_ms is not None else np.inf
+def _events(
+    arms: dict[Stage, tuple[Scored, Scored]], state: RolloutState
+) -> dict[str, tuple[Scored, Scored]]:
+    """Select the rows that met an event, of both arms, by stage and event."""
+    limit = state.policy.slow_ms
+    found = {
+        f"{stage}/errors": (a.where(~a.answered), b.where(~b.answered)) for stage, (a, b) in arms.items()
+    }
+    if limit is not None:
+        a, b = arms["canary"]
+        found["canary/slow"] = (a.where(a.latency_ms > limit), b.where(b.latency_ms > limit))
+    return found
+
+
+def _with_events(
+    counts: ArmCounts, arms: tuple[Scored, Scored], events: dict[str, EventUnits], stage: Stage
+) -> ArmCounts:
+    """Add the requests of one cohort, and set how many units have met an event so far."""
+    errors, slow = (events.get(f"{stage}/{event}", EventUnits()).counts for event in ("errors", "slow"))
     return ArmCounts(
-        champion=len(champion),
-        challenger=len(challenger),
-        champion_errors=_units(champion, ~champion.answered),
-        challenger_errors=_units(challenger, ~challenger.answered),
-        champion_slow=_units(champion, champion.latency_ms > slow_ms),
-        challenger_slow=_units(challenger, challenger.latency_ms > slow_ms),
+        champion=counts.champion + len(arms[0]),
+        challenger=counts.challenger + len(arms[1]),
+        champion_errors=errors[0],
+        challenger_errors=errors[1],
+        champion_slow=slow[0],
+        challenger_slow=slow[1],
     )
-
-
-def _units(rows: Scored, met: np.ndarray) -> int:
-    """Count the units that met the event; a unit that repeats its request is one observation."""
-    return len(set(rows.unit[met]))
 
 
 def _index(at: datetime, policy: RolloutPolicy) -> int:

@@ -16,9 +16,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from functions.evaluation.realised_loss import Scored
 from functions.prediction_log.sampling import is_sampled
-from functions.rollout.evidence.sums import MetricSums
+from functions.rollout.evidence.metric_units import MetricArm, MetricCohort
 from functions.rollout.policy import Guardrail
-from functions.stats import ClusterSums
+from kernels.hashing import hash_strings
 from registry import ObjectStore, Table
 
 METRIC = pa.schema(
@@ -92,18 +92,21 @@ def metric_values(rows: Scored, guardrail: Guardrail, metric: MetricRows | None)
     return np.where(np.isfinite(values), held, np.nan)
 
 
-def metric_sums(
+def metric_cohort(
     champion: Scored, challenger: Scored, guardrail: Guardrail, metric: MetricRows | None
-) -> MetricSums:
-    """Sum the metric over one cohort, of the answers that are looked at. champion, challenger: what each arm answered, without shadows."""
+) -> MetricCohort:
+    """Take the metric of one cohort, of the answers that are looked at. champion, challenger: what each arm answered, without shadows."""
     share = 1.0 if metric is None else metric.share
     arms = [_sampled(arm.first_by_id(), share) for arm in (champion, challenger)]
-    sums = []
-    for arm in arms:
-        values = metric_values(arm, guardrail, metric)
-        known = np.isfinite(values)
-        sums.append(ClusterSums.of(values[known], arm.unit[known].astype(str)))
-    return MetricSums.of_cohort(*sums, requests=sum(len(arm) for arm in arms), bounds=guardrail.bounds)
+    theirs, ours = (_by_unit(arm, metric_values(arm, guardrail, metric)) for arm in arms)
+    return MetricCohort(
+        champion=theirs, challenger=ours, requests=sum(len(arm) for arm in arms), bounds=guardrail.bounds
+    )
+
+
+def _by_unit(rows: Scored, values: npt.NDArray[np.float64]) -> MetricArm:
+    has_value = np.isfinite(values)
+    return MetricArm.of(values[has_value], hash_strings(rows.unit[has_value]))
 
 
 def _sampled(rows: Scored, share: float) -> Scored:

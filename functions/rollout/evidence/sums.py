@@ -13,13 +13,14 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from functions.rollout.evidence.live import LiveEvidence
-from functions.stats import ClusterSums
+from functions.stats import ClusterSums, SeriesSums
+from functions.stats.comparison.cluster_sums import exact_sum
 
 Floats = npt.NDArray[np.float64]
 
 
 class PairedLoss(BaseModel):
-    """Paired loss differences, summed by unit within a cohort and by cohort.
+    """Paired loss differences, summed by unit within a cohort and by cohort, the cohorts in the order of time.
 
     requests: what the champion answered in these cohorts. pairs: those the challenger scored too, both with a
     number; labelled or not. champion_loss, challenger_loss: sums over the labelled pairs.
@@ -28,7 +29,7 @@ class PairedLoss(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     by_unit: ClusterSums = ClusterSums()
-    by_cohort: ClusterSums = ClusterSums()
+    by_cohort: SeriesSums = SeriesSums()
     champion_loss: float = 0.0
     challenger_loss: float = 0.0
     pairs: int = 0
@@ -42,9 +43,9 @@ class PairedLoss(BaseModel):
         difference = champion - challenger
         return cls(
             by_unit=ClusterSums.of(difference, units),
-            by_cohort=ClusterSums.one(float(difference.sum()), len(difference)),
-            champion_loss=float(champion.sum()),
-            challenger_loss=float(challenger.sum()),
+            by_cohort=SeriesSums.one(exact_sum(difference), len(difference)),
+            champion_loss=exact_sum(champion),
+            challenger_loss=exact_sum(challenger),
             pairs=pairs,
             requests=requests,
         )
@@ -66,7 +67,7 @@ class PairedLoss(BaseModel):
 
 
 class ArmCounts(BaseModel):
-    """Requests of one stage by arm. `events` are errors, or slow answers: units (within a cohort) that met one."""
+    """Requests of one stage by arm. Errors and slow answers are units that met one, each counted once over the split."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -96,8 +97,9 @@ class MetricSums(BaseModel):
     """Sums of a business metric of both arms of a canary, compared within each cohort: a storm meets both arms alike.
 
     rows: with a value, of both arms. requests: answered, with or without one. difference: by cohort, challenger less
-    champion, weighted by the cohort's rows. noise: sum over cohorts of rows² times the variance of the difference, where rows
-    of one unit are one observation. champion_units, challenger_units: units behind it, summed over cohorts.
+    champion, weighted by the cohort's rows. noise: variance of rows times the difference, as if a unit of each cohort were
+    another one; observations: how many units that makes. unit_noise: the same variance where a unit is one over all cohorts.
+    champion_units, challenger_units: units behind it. The last three are 0, and units summed over cohorts, in sums of before.
     champion_total, challenger_total, champion_rows: for the means that a person reads.
     """
 
@@ -105,8 +107,10 @@ class MetricSums(BaseModel):
 
     rows: int = 0
     requests: int = 0
-    difference: ClusterSums = ClusterSums()
+    difference: SeriesSums = SeriesSums()
     noise: float = 0.0
+    observations: int = 0
+    unit_noise: float = 0.0
     champion_units: int = 0
     challenger_units: int = 0
     champion_total: float = 0.0
@@ -134,8 +138,9 @@ class MetricSums(BaseModel):
         return cls(
             rows=rows,
             requests=requests,
-            difference=ClusterSums.one(gap * rows, rows),
+            difference=SeriesSums.one(gap * rows, rows),
             noise=rows * rows * variance,
+            observations=champion.clusters + challenger.clusters,
             champion_units=champion.clusters,
             challenger_units=challenger.clusters,
             champion_total=champion.total,

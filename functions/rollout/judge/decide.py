@@ -131,7 +131,12 @@ def _better(inputs: RuleInput) -> Finding:
     gain, policy = inputs.improvement, inputs.policy
     if inputs.state.stage != "canary":
         return Finding(rule="better", fired=False, text="not in canary")
-    thin = _missing_evidence(inputs) or _missing_canary_evidence(inputs) or not_shown_harmless(inputs)
+    thin = (
+        _missing_evidence(inputs)
+        or _missing_canary_evidence(inputs)
+        or _missing_season(inputs)
+        or not_shown_harmless(inputs)
+    )
     if gain is None or thin is not None:
         return Finding(rule="better", fired=False, text=thin or _not_judged_text(inputs))
     if not math.isfinite(gain.lower):
@@ -182,6 +187,15 @@ def _missing_canary_evidence(inputs: RuleInput) -> str | None:
     if not inputs.state.is_last_step:
         return f"step {inputs.state.step + 1} of {len(policy.shares)} of the ramp"
     return None
+
+
+def _missing_season(inputs: RuleInput) -> str | None:
+    """Say how much of a whole season is missing, or None."""
+    season, cohorts = inputs.policy.season, inputs.evidence.loss.by_cohort
+    judged = cohorts.span * inputs.policy.cohort
+    if not cohorts.span or judged >= season:
+        return None
+    return f"labels of {judged} were judged; a whole season of {season} is needed"
 
 
 def _level(inputs: RuleInput) -> str:

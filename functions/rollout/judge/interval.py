@@ -1,7 +1,7 @@
 """Statistics of a rollout: bounds of the improvement, and p-values of excess errors.
 
 A thin layer over `functions.stats` that adds dependence. Rows of one unit, and on request all rows of one cohort,
-are one observation for the variance; few cohorts pay for their few degrees of freedom.
+are one observation for the variance; cohorts may be like their neighbours, and few of them pay for their few degrees of freedom.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scipy import special
 
 from functions.rollout.evidence.sums import MetricSums, PairedLoss
 from functions.rollout.policy import Guardrail, RolloutPolicy
-from functions.stats import asymptotic_threshold, sequential_counts
+from functions.stats import SeriesSums, asymptotic_threshold, sequential_counts
 
 _PRIOR_COUNTS = 5.0  # the prior around the null share weighs five events: quick from .5 % to 2 % errors at a tenth of traffic
 
@@ -31,11 +31,12 @@ class Improvement:
 def improvement(loss: PairedLoss, policy: RolloutPolicy) -> Improvement | None:
     """Compute anytime-valid bounds of the mean paired difference; None where there is nothing to judge.
 
-    Nothing to judge: fewer than `policy.burn_in` labels, sums that are not finite, or differences that do not vary.
+    Nothing to judge: fewer than `policy.burn_in` labels, sums that are not finite, or differences that do not vary. Before a
+    whole `policy.season` of cohorts there is no lower bound.
     Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, Time-uniform central limit theory and asymptotic
     confidence sequences, 2021.
     """
-    units = loss.by_unit
+    units, cohorts = loss.by_unit, loss.by_cohort
     if units.rows < policy.burn_in or not math.isfinite(units.total + units.square):
         return None
     deviation = units.standard_error()
@@ -44,11 +45,18 @@ def improvement(loss: PairedLoss, policy: RolloutPolicy) -> Improvement | None:
     z = asymptotic_threshold(
         units.rows, alpha=policy.alpha, n_opt=policy.planned_labels, alternative="greater"
     )
+    is_series = cohorts.span > 0  # sums of before are judged as they were then
     radius = z * deviation
+    if is_series and deviation < math.inf:
+        radius = _student(z, units.clusters - 1) * deviation
     if policy.dependence == "cohort":
-        radius = max(radius, _few_clusters(z, loss.by_cohort.clusters) * loss.by_cohort.standard_error())
+        radius = max(radius, _by_cohort(z, cohorts))
+    waits = is_series and cohorts.span * policy.cohort < policy.season
     return Improvement(
-        labels=units.rows, estimate=units.mean, lower=units.mean - radius, upper=units.mean + radius
+        labels=units.rows,
+        estimate=units.mean,
+        lower=-math.inf if waits else units.mean - radius,
+        upper=units.mean + radius,
     )
 
 
@@ -64,22 +72,34 @@ def metric_change(
     gap = sums.difference
     if min(sums.champion_units, sums.challenger_units) < policy.burn_in:
         return None
-    if not math.isfinite(gap.total + gap.square + sums.noise) or sums.noise <= 0.0:
+    if not math.isfinite(gap.total + gap.square + sums.noise + sums.unit_noise) or sums.noise <= 0.0:
         return None
-    units = sums.champion_units + sums.challenger_units
-    z = asymptotic_threshold(units, alpha=alpha, n_opt=policy.planned_labels, alternative="greater")
-    radius = z * math.sqrt(sums.noise) / gap.rows
+    noise, observations = max(sums.noise, sums.unit_noise), sums.observations
+    # The sequence's clock is the variance of the sum so far: looks are no more alike than those of independent units with as much.
+    clock = (
+        observations * (noise / sums.noise) if observations else sums.champion_units + sums.challenger_units
+    )
+    z = asymptotic_threshold(clock, alpha=alpha, n_opt=policy.planned_labels, alternative="greater")
+    radius = z * math.sqrt(noise) / gap.rows
     if policy.dependence == "cohort":
-        radius = max(radius, _few_clusters(z, gap.clusters) * gap.standard_error())
+        radius = max(radius, _by_cohort(z, gap))
     better = gap.mean if guardrail.better == "higher" else -gap.mean
     return Improvement(labels=sums.rows, estimate=better, lower=better - radius, upper=better + radius)
 
 
-def _few_clusters(z: float, clusters: int) -> float:
-    """Return the Student quantile with `clusters` − 1 degrees of freedom at the tail of a normal `z`."""
-    if clusters < 2:  # noqa: PLR2004 — no degree of freedom
+def _by_cohort(z: float, cohorts: SeriesSums) -> float:
+    """Half the width that the variation between cohorts asks for, where neighbours may be alike and few pay for being few."""
+    if cohorts.clusters < 2:  # noqa: PLR2004 — no degree of freedom
         return math.inf
-    return float(-special.stdtrit(clusters - 1, special.ndtr(-z)))
+    if not cohorts.span:
+        return _student(z, cohorts.clusters - 1) * cohorts.standard_error()
+    error, freedom = cohorts.long_run()
+    return _student(z, freedom) * error
+
+
+def _student(z: float, freedom: float) -> float:
+    """Return the Student quantile with so many degrees of freedom at the tail of a normal `z`."""
+    return float(-special.stdtrit(freedom, special.ndtr(-z)))
 
 
 def excess_p_value(challenger: int, champion: int, share: float) -> float:

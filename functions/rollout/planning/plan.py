@@ -20,6 +20,7 @@ from scipy import special
 from functions.rollout.evidence.sums import PairedLoss
 from functions.rollout.policy import RolloutPolicy
 from functions.stats import asymptotic_threshold
+from functions.stats.comparison.cluster_sums import variance_ratio
 
 Floats = npt.NDArray[np.float64]
 POWER = 0.8
@@ -153,7 +154,7 @@ class _Simulation:
         draws = np.random.default_rng(20_130_101).standard_normal((runs, cohorts)) * noise.cohort
         mean = np.cumsum(draws, axis=1) / k
         labels = noise.labels * k
-        radius = _radius(policy, noise, np.cumsum(draws**2, axis=1), mean, labels, k)
+        radius = _radius(policy, noise, draws, labels, k)
         return cls(policy, k * cohort + delay, labels, mean, radius)
 
     def play(self, effect: float) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], Floats]:
@@ -170,7 +171,8 @@ class _Simulation:
         shadow_end = _days(policy.shadow_timeout)
         advances = (advance <= shadow_end) & (advance < stop)
         opens = np.where(advances, advance + _days(policy.canary_min), np.inf)
-        promote = _first((lower > floor) & (self.at >= opens[:, None]), self.at)
+        whole = self.at >= _days(policy.season + policy.label_delay)
+        promote = _first((lower > floor) & whole & (self.at >= opens[:, None]), self.at)
         end = np.where(advances, advance + _days(policy.canary_timeout), shadow_end)
         promoted = advances & (promote <= end) & (promote < stop)
         stopped = ~promoted & (stop <= end)
@@ -178,9 +180,7 @@ class _Simulation:
         return promoted, stopped, days
 
 
-def _radius(
-    policy: RolloutPolicy, noise: Noise, squares: Floats, mean: Floats, labels: Floats, k: Floats
-) -> Floats:
+def _radius(policy: RolloutPolicy, noise: Noise, draws: Floats, labels: Floats, k: Floats) -> Floats:
     """Compute half the width of the confidence sequence (runs, cohorts), as `improvement` does."""
     z = np.array(
         [
@@ -188,13 +188,25 @@ def _radius(
             for n in labels.tolist()
         ]
     )
-    radius = np.broadcast_to(z * noise.unit / np.sqrt(labels), mean.shape)
+    radius = np.broadcast_to(z * noise.unit / np.sqrt(labels), draws.shape)
     if policy.dependence == "cohort":
-        with np.errstate(divide="ignore", invalid="ignore"):
-            spread = np.sqrt(np.maximum(squares - k * mean**2, 0.0) / (k - 1))
-            student = -special.stdtrit(k - 1, special.ndtr(-z))
-            radius = np.maximum(radius, np.where(k > 1, student * spread / np.sqrt(k), np.inf))
+        radius = np.maximum(radius, _by_cohort(draws, z, k))
     return np.where(labels >= policy.burn_in, radius, np.inf)
+
+
+def _by_cohort(draws: Floats, z: Floats, k: Floats) -> Floats:
+    """Compute what the variation between cohorts asks for (runs, cohorts), as `SeriesSums.long_run` does of one series."""
+    total = np.cumsum(draws, axis=1)
+    mean = total / k
+    residual = np.maximum(np.cumsum(draws**2, axis=1) - k * mean**2, 0.0)
+    neighbours = np.cumsum(draws[:, 1:] * draws[:, :-1], axis=1)
+    neighbours = np.concatenate([np.zeros((len(draws), 1)), neighbours], axis=1)
+    products = neighbours - mean * (2 * total - draws[:, :1] - draws) + (k - 1) * mean**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        longer = variance_ratio(products / residual, k)
+        error = np.sqrt(residual / (k - 1) / k * longer)
+        student = -special.stdtrit(np.maximum((k - 1) / longer, 1.0), special.ndtr(-z))
+        return np.where(k > 1, student * error, np.inf)
 
 
 def _first(met: npt.NDArray[np.bool_], at: Floats) -> Floats:

@@ -13,8 +13,10 @@ import redis
 
 from functions import Context
 from functions.prediction_log import LOSS_TOPIC, LogWriter, drain, losses_of
+from functions.prediction_log.frames import encode_frame
 from functions.prediction_log.writing.losses import Loss, decide, report_losses
 from functions.prediction_log.writing.stream import Stream, WriterState
+from functions.prediction_log.writing.wal import WriteAheadLog, segments_of
 from functions.runtime.triggers.topic import topic_of
 from registry import open_store
 from tests.functions.prediction_log.logbook import all_rows, record
@@ -190,3 +192,48 @@ def test_what_is_decided_of_a_writer(
             verdict == "back",
             verdict,
         )
+
+
+@pytest.mark.parametrize("struck", [0, 2, 4, 7])
+def test_a_damaged_record_of_a_dead_writer_is_reported_once_and_those_behind_it_arrive(
+    struck: int, used: Context, wal_root: Path, redis_server: Any
+):
+    client = redis.Redis.from_url(redis_server.url)
+    names = [f"r{number}" for number in range(9)]
+    size = len(encode_frame(1, record(names[0])))
+    log = WriteAheadLog(
+        wal_root / "predictions", segment_bytes=5 * size
+    )  # record 4 is the last of a closed segment
+    for name in names:
+        log.append(record(name))
+    log.close()
+    path = segments_of(log.folder)[struck // 5][1]
+    raw = bytearray(path.read_bytes())
+    raw[struck % 5 * size + 50] ^= 4
+    path.write_bytes(raw)
+    drain(used.store, redis_server.url, wal_root=wal_root)
+    drain(used.store, redis_server.url, wal_root=wal_root)  # its files wait until somebody was told
+    assert log.folder.exists()
+    arrived = sorted(all_rows(used.store)["prediction_id"].to_pylist())
+    assert arrived == sorted(set(names) - {names[struck]})
+    (loss,) = written_off(used, client)
+    assert (loss.writer, loss.requests_at_most, loss.damaged) == (log.writer, 1, True)
+    assert "left 1 damaged records in its files" in loss.text
+    assert [*losses_of(used).refresh().standing] == [f"predictions/{log.writer}/damaged"]
+    drain(used.store, redis_server.url, wal_root=wal_root)
+    assert written_off(used, client) == []
+    assert not log.folder.exists()
+    assert Stream(client, "predictions").states() == []
+    assert losses_of(used).refresh().requests_at_most == 1
+
+
+def test_a_damaged_record_that_redis_has_is_no_loss(used: Context, wal_root: Path, redis_server: Any):
+    client = redis.Redis.from_url(redis_server.url)
+    dead_writer(wal_root, redis_server.url)
+    ((_, path),) = [each for folder in (wal_root / "predictions").iterdir() for each in segments_of(folder)]
+    raw = bytearray(path.read_bytes())
+    raw[50] ^= 1  # of the record that was shipped
+    path.write_bytes(raw)
+    drain(used.store, redis_server.url, wal_root=wal_root)
+    assert sorted(all_rows(used.store)["prediction_id"].to_pylist()) == ["kept", "shipped"]
+    assert [state.damaged for state in Stream(client, "predictions").states()] in ([], [0])

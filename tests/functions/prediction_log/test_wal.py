@@ -14,13 +14,20 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from functions.prediction_log.errors import LogFullError
-from functions.prediction_log.frames import encode_frame, read_frames, whole_frames
+from functions.prediction_log.frames import HEADER_BYTES, encode_frame, read_frames, whole_frames
 from functions.prediction_log.writing import wal
-from functions.prediction_log.writing.wal import SegmentReader, WriteAheadLog, claim, recover, segments_of
+from functions.prediction_log.writing.wal import (
+    SegmentReader,
+    WriteAheadLog,
+    claim,
+    intact_records,
+    recover,
+    segments_of,
+)
 
 PAYLOADS = st.lists(st.binary(max_size=40), max_size=12)
 
@@ -354,3 +361,49 @@ def test_a_rotated_log_reads_on_and_drops_what_it_held(tmp_path: Path):
     log.forget(2)
     assert log.oldest == 3
     assert segments_of(log.folder) == []
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), min_size=3, max_size=12),
+    st.integers(60, 400),
+    st.data(),
+)
+def test_a_bit_flipped_anywhere_in_a_file_costs_that_record_alone(
+    payloads: list[bytes], segment_bytes: int, data: st.DataObject
+):
+    with tempfile.TemporaryDirectory() as scratch:
+        log = WriteAheadLog(Path(scratch), segment_bytes=segment_bytes)
+        for payload in payloads:
+            log.append(payload)
+        log.close()
+        segments = segments_of(log.folder)
+        _, path = data.draw(st.sampled_from(segments))
+        frames = list(read_frames(path.read_bytes()))
+        assume(len(frames) > 1 or path != segments[-1][1])  # a damaged last record is a torn end
+        struck = data.draw(st.sampled_from(frames[:-1] if path == segments[-1][1] else frames))
+        begin = struck.end - len(struck.payload) - HEADER_BYTES
+        raw = bytearray(path.read_bytes())
+        bit = data.draw(st.integers(8 * begin, 8 * struck.end - 1))
+        raw[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(raw)
+        assert recover(log.folder) == len(payloads)
+        assert path.read_bytes() == raw  # nothing is cut
+        left = [(frame.number, frame.payload) for frame in intact_records(log.folder, 0)]
+        whole = list(enumerate(payloads, 1))
+        assert left == whole[: struck.number - 1] + whole[struck.number :]
+        later = [frame.number for frame in intact_records(log.folder, struck.number)]
+        assert later == list(range(struck.number + 1, len(payloads) + 1))
+
+
+def test_a_torn_end_behind_a_damaged_record_is_still_cut(tmp_path: Path):
+    log = WriteAheadLog(tmp_path)
+    for number in range(5):
+        log.append(b"%d" % number * 100)
+    log.close()
+    ((_, path),) = segments_of(log.folder)
+    raw = bytearray(path.read_bytes()[:-30])
+    raw[150] ^= 1
+    path.write_bytes(raw)
+    assert recover(log.folder) == 4
+    assert path.stat().st_size == 4 * 116
+    assert [frame.number for frame in intact_records(log.folder, 0)] == [1, 3, 4]

@@ -14,7 +14,7 @@ import pytest
 from functions.rollout.policy import RolloutPolicy, Slo
 from functions.rollout.tick_result import TickResult
 from registry.models.traffic import Traffic
-from tests.functions.rollout.conftest import RolloutPlatform
+from tests.functions.rollout.conftest import MODEL, RolloutPlatform
 
 DAY = timedelta(days=1)
 ENDS = ("promoted", "rolled_back", "inconclusive")
@@ -176,3 +176,45 @@ def test_an_improvement_that_is_not_worth_it_ends_inconclusive(platform: Rollout
     platform.quality = {1: 0.5, 2: 0.52}
     start(platform, POLICY.model_copy(update={"min_effect": 0.05}))
     assert_left_out(platform, live(platform, 8)[-1], stage="inconclusive", rule="too_small")
+
+
+@pytest.mark.parametrize(("first", "then"), [(0.1, 0.5), (0.5, 0.1)])
+def test_a_share_changed_by_hand_begins_its_own_counts(
+    platform: RolloutPlatform, first: float, then: float
+) -> None:
+    platform.failing = {1: 0.05, 2: 0.05}
+    policy = RolloutPolicy(shadow_min_labels=200, canary_share=first, canary_min=20 * DAY)
+    platform.rollouts().start(2, policy, reason="retrained")
+    while platform.registry.now.champion.share == 1.0:
+        platform.serve_a_day()
+        platform.rollouts().tick()
+    for _ in range(3):
+        platform.serve_a_day(400)
+        assert platform.rollouts().tick().action == "hold"
+    platform.registry.set_traffic(MODEL, {"canary": (2, then)}, shadows=[2])
+    tick = platform.rollouts().tick()
+    assert (tick.action, tick.rule) == ("hold", "split")
+    assert f"{then:.2%}" in tick.text
+    state = platform.rollouts().history().current
+    assert state is not None
+    assert (state.split_since, state.split_share) == (platform.now, pytest.approx(then))
+    for _ in range(3):
+        platform.serve_a_day(400)
+        tick = platform.rollouts().tick()
+        assert (tick.action, tick.rule) in {("hold", "undecided"), ("promote", "better")}
+    evidence = platform.rollouts().entries()[-1].body["evidence"]
+    assert evidence["canary"]["champion"] + evidence["canary"]["challenger"] <= 1_200
+    assert evidence["loss"]["requests"] > 1_200  # the paired loss is of no split
+    assert platform.rollouts().explain(platform.rollouts().entries()[-1].number).same
+
+
+def test_a_canary_whose_shadow_was_left_out_by_hand_gets_it_back(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, RolloutPolicy(shadow_min_labels=200), reason="retrained")
+    while platform.registry.now.champion.share == 1.0:
+        platform.serve_a_day()
+        platform.rollouts().tick()
+    platform.registry.set_traffic(MODEL, {"canary": (2, 0.3)})
+    platform.serve_a_day()
+    assert platform.rollouts().tick().action == "hold"
+    assert platform.registry.now.shadows == (2,)
+    assert [arm.share for arm in platform.registry.now.arms[1:]] == [0.3]

@@ -105,17 +105,19 @@ def test_rows_of_a_day_taken_as_independent_would_promote_equals() -> None:
     assert share(runs(World(shock=0.04), seed=8, policy=careless, count=100), "promote") > 0.2
 
 
-def test_a_challenger_better_by_a_twentieth_is_promoted_within_two_thousand_labels() -> None:
+def test_a_challenger_better_by_a_twentieth_is_promoted_within_four_thousand_labels() -> None:
+    # Ten days were enough while days were taken as independent of each other.
     ended = runs(World(mean=0.05), seed=9, count=100)
     assert share(ended, "promote") == 1.0
-    assert np.quantile([run.labels for run in ended], 0.95) <= 2_000
+    assert np.median([run.labels for run in ended]) <= 2_400
+    assert np.quantile([run.labels for run in ended], 0.95) <= 4_000
 
 
 def test_a_challenger_better_on_most_days_is_promoted() -> None:
-    # Days differ as much as the improvement itself; median about ten days, nine in ten within three weeks.
+    # Days differ as much as the improvement itself; median about two weeks and a half, nine in ten within five.
     ended = runs(World(mean=0.05, shock=0.04), seed=10, count=100)
     assert share(ended, "promote") >= 0.98
-    assert np.quantile([run.labels for run in ended], 0.9) <= 21 * 200
+    assert np.quantile([run.labels for run in ended], 0.9) <= 35 * 200
 
 
 @pytest.mark.parametrize("mean", [-0.02, -0.05])

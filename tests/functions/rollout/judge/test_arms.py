@@ -11,7 +11,7 @@ from functions.rollout import Evidence, PairedLoss, RolloutError, RolloutPolicy,
 from functions.rollout.budget import budget
 from functions.rollout.evidence.sums import ArmCounts
 from functions.rollout.state import AlphaSpent, History, RolloutState
-from functions.stats import ClusterSums
+from functions.stats import ClusterSums, SeriesSums
 from tests.functions.rollout.conftest import RolloutPlatform
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
@@ -40,8 +40,8 @@ def cohort(rng: np.random.Generator, means: dict[int, float], shock: float) -> d
 def paired(difference: np.ndarray) -> PairedLoss:
     n = len(difference)
     return PairedLoss(
-        by_unit=ClusterSums._from(difference, np.ones(n)),
-        by_cohort=ClusterSums.one(float(difference.sum()), n),
+        by_unit=ClusterSums.of_sums(difference, np.ones(n)),
+        by_cohort=SeriesSums.one(float(difference.sum()), n),
         pairs=n,
         requests=n,
     )
@@ -127,12 +127,12 @@ def test_what_concerns_all_concerns_all() -> None:
 def test_three_challengers_share_the_shadow_and_the_best_becomes_champion(platform: RolloutPlatform) -> None:
     platform.registry.statuses[4] = "READY"
     platform.quality = {1: 0.5, 2: -0.3, 3: 0.9, 4: 0.5}
-    policy = RolloutPolicy(shadow_min_labels=800)
+    policy = RolloutPolicy(shadow_min_labels=1_600)
     platform.rollouts().start(2, policy, reason="three windows", rivals=(3, 4))
     assert platform.registry.now.shadows == (2, 3, 4)
     assert platform.rollouts().start(2, policy, reason="again", rivals=(3, 4)).rivals == (3, 4)
     seen = []
-    for _ in range(25):
+    for _ in range(45):
         platform.serve_a_day()
         tick = platform.rollouts().tick()
         seen.append((tick.action, platform.registry.now.shadows))

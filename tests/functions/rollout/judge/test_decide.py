@@ -11,7 +11,7 @@ from functions.rollout.evidence.sums import ArmCounts, Evidence, PairedLoss
 from functions.rollout.judge.decide import Decision, decide
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
-from functions.stats import ClusterSums
+from functions.stats import ClusterSums, SeriesSums
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -93,7 +93,7 @@ def test_no_traffic_holds_and_then_ends_inconclusive(stage: str) -> None:
 def test_sums_that_are_not_finite_never_promote(stage: str, bad: float) -> None:
     broken = PairedLoss(
         by_unit=ClusterSums(rows=900, clusters=900, total=bad, square=1.0, size_square=900.0),
-        by_cohort=ClusterSums(rows=900, clusters=9, total=bad, square=1.0, size_square=90000.0),
+        by_cohort=SeriesSums(rows=900, clusters=9, total=bad, square=1.0, size_square=90000.0),
         pairs=900,
         requests=900,
     )

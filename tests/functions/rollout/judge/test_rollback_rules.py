@@ -15,7 +15,7 @@ from functions.evaluation.realised_loss import Scored, score
 from functions.prediction_log.sampling import is_sampled
 from functions.rollout import Evidence, Guardrail, MetricSums, MetricValue, RolloutPolicy, UnitCounts, decide
 from functions.rollout.evidence.assigned_units import MAX_UNITS, AssignedUnits, count_assigned
-from functions.rollout.evidence.metrics import MetricRows, metric_sums, read_metric, write_metric
+from functions.rollout.evidence.metrics import MetricRows, metric_cohort, read_metric, write_metric
 from functions.rollout.evidence.sums import ArmCounts, PairedLoss
 from functions.rollout.explain import explain
 from functions.rollout.state import RolloutState
@@ -165,7 +165,7 @@ def sales(rng: np.random.Generator, change: float, *, cohorts: int = 20, shock: 
         level = 1.0 + rng.normal(0, 0.5)  # a busy day is busy for both
         ours = level + change + shock * rng.normal() + rng.normal(0, 0.2, 100)
         theirs = level + rng.normal(0, 0.2, 900)
-        arms = [ClusterSums._from(values, np.ones(len(values))) for values in (theirs, ours)]
+        arms = [ClusterSums.of_sums(values, np.ones(len(values))) for values in (theirs, ours)]
         total += MetricSums.of_cohort(*arms, requests=1_000)
     return total
 
@@ -227,7 +227,7 @@ def scores(
     """Scores 0 and 1 of the answers of one cohort, of which the canary has its share."""
     ours = int(rng.binomial(answers, share))
     arms = [
-        ClusterSums._from((rng.random(count) < mean).astype(float), np.ones(count))
+        ClusterSums.of_sums((rng.random(count) < mean).astype(float), np.ones(count))
         for count, mean in ((answers - ours, champion), (ours, challenger))
     ]
     return MetricSums.of_cohort(*arms, requests=answers, bounds=(0.0, 1.0))
@@ -278,7 +278,9 @@ def test_of_a_sample_only_its_answers_are_expected_to_have_a_score() -> None:
     arm = replace(rows([1] * 400, names), id=np.array(names, dtype=object))
     looked_at = [name for name in names if is_sampled(name, 0.25)]
     table = pa.table({"prediction_id": looked_at[:-3], "value": np.ones(len(looked_at) - 3)})
-    sums = metric_sums(arm, arm, Guardrail(name="json", source="score", margin=0.0), MetricRows(table, 0.25))
+    sums = metric_cohort(
+        arm, arm, Guardrail(name="json", source="score", margin=0.0), MetricRows(table, 0.25)
+    ).sums()
     assert (sums.rows, sums.requests) == (2 * len(looked_at) - 6, 2 * len(looked_at))
 
 
@@ -295,9 +297,9 @@ def test_values_come_from_a_table_by_prediction_within_their_limits(platform: Ro
     )
     guardrail = Guardrail(name="spend", source="table", margin=0.0, cap=10.0)
     arm = rows([1, 1, 1], ["a", "b", "c"])
-    sums = metric_sums(arm, arm, guardrail, metric)
+    sums = metric_cohort(arm, arm, guardrail, metric).sums()
     assert (sums.rows, sums.requests, sums.champion_total) == (4, 6, 13.0)
-    assert metric_sums(arm, arm, guardrail, None) == MetricSums(requests=6)
+    assert metric_cohort(arm, arm, guardrail, None).sums() == MetricSums(requests=6)
     assert isinstance(read_metric(platform.store, "never-written", START), pa.Table)
 
 
@@ -305,7 +307,7 @@ def test_a_rows_units_are_the_sample_of_a_metric() -> None:
     values = np.array([1.0, 3.0, 1.0, 3.0] * 25)
     alone = rows([1] * 100, [str(i) for i in range(100)], label=values)
     repeated = rows([1] * 100, [str(i // 50) for i in range(100)], label=values)
-    by_row, by_unit = (metric_sums(arm, arm, SALES, None) for arm in (alone, repeated))
+    by_row, by_unit = (metric_cohort(arm, arm, SALES, None).sums() for arm in (alone, repeated))
     assert (by_row.champion_units, by_unit.champion_units) == (100, 2)
 
 
@@ -395,7 +397,7 @@ def test_one_enormous_outlier_neither_promotes_nor_stops() -> None:
         assert judge(Evidence(champion=1, loss=struck, canary=BUSY), policy=RolloutPolicy()).action == "hold"
         ours = np.full(100, 1.0)
         ours[0] = sign * 1e9
-        arms = (ClusterSums._from(one, np.ones(len(one))) for one in (np.full(900, 1.0), ours))
+        arms = (ClusterSums.of_sums(one, np.ones(len(one))) for one in (np.full(900, 1.0), ours))
         sums = sales(np.random.default_rng(5), 0.0) + MetricSums.of_cohort(*arms, requests=1_000)
         evidence = Evidence(champion=1, loss=LOSS, canary=BUSY, metrics={"sales": sums})
         assert judge(evidence).action == "hold"

@@ -13,7 +13,7 @@ from functions.prediction_log import outcomes
 from functions.rollout import Evidence, PairedLoss, RolloutPolicy, RolloutState, decide, plan
 from functions.rollout.evidence.sums import ArmCounts
 from functions.rollout.planning.replay import replayed_loss
-from functions.stats import ClusterSums
+from functions.stats import ClusterSums, SeriesSums
 from registry import Signature, TensorSpec
 from tests.functions.rollout.conftest import RolloutPlatform
 
@@ -26,8 +26,8 @@ DAYS_SPREAD = 0.007 * np.sqrt(48)  # a standard error of .007 after 48 days
 def cohort(rng: np.random.Generator, effect: float, *, labels: int = 140) -> PairedLoss:
     difference = effect + DAYS_SPREAD * rng.normal() + 0.2 * rng.normal(size=labels)
     return PairedLoss(
-        by_unit=ClusterSums._from(difference, np.ones(labels)),
-        by_cohort=ClusterSums.one(float(difference.sum()), labels),
+        by_unit=ClusterSums.of_sums(difference, np.ones(labels)),
+        by_cohort=SeriesSums.one(float(difference.sum()), labels),
         pairs=labels,
         requests=labels,
     )
