@@ -43,7 +43,7 @@ class Announced:
 
     def next_look(self, now: datetime) -> datetime:
         """Time of the next look for the entry; the looks get rarer."""
-        look_s, self._look_s = self._look_s, 2 * self._look_s
+        look_s, self._look_s = self._look_s, min(2 * self._look_s, ANNOUNCED_S)
         return now + timedelta(seconds=look_s)
 
 
