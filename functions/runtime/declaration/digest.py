@@ -2,12 +2,13 @@
 
 The names that the code uses are followed: functions and classes of this project by their source, constants by
 value, installed packages by name and version. A change in any code that a run could reach changes the digest;
-a change in other code of the same module does not. Imports inside functions are followed by whole files, so
+a change in other code of the same module does not, nor does one of comments, docstrings or layout. Imports inside functions are followed by whole files, so
 that a digest can be computed where those libraries are absent.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import sys
@@ -18,6 +19,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from weakref import ref
 
+from functions.runtime.declaration.code_text import code_text, tree_text
 from functions.runtime.declaration.late_imports import INSTALLED, late_modules
 from functions.runtime.reference import reference
 
@@ -30,7 +32,7 @@ def digest_of(target: Callable[..., Any], *, declared: str = "") -> str:
     parts: dict[str, str] = {"declared": declared}
     _follow(target, parts)
     text = "\n".join(f"{name}={parts[name]}" for name in sorted(parts))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
 def _follow(target: Any, parts: dict[str, str]) -> None:
@@ -114,7 +116,7 @@ def _source(target: Any) -> str:
 
 def _read_source(target: Any) -> str:
     try:
-        return inspect.getsource(target)
+        return code_text(inspect.getsource(target))
     except (OSError, TypeError):  # typed at a prompt: the compiled code is all there is
         code = getattr(target, "__code__", None)
         return f"{code.co_code.hex()} {code.co_consts!r}" if code else repr(target)
@@ -122,8 +124,14 @@ def _read_source(target: Any) -> str:
 
 def _module(module: ModuleType) -> str:
     if _ours(module) and module.__file__:
-        return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+        return _file_digest(module.__file__)
     return _version(module.__name__)
+
+
+@cache
+def _file_digest(path: str) -> str:
+    text = tree_text(ast.parse(Path(path).read_bytes()))
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
 def _ours(module: ModuleType | None) -> bool:

@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from types import CodeType
 
+from functions.runtime.declaration.code_text import tree_text
+
 _SITES = {"site-packages", "dist-packages"}  # on the path: an environment may find packages in another one's
 INSTALLED = tuple(
     {
@@ -32,7 +34,7 @@ INSTALLED = tuple(
 
 @cache
 def late_modules(code: CodeType, package: str) -> dict[str, str]:
-    """Map every module of this project that `code` imports, directly or not, to the sha256 of its file, hex.
+    """Map every module of this project that `code` imports, directly or not, to the sha256 of its code, hex.
 
     package: of the module that holds the code, for relative imports. Installed packages are left out: they
     need not be installed where the digest is computed.
@@ -80,13 +82,14 @@ def _read(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
     source = path.read_bytes()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names: list[str] = []
-    for node in _statements(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             imported = tuple(alias.name for alias in node.names)
             names += _candidates(node.module or "", node.level, imported, package)
-    return hashlib.sha256(source).hexdigest(), tuple(names)
+    return hashlib.sha256(tree_text(tree).encode("utf-8", errors="surrogatepass")).hexdigest(), tuple(names)
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.AST]:
