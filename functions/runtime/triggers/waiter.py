@@ -15,6 +15,7 @@ from typing import Any
 from functions.runtime.context import Context, context
 from functions.runtime.declaration import OnEvent
 from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.durable.patience import with_patience
 from functions.runtime.durable.record import ENDED
 from functions.runtime.durable.workflow import require_run, wait_for
 from functions.runtime.errors import UnknownInvocation
@@ -41,13 +42,13 @@ def wait_for_event(
     name = f"{run.id}/{run.position}"
 
     def first_event() -> int:
-        return first_since(topic_of(used, topic), run.followed.record.submitted_at)
+        return with_patience(lambda: first_since(topic_of(used, topic), run.followed.record.submitted_at))
 
     first = run.step("event_since", condition, first_event)
     signal = f"event {run.position} {topic}"
     if signal not in run.followed.record.signals:
         body = {"wait": name, "invocation": run.id, "signal": signal, "since": first} | condition
-        _waiters(used).transact(lambda waiting: None if name in waiting else body)
+        with_patience(lambda: _waiters(used).transact(lambda waiting: None if name in waiting else body))
     found: dict[str, Any] = wait_for(signal, timeout_s=timeout_s)
     return found
 
