@@ -160,7 +160,7 @@ class Ledger:
         return followed.record
 
     def _is_redriven(self, followed: FollowedRecord) -> bool:
-        return followed.journal.entry(followed.record.length - 1).body["kind"] == "redriven"
+        return bool(followed.journal.entry(followed.record.length - 1).body["kind"] == "redriven")
 
     def _command(self, followed: FollowedRecord, decide: Callable[[Record], dict[str, Any] | None]) -> None:
         """Append the entry of a command, announced to executors by a note before, so that neither is without the other.
