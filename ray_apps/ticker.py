@@ -42,7 +42,7 @@ DRAIN_EVERY_S = 10.0  # each drain is a commit: more often makes the tables slow
 REFLEX_EVERY_S = 10.0  # a bad release is pulled back within a minute of its first errors
 SHOWN_S = 60.0  # a ticker that lost its lease shows what it measured last until another has measured: alerts must not clear by it
 PREPARED_WITHIN_S = 60.0
-HANGS_S = 120.0  # of a round of what is due; a store that takes seconds for each request makes one long, and another ticker's no shorter
+HANGS_S = 120.0  # without a workspace's task done: a round may take longer, and another ticker's would be no shorter
 QUIET_S = 30.0  # a task that keeps failing is logged this often
 _logger = logging.getLogger(__name__)
 
@@ -107,9 +107,14 @@ class Ticker:
 
     @property
     def busy_s(self) -> float:
-        """For how long the round that runs now has run, in seconds; 0 between rounds."""
+        """For how long the round that runs now has done nothing to its end, in seconds; 0 between rounds."""
         begun = self._begun
         return 0.0 if begun is None else time.monotonic() - begun
+
+    def note_progress(self) -> None:
+        """Note that a part of the round is done: a round may be long, and hangs only where nothing in it ends."""
+        if self._begun is not None:
+            self._begun = time.monotonic()
 
     def tick(self) -> None:
         """Run every task once while this ticker leads; a task that fails does not keep the others from running."""
@@ -119,6 +124,7 @@ class Ticker:
             if not self._is_leader():  # asked again, as a task may take longer than a term
                 return
             self._guarded(name, work)
+            self.note_progress()
         if self._tasks:
             self.ticks += 1
 
@@ -213,9 +219,9 @@ class TickerReplica:
 
         discover(self._context.projects, awaited=self._replaces)
         return {
-            "schedules": lambda: self._in_each(schedule.run_due),
-            "events": lambda: self._in_each(events.run_events),
-            "invocations": lambda: self._in_each(run_pending),
+            "schedules": lambda: self._in_each(schedule.run_due, done=self._due.note_progress),
+            "events": lambda: self._in_each(events.run_events, done=self._due.note_progress),
+            "invocations": lambda: self._in_each(run_pending, done=self._due.note_progress),
         }
 
     def _drain_tasks(self) -> dict[str, Task]:
@@ -258,13 +264,18 @@ class TickerReplica:
             withdraw(PUBLISHED)
         return False
 
-    def _in_each(self, work: Callable[[Context], object]) -> None:
+    def _in_each(self, work: Callable[[Context], object], *, done: Callable[[], None] = lambda: None) -> None:
         names = [workspace.name for workspace in self._access.known_workspaces()]
-        run_in_each(names, lambda name: work(self._in_workspace(name)))
+        run_in_each(names, lambda name: work(self._in_workspace(name)), done=done)
 
 
-def run_in_each(workspaces: Iterable[str], work: Callable[[str], object]) -> None:
-    """Do `work` for every workspace, whichever fails. Raises: an ExceptionGroup of the failures, each with its workspace's name."""
+def run_in_each(
+    workspaces: Iterable[str], work: Callable[[str], object], *, done: Callable[[], None] = lambda: None
+) -> None:
+    """Do `work` for every workspace, whichever fails; `done` is called after each.
+
+    Raises: an ExceptionGroup of the failures, each with its workspace's name.
+    """
     failed: list[Exception] = []
     for name in workspaces:
         try:
@@ -272,6 +283,7 @@ def run_in_each(workspaces: Iterable[str], work: Callable[[str], object]) -> Non
         except Exception as error:  # noqa: BLE001  # raised below
             error.add_note(f"in the workspace {name}")
             failed.append(error)
+        done()
     if failed:
         raise ExceptionGroup(f"{len(failed)} workspaces", failed)
 
@@ -287,7 +299,11 @@ def keep_lead(leadership: Leadership, due: Ticker, is_lost: Callable[[], bool]) 
         if due.prepared and not hangs and not is_lost():
             leadership.renew()
         elif leadership.is_leader:
-            why = f"a round takes more than {HANGS_S:.0f} s" if hangs else "its node is silent or given up"
+            why = (
+                f"nothing of a round has ended for {HANGS_S:.0f} s"
+                if hangs
+                else "its node is silent or given up"
+            )
             _logger.warning("this ticker leaves the lead to another: %s", why)
             leadership.release()
     finally:

@@ -19,7 +19,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from functions.runtime import catalog
 from functions.runtime.context import Context, context, unpacked
 from functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources, Retries
-from functions.runtime.declaration.digest import digest_of
+from functions.runtime.declaration.digest import digests_of
 from functions.runtime.declaration.http_types import check_http_types
 from functions.runtime.declaration.options import checked_options
 from functions.runtime.durable.invocation import Invocation, ledger_of
@@ -188,7 +188,16 @@ class Function(Generic[P, R]):
     @cached_property
     def digest(self) -> str:
         """Version of the code: a sha256 over it and all code that it refers to."""
-        return self._digest or digest_of(self.body, declared=f"cache={self.cache}")
+        return self._digest or self._digests[0]
+
+    @property
+    def written_digest(self) -> str:
+        """Version of the code by the release before, whose digest was of the code as it is written: results are cached by it."""
+        return self._digest or self._digests[1]
+
+    @cached_property
+    def _digests(self) -> tuple[str, str]:
+        return digests_of(self.body, declared=f"cache={self.cache}")
 
     @property
     def input_schema(self) -> dict[str, Any]:

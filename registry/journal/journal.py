@@ -94,8 +94,10 @@ class Journal:
         The MAC of the entry vouches for those it carries, whose digests its own contains.
         """
         data = self.store.find(self.key(number))
-        if data is None:
-            return None
+        return None if data is None else self.parse(number, data)
+
+    def parse(self, number: int, data: bytes) -> tuple[Entry, list[Entry]]:
+        """Parse the bytes that were read of entry `number`, and check them; returns it and those it carries. Raises: Damaged as `find`."""
         entry, carried = parse_entry(data, f"{self.path} entry {number}")
         if entry.number != number:
             raise Damaged(f"{self.path} entry {number} holds entry {entry.number}")

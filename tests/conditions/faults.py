@@ -26,7 +26,7 @@ from redis.client import Pipeline
 from redis.exceptions import NoPermissionError
 
 from registry.errors import Forbidden, RegistryError, Unavailable
-from registry.store import ObjectStore
+from registry.store import FolderStore, ObjectStore
 
 W = TypeVar("W")
 T = TypeVar("T")
@@ -211,6 +211,28 @@ class FaultyStore:
 
     def __reduce__(self) -> Any:
         return _itself, (self.store,)
+
+
+class FragileStore(FolderStore):
+    """Folder store, with tables, whose process dies before its write number `fatal`, counted from 1; 0: never. It may go on afterwards."""
+
+    writes = 0
+    fatal = 0
+
+    def _write(self, write: Any, *arguments: Any) -> None:
+        self.writes += 1
+        if self.writes == self.fatal:
+            raise KilledError
+        write(*arguments)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._write(super().create, key, data)
+
+    def put(self, key: str, data: bytes) -> None:
+        self._write(super().put, key, data)
+
+    def delete(self, key: str) -> None:
+        self._write(super().delete, key)
 
 
 def _itself(store: ObjectStore) -> ObjectStore:

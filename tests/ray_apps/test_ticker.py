@@ -139,6 +139,33 @@ def test_the_lead_outlasts_a_round_longer_than_its_term_and_ends_with_one_that_h
     due.stop()
 
 
+def test_a_round_of_many_workspaces_hangs_only_where_none_of_them_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each workspace takes less than what counts as hanging, and all of them many times that."""
+    monkeypatch.setattr(ticker_module, "HANGS_S", 1.0)
+    at, ends, lease, busy = [0.0], threading.Event(), OneLease(), []
+    monkeypatch.setattr(ticker_module.time, "monotonic", lambda: at[0])
+    leadership = lease.leadership()
+
+    def work(_: str) -> None:
+        at[0] += 0.7
+        busy.append(due.busy_s)
+        keep_lead(leadership, due, lambda: False)
+
+    def round_of_many() -> None:
+        run_in_each([f"w{number}" for number in range(20)], work, done=due.note_progress)
+        ends.set()
+
+    due = ticker({"invocations": round_of_many})
+    due._begun = 0.0  # as its thread does when a round begins
+    due.tick()
+    assert ends.is_set()
+    assert (len(busy), max(busy)) == (20, pytest.approx(0.7))
+    assert leadership.is_leader
+    assert lease.released == 0
+
+
 def test_a_ticker_does_not_lead_before_it_is_prepared_nor_on_a_node_that_is_lost() -> None:
     lease, due = OneLease(), ticker({"a": lambda: None})
     leadership = lease.leadership()

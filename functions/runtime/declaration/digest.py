@@ -2,12 +2,13 @@
 
 The names that the code uses are followed: functions and classes of this project by their source, constants by
 value, installed packages by name and version. A change in any code that a run could reach changes the digest;
-a change in other code of the same module does not. Imports inside functions are followed by whole files, so
+a change in other code of the same module does not, nor does one of comments, docstrings or layout. Imports inside functions are followed by whole files, so
 that a digest can be computed where those libraries are absent.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import sys
@@ -18,22 +19,33 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from weakref import ref
 
+from functions.runtime.declaration.code_text import code_text, tree_text
 from functions.runtime.declaration.late_imports import INSTALLED, late_modules
 from functions.runtime.reference import reference
 
-_sources: dict[int, tuple[ref[Any], str]] = {}  # by id, for as long as what has it lives
+_Texts = tuple[str, str]  # of code: without what no run depends on, and as it is written
+_sources: dict[int, tuple[ref[Any], _Texts]] = {}  # by id, for as long as what has it lives
 _PLAIN = (str, bytes, int, float, bool, type(None), tuple, frozenset)
 
 
 def digest_of(target: Callable[..., Any], *, declared: str = "") -> str:
     """Compute the sha256 of all code reached from `target`, hex; `declared` adds what is not code."""
-    parts: dict[str, str] = {"declared": declared}
+    return digests_of(target, declared=declared)[0]
+
+
+def digests_of(target: Callable[..., Any], *, declared: str = "") -> tuple[str, str]:
+    """Compute `digest_of`, and the same of the code as it is written, by which the release before named a version."""
+    parts: dict[str, _Texts] = {"declared": (declared, declared)}
     _follow(target, parts)
-    text = "\n".join(f"{name}={parts[name]}" for name in sorted(parts))
-    return hashlib.sha256(text.encode()).hexdigest()
+    code, written = ("\n".join(f"{name}={parts[name][which]}" for name in sorted(parts)) for which in (0, 1))
+    return _sha256(code), _sha256(written)
 
 
-def _follow(target: Any, parts: dict[str, str]) -> None:
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def _follow(target: Any, parts: dict[str, _Texts]) -> None:
     name = reference(target)
     if name in parts:
         return
@@ -46,7 +58,7 @@ def _follow(target: Any, parts: dict[str, str]) -> None:
                 _follow_name(f"{name}.{each}", names[each], parts)
 
 
-def _follow_name(name: str, value: Any, parts: dict[str, str]) -> None:
+def _follow_name(name: str, value: Any, parts: dict[str, _Texts]) -> None:
     value = getattr(value, "body", value)  # a declared function stands for its body
     if isinstance(value, ModuleType):
         parts[f"module {value.__name__}"] = _module(value)
@@ -54,9 +66,9 @@ def _follow_name(name: str, value: Any, parts: dict[str, str]) -> None:
         if _ours(sys.modules.get(value.__module__)):
             _follow(value, parts)
         else:
-            parts[name] = f"{value.__module__}.{value.__qualname__} {_version(value.__module__)}"
+            parts[name] = (f"{value.__module__}.{value.__qualname__} {_version(value.__module__)}",) * 2
     elif isinstance(value, _PLAIN):
-        parts[name] = _stable_text(value)
+        parts[name] = (_stable_text(value),) * 2
 
 
 def _stable_text(value: Any) -> str:
@@ -101,7 +113,7 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _source(target: Any) -> str:
+def _source(target: Any) -> _Texts:
     """Read the source of a function or class, once: of a class it takes a parse of its whole module."""
     key = id(target)  # classes may be equal to each other
     known = _sources.get(key)
@@ -112,18 +124,25 @@ def _source(target: Any) -> str:
     return text
 
 
-def _read_source(target: Any) -> str:
+def _read_source(target: Any) -> _Texts:
     try:
-        return inspect.getsource(target)
+        source = inspect.getsource(target)
     except (OSError, TypeError):  # typed at a prompt: the compiled code is all there is
         code = getattr(target, "__code__", None)
-        return f"{code.co_code.hex()} {code.co_consts!r}" if code else repr(target)
+        return (f"{code.co_code.hex()} {code.co_consts!r}" if code else repr(target),) * 2
+    return code_text(source), source
 
 
-def _module(module: ModuleType) -> str:
+def _module(module: ModuleType) -> _Texts:
     if _ours(module) and module.__file__:
-        return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
-    return _version(module.__name__)
+        return _file_digests(module.__file__)
+    return (_version(module.__name__),) * 2
+
+
+@cache
+def _file_digests(path: str) -> _Texts:
+    source = Path(path).read_bytes()
+    return _sha256(tree_text(ast.parse(source))), hashlib.sha256(source).hexdigest()
 
 
 def _ours(module: ModuleType | None) -> bool:

@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from types import CodeType
 
+from functions.runtime.declaration.code_text import tree_text
+
 _SITES = {"site-packages", "dist-packages"}  # on the path: an environment may find packages in another one's
 INSTALLED = tuple(
     {
@@ -31,13 +33,13 @@ INSTALLED = tuple(
 
 
 @cache
-def late_modules(code: CodeType, package: str) -> dict[str, str]:
-    """Map every module of this project that `code` imports, directly or not, to the sha256 of its file, hex.
+def late_modules(code: CodeType, package: str) -> dict[str, tuple[str, str]]:
+    """Map every module of this project that `code` imports, directly or not, to the sha256 of its code and of its file, hex.
 
     package: of the module that holds the code, for relative imports. Installed packages are left out: they
     need not be installed where the digest is computed.
     """
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
     pending = list(_imported_by(code, package))
     while pending:
         module = pending.pop()
@@ -45,8 +47,8 @@ def late_modules(code: CodeType, package: str) -> dict[str, str]:
             continue
         path = _file_of(module)
         if path is not None:
-            digest, names = _read(path, module)
-            found[module] = digest
+            digests, names = _read(path, module)
+            found[module] = digests
             pending += names
     return found
 
@@ -75,18 +77,20 @@ def _candidates(module: str, level: int, names: Iterator[str] | tuple[str, ...],
 
 
 @cache
-def _read(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
-    """Compute the digest of a source file, and list what it imports anywhere."""
+def _read(path: Path, module: str) -> tuple[tuple[str, str], tuple[str, ...]]:
+    """Compute the digests of a source file, and list what it imports anywhere."""
     source = path.read_bytes()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names: list[str] = []
-    for node in _statements(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             imported = tuple(alias.name for alias in node.names)
             names += _candidates(node.module or "", node.level, imported, package)
-    return hashlib.sha256(source).hexdigest(), tuple(names)
+    text = tree_text(tree).encode("utf-8", errors="surrogatepass")
+    return (hashlib.sha256(text).hexdigest(), hashlib.sha256(source).hexdigest()), tuple(names)
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.AST]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -19,7 +20,7 @@ from typing import Any
 from functions.runtime.durable.dead_letters import DeadLetters
 from functions.runtime.durable.heartbeat import last_beat
 from functions.runtime.durable.listing import list_unfinished, matching, newest_first
-from functions.runtime.durable.queue import Note, QueueWriter
+from functions.runtime.durable.queue import ANNOUNCED_S, Note, QueueWriter
 from functions.runtime.durable.record import ENDED, Record, Status, fold_entry, initial_record
 from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
@@ -27,6 +28,7 @@ from functions.runtime.receipt import Total, totals
 from functions.runtime.run.declared import DeclaredFunction
 from registry.journal import Conflict, Entry, Journal
 from registry.journal.deletions import record_deletion
+from registry.journal.entry import normalise_body
 from registry.store import ObjectStore
 from registry.times import Clock, utc_now
 
@@ -141,24 +143,43 @@ class Ledger:
                 return {"kind": "cancelled"}
             return {"kind": "cancelled", "usage": beat.usage.model_dump()}
 
-        if followed.append(decide):
-            self._queue.add(Note(invocation))
+        self._command(followed, decide)
         return followed.record
 
     def redrive(self, invocation: str) -> Record:
-        """Queue a dead or cancelled invocation again, its finished steps kept.
+        """Queue a dead or cancelled invocation again, its finished steps kept; one that was just redriven stays queued.
 
         Raises: FunctionError if it is neither.
         """
         followed = self.follow(invocation)
-        if followed.record.status not in {"dead", "cancelled"}:
-            raise FunctionError(
-                f"{invocation} is {followed.record.status}; only dead or cancelled ones are redriven"
-            )
-        followed.append(lambda record: {"kind": "redriven"} if record.ended else None)
-        self._queue.add(Note(invocation))
+        status = followed.record.status
+        if status not in {"dead", "cancelled"} and not (status == "queued" and self._is_redriven(followed)):
+            raise FunctionError(f"{invocation} is {status}; only dead or cancelled ones are redriven")
+        self._command(followed, lambda record: {"kind": "redriven"} if record.ended else None)
         self.dead_letters.remove(invocation, reason="redriven")
         return followed.record
+
+    def _is_redriven(self, followed: FollowedRecord) -> bool:
+        return bool(followed.journal.entry(followed.record.length - 1).body["kind"] == "redriven")
+
+    def _command(self, followed: FollowedRecord, decide: Callable[[Record], dict[str, Any] | None]) -> None:
+        """Append the entry of a command, announced to executors by a note before, so that neither is without the other.
+
+        A note without its entry, whose writer died, changes nothing. A command that is repeated gives a note again.
+        """
+        begun, noted = time.monotonic(), -1
+
+        def announcing(record: Record) -> dict[str, Any] | None:
+            nonlocal noted
+            body = decide(record)
+            if body is not None and record.length != noted:  # another writer's entry is not the announced one
+                self._queue.add(Note(record.id, after=record.length))
+                noted = record.length
+            return body
+
+        appended = followed.append(announcing)
+        if not appended or time.monotonic() - begun > ANNOUNCED_S / 2:  # executors may have ceased to look
+            self._queue.add(Note(followed.record.id))
 
     def purge(self, invocation: str) -> Record:
         """Remove an invocation from the dead letters; its record stays.
@@ -190,11 +211,15 @@ class Ledger:
         return True
 
     def signal(self, invocation: str, name: str, value: Any = None) -> Record:
-        """Send a workflow the signal `name` with a JSON value; one that comes before the wait is kept."""
+        """Send a workflow the signal `name` with a JSON value; one that comes before the wait is kept, and the same one counts once."""
         followed = self.follow(invocation)
-        body = {"kind": "signalled", "signal": name, "value": value}
-        if followed.append(lambda record: None if record.ended else body):
-            self._queue.add(Note(invocation))
+        body = normalise_body({"kind": "signalled", "signal": name, "value": value}, f"signal {name}")
+
+        def decide(record: Record) -> dict[str, Any] | None:
+            sent = name in record.signals and record.signals[name] == body["value"]
+            return None if record.ended or sent else body
+
+        self._command(followed, decide)
         return followed.record
 
     def notify(self, invocation: str) -> None:

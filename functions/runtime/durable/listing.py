@@ -1,7 +1,7 @@
 """Listings of invocations that read what they show and little more, however many a store has.
 
 Queues are walked from their ends, all at once by time, so a page costs what it shows and, for each queue, a few reads that
-grow with the logarithm of its length. Invocations that have not ended stand in the executors' checkpoint.
+grow with the logarithm of its length. Invocations that have not ended stand in the executors' checkpoint, those that wait too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def list_unfinished(store: ObjectStore, *, actor: str) -> list[str]:
         *opened,
         *(each.body["opened"] for each in later if "opened" in each.body),
     }
-    found = dict.fromkeys(content["open"])
+    found = dict.fromkeys([*content["open"], *content.get("idle", ())])
     for name in sorted(queues):
         entries = Journal(store, f"queues/{name}", actor=actor).entries(content["positions"].get(name, 0))
         found |= dict.fromkeys(each.body["invocation"] for each in entries if "invocation" in each.body)

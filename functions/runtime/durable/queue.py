@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from functions.runtime.changes.feed import Watch
+from functions.runtime.durable.at_once import READERS, at_once
 from registry.journal import Conflict, Entry, Fold
 from registry.journal.journal import Journal
 from registry.store.object_store import ObjectStore
@@ -25,17 +27,29 @@ from registry.times import Clock, utc_now
 INDEX = "queues/index"
 CHECKPOINT = "queues/checkpoint.json"
 SILENT_AFTER = timedelta(minutes=10)
+NOTES_AT_ONCE = (
+    1024  # that one reading takes in, so that a round of an executor ends however long the backlog is
+)
+ANNOUNCED_S = 60.0
+"""For how long an executor looks for an entry that a note announces: it is the next write of whoever wrote the note."""
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
     """Note that an invocation should be processed.
 
-    entry: its first entry, in notes of older versions; no longer written, since a queue's entries cannot be erased.
+    after: where the note announces an entry that is about to be written: how many there are before it.
     """
 
     invocation: str
-    entry: dict[str, Any] | None = None
+    after: int | None = None
+
+
+class Unfinished(NamedTuple):
+    """Invocations that have not ended, as a checkpoint says. due: when those are due that run or may run; idle: wait for a signal alone."""
+
+    due: dict[str, datetime]
+    idle: frozenset[str] = frozenset()
 
 
 class QueueWriter:
@@ -51,7 +65,9 @@ class QueueWriter:
 
     def add(self, note: Note) -> None:
         """Append a note: one write, and one more for the first note."""
-        body = {"invocation": note.invocation}
+        body: dict[str, Any] = {"invocation": note.invocation}
+        if note.after is not None:
+            body["after"] = note.after
         with self._lock:
             while True:
                 journal = self._journal or self._open()
@@ -82,84 +98,132 @@ class _QueueCursor:
 class QueueReader:
     """Reader of every open queue in `store`, from a checkpoint on.
 
-    watch: says when there may be notes; by default at each call.
+    watch: says when there may be notes; by default at each call. failures: what kept the last reading from some of the queues.
     """
 
     store: ObjectStore
     actor: str
     clock: Clock = utc_now
     watch: Watch = field(default_factory=lambda: Watch(every_s=0.0))
+    failures: list[Exception] = field(init=False, default_factory=list)
     _index: Fold[frozenset[str]] = field(init=False)
     _queues: dict[str, _QueueCursor] = field(init=False, default_factory=dict)
     _positions: dict[str, int] = field(init=False, default_factory=dict)
-    _index_at: int = field(init=False, default=0)
+    _index_at: int | None = field(init=False, default=None)  # entries of the index whose queues are followed
     _written: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._index = index(self.store, actor=self.actor, clock=self.clock)
 
-    def resume(self) -> dict[str, datetime]:
-        """Continue at the last checkpoint; returns the invocations open at that time, and when each is due."""
+    def resume(self) -> Unfinished:
+        """Continue at the last checkpoint; returns the invocations that had not ended at that time."""
         data = self.store.find(CHECKPOINT)
         if data is None:
-            return {}
+            return Unfinished({})
         content = json.loads(data)
         self._positions = content["positions"]
-        self._reopen(content.get("index"))
-        return {each: datetime.fromisoformat(due) for each, due in content["open"].items()}
+        self._index_at = content.get("index")  # an older release wrote none
+        for name in self._positions:
+            self._follow(name)
+        due = {invocation: datetime.fromisoformat(at) for invocation, at in content["open"].items()}
+        return Unfinished(due, frozenset(content.get("idle", ())))
 
-    def checkpoint(self, opened: dict[str, datetime]) -> None:
-        """Store this reader's positions and the open invocations; a later reader starts there.
+    def checkpoint(self, opened: Mapping[str, datetime], idle: Iterable[str] = ()) -> None:
+        """Store this reader's positions and the unfinished invocations; a later reader starts there.
 
         Another reader's checkpoint may replace this one, even one that was stalled long ago: each is complete, so an
         older one only makes a reader read notes twice. One like the last is not written again.
         """
         positions = {name: queue.next for name, queue in self._queues.items()}
-        due = {each: at.isoformat() for each, at in opened.items()}
-        content = {"positions": positions, "open": due, "index": self._index_at}
+        due = {invocation: at.isoformat() for invocation, at in opened.items()}
+        content = {"positions": positions, "open": due, "idle": sorted(idle), "index": self._index_at or 0}
         if content != self._written:
             self.store.put(CHECKPOINT, json.dumps(content).encode())
             self._written = content
 
-    def new_notes(self) -> Iterator[Note]:
-        """Yield the notes since the last call; without any, one read for the index and one for each queue."""
-        with self.watch.turn() as due:
-            if due:
-                yield from self._read_all()
+    def new_notes(self) -> list[Note]:
+        """Read the notes since the last call, some `NOTES_AT_ONCE` at most; without any, one read for the index and one for each queue.
 
-    def _read_all(self) -> Iterator[Note]:
+        The notes of queues that can be read are returned, whichever cannot; `failures` says why, and the next call reads those.
+        Raises: as the store where the index cannot be read.
+        """
+        self.failures = []
+        with self.watch.turn() as due:
+            notes = self._read_all() if due else []
+            if self.failures:
+                self.watch.failed()
+            return notes
+
+    def _read_all(self) -> list[Note]:
         opened = self._index.refresh()
-        self._index_at = self._index.next
-        for name in opened - self._queues.keys():
+        self._follow_opened(opened)
+        notes: list[Note] = []
+        behind, begun = list(self._queues), {name: queue.next for name, queue in self._queues.items()}
+        while behind and len(notes) < NOTES_AT_ONCE:
+            # As many at once as there were so far: few reads where there is little, and many in a backlog.
+            counts = {name: min(max(1, self._queues[name].next - begun[name]), READERS) for name in behind}
+            behind = self._read_on(counts, opened, notes)
+        if behind:
+            self.watch.notify()  # the next call reads on
+        return notes
+
+    def _follow_opened(self, opened: frozenset[str]) -> None:
+        """Follow the queues that were opened since the last reading, also those that another executor has closed meanwhile."""
+        names = set(opened - self._queues.keys())
+        since = self._index_at
+        if since is not None and self._index.next - since > len(names):
+            later = Journal(self.store, INDEX, actor=self.actor, clock=self.clock).entries(since)
+            names.update(entry.body["opened"] for entry in later if "opened" in entry.body)
+        for name in names - self._queues.keys():
             self._follow(name)
-        for name, queue in list(self._queues.items()):
-            yield from self._read(name, queue)
-            if name not in opened:  # another executor closed it; its last notes are read now
-                del self._queues[name]
+        self._index_at = self._index.next
 
     def _follow(self, name: str) -> None:
         journal = Journal(self.store, f"queues/{name}", actor=self.actor, clock=self.clock)
         self._queues[name] = _QueueCursor(journal, self._positions.get(name, 0), self.clock())
 
-    def _reopen(self, index_at: int | None) -> None:
-        """Follow the queues that were closed since a checkpoint, too: their last notes may be in no newer one.
+    def _read_on(self, counts: dict[str, int], opened: frozenset[str], notes: list[Note]) -> list[str]:
+        """Read so many of the next entries of queues, all at once; returns the queues that may have more."""
+        places = [
+            (name, number)
+            for name, count in counts.items()
+            for number in range(self._queues[name].next, self._queues[name].next + count)
+        ]
+        keys = [self._queues[name].journal.key(number) for name, number in places]
+        answers: dict[str, list[bytes | Exception | None]] = {}
+        for (name, _), answer in zip(
+            places, at_once([partial(self.store.find, key) for key in keys]), strict=True
+        ):
+            answers.setdefault(name, []).append(answer)
+        more: list[str] = []
+        for name, entries in answers.items():
+            try:
+                if self._take(name, entries, notes):
+                    more.append(name)
+                elif name not in opened:  # another executor closed it; its last notes are read now
+                    del self._queues[name]
+            except Exception as error:  # noqa: BLE001  # kept for the caller: the notes of other queues must not wait for it
+                self.failures.append(error)
+        return more
 
-        index_at: number of the index's first entry that the checkpoint did not know; an older release wrote none.
-        """
-        journal = Journal(self.store, INDEX, actor=self.actor, clock=self.clock)
-        later = [] if index_at is None else [entry.body for entry in journal.entries(index_at)]
-        for name in (*self._positions, *(body["opened"] for body in later if "opened" in body)):
-            self._follow(name)
-
-    def _read(self, name: str, queue: _QueueCursor) -> Iterator[Note]:
-        for entry in queue.journal.entries(queue.next):
-            queue.next, queue.read_at = entry.number + 1, self.clock()
-            if entry.body.get("closed"):
+    def _take(self, name: str, answers: list[bytes | Exception | None], notes: list[Note]) -> bool:
+        """Take in the next entries of a queue; returns whether there may be more. Its place moves with each note that is taken."""
+        queue = self._queues[name]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+            if answer is None:
+                if self.clock() - queue.read_at > SILENT_AFTER:
+                    self._close(queue)
+                return False
+            body = queue.journal.parse(queue.next, answer)[0].body
+            if body.get("closed"):
                 self._remove(name)
-                return
-            yield Note(entry.body["invocation"], entry.body.get("entry"))
-        if self.clock() - queue.read_at > SILENT_AFTER:
-            self._close(queue)
+                queue.next += 1
+                return False
+            notes.append(Note(body["invocation"], body.get("after")))
+            queue.next, queue.read_at = queue.next + 1, self.clock()
+        return True
 
     def _close(self, queue: _QueueCursor) -> None:
         try:

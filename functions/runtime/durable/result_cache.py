@@ -21,6 +21,8 @@ def cached_result(function: DeclaredFunction, body: Callable[..., Any], /, **arg
     store = context().store
     key = cache_key(function, arguments)
     stored = store.find(key)
+    if stored is None:
+        stored = store.find(_cache_key(function, function.written_digest, arguments))
     if stored is not None:
         return function.signature.load_result(get_value(store, json.loads(stored)))
     result = run_to_end(body, arguments)
@@ -31,6 +33,10 @@ def cached_result(function: DeclaredFunction, body: Callable[..., Any], /, **arg
 
 def cache_key(function: DeclaredFunction, arguments: dict[str, Any]) -> str:
     """Compute the key of the result of this code for these arguments."""
+    return _cache_key(function, function.digest, arguments)
+
+
+def _cache_key(function: DeclaredFunction, digest: str, arguments: dict[str, Any]) -> str:
     signature = function.signature
     arguments_json = json.dumps(signature.dump(signature.with_defaults(arguments)), sort_keys=True)
-    return f"memos/{function.name}/{hashlib.sha256(f'{function.digest}{arguments_json}'.encode()).hexdigest()}.json"
+    return f"memos/{function.name}/{hashlib.sha256(f'{digest}{arguments_json}'.encode()).hexdigest()}.json"

@@ -43,6 +43,10 @@ class DeclaredFunction(Protocol):
         """Version of the function's code, a sha256."""
 
     @property
+    def written_digest(self) -> str:
+        """Version of the code as it is written, a sha256, as the release before named it."""
+
+    @property
     def input_schema(self) -> dict[str, Any]:
         """JSON Schema of the arguments object."""
 

@@ -8,8 +8,10 @@ event carries the functions that led to it, and a function does not run on event
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from functions.runtime import catalog
@@ -25,9 +27,11 @@ from functions.runtime.secret import refuse_secrets
 from functions.runtime.triggers.topic import topic_of
 from functions.runtime.triggers.waiter import PATH as WAITERS
 from functions.runtime.triggers.waiter import wake_waiters
+from registry.errors import InvalidInput, RegistryError
 from registry.journal import Entry, Fold, Journal
 
 LONGEST_CHAIN = 16
+ROUND_S = 5.0  # for how long one topic is delivered in one round
 REFUSED = "events-refused"
 
 
@@ -80,7 +84,8 @@ def run_events(used: Context) -> int:
     """Deliver new events to subscriptions and waiting workflows; returns how many invocations were submitted.
 
     Costs one read, and one for each topic, if there are no new events; none while Redis would announce them. A new
-    subscription begins with the next event, or with the first if it has `from_start`.
+    subscription begins with the next event, or with the first if it has `from_start`. A topic's backlog is delivered for some
+    seconds, and goes on in the next round. Raises: ExceptionGroup of what failed, once every topic had its turn.
     """
     topics: dict[str, list[Subscription]] = {}
     known = True
@@ -90,9 +95,21 @@ def run_events(used: Context) -> int:
     with _watch(used).turn() as due:
         if known and not due:
             return 0
-        submitted = sum(_topic_reader(used, topic).deliver(readers) for topic, readers in topics.items())
-        wake_waiters(used)
-        return submitted
+        counts: list[int] = []
+        works = [partial(_topic_reader(used, topic).deliver, readers) for topic, readers in topics.items()]
+        failures: list[Exception] = []
+        for work in (*works, partial(wake_waiters, used)):
+            try:
+                counts.append(work())
+            except Exception as error:  # noqa: BLE001  # raised below: one topic's must not keep the others from their turn
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup(
+                f"{len(failures)} of {len(works)} topics and the waiting workflows", failures
+            )
+        if any(_topic_reader(used, topic).behind for topic in topics):
+            _watch(used).notify()
+        return sum(counts[: len(works)])
 
 
 class _TopicReader:
@@ -103,24 +120,30 @@ class _TopicReader:
         self._topic = topic
         self._journal = Journal(used.store, f"events/{topic}", actor=used.actor)
         self._cursors: dict[str, int] = {}
+        self.behind = False  # whether the last delivery ended before the topic
 
     def knows(self, subscription: Subscription) -> bool:
         """Whether the subscription has its place in the topic."""
         return subscription.name in self._cursors
 
     def deliver(self, subscriptions: list[Subscription]) -> int:
-        """Deliver all events up to the topic's end to every subscription; returns how many were submitted."""
+        """Deliver the events up to the topic's end, or for some seconds, to every subscription; returns how many were submitted."""
         for each in subscriptions:
             if each.name not in self._cursors:
                 self._cursors[each.name] = self._initial_cursor(each)
         submitted, begin = 0, min(self._cursors[each.name] for each in subscriptions)
-        end = begin
-        for entry in self._journal.entries(begin):
-            submitted += sum(self._deliver_one(each, entry) for each in subscriptions)
-            end = entry.number + 1
-        for each in subscriptions:
-            if self._cursors[each.name] < end:
-                self._save_cursor(each, end)
+        end, until, self.behind = begin, time.monotonic() + ROUND_S, False
+        try:
+            for entry in self._journal.entries(begin):
+                if time.monotonic() > until:
+                    self.behind = True
+                    break
+                submitted += sum(self._deliver_one(each, entry) for each in subscriptions)
+                end = entry.number + 1
+        finally:  # what was delivered is not read again, whatever fails after it
+            for each in subscriptions:
+                if self._cursors[each.name] < end:
+                    self._save_cursor(each, end)
         return submitted
 
     def _initial_cursor(self, subscription: Subscription) -> int:
@@ -154,14 +177,23 @@ class _TopicReader:
         from_payload = {on.payload_as: payload} if on.payload_as else payload
         try:
             arguments = function.signature.load(dict(on.arguments) | from_payload)
-            key = f"event {subscription.name} {self._topic} {entry.number}"
+        except Exception as error:  # noqa: BLE001  # validators are the user's code, and raise what they like
+            return (
+                str(error) if isinstance(error, InvalidArguments) else f"{type(error).__qualname__}: {error}"
+            )
+        key = f"event {subscription.name} {self._topic} {entry.number}"
+        try:
             ledger_of(self._used).submit(
                 function, arguments, key=key, origin=Origin(chain=tuple(entry.body["chain"]))
             )
-        except InvalidArguments as error:
-            return str(error)
         except KeyConflict:  # delivered before, by code with other defaults
             return None
+        except RegistryError as error:
+            if isinstance(error, InvalidInput):
+                return str(error)
+            raise  # of the store, not of the event: it is delivered in a later round
+        except Exception as error:  # noqa: BLE001  # arguments that cannot be stored, such as a secret: they never will be
+            return f"{type(error).__qualname__}: {error}"
         return None
 
     def _record_refusal(self, subscription: Subscription, entry: Entry, reason: str) -> None:

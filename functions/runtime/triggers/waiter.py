@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from functions.runtime.context import Context, context
 from functions.runtime.declaration import OnEvent
 from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.durable.patience import with_patience
 from functions.runtime.durable.record import ENDED
 from functions.runtime.durable.workflow import require_run, wait_for
+from functions.runtime.errors import UnknownInvocation
 from functions.runtime.triggers.topic import first_since, topic_of
 from registry.journal import Entry, Fold
 from registry.journal.journal import Journal
@@ -39,13 +42,13 @@ def wait_for_event(
     name = f"{run.id}/{run.position}"
 
     def first_event() -> int:
-        return first_since(topic_of(used, topic), run.followed.record.submitted_at)
+        return with_patience(lambda: first_since(topic_of(used, topic), run.followed.record.submitted_at))
 
     first = run.step("event_since", condition, first_event)
     signal = f"event {run.position} {topic}"
     if signal not in run.followed.record.signals:
         body = {"wait": name, "invocation": run.id, "signal": signal, "since": first} | condition
-        _waiters(used).transact(lambda waiting: None if name in waiting else body)
+        with_patience(lambda: _waiters(used).transact(lambda waiting: None if name in waiting else body))
     found: dict[str, Any] = wait_for(signal, timeout_s=timeout_s)
     return found
 
@@ -87,7 +90,8 @@ class _Waker:
         for entry in journal.entries(min(positions.values())):
             for name, each in waiters.items():
                 if name not in woken and entry.number >= positions[name] and _matches(each, entry):
-                    ledger_of(self.used).signal(each["invocation"], each["signal"], entry.body["payload"])
+                    with suppress(UnknownInvocation):  # deleted meanwhile
+                        ledger_of(self.used).signal(each["invocation"], each["signal"], entry.body["payload"])
                     self._remove(name)
                     woken.add(name)
                 self._next[name] = entry.number + 1
@@ -96,8 +100,14 @@ class _Waker:
     def _remove_ended(self, waiting: Waiters) -> None:
         """Remove waiters whose workflow has ended or no longer waits for the signal."""
         for name, each in list(waiting.items()):
-            record = ledger_of(self.used).read(each["invocation"])
-            if record.status in ENDED or (record.status == "waiting" and record.waits_for != each["signal"]):
+            record = next(
+                ledger_of(self.used).find_all([each["invocation"]]), None
+            )  # None: deleted meanwhile
+            if (
+                record is None
+                or record.status in ENDED
+                or (record.status == "waiting" and record.waits_for != each["signal"])
+            ):
                 self._remove(name)
 
     def _remove(self, name: str) -> None:

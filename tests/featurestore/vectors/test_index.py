@@ -30,8 +30,8 @@ from featurestore.vectors.builds import Loader
 from featurestore.vectors.inverted_lists import codes_for, lists_for
 from registry import open_store
 from registry.journal import Journal
+from tests.conditions.faults import FragileStore, KilledError
 from tests.featurestore.vectors.test_search_in_time import Cases
-from tests.fragile_store import FragileStore, KilledError
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 SIZE = 16

@@ -26,7 +26,7 @@ from registry.transfer import find_marker
 from tests.compat import reading, tasks
 from tests.compat.project import DAY, NOW
 from tests.compat.test_store_of_0_1 import IDS, NOTES, unpacked
-from tests.fragile_store import FragileStore, KilledError
+from tests.conditions.faults import FragileStore, KilledError
 from tests.functions.prediction_log.logbook import record
 from tests.redis_server import running_redis
 from tests.waiting import until

@@ -23,7 +23,7 @@ from functions.prediction_log.records import TENSOR
 from functions.runtime.durable.ledger import Ledger
 from registry import Journal, Table
 from registry.store import FolderStore
-from tests.fragile_store import FragileStore, KilledError
+from tests.conditions.faults import FragileStore, KilledError
 from tests.functions.maintenance.erasure_platform import (
     RIDER,
     T0,

@@ -20,7 +20,7 @@ from registry.journal.heads import journal_counts
 from registry.store.tables.upkeep import drop_days
 from registry.transfer import copy_store, find_marker
 from registry.transfer.copying import _Copy
-from tests.fragile_store import FragileStore, KilledError
+from tests.conditions.faults import FragileStore, KilledError
 
 WRITERS = 4
 

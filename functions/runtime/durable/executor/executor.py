@@ -14,35 +14,44 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from functions.runtime import catalog
 from functions.runtime.context import Context
 from functions.runtime.durable.admission.slots import refused_entry
+from functions.runtime.durable.at_once import at_once
 from functions.runtime.durable.attempt import AttemptResult
 from functions.runtime.durable.code_versions import RESUME_PATIENCE_S, code_changed_entry, earliest_start
 from functions.runtime.durable.concurrency import ConcurrencySlots
 from functions.runtime.durable.executor.dispatch import Dispatch
 from functions.runtime.durable.executor.experiments import Experiments
-from functions.runtime.durable.executor.intake import Intake
+from functions.runtime.durable.executor.intake import Announced, Intake
 from functions.runtime.durable.executor.launcher import Launcher
 from functions.runtime.durable.executor.losses import record_loss
-from functions.runtime.durable.heartbeat import last_sign, next_look_s, node_is_lost
+from functions.runtime.durable.heartbeat import Sign, last_sign, next_look_s, node_is_lost
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
-from functions.runtime.durable.queue import Note
-from functions.runtime.durable.record import Record
-from functions.runtime.errors import EnvironmentFailed, NoRoom, UnknownFunction
+from functions.runtime.durable.record import ENDED, Record
+from functions.runtime.errors import EnvironmentFailed, NoRoom, UnknownFunction, UnknownInvocation
 from functions.runtime.run import cluster
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.node_watch import Nodes, NodeWatch, node_watch
 from functions.runtime.series import WAITING, WORKERS
 from registry.errors import Unavailable
 
+ROUND_S = 5.0  # for how long one round starts what is due; the next goes on with the rest
+RECORDS_AT_ONCE = 128
 LOOK_S = 1.0  # for how long one round may look where its runs are; the next goes on
 RELEASE_S = 2.0  # what a worker needs after its last entry, to release its slots
 POSTPONE_S = 30.0
 NODES_LOOK_S = 5.0  # after which a run that no node holds looks for new ones
 _logger = logging.getLogger(__name__)
+
+
+class Look(NamedTuple):
+    """What was read of an invocation. sign: the last of its worker, if it runs elsewhere."""
+
+    followed: FollowedRecord
+    sign: Sign | None = None
 
 
 @dataclass
@@ -61,6 +70,8 @@ class Executor:
     nodes: NodeWatch = field(default_factory=node_watch)
     _open: dict[str, datetime] = field(default_factory=dict)
     _workers: dict[str, Dispatch] = field(default_factory=dict)
+    _idle: set[str] = field(default_factory=set)  # wait for a signal alone, which comes with a note
+    _announced: dict[str, Announced] = field(default_factory=dict)
     _backlog: dict[str, FollowedRecord] = field(default_factory=dict)  # due, but no worker or slot was free
     _slots: dict[str, ConcurrencySlots | None] = field(default_factory=dict)
     _experiments: Experiments = field(init=False)
@@ -74,27 +85,57 @@ class Executor:
         self._launcher = Launcher(self.context, self.ledger, self.code_patience_s)
 
     def poll(self) -> int:
-        """Process once every invocation that is new or due, without waiting; returns how many are open."""
+        """Process every invocation that is new or due, without waiting, for some seconds; returns how many are open.
+
+        What is left is next in the following round. Raises: what kept some of the queues from being read.
+        """
         with self._lock:
-            for note in self._intake.new_notes(self._open):
-                self._open[note.invocation] = self.ledger.clock()
-                self._guarded(note.invocation, partial(self._process, note.invocation, note))
+            self._take_in()
             self._reap()
             self.nodes.keep_watching()
             self._check_workers()
             self._kill_unyielding()
-            now = self.ledger.clock()
-            for each in [
-                each for each, due in self._open.items() if due <= now and each not in self._workers
-            ]:
-                self._guarded(each, partial(self._process, each))
+            self._process_due()
             self._start_experiments()
             self._launcher.replenish()
             self._evict_idle()
-            self._intake.checkpoint(self._open)
+            self._intake.checkpoint(self._open, self._idle)
             WAITING.labels(self.context.workspace).set(len(self._backlog))
             WORKERS.labels(self.context.workspace).set(len(self._workers))
+            if self._intake.failures:
+                raise self._intake.failures[0]  # once what could be read is done
             return len(self._open)
+
+    def _take_in(self) -> None:
+        """Take in what had not ended at the last checkpoint, and the notes since."""
+        now, before = self.ledger.clock(), self._intake.resume()
+        self._idle |= before.idle
+        for invocation, due in before.due.items():
+            self._open.setdefault(invocation, due)
+            self._announced[invocation] = Announced.perhaps()
+        for note in self._intake.new_notes():
+            self._open[note.invocation] = now
+            self._idle.discard(note.invocation)
+            self._backlog.pop(note.invocation, None)
+            if note.after is not None or note.invocation in self._workers:
+                self._announced[note.invocation] = Announced(-1 if note.after is None else note.after)
+
+    def _process_due(self) -> None:
+        """Process what is due, the longest due first, and read many records at once."""
+        begun, now = time.monotonic(), self.ledger.clock()
+        due = [
+            invocation
+            for invocation, at in sorted(self._open.items(), key=lambda item: item[1])
+            if at <= now and (invocation not in self._workers or invocation in self._announced)
+        ]
+        for first in range(0, len(due), RECORDS_AT_ONCE):
+            batch = due[first : first + RECORDS_AT_ONCE]
+            for invocation, look in zip(
+                batch, at_once([partial(self._look, each) for each in batch]), strict=True
+            ):
+                self._guarded(invocation, partial(self._process, invocation, look))
+            if time.monotonic() - begun > ROUND_S:
+                return
 
     def enqueue(self, invocation: str, due: datetime) -> bool:
         """Schedule an invocation for `due`, without a note; False if a worker of this executor runs it."""
@@ -151,6 +192,8 @@ class Executor:
     def _guarded(self, invocation: str, process: Callable[[], None]) -> None:
         try:
             process()
+        except UnknownInvocation:  # deleted meanwhile
+            self._forget(invocation)
         except (Unavailable, UnknownFunction) as error:
             self._postpone(invocation, error)
         except Exception as error:
@@ -192,17 +235,33 @@ class Executor:
         _logger.warning("invocation %s is postponed by %s s: %s", invocation, POSTPONE_S, error)
         self._open[invocation] = self.ledger.clock() + timedelta(seconds=POSTPONE_S)
 
-    def _process(self, invocation: str, note: Note | None = None) -> None:
-        if invocation in self._workers:
-            self._process_worker(invocation)
-        else:
-            self._dispatch(self._followed(invocation, note))
+    def _look(self, invocation: str) -> Look:
+        """Read what decides what becomes of an invocation; makes no change, so that many are read at once."""
+        waiting = self._backlog.get(invocation)
+        if waiting is not None:
+            return Look(waiting)  # if it has changed since, its worker notices when it claims
+        followed = self.ledger.follow(invocation)
+        if followed.record.status != "running" or invocation in self._workers:
+            return Look(followed)
+        return Look(followed, last_sign(self.ledger.store, followed.record))
 
-    def _process_worker(self, invocation: str) -> None:
+    def _process(self, invocation: str, look: Look | Exception | None = None) -> None:
+        """Process one invocation. look: what was read of it, or why it was not; None: it is read now if that is needed."""
+        if isinstance(look, Exception):
+            raise look
+        if invocation in self._workers:
+            self._process_worker(invocation, look)
+        else:
+            self._dispatch(look or self._look(invocation))
+
+    def _process_worker(self, invocation: str, look: Look | None) -> None:
         given = self._workers[invocation]
         if not given.wait(0):
-            if self.ledger.read(invocation).ended:
+            record = (look or self._look(invocation)).followed.record
+            if record.ended:
                 given.kill()
+            if self._is_announced(record):
+                self._open[invocation] = self._announced[invocation].next_look(self.ledger.clock())
             return
         outcome, decided = given.take()
         if not decided:
@@ -218,16 +277,26 @@ class Executor:
         else:
             self._record_loss(followed, given.function, str(outcome.error))
 
-    def _followed(self, invocation: str, note: Note | None) -> FollowedRecord:
-        waiting = self._backlog.pop(invocation, None)
-        if note is None and waiting is not None:
-            return waiting  # if it has changed since, its worker notices when it claims
-        return self.ledger.follow(invocation) if note is None else self._intake.follow(note)
+    def _is_announced(self, record: Record) -> bool:
+        """Whether an entry that was announced for an invocation may still come; once it is there, what it implies is done."""
+        announced = self._announced.get(record.id)
+        if announced is None:
+            return False
+        if announced.may_come(record):
+            return True
+        if (
+            announced.after is not None and record.runnable
+        ):  # perhaps redriven, by a caller that died before it was out of the index
+            self.ledger.dead_letters.remove(record.id, reason="redriven")
+        del self._announced[record.id]
+        return False
 
-    def _dispatch(self, followed: FollowedRecord) -> None:
-        record, now = followed.record, self.ledger.clock()
+    def _dispatch(self, look: Look) -> None:
+        followed, record, now = look.followed, look.followed.record, self.ledger.clock()
+        self._backlog.pop(record.id, None)
+        self._is_announced(record)
         if record.status == "running":
-            self._check_lease(followed, now)
+            self._check_lease(look, now)
         elif not record.runnable or (record.due > now and not record.untouched):
             self._settle(record.id, record.status, record.due, idle=not record.runnable)
         elif (
@@ -243,10 +312,22 @@ class Executor:
         """Schedule the next look at an invocation, or drop it until a note about it arrives."""
         if status == "dead":
             self.ledger.dead_letters.add(invocation)
-        if status in {"succeeded", "dead", "cancelled"} or idle:
-            self._open.pop(invocation, None)
+        announced = self._announced.get(invocation)
+        looked_at = None if announced is None else announced.next_look(self.ledger.clock())
+        if status not in ENDED and not idle:
+            self._open[invocation] = due if looked_at is None else min(due, looked_at)
+        elif looked_at is not None:
+            self._open[invocation] = looked_at
         else:
-            self._open[invocation] = due
+            self._forget(invocation)
+            if status not in ENDED:
+                self._idle.add(invocation)
+
+    def _forget(self, invocation: str) -> None:
+        self._open.pop(invocation, None)
+        self._announced.pop(invocation, None)
+        self._backlog.pop(invocation, None)
+        self._idle.discard(invocation)
 
     def _function_with_room(self, record: Record) -> DeclaredFunction | None:
         """Return the function, if a worker for one more run of it may start; else None."""
@@ -339,11 +420,10 @@ class Executor:
         self._workers[record.id] = Dispatch(function, {frozenset(silent.values()): worker})
         self._open[record.id] = now
 
-    def _check_lease(self, followed: FollowedRecord, now: datetime) -> None:
-        record = followed.record
+    def _check_lease(self, look: Look, now: datetime) -> None:
+        followed, record, sign = look.followed, look.followed.record, look.sign
         if self._experiments.includes(followed):
             self._experiments.note_running(record.id)
-        sign = last_sign(self.ledger.store, record)
         if sign is not None and sign.age_s < record.lease_s:
             silence_s = self.nodes.seconds(sign.node)
             if not node_is_lost(sign.age_s, silence_s, record.lease_s):

@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from functions.runtime.changes.announcer import journals_in
 from functions.runtime.changes.feed import watch_of
 from functions.runtime.context import Context
-from functions.runtime.durable.ledger import FollowedRecord, Ledger
-from functions.runtime.durable.queue import Note, QueueReader
-from functions.runtime.durable.record import initial_record
-from registry.journal import Entry
-from registry.times import from_text
+from functions.runtime.durable.ledger import Ledger
+from functions.runtime.durable.queue import ANNOUNCED_S, Note, QueueReader, Unfinished
+from functions.runtime.durable.record import Record
 
 CHECKPOINT_EVERY_S = 5.0
+
+
+@dataclass
+class Announced:
+    """Entry that a note announces and that may still be on its way: its writer dies before it, or writes it at once.
+
+    after: how many entries there are before it, None where that is not known; until: by `time.monotonic`, when it is given up.
+    """
+
+    after: int | None
+    until: float = field(default_factory=lambda: time.monotonic() + ANNOUNCED_S)
+    _look_s: float = 0.25
+
+    @classmethod
+    def perhaps(cls) -> Announced:
+        """Make one for an invocation of a checkpoint, which does not say what its last note announced; looked for rarely, as it may be of many."""
+        return cls(None, _look_s=ANNOUNCED_S / 6)
+
+    def may_come(self, record: Record) -> bool:
+        """Whether the entry is not there, and somebody has to look for it: nobody where the run that begins or goes on will see it."""
+        if time.monotonic() > self.until:
+            return False
+        if self.after is None:
+            return record.ended or record.waits_for is not None
+        return record.length <= self.after
+
+    def next_look(self, now: datetime) -> datetime:
+        """Time of the next look for the entry; the looks get rarer."""
+        look_s, self._look_s = self._look_s, min(2 * self._look_s, ANNOUNCED_S)
+        return now + timedelta(seconds=look_s)
 
 
 @dataclass
@@ -27,27 +56,28 @@ class Intake:
     _reader: QueueReader | None = None
     _checkpointed_at: float = 0.0
 
-    def new_notes(self, opened: dict[str, datetime]) -> list[Note]:
-        """Read the notes since the last call; the first adds to `opened` what the last checkpoint says was open."""
-        if self._reader is None:
-            store = self.ledger.store
-            watch = watch_of(self.context.redis_url, journals_in(store, "queues/*"), every_s=0.0)
-            self._reader = QueueReader(store, actor=self.ledger.actor, clock=self.ledger.clock, watch=watch)
-            for invocation, due in self._reader.resume().items():
-                opened.setdefault(invocation, due)
-        return list(self._reader.new_notes())
+    def resume(self) -> Unfinished:
+        """Begin at the last checkpoint; returns what had not ended then, and nothing once it has begun."""
+        if self._reader is not None:
+            return Unfinished({})
+        store = self.ledger.store
+        watch = watch_of(self.context.redis_url, journals_in(store, "queues/*"), every_s=0.0)
+        reader = QueueReader(store, actor=self.ledger.actor, clock=self.ledger.clock, watch=watch)
+        unfinished = reader.resume()
+        self._reader = reader
+        return unfinished
 
-    def checkpoint(self, opened: dict[str, datetime]) -> None:
-        """Store what is open and when it is due, every few seconds."""
+    def new_notes(self) -> list[Note]:
+        """Read the notes since the last call; see `QueueReader`."""
+        return [] if self._reader is None else self._reader.new_notes()
+
+    @property
+    def failures(self) -> list[Exception]:
+        """What kept the last reading from some of the queues."""
+        return [] if self._reader is None else self._reader.failures
+
+    def checkpoint(self, opened: Mapping[str, datetime], idle: Iterable[str]) -> None:
+        """Store what is open and when it is due, and what waits for a signal, every few seconds."""
         if self._reader and time.monotonic() - self._checkpointed_at > CHECKPOINT_EVERY_S:
-            self._reader.checkpoint(opened)
+            self._reader.checkpoint(opened, idle)
             self._checkpointed_at = time.monotonic()
-
-    def follow(self, note: Note) -> FollowedRecord:
-        """Follow the record of a noted invocation; a note that has the first entry spares the reads."""
-        if note.entry is None:
-            return self.ledger.follow(note.invocation)
-        entry = Entry(**(note.entry | {"at": from_text(note.entry["at"])}))
-        journal = self.ledger.journal(note.invocation)
-        journal.remember(entry)
-        return FollowedRecord(journal, initial_record(entry, note.invocation), entry.digest)

@@ -233,5 +233,5 @@ def test_a_reader_resumes_from_the_checkpoint(used: Context) -> None:
     first.checkpoint({"one": due})
     writer.add(Note("two"))
     second = QueueReader(used.store, actor="s")
-    assert second.resume() == {"one": due}
+    assert second.resume().due == {"one": due}
     assert [each.invocation for each in second.new_notes()] == ["two"]

@@ -1,14 +1,17 @@
+import builtins
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, field_validator
 
 from functions import Context, OnEvent, function
 from functions.runtime import catalog
 from functions.runtime.durable.invocation import ledger_of, run_pending
 from functions.runtime.triggers import events
 from functions.runtime.triggers.events import publish, refusals, run_events
+from registry.errors import Damaged
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +128,88 @@ def test_a_reentrant_chain_ends_too(used: Context, eventually: Callable[..., Non
 
     eventually(lambda: run_events(used) == 0 and run_pending(used) == 0 and refusals(used))
     assert len(list(ledger_of(used).invocations())) == events.LONGEST_CHAIN + 1
+
+
+class Checked(BaseModel):
+    """Payload whose validator is the user's, and raises what the payload says."""
+
+    fails: str
+
+    @field_validator("fails")
+    @classmethod
+    def _check(cls, fails: str) -> str:
+        if fails in vars(builtins):
+            raise vars(builtins)[fails]("by the validator")
+        return fails
+
+
+@pytest.mark.parametrize(
+    "error", ["ZeroDivisionError", "KeyError", "RuntimeError", "ValueError", "RecursionError"]
+)
+def test_an_event_that_no_submission_takes_is_refused_and_delays_nothing(used: Context, error: str) -> None:
+    seen: list[str] = []
+
+    @function(on=OnEvent("a-orders", payload_as="order"))
+    def arrange(order: Checked) -> None:
+        seen.append(order.fails)
+
+    @function(on=OnEvent("b-deliveries"))
+    def deliver(n: int) -> None:
+        seen.append(f"delivery {n}")
+
+    run_events(used)
+    publish("a-orders", {"fails": error})
+    publish("a-orders", {"fails": "no"})
+    publish("b-deliveries", {"n": 1})
+    assert run_events(used) == 2
+    assert {json.dumps(each) for each in results(used)} == {'{"order": {"fails": "no"}}', '{"n": 1}'}
+    (refusal,) = refusals(used)
+    assert (refusal["topic"], refusal["number"]) == ("a-orders", 0)
+    assert run_events(used) == 0
+
+
+def test_a_topic_that_cannot_be_read_keeps_no_other_and_no_waiting_workflow_from_its_turn(
+    used: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @function(on=OnEvent("a-orders"))
+    def arrange(n: int) -> None: ...
+
+    @function(on=OnEvent("b-deliveries"))
+    def deliver(n: int) -> None: ...
+
+    woken: list[Context] = []
+    monkeypatch.setattr(events, "wake_waiters", woken.append)
+    run_events(used)
+    for number in range(3):
+        publish("a-orders", {"n": number})
+    publish("b-deliveries", {"n": 7})
+    key = "events/a-orders/entries/00000001.json"
+    whole = used.store.get(key)
+    used.store.put(key, whole.replace(b"payload", b"paylord"))
+    for _ in range(2):
+        with pytest.raises(ExceptionGroup) as raised:
+            run_events(used)
+        assert [type(each) for each in raised.value.exceptions] == [Damaged]
+    assert len(woken) == 3
+    assert {each["n"] for each in results(used)} == {0, 7}
+    assert json.loads(used.store.get("subscriptions/arrange.json")) == {
+        "next": 1
+    }  # what was delivered is not read again
+    used.store.put(key, whole)
+    assert run_events(used) == 2
+
+
+def test_a_long_backlog_of_a_topic_is_delivered_in_several_rounds(
+    used: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listening()
+    run_events(used)
+    for number in range(5):
+        publish("alarms", {"model": "late", "level": number})
+    monkeypatch.setattr(events, "ROUND_S", 0.0)
+    counts = [run_events(used)]
+    monkeypatch.setattr(events, "ROUND_S", 60.0)
+    counts.append(run_events(used))
+    assert counts[0] < 5
+    assert sum(counts) == 5
+    assert sorted(each["level"] for each in results(used)) == [0, 1, 2, 3, 4]

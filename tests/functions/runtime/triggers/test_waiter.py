@@ -129,6 +129,26 @@ def test_a_cancelled_workflow_is_no_longer_a_waiter(
     assert waiter._waiters(used).refresh() == {}
 
 
+@pytest.mark.parametrize("event_first", [False, True])
+def test_a_deleted_workflow_is_no_longer_a_waiter(
+    used: Context,
+    traces: Any,
+    eventually: Callable[..., None],
+    event_first: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    invocation = wait_for_order.submit(traces.path, 5)
+    eventually(lambda: idle(used, invocation))
+    wake_waiters(used)  # looks for waiters that have ended, next in a minute
+    invocation.cancel()
+    assert ledger_of(used).delete(invocation.id)
+    if event_first:
+        publish("deliveries", {"order": 5})
+    else:
+        waiter._wakers.clear()  # as after a minute
+    wake_waiters(used)
+    assert waiter._waiters(used).refresh() == {}
+
+
 def test_waiting_needs_a_durable_run(used: Context) -> None:
     with pytest.raises(FunctionError, match="wait_for_event needs a durable run"):
         wait_for_event("deliveries")

@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 from registry import InvalidInput, ObjectStore, open_store
 from registry.store import Table, find_rows, remove_rows, table_names
 from registry.store.tables.upkeep import trim_log
-from tests.fragile_store import FragileStore, KilledError
+from tests.conditions.faults import FragileStore, KilledError
 
 GONE = "person-7f3a9c21"
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
