@@ -79,7 +79,7 @@ def _page(reference: pa.Table, window: pa.Table, columns: FeatureColumns) -> str
         )
         from evidently.presets import DataDriftPreset
     except ImportError as error:
-        raise RuntimeError("this page needs evidently; install it: pip install -e '.[reports]'") from error
+        raise RuntimeError("this page needs evidently; install it: pip install 'toque[reports]'") from error
 
     definition = DataDefinition(
         numerical_columns=list(columns.numeric), categorical_columns=list(columns.categorical)

@@ -183,21 +183,25 @@ def _train(registry: Registry, run: Run, job: TrainingJob, meter: CostMeter) -> 
 
 
 def _refuse_empty_columns(registry: Registry, job: TrainingJob) -> None:
-    """Refuse a feature without a value in any row: nothing is learnt from it, and its source was likely never read.
+    """Refuse a set without rows, and a feature without a value in any: nothing is learnt from it, and its source was likely never read.
 
     Raises: TrainingDataError.
     """
-    if job.training_set is None:
-        return
     left, rows = {*job.numeric, *job.categorical, *job.tensors}, 0
+    if job.training_set is None or not left:
+        return
     table = Table(registry.store, job.training_set.name)
     for batch in table.batches(version=job.training_set.version, columns=sorted(left)):
         rows += batch.num_rows
         left &= {name for name in batch.column_names if _is_empty(batch.column(name))}
         if not left:
             return
+    if not rows:
+        raise TrainingDataError(
+            f"{job.training_set} has no rows; version 0 creates a table, and the first rows are version 1"
+        )
     empty = [name for name in (*job.numeric, *job.categorical, *job.tensors) if name in left]
-    if rows and empty:
+    if empty:
         raise TrainingDataError(
             f"{', '.join(empty)} of {job.model!r}: null in each of the {rows:,} rows of {job.training_set}; bring values into the "
             "view (`toque run refresh_features`), check its join keys and times, or leave the feature out of the model"

@@ -24,7 +24,7 @@ def full_disk(error: BaseException, home: Path) -> str | None:
     if not any(_is_full(one) for one in _behind(error, set())):
         return None
     places = {"the state folder": home, "temporary files": Path(tempfile.gettempdir())}
-    left = "; ".join(f"{what} in {path}: {_left(path)}" for what, path in places.items())
+    left = "; ".join(f"{what} in {path.absolute()}: {_left(path)}" for what, path in places.items())
     return (
         f"a disk is full, so this ended before its end ({left}). What was recorded before is complete: free some space, and "
         "run the command again"

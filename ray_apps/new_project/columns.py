@@ -6,6 +6,7 @@ Everything is counted in one pass over the scanned table, whose rows are never a
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -42,6 +43,7 @@ _MOSTLY = 0.9  # share of numbers from which on a column is one of numbers with 
 _EXAMPLES = 3
 _MANY = 5_000  # distinct values from which on their number is estimated
 _NAME = re.compile(r"[^A-Za-z0-9]+")
+_LATIN = re.compile(r"LATIN (SMALL|CAPITAL) (?:LETTER|LIGATURE) ([A-Z]{1,2})(?: WITH|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +112,23 @@ class Summaries:
 
 def identifier(name: str, taken: Collection[str]) -> str:
     """Make a name of letters, digits and underscores out of a column's, other than those that are taken."""
-    made = _NAME.sub("_", name).strip("_") or "column"
+    made = _NAME.sub("_", _without_accents(name)).strip("_") or "column"
     made = made if made[0].isalpha() else f"c_{made}"
     found, number = made, 2
     while found in taken:
         found, number = f"{made}_{number}", number + 1
     return found
+
+
+def _without_accents(name: str) -> str:
+    """Spell the letters of Latin alphabets in ASCII: é as e, Ł as L, æ as ae; others stay."""
+    letters = []
+    for letter in unicodedata.normalize("NFKD", name):
+        latin = _LATIN.match(unicodedata.name(letter, ""))
+        if latin is not None:
+            letter = latin[2] if latin[1] == "CAPITAL" else latin[2].lower()  # noqa: PLW2901  # the same letter
+        letters.append("" if unicodedata.combining(letter[0]) else letter)
+    return "".join(letters)
 
 
 def summarize(

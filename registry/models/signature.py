@@ -83,6 +83,9 @@ class TensorSpec(BaseModel):
         return isinstance(value, int) and not isinstance(value, bool)
 
 
+_SEVERAL_LABELS = "label_probability"  # output of a model of which several classes may be true
+
+
 class Signature(BaseModel):
     """Inputs and outputs of a model, in order.
 
@@ -125,6 +128,13 @@ class Signature(BaseModel):
             for spec in self.inputs:
                 spec.check(self.example[spec.name])
         return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, of which one is true, that the first output has a probability for; empty for other answers."""
+        output = self.outputs[0]
+        several = len(output.columns or ()) > 1 and output.datatype in _FLOATS
+        return tuple(output.columns or ()) if several and output.name != _SEVERAL_LABELS else ()
 
     def input(self, name: str) -> TensorSpec:
         """Get the input called `name`. Raises: KeyError, with the names there are."""

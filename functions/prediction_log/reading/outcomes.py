@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -12,7 +13,13 @@ import pyarrow.compute as pc
 
 from functions.prediction_log.reading.logged_tensors import TEXT_COLUMNS, answered_texts
 from functions.prediction_log.reading.scan_cache import shared_labels, shared_rows
-from functions.prediction_log.reading.truth import FindSignature, is_text, with_texts, with_truth
+from functions.prediction_log.reading.truth import (
+    FindSignature,
+    is_text,
+    with_class_numbers,
+    with_texts,
+    with_truth,
+)
 from functions.prediction_log.records import (
     CONTENT,
     CONTENT_LABELS,
@@ -157,19 +164,28 @@ def outcomes(
 
     Columns of the predictions (or `columns` of them), then `label`, `observed_at`, `received_at`, `content` and `truth` if
     a label is a list or text, and `answer_text` and `label_text` if one is a text; shadows are rows of their own with the same prediction_id and label. A label that was received more than an hour before `start`
-    cannot belong to such a prediction, and is not read.
+    cannot belong to such a prediction, and is not read. A label that is the name of a class of the row's version reads as the class's number.
     labelled_only: leave out predictions without a label; otherwise their label is null.
     Raises: ValueError if a time is naive.
     """
     wanted = list(_ALWAYS if columns is None else dict.fromkeys([*columns, "prediction_id"]))
     rows = _labelled(store, model, start, end, wanted, labelled_only=labelled_only)
+    find_signature = _signatures(store, model)
+
+    def numbered(columns: Sequence[str]) -> pa.Table:
+        read = list(dict.fromkeys([*wanted, "version", *columns]))
+        found = _labelled(store, model, start, end, read, labelled_only=labelled_only)
+        found = with_class_numbers(found, find_signature)
+        return found if "version" in wanted else found.drop_columns(["version"])
+
     if pc.any(is_text(rows)).as_py():
-        read = list(dict.fromkeys([*wanted, *TEXT_COLUMNS]))
-        rows = _labelled(store, model, start, end, read, labelled_only=labelled_only)
+        rows = numbered(())
+    if pc.any(is_text(rows)).as_py():  # they name no class
+        rows = numbered(TEXT_COLUMNS)
         texts = pc.fill_null(is_text(rows), False).to_numpy()
         rows = with_texts(rows, answered_texts(store, model, rows, texts))
         rows = rows.drop_columns([name for name in TEXT_COLUMNS if name not in wanted])
-    return with_truth(rows, _signatures(store, model))
+    return with_truth(rows, find_signature)
 
 
 def _labelled(
@@ -199,9 +215,10 @@ def _labelled(
 
 
 def _signatures(store: ObjectStore, model: str) -> FindSignature:
-    """Look up signatures of a model's versions; None for a version that is not in the registry."""
+    """Look up signatures of a model's versions, each once; None for a version that is not in the registry."""
     registry = Registry(store, actor="prediction-log")
 
+    @cache
     def find(version: int) -> Signature | None:
         try:
             return registry.get_version(model, version).signature

@@ -1,4 +1,4 @@
-"""Truth of labels that are lists, in the terms of the version that answered, and of labels that are texts."""
+"""Truth of labels in the terms of the version that answered: names of classes, lists, and texts."""
 
 from __future__ import annotations
 
@@ -32,6 +32,27 @@ def with_truth(rows: pa.Table, find_signature: FindSignature) -> pa.Table:
         for content, version in zip(rows[CONTENT.name].to_pylist(), rows["version"].to_pylist(), strict=True)
     ]
     return rows.append_column(TRUTH, pa.array(truth, TRUTH.type))
+
+
+def with_class_numbers(rows: pa.Table, find_signature: FindSignature) -> pa.Table:
+    """Put the number of a class in place of its name, where a label is the name of a class of the row's version.
+
+    rows: with `version`. A text that names no class stays a text.
+    """
+    numbers: dict[int, dict[str, int]] = {}
+    for version in pc.unique(rows.filter(is_text(rows))["version"]).to_pylist():
+        signature = find_signature(version)
+        names = signature.classes if signature is not None else ()
+        numbers[version] = {json.dumps(name): number for number, name in enumerate(names)}
+    contents, labels = rows[CONTENT.name].to_pylist(), rows["label"].to_pylist()
+    for place, version in enumerate(rows["version"].to_pylist()):
+        number = numbers.get(version, {}).get(contents[place])
+        if number is not None:
+            contents[place], labels[place] = None, float(number)
+    for name, values in ((CONTENT.name, contents), ("label", labels)):
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
+    return rows
 
 
 def is_text(rows: pa.Table) -> pa.ChunkedArray:

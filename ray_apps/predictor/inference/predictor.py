@@ -140,7 +140,7 @@ class Predictor:
         self._live.answered(call, outputs)
         if self.engine.routes.shadows and arm not in {PINNED, LOAD_TEST} and is_shadowed(arm):
             self._offer_to_shadows(call, at_us, found)
-        parameters = _response_parameters(call, found)
+        parameters = _response_parameters(call, found, outputs)
         if call.explanation is not None:
             explaining = self._explain(call.explanation, outputs, found.abstained)
             parameters["explanation"] = await (
@@ -393,9 +393,11 @@ def _status_of(error: BaseException) -> int:
     return _CALLER_GONE if isinstance(error, asyncio.CancelledError) else _FAULT
 
 
-def _response_parameters(call: _Call, found: ModelInputs) -> dict[str, Any]:
-    """The response's parameters: the arm and, for requests by key, the missing features and the policy applied."""
+def _response_parameters(call: _Call, found: ModelInputs, outputs: Mapping[str, Array]) -> dict[str, Any]:
+    """The response's parameters: the arm, the most probable class, and by key the missing features and the policy applied."""
     parameters: dict[str, Any] = {"arm": call.arm}
+    if call.version.classes:
+        parameters["class"] = call.version.most_probable(outputs)
     if call.keys is not None:
         parameters["missing"] = found.missing
         if any(found.missing):

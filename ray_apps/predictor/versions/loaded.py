@@ -81,7 +81,8 @@ class LoadedVersion:
     record: the registry's. service: the feature service that keys are looked up in, or None. missing: the policy for
     features without a value. batching: bounds of batches, None without batches; batcher: makes them, from the first
     request on. statistics: counts of its requests. float32_matrix: whether it maps one float32 matrix to another, of
-    so few columns that all are logged. columns: names of its inputs' columns, in order. in_view: what the log's columns for monitors hold of it. example_ms: the least time that its
+    so few columns that all are logged. columns: names of its inputs' columns, in order. classes: see
+    `Signature`. in_view: what the log's columns for monitors hold of it. example_ms: the least time that its
     example took. turn: taken by each answer on the event loop that is not short; versions that share it are answered in the order in
     which their requests came.
     """
@@ -105,6 +106,7 @@ class LoadedVersion:
         self.statistics = VersionStatistics()
         self._scorer = scorer
         self.turn = asyncio.Lock()
+        self.classes = self.signature.classes
         self.columns = tuple(name for spec in self.signature.inputs for name in spec.columns or ())
         self._inputs = [(spec, _dtype(spec), tuple(spec.shape)) for spec in self.signature.inputs]
         self._names = {spec.name for spec in self.signature.inputs}
@@ -114,6 +116,13 @@ class LoadedVersion:
     def inline(self) -> bool:
         """Whether the version is fast enough to run on the event loop."""
         return self.example_ms < INLINE_MS
+
+    def most_probable(self, outputs: Mapping[str, Array]) -> list[str | None]:
+        """Name the most probable class of each row, of a version that has `classes`; None for a row without an answer."""
+        probability = next(iter(outputs.values()))
+        answered: list[bool] = np.isfinite(probability).all(axis=1).tolist()
+        best: list[int] = probability.argmax(axis=1).tolist()
+        return [self.classes[place] if there else None for place, there in zip(best, answered, strict=True)]
 
     def check(self, inputs: Mapping[str, Array]) -> int:
         """Check inputs against the signature; returns the number of rows.

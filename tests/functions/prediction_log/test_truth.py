@@ -165,3 +165,58 @@ def test_a_text_is_corrected_and_a_model_of_numbers_knows_none(store) -> None:
 
 def test_a_record_of_a_text_label_is_the_text_as_json() -> None:
     assert label_rows(encode_labels([Label("a", 'the "end"', AT, AT)]))[0][-1] == '"the \\"end\\""'
+
+
+def of_classes(store, classes, *, name="probability", datatype="FP32") -> int:
+    """A version that has a probability for each class, or an answer of another kind."""
+    registry = Registry(store, actor="ada")
+    registry.create_model("m", exist_ok=True)
+    spec = TensorSpec(name=name, datatype=datatype, shape=[-1, len(classes)], columns=classes)
+    given = TensorSpec(name="numeric", datatype="FP32", shape=[-1, 1], columns=["a"])
+    (folder := store.root.parent / "files").mkdir(exist_ok=True)
+    (folder / "model.txt").write_text(f"{name} {datatype} {classes}")
+    return registry.create_version("m", folder, signature=Signature(inputs=[given], outputs=[spec])).version
+
+
+HAPPY = ["happy", "not too happy", "very happy"]  # each a part of another
+
+
+@pytest.mark.parametrize("columns", [None, ["version"], ["prediction_id"]])
+def test_the_name_of_a_class_is_its_number_by_the_version_that_answered(store, columns) -> None:
+    one, other = of_classes(store, HAPPY), of_classes(store, [*HAPPY[::-1], "幸せ"])
+    for name, version in (("a", one), ("b", other), ("c", one), ("d", other), ("e", one), ("f", one)):
+        answered(store, version, [0.1, 0.2, 0.7], name)
+    labelled(store, a="very happy", b="very happy", c=1.0, d="幸せ", e="happy")
+    rows = outcomes(store, "m", AT, END, labelled_only=False, columns=columns)
+    assert dict(zip(rows["prediction_id"].to_pylist(), rows["label"].to_pylist(), strict=True)) == {
+        "a": 2.0, "b": 0.0, "c": 1.0, "d": 3.0, "e": 0.0, "f": None,
+    }  # fmt: skip
+    assert not {"content", "truth", "label_text"} & set(rows.column_names)
+    assert columns is None or "version" not in columns or "version" in rows.column_names
+    assert columns is None or "version" in columns or "version" not in rows.column_names
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        lambda store: of_classes(store, HAPPY),  # which has no such class
+        lambda store: of_classes(store, ["sad", "very"], name="label_probability"),  # several may be true
+        lambda store: of_classes(store, ["sad", "very"], name="text", datatype="BYTES"),
+        lambda store: of_classes(store, ["sad"]),
+    ],
+)
+def test_a_text_that_names_no_class_of_the_version_stays_a_text(store, version) -> None:
+    answered(store, version(store), [0.1, 0.9], "a")
+    labelled(store, a="sad")
+    (label,) = read(store)["label"].to_pylist()
+    assert math.isnan(label)  # it does not fit
+
+
+def test_a_class_beside_a_text_keeps_its_number(store) -> None:
+    version = of_classes(store, HAPPY)
+    for name in "ab":
+        answered(store, version, [0.1, 0.2, 0.7], name)
+    labelled(store, a="very happy", b="merry")
+    rows = read(store)
+    assert rows["label"].to_pylist()[0] == 2.0
+    assert rows["label_text"].to_pylist() == [None, "merry"]

@@ -30,7 +30,13 @@ def rows(**columns: Any) -> pa.Table:
     return pa.table(given | columns)
 
 
-def trained_on(monkeypatch: Any, context: Any, *parts: pa.Table, trainer: Trainer | None = None) -> Any:
+def trained_on(
+    monkeypatch: Any,
+    context: Any,
+    *parts: pa.Table,
+    trainer: Trainer | None = None,
+    version: int | None = None,
+) -> Any:
     definition = ModelDefinition(
         name="late",
         entities="rows",
@@ -42,7 +48,7 @@ def trained_on(monkeypatch: Any, context: Any, *parts: pa.Table, trainer: Traine
     with project_of(monkeypatch, context, definition):
         for part in parts:
             made = Table(context.store, "training/late").append(part)
-        return train_model("late", made)
+        return train_model("late", made if version is None else made.model_copy(update={"version": version}))
 
 
 @pytest.mark.parametrize("kind", EMPTY)
@@ -67,3 +73,8 @@ def test_one_value_in_any_part_of_the_table_is_enough(context: Any, monkeypatch:
     values[place] = 1.5
     empty, one = rows(b=EMPTY["null"]), rows(b=pa.array(values, pa.float64()))
     assert trained_on(monkeypatch, context, one, empty, empty).version == 1
+
+
+def test_the_version_that_creates_a_table_is_said_to_have_no_rows(context: Any, monkeypatch: Any) -> None:
+    with pytest.raises(TrainingDataError, match="training/late@0 has no rows; version 0 creates a table"):
+        trained_on(monkeypatch, context, rows(), version=0)

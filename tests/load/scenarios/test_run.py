@@ -161,7 +161,7 @@ def test_requests_by_key_carry_the_rows_of_the_file_and_a_mix_has_its_shares(ser
     mix = f"mix = [{{ keys = '{keys}', rows = 2, weight = 3 }}, {{ rows = 5 }}]"
     mixed = slo(tmp_path, "error_share = 0", rate=100, more=mix)
     assert main(["--url", serve(model), "--slo", mixed]) == 0
-    keyed = [seen for seen in model.seen if "parameters" in seen]
+    keyed = [seen for seen in model.seen if "entities" in seen["parameters"]]
     assert {len(seen["parameters"]["entities"]) for seen in keyed} == {2}
     assert {row["plane"] for seen in keyed for row in seen["parameters"]["entities"]} == {"N1", "N2"}
     assert len(keyed) / len(model.seen) == pytest.approx(0.75, abs=0.15)  # 200 draws: 5 standard errors

@@ -91,11 +91,12 @@ def _list(given: Given) -> None:
 
 def _adopt(given: Given) -> None:
     """Accept what a store holds that is older than its audit keys; nothing else should write meanwhile."""
-    from registry import utc_now
+    from registry import open_store, utc_now
     from registry.history import adopt_all
 
     with failing():
-        count = adopt_all(open_audited(given), utc_now)
+        store = open_store(_settings(given).store_url, audit_keys=_keys(given))
+        count = adopt_all(store, utc_now)
     message(given.output, f"{count} journals are accepted as they are now", {"journals": count})
 
 
@@ -174,10 +175,37 @@ def _keys(given: Given) -> AuditKeys:
 
 
 def open_audited(given: Given, url: str | None = None) -> ObjectStore:
-    """Open a store with the audit keys here. url: of another than the one that is given or found here."""
+    """Open a store with its audit keys: those that a variable names, else those in the state folder if they are this store's.
+
+    url: of another than the one that is given or found here.
+    """
+    from ray_apps.local.audit_key import is_key_of
+    from registry import open_store
+    from registry.audit_keys import AuditKeys
+
+    settings, keys = _settings(given), AuditKeys.of_environment(os.environ)
+    address = url or settings.store_url
+    if not keys and settings.audit_key_file.exists():
+        own = AuditKeys.of_file(settings.audit_key_file)
+        if is_key_of(own, address, settings):
+            return open_store(address, audit_keys=own)
+        note(
+            f"the audit key in {settings.audit_key_file} is not one of {address}, which is read without; name its own in "
+            "TOQUE_AUDIT_KEY_FILE"
+        )
+    return open_store(address, audit_keys=keys)
+
+
+def store_url_of(given: Given) -> str:
+    """Address of the store that is given or found here."""
+    return _settings(given).store_url
+
+
+def open_copy(url: str, of: ObjectStore) -> ObjectStore:
+    """Open the store that another is copied to, under the same audit keys."""
     from registry import open_store
 
-    return open_store(url or _settings(given).store_url, audit_keys=_keys(given))
+    return open_store(url, audit_keys=of.audit_keys)
 
 
 def _target(target: str) -> ObjectStore:

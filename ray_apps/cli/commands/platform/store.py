@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_apps.cli.arguments import arg, flag
 from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.commands.platform.history import address_of, failing, open_audited
+from ray_apps.cli.commands.platform.history import address_of, failing, open_audited, open_copy, store_url_of
 from ray_apps.cli.errors import UsageError
 from ray_apps.cli.output import chosen, note, say, value
 
@@ -51,7 +51,7 @@ def _copy(given: Given) -> int:
         source = open_audited(given, address_of(given, given.source))
         done = copy_store(
             source,
-            open_audited(given, address_of(given, given.target)),
+            open_copy(address_of(given, given.target), source),
             fold_of=platform_fold,
             **_options(given),
         )
@@ -64,10 +64,9 @@ def _backup(given: Given) -> int:
     from ray_apps.cli.platform_folds import platform_fold
 
     with failing():
-        target = open_audited(given, address_of(given, given.target))
-        done = back_up(
-            open_audited(given), _redis_url(given), target, fold_of=platform_fold, **_options(given)
-        )
+        source = open_audited(given)
+        target = open_copy(address_of(given, given.target), source)
+        done = back_up(source, _redis_url(given), target, fold_of=platform_fold, **_options(given))
     return _shown(given, done.copy_report, done)
 
 
@@ -78,7 +77,8 @@ def _restore(given: Given) -> int:
 
     with failing():
         backup = open_audited(given, address_of(given, given.source))
-        done = restore(backup, open_audited(given), fold_of=platform_fold, **_options(given))
+        store = open_copy(store_url_of(given), backup)
+        done = restore(backup, store, fold_of=platform_fold, **_options(given))
     return _shown(given, done.copy_report, done)
 
 

@@ -19,6 +19,7 @@ from ray_apps.cli.output import note, say, value
 if TYPE_CHECKING:
     from functions.project import ModelDefinition, Project
     from functions.retraining.by_hand import TrainedByHand
+    from ray_apps.local import Settings
 
 # `functions` is imported by the command itself: it brings Ray.
 
@@ -82,10 +83,19 @@ def _platform_environment(home: Path) -> dict[str, str]:
     }
     if running is not None:
         found = running.environment() | found
-    if not settings.audit_key_file.exists():
+    if not _has_key_of(settings, os.environ.get("TOQUE_STORE") or settings.store_url):
         del found["TOQUE_AUDIT_KEY_FILE"]
     found.pop("TOQUE_PROJECT", None)
     return {name: text for name, text in found.items() if not os.environ.get(name)}
+
+
+def _has_key_of(settings: Settings, url: str) -> bool:
+    """Whether the audit key of the state folder is there, and is one of this store."""
+    from ray_apps.local.audit_key import is_key_of
+    from registry.audit_keys import AuditKeys
+
+    file = settings.audit_key_file
+    return file.exists() and is_key_of(AuditKeys.of_file(file), url, settings)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from functions.runtime.durable.admission.slots import quotas_in
 from ray_apps.cli import main
+from ray_apps.cli.commands.training.train import _platform_environment
 from ray_apps.local import LocalError, Settings
 from ray_apps.local.audit_key import make_audit_key, open_platform_store
-from registry import Access, Journal, ObjectStore, Registry, open_store
+from registry import Access, Journal, ObjectStore, Registry, Role, open_store
 from registry.access import workspace_store
 from tests.registry.test_forgery import filled, forge_snapshot, rewrite_entries, swap_alias
 
@@ -205,3 +206,92 @@ def test_a_key_that_was_made_by_a_killed_start_is_taken_up_again(
     assert not settings.audit_key_file.exists()
     make_audit_key(settings)
     assert Registry(open_platform_store(settings), actor="x").verify("m").entries == 74
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Callable[[str], str]:
+    """Another platform's store: its address, under keys of its own, under this folder's, or without."""
+
+    def make(kind: str) -> str:
+        (files := tmp_path / f"files-{kind}").mkdir()
+        home = tmp_path / "elsewhere"
+        elsewhere = Settings(home=home, store_url=f"file://{tmp_path}/other")
+        home.mkdir(exist_ok=True)
+        if kind == "own keys":
+            make_audit_key(elsewhere)
+        filled(open_platform_store(elsewhere), files)
+        return elsewhere.store_url
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["own keys", "no keys"])
+@pytest.mark.parametrize("named", ["option", "variable"])
+def test_another_stores_history_is_not_held_against_the_key_of_this_folder(
+    settings: Settings,
+    other: Callable[[str], str],
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    named: str,
+) -> None:
+    url = other(kind)
+    given = ("--store", url) if named == "option" else ()
+    if named == "variable":
+        monkeypatch.setenv("TOQUE_STORE", url)
+    code = main(("audit", *given))
+    said = capsys.readouterr()
+    assert (code, "is not one of" in said.err) == (0, True), said
+    assert main(("backup", str(tmp_path / "backup"), "--no-redis", *given)) == 0
+    assert main(("restore", str(tmp_path / "backup"), "--store", str(tmp_path / "restored"))) == 0
+    assert main(("store", "copy", url, str(tmp_path / "copy"))) == 0
+    assert main(("audit", "--store", str(tmp_path / "copy"))) == 0
+    key = str(tmp_path / "elsewhere" / "keys" / "audit")
+    if kind == "own keys":
+        monkeypatch.setenv("TOQUE_AUDIT_KEY_FILE", key)
+        capsys.readouterr()
+        assert main(("audit", *given)) == 0
+        assert "without an audit key" not in capsys.readouterr().err
+
+
+def test_a_copy_of_this_folders_store_is_held_against_its_key(
+    reg: Registry, tmp_path: Path, capsys: Any
+) -> None:
+    assert main(("backup", str(tmp_path / "backup"), "--no-redis")) == 0
+    assert main(("restore", str(tmp_path / "backup"), "--store", str(tmp_path / "restored"))) == 0
+    for copy in ("backup", "restored"):
+        capsys.readouterr()
+        assert main(("audit", "--store", str(tmp_path / copy))) == 0
+        assert "without an audit key" not in capsys.readouterr().err
+    forged = open_store(f"file://{tmp_path}/restored")
+    rewrite_entries(forged, keep_macs=False)
+    assert main(("audit", "--store", str(tmp_path / "restored"))) == 1
+
+
+@pytest.mark.parametrize("adopted", ["absent", "garbage"])
+def test_a_store_that_lost_its_record_of_adoption_is_still_this_folders(
+    reg: Registry,
+    settings: Settings,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    adopted: str,
+) -> None:
+    Access(open_platform_store(settings), actor="admin").create_token("ada", Role.viewer)
+    assert main(("backup", str(tmp_path / "copy"), "--no-redis")) == 0
+    copy = open_store(f"file://{tmp_path}/copy")
+    copy.put("audit/adopted.json", b"{") if adopted == "garbage" else copy.delete("audit/adopted.json")
+    capsys.readouterr()
+    main(("audit", "--store", str(tmp_path / "copy")))
+    assert "is not one of" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_training_on_another_store_does_without_the_key_of_this_folder(
+    settings: Settings, other: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, *, named: bool
+) -> None:
+    if named:
+        monkeypatch.setenv("TOQUE_STORE", other("no keys"))
+    found = _platform_environment(settings.home)
+    assert ("TOQUE_AUDIT_KEY_FILE" in found) != named

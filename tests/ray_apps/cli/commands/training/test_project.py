@@ -17,6 +17,7 @@ from functions.runtime.context import context_of
 from ray_apps.cli import main
 from ray_apps.cli.command import Given
 from ray_apps.cli.commands.serving.predict import request_of
+from ray_apps.new_project.columns import identifier
 
 ROWS = 400
 
@@ -454,3 +455,24 @@ def test_a_second_source_of_the_service_is_read_before_training(
     assert "new rows of other views: owners 400" in said, said
     assert ("owners of 'apart': null in each of the 320 rows" in said) == of_other_keys, said
     assert (f"{name}@1: learnt from" in said) != of_other_keys
+
+
+@pytest.mark.parametrize(
+    ("original", "name"),
+    [
+        ("Prestige du métier", "Prestige_du_metier"),
+        ("région", "region"),
+        ("re\u0301gion", "region"),  # the accent as a mark of its own
+        ("Łódź", "Lodz"),
+        ("Ærø ø", "AEro_o"),
+        ("Größe in cm", "Gro_e_in_cm"),
+        ("Income (US $)", "Income_US"),
+        ("教育 年数", "column"),
+        ("教育 years", "years"),
+        ("2nd", "c_2nd"),
+        ("plain_Name2", "plain_Name2"),
+    ],
+)
+def test_a_columns_name_keeps_its_letters(original: str, name: str) -> None:
+    assert identifier(original, ()) == name
+    assert identifier(original, {name}) == f"{name}_2"
