@@ -79,7 +79,8 @@ class EvidenceReader:
         self, state: RolloutState, traffic: CurrentTraffic, problems: Mapping[int, str], now: datetime
     ) -> Evidence:
         """Read the evidence as of `now`. problems: by version, why a challenger cannot be served."""
-        cached, slos = _CachedRead(self.read), slo_sums(state.policy, self.read, now)
+        cached = _CachedRead(self.read)
+        slos = slo_sums(state.policy, self.read, now, challenger=state.challenger)
 
         def fields(state: RolloutState) -> dict[str, object]:
             sums = sum_cohorts(self.store, self.model, state, cached, now, self.read_metric)

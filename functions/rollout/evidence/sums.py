@@ -164,13 +164,17 @@ def _variance(champion: ClusterSums, challenger: ClusterSums, bounds: tuple[floa
 
 
 class SloSums(BaseModel):
-    """Answers and bad ones of an objective: in its window, and in each long and short window of its burn rates."""
+    """Answers and bad ones of an objective: in its window, and in each long and short window of its burn rates.
+
+    without_challenger: as `recent`, of answers by others; empty where nobody counted them.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     answers: int = 0
     bad: int = 0
     recent: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
+    without_challenger: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
 
 
 class Evidence(BaseModel):
