@@ -70,7 +70,7 @@ class EvidenceReader:
         if self.read_live is None:
             return None
         try:
-            return live_evidence(self.read_live, self.model, state, traffic, now)
+            return live_evidence(self.read_live, self.model, state, traffic, now, store=self.store)
         except (RedisError, OSError) as error:
             _logger.warning("%s: nothing is known of the last minutes: %s", self.model, error)
             return None
