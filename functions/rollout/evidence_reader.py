@@ -12,6 +12,7 @@ import pyarrow as pa
 from redis import RedisError
 
 from functions.rollout.evidence.cohort_sums import ReadOutcomes, SumsStore, sum_cohorts
+from functions.rollout.evidence.late import late_rows
 from functions.rollout.evidence.live import LiveEvidence, ReadLive, live_evidence
 from functions.rollout.evidence.metrics import ReadMetric
 from functions.rollout.evidence.sums import Evidence
@@ -98,5 +99,6 @@ class EvidenceReader:
             }
 
         own = fields(state)  # first: rivals are judged on the rows that it read
+        own["late"] = late_rows(self.store, self.model, state, self.read, now)
         rivals = {version: Evidence(**fields(state.only(version))) for version in state.rivals}
         return Evidence(**own, rivals=rivals)
