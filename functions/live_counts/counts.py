@@ -83,7 +83,7 @@ class ArmTally:
 
     @classmethod
     def sum(cls, tallies: Iterable[ArmTally]) -> ArmTally:
-        """Add up tallies."""
+        """Add up the tallies of one arm."""
         parts = list(tallies)
         return cls(
             sum(tally.requests for tally in parts),
@@ -137,10 +137,11 @@ def decode(text: str | bytes) -> WindowCounts:
         bins = np.zeros(BINS, dtype=np.int64)
         for index, count in latency:
             bins[index] = count
-        units = (errors, missing, refused)
         # A process of 0.1 sends units alone: each has met one failure at least.
-        failures = map(_failures, units, *failed) if failed else map(_one_each, units)
-        arms[SplitArm(entry, version, arm, share)] = ArmTally(requests, *failures, bins)
+        ends = zip((errors, missing, refused), *(failed or [[None] * 3]), strict=True)
+        arms[SplitArm(entry, version, arm, share)] = ArmTally(
+            requests, *(_failures(units, counts) for units, counts in ends), latency=bins
+        )
     return WindowCounts(arms)
 
 
@@ -153,14 +154,12 @@ def _encoded(arm: SplitArm, tally: ArmTally) -> list[Any]:
     return [*arm, tally.requests, *units, _sparse(tally.latency), failed]
 
 
-def _failures(units: str, failed: tuple[int, str]) -> Failures:
+def _failures(units: str, failed: tuple[int, str] | None) -> Failures:
+    if failed is None:
+        return Failures.of(_numbers(units, "<u8"))
     requests, counts = failed
     pairs = zip(_numbers(units, "<u8"), _numbers(counts, "<u4"), strict=True)
     return Failures(requests, dict(pairs))
-
-
-def _one_each(units: str) -> Failures:
-    return Failures.of(_numbers(units, "<u8"))
 
 
 def _base64(numbers: Iterable[int], dtype: str, count: int) -> str:

@@ -143,7 +143,7 @@ def _above_p(bad: int, asked: int, limit: float) -> float:
 def _share_finding(
     subject: str, counts: tuple[int, int], judged: tuple[int, int], limit: float, p: float, what: str
 ) -> ServiceFinding:
-    """Say what was found. counts: bad ones and all, for the reader; judged: those that the limit was held against."""
+    """Describe how a share compares with its limit. counts: bad ones and all, for the reader; judged: those that the limit was held against."""
     (bad, asked), (events, trials) = counts, judged
     share = events / trials if trials else 0.0
     repeats = f", {bad - events} of them one unit's repeats" if bad > events else ""

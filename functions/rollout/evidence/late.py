@@ -21,7 +21,7 @@ from functions.rollout.state import RolloutState
 
 
 class _Looks(BaseModel):
-    """Looks so far. next_cohort: first one that has not been closed; closed_rows: of the one before it, when it was closed."""
+    """State of the looks at closed cohorts. next_cohort: first one that has not been closed; closed_rows: of the one before it, when it was closed."""
 
     model_config = ConfigDict(frozen=True)
 
