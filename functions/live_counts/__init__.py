@@ -1,15 +1,15 @@
 """Counts of what a model's users got in the last minutes, by version and arm, fresh within two seconds.
 
 Each process that predicts tallies its requests and sends the tally to Redis once a second; readers add the processes up.
-Errors and requests without an answer count whether or not they have a logged row. Knows counts and Redis; must not know what
+Errors and requests without an answer count whether or not they have a logged row, as requests and by unit. Knows counts and Redis; must not know what
 anybody decides by them.
 """
 
-from functions.live_counts.counts import ArmTally, SplitArm, WindowCounts
+from functions.live_counts.counts import ArmTally, Failures, SplitArm, WindowCounts
 from functions.live_counts.figures import LiveFigures, figures, read_figures
 from functions.live_counts.latency_bins import BINS, bin_of, lower_edge_ms, quantile_ms, slower
 from functions.live_counts.publisher import LivePublisher, live_publisher
-from functions.live_counts.reader import LiveReader, live_reader, total
+from functions.live_counts.reader import LiveReader, live_reader
 from functions.live_counts.tally import End, Tally, end_of, is_usable
 from functions.live_counts.windows import KEPT_S, WINDOW_S, window_at
 
@@ -19,6 +19,7 @@ __all__ = [
     "WINDOW_S",
     "ArmTally",
     "End",
+    "Failures",
     "LiveFigures",
     "LivePublisher",
     "LiveReader",
@@ -35,6 +36,5 @@ __all__ = [
     "quantile_ms",
     "read_figures",
     "slower",
-    "total",
     "window_at",
 ]

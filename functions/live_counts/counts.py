@@ -1,12 +1,12 @@
-"""Counts of one window: for each version and arm its requests, errors, requests without an answer, and latencies."""
+"""Counts of one window: for each version and arm its requests, those that failed and of which units, and latencies."""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,31 +29,72 @@ class SplitArm(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ArmTally:
-    """Counts of one version in one arm.
+class Failures:
+    """Requests that ended badly in one way, and their units: a rate divides requests by requests, a test of units counts units.
 
-    requests: that the split sent to it. errors, missing, refused: units (or requests without a unit), as hashes, that met an
-    error of ours; that got no usable answer; whose request did not fit the version (4xx), which is the caller's fault or that
-    of a version with another signature. latency: (BINS,) of answers, a unit counting once a second.
+    requests: all of them. units: how many of them each unit met (or a request without a unit), by its hash; of one process and
+    window the first units only, so they may add up to fewer.
     """
 
     requests: int = 0
-    errors: frozenset[int] = frozenset()
-    missing: frozenset[int] = frozenset()
-    refused: frozenset[int] = frozenset()
+    units: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, units: Iterable[int]) -> Failures:
+        """Take failures from the unit of each."""
+        counts: defaultdict[int, int] = defaultdict(int)
+        for unit in units:
+            counts[unit] += 1
+        return cls(sum(counts.values()), dict(counts))
+
+    @classmethod
+    def sum(cls, failures: Iterable[Failures]) -> Failures:
+        """Add up failures; a unit stays one."""
+        requests, units = 0, defaultdict[int, int](int)
+        for part in failures:
+            requests += part.requests
+            for unit, count in part.units.items():
+                units[unit] += count
+        return cls(requests, dict(units))
+
+    def __add__(self, other: Failures) -> Failures:
+        return Failures.sum((self, other))
+
+    @property
+    def repeats(self) -> int:
+        """Requests, but for the first, of the unit that met most of them: one broken caller repeats itself."""
+        return max(self.units.values(), default=1) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ArmTally:
+    """Counts of one version in one arm.
+
+    requests: that the split sent to it. errors, missing, refused: those that met an error of ours; that got no usable answer;
+    that did not fit the version (4xx), which is the caller's fault or that of a version with another signature.
+    latency: (BINS,) of answers, a unit counting once a second.
+    """
+
+    requests: int = 0
+    errors: Failures = Failures()
+    missing: Failures = Failures()
+    refused: Failures = Failures()
     latency: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
 
-    def __add__(self, other: ArmTally) -> ArmTally:
-        return ArmTally(
-            self.requests + other.requests,
-            self.errors | other.errors,
-            self.missing | other.missing,
-            self.refused | other.refused,
-            self.latency + other.latency,
+    @classmethod
+    def sum(cls, tallies: Iterable[ArmTally]) -> ArmTally:
+        """Add up the tallies of one arm."""
+        parts = list(tallies)
+        return cls(
+            sum(tally.requests for tally in parts),
+            Failures.sum(tally.errors for tally in parts),
+            Failures.sum(tally.missing for tally in parts),
+            Failures.sum(tally.refused for tally in parts),
+            np.sum([np.zeros(BINS, dtype=np.int64), *(tally.latency for tally in parts)], axis=0),
         )
 
-
-NOTHING = ArmTally()
+    def __add__(self, other: ArmTally) -> ArmTally:
+        return ArmTally.sum((self, other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,61 +103,74 @@ class WindowCounts:
 
     arms: Mapping[SplitArm, ArmTally] = field(default_factory=dict)
 
+    @classmethod
+    def sum(cls, counts: Iterable[WindowCounts]) -> WindowCounts:
+        """Add up counts, of processes or of windows."""
+        parts: defaultdict[SplitArm, list[ArmTally]] = defaultdict(list)
+        for part in counts:
+            for arm, tally in part.arms.items():
+                parts[arm].append(tally)
+        return cls({arm: ArmTally.sum(tallies) for arm, tallies in parts.items()})
+
     def __add__(self, other: WindowCounts) -> WindowCounts:
-        return WindowCounts(
-            {
-                arm: self.arms.get(arm, NOTHING) + other.arms.get(arm, NOTHING)
-                for arm in {**self.arms, **other.arms}
-            }
-        )
+        return WindowCounts.sum((self, other))
 
     def of(self, *, version: int, entry: int | None = None, arms: Iterable[str] | None = None) -> ArmTally:
         """Add up a version's counts: of one split, or of all; of some arms, or of all."""
         names = None if arms is None else set(arms)
-        chosen = [
+        return ArmTally.sum(
             tally
             for arm, tally in self.arms.items()
             if arm.version == version and entry in (None, arm.entry) and (names is None or arm.arm in names)
-        ]
-        return reduce(ArmTally.__add__, chosen, NOTHING)
+        )
 
 
 def encode(arms: Mapping[SplitArm, ArmTally]) -> str:
     """Encode the tally of one process as text."""
-    return json.dumps(
-        [
-            [
-                *arm,
-                tally.requests,
-                *map(_units, (tally.errors, tally.missing, tally.refused)),
-                _sparse(tally.latency),
-            ]
-            for arm, tally in arms.items()
-        ]
-    )
+    return json.dumps([_encoded(arm, tally) for arm, tally in arms.items()])
 
 
 def decode(text: str | bytes) -> WindowCounts:
-    """Decode what `encode` made of a tally. Raises: ValueError if it is none."""
-    found: dict[SplitArm, ArmTally] = {}
-    for entry, version, arm, share, requests, errors, missing, refused, latency in json.loads(text):
+    """Decode what `encode` made of a tally. Raises: ValueError if the text is something else."""
+    arms: dict[SplitArm, ArmTally] = {}
+    for entry, version, arm, share, requests, errors, missing, refused, latency, *failed in json.loads(text):
         bins = np.zeros(BINS, dtype=np.int64)
         for index, count in latency:
             bins[index] = count
-        found[SplitArm(entry, version, arm, share)] = ArmTally(
-            requests, _hashes(errors), _hashes(missing), _hashes(refused), bins
+        # A process of 0.1 sends units alone: each has met one failure at least.
+        ends = zip((errors, missing, refused), *(failed or [[None] * 3]), strict=True)
+        arms[SplitArm(entry, version, arm, share)] = ArmTally(
+            requests, *(_failures(units, counts) for units, counts in ends), latency=bins
         )
-    return WindowCounts(found)
+    return WindowCounts(arms)
 
 
-def _units(hashes: frozenset[int]) -> str:
-    return base64.b64encode(np.fromiter(hashes, dtype="<u8", count=len(hashes)).tobytes()).decode()
+def _encoded(arm: SplitArm, tally: ArmTally) -> list[Any]:
+    ends = (tally.errors, tally.missing, tally.refused)
+    units = [_base64(failures.units.keys(), "<u8", len(failures.units)) for failures in ends]
+    failed = [
+        [failures.requests, _base64(failures.units.values(), "<u4", len(failures.units))] for failures in ends
+    ]
+    return [*arm, tally.requests, *units, _sparse(tally.latency), failed]
 
 
-def _hashes(text: str) -> frozenset[int]:
-    return frozenset(np.frombuffer(base64.b64decode(text), dtype="<u8").tolist())
+def _failures(units: str, failed: tuple[int, str] | None) -> Failures:
+    if failed is None:
+        return Failures.of(_numbers(units, "<u8"))
+    requests, counts = failed
+    pairs = zip(_numbers(units, "<u8"), _numbers(counts, "<u4"), strict=True)
+    return Failures(requests, dict(pairs))
+
+
+def _base64(numbers: Iterable[int], dtype: str, count: int) -> str:
+    return base64.b64encode(np.fromiter(numbers, dtype=dtype, count=count).tobytes()).decode()
+
+
+def _numbers(text: str, dtype: str) -> list[int]:
+    numbers: list[int] = np.frombuffer(base64.b64decode(text), dtype=dtype).tolist()
+    return numbers
 
 
 def _sparse(latency: npt.NDArray[np.int64]) -> list[list[int]]:
-    found: list[Any] = [[int(index), int(latency[index])] for index in np.flatnonzero(latency)]
-    return found
+    bins: list[Any] = [[int(index), int(latency[index])] for index in np.flatnonzero(latency)]
+    return bins

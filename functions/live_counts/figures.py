@@ -16,7 +16,7 @@ from functions.live_counts.windows import WINDOW_S, window_at
 
 
 class ArmFigures(BaseModel):
-    """Figures of one arm over the last minute. errors, missing: units that met an error, or no usable answer."""
+    """Figures of one arm over the last minute. errors, missing: requests that met an error, or got no usable answer."""
 
     arm: str
     version: int
@@ -72,15 +72,21 @@ def figures(counts: dict[int, WindowCounts], now: float) -> LiveFigures:
 
 
 def _figures(arm: str, version: int, last: ArmTally, before: ArmTally, into: float) -> ArmFigures:
-    requests = last.requests + (1.0 - into) * before.requests
+    left = 1.0 - into  # of the minute before, which is taken to have been even
+
+    def within(now: int, earlier: int) -> int:
+        return math.ceil(
+            now + left * earlier - 1e-9
+        )  # up: the last error of a minute is seen until it is over
+
     latency = last.latency + before.latency
     return ArmFigures(
         arm=arm,
         version=version,
-        requests_per_s=requests / WINDOW_S,
-        requests=round(requests),
-        errors=len(last.errors | before.errors),
-        missing=len(last.missing | before.missing),
+        requests_per_s=(last.requests + left * before.requests) / WINDOW_S,
+        requests=within(last.requests, before.requests),
+        errors=within(last.errors.requests, before.errors.requests),
+        missing=within(last.missing.requests, before.missing.requests),
         p50_ms=_finite(quantile_ms(latency, 0.5)),
         p99_ms=_finite(quantile_ms(latency, 0.99)),
     )

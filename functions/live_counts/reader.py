@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from functools import cache, reduce
+from functools import cache
 from typing import Any
 
 from clusters.redis_clients import open_redis
@@ -43,7 +43,7 @@ class LiveReader:
 
     def _read(self, model: str, window: int) -> WindowCounts:
         fields = self._client.hvals(counts_key(self._workspace, model, window))
-        return reduce(WindowCounts.__add__, map(decode, fields), WindowCounts())
+        return WindowCounts.sum(map(decode, fields))
 
     def _keep(self, model: str, window: int, counts: WindowCounts) -> None:
         self._ended[model, window] = counts
@@ -56,8 +56,3 @@ def live_reader(redis_url: str, workspace: str) -> LiveReader:
     """Return this process's reader of a workspace's counts; it fails fast, as the next look is seconds away."""
     client = open_redis(redis_url, timeout_s=TIMEOUT_S, connect_timeout_s=TIMEOUT_S, patience_s=0.0)
     return LiveReader(client, workspace)
-
-
-def total(counts: Iterable[WindowCounts]) -> WindowCounts:
-    """Add up the counts of several windows."""
-    return reduce(WindowCounts.__add__, counts, WindowCounts())

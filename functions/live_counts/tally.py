@@ -12,12 +12,12 @@ from hashlib import blake2b
 
 import numpy as np
 
-from functions.live_counts.counts import ArmTally, SplitArm
+from functions.live_counts.counts import ArmTally, Failures, SplitArm
 from functions.live_counts.latency_bins import BINS, bin_of
 from functions.live_counts.windows import WINDOW_S
 
 MAX_UNITS = 2_048
-"""Units of a window that met an error, no answer or a refusal, and are counted; then a process stops counting them, for all arms alike."""
+"""Units of a window that met an error, no answer or a refusal, and are counted; then a process counts no further ones, for all arms alike."""
 _OUR_ERRORS = 500
 _UNANSWERED = (499, 504)  # the caller hung up; the deadline passed
 
@@ -44,11 +44,12 @@ def end_of(status: int) -> End:
 class _Cell:
     """Counts of one split arm that are still growing; fields as of `ArmTally`, and the units of the running second."""
 
-    __slots__ = ("latency", "requests", "second", "seen", "units")
+    __slots__ = ("failed", "latency", "requests", "second", "seen", "units")
 
     def __init__(self) -> None:
         self.requests = 0
-        self.units: dict[End, set[int]] = {end: set() for end in _BAD}
+        self.failed: Counter[End] = Counter()
+        self.units: dict[End, Counter[int]] = {end: Counter() for end in _BAD}
         self.latency: Counter[int] = Counter()
         self.second = 0
         self.seen: set[str] = set()
@@ -58,7 +59,7 @@ class _Cell:
         bins = np.zeros(BINS, dtype=np.int64)
         for index, count in self.latency.items():
             bins[index] = count
-        errors, missing, refused = (frozenset(self.units[end]) for end in _BAD)
+        errors, missing, refused = (Failures(self.failed[end], dict(self.units[end])) for end in _BAD)
         return ArmTally(self.requests, errors, missing, refused, bins)
 
 
@@ -89,6 +90,7 @@ class Tally:
         cell.requests += 1
         self._changed.add(window)
         if end is not End.ANSWERED:
+            cell.failed[end] += 1
             self._count_unit(window, cell.units[end], unit)
         if end is End.ERROR or end is End.REFUSED:
             return  # how fast it failed says nothing about how fast it answers
@@ -99,12 +101,14 @@ class Tally:
             cell.seen.add(unit)
             cell.latency[bin_of(latency_ms)] += 1
 
-    def _count_unit(self, window: int, units: set[int], unit: str) -> None:
-        if window in self._full:
+    def _count_unit(self, window: int, units: Counter[int], name: str) -> None:
+        unit = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+        is_new = unit not in units
+        if is_new and window in self._full:
             return
-        units.add(int.from_bytes(blake2b(unit.encode(), digest_size=8).digest(), "little"))
+        units[unit] += 1
         cells = self._windows[window].values()
-        if sum(len(each) for cell in cells for each in cell.units.values()) >= MAX_UNITS:
+        if is_new and sum(len(known) for cell in cells for known in cell.units.values()) >= MAX_UNITS:
             self._full.add(window)
 
     def take(self) -> dict[int, dict[SplitArm, ArmTally]]:

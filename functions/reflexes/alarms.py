@@ -30,8 +30,14 @@ def rollback_alarm(model: str, ended: Outcome, decided: TickResult, now: datetim
     )
 
 
-def service_alarm(model: str, version: int, finding: ServiceFinding, now: datetime) -> Alarm:
-    """Make the alarm of a champion whose last minutes are not as they should be; one key in each window."""
+def service_alarm(
+    model: str, version: int, finding: ServiceFinding, now: datetime, *, canary: int | None = None
+) -> Alarm:
+    """Make the alarm of a champion whose last minutes are not as they should be; one key in each window.
+
+    canary: version that could take its place, which is for a person to say.
+    """
+    way_out = "" if canary is None else f"; if its canary {canary} serves: toque rollout promote {model}"
     return Alarm(
         key=f"{model}/service/{finding.subject}/{version}/{window_at(now.timestamp())}",
         model=model,
@@ -41,7 +47,7 @@ def service_alarm(model: str, version: int, finding: ServiceFinding, now: dateti
         raised_at=now,
         start=now - timedelta(seconds=max(SPANS) * WINDOW_S),
         end=now,
-        text=f"version {version}: {finding.text}",
+        text=f"version {version}: {finding.text}{way_out}",
         statistic=finding.value,
         threshold=finding.limit,
     )

@@ -1,7 +1,8 @@
 """Judgement of a champion by its last minutes: against its declared objectives, and against its own level of the hour before.
 
 Pure. A limit is a multiple of what was usual an hour ago, never below a floor, so that neither a daily cycle nor three errors of
-a quiet night page anybody; above it, the test is valid at every look.
+a quiet night page anybody; above it, the test is valid at every look. Rates are requests by requests. One caller that is broken is
+no outage: against its own level, the unit that met most failures counts once, unless a quarter of all requests fail.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from functions.live_counts import ArmTally, lower_edge_ms, quantile_ms, slower
+from functions.live_counts import ArmTally, Failures, lower_edge_ms, quantile_ms, slower
 from functions.rollout import Slo
 from functions.stats import counted_quantile_p, rate_above_p
 
@@ -24,6 +25,10 @@ _FLOORS = {
 }  # shares below which nothing is ever above its level
 _TIMES = 2.0  # how far from its own level
 _BURNING = 6.0  # how many times as fast as it lasts with an error budget must burn
+_OUTAGE = 0.25  # share of failing requests that needs no second unit
+_OUTAGE_UNSEEN = 0.5  # the same, where nobody knows what was usual
+_OUTAGE_AT_MOST = 0.9
+_MIN_OUTAGE = 10  # failing requests
 _MIN_BASELINE = 300  # requests of the hour before, for a level to speak of
 _MIN_ANSWERS = 50  # of the last minutes, for a quantile
 _QUANTILES = (0.5, 0.95)
@@ -59,32 +64,60 @@ def judge_champion(
 
 def _objectives(recent: ArmTally, slos: Sequence[Slo]) -> Iterator[ServiceFinding]:
     for slo in slos:
+        limit = min(_BURNING * (1 - slo.target), 0.5)
         if slo.slow_ms is None:
-            bad, limit = len(recent.errors | recent.missing), min(_BURNING * (1 - slo.target), 0.5)
+            bad, asked = recent.errors.requests + recent.missing.requests, recent.requests
             what = "had no answer"
         else:
             fast = sum(
                 int(count) for index, count in enumerate(recent.latency) if lower_edge_ms(index) < slo.slow_ms
             )
-            bad, limit = int(recent.latency.sum()) - fast, min(_BURNING * (1 - slo.target), 0.5)
-            what = f"took more than {slo.slow_ms:g} ms"
-        asked = recent.requests if slo.slow_ms is None else int(recent.latency.sum())
-        yield _share_finding(f"slo-{slo.name}", bad, asked, limit, what)
+            asked = int(recent.latency.sum())
+            bad, what = asked - fast, f"took more than {slo.slow_ms:g} ms"
+        p = _above_p(bad, asked, limit)
+        yield _share_finding(f"slo-{slo.name}", (bad, asked), (bad, asked), limit, p, what)
 
 
 def _levels(recent: ArmTally, before: ArmTally) -> Iterator[ServiceFinding]:
-    if before.requests < _MIN_BASELINE:
-        return
     words = {
         "errors": "met an error",
         "missing": "got no usable answer",
         "refused": "did not fit the version",
     }
-    for subject, floor in _FLOORS.items():
-        usual = len(getattr(before, subject))
-        upper = (usual + 3 * math.sqrt(usual)) / before.requests
-        limit = min(max(floor, _TIMES * upper), 0.5)
-        yield _share_finding(subject, len(getattr(recent, subject)), recent.requests, limit, words[subject])
+    for subject, what in words.items():
+        failures, usual = getattr(recent, subject), getattr(before, subject)
+        outage = _outage(failures, recent.requests, usual, before.requests, what, subject)
+        if outage is not None:
+            yield outage
+        elif before.requests >= _MIN_BASELINE:
+            yield _level(failures, recent.requests, usual, before.requests, what, subject)
+
+
+def _outage(
+    failures: Failures, requests: int, usual: Failures, before: int, what: str, subject: str
+) -> ServiceFinding | None:
+    """Find requests that fail on such a scale that it does not matter whose they are; None where they do not."""
+    limit = _OUTAGE_UNSEEN
+    if before >= _MIN_BASELINE:
+        limit = min(max(_OUTAGE, _TIMES * usual.requests / before), _OUTAGE_AT_MOST)
+    elif subject == "refused":
+        return None  # of a model that nobody used yet: its first caller is trying
+    if failures.requests < max(_MIN_OUTAGE, limit * requests):
+        return None
+    counts = (failures.requests, requests)
+    return _share_finding(subject, counts, counts, limit, 0.0, what)
+
+
+def _level(
+    failures: Failures, requests: int, usual: Failures, before: int, what: str, subject: str
+) -> ServiceFinding:
+    """Hold the requests that failed against twice the level of the hour before; of either, the worst unit counts once."""
+    once = usual.requests - usual.repeats
+    upper = (once + 3 * math.sqrt(once)) / (before - usual.repeats)
+    limit = min(max(_FLOORS[subject], _TIMES * upper), 0.5)
+    judged = (failures.requests - failures.repeats, requests - failures.repeats)
+    p = _above_p(*judged, limit)
+    return _share_finding(subject, (failures.requests, requests), judged, limit, p, what)
 
 
 def _latencies(recent: ArmTally, before: ArmTally) -> Iterator[ServiceFinding]:
@@ -103,8 +136,19 @@ def _latencies(recent: ArmTally, before: ArmTally) -> Iterator[ServiceFinding]:
     yield ServiceFinding("latency", worst <= LEVEL / len(SPANS) / len(_QUANTILES), text, ratio, _TIMES)
 
 
-def _share_finding(subject: str, bad: int, asked: int, limit: float, what: str) -> ServiceFinding:
-    share = bad / asked if asked else 0.0
-    p = float(rate_above_p(bad, max(asked, bad), limit))
-    text = f"{bad} of {asked} requests of the last minutes {what} ({share:.2%}); more than {limit:.2%} is not usual, p = {p:.3g}"
+def _above_p(bad: int, asked: int, limit: float) -> float:
+    return float(rate_above_p(bad, max(asked, bad), limit))
+
+
+def _share_finding(
+    subject: str, counts: tuple[int, int], judged: tuple[int, int], limit: float, p: float, what: str
+) -> ServiceFinding:
+    """Describe how a share compares with its limit. counts: bad ones and all, for the reader; judged: those that the limit was held against."""
+    (bad, asked), (events, trials) = counts, judged
+    share = events / trials if trials else 0.0
+    repeats = f", {bad - events} of them one unit's repeats" if bad > events else ""
+    text = (
+        f"{bad} of {asked} requests of the last minutes {what}{repeats} ({share:.2%}); more than {limit:.2%} is not usual, "
+        f"p = {p:.3g}"
+    )
     return ServiceFinding(subject, p <= LEVEL / len(SPANS), text, share, limit)

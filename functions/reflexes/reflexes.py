@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from functions.alerting.jobs import tell_people
-from functions.live_counts import ArmTally, LiveReader, WindowCounts, live_reader, total, window_at
+from functions.live_counts import ArmTally, LiveReader, WindowCounts, live_reader, window_at
 from functions.monitoring import Alarm, Alarms
 from functions.reflexes.alarms import recovery_of, rollback_alarm, service_alarm
 from functions.reflexes.champion import BASELINE_WINDOWS, SPANS, ServiceFinding, judge_champion
@@ -66,10 +66,15 @@ class Reflexes:
         first = model not in self._rollouts
         if first:
             self._rollouts[model] = rollouts(model, read_live=self._read)
-            self._standing[model] = {_about(one): one for one in self._alarms_of(model).standing()}
+        if first or changed:
+            self._read_standing(model)
         if first or changed or self._is_unsettled(model):
             self._judge_rollout(model)
         self._judge_champion(model)
+
+    def _read_standing(self, model: str) -> None:
+        """Read which alarms stand: another ticker may have raised or ended some while it led."""
+        self._standing[model] = {_about(alarm): alarm for alarm in self._alarms_of(model).standing()}
 
     def _is_unsettled(self, model: str) -> bool:
         current = self._rollouts[model].last_known().current
@@ -101,13 +106,17 @@ class Reflexes:
         now = self._clock()
         newest = window_at(now)
         counts = self._reader.windows(model, range(newest - max(SPANS) + 1, newest + 1), now)
-        spans = [total(each for at, each in counts.items() if at > newest - span) for span in SPANS]
+        spans = [
+            WindowCounts.sum(part for at, part in counts.items() if at > newest - span) for span in SPANS
+        ]
         version = _champion_in(spans[-1])
         if version is None:
             return
         recent = [span.of(version=version, arms=_USERS) for span in spans]
         policy = _policy_of(model)
         findings = judge_champion(recent, self._hour_before(model, newest - max(SPANS), now), policy.slos)
+        if self._standing[model] or any(finding.broken for finding in findings):
+            self._read_standing(model)
         for finding in findings:
             self._follow(model, version, finding, policy)
 
@@ -116,7 +125,7 @@ class Reflexes:
         known = self._before.get(model)
         if known is None or known[0] != newest:
             counts = self._reader.windows(model, range(newest - BASELINE_WINDOWS + 1, newest + 1), now)
-            known = self._before[model] = (newest, _users_of(total(counts.values())))
+            known = self._before[model] = (newest, _users_of(WindowCounts.sum(counts.values())))
         return known[1]
 
     def _follow(self, model: str, version: int, finding: ServiceFinding, policy: RolloutPolicy) -> None:
@@ -124,14 +133,19 @@ class Reflexes:
         alarm, now = self._standing[model].get(f"service/{finding.subject}"), self._now()
         if finding.broken:
             if alarm is None:
-                alarm = service_alarm(model, version, finding, now)
+                alarm = service_alarm(model, version, finding, now, canary=self._canary_of(model))
                 self._report(model, alarm)
-            if policy.go_back and not self._is_unsettled(model):
+            if policy.go_back:
                 go_back(self._used.registry(), self._alarms_of(model), alarm, version, policy, now)
         elif alarm is not None and (
             alarm.version != version or finding.value <= (alarm.threshold or finding.limit)
         ):
             self._report(model, recovery_of(alarm, now, finding.text))
+
+    def _canary_of(self, model: str) -> int | None:
+        """Find the version that is in its canary, and could take the champion's place."""
+        state = self._rollouts[model].last_known().open
+        return state.challenger if state is not None and state.stage == "canary" else None
 
     def _report(self, model: str, alarm: Alarm) -> None:
         if self._alarms_of(model).report(alarm):
@@ -182,8 +196,7 @@ def _champion_in(counts: WindowCounts) -> int | None:
 
 
 def _users_of(counts: WindowCounts) -> ArmTally:
-    tallies = [tally for arm, tally in counts.arms.items() if arm.arm in _USERS]
-    return sum(tallies, start=ArmTally())
+    return ArmTally.sum(tally for arm, tally in counts.arms.items() if arm.arm in _USERS)
 
 
 def _about(alarm: Alarm) -> str:

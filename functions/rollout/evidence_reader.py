@@ -12,6 +12,7 @@ import pyarrow as pa
 from redis import RedisError
 
 from functions.rollout.evidence.cohort_sums import ReadOutcomes, SumsStore, sum_cohorts
+from functions.rollout.evidence.late import late_rows
 from functions.rollout.evidence.live import LiveEvidence, ReadLive, live_evidence
 from functions.rollout.evidence.metrics import ReadMetric
 from functions.rollout.evidence.sums import Evidence
@@ -70,7 +71,7 @@ class EvidenceReader:
         if self.read_live is None:
             return None
         try:
-            return live_evidence(self.read_live, self.model, state, traffic, now)
+            return live_evidence(self.read_live, self.model, state, traffic, now, store=self.store)
         except (RedisError, OSError) as error:
             _logger.warning("%s: nothing is known of the last minutes: %s", self.model, error)
             return None
@@ -79,7 +80,8 @@ class EvidenceReader:
         self, state: RolloutState, traffic: CurrentTraffic, problems: Mapping[int, str], now: datetime
     ) -> Evidence:
         """Read the evidence as of `now`. problems: by version, why a challenger cannot be served."""
-        cached, slos = _CachedRead(self.read), slo_sums(state.policy, self.read, now)
+        cached = _CachedRead(self.read)
+        slos = slo_sums(state.policy, self.read, now, challenger=state.challenger)
 
         def fields(state: RolloutState) -> dict[str, object]:
             sums = sum_cohorts(self.store, self.model, state, cached, now, self.read_metric)
@@ -97,5 +99,6 @@ class EvidenceReader:
             }
 
         own = fields(state)  # first: rivals are judged on the rows that it read
+        own["late"] = late_rows(self.store, self.model, state, self.read, now)
         rivals = {version: Evidence(**fields(state.only(version))) for version in state.rivals}
         return Evidence(**own, rivals=rivals)

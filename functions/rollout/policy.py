@@ -78,6 +78,8 @@ class Slo(BaseModel):
 class RolloutPolicy(BaseModel):
     """Rules by which a challenger advances from shadow to canary, is promoted, stopped, or given up on.
 
+    An equal challenger is stopped, by one rule or another, with at most the chance `stops_equal`.
+
     The success metric is the paired difference in realised loss: the challenger scores, as a shadow, the
     requests that the champion answers, and both are held against the same label. One confidence sequence
     runs over shadow and canary alike, so looking at every tick costs nothing.
@@ -89,7 +91,9 @@ class RolloutPolicy(BaseModel):
     planned_labels: number of paired labels at which the confidence sequence is tightest.
     burn_in: paired labels below which the loss is not judged at all (the sequence is asymptotic).
     clip: probabilities are held within [clip, 1 - clip] before their logarithm, which bounds one label's loss. loss_cap: the most
-        that one label's squared error, deviance or distance counts: the sequence needs differences with more than two moments.
+        that one label's squared error, deviance or distance counts: the sequence needs differences with more than two moments,
+        and is asymptotic. The default bounds infinities alone: where losses have heavy tails, set it to the most that one label
+        should weigh.
     cohort: length of the windows of prediction time in which labels are collected.
     label_delay: how long after its end a cohort waits for its labels; only waited-out cohorts are scored, so
         that outcomes which are reported late weigh as much as early ones.
@@ -182,6 +186,16 @@ class RolloutPolicy(BaseModel):
                 "as it stands no canary could ever be promoted"
             )
         return self
+
+    @property
+    def stops_equal(self) -> float:
+        """Bound on the chance that the rules stop a challenger that equals the champion: the sum of their levels.
+
+        errors, slow answers and guardrails have `guard_alpha` each, worse loss `alpha`, the last minutes `live_alpha`, the split
+        `mismatch_alpha`.
+        """
+        guards = 1 + (self.slow_ms is not None) + bool(self.guardrails)
+        return guards * self.guard_alpha + self.alpha + self.live_alpha + self.mismatch_alpha
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.rollout.evidence.sums import Evidence
+from functions.rollout.evidence.sums import Evidence, LateRows
 from functions.rollout.judge.arms import with_shared_alpha
 from functions.rollout.judge.decide import decide
 from functions.rollout.judge.interval import improvement
@@ -95,7 +95,7 @@ def open_status(
         action=decision.action,
         rule=decision.rule,
         text=decision.text,
-        next=_next(state),
+        next=_next(state) + _late(evidence.late),
     )
 
 
@@ -183,6 +183,16 @@ def _effect(version: int, evidence: Evidence, state: RolloutState) -> Effect:
         return Effect(version=version, labels=evidence.loss.labels)
     return Effect(
         version=version, labels=gain.labels, estimate=gain.estimate, lower=gain.lower, upper=gain.upper
+    )
+
+
+def _late(late: LateRows) -> str:
+    """Say what the sums of the loss leave out, where that is anything."""
+    if not late.late_rows and not late.late_labels:
+        return ""
+    return (
+        f". Too late for the loss, of {late.cohorts} cohorts: {late.late_labels} of {late.labels} labels and "
+        f"{late.late_rows} of {late.rows} answers; a longer label_delay would wait for them"
     )
 
 

@@ -169,13 +169,38 @@ def _variance(champion: ClusterSums, challenger: ClusterSums, bounds: tuple[floa
 
 
 class SloSums(BaseModel):
-    """Answers and bad ones of an objective: in its window, and in each long and short window of its burn rates."""
+    """Answers and bad ones of an objective: in its window, and in each long and short window of its burn rates.
+
+    without_challenger: as `recent`, of answers by others; empty where nobody counted them.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     answers: int = 0
     bad: int = 0
     recent: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
+    without_challenger: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
+
+
+class LateRows(BaseModel):
+    """Answers and labels of closed cohorts that came too late for their sums, as seen one cohort later.
+
+    cohorts: that were looked at again. rows, labels: of them, by now; late_rows, late_labels: those among them that are not
+    summed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    cohorts: int = 0
+    rows: int = 0
+    late_rows: int = 0
+    labels: int = 0
+    late_labels: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
+        )
 
 
 class Evidence(BaseModel):
@@ -185,7 +210,7 @@ class Evidence(BaseModel):
     loss: scored cohorts of shadow and canary. shadow, canary: counts of each stage, never pooled (their splits differ).
     units: of the canary's split. canary_share: the canary's declared share of what it and the champion answer together; None
     where it was not noted: then the policy's. metrics: by guardrail. slos: by objective.
-    live: counts of the last minutes; None where nobody counts, or Redis is away.
+    live: counts of the last minutes; None where nobody counts, or Redis is away. late: what came too late to be in the sums.
     rivals: the evidence on each other challenger that is still in the shadow, by version.
     """
 
@@ -201,4 +226,5 @@ class Evidence(BaseModel):
     metrics: dict[str, MetricSums] = {}
     slos: dict[str, SloSums] = {}
     live: LiveEvidence | None = None
+    late: LateRows = LateRows()
     rivals: dict[int, Evidence] = {}

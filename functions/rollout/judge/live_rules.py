@@ -1,7 +1,8 @@
 """Rules that judge what needs no label: errors, missing answers and latency of the last minutes, and the steps of a ramp.
 
 A guard is a test over the last five to ten minutes, and the next one begins halfway through; each is given a part of alpha that depends on how many were
-begun before it, so their sum stays within `policy.live_alpha` however long the rollout takes.
+begun before it, so their sum stays within `policy.live_alpha` however long the rollout takes. The test counts units, and is blind
+where they are few; so a challenger that plainly fails, as requests count, needs no test. What lets a challenger through counts requests.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 
 from functions.live_counts import quantile_ms, slower
-from functions.rollout.evidence.live import LiveCounts, LiveEvidence, guard_at
+from functions.rollout.evidence.live import LiveCounts, LiveEvent, LiveEvidence, guard_at
 from functions.rollout.judge.rollback_rules import canary_share, not_shown_harmless
 from functions.rollout.judge.rule_input import Finding, RuleInput
 from functions.stats import counted_quantile_p, excess_p, rate_below_p, rate_floor
@@ -18,6 +19,10 @@ LIVE_GUARDS = {"live_errors": 0.5, "live_missing": 0.25, "live_latency": 0.25}
 """Rules that roll back, and the part of alpha that each has."""
 QUANTILES = (0.5, 0.95)
 _STAGES = {"shadow": 0.2, "canary": 0.8}  # parts of alpha
+_PLAIN_SHARE = (
+    0.2  # of the challenger's requests that fail, at twice the champion's share, which needs no test
+)
+_PLAIN_REQUESTS = 50  # that have failed by then
 
 
 def live_errors(inputs: RuleInput) -> Finding:
@@ -112,7 +117,15 @@ def _not_shown_to_answer(inputs: RuleInput) -> str | None:
     ours, theirs = live.split_challenger, live.split_champion
     if not theirs.requests:
         return "the champion was sent no request beside it"
-    floor = rate_floor(theirs.unanswered, theirs.requests, policy.alpha / 2)
+    # A champion's caller that is broken itself must not raise what the challenger is allowed.
+    floor = rate_floor(theirs.unanswered - theirs.repeats, theirs.requests - theirs.repeats, policy.alpha / 2)
+    if theirs.counts_requests and (
+        floor >= _PLAIN_SHARE or _is_plain(live.champion.unanswered, live.champion.requests)
+    ):
+        return (
+            f"the champion is broken: {live.champion.unanswered} of {live.champion.requests} requests of the last minutes went "
+            "unanswered, which is no level to be as good as; promote by hand if the challenger serves"
+        )
     limit = min(floor + policy.error_margin, 0.999)
     p = float(rate_below_p(ours.unanswered, ours.requests, limit))
     if p <= policy.alpha / 2:
@@ -141,7 +154,7 @@ def _not_held(inputs: RuleInput) -> str | None:
     return f"{held} in this split, at least {hold}" if held < hold else None
 
 
-def _excess_finding(inputs: RuleInput, event: str) -> Finding:
+def _excess_finding(inputs: RuleInput, event: LiveEvent) -> Finding:
     rule, live, stage = f"live_{event}", inputs.evidence.live, inputs.state.stage
     if live is None:
         return _not_judged(rule)
@@ -153,7 +166,35 @@ def _excess_finding(inputs: RuleInput, event: str) -> Finding:
         f"{event} of the last minutes: challenger {ours} of {live.challenger.requests}, champion {theirs} of "
         f"{live.champion.requests}, expected share {share:.3g}, p = {p:.3g}"
     )
+    plain = _plain_excess(live, event)
+    if plain is not None:
+        return Finding(rule=rule, fired=True, text=f"{plain}; by unit, {text}", statistic=p, threshold=alpha)
     return Finding(rule=rule, fired=p <= alpha, text=text, statistic=p, threshold=alpha)
+
+
+def _plain_excess(live: LiveEvidence, event: LiveEvent) -> str | None:
+    """Say that requests of the challenger fail on a scale that needs no test, and the champion's do not; or None.
+
+    Asked of the last minute or two, which show soonest what has begun, of the guard, and of the split, where few requests come.
+    """
+    spans = [
+        *((champion, challenger, "the last minutes") for champion, challenger in live.latest),
+        (live.champion, live.challenger, "the last minutes"),
+        (live.split_champion, live.split_challenger, "this split"),
+    ]
+    for theirs, ours, when in spans:
+        failed, others = ours.failed(event) - ours.usual, theirs.failed(event)
+        if _is_plain(failed, ours.requests) and 2 * others * ours.requests <= failed * theirs.requests:
+            return (
+                f"{failed} of {ours.requests} requests of the challenger in {when}, {others} of the champion's "
+                f"{theirs.requests}"
+            )
+    return None
+
+
+def _is_plain(failed: int, requests: int) -> bool:
+    """Whether so many requests fail that no test is needed."""
+    return failed >= max(_PLAIN_REQUESTS, _PLAIN_SHARE * requests)
 
 
 def _slower_p(champion: LiveCounts, challenger: LiveCounts, q: float, ratio: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import numpy.typing as npt
 
 from functions.evaluation.realised_loss import Scored, score
 from functions.rollout.evidence.cohort_sums import ReadOutcomes, unpinned_rows
@@ -23,32 +24,61 @@ BURN_RATES = (
 _MIN_BAD = 10  # bad answers in the long window: a single failure of a quiet hour is no emergency
 
 
-def slo_sums(policy: RolloutPolicy, read: ReadOutcomes, now: datetime) -> dict[str, SloSums]:
-    """Count, for each objective, the answers that users got and the bad ones among them, whichever version gave them."""
+def slo_sums(
+    policy: RolloutPolicy, read: ReadOutcomes, now: datetime, *, challenger: int | None = None
+) -> dict[str, SloSums]:
+    """Count, for each objective, the answers that users got and the bad ones among them, whichever version gave them.
+
+    challenger: whose answers are left out of the second count of the burn rates.
+    """
     if not policy.slos:
         return {}
     longest = max(BURN_RATES[-1][0], *(slo.window for slo in policy.slos))
     rows = score(unpinned_rows(read(now - longest, now)), loss=policy.loss)
     rows = rows.where(~rows.shadow)
-    return {slo.name: _sums(slo, rows, now) for slo in policy.slos}
+    return {slo.name: _sums(slo, rows, now, challenger) for slo in policy.slos}
 
 
 def budget_burns(inputs: RuleInput) -> Finding:
-    """Check for an error budget that burns down within days while a canary is live, whichever version is to blame."""
+    """Check for an error budget that burns down within days while a canary is live, and would not without its answers."""
     if inputs.state.stage != "canary" or not inputs.policy.slos:
         return Finding(rule="budget_burns", fired=False, text="no error budget is watched here")
-    found = [burning(slo, inputs.evidence.slos.get(slo.name, SloSums())) for slo in inputs.policy.slos]
-    return next((one for one in found if one.fired), found[0])
+    verdicts = [
+        _burnt_by_canary(slo, inputs.evidence.slos.get(slo.name, SloSums())) for slo in inputs.policy.slos
+    ]
+    return next((verdict for verdict in verdicts if verdict.fired), verdicts[0])
 
 
 def budget_spent(inputs: RuleInput) -> Finding:
-    """Check for a spent error budget, which holds the rollout while the stage's time goes on."""
-    spent = spent_budget(inputs.policy, inputs.evidence.slos)
+    """Check for an error budget that is spent, or that burns by others' answers; it holds the rollout while the stage's time goes on."""
+    spent = spent_budget(inputs.policy, inputs.evidence.slos) or _burnt_by_others(inputs)
     if spent is None:
         text = "no error budget is spent" if inputs.policy.slos else "no error budget is watched here"
         return Finding(rule="budget_spent", fired=False, text=text)
     limit = inputs.policy.canary_timeout if inputs.state.stage == "canary" else inputs.policy.shadow_timeout
     return Finding(rule="budget_spent", fired=inputs.in_stage < limit, text=spent)
+
+
+def _burnt_by_canary(slo: Slo, sums: SloSums) -> Finding:
+    """Check the burn rates of one objective; a canary is not at fault for what burns without it."""
+    burns = burning(slo, sums)
+    if not burns.fired or not sums.without_challenger:
+        return burns
+    others = burning(slo, sums.model_copy(update={"recent": sums.without_challenger}))
+    if not others.fired:
+        return burns
+    text = f"{burns.text}; so it does without the canary's answers: {others.text}"
+    return burns.model_copy(update={"fired": False, "text": text})
+
+
+def _burnt_by_others(inputs: RuleInput) -> str | None:
+    """Describe the first objective whose budget burns without the challenger's answers, or None."""
+    for slo in inputs.policy.slos:
+        sums = inputs.evidence.slos.get(slo.name, SloSums())
+        burns = burning(slo, sums.model_copy(update={"recent": sums.without_challenger}))
+        if burns.fired:
+            return f"{burns.text}, by the answers of others than the challenger"
+    return None
 
 
 def spent_budget(policy: RolloutPolicy, sums: dict[str, SloSums]) -> str | None:
@@ -82,14 +112,22 @@ def burning(slo: Slo, sums: SloSums) -> Finding:
     )
 
 
-def _sums(slo: Slo, rows: Scored, now: datetime) -> SloSums:
+def _sums(slo: Slo, rows: Scored, now: datetime, challenger: int | None) -> SloSums:
     bad = ~rows.answered if slo.slow_ms is None else ~(rows.latency_ms <= slo.slow_ms)
 
-    def within(span: timedelta) -> tuple[int, int]:
+    others = np.ones(len(rows), dtype=bool) if challenger is None else rows.version != challenger
+
+    def within(span: timedelta, among: npt.NDArray[np.bool_] | None = None) -> tuple[int, int]:
         since = (now - span - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-        inside = rows.at >= since
+        inside = rows.at >= since if among is None else among & (rows.at >= since)
         return int(inside.sum()), int(np.count_nonzero(bad & inside))
 
     answers, failed = within(slo.window)
     recent = tuple((within(long), within(short)) for long, short, _ in BURN_RATES)
-    return SloSums(answers=answers, bad=failed, recent=recent)
+    without = tuple((within(long, others), within(short, others)) for long, short, _ in BURN_RATES)
+    return SloSums(
+        answers=answers,
+        bad=failed,
+        recent=recent,
+        without_challenger=() if challenger is None else without,
+    )

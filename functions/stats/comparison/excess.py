@@ -32,7 +32,9 @@ def excess_p(events: npt.ArrayLike, others: npt.ArrayLike, share: npt.ArrayLike)
         _NEAR * theta, _NEAR * (1 - theta), theta
     )
     wide = _log_beta_above(k + 1, m + 1, theta) - np.log1p(-theta)
-    return _p(np.logaddexp(near, wide) - np.log(2) - null)
+    log_e = np.logaddexp(near, wide) - np.log(2) - null
+    # Up to its share every alternative is less likely than the null: no excess, and an integral too small to compute.
+    return _p(np.where(k <= theta * (k + m), 0.0, log_e))
 
 
 def rate_above_p(events: npt.ArrayLike, trials: npt.ArrayLike, rate: npt.ArrayLike) -> Floats:

@@ -169,9 +169,7 @@ def split_log(rng: np.random.Generator, units: Units) -> tuple[pa.Table, np.ndar
 
 
 # 100 logs each: the 95 % intervals miss the truth in at most .05 + 4 s.e. = .137, however often a unit comes back.
-@pytest.mark.parametrize(
-    "units", [ONCE, Units("returning", 100), Units("unequal", 500, spread=1.0)], ids=str
-)
+@pytest.mark.parametrize("units", [ONCE, Units("returning", 100), Units("unequal", 500, spread=1.0)], ids=str)
 @pytest.mark.parametrize("estimate", [ips, snips])
 def test_intervals_hold_the_truth_where_units_come_back(
     units: Units, estimate: Callable[..., OffPolicy]

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import base64
+import json
 import math
 import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from functions.live_counts import (
     BINS,
@@ -21,6 +25,7 @@ from functions.live_counts.counts import decode, encode
 from functions.live_counts.latency_bins import lower_edge_ms, slower
 from functions.live_counts.tally import MAX_UNITS, is_usable
 from functions.live_counts.windows import WINDOW_S
+from tests.conditions.units import Units, populations
 
 CHAMPION = SplitArm(7, 1, "champion", 0.9)
 CANARY = SplitArm(7, 2, "canary", 0.1)
@@ -41,13 +46,18 @@ def test_a_tally_comes_back_as_it_was_counted() -> None:
     tally.count(CANARY, "u3", End.REFUSED, 1.0)
     found = counted(tally)
     champion, canary = found.of(version=1), found.of(version=2)
-    assert (champion.requests, len(champion.errors), int(champion.latency.sum())) == (20, 0, 20)
-    assert (canary.requests, *map(len, (canary.errors, canary.missing, canary.refused))) == (3, 1, 1, 1)
+    assert (champion.requests, champion.errors.requests, int(champion.latency.sum())) == (20, 0, 20)
+    assert (
+        canary.requests,
+        *(part.requests for part in (canary.errors, canary.missing, canary.refused)),
+    ) == (3, 1, 1, 1)
     assert int(canary.latency.sum()) == 1  # the time that an error took is no latency of an answer
     assert quantile_ms(champion.latency, 0.5) == pytest.approx(8.0, rel=0.1)
 
 
-def test_a_unit_counts_once_for_its_errors_and_once_a_second_for_its_latency() -> None:
+def test_a_unit_stays_one_beside_all_of_its_requests_that_failed_and_counts_once_a_second_for_its_latency() -> (
+    None
+):
     now = [1_000.0]
     tally = Tally(lambda: now[0])
     for _ in range(50):
@@ -55,7 +65,12 @@ def test_a_unit_counts_once_for_its_errors_and_once_a_second_for_its_latency() -
         tally.count(CANARY, "heavy", End.ERROR, 5.0)
         now[0] += 0.1
     found = counted(tally).of(version=2)
-    assert (found.requests, len(found.errors), int(found.latency.sum())) == (100, 1, 5)
+    assert (found.requests, found.errors.requests, len(found.errors.units), int(found.latency.sum())) == (
+        100,
+        50,
+        1,
+        5,
+    )
 
 
 def test_processes_and_windows_add_up_and_a_unit_of_two_processes_stays_one() -> None:
@@ -64,7 +79,35 @@ def test_processes_and_windows_add_up_and_a_unit_of_two_processes_stays_one() ->
         tally.count(CANARY, "same", End.ERROR, 1.0)
     tally.count(CANARY, "other", End.ERROR, 1.0)
     both = (counted(one) + counted(two)).of(version=2)
-    assert (both.requests, len(both.errors)) == (3, 2)
+    assert (both.requests, both.errors.requests, len(both.errors.units)) == (3, 3, 2)
+    assert both.errors.repeats == 1
+
+
+@settings(max_examples=60)
+@given(population=populations(most=50), seed=st.integers(0, 2**32 - 1), processes=st.integers(1, 4))
+def test_requests_that_failed_add_up_whoever_made_them_and_wherever_they_were_counted(
+    population: Units, seed: int, processes: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    tallies = [Tally(lambda: 0.0) for _ in range(processes)]
+    failed = population.draw(rng, 200)
+    for unit, process in zip(failed, rng.integers(processes, size=200), strict=True):
+        tallies[process].count(CANARY, str(unit), End.ERROR, 1.0)
+    parts = [decode(encode(arms)) for tally in tallies for arms in tally.take().values()]
+    errors = WindowCounts.sum(parts).of(version=2).errors
+    times = np.unique(failed, return_counts=True)[1]
+    assert (errors.requests, len(errors.units)) == (200, len(times))
+    assert sorted(errors.units.values()) == sorted(times.tolist())
+    assert errors.repeats == times.max() - 1
+
+
+def test_counts_that_were_sent_before_requests_were_counted_are_read() -> None:
+    units = base64.b64encode(np.array([3, 2**63 + 1], dtype="<u8").tobytes()).decode()
+    sent = json.dumps([[7, 2, "canary", 0.1, 40, units, "", units, [[5, 36]]]])  # as a process of 0.1 does
+    found = decode(sent).of(version=2)
+    assert (found.requests, int(found.latency.sum())) == (40, 36)
+    assert (found.errors.requests, found.missing.requests, found.refused.requests) == (2, 0, 2)
+    assert found.errors.units == {3: 1, 2**63 + 1: 1}
 
 
 def test_counts_of_another_split_are_another_arm() -> None:
@@ -83,11 +126,12 @@ def test_a_full_tally_stops_counting_units_of_all_arms_alike_until_the_next_wind
         tally.count(CHAMPION, f"u{unit}", End.ERROR, 1.0)
     tally.count(CANARY, "late", End.ERROR, 1.0)
     found = counted(tally)
-    assert (len(found.of(version=1).errors), len(found.of(version=2).errors)) == (MAX_UNITS, 0)
-    assert found.of(version=2).requests == 1
+    champion, canary = found.of(version=1).errors, found.of(version=2).errors
+    assert (len(champion.units), len(canary.units)) == (MAX_UNITS, 0)
+    assert (champion.requests, canary.requests) == (2 * MAX_UNITS, 1)  # requests are counted all the same
     now[0] = float(WINDOW_S)
     tally.count(CANARY, "late", End.ERROR, 1.0)
-    assert len(counted(tally).of(version=2).errors) == 1
+    assert len(counted(tally).of(version=2).errors.units) == 1
 
 
 def test_what_could_not_be_sent_is_sent_with_the_next_counts() -> None:

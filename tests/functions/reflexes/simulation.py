@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from functions.live_counts import BINS, WINDOW_S, ArmTally
+from functions.live_counts import BINS, WINDOW_S, ArmTally, Failures
 from functions.reflexes.champion import BASELINE_WINDOWS, SPANS, ServiceFinding, judge_champion
 from functions.reflexes.reflexes import EVERY_S
 from functions.rollout import Evidence, RolloutPolicy, RolloutState, Slo, decide
@@ -61,6 +61,8 @@ class Second:
             requests=int(self.requests[span].sum()),
             errors=int(self.errors[span].sum()),
             missing=int(self.missing[span].sum()),
+            error_requests=int(self.errors[span].sum()),
+            missing_requests=int(self.missing[span].sum()),
             latency={int(index): int(bins[index]) for index in np.flatnonzero(bins)},
         )
 
@@ -175,8 +177,8 @@ def _difference(sums: Second, begin: int, end: int) -> ArmTally:
     errors, missing = int(of(sums.errors)), int(of(sums.missing))
     return ArmTally(
         int(of(sums.requests)),
-        frozenset(range(errors)),
-        frozenset(range(errors, errors + missing)),
-        frozenset(),
+        Failures.of(range(errors)),
+        Failures.of(range(errors, errors + missing)),
+        Failures(),
         of(sums.latency).astype(np.int64),
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from functions.live_counts import ArmTally
+from functions.live_counts import ArmTally, Failures
 from functions.reflexes.champion import judge_champion
 from functions.rollout import Slo
+from tests.conditions.units import Units, parameters
 from tests.functions.reflexes.simulation import Arm, Day, Second, champion_ticks
 
 HOUR = 4_260  # seconds of a world before its champion breaks: the hour before and the span
@@ -34,7 +35,7 @@ def tally(requests: int, errors: int = 0, bins: dict[int, int] | None = None) ->
     latency = ArmTally().latency.copy()
     for index, count in (bins or {}).items():
         latency[index] = count
-    return ArmTally(requests, frozenset(range(errors)), latency=latency)
+    return ArmTally(requests, Failures.of(range(errors)), latency=latency)
 
 
 def broken(recent: ArmTally, before: ArmTally, *slos: Slo) -> set[str]:
@@ -53,9 +54,44 @@ def test_a_champion_that_gets_three_times_as_slow_is_found_within_two_minutes() 
 
 def test_nothing_asked_is_nothing_broken() -> None:
     assert broken(tally(0), tally(60_000)) == set()
+    assert broken(tally(1_000, errors=100), tally(0)) == set()  # no level of its own and no objective
+
+
+def test_without_an_hour_before_a_champion_that_fails_half_of_all_is_broken() -> None:
+    assert broken(tally(1_000, errors=500), tally(0)) == {"errors"}
     assert (
-        broken(tally(1_000, errors=1_000), tally(0)) == set()
-    )  # no level of its own and no objective: who could say
+        broken(ArmTally(1_000, refused=Failures.of(range(900))), tally(0)) == set()
+    )  # its first caller is trying
+
+
+def calls(requests: int, fails: float, units: Units, seed: int = 0) -> ArmTally:
+    """Requests of a population, of which a part fails by chance, and every one of those units that are broken."""
+    rng = np.random.default_rng(seed)
+    ids = units.draw(rng, requests)
+    failed = units.fails(ids) | (rng.random(requests) < fails)
+    return ArmTally(requests, Failures.of(ids[failed].tolist()))
+
+
+@pytest.mark.parametrize("units", parameters())
+def test_a_champion_that_fails_a_part_of_everybody_s_requests_is_broken_whoever_they_are(
+    units: Units,
+) -> None:
+    before = calls(60_000, 0.001, units)
+    assert broken(calls(2_000, 0.001, units, seed=1), before) == set()
+    assert broken(calls(2_000, 0.05, units, seed=1), before) == {"errors"}
+
+
+@pytest.mark.parametrize("callers", [1, 2, 3, 5, 15, 50, 500])
+def test_an_outage_is_one_with_any_number_of_callers(callers: int) -> None:
+    units = Units("callers", callers)
+    assert broken(calls(100, 1.0, units), calls(60_000, 0.001, units)) == {"errors"}
+    assert broken(calls(100, 1.0, units), tally(0)) == {"errors"}
+
+
+def test_a_caller_that_breaks_is_no_outage_and_does_not_become_a_level_that_hides_one() -> None:
+    well, broken_one = Units("callers", 100), Units("callers", 100, broken=1)
+    assert broken(calls(12_000, 0.0, broken_one), calls(60_000, 0.0, well)) == set()
+    assert broken(calls(12_000, 0.02, broken_one), calls(60_000, 0.0, broken_one)) == {"errors"}
 
 
 def test_without_an_hour_before_an_objective_still_holds() -> None:

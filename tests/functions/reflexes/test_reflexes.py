@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.live_counts import BINS, ArmTally, SplitArm, WindowCounts, window_at
+from functions.live_counts import BINS, ArmTally, Failures, SplitArm, WindowCounts, window_at
 from functions.monitoring import TOPIC, Alarm, Alarms
 from functions.reflexes.reflexes import Reflexes
 from functions.rollout import RolloutPolicy
@@ -106,7 +106,7 @@ class World:
 
     def _tally(self, requests: int, fails: float) -> ArmTally:
         errors = round(requests * fails)
-        units = frozenset(self.rng.integers(0, 2**62, errors).tolist())
+        units = Failures.of(self.rng.integers(0, 2**62, errors).tolist())
         latency = np.bincount(self.rng.integers(70, 90, requests - errors), minlength=BINS)
         return ArmTally(requests, units, latency=latency.astype(np.int64))
 
@@ -223,6 +223,43 @@ def test_a_champion_that_breaks_is_told_once_and_again_when_it_is_well(world: Wo
     assert world.registry.traffic(MODEL).versions == (1,)
 
 
+@pytest.mark.parametrize("every_s", [0.0, 600.0], ids=["journals followed", "no word of journals"])
+def test_two_tickers_that_take_turns_tell_of_a_fault_each_time_it_comes(world: World, every_s: float) -> None:
+    reader: Any = world
+    first, second = (
+        Reflexes(world.used(), reader, Watch(every_s=every_s), clock=world.seconds) for _ in range(2)
+    )
+    world.serve(72)
+
+    def lead(ticker: Reflexes, minutes: int, fails: float) -> None:
+        for _ in range(minutes):
+            world.serve(1, fails={1: fails})
+            ticker.tick()
+
+    lead(first, 2, 0.05)
+    lead(second, 15, 0.0)
+    lead(first, 2, 0.05)
+    lead(second, 1, 0.05)
+    lead(first, 15, 0.0)
+    lead(second, 1, 0.0)
+    assert [alarm.recovered for alarm in world.alarms()] == [False, True, False, True]
+
+
+def test_a_champion_that_breaks_beside_a_canary_is_told_with_the_way_out(world: World) -> None:
+    world.serve(72)
+    world.canary(RolloutPolicy(promote_by="service", canary_min=timedelta(days=2), ramp_hold=timedelta(0)))
+    world.serve(10)
+    world.serve(3, fails={1: 1.0})
+    running = world.reflexes()
+    for _ in range(3):
+        running.tick()
+    assert world.registry.traffic(MODEL).versions == (1, 2)
+    (alarm,) = world.alarms()
+    assert (alarm.monitor, alarm.subject, alarm.version) == ("service", "errors", 1)
+    assert "its canary 2" in alarm.text
+    assert f"toque rollout promote {MODEL}" in alarm.text
+
+
 def test_a_fault_that_lasts_does_not_become_the_usual(world: World) -> None:
     world.serve(72)
     running = world.reflexes()
@@ -264,6 +301,22 @@ def test_a_release_that_breaks_goes_back_once_wherever_the_ticker_is_killed(
         if store.left > 0:
             return
     raise AssertionError("a tick makes more requests than were tried")
+
+
+@pytest.mark.usefixtures("going_back")
+def test_a_release_that_breaks_goes_back_beside_an_open_rollout_which_is_not_blamed(world: World) -> None:
+    world.now += timedelta(days=2)
+    world.registry.promote(MODEL, 2, reason="a release")
+    with use_context(world.used()):
+        rollouts(MODEL).start(3, RolloutPolicy(), reason="a renewal")
+    world.serve(72)
+    world.serve(1, fails={2: 1.0})
+    running = world.reflexes()
+    for _ in range(3):
+        running.tick()
+    assert world.registry.traffic(MODEL).versions == (1,)
+    assert world.decisions() == ["champion_changed"]
+    assert {alarm.version for alarm in world.alarms()} == {2}
 
 
 @pytest.mark.usefixtures("going_back")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.live_counts import BINS, ArmTally, SplitArm, WindowCounts, total, window_at
+from functions.live_counts import BINS, ArmTally, Failures, SplitArm, WindowCounts, window_at
 from functions.rollout.controller import Rollouts
 from functions.rollout.errors import RolloutError
 from functions.rollout.policy import RolloutPolicy
@@ -65,7 +65,7 @@ class LiveWorld:
         latency = np.zeros(BINS, dtype=np.int64)
         bins = 80 + np.round(4 * self.rng.normal(size=requests - errors)).astype(int)
         np.add.at(latency, bins + round(8 * np.log2(self.times.get(version, 1.0))), 1)
-        return ArmTally(requests, frozenset(units.tolist()), latency=latency)
+        return ArmTally(requests, Failures.of(units.tolist()), latency=latency)
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_errors_of_other_shares_are_not_evidence_at_this_one(world: LiveWorld) -
     assert both == 0  # nothing was asked since the step
     last = [world.minute() for _ in range(6)][-1]
     assert (last.action, share(world)) == ("hold", 0.25)
-    entries = {arm.entry for arm in total(world.counts.values()).arms if arm.arm == "canary"}
+    entries = {arm.entry for arm in WindowCounts.sum(world.counts.values()).arms if arm.arm == "canary"}
     assert len(entries) == 3
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from functions.stats import (
     counted_quantile_p,
@@ -30,6 +32,23 @@ def test_events_split_as_the_traffic_are_no_excess(share: float, rng: np.random.
 
 def test_fewer_events_than_the_share_are_no_excess() -> None:
     assert float(excess_p(0, 50, 0.3)) == 1.0
+
+
+@given(
+    events=st.integers(0, 10**7),
+    others=st.integers(0, 10**7),
+    share=st.sampled_from([0.001, 0.01, 0.1, 0.25, 0.5, 0.9, 0.999]),
+)
+@example(events=0, others=1_100, share=0.5)
+@example(events=0, others=7_500, share=0.1)
+@example(events=922, others=10**7, share=0.9)
+def test_no_count_is_too_large_for_an_excess(events: int, others: int, share: float) -> None:
+    p, more = (float(excess_p(count, others, share)) for count in (events, events + 10))
+    assert 0 <= p <= 1
+    if events <= share * (events + others):
+        assert p == 1.0  # whatever the other arm does
+    else:
+        assert more <= p
 
 
 def test_all_events_on_a_small_arm_are_an_excess_after_two() -> None:

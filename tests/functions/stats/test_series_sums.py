@@ -27,7 +27,11 @@ def test_sums_pool_wherever_the_series_is_cut() -> None:
         left, right = series(values[:cut], sizes[:cut]), series(values[cut:], sizes[cut:])
         pooled = left + right
         assert pooled.next_square == pytest.approx(whole.next_square)
-        assert (pooled.next_size, pooled.clusters, pooled.last) == (whole.next_size, whole.clusters, whole.last)
+        assert (pooled.next_size, pooled.clusters, pooled.last) == (
+            whole.next_size,
+            whole.clusters,
+            whole.last,
+        )
 
 
 def test_neighbours_products_are_those_of_the_deviations() -> None:

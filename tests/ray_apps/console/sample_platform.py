@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from functions.live_counts import BINS, WINDOW_S, ArmTally, SplitArm, bin_of, window_at
+from functions.live_counts import BINS, WINDOW_S, ArmTally, Failures, SplitArm, bin_of, window_at
 from functions.live_counts.counts import encode
 from functions.live_counts.windows import counts_key
 from functions.model_formats.load import PROGRAM_FILE
@@ -107,7 +107,7 @@ def answer_requests(client: Any, now: float, *, model: str = MODEL, minutes: int
         arms = {
             SplitArm(entry=20, version=version, arm=arm, share=share): ArmTally(
                 requests=int(share * asked),
-                errors=frozenset(rng.integers(0, 1 << 62, size=rng.poisson(0.3 * share)).tolist()),
+                errors=Failures.of(rng.integers(0, 1 << 62, size=rng.poisson(0.3 * share)).tolist()),
                 latency=_latencies(rng, int(share * asked), median),
             )
             for arm, version, share, median in (("champion", 3, 0.9, 4.1), ("canary", 4, 0.1, 4.6))

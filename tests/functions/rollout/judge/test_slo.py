@@ -58,6 +58,35 @@ def test_a_budget_that_burns_in_a_long_and_a_short_window_rolls_a_canary_back(
     assert (decision.action == "roll_back") == fires
 
 
+@pytest.mark.parametrize("others_bad", [0, 20, 204])
+def test_a_canary_is_rolled_back_for_a_budget_that_would_not_burn_without_it(others_bad: int) -> None:
+    others = sums(bad=90, recent_bad=others_bad).recent
+    burning = sums(bad=90, recent_bad=204).model_copy(update={"without_challenger": others})
+    decision = judge(burning)
+    if others_bad < 74:
+        assert (decision.action, decision.rule) == ("roll_back", "budget_burns")
+    else:
+        assert (decision.action, decision.rule) == ("hold", "budget_spent")
+        assert "by the answers of others than the challenger" in decision.text
+
+
+@pytest.mark.parametrize(("failing", "to_blame"), [({1: 0.5}, 1), ({2: 0.5}, 2)])
+def test_answers_of_a_challenger_are_told_apart_from_the_others(
+    platform: RolloutPlatform, failing: dict[int, float], to_blame: int
+) -> None:
+    platform.rollouts().start(2, RolloutPolicy(shadow_min_labels=30), reason="retrained")
+    while platform.rollouts().history().open.stage != "canary":
+        platform.serve_a_day(requests=200)
+        platform.rollouts().tick()
+    platform.failing = failing
+    platform.serve_a_day(requests=2_000)
+    read = platform.rollouts()._read
+    found = slo_sums(RolloutPolicy(slos=(UP,)), read, platform.now, challenger=2)["up"]
+    (answers, bad), (others, others_bad) = found.recent[1][0], found.without_challenger[1][0]
+    assert 0 < others < answers
+    assert (others_bad == bad > 0) if to_blame == 1 else (others_bad == 0 < bad)
+
+
 def test_what_burnt_an_hour_ago_is_no_fire_nor_is_a_failure_or_two() -> None:
     past = SloSums(answers=10_000, bad=90, recent=(((1_200, 400), (100, 0)), ((7_200, 400), (600, 0))))
     quiet = SloSums(answers=10_000, bad=90, recent=(((9, 9), (9, 9)), ((9, 9), (9, 9))))

@@ -50,7 +50,7 @@ async def test_answers_and_errors_count_by_the_split_that_sent_them(
     champion = found[SplitArm(traffic.entry, 1, "champion", 0.5)]
     canary = found[SplitArm(traffic.entry, bad, "canary", 0.5)]
     assert (champion.requests, canary.requests) == (statuses.count(200), statuses.count(500))
-    assert (len(champion.errors), len(canary.errors)) == (0, canary.requests)
+    assert (champion.errors.requests, canary.errors.requests) == (0, canary.requests)
     assert int(champion.latency.sum()) == champion.requests
 
 
@@ -60,7 +60,7 @@ async def test_a_request_that_does_not_fit_is_refused_and_one_by_number_does_not
     assert (await served.infer({"inputs": tensors()["inputs"][:1]})).status_code == 400
     assert (await served.infer(path="/versions/1/infer")).status_code == 200
     (found,) = counted(tally).values()
-    assert (found.requests, len(found.errors), len(found.refused)) == (1, 0, 1)
+    assert (found.requests, found.errors.requests, found.refused.requests) == (1, 0, 1)
 
 
 async def test_an_answer_that_is_no_number_counts_as_missing(served: ServedModel, tally: Tally) -> None:
@@ -69,7 +69,7 @@ async def test_an_answer_that_is_no_number_counts_as_missing(served: ServedModel
     served.refresh()
     assert (await served.infer()).status_code == 200
     (found,) = counted(tally).values()
-    assert (found.requests, len(found.errors), len(found.missing)) == (1, 0, 1)
+    assert (found.requests, found.errors.requests, found.missing.requests) == (1, 0, 1)
 
 
 async def test_what_a_shadow_fails_to_score_counts_as_its_error(served: ServedModel, tally: Tally) -> None:
@@ -81,7 +81,7 @@ async def test_what_a_shadow_fails_to_score_counts_as_its_error(served: ServedMo
         assert (await served.infer()).status_code == 200
     await served.predictor.shadows.drained()
     found = counted(tally)[SplitArm(traffic.entry, bad, "shadow", 0.0)]
-    assert (found.requests, len(found.errors)) == (3, 3)
+    assert (found.requests, found.errors.requests) == (3, 3)
 
 
 async def test_a_request_without_a_version_that_is_loaded_is_the_champion_s_error(
@@ -92,7 +92,7 @@ async def test_a_request_without_a_version_that_is_loaded_is_the_champion_s_erro
     made.refresh()
     assert (await made.infer()).status_code == 503
     (found,) = counted(tally).values()
-    assert len(found.errors) == 1
+    assert found.errors.requests == 1
 
 
 async def test_a_deadline_that_passes_counts_as_missing(served: ServedModel, tally: Tally) -> None:
@@ -106,7 +106,7 @@ async def test_a_deadline_that_passes_counts_as_missing(served: ServedModel, tal
     response = await served.client.post("/infer", json=tensors(), headers={"X-Request-Timeout-Ms": "30"})
     assert response.status_code == 504
     (found,) = counted(tally).values()
-    assert (found.requests, len(found.missing), int(found.latency.sum())) == (1, 1, 1)
+    assert (found.requests, found.missing.requests, int(found.latency.sum())) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from functions.live_counts import BINS, WINDOW_S, ArmTally, SplitArm, WindowCounts, bin_of, figures, window_at
+from functions.live_counts import (
+    BINS,
+    WINDOW_S,
+    ArmTally,
+    Failures,
+    SplitArm,
+    WindowCounts,
+    bin_of,
+    figures,
+    window_at,
+)
 from tests.ray_apps.gateway.conftest import Gateway
 
 
@@ -15,7 +25,7 @@ def counted(requests: int, *, entry: int = 1, errors: tuple[int, ...] = (), ms: 
     latency = np.zeros(BINS, dtype=np.int64)
     latency[bin_of(ms)] = requests
     return WindowCounts(
-        {SplitArm(entry, 2, "canary", 0.1): ArmTally(requests, frozenset(errors), latency=latency)}
+        {SplitArm(entry, 2, "canary", 0.1): ArmTally(requests, Failures.of(errors), latency=latency)}
     )
 
 
@@ -26,7 +36,7 @@ def test_the_last_minute_is_the_running_one_and_the_rest_of_the_one_before() -> 
     (canary,) = found.arms
     assert (canary.arm, canary.version, canary.requests) == ("canary", 2, 600)  # 150 + 3/4 of 600
     assert canary.requests_per_s == 10.0
-    assert canary.errors == 2  # a unit that met two errors counts once
+    assert canary.errors == 3  # 2 + 3/4 of 1: requests that failed, whoever made them
     assert canary.p50_ms == pytest.approx(4.0, rel=0.1)
     assert canary.p99_ms == pytest.approx(40.0, rel=0.1)
     assert [each.requests for each in found.history] == [{"canary": 60}, {"canary": 600}, {"canary": 150}]
