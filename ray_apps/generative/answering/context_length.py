@@ -42,8 +42,6 @@ async def check_context(
 
 
 async def _check_texts(process: EngineProcess, settings: EngineSettings, ask: Ask) -> int:
-    given = ask.body["input"]
-    texts = given if isinstance(given, list) and all(isinstance(each, str) for each in given) else [given]
     most, total = process.engine.embedding_bounds(process.spec).tokens, 0
     if not most:
         raise ApiRefusal(
@@ -51,7 +49,7 @@ async def _check_texts(process: EngineProcess, settings: EngineSettings, ask: As
             f"{settings.task!r}; register one with EngineSettings(task='embed'), which may `keep` these weights",
             param="model", code="unsupported_parameter",
         )  # fmt: skip
-    for text in texts:
+    for text in ask.body["input"]:
         size = len(text.encode()) + _PER_REQUEST if isinstance(text, str) else len(text)
         if size > most and isinstance(text, str):
             size = await _counted(process, {"prompt": text})
