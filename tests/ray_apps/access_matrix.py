@@ -131,6 +131,7 @@ GATEWAY: dict[str, tuple[str, ...]] = {
         "GET /ui/enter",
         "POST /ui/enter",
         "GET /ui/oidc/callback",
+        "GET /ui/oidc/end",
         "GET /ui/oidc/start",
         "GET /ui/sign-in",
         "POST /ui/sign-in",
