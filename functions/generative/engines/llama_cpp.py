@@ -37,10 +37,14 @@ class LlamaCpp:
     alive_path = "/slots"
     key_variable = "TOQUE_ENGINE_KEY"
     adapters: AdapterLoader | None = None
+    requires_calls = (
+        False  # of formats that it does not know, as most templates of small models have, it asks for none
+    )
 
     def __init__(self, python: str = sys.executable) -> None:
         self._python = python
-        self.variables: Mapping[str, str] = {}
+        # Threads that wait by spinning stop all else where more of them are busy than there are cores.
+        self.variables: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive"}
 
     def process_spec(self, spec: EngineSpec) -> EngineSpec:
         """All of a spec but the settings of requests. Raises: ValueError for weights that it does not read."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ray_apps.generative.openai.errors import ApiRefusal
 
-__all__ = ["ROLES", "check_numbers", "joined_messages", "texts_to_embed"]
+__all__ = ["ROLES", "check_logprobs", "check_numbers", "joined_messages", "texts_to_embed"]
 
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 """Roles of messages; chat templates render any other word too, and guardrails go by these."""
@@ -41,6 +41,17 @@ def check_numbers(body: Mapping[str, Any]) -> None:
     stop = body.get("stop", "")
     if not isinstance(stop, str) and not (isinstance(stop, list) and all(isinstance(s, str) for s in stop)):
         raise ApiRefusal(f"stop: expected a text or a list of texts, got {stop!r:.80}", param="stop")
+
+
+def check_logprobs(body: Mapping[str, Any], *, is_chat: bool) -> None:
+    """Check whose probabilities are asked for: a chat says whether, a completion of how many tokens. Raises: ApiRefusal."""
+    value, most = body.get("logprobs"), _NUMBERS["top_logprobs"][2]
+    if value is None:
+        return
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+    if not (isinstance(value, bool) if is_chat else is_count):
+        expected = "true or false" if is_chat else f"a whole number from 0 to {most:g}"
+        raise ApiRefusal(f"logprobs: expected {expected}, got {value!r:.80}", param="logprobs")
 
 
 def joined_messages(messages: list[Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import orjson
 
 from ray_apps.generative.openai import responses
 from ray_apps.generative.openai.errors import ApiRefusal
-from ray_apps.generative.openai.fields import check_numbers, joined_messages, texts_to_embed
+from ray_apps.generative.openai.fields import check_logprobs, check_numbers, joined_messages, texts_to_embed
 from ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
 from ray_apps.generative.openai.service_tier import check_tier
 
@@ -123,6 +123,7 @@ def parse_request(kind: str, content: bytes | bytearray, *, unit: str | None = N
         kind, body = CHAT, responses.chat_of(body)
     _check_types(kind, body)
     check_numbers(body)
+    check_logprobs(body, is_chat=kind == CHAT)
     if kind == CHAT:
         body["messages"] = joined_messages(body["messages"])
     elif kind == EMBEDDING:
