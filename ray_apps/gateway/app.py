@@ -40,7 +40,7 @@ from ray_apps.gateway.routes.models import layers, models, reviews, traffic, ver
 from ray_apps.gateway.services import Services, context_of, services_of
 from ray_apps.gateway.wire import Json
 from ray_apps.gateway.workspace_path import WorkspacePath
-from ray_apps.traced import TracedRequests
+from ray_apps.traced import NO_TELEMETRY, TracedRequests
 from registry import Principal, Role
 
 _PLAYGROUND = Path(__file__).with_name("playground.html")
@@ -82,6 +82,7 @@ def build_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=write_refusals_at_end,
+        telemetry=NO_TELEMETRY,
     )
     app.state.services = services
     app.state.admission = open_admission(

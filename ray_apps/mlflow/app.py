@@ -9,7 +9,7 @@ from ray_apps.admission import BodyLimit, open_admission, write_refusals_at_end
 from ray_apps.mlflow import artifacts, errors, experiments, logged_models, models, runs, versions, workspaces
 from ray_apps.mlflow.services import MlflowServices
 from ray_apps.oidc import OidcSettings
-from ray_apps.traced import TracedRequests
+from ray_apps.traced import NO_TELEMETRY, TracedRequests
 from registry import Access, Clock, ObjectStore, utc_now
 
 
@@ -31,6 +31,7 @@ def build_app(
         docs_url=None,
         redoc_url=None,
         lifespan=write_refusals_at_end,
+        telemetry=NO_TELEMETRY,
     )
     listed = access or Access(store, actor="mlflow")
     app.state.services = MlflowServices(store, listed, clock=clock)
