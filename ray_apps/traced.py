@@ -21,11 +21,12 @@ _REFUSED: Final = 400
 class TracedRequests:
     """Begins the trace of each HTTP request and ends it with its response; the request's id is returned with it.
 
-    A response without an id of the caller's gets one if it is a refusal, so that the caller can name it.
+    A response without an id of the caller's gets one if it is a refusal, so that the caller can name it. behind_serve: Ray Serve gives each
+    request an id and returns it, so that a response has it once.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, behind_serve: bool = False) -> None:
+        self._app, self._behind_serve = app, behind_serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, and end its trace with the response."""
@@ -38,10 +39,9 @@ class TracedRequests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if _REQUEST_ID in trace.headers or status >= _REFUSED:
+                if not self._behind_serve and (_REQUEST_ID in trace.headers or status >= _REFUSED):
                     found = trace.identity()["request_id"].encode("latin-1", "replace")
-                    others = [each for each in message.get("headers", ()) if each[0].lower() != _REQUEST_ID]
-                    message["headers"] = [*others, (_REQUEST_ID, found)]
+                    message["headers"] = [*message.get("headers", ()), (_REQUEST_ID, found)]
             await send(message)
 
         try:

@@ -125,6 +125,7 @@ GATEWAY: dict[str, tuple[str, ...]] = {
     ),
     "labeller": ("POST /feedback",),
     "open": (
+        "GET /",
         "GET /docs",
         "GET /healthz",
         "GET /ui",
