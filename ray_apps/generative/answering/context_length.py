@@ -82,7 +82,7 @@ def _bound(body: Mapping[str, Any]) -> int:
 
 def _too_long(settings: EngineSettings, prompt: int, answer: int, what: str) -> ApiRefusal:
     return ApiRefusal(
-        f"{what}: this model takes {settings.context_length} tokens, and {prompt + answer} were asked for: {prompt} in "
+        f"{what}: this model's maximum context length is {settings.context_length} tokens, and {prompt + answer} were asked for: {prompt} in "
         f"{what}, {answer} for the answer; shorten it, or lower max_tokens",
         param=what,
         code="context_length_exceeded",

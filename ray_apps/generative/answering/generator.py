@@ -20,7 +20,7 @@ from ray_apps.admission.token_budget import Reservation, TokenBudgets
 from ray_apps.generative.answering.call import ENGINE_S, Call
 from ray_apps.generative.answering.choosing import VersionChooser
 from ray_apps.generative.answering.context_length import check_context
-from ray_apps.generative.answering.engine_request import engine_body
+from ray_apps.generative.answering.engine_request import engine_body, engine_refusal
 from ray_apps.generative.answering.guarding import (
     FILTERED,
     changes,
@@ -189,7 +189,7 @@ class Generator:
             address, data=orjson.dumps(body), headers=_JSON_HEADERS, read_bufsize=_AHEAD_BYTES
         ) as response:
             if response.status != _OK:
-                raise refusal_by_engine(response.status, await response.read())
+                raise await engine_refusal(process, body, response.status, await response.read())
             response.content.on_eof(call.free_slot)
             if call.ask.stream:
                 return await self._pass_stream_on(call, response, request)

@@ -81,9 +81,10 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 
-def _joined(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise ApiRefusal(f"{where}: expected an object, got {message!r:.80}", param=where)
+def _joined(given: Any, where: str) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise ApiRefusal(f"{where}: expected an object, got {given!r:.80}", param=where)
+    message: dict[str, Any] = given
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise ApiRefusal(
