@@ -65,6 +65,7 @@ GATEWAY: dict[str, tuple[str, ...]] = {
         "GET /ui/predictions/{prediction}",
         "GET /ui/reports",
         "GET /ui/reports/{name}",
+        "GET /ui/reports/{name}/content",
         "GET /ui/runs/compare",
         "GET /ui/runs/{run}",
         "GET /ui/runs/{run}/files/{path:path}",
