@@ -139,9 +139,8 @@ def decode(text: str | bytes) -> WindowCounts:
             bins[index] = count
         # A process of 0.1 sends units alone: each has met one failure at least.
         ends = zip((errors, missing, refused), *(failed or [[None] * 3]), strict=True)
-        arms[SplitArm(entry, version, arm, share)] = ArmTally(
-            requests, *(_failures(units, counts) for units, counts in ends), latency=bins
-        )
+        error, miss, refusal = (_failures(units, counts) for units, counts in ends)
+        arms[SplitArm(entry, version, arm, share)] = ArmTally(requests, error, miss, refusal, bins)
     return WindowCounts(arms)
 
 

@@ -192,7 +192,11 @@ class Admission:
         try:
             principal = await self.identify(authorization)
             who, workspace = principal.name, workspace or rule.workspace_for(principal)
-            found = await self._authorize(principal, rule, workspace, model)
+            try:
+                found = await self._authorize(principal, rule, workspace, model)
+            except NotAdmitted:
+                self._count_refused(principal)
+                raise
             admitted = Admitted(principal, found.name, self._permits(principal, found))
         except NotAdmitted as refusal:
             self.note(refusal, who=who, what=what, workspace=workspace, client=client)
@@ -272,6 +276,15 @@ class Admission:
         if found is None:
             raise NotAdmitted(404, f"workspace {name!r} does not exist; `toque workspace create` makes it")
         return found
+
+    def _count_refused(self, principal: Principal) -> None:
+        """Count a request that is refused against its token's limits, too. Raises: NotAdmitted 429."""
+        try:
+            permits = self._limits.take((f"token {principal.name}", principal.limits))
+        except TooManyRequests as error:
+            raise NotAdmitted(429, str(error), retry_after_s=error.retry_after_s) from error
+        for permit in permits:
+            permit.release()
 
     def _permits(self, principal: Principal, workspace: Workspace) -> tuple[Permit, ...]:
         if principal.limits.unbounded and workspace.limits.unbounded:

@@ -27,7 +27,7 @@ from registry.access.grants import (
     check_workspace,
     make_grant,
 )
-from registry.access.workspaces import Workspace
+from registry.access.workspaces import QueueShare, Workspace
 from registry.errors import AlreadyExists, InvalidInput, NotFound, RegistryError, Unavailable
 from registry.journal import Entry, Fold, Journal
 from registry.names import check_name
@@ -42,6 +42,7 @@ TOKEN_LIFETIME: Final = timedelta(days=90)
 USE_NOTED_EVERY: Final = timedelta(minutes=10)
 """How exactly the last use of a token is known."""
 _PREFIX = "tq"
+_WHOLE_QUEUE: Final = QueueShare()
 _PARTS = 3  # tq_<id>_<secret>
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _TOKEN = re.compile(rf"{_PREFIX}_[0-9a-z]{{1,32}}_[A-Za-z0-9_-]{{1,128}}\Z")
@@ -103,7 +104,14 @@ class Access:
     ) -> None:
         journal = Journal(store, "access/journal", actor=actor, clock=clock)
         self._fold: Fold[AccessState] = Fold(
-            journal, AccessState(), _step, encode=_encode, decode=_decode, schema="2", carry=True
+            journal,
+            AccessState(),
+            _step,
+            encode=_encode,
+            decode=_decode,
+            schema="2",
+            carry=True,
+            guarded=True,
         )
         self._store = store
         self._clock = clock
@@ -160,30 +168,43 @@ class Access:
         self._fold.transact(decide)
         return f"{_PREFIX}_{token_id}_{secret}"
 
-    def create_workspace(self, name: str, *, description: str = "", limits: Limits = UNLIMITED) -> Workspace:
+    def create_workspace(
+        self,
+        name: str,
+        *,
+        description: str = "",
+        limits: Limits = UNLIMITED,
+        queue: QueueShare = _WHOLE_QUEUE,
+    ) -> Workspace:
         """Create a workspace with nothing in it. Raises: AlreadyExists; InvalidInput for a malformed name."""
         check_workspace(name)
 
         def decide(state: AccessState) -> dict[str, Any]:
             if name in state.workspaces:
                 raise AlreadyExists(f"workspace {name!r} exists; choose another name")
-            return _workspace_body("workspace-created", name, description, limits)
+            return _workspace_body("workspace-created", name, description, limits, queue)
 
         self._fold.transact(decide)
         return self._fold.state.workspaces[name]
 
     def change_workspace(
-        self, name: str, *, description: str | None = None, limits: Limits | None = None
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        limits: Limits | None = None,
+        queue: QueueShare | None = None,
     ) -> Workspace:
-        """Change the description or limits of a workspace; None leaves them. Raises: NotFound."""
+        """Change the description, limits or queue of a workspace; None leaves them. Raises: NotFound."""
 
         def decide(state: AccessState) -> dict[str, Any] | None:
             old = _require_workspace(state, name)
             new = (
                 old.description if description is None else description,
                 old.limits if limits is None else limits,
+                old.queue if queue is None else queue,
             )
-            same = new == (old.description, old.limits)
+            same = new == (old.description, old.limits, old.queue)
             return None if same else _workspace_body("workspace-changed", name, *new)
 
         self._fold.transact(decide)
@@ -314,12 +335,15 @@ def _require_workspace(state: AccessState, name: str) -> Workspace:
     return found
 
 
-def _workspace_body(kind: str, name: str, description: str, limits: Limits) -> dict[str, Any]:
+def _workspace_body(
+    kind: str, name: str, description: str, limits: Limits, queue: QueueShare
+) -> dict[str, Any]:
     return {
         "kind": kind,
         "workspace": name,
         "description": description,
         "limits": limits.model_dump(mode="json"),
+        "queue": queue.model_dump(mode="json"),
     }
 
 
@@ -344,6 +368,8 @@ def _with_workspace(state: AccessState, entry: Entry) -> AccessState:
         update={
             "description": entry.body["description"],
             "limits": Limits.model_validate(entry.body["limits"]),
+            # Releases before 0.2 change a workspace without it.
+            "queue": QueueShare.model_validate(entry.body["queue"]) if "queue" in entry.body else old.queue,
         }
     )
     return replace(state, workspaces={**state.workspaces, name: new})

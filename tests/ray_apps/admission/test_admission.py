@@ -119,6 +119,16 @@ async def test_a_token_keeps_to_its_rate(door: Door) -> None:
     assert await door.status(door.token("bob", "viewer:payments")) == 200
 
 
+@pytest.mark.parametrize("asked", [{"rule": CALL}, {"workspace": "search"}, {"workspace": "no-such"}])
+async def test_a_tokens_rate_counts_what_is_refused(door: Door, asked: dict[str, Any]) -> None:
+    slow = door.token("slow", "viewer:payments", limits=Limits(rate_per_s=0.01))
+    assert [await door.status(slow, **asked) for _ in range(4)] == [403, 429, 429, 429]
+    assert await door.status(slow) == 429
+    single = door.token("single", "viewer:payments", limits=Limits(max_in_flight=1))
+    assert [await door.status(single, **asked) for _ in range(3)] == [403, 403, 403]
+    assert await door.status(single) == 200  # a refused request holds nothing
+
+
 async def test_a_workspaces_limit_holds_for_its_callers_together_and_for_no_others(door: Door) -> None:
     door.access.change_workspace("payments", limits=Limits(max_in_flight=1))
     ada, bob = door.token("ada", "viewer:payments"), door.token("bob", "viewer:payments", "viewer:search")
