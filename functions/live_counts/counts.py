@@ -139,8 +139,10 @@ def decode(text: str | bytes) -> WindowCounts:
             bins[index] = count
         # A process of 0.1 sends units alone: each has met one failure at least.
         ends = zip((errors, missing, refused), *(failed or [[None] * 3]), strict=True)
-        error, miss, refusal = (_failures(units, counts) for units, counts in ends)
-        arms[SplitArm(entry, version, arm, share)] = ArmTally(requests, error, miss, refusal, bins)
+        by_end = [_failures(units, counts) for units, counts in ends]
+        arms[SplitArm(entry, version, arm, share)] = ArmTally(
+            requests, by_end[0], by_end[1], by_end[2], latency=bins
+        )
     return WindowCounts(arms)
 
 
