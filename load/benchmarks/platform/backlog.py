@@ -61,7 +61,7 @@ def main() -> int:
         store: Any = open_store(url)
         client = Ledger(store, actor="client")
         ids = [client.submit(nothing, {"n": number}) for number in range(chosen.invocations)]
-        used = Context(SlowStore(store, chosen.latency_s), url, actor="executor")  # type: ignore[arg-type]  # by `__getattr__`
+        used = Context(SlowStore(store, chosen.latency_s), url, actor="executor")
         rounds: list[float] = []
         begun = time.perf_counter()
         with use_context(used):
