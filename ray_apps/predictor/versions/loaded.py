@@ -120,7 +120,7 @@ class LoadedVersion:
     def most_probable(self, outputs: Mapping[str, Array]) -> list[str | None]:
         """Name the most probable class of each row, of a version that has `classes`; None for a row without an answer."""
         probability = next(iter(outputs.values()))
-        answered: Array = np.isfinite(probability).all(axis=1)
+        answered = np.asarray(np.isfinite(probability).all(axis=1))
         best: list[int] = probability.argmax(axis=1).tolist()
         return [self.classes[place] if there else None for place, there in zip(best, answered, strict=True)]
 
