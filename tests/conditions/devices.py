@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 
 import torch
@@ -25,11 +25,11 @@ _MOVES = ("_to_copy", "copy_", "_copy_from")
 class OnCard(torch.Tensor):
     """Tensor that says that it is on the card; `inner` has its numbers."""
 
-    device = property(lambda self: CARD)  # type: ignore[assignment]  # torch's own is read-only too
+    device = property(lambda _: CARD)  # type: ignore[assignment]  # torch's own is read-only too
     is_cuda = True  # type: ignore[assignment]  # the same
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> OnCard:
+    def __new__(cls, inner: torch.Tensor) -> Self:
         return torch.Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -66,9 +66,7 @@ def _run(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     apart = any(not isinstance(x, OnCard) and x.dim() for x in tensors)
     if on_card and apart and name not in _MOVES and not name.startswith("index"):
-        raise RuntimeError(
-            f"{name}: expected all tensors to be on the same device, but found cuda:0 and cpu"
-        )
+        raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found cuda:0 and cpu")
 
     def inner(x: Any) -> Any:
         return x.inner if isinstance(x, OnCard) else x
@@ -90,15 +88,15 @@ def _run(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
 def card() -> Iterator[str]:
     """Have a device `cuda:0`; gives its name."""
     import functions.training.loop.training_loop as loop
-    import kernels.encoder as encoder
+    from kernels import encoder
 
     replaced: tuple[tuple[object, str, Callable[..., Any]], ...] = (
         (torch.cuda, "_lazy_init", lambda: None),
         (torch.cuda, "is_available", lambda: True),
         (torch.cuda, "is_bf16_supported", lambda *_, **__: True),  # nothing is cast: numbers stay the host's
         (torch.cuda, "current_device", lambda: 0),
-        (loop, "_gpus", lambda device: []),  # its random state is the host's
-        (encoder, "_by_kernel", lambda *inputs: False),  # no Triton without a card
+        (loop, "_gpus", lambda _: []),  # its random state is the host's
+        (encoder, "_by_kernel", lambda *_: False),  # no Triton without a card
     )
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     with ExitStack() as stack:

@@ -76,12 +76,7 @@ class FineTuneLoop:
             if isinstance(
                 task, PreferenceTask
             ):  # before a checkpoint is read: the weights are still the base's
-                task.refer_to(
-                    trainer.net,
-                    group,
-                    rows=params.batch_rows(task.train_rows, workers=group.rows_size),
-                    half=params.precision == "bf16",
-                )
+                task.refer_to(trainer.net, group, rows=trainer.piece_rows, half=params.precision == "bf16")
             keeper = Keeper(group, self.checkpoints, cadence_of(params), notice=notice)
             train(trainer, group, on_epoch=on_epoch, keeper=keeper)
         return Tuned(learnt_weights(trainer, group), trainer.best_epoch, trainer.best_loss, rows.num_rows)

@@ -42,7 +42,6 @@ _logger = logging.getLogger(__name__)
 _RANK_STRIDE = 1_000_003  # so that no two workers share a random stream
 _STEP_STRIDE, _SEEDS = 10_000_019, 1 << 63
 _MOST_SKIPPED = 10  # steps in a row
-_SCORED_STEPS = 8  # batches scored at once: of the default size, few enough rows for the cache of a core
 
 
 OnStep = Callable[[], None]
@@ -158,6 +157,12 @@ class Trainer:
     def step(self) -> int:
         """Number of steps that were taken since the training began."""
         return len(self.epochs) * self._steps + self._part.steps
+
+    @property
+    def piece_rows(self) -> int:
+        """Rows that all workers compute at once in a step, which therefore fit the memory of each."""
+        own = -(-self._batch // self._group.rows_size)
+        return -(-own // self._settings.accumulate) * self._group.rows_size
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors, and facts that are JSON, that the next steps depend on; their random numbers follow from seed and step.
@@ -286,10 +291,10 @@ class Trainer:
         return batch
 
     def _validate(self) -> float:
-        """Mean loss of the validation rows; all workers take equally many passes, as a split model requires."""
+        """Mean loss of the validation rows, in pieces of a step's size; all workers take equally many, as a split model requires."""
         self.net.eval()
         total = torch.zeros((), device=self._group.device)
-        rows, most = self.task.valid_rows, self._batch * _SCORED_STEPS
+        rows, most = self.task.valid_rows, self.piece_rows
         with torch.no_grad():
             for start in range(0, rows, most):
                 own, counted = rows_of_worker(range(start, min(start + most, rows)), self._group)
