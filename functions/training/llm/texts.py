@@ -139,6 +139,14 @@ class TextTask(CountedRows):
         """Number of tokens in a row."""
         return {"tokens": self.train.ids.shape[1]}
 
+    def train_weight(self, rows: Tensor) -> int:
+        """Number of learnt tokens in training rows."""
+        return learnt_tokens(self.train.labels[rows])
+
+    def valid_weight(self) -> int:
+        """Number of learnt tokens in the validation rows."""
+        return learnt_tokens(self.valid.labels)
+
     def train_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Training rows as tokens, labels and positions."""
         return self.train.take(rows)
@@ -148,15 +156,20 @@ class TextTask(CountedRows):
         return self.valid.take(rows)
 
     def loss(self, module: nn.Module, batch: tuple[Tensor, ...], *, reduction: str = "mean") -> Tensor:
-        """Log loss in nats a learnt token, of a row the mean over its tokens."""
+        """Log loss in nats: the mean over the learnt tokens of the batch, or their sum."""
         ids, labels, positions = batch
         logits = module(input_ids=ids, position_ids=positions, use_cache=False).logits
-        wanted = labels[:, 1:]
-        each = cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
+        return cross_entropy(
+            logits[:, :-1].float().flatten(0, 1),
+            labels[:, 1:].flatten(),
+            ignore_index=IGNORED,
+            reduction=reduction,
         )
-        rows = each.view(wanted.shape).sum(1) / (wanted != IGNORED).sum(1).clamp(min=1)
-        return rows.sum() if reduction == "sum" else rows.mean()
+
+
+def learnt_tokens(labels: Tensor) -> int:
+    """Number of tokens of rows (rows, length) that are learnt, of which the first of a row has nothing to be predicted from."""
+    return int((labels[:, 1:] != IGNORED).sum())
 
 
 def _messages(conversation: str) -> list[dict[str, Any]]:
