@@ -180,8 +180,7 @@ class Trainer:
             raise TrainingDiverged(not_finite("training", len(self.epochs), loss, self._settings.lr))
         state = {f"net.{name}": value for name, value in net.items()}
         for name, value in self._best.state.items():
-            whole = self._group.local_part(net[name]) is net[name]
-            state[f"best.{name}"] = value if whole else self._group.from_local(value, net[name])
+            state[f"best.{name}"] = self._group.from_local(value, net[name])
         state |= {f"optimizer.{name}": value for name, value in self._updates.moments().items()}
         facts = {
             "epochs": [asdict(epoch) for epoch in self.epochs],
@@ -204,6 +203,9 @@ class Trainer:
             like = net[name] if part != "optimizer" else weights[int(name.partition(".")[0])].detach()
             if part == "net":
                 room[full] = like
+            elif part == "best":  # in host memory, as they are there
+                own = torch.empty_like(self._group.local_part(like), device="cpu", dtype=dtype)
+                room[full] = self._group.from_local(own, like)
             elif like.shape == size:
                 room[full] = torch.empty_like(like, dtype=dtype)
             else:

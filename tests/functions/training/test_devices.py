@@ -1,17 +1,22 @@
 """A training takes place on the device of its process group, to its end, and leaves nothing there."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from functions.training.loop.epoch import Epoch
-from functions.training.loop.process_groups.process_group import SingleProcess
+from functions.training.loop.process_groups.process_group import ShardedGroup, SingleProcess
 from functions.training.tabular.artifact import EXAMPLE_ROWS, tabular_signature, write_artifact
 from functions.training.tabular.fitting import fit, prepare
-from tests.conditions.devices import card
+from tests.conditions.devices import card, fake_group, recorded_moves
+from tests.functions.training.recipes import FAST as FAST_SUMS
+from tests.functions.training.recipes import trainer
 from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 
 
@@ -49,3 +54,39 @@ def test_a_simulated_card_refuses_tensors_of_the_host() -> None:
         assert (there + there).cpu().sum() == 8.0
         with pytest.raises(RuntimeError, match="same device, but found cuda:0 and cpu"):
             there + torch.ones(2, 2)
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (2, 2)])
+@pytest.mark.parametrize("rows", [8, 5, 1])  # even, uneven, and fewer than workers
+def test_best_weights_of_a_shard_stay_in_host_memory_when_they_are_saved(
+    shape: tuple[int, ...], rows: int
+) -> None:
+    group: ShardedGroup = object.__new__(ShardedGroup)  # the real one asks its card for streams
+    with fake_group(math.prod(shape)), recorded_moves() as moved:
+        mesh = init_device_mesh("cuda", shape)
+        size, own = torch.Size([rows, 8]), torch.empty(-(-rows // math.prod(shape)), 8)
+        split = {"run_check": False, "shape": size, "stride": (8, 1)}
+        weight = DTensor.from_local(own, mesh, [Shard(0)] * len(shape), **split)
+        moved.clear()
+        best = group.from_local(own, weight)
+        assert not [where for where in moved if "cuda" in where]
+        assert (best.device_mesh.device_type, best.shape) == ("cpu", size)
+        assert group.local_part(best).data_ptr() == own.data_ptr()
+        assert group.held(best) == group.held(weight)
+
+
+def test_a_training_on_a_card_saves_and_reads_its_best_weights_in_host_memory() -> None:
+    with card() as device:
+        first, second = (trainer(FAST_SUMS, SingleProcess(device)) for _ in range(2))
+        first.run_epoch()
+        tensors, facts = first.state()
+        room = second.room_for({name: (value.shape, value.dtype) for name, value in tensors.items()})
+        assert room.keys() == tensors.keys()
+        for name, value in room.items():
+            if not name.endswith(".step"):
+                assert (
+                    value.device.type == tensors[name].device.type == ("cpu" if "best." in name else "cuda")
+                )
+            value.detach().copy_(tensors[name])
+        second.resume(room, facts)
+        assert second.run_epoch().valid_loss == first.run_epoch().valid_loss
