@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -24,8 +24,8 @@ class LearningTask(Protocol):
         """Number of rows that are held out for validation."""
 
     @property
-    def units(self) -> dict[str, int]:
-        """Units in a row, such as {"tokens": 128}, in which speed is reported beside rows; may be empty."""
+    def units(self) -> Mapping[str, float]:
+        """Units in a row, such as {"tokens": 128}, on average, in which speed is reported beside rows; may be empty."""
 
     def train_batch(self, rows: Tensor) -> Batch:
         """Training rows with the numbers `rows` (n,), as tensors of n rows; may draw torch's random numbers."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from functions.training.llm.texts import IGNORED, Rows
+from functions.training.llm.texts import IGNORED, Rows, TextTask, Tokens, answers_beyond, packed, within
 from functions.training.loop.training_loop import Trainer
 from functions.training.loop.updates import Updates
 from tests.functions.training.forked import answers
@@ -77,3 +77,27 @@ def test_two_workers_with_unequal_tokens_learn_what_one_does(tmp_path: Path) -> 
     for each in found:
         for pieces in PIECES:
             assert each[str(pieces)] == [pytest.approx(epoch, abs=1e-5) for epoch in alone]
+
+
+@pytest.mark.parametrize("length", [2, 8, 99, 100, 101, 1_000])
+def test_every_token_of_a_long_document_is_predicted_once(length: int) -> None:
+    documents = [Tokens(ids := [*range(1, count + 1)], ids) for count in (1, 2, 100, 256, 3)]
+    rows = packed(documents, length)
+    assert sorted(rows.labels[rows.labels != IGNORED].tolist()) == sorted(
+        token for text in documents for token in text.ids[1:]
+    )
+    before = rows.ids.roll(1, 1)[rows.labels != IGNORED] + 1
+    assert torch.equal(before, rows.labels[rows.labels != IGNORED])  # each by the token before it
+
+
+@pytest.mark.parametrize("counts", [[30] * 40, [63, 2] * 20, [5]])
+def test_the_tokens_of_rows_are_those_of_their_texts(counts: list[int]) -> None:
+    rows = packed([Tokens([7] * count, [7] * count) for count in counts], 64)
+    assert TextTask(rows, rows).units["tokens"] * len(rows) == pytest.approx(sum(counts))
+
+
+def test_answers_that_do_not_end_within_the_length_are_counted() -> None:
+    labels = [IGNORED, IGNORED, 2, 3, IGNORED, IGNORED, 6, 7, IGNORED, 9]
+    text = Tokens([*range(10)], labels)
+    assert [answers_beyond(text, length) for length in range(3, 11)] == [3, 2, 2, 2, 2, 1, 1, 0]
+    assert within(text, 7).labels == labels[:7]
