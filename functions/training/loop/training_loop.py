@@ -84,6 +84,7 @@ class Trainer:
         self.epochs: list[Epoch] = []
         self._settings = settings
         self._group: ProcessGroup = group or SingleProcess()
+        torch.backends.cuda.matmul.allow_tf32 = True  # fp32 on cards, as it is planned; processors stay exact
         if settings.recompute:
             recompute_blocks(net)
         self._module = self._group.place(net, weights, half=settings.precision == "bf16")

@@ -90,3 +90,11 @@ def test_a_training_on_a_card_saves_and_reads_its_best_weights_in_host_memory() 
             value.detach().copy_(tensors[name])
         second.resume(room, facts)
         assert second.run_epoch().valid_loss == first.run_epoch().valid_loss
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_products_in_float32_may_be_tf32_on_cards_and_are_exact_on_processors(precision: str) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    trainer(FAST_SUMS.model_copy(update={"precision": precision}))
+    assert torch.backends.cuda.matmul.allow_tf32  # as cards are planned: CARDS has their peak in TF32
+    assert torch.backends.mkldnn.matmul.fp32_precision != "tf32"  # type: ignore[attr-defined]  # torch leaves it untyped
