@@ -230,10 +230,7 @@ class Admission:
         """Find who sent an Authorization header. Raises: NotAdmitted 401, and 503 while that cannot be told."""
         token = bearer_token(authorization)
         if token is None:
-            raise NotAdmitted(
-                401,
-                "authorization: missing; send 'Authorization: Bearer <token>', `toque token create` makes one",
-            )
+            raise NotAdmitted(401, _why_no_token(authorization))
         try:
             principal = await self.tokens.principal(token)
         except Unavailable as error:
@@ -314,3 +311,14 @@ def open_admission(
 def _too_little(principal: Principal, needed: str, workspace: str, model: str | None) -> str:
     where = f"workspace {workspace!r}" + (f" for model {model!r}" if model and model != ANY_MODEL else "")
     return f"{principal.name} has {principal.roles}; this needs {needed} in {where}"
+
+
+def _why_no_token(authorization: bytes | None) -> str:
+    """Say what is wrong with a header that has no token."""
+    instead = "send 'Authorization: Bearer <token>', `toque token create` makes one"
+    scheme = (authorization or b"").partition(b" ")[0].decode("latin-1")
+    if not scheme:
+        return f"authorization: missing; {instead}"
+    if scheme.lower() == "basic":
+        return f"authorization: Basic, of a user and a password, is not accepted; {instead} (of MLflow's client: MLFLOW_TRACKING_TOKEN)"
+    return f"authorization: expected 'Bearer <token>', got scheme {scheme!r:.40}; {instead}"
