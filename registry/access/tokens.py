@@ -248,18 +248,30 @@ class Access:
         """Verify a token by the tokens last read, without the store; None also if tokens were never read."""
         return self._principal(token, lambda: self._fold.state) if _is_token(token) else None
 
+    def recall_expired(self, token: str) -> str | None:
+        """Name of a token that would be valid, had it not expired, by the tokens last read; None of any other text."""
+        record = self._record(token, self._fold.state) if _is_token(token) else None
+        expired = record is not None and record.revoked_at is None and not record.is_live(self._clock())
+        return record.name if record is not None and expired else None
+
     def read(self) -> None:
         """Read the tokens from the store now, for `recall`. Raises: Unavailable."""
         self._state()
 
     def _principal(self, token: str, state: Callable[[], AccessState]) -> Principal | None:
-        _, token_id, secret = token.split("_", _PARTS - 1)
-        record = state().tokens.get(token_id)
-        if record is None or not hmac.compare_digest(record.digest, _digest(secret)):
-            return None
-        if not record.is_live(self._clock()):
+        record = self._record(token, state())
+        if record is None or not record.is_live(self._clock()):
             return None
         return Principal(name=record.name, grants=record.grants, token=record.id, limits=record.limits)
+
+    @staticmethod
+    def _record(token: str, state: AccessState) -> TokenRecord | None:
+        """Find the record of a token whose secret is right, live or not."""
+        _, token_id, secret = token.split("_", _PARTS - 1)
+        record = state.tokens.get(token_id)
+        if record is None or not hmac.compare_digest(record.digest, _digest(secret)):
+            return None
+        return record
 
     def revoke(self, name: str) -> None:
         """End the token of that name for good: the live one, else the one that ended last. Raises: NotFound if there is none."""
