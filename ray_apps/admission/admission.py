@@ -37,6 +37,9 @@ for _status in ("401", "403", "429"):
     REFUSALS.labels(
         _status
     )  # from zero on: Prometheus sees no increase in a series that begins with its first refusal
+EXPIRED = Counter(
+    "toque_expired_token_refusals", "Requests that were refused as their token had expired.", ("name",)
+)
 
 
 class NotAdmitted(Exception):  # noqa: N818  # an answer to the caller, not a failure of ours
@@ -98,7 +101,7 @@ class Rule:
 
 
 class Workspaces(Protocol):
-    """List of the platform's workspaces, as `registry.Access` reads it."""
+    """List of the platform's workspaces and tokens, as `registry.Access` reads it."""
 
     def find_workspace(self, name: str, /) -> Workspace | None:
         """Find a workspace; may read the store. Raises: Unavailable."""
@@ -106,6 +109,10 @@ class Workspaces(Protocol):
 
     def recall_workspace(self, name: str, /) -> Workspace | None:
         """Find a workspace in the list as it was read last."""
+        ...
+
+    def recall_expired(self, token: str, /) -> str | None:
+        """Name of a token of the list that has expired; None of any other text."""
         ...
 
 
@@ -192,7 +199,11 @@ class Admission:
         try:
             principal = await self.identify(authorization)
             who, workspace = principal.name, workspace or rule.workspace_for(principal)
-            found = await self._authorize(principal, rule, workspace, model)
+            try:
+                found = await self._authorize(principal, rule, workspace, model)
+            except NotAdmitted:
+                self._count_refused(principal)
+                raise
             admitted = Admitted(principal, found.name, self._permits(principal, found))
         except NotAdmitted as refusal:
             self.note(refusal, who=who, what=what, workspace=workspace, client=client)
@@ -232,6 +243,9 @@ class Admission:
         except Unavailable as error:
             raise NotAdmitted(503, f"authorization: {error}", retry_after_s=RETRY_AFTER_S) from error
         if principal is None:
+            expired = self._workspaces.recall_expired(token)
+            if expired is not None:  # whoever holds its secret may know; nobody else moves the series
+                EXPIRED.labels(expired).inc()
             raise NotAdmitted(
                 401, "authorization: the token is unknown, expired or revoked; ask an admin for one"
             )
@@ -269,6 +283,15 @@ class Admission:
         if found is None:
             raise NotAdmitted(404, f"workspace {name!r} does not exist; `toque workspace create` makes it")
         return found
+
+    def _count_refused(self, principal: Principal) -> None:
+        """Count a request that is refused against its token's limits, too. Raises: NotAdmitted 429."""
+        try:
+            permits = self._limits.take((f"token {principal.name}", principal.limits))
+        except TooManyRequests as error:
+            raise NotAdmitted(429, str(error), retry_after_s=error.retry_after_s) from error
+        for permit in permits:
+            permit.release()
 
     def _permits(self, principal: Principal, workspace: Workspace) -> tuple[Permit, ...]:
         if principal.limits.unbounded and workspace.limits.unbounded:

@@ -100,7 +100,14 @@ def build_app(services: Services, *, behind_serve: bool = False) -> FastAPI:
     app.add_api_route("/", get_root, methods=["GET"], include_in_schema=False, dependencies=[OPEN])
     app.add_api_route("/docs", get_playground, methods=["GET"], include_in_schema=False, dependencies=[OPEN])
     context = services.context
-    console.install(app, context.store, redis_url=context.redis_url, oidc=services.oidc, clock=context.clock)
+    console.install(
+        app,
+        context.store,
+        redis_url=context.redis_url,
+        oidc=services.oidc,
+        clock=context.clock,
+        console_url=context.console_url,
+    )
     app.add_middleware(BodyLimit)
     app.add_middleware(TracedRequests, behind_serve=behind_serve)
     app.add_middleware(RequestMetrics)
