@@ -104,6 +104,7 @@ GATEWAY: dict[str, tuple[str, ...]] = {
         "POST /ui/invocations/{invocation}/purge",
         "POST /ui/invocations/{invocation}/redrive",
         "POST /ui/invocations/{invocation}/signal",
+        "POST /ui/models/{model}/rollback",
         "POST /ui/models/{model}/versions/{version}/promote",
         "POST /ui/rollouts/{model}/{change}",
         "POST /ui/traffic/{model}/set",
