@@ -120,7 +120,7 @@ class CodeFlow:
             raise Unavailable(f"the issuer {self._settings.issuer} has no {name}: {error}") from error
 
     def _document(self) -> Json:
-        """The issuer's discovery document. Raises: Unavailable."""
+        """Read the issuer's discovery document. Raises: Unavailable."""
         try:
             return discovery(self._settings, fetch=self._fetch)
         except ValueError as error:

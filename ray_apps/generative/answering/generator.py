@@ -13,6 +13,7 @@ import orjson
 
 from clusters.telemetry.tracing import mark
 from functions.generative.engines import EngineDown, QueueFull, ask_embeddings
+from functions.live_counts import End, end_of
 from functions.prediction_log import PINNED
 from functions.runtime.receipt import TokenPrice
 from ray_apps.admission.request_limits import TooManyRequests
@@ -307,13 +308,14 @@ class Generator:
         return _NO_POLICY if view is None else view.policy
 
     def _failed(self, call: Call, error: BaseException) -> None:
-        """Log and count a request that was not answered, once."""
+        """Count a request that was not answered, once, and log one that the version failed."""
         if call.is_counted:
             return
         call.is_counted = True
         status = _status_of(error)
         self._live.failed(call, status, latency_ms=call.first_token_ms)
-        if call.arm != PINNED:  # a request by number is a trial, no evidence against the version
+        is_refused = end_of(status) is End.REFUSED  # what a caller got wrong
+        if call.arm != PINNED and not is_refused:  # a request by number is a trial; neither is evidence against the version
             self.recorder.fail(
                 Failure(
                     id=call.id, version=call.number, arm=call.arm, shadow=False, unit=call.unit,
