@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, Protocol
 
 from functions.evaluation.meanings import Outcome
@@ -14,7 +15,7 @@ from functions.runtime.function import function
 from functions.training.frame import TrainingJob, run_training
 from functions.training.trained import Trained
 from functions.training.trainer import Trainer
-from functions.training.workers import Sharding, Workers
+from functions.training.workers import Sharding, SlowPolicy, Workers, workers_demand
 from registry import ModelPolicy, TableSnapshot
 
 PARAMETERS_TAG = "parameters"
@@ -49,17 +50,9 @@ class TrainableModel(Protocol):
     def governance(self) -> ModelPolicy: ...
 
 
-def _demand(
-    num_workers: int,
-    worker_cpus: float,
-    worker_gpus: float,
-    priority: int,
-    limit_s: float | None,
-    environment: Environment | None,
-    **_: Any,
-) -> Demand:
-    cpus, gpus = max(1.0, num_workers * worker_cpus), num_workers * worker_gpus
-    return Demand(cpus, gpus, priority, workers=num_workers, limit_s=limit_s, environment=environment)
+def _demand(**arguments: Any) -> Demand:
+    """Demand of a training by any trainer, of which not all save their state when they are asked to yield."""
+    return replace(workers_demand(**arguments), preemptible=False)
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
@@ -69,9 +62,12 @@ def train_model(
     *,
     parameters: dict[str, Any] | None = None,
     num_workers: int = 1,
+    min_workers: int | None = None,
+    slow_workers: SlowPolicy = "name",
     worker_cpus: float = 1.0,
     worker_gpus: float = 0.0,
     sharding: Sharding = "replicate",
+    tensor: int = 1,
     experiment: str | None = None,
     register: bool = True,
     features: dict[str, str] | None = None,
@@ -80,13 +76,15 @@ def train_model(
     tags: dict[str, str] | None = None,
     start_from: int | None = None,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
+    card: str | None = None,
     limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
     environment: Environment | None = None,
 ) -> Trained:
     """Train a model of the project on a training set by its declared trainer, and register it as the next version.
 
     parameters: changes to those of the trainer, kept with the version so that retraining uses them again; num_workers: 1 trains
-    here, more (of the tabular network or a recipe) train on the Ray cluster with `worker_cpus` and `worker_gpus` each; experiment:
+    here, more (of the tabular network, a recipe or a fine-tune) train on the Ray cluster with `worker_cpus` and `worker_gpus` each;
+    min_workers, slow_workers, sharding, tensor, card: as in `train_recipe`; experiment:
     where the run is tracked (default: the model's name); features, datasets, parent: lineage beside the training set;
     start_from: a version that the trainer begins with, if it can. priority: of a submitted call in the queue of experiments; limit_s: its
     longest run time, None for as long as it takes; environment: packages and variables that its processes have, if the profile
@@ -98,7 +96,9 @@ def train_model(
         definition,
         training_set,
         parameters or {},
-        workers=Workers(num_workers, worker_cpus, worker_gpus, sharding),
+        workers=Workers(
+            num_workers, worker_cpus, worker_gpus, sharding, card, min_workers, tensor, slow_workers
+        ),
         experiment=experiment,
         register=register,
         features=features or {},

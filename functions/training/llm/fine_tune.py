@@ -62,6 +62,11 @@ class FineTune(Tuner):
             raise TrainingDataError(
                 f"model {request.model!r} needs a training set with a column {self.column!r}"
             )
+        if self.lora is not None and request.workers.tensor > 1:
+            raise TrainingDataError(
+                f"tensor={request.workers.tensor} with lora: adapters of layers that are split are not there; pass lora=None, or "
+                "leave tensor out"
+            )
         return train_model(self, request)
 
 
@@ -96,10 +101,6 @@ def fine_tune(
     adapters are merged into its weights. An interrupted training resumes at its last checkpoint when it is called again.
     Raises: TrainingDataError, also for adapters with `tensor`; TrainingDiverged; the run is then FAILED and nothing is registered.
     """
-    if lora is not None and tensor > 1:
-        raise TrainingDataError(
-            f"tensor={tensor} with lora: adapters of layers that are split are not there; pass lora=None, or leave tensor out"
-        )
     trainer = FineTune(
         base=base, column=column, length=length, lora=lora, preference=preference, params=params
     )

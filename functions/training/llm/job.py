@@ -178,13 +178,16 @@ def preference_task(spec: FineTune, folder: Path, rows: pa.Table) -> PreferenceT
 
 
 def write_folder(base: Path, folder: Path, spec: FineTune, weights: dict[str, Tensor]) -> None:
-    """Write base and learnt weights as one Hugging Face folder, adapters merged and also beside it, as `peft` has them.
+    """Write base and learnt weights as one Hugging Face folder in the base's number format, adapters merged and also beside it.
 
     Raises: TrainingError if a learnt weight has no place, or the merged model answers otherwise.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # late: the extra `llm`
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # late: the extra `llm`
 
     net: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    stored = (
+        AutoConfig.from_pretrained(base).dtype or torch.float32
+    )  # engines serve the number format that a folder names
     net.eval()
     whole: Any = net if spec.lora is None else adapted(net, spec.lora).eval()
     unknown = whole.load_state_dict(weights, strict=False).unexpected_keys
@@ -202,7 +205,7 @@ def write_folder(base: Path, folder: Path, spec: FineTune, weights: dict[str, Te
         raise TrainingError(
             f"the merged model's answers differ by {gap:.3g} from the trained ones: not registered"
         )
-    whole.save_pretrained(folder)
+    whole.to(stored).save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 

@@ -121,7 +121,7 @@ def packed(texts: Iterable[Tokens], length: int) -> Rows:
     filled[1] = IGNORED
     for number, row in enumerate(rows):
         _fill(filled[:, number], row, length)
-    return Rows(*filled, unused=len(rows) * length - used)
+    return Rows(filled[0], filled[1], filled[2], unused=len(rows) * length - used)
 
 
 def pieces_of(text: Tokens, length: int) -> Iterator[Tokens]:

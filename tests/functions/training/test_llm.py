@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from functions.training import RecipeParams, TrainingDataError
 from functions.training.llm import FineTune, Lora, fine_tune
-from functions.training.llm.job import text_task
+from functions.training.llm.job import text_task, write_folder
 from functions.training.llm.network import Pretrained, adapted, new_network
 from functions.training.llm.texts import IGNORED, Tokens, packed, tokens_of_chat
 from functions.training.loop.process_groups.process_group import SingleProcess
@@ -186,3 +186,21 @@ def test_a_run_counts_answers_beyond_the_length(context, base, rows, caplog):
     assert beyond > 0
     assert registry.get_run(tuned.run_id).record().metrics["answers_beyond_length"] == beyond
     assert f"{beyond} answers do not end within length=32" in caplog.text
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lora", [SPEC.lora, None])
+def test_the_result_has_the_number_format_of_its_base(base, tmp_path, stored, lora):
+    begin, out, spec = tmp_path / "base", tmp_path / "out", SPEC.model_copy(update={"lora": lora})
+    transformers.AutoModelForCausalLM.from_pretrained(base, dtype=stored).save_pretrained(begin)
+    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(begin)
+    net = SingleProcess().place(new_network(begin, lora), Pretrained(begin, 0), half=False)
+    learnt = {name: value for name, value in net.state_dict().items() if lora is None or ".lora_" in name}
+    write_folder(begin, out, spec, learnt)
+    assert json.loads((out / "config.json").read_text())["dtype"] == str(stored).removeprefix("torch.")
+    with (
+        safe_open(begin / "model.safetensors", framework="pt") as before,
+        safe_open(out / "model.safetensors", framework="pt") as after,
+    ):
+        for name in before.keys():  # noqa: SIM118 - it is no mapping
+            assert torch.equal(before.get_tensor(name), after.get_tensor(name))  # nothing was learnt

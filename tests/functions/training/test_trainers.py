@@ -1,7 +1,9 @@
 """Any trainer takes the same road: trained by the model's name, registered with signature and metrics, judged and scored."""
 
+import inspect
 import json
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,9 @@ from functions.training import (
     XGBoost,
     train_model,
 )
+from functions.training.llm import FineTune, fine_tune
+from functions.training.recipe.train import train_recipe
+from functions.training.workers import Workers
 from registry import Table
 from tests.functions.training.projects import project_of
 from tests.functions.training.test_tasks import prices, seasons
@@ -310,3 +315,20 @@ def test_a_users_own_class_declares_its_parameters(monkeypatch, context):
     with project_of(monkeypatch, context, definition(Own(**SPLIT))):
         trained = train_model("m", training, parameters={"shrink": 0.5})
     assert context.registry().get_run(trained.run_id).record().params["shrink"] == "0.5"
+
+
+@pytest.mark.parametrize("function", [fine_tune, train_recipe])
+def test_a_declared_model_is_trained_with_all_that_other_trainings_may_ask_of_workers(function):
+    def resources(training):
+        names = inspect.signature(training).parameters
+        own = {"num_workers", "min_workers", "slow_workers", "sharding", "tensor", "card"}
+        return {name: names[name].default for name in names if name in own or name.startswith("worker_")}
+
+    assert resources(train_model) == resources(function)
+
+
+def test_adapters_are_refused_where_layers_are_split_whoever_trains():
+    workers = Workers(2, sharding="shard", tensor=2)
+    request = SimpleNamespace(model="m", training_set=object(), workers=workers)
+    with pytest.raises(TrainingDataError, match="tensor=2 with lora: adapters"):
+        FineTune(base="base@1")(request)
