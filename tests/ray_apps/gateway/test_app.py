@@ -164,3 +164,52 @@ async def test_the_playground_loads_nothing_external_and_calls_existing_routes(
     assert len(asked) == 3
     for path in asked:
         assert path.replace("${name}", "{model}").replace("champion", "{version}") in document["paths"], path
+
+
+@pytest.mark.parametrize(
+    "path", ["/models/", "/functions/", "/models//", "/workspaces/default/models/", "/docs/"]
+)
+@pytest.mark.parametrize("query", ["", "?limit=1&after=//evil.example"])
+async def test_a_slash_too_many_leads_to_a_path_whatever_host_is_named(
+    gateway: Gateway, path: str, query: str
+) -> None:
+    for host in ("evil.example", "evil.example:8000", "a@evil.example"):
+        headers = {**gateway.headers("viewer"), "Host": host, "X-Forwarded-Host": host}
+        answer = await gateway.client.get(path + query, headers=headers)
+        assert answer.status_code == 307
+        assert answer.headers["location"] == path.rstrip("/") + query
+    assert (await gateway.client.get(path + query)).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/nowhere/", "//evil.example/", "/", "/models/late/versions/x/y/"])
+async def test_a_slash_at_the_end_of_no_route_is_404(gateway: Gateway, path: str) -> None:
+    answer = await gateway.client.get(path, headers=gateway.headers("viewer"))
+    assert "location" not in answer.headers or answer.headers["location"].startswith("/ui")
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/healthz", "/models/late/policy", "/ui/models"])
+async def test_a_405_of_any_route_lists_its_methods(gateway: Gateway, path: str) -> None:
+    answer = await gateway.client.request("TRACE", path, headers=gateway.headers("admin"))
+    assert answer.status_code == 405
+    assert "GET" in answer.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("accepts", "compressed"),
+    [("gzip", True), ("br, gzip;q=0.5", True), ("identity", False), ("", False), ("br", False)],
+)
+async def test_a_large_answer_is_compressed_for_those_who_ask(
+    gateway: Gateway,
+    accepts: str,
+    compressed: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    headers = {**gateway.headers("viewer"), "Accept-Encoding": accepts}
+    large = await gateway.client.get("/openapi.json", headers=headers)
+    assert large.json()["openapi"]
+    assert (large.headers.get("content-encoding") == "gzip") is compressed
+    assert large.headers["vary"] == "Accept-Encoding"
+    small = await gateway.client.get("/healthz", headers=headers)
+    assert "content-encoding" not in small.headers
+    text = await gateway.client.get("/docs", headers=headers)
+    assert (text.headers.get("content-encoding") == "gzip") is compressed
+    assert text.text.endswith("</html>\n")
