@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from clusters.telemetry.metrics import parse
+from ray_apps.gateway.openapi import _renamed
 from tests.ray_apps.gateway.conftest import Gateway
 
 
@@ -213,3 +214,18 @@ async def test_a_large_answer_is_compressed_for_those_who_ask(
     text = await gateway.client.get("/docs", headers=headers)
     assert (text.headers.get("content-encoding") == "gzip") is compressed
     assert text.text.endswith("</html>\n")
+
+
+async def test_the_document_says_what_the_audit_exports_and_has_no_default_that_its_type_refuses(
+    gateway: Gateway,
+) -> None:
+    document = (await gateway.client.get("/openapi.json", headers=gateway.headers("viewer"))).json()
+    exports = document["paths"]["/audit"]["get"]["responses"]["200"]["content"]
+    assert set(exports) == {"application/json", "application/x-ndjson", "text/csv"}
+    schemas = _renamed({"loss": {"type": "number", "default": None}, "n": {"type": "null", "default": None},
+                        "default": {"type": "object", "default": {}}}, "x")  # fmt: skip
+    assert schemas == {
+        "loss": {"type": "number"},
+        "n": {"type": "null", "default": None},
+        "default": {"type": "object", "default": {}},
+    }
