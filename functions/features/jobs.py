@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from featurestore import InvalidDefinition, InvalidRows, Materialized, ViewHealth, view_health
 from featurestore.offline.historical import RetrievalJob
@@ -30,6 +30,9 @@ from functions.runtime.run import cluster
 from functions.runtime.run.capture import report_progress
 from registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, as_utc
 from registry.store import check_table_name, overwrite_with_parts
+
+SpanHours = Annotated[float, Field(gt=0.0, le=87_600.0)]
+"""How much of the newest event time is read: up to ten years."""
 
 HEALTH_TABLE = "feature_health"
 
@@ -285,7 +288,7 @@ class _Progress:
 
 @function(http=True, role="viewer", timeout_s=600)
 def feature_health(
-    views: list[str] | None = None, span_hours: float = 24.0, samples: int = 3
+    views: list[str] | None = None, span_hours: SpanHours = 24.0, samples: int = 3
 ) -> list[ViewHealth]:
     """Measure how fresh and how full views are, how much of them is online, and show their newest rows.
 
@@ -298,7 +301,7 @@ def feature_health(
 
 
 @function(http=True, timeout_s=600)
-def record_feature_health(views: list[str] | None = None, span_hours: float = 24.0) -> list[ViewHealth]:
+def record_feature_health(views: list[str] | None = None, span_hours: SpanHours = 24.0) -> list[ViewHealth]:
     """Measure views and append the figures to the table `feature_health`, for a schedule.
 
     Raises: UnknownDefinition; OnlineStoreUnavailable if Redis does not answer.

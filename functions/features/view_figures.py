@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from featurestore import FeatureStatistics, PartStatistics, view_course, view_statistics
-from functions.features.jobs import HEALTH_TABLE
+from functions.features.jobs import HEALTH_TABLE, SpanHours
 from functions.runtime.context import context
 from functions.runtime.function import function
 from registry import Table
@@ -29,13 +30,13 @@ class HealthPoint(BaseModel):
 
 
 @function(http=True, role="viewer", timeout_s=300)
-def feature_statistics(view: str, span_hours: float = 24.0) -> list[FeatureStatistics]:
+def feature_statistics(view: str, span_hours: SpanHours = 24.0) -> list[FeatureStatistics]:
     """Compute the distribution of each feature over the newest span of a view's rows. Raises: UnknownDefinition."""
     return view_statistics(context().features(), view, span=timedelta(hours=span_hours))
 
 
 @function(http=True, role="viewer", timeout_s=300)
-def feature_course(view: str, span_hours: float = 24.0, parts: int = 12) -> list[PartStatistics]:
+def feature_course(view: str, span_hours: SpanHours = 24.0, parts: int = 12) -> list[PartStatistics]:
     """Compute the distribution of each feature over equal parts of the newest span of a view's rows, oldest first.
 
     parts: at most 100. Raises: UnknownDefinition; ValueError for parts or a span out of range.
@@ -46,7 +47,7 @@ def feature_course(view: str, span_hours: float = 24.0, parts: int = 12) -> list
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
-def feature_health_history(view: str, days: int = 30) -> list[HealthPoint]:
+def feature_health_history(view: str, days: Annotated[int, Field(ge=1, le=36_500)] = 30) -> list[HealthPoint]:
     """List the figures of a view that `record_feature_health` measured in the last days, oldest first."""
     used = context()
     table = Table(used.store, HEALTH_TABLE)

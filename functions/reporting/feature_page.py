@@ -9,6 +9,7 @@ from itertools import pairwise
 import plotly.graph_objects as go
 
 from featurestore import FeatureStatistics, ViewHealth, view_health, view_statistics
+from functions.features.jobs import SpanHours
 from functions.reporting.html import document, figure_html, linked, table, write_page
 from functions.runtime.context import context
 from functions.runtime.function import function
@@ -17,7 +18,7 @@ _HEADER = ("feature", "type", "filled", "distinct", "mean", "std", "least", "qua
 
 
 @function(http=True, timeout_s=600)
-def feature_report(view: str, span_hours: float = 24.0, samples: int = 5) -> str:
+def feature_report(view: str, span_hours: SpanHours = 24.0, samples: int = 5) -> str:
     """Write the page of one view into the store; returns its key, `reports/features-{view}.html`.
 
     span_hours: how much of the newest event time is read; samples: of the newest rows.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Any, Literal
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from featurestore import UnknownDefinition, row_times
 from functions.prediction_log import find_labels, outcomes
@@ -20,6 +20,7 @@ from functions.runtime.function import function
 from registry import ModelVersion, NotFound
 
 _MOST, _MOST_HOURS = 1_000, 24 * 31
+_Moment = Annotated[datetime, Field(ge=datetime(1900, 1, 1, tzinfo=UTC), le=datetime(2200, 1, 1, tzinfo=UTC))]
 _LISTED = ("prediction_id", "version", "arm", "shadow", "predicted_at", "latency_ms", "outputs")
 _INSIDE = ("prediction_id", "version", "shadow", "predicted_at", "unit", "entities", "numeric", "categorical", "missing")  # fmt: skip
 
@@ -59,10 +60,10 @@ class PredictionInputs(BaseModel):
 @function(http=True, role="viewer", timeout_s=120)
 def list_predictions(
     model: str,
-    before: datetime | None = None,
-    hours: float = 24.0,
+    before: _Moment | None = None,
+    hours: Annotated[float, Field(gt=0, le=_MOST_HOURS)] = 24.0,
     entity: str | None = None,
-    limit: int = 50,
+    limit: Annotated[int, Field(ge=1, le=_MOST)] = 50,
     order: Literal["newest", "worst"] = "newest",
     version: int | None = None,
 ) -> list[LoggedPrediction]:

@@ -20,6 +20,7 @@ from ray_apps.gateway.services import Services
 
 GENERIC = "/functions/{name}"
 _DEFINITION = re.compile(r"^#/\$defs/")
+_NEVER_NULL = ("number", "integer", "string", "boolean", "array", "object")
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]")  # characters that the name of a component may not have
 
 PROBLEM: dict[str, Any] = {
@@ -135,6 +136,10 @@ def _hoisted(document: dict[str, Any], name: str, schema: dict[str, Any]) -> dic
 
 def _renamed(value: Any, prefix: str) -> Any:
     if isinstance(value, dict):
+        if value.get("default", ...) is None and value.get("type") in _NEVER_NULL:
+            value = {
+                key: content for key, content in value.items() if key != "default"
+            }  # NaN, as JSON has it
         return {
             key: _DEFINITION.sub(f"#/components/schemas/{prefix}.", each)
             if key == "$ref" and isinstance(each, str)

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from redis import RedisError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 import registry
@@ -182,6 +182,9 @@ def install(app: FastAPI, *, identify: Callable[[Request], Awaitable[object]]) -
         try:
             if error.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
                 await identify(request)
+            if error.status_code == HTTPStatus.NOT_FOUND and _is_route_with_slash(request):
+                path, query = request.url.path.rstrip("/"), request.url.query
+                return RedirectResponse(f"{path}?{query}" if query else path)
             return _on_http(request, error)
         except Problem as unauthenticated:
             return respond(unauthenticated, request)
@@ -225,13 +228,21 @@ def _unknown_function(path: str) -> runtime.UnknownFunction | None:
 
 def _methods(request: Request) -> set[str]:
     """Collect the methods of all routes that match the request's path."""
-    routes = request.app.state.routes
     return {
         method
-        for route in routes
+        for route in request.app.routes
         if isinstance(route, Route) and route.path_regex.match(route_path(request))
         for method in route.methods or ()
     }
+
+
+def _is_route_with_slash(request: Request) -> bool:
+    """Whether the path is that of a route but for slashes at its end."""
+    path = route_path(request)
+    short = path.rstrip("/")
+    return short != path and any(
+        isinstance(route, Route) and route.path_regex.match(short) for route in request.app.routes
+    )
 
 
 def _on_invalid(request: Request, error: Exception) -> Response:

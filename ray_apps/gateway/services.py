@@ -16,6 +16,7 @@ from clusters.telemetry.metrics import folder_of_process, node_metrics, together
 from featurestore.vectors import Embed
 from functions.runtime.context import Context
 from ray_apps.admission import Admitted, admitted_of
+from ray_apps.gateway.deployed import DeployedModels, answering_applications
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.readiness import Readiness
 from ray_apps.oidc import OidcSettings
@@ -53,7 +54,7 @@ class Services:
     access: tokens and workspaces, by default those of the store; discover: imports the functions, called on first use
     as it takes seconds; wait_s: how long a synchronous call of a durable invocation waits before it answers 202; oidc:
     issuer whose tokens are accepted beside those of the list; metrics: renders the series of all nodes; embed: makes for a
-    workspace what asks its models for the vectors of texts.
+    workspace what asks its models for the vectors of texts. applications: names those of Serve that may answer.
     """
 
     context: Context
@@ -64,6 +65,7 @@ class Services:
     metrics: Callable[[], bytes] = metrics_of_node
     embed: Callable[[Context], Embed] | None = None
     oidc: OidcSettings | None = None
+    applications: Callable[[], frozenset[str] | None] = answering_applications
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _discovering: threading.Lock = field(default_factory=threading.Lock)
     _discovered: bool = False
@@ -72,6 +74,7 @@ class Services:
     def __post_init__(self, access: Access | None) -> None:
         self.access_list = access or Access(self.context.store, actor=self.context.actor)
         self.readiness = Readiness(self.context.store)
+        self.deployed = DeployedModels(self.applications)
         self._workspaces = lru_cache(CONTEXTS_KEPT)(self.context.in_workspace)
         self._contexts = lru_cache(CONTEXTS_KEPT)(self._context_of_actor)
 

@@ -42,6 +42,7 @@ TOKEN_LIFETIME: Final = timedelta(days=90)
 USE_NOTED_EVERY: Final = timedelta(minutes=10)
 """How exactly the last use of a token is known."""
 _PREFIX = "tq"
+_RESERVED: Final = frozenset({"ui"})
 _WHOLE_QUEUE: Final = QueueShare()
 _PARTS = 3  # tq_<id>_<secret>
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -176,8 +177,11 @@ class Access:
         limits: Limits = UNLIMITED,
         queue: QueueShare = _WHOLE_QUEUE,
     ) -> Workspace:
-        """Create a workspace with nothing in it. Raises: AlreadyExists; InvalidInput for a malformed name."""
-        check_workspace(name)
+        """Create a workspace with nothing in it. Raises: AlreadyExists; InvalidInput for a malformed or reserved name."""
+        if check_workspace(name) in _RESERVED:
+            raise InvalidInput(
+                f"workspace={name!r} is part of addresses, as in /workspaces/{name}/ui; choose another name"
+            )
 
         def decide(state: AccessState) -> dict[str, Any]:
             if name in state.workspaces:

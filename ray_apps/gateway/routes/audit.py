@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -28,7 +28,17 @@ _FIELDS = tuple(AuditEntry.model_fields)
 Admin = Annotated[Principal, allowed(Role.admin)]
 
 
-@router.get("/audit", response_model=list[AuditEntry])
+_EXPORTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "application/x-ndjson": {"schema": {"type": "string", "description": "an entry a line"}},
+            "text/csv": {"schema": {"type": "string", "description": "an entry a row, below their names"}},
+        }
+    }
+}
+
+
+@router.get("/audit", response_model=list[AuditEntry], responses=_EXPORTS)
 async def get_audit(
     request: Request,
     principal: Admin,

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 
 from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json
+from ray_apps.gateway.wire import Json, Name
 from registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["data"])
@@ -22,7 +22,7 @@ async def get_trace(
     request: Request,
     request_id: Annotated[str, Path(min_length=1, max_length=512)],
     _: Annotated[Principal, allowed(Role.viewer)],
-    model: Annotated[str | None, Query(max_length=256)] = None,
+    model: Name | None = None,
     days: Annotated[int, Query(ge=1, le=MAX_DAYS)] = 7,
 ) -> Json:
     """Tell what became of a request: its predictions, their stages and labels, and the verdicts that used them.

@@ -13,6 +13,7 @@ from ray_apps.console.app import STATIC
 from ray_apps.console.lineage import draw_lineage
 from ray_apps.console.rendering import number, percent, size, time_of
 from ray_apps.console.route import ANYBODY, CHANGE, pages_router
+from ray_apps.gateway.deployed import DeployedModels
 from registry import Registry
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_features import SOURCE, VIEW
@@ -420,3 +421,15 @@ def test_pages_know_the_platform_by_its_api_alone() -> None:
     }
     own = ("ray_apps.console.", "ray_apps.admission.")
     assert all(each.startswith(own) for each in found if each.startswith("ray_apps."))
+
+
+@pytest.mark.parametrize("served", [{"pool"}, {"gateway", f"predictor-{MODEL}-2"}, None])
+async def test_a_champion_that_nothing_serves_is_said_so_wherever_it_is_shown(
+    platform: Platform, served: set[str] | None
+) -> None:
+    names = None if served is None else frozenset(served)
+    platform.app.state.services.deployed = DeployedModels(lambda: names, patience_s=60)
+    visitor = await platform.signed_in("viewer")
+    for path in (f"/ui/models/{MODEL}", f"/ui/traffic/{MODEL}", "/ui/", "/ui/models", "/ui/traffic"):
+        text = (await visitor.get(path)).text.lower()
+        assert ("nothing serves" in text) is (served is not None and "pool" not in served), path

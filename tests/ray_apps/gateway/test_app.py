@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from clusters.telemetry.metrics import parse
+from ray_apps.gateway.openapi import _renamed
 from tests.ray_apps.gateway.conftest import Gateway
 
 
@@ -201,3 +202,67 @@ async def test_a_header_without_a_token_is_refused_by_what_it_has(
     assert answer.status_code == 401
     assert said in answer.text
     assert "YTpi" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/models/", "/functions/", "/models//", "/workspaces/default/models/", "/docs/"]
+)
+@pytest.mark.parametrize("query", ["", "?limit=1&after=//evil.example"])
+async def test_a_slash_too_many_leads_to_a_path_whatever_host_is_named(
+    gateway: Gateway, path: str, query: str
+) -> None:
+    for host in ("evil.example", "evil.example:8000", "a@evil.example"):
+        headers = {**gateway.headers("viewer"), "Host": host, "X-Forwarded-Host": host}
+        answer = await gateway.client.get(path + query, headers=headers)
+        assert answer.status_code == 307
+        assert answer.headers["location"] == path.rstrip("/") + query
+    assert (await gateway.client.get(path + query)).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/nowhere/", "//evil.example/", "/", "/models/late/versions/x/y/"])
+async def test_a_slash_at_the_end_of_no_route_is_404(gateway: Gateway, path: str) -> None:
+    answer = await gateway.client.get(path, headers=gateway.headers("viewer"))
+    assert "location" not in answer.headers or answer.headers["location"].startswith("/ui")
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/healthz", "/models/late/policy", "/ui/models"])
+async def test_a_405_of_any_route_lists_its_methods(gateway: Gateway, path: str) -> None:
+    answer = await gateway.client.request("TRACE", path, headers=gateway.headers("admin"))
+    assert answer.status_code == 405
+    assert "GET" in answer.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("accepts", "compressed"),
+    [("gzip", True), ("br, gzip;q=0.5", True), ("identity", False), ("", False), ("br", False)],
+)
+async def test_a_large_answer_is_compressed_for_those_who_ask(
+    gateway: Gateway,
+    accepts: str,
+    compressed: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    headers = {**gateway.headers("viewer"), "Accept-Encoding": accepts}
+    large = await gateway.client.get("/openapi.json", headers=headers)
+    assert large.json()["openapi"]
+    assert (large.headers.get("content-encoding") == "gzip") is compressed
+    assert large.headers["vary"] == "Accept-Encoding"
+    small = await gateway.client.get("/healthz", headers=headers)
+    assert "content-encoding" not in small.headers
+    text = await gateway.client.get("/docs", headers=headers)
+    assert (text.headers.get("content-encoding") == "gzip") is compressed
+    assert text.text.endswith("</html>\n")
+
+
+async def test_the_document_says_what_the_audit_exports_and_has_no_default_that_its_type_refuses(
+    gateway: Gateway,
+) -> None:
+    document = (await gateway.client.get("/openapi.json", headers=gateway.headers("viewer"))).json()
+    exports = document["paths"]["/audit"]["get"]["responses"]["200"]["content"]
+    assert set(exports) == {"application/json", "application/x-ndjson", "text/csv"}
+    schemas = _renamed({"loss": {"type": "number", "default": None}, "n": {"type": "null", "default": None},
+                        "default": {"type": "object", "default": {}}}, "x")  # fmt: skip
+    assert schemas == {
+        "loss": {"type": "number"},
+        "n": {"type": "null", "default": None},
+        "default": {"type": "object", "default": {}},
+    }

@@ -274,3 +274,11 @@ def test_a_token_of_a_release_without_workspaces_keeps_its_reach(
     (record,) = Access(folder_store, actor="door").list_tokens()
     assert record.grants == (Grant(role=Role.parse(role), workspace=workspace),)
     assert record.expires_at is None
+
+
+def test_a_workspace_is_not_called_as_a_part_of_addresses_is(folder_store: ObjectStore) -> None:
+    access = Access(folder_store, actor="root")
+    with pytest.raises(InvalidInput, match="choose another name"):
+        access.create_workspace("ui")
+    for name in ("ui2", "u", "gui", "ui-team"):
+        assert access.create_workspace(name).name == name

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field, ValidationError
 
-from ray_apps.admission import GuardedRoute
+from ray_apps.admission import GuardedRoute, admitted_of
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.routes.models.registry_calls import (
     Admin,
@@ -20,6 +20,7 @@ from ray_apps.gateway.routes.models.registry_calls import (
     by_registry,
     require_may_override,
 )
+from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Name, Time
 from registry import (
     Damaged,
@@ -34,7 +35,7 @@ router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
 
 
 class ModelSummary(BaseModel):
-    """Summary of a model: aliases, versions, traffic."""
+    """Summary of a model: aliases, versions, traffic, and whether anything serves it: null where that cannot be told now."""
 
     name: str
     description: str
@@ -43,6 +44,7 @@ class ModelSummary(BaseModel):
     aliases: dict[str, int]
     versions: list[int]
     traffic: Traffic | None
+    served: bool | None = None
 
 
 class AliasChange(ChangeRequest):
@@ -73,10 +75,11 @@ async def list_models(
     request: Request, _: Viewer, after: Name | None = None, limit: Annotated[int | None, Query(ge=1)] = None
 ) -> Json:
     """List the models by name with a summary of each; with `limit`, `after` is the last name of the page before."""
+    served = await services_of(request).deployed.tell(admitted_of(request).workspace)
 
     def listed(registry: Registry) -> list[Any]:
         names = registry.list_models(after=after or "", limit=limit)
-        return [_summary(registry.get_model(name)).model_dump(mode="json") for name in names]
+        return [_summary(registry.get_model(name), served(name)).model_dump(mode="json") for name in names]
 
     return await by_registry(request, listed)
 
@@ -84,7 +87,8 @@ async def list_models(
 @router.get("/{model}", response_model=ModelSummary)
 async def get_model(request: Request, model: Name, _: Viewer) -> Json:
     """Get the summary of one model: aliases, versions, traffic."""
-    return await by_registry(request, lambda registry: _summary(registry.get_model(model)))
+    served = await services_of(request).deployed.tell(admitted_of(request).workspace)
+    return await by_registry(request, lambda registry: _summary(registry.get_model(model), served(model)))
 
 
 @router.get("/{model}/policy", response_model=ModelPolicy)
@@ -212,7 +216,7 @@ def _alias_arguments(body: AliasChange) -> dict[str, Any]:
     return given | ({"expected": body.expected} if "expected" in body.model_fields_set else {})
 
 
-def _summary(state: ModelState) -> ModelSummary:
+def _summary(state: ModelState, served: bool | None = None) -> ModelSummary:  # noqa: FBT001  # as the field is
     return ModelSummary(
         name=state.name,
         description=state.description,
@@ -221,4 +225,5 @@ def _summary(state: ModelState) -> ModelSummary:
         aliases=dict(state.aliases),
         versions=[each.version for each in state.versions.values() if each.deleted_at is None],
         traffic=state.traffic,
+        served=served,
     )

@@ -62,7 +62,7 @@ async def get_unmet(
 async def list_waiting(
     request: Request,
     _: Viewer,
-    after: Annotated[str, Query(pattern=r"^([^@]{1,128}@[0-9]{1,10})?$")] = "",
+    after: Annotated[str, Query(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,127}@[0-9]{1,10})?$")] = "",
     limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
 ) -> Json:
     """List the versions, newer than their model's champion, that lack nothing but approvals: by model, each model's newest first.

@@ -1,0 +1,39 @@
+"""Numbers and times that no calendar holds are refused by the schemas of functions, and not by arithmetic within them."""
+
+from typing import Any
+
+import pytest
+
+from functions.features.jobs import feature_health, record_feature_health
+from functions.features.view_figures import feature_course, feature_health_history, feature_statistics
+from functions.reporting.feature_page import feature_report
+from functions.reporting.logged_requests import list_predictions
+from functions.runtime.errors import InvalidArguments
+
+HUGE = (1e300, 1e9, -1.0, 0)
+
+
+@pytest.mark.parametrize("hours", HUGE)
+@pytest.mark.parametrize(
+    "function", [feature_statistics, feature_course, feature_health, record_feature_health, feature_report]
+)
+def test_a_span_that_no_calendar_holds_fits_no_schema(function: Any, hours: float) -> None:
+    view = {"view": "weather"} if "view" in function.input_schema["properties"] else {}
+    with pytest.raises(InvalidArguments, match="span_hours"):
+        function.signature.load_strictly({**view, "span_hours": hours})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"before": "0001-01-01T00:00:00Z"}, {"before": "9999-12-31T23:59:59-23:59"}, {"hours": 1e300}, {"hours": 0}, {"limit": 10**20},
+     {"limit": 0}],
+)  # fmt: skip
+def test_a_page_of_predictions_beyond_the_calendar_fits_no_schema(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArguments, match=next(iter(arguments))):
+        list_predictions.signature.load_strictly({"model": "late", **arguments})
+
+
+@pytest.mark.parametrize("days", [10**12, 0, -5])
+def test_days_beyond_the_calendar_fit_no_schema(days: int) -> None:
+    with pytest.raises(InvalidArguments, match="days"):
+        feature_health_history.signature.load_strictly({"view": "weather", "days": days})
