@@ -100,7 +100,7 @@ class PlatformWorld:
                 assert rollout.explain(entry.number).same
         traffic = Registry(self.faulty.store, actor="auditor").traffic(MODEL)
         open_stage = history.open and (history.open.stage, history.open.challenger, history.open.paused)
-        ends = [(each.challenger, each.stage) for each in history.outcomes]
+        ends = [(item.challenger, item.stage) for item in history.outcomes]
         return open_stage, ends, [(arm.name, arm.version) for arm in traffic.arms], traffic.shadows
 
     def logged(self) -> list[str]:
@@ -184,7 +184,7 @@ def with_table(faulty: FaultyStore) -> PlatformWorld:
 
 
 def _fill_small_files(faulty: FaultyStore) -> None:
-    """Fill the day's table as drains do that find one record each."""
+    """Fill the day's table as drains do that find one record item."""
     platform = RolloutPlatform(faulty.store)
     for number in range(40):
         rows = [platform._row(f"p{number}", 1, "champion", T0, 0.0, shadow=False)]
@@ -272,9 +272,9 @@ def restored(world: PlatformWorld) -> object:
     target = FolderStore(Path(world.folder.name) / "restored")
     restore(FolderStore(Path(world.folder.name) / "backup"), target)
     assert not audit(target).findings
-    found = predictions(target, MODEL, T0 - DAY, T0 + DAY).column("prediction_id").to_pylist()
+    result = predictions(target, MODEL, T0 - DAY, T0 + DAY).column("prediction_id").to_pylist()
     shutil.rmtree(Path(world.folder.name) / "restored")
-    return sorted(found)
+    return sorted(result)
 
 
 def again_or(
@@ -322,7 +322,7 @@ def metric(world: PlatformWorld) -> object:
     return read_metric(world.faulty.store, "revenue", T0 - DAY).to_pylist()
 
 
-def kept(world: PlatformWorld) -> object:
+def retention_setting(world: PlatformWorld) -> object:
     from functions.maintenance.retention import retention
 
     return world.read(retention)
@@ -342,7 +342,7 @@ VERBS = [
     verb("drain_predictions", lambda w: w.call(drain_predictions), prepare=with_records, outcome=rows_once),
     verb("compact_tables", lambda w: w.call(compact_tables), prepare=with_table, outcome=PlatformWorld.logged),
     verb("compact_open_days", lambda w: w.call(compact_open_days), prepare=with_small_files, outcome=PlatformWorld.logged),
-    verb("set_retention", lambda w: w.call(set_retention, predictions=10.0), outcome=kept),
+    verb("set_retention", lambda w: w.call(set_retention, predictions=10.0), outcome=retention_setting),
     verb("apply_retention", lambda w: w.call(apply_retention), prepare=long_after, outcome=PlatformWorld.logged),
     verb("erase_subject", lambda w: w.call(erase_subject, unit=UNIT), prepare=with_idle_log, outcome=erased),
     verb("finish_erasures", lambda w: w.call(finish_erasures), prepare=with_erasure, outcome=erased),
