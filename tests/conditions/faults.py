@@ -346,11 +346,12 @@ class Verb(Generic[W]):
 
 @dataclass
 class Matrix:
-    """Outcome of a verb's cells: how many were run of how many, and what failed in which."""
+    """Outcome of a verb's cells: how many were run of how many, what failed in which, and how many of its requests may change something."""
 
     verb: str
     cells: int = 0
     all_cells: int = 0
+    writes: int = 0
     failures: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -380,7 +381,7 @@ def run_cells(
         for fault in faults
         if request.writes or fault not in _OF_WRITES
     ]
-    matrix.all_cells = len(cells)
+    matrix.all_cells, matrix.writes = len(cells), sum(request.writes for request in requests)
     if sample is not None and sample < len(cells):
         cells = sorted(random.Random(verb.name).sample(cells, sample))
     for at, fault in cells:

@@ -102,21 +102,21 @@ class FeatureWorld:
         reader = self.reader()
         offline = {}
         for view in (weather, traffic()):
-            if view.name in {each.name for each in reader.list_feature_views()}:
+            if view.name in {item.name for item in reader.list_feature_views()}:
                 rows = Table(self.faulty.store, reader.offline_table(view.name).name)
-                found = rows.read() if rows.exists() else None
-                names = ["origin", "event_timestamp", *(each.name for each in view.schema)]
+                table = rows.read() if rows.exists() else None
+                names = ["origin", "event_timestamp", *(item.name for item in view.schema)]
                 offline[view.name] = sorted(
                     {
                         repr([row[name] for name in names])
-                        for row in ([] if found is None else found.to_pylist())
+                        for row in ([] if table is None else table.to_pylist())
                     }
                 )
         return offline, self.online()
 
     def online(self) -> object:
         reader = self.reader()
-        if weather.name not in {each.name for each in reader.list_feature_views()}:
+        if weather.name not in {item.name for item in reader.list_feature_views()}:
             return None
         rows = [{"origin": "EWR"}, {"origin": "EWR-2"}]
         return reader.get_online_features(["weather:temp"], rows).to_dict()
@@ -213,7 +213,7 @@ def no_set(world: FeatureWorld) -> None:
 
 
 def healthy(world: FeatureWorld) -> object:
-    """A figure that was recorded at one time counts once, as those who read the history take the last of each."""
+    """A figure that was recorded at one time counts once, as those who read the history take the last of item."""
     rows = Table(world.faulty.store, "feature_health").read().to_pylist()
     return sorted({repr((row["view"], row.get("feature"), row.get("rows"))) for row in rows})
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
 import redis
 
 from functions import Context, use_context
@@ -22,13 +23,15 @@ from functions.maintenance.registry import tidy_registry
 from functions.maintenance.retention import apply_retention, set_retention
 from functions.monitoring import Alarm
 from functions.prediction_log import LogWriter, default_wal_root, drain_predictions, predictions
+from functions.prediction_log.records import PREDICTIONS
+from functions.prediction_log.tables import predictions_table
 from functions.quotas import remove_quota, set_quota
 from functions.rollout import RolloutPolicy, end_rollout, record_metric, start_rollout, tick_rollout
 from functions.rollout.errors import NoRollout, RolloutActive
 from functions.rollout.evidence.metrics import MetricValue, read_metric
 from functions.rollout.jobs import pause_rollout, resume_rollout, rollouts
 from functions.runtime.durable.admission.slots import quotas_in
-from registry import ModelPolicy, Registry
+from registry import ModelPolicy, Registry, Table
 from registry.errors import Forbidden, Unavailable
 from registry.history import audit
 from registry.store import FolderStore
@@ -97,7 +100,7 @@ class PlatformWorld:
                 assert rollout.explain(entry.number).same
         traffic = Registry(self.faulty.store, actor="auditor").traffic(MODEL)
         open_stage = history.open and (history.open.stage, history.open.challenger, history.open.paused)
-        ends = [(each.challenger, each.stage) for each in history.outcomes]
+        ends = [(item.challenger, item.stage) for item in history.outcomes]
         return open_stage, ends, [(arm.name, arm.version) for arm in traffic.arms], traffic.shadows
 
     def logged(self) -> list[str]:
@@ -180,6 +183,28 @@ def with_table(faulty: FaultyStore) -> PlatformWorld:
     return filled
 
 
+def _fill_small_files(faulty: FaultyStore) -> None:
+    """Fill the day's table as drains do that find one record item."""
+    platform = RolloutPlatform(faulty.store)
+    for number in range(40):
+        rows = [platform._row(f"p{number}", 1, "champion", T0, 0.0, shadow=False)]
+        Table(faulty.store, predictions_table(MODEL)).append(
+            pa.Table.from_pylist(rows, schema=PREDICTIONS), partition_by=["day"]
+        )
+
+
+def with_small_files(faulty: FaultyStore) -> PlatformWorld:
+    fill_once(faulty, _fill_small_files)
+    return PlatformWorld(faulty)
+
+
+def with_garbage(faulty: FaultyStore) -> PlatformWorld:
+    filled = world(faulty)
+    filled.context.registry().delete_version(MODEL, 2)
+    filled.anew()
+    return filled
+
+
 def long_after(faulty: FaultyStore) -> PlatformWorld:
     filled = with_table(faulty)
     filled.call(set_retention, predictions=10.0)
@@ -247,9 +272,9 @@ def restored(world: PlatformWorld) -> object:
     target = FolderStore(Path(world.folder.name) / "restored")
     restore(FolderStore(Path(world.folder.name) / "backup"), target)
     assert not audit(target).findings
-    found = predictions(target, MODEL, T0 - DAY, T0 + DAY).column("prediction_id").to_pylist()
+    result = predictions(target, MODEL, T0 - DAY, T0 + DAY).column("prediction_id").to_pylist()
     shutil.rmtree(Path(world.folder.name) / "restored")
-    return sorted(found)
+    return sorted(result)
 
 
 def again_or(
@@ -285,6 +310,10 @@ def verb(
     )
 
 
+def blobs(world: PlatformWorld) -> object:
+    return sorted(world.faulty.store.list(f"models/{MODEL}/blobs/"))
+
+
 def quotas(world: PlatformWorld) -> object:
     return world.journal(quotas_in, world.faulty.store, "auditor")
 
@@ -293,7 +322,7 @@ def metric(world: PlatformWorld) -> object:
     return read_metric(world.faulty.store, "revenue", T0 - DAY).to_pylist()
 
 
-def kept(world: PlatformWorld) -> object:
+def retention_setting(world: PlatformWorld) -> object:
     from functions.maintenance.retention import retention
 
     return world.read(retention)
@@ -312,12 +341,12 @@ VERBS = [
     verb("record_metric", lambda w: w.call(record_metric, "revenue", [REVENUE]), outcome=metric),
     verb("drain_predictions", lambda w: w.call(drain_predictions), prepare=with_records, outcome=rows_once),
     verb("compact_tables", lambda w: w.call(compact_tables), prepare=with_table, outcome=PlatformWorld.logged),
-    verb("compact_open_days", lambda w: w.call(compact_open_days), prepare=with_table, outcome=PlatformWorld.logged),
-    verb("set_retention", lambda w: w.call(set_retention, predictions=10.0), outcome=kept),
+    verb("compact_open_days", lambda w: w.call(compact_open_days), prepare=with_small_files, outcome=PlatformWorld.logged),
+    verb("set_retention", lambda w: w.call(set_retention, predictions=10.0), outcome=retention_setting),
     verb("apply_retention", lambda w: w.call(apply_retention), prepare=long_after, outcome=PlatformWorld.logged),
     verb("erase_subject", lambda w: w.call(erase_subject, unit=UNIT), prepare=with_idle_log, outcome=erased),
     verb("finish_erasures", lambda w: w.call(finish_erasures), prepare=with_erasure, outcome=erased),
-    verb("tidy_registry", lambda w: w.call(tidy_registry, 0.0), prepare=in_shadow),
+    verb("tidy_registry", lambda w: w.call(tidy_registry, 0.0), prepare=with_garbage, outcome=blobs),
     verb("sum_costs", lambda w: w.call(sum_costs), outcome=lambda w: w.read(sum_costs)),
     verb("set_quota", lambda w: w.call(set_quota, "vision", cpus=4.0, members=["bob"]), outcome=quotas),
     verb("remove_quota", lambda w: w.call(remove_quota, "vision"), prepare=with_quota, outcome=quotas),

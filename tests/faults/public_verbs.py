@@ -186,8 +186,8 @@ def writing_methods() -> set[str]:
 
 def writing_functions() -> set[str]:
     """The platform's functions, but those that a viewer may call, which by that read."""
-    declared = [each for each in catalog.discover() if each.reference.startswith("functions.")]
-    return {each.name for each in declared if not (each.http and each.role is Role.viewer)}
+    declared = [item for item in catalog.discover() if item.reference.startswith("functions.")]
+    return {item.name for item in declared if not (item.http and item.role is Role.viewer)}
 
 
 def writing_routes() -> set[str]:
@@ -206,8 +206,8 @@ def commands() -> set[str]:
     return set(_leaves(parser()))
 
 
-def _leaves(given: argparse.ArgumentParser, before: str = "") -> Iterator[str]:
-    below = [action for action in given._actions if isinstance(action, argparse._SubParsersAction)]
+def _leaves(command_line: argparse.ArgumentParser, before: str = "") -> Iterator[str]:
+    below = [action for action in command_line._actions if isinstance(action, argparse._SubParsersAction)]
     if not below:
         yield before.strip()
     for action in below:

@@ -78,7 +78,7 @@ class RegistryWorld:
             for version in reader.list_versions(model):
                 target = self.path / f"download-{model}-{version.version}"
                 reader.download(model, version.version, target)
-                assert {each.name for each in target.iterdir() if each.is_file()} >= set(version.files)
+                assert {item.name for item in target.iterdir() if item.is_file()} >= set(version.files)
 
     def models(self) -> object:
         """Say what a reader sees of all models, without times, numbers of entries and random salts."""
@@ -92,12 +92,12 @@ class RegistryWorld:
     def tokens(self) -> object:
         access = Access(self.faulty.store, actor="auditor")
         tokens = sorted((token.name, token.revoked_at is not None) for token in access.list_tokens())
-        return tokens, [(each.name, each.description) for each in access.list_workspaces()]
+        return tokens, [(item.name, item.description) for item in access.list_workspaces()]
 
     def runs(self) -> object:
         """Say what the index and the records of all runs have."""
         reader = self.reader()
-        noted = [(each.name, each.title, dict(each.tags), each.deleted) for each in reader.all_experiments()]
+        noted = [(item.name, item.title, dict(item.tags), item.deleted) for item in reader.all_experiments()]
         runs = []
         for experiment in reader.list_experiments():
             for run in reader.search_runs(experiment):
@@ -119,7 +119,7 @@ def _shown(reader: Registry, name: str) -> object:
             version.digest,
             version.status,
             dict(version.tags),
-            [(each.actor, each.approved) for each in version.approvals],
+            [(item.actor, item.approved) for item in version.approvals],
             {gate: outcome.passed for gate, outcome in version.gates.items()},
             len(version.signatures) > 0,
         )
@@ -129,7 +129,7 @@ def _shown(reader: Registry, name: str) -> object:
     arms = traffic and [(arm.name, arm.version, arm.share) for arm in traffic.arms]
     split = (state.split.shadows, state.split.layer and state.split.layer.name, arms)
     return (
-        versions, dict(state.aliases), split, [each.name for each in state.holdouts],
+        versions, dict(state.aliases), split, [item.name for item in state.holdouts],
         state.policy.model_dump(), dict(state.tags), state.description,
     )  # fmt: skip
 
@@ -222,9 +222,11 @@ def add_signature(world: RegistryWorld) -> None:
 
 
 def blobs_of(world: RegistryWorld) -> object:
-    kept = {blob.sha256 for version in world.reader().list_versions(MODEL) for blob in version.files.values()}
+    needed = {
+        blob.sha256 for version in world.reader().list_versions(MODEL) for blob in version.files.values()
+    }
     stored = {key.rpartition("/")[2] for key in world.faulty.store.list(f"models/{MODEL}/blobs/")}
-    assert {name.partition(".")[0] for name in stored} == kept, "files without a version are left"
+    assert {name.partition(".")[0] for name in stored} == needed, "files without a version are left"
     return world.models()
 
 
@@ -275,13 +277,11 @@ def begun(world: RegistryWorld) -> None:
 
 
 def lost_run(faulty: FaultyStore) -> RegistryWorld:
+    """Begin a run whose process is gone: no heartbeat comes any more."""
     filled = world(faulty)
-    later = filled.registry.clock
-    filled.registry.clock = lambda: later() - timedelta(days=2)
     run = filled.registry.start_run("tries", name="gone")
-    run._stop.set()  # its process is gone: no heartbeat comes any more
-    for key in filled.faulty.store.list("beats/"):
-        filled.faulty.store.delete(key)
+    run._stop.set()
+    faulty.store.delete(f"runs/{run.id}/heartbeat")
     return filled.anew()
 
 
