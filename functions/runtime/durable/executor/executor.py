@@ -222,7 +222,7 @@ class Executor:
             _logger.warning(
                 "invocation %s may wait for silent nodes %s: sent elsewhere too", invocation, [*silent]
             )
-            given.workers[frozenset(silent.values())] = self._launcher.start(given.function, followed, silent)
+            given.send(self._launcher, followed, silent)
         elif record.status == "running":
             sign = last_sign(self.ledger.store, record)
             given.node = sign.node if sign else None
@@ -274,6 +274,8 @@ class Executor:
         followed = self.ledger.follow(invocation)
         if outcome.error is not None and outcome.error.type == EnvironmentFailed.__name__:
             self._refuse(followed, refused_entry(EnvironmentFailed(outcome.error.message)))
+        elif not given.concerns(followed.record):  # its end says nothing of the worker that has it now
+            self._dispatch(self._look(invocation))
         else:
             self._record_loss(followed, given.function, str(outcome.error))
 
@@ -413,11 +415,12 @@ class Executor:
             self._refuse(followed, refused_entry(error))
             return
         silent = self.nodes.silent()
-        worker = self._launcher.start(function, followed, silent, backfilled=backfilled)
+        dispatch = Dispatch(function, record.length)
+        dispatch.send(self._launcher, followed, silent, backfilled=backfilled)
         self._experiments.note_started(record.id)
         if function.demand:
             self._experiments.note_running(record.id)
-        self._workers[record.id] = Dispatch(function, {frozenset(silent.values()): worker})
+        self._workers[record.id] = dispatch
         self._open[record.id] = now
 
     def _check_lease(self, look: Look, now: datetime) -> None:
