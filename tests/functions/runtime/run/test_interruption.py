@@ -14,9 +14,14 @@ from functions.runtime.run.interruption import Interruptible
 def test_a_block_that_runs_is_ended() -> None:
     block = Interruptible()
     threading.Timer(0.05, block.interrupt).start()
-    with pytest.raises(Cancelled), block:
-        while True:
-            time.sleep(0.001)
+
+    def run() -> None:
+        with block:
+            while True:
+                time.sleep(0.001)
+
+    with pytest.raises(Cancelled):
+        run()
 
 
 def test_nothing_is_ended_before_and_after_the_block() -> None:
