@@ -27,7 +27,7 @@ from functions.runtime.durable.executor.dispatch import Dispatch
 from functions.runtime.durable.executor.experiments import Experiments
 from functions.runtime.durable.executor.intake import Announced, Intake
 from functions.runtime.durable.executor.launcher import Launcher
-from functions.runtime.durable.executor.losses import record_loss
+from functions.runtime.durable.executor.losses import record_handover, record_loss
 from functions.runtime.durable.heartbeat import Sign, last_sign, next_look_s, node_is_lost
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.record import ENDED, Record
@@ -179,12 +179,31 @@ class Executor:
         return self._launcher.pool.ready_count(function)
 
     def close(self) -> None:
-        """Kill the workers of this executor; another executor runs their invocations again."""
+        """Kill the workers of this executor, and queue their invocations for another, which counts as no loss of a worker.
+
+        What cannot be queued again now, as the store does not answer, is when its lease has run out.
+        """
         with self._lock:
             for each in self._workers.values():
                 each.kill()
+            for failure in at_once([partial(self._hand_over, *item) for item in self._workers.items()]):
+                if isinstance(failure, Exception):
+                    _logger.warning(
+                        "a run that was ended with its executor is queued after its lease: %s", failure
+                    )
             self._workers.clear()
             self._launcher.pool.close()
+
+    def _hand_over(self, invocation: str, dispatch: Dispatch) -> None:
+        if not dispatch.wait(RELEASE_S):
+            return  # a thread of this process, which nobody can kill: it goes on to its end
+        followed = self.ledger.follow(invocation)
+        worker = followed.record.worker
+        record_handover(followed, dispatch.names, ledger=self.ledger)
+        slots = self._slots_of(dispatch.function)
+        for holder in (slots, self._experiments if dispatch.function.demand else None):
+            if holder and worker and worker in dispatch.names:
+                holder.release(worker)
 
     def _evict_idle(self) -> None:
         self._launcher.evict_idle({each.record.reference for each in self._backlog.values()})
