@@ -7,6 +7,8 @@
 # - a replica that is slow to say that it is healthy has half a minute, as Serve itself gives it, while one that cannot
 #   be connected to is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500, and of one
 #   that ended with a request a 502; clients of language models read either in OpenAI's shape, and may always try again;
+# - a request's address is the one that it came from, whatever X-Forwarded-For it brought; of one that comes by a proxy on
+#   loopback (edge.cfg) or at an address of TOQUE_TRUSTED_PROXIES, the one that the proxy saw;
 # - an application that is built anew keeps its replicas meanwhile (kept_servers.py);
 # - a conversation with a language model stays on the replica whose engine has its prefix (conversations.py);
 # - a client that has not sent its headers within ten seconds is cut off: the doors have 4,096 places, and Serve's own hour for
@@ -27,11 +29,14 @@ for argument; do
   previous=$argument
 done
 address=${TOQUE_METRICS_ADDRESS:-127.0.0.1}
+sources="src 127.0.0.0/8 ::1 ${TOQUE_TRUSTED_PROXIES:-}"
 here=$(dirname "$(readlink -f "$0")")
 # Serve writes the file under this lock, and again before each reload.
 flock "$config.lock" sed -i -E \
   -e "/^frontend prometheus\$/,/bind/s/bind \*?:/bind $address:/" \
   -e "/^listen stats\$/,/bind/s/bind \*?:/bind $address:/" \
+  -e '/^    http-request set-header X-Forwarded-For /d' \
+  -e "s|^frontend http_frontend\$|&\n    http-request set-header X-Forwarded-For %[src] unless { $sources }|" \
   -e '/stats socket /s/ mode 666 / mode 600 /' \
   -e '/^    server .* check/{/ tcp-ut /!s/$/ tcp-ut 1s/}' \
   -e '/^    errorfile .*\/openai\.http$/d' \

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.runtime import catalog
 from functions.runtime.context import context
-from functions.runtime.durable.admission.request import Quota, QuotaRequest
+from functions.runtime.durable.admission.allotment import allotment_in
+from functions.runtime.durable.admission.request import EVERYONE, Quota, QuotaRequest
 from functions.runtime.durable.admission.rule import admission_order, schedule
 from functions.runtime.durable.admission.slots import QuotaSlots, quotas_in
 from functions.runtime.durable.invocation import ledger_of
@@ -73,12 +74,17 @@ def set_quota(
     """Limit what the experiments of a team may occupy at a time and use in a month; returns all quotas.
 
     team: its name, or "everyone" for all teams together; at_once: how many of them; None: no limit; members: callers who belong to
-    the team; gpu_hours, money: budget of each calendar month (UTC); share: weight in the fair share, of the team among the teams, or in
-    "everyone" of this workspace among all. A team's earlier quota is replaced. Running experiments go on.
-    Raises: InvalidInput for an invalid name; ValidationError for a limit below 0; ValueError for a caller of another team, or a
-    budget in money where no prices are known.
+    the team; gpu_hours, money: budget of each calendar month (UTC); share: weight in the fair share of the team among the teams of
+    the workspace. A team's earlier quota is replaced. Running experiments go on.
+    Raises: InvalidInput for an invalid name; ValidationError for a limit below 0; ValueError for a caller of another team, a
+    share of "everyone", or a budget in money where no prices are known.
     """
     check_name(team, what="team")
+    if team == EVERYONE and share != 1.0:
+        raise ValueError(
+            f"share={share:g} of {EVERYONE!r}: the weight of a workspace among all is set by an admin of all workspaces, "
+            "with `toque workspace set NAME --share`"
+        )
     if money is not None and context().prices is None:
         raise ValueError(
             f"money={money:g}: no prices are known; set `prices` in the profile, or give gpu_hours"
@@ -150,7 +156,9 @@ def admissions() -> list[Admission]:
 
 def _slots() -> QuotaSlots:
     used = context()
-    return QuotaSlots(ledger_of(used), workspace=used.workspace, prices=used.prices)
+    return QuotaSlots(
+        ledger_of(used), workspace=used.workspace, prices=used.prices, allotment=allotment_in(used)
+    )
 
 
 def _admission(record: Record, request: QuotaRequest, waits_for: str | None) -> Admission:

@@ -20,6 +20,7 @@ from prometheus_client import Metric
 
 from clusters.redis_clients import RedisAddress, open_redis
 from functions.features.jobs import latest_feature_health
+from functions.maintenance.backup import last_backup
 from functions.monitoring.language.scores import kept_means
 from functions.prediction_log import losses_of
 from functions.prediction_log.writing.stream import Stream
@@ -28,6 +29,7 @@ from functions.runtime.durable.admission.slots import QuotaSlots
 from functions.runtime.durable.dead_letters import DeadLetters
 from functions.runtime.durable.invocation import ledger_of
 from ray_apps.published import Families
+from ray_apps.serve_series import ServeSeries
 from registry import Access
 
 __all__ = ["PlatformSeries"]
@@ -40,10 +42,20 @@ _logger = logging.getLogger(__name__)
 
 
 class PlatformSeries:
-    """Measures the platform of a context. in_workspace: gives the context of a workspace."""
+    """Measures the platform of a context.
 
-    def __init__(self, used: Context, access: Access, in_workspace: Callable[[str], Context]) -> None:
-        self._used, self._access, self._in_workspace = used, access, in_workspace
+    in_workspace: gives the context of a workspace. serve: the cluster's applications, None outside a cluster.
+    """
+
+    def __init__(
+        self,
+        used: Context,
+        access: Access,
+        in_workspace: Callable[[str], Context],
+        *,
+        serve: ServeSeries | None = None,
+    ) -> None:
+        self._used, self._access, self._in_workspace, self._serve = used, access, in_workspace, serve
         self._workspaces: dict[str, _Workspace] = {}
 
     def measure(self) -> list[Metric]:
@@ -51,6 +63,9 @@ class PlatformSeries:
         families = Families()
         self._guarded(families, "tokens", self._tokens)
         self._guarded(families, "certificates", self._certificates)
+        self._guarded(families, "backups", self._backups)
+        if self._serve is not None:
+            self._guarded(families, "applications", self._serve.measure)
         if self._used.redis_url is not None:
             self._guarded(families, "redis", self._redis)
         self._guarded(families, "workspaces", self._each_workspace)
@@ -88,6 +103,10 @@ class PlatformSeries:
             soonest.setdefault(name, at)
         for name, at in sorted(soonest.items(), key=lambda each: each[1])[:MOST_TOKENS]:
             families.add("toque_token_expiry_timestamp_seconds", at.timestamp(), name)
+
+    def _backups(self, families: Families) -> None:
+        newest = last_backup(self._used.store)
+        families.add("toque_backup_timestamp_seconds", 0.0 if newest is None else newest.timestamp())
 
     def _certificates(self, families: Families) -> None:
         settings = RedisAddress.of(self._used.redis_url).settings if self._used.redis_url else {}

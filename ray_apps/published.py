@@ -28,6 +28,14 @@ FAMILIES: dict[str, Family] = {
     "toque_platform_readable": Family("Whether a part of what the ticker measures could be read.", ("part",)),
     "toque_token_expiry_timestamp_seconds": Family("When the tokens of a name have expired.", ("name",)),
     "toque_certificate_expiry_timestamp_seconds": Family("When a certificate expires.", ("file",)),
+    "toque_backup_timestamp_seconds": Family("Moment that the newest whole backup holds; 0: there is none."),
+    "toque_head_up": Family("Whether the head's Serve controller answers."),
+    "toque_application_healthy": Family(
+        "Whether a Serve application is neither unhealthy nor failed to deploy.", ("application",)
+    ),
+    "toque_replicas_pending": Family(
+        "Replicas that a deployment asks for and that do not run yet.", ("application", "deployment")
+    ),
     "toque_redis_up": Family("Whether Redis answers."),
     "toque_redis_ping_seconds": Family("Seconds of one PING."),
     "toque_redis_used_bytes": Family("Memory that Redis uses."),

@@ -249,9 +249,13 @@ class TickerReplica:
         return {"reflexes": lambda: self._in_each(react)}
 
     def _measure_tasks(self) -> dict[str, Task]:
-        from ray_apps.platform_series import PlatformSeries  # late: as above
+        import ray  # late: as above
 
-        series = PlatformSeries(self._context, self._access, self._in_workspace)
+        from ray_apps.platform_series import PlatformSeries
+        from ray_apps.serve_series import ServeSeries
+
+        serve = ServeSeries() if ray.is_initialized() else None
+        series = PlatformSeries(self._context, self._access, self._in_workspace, serve=serve)
         return {"measure": lambda: publish(PUBLISHED, series.measure())}
 
     def _leads(self) -> bool:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clusters.telemetry.tracing import begin_request
 
-__all__ = ["TracedRequests"]
+__all__ = ["NO_TELEMETRY", "TracedRequests"]
+
+NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False}
+"""FastAPI's own spans are off: they leave out the share of requests that is kept, and have whole addresses with what is secret in them."""
 
 _REQUEST_ID: Final = b"x-request-id"
 _REFUSED: Final = 400
@@ -17,11 +21,12 @@ _REFUSED: Final = 400
 class TracedRequests:
     """Begins the trace of each HTTP request and ends it with its response; the request's id is returned with it.
 
-    A response without an id of the caller's gets one if it is a refusal, so that the caller can name it.
+    A response without an id of the caller's gets one if it is a refusal, so that the caller can name it. behind_serve: Ray Serve gives each
+    request an id and returns it, so that a response has it once.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, behind_serve: bool = False) -> None:
+        self._app, self._behind_serve = app, behind_serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, and end its trace with the response."""
@@ -34,7 +39,7 @@ class TracedRequests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if _REQUEST_ID in trace.headers or status >= _REFUSED:
+                if not self._behind_serve and (_REQUEST_ID in trace.headers or status >= _REFUSED):
                     found = trace.identity()["request_id"].encode("latin-1", "replace")
                     message["headers"] = [*message.get("headers", ()), (_REQUEST_ID, found)]
             await send(message)

@@ -70,6 +70,11 @@ class AuditKeys:
         """Ids of the keys, oldest first."""
         return tuple(self._current())
 
+    @property
+    def marks_file(self) -> Path | None:
+        """File beside that of the keys in which this machine keeps how far it has seen journals; None without a file of keys."""
+        return None if self._file is None else self._file.with_name(f"{self._file.name}.seen")
+
     def at(self, path: str) -> AuditKeys:
         """Return the same keys for a store at this path: one of a workspace has its place in what is authenticated.
 

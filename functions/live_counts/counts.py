@@ -139,8 +139,9 @@ def decode(text: str | bytes) -> WindowCounts:
             bins[index] = count
         # A process of 0.1 sends units alone: each has met one failure at least.
         ends = zip((errors, missing, refused), *(failed or [[None] * 3]), strict=True)
+        by_end = [_failures(units, counts) for units, counts in ends]
         arms[SplitArm(entry, version, arm, share)] = ArmTally(
-            requests, *(_failures(units, counts) for units, counts in ends), latency=bins
+            requests, by_end[0], by_end[1], by_end[2], latency=bins
         )
     return WindowCounts(arms)
 

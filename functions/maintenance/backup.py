@@ -7,6 +7,7 @@ brought up to date by the next one, so it costs what is new.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +17,16 @@ from functions.prediction_log.writing.drain import drain
 from functions.prediction_log.writing.export import WriterExport, add_exports, export_streams
 from functions.prediction_log.writing.wal_root import default_wal_root
 from registry.access import DEFAULT_WORKSPACE, Access, workspace_store
+from registry.errors import RegistryError
 from registry.history.folds import FoldOf
 from registry.store import ObjectStore, Progress
-from registry.times import to_text, utc_now
+from registry.times import from_text, to_text, utc_now
 from registry.transfer import CopyReport, address, copy_store, find_marker, forget_marker
 
-__all__ = ["BackupReport", "back_up", "restore"]
+__all__ = ["BackupReport", "back_up", "last_backup", "restore"]
 
 _STREAMS = "copies/streams/"
+_RECORD = "copies/last-backup"
 _ACTOR = "backup"
 Report = Callable[[str], None]
 
@@ -79,7 +82,15 @@ def back_up(
     if redis_url is not None and not copied.findings:
         for key in older:
             target.delete(key)
+    if not copied.findings:
+        _record(store, copied.whole_at, report)
     return BackupReport(copy_report=copied, records=sum(len(each.frames) for each in exports.values()))
+
+
+def last_backup(store: ObjectStore) -> datetime | None:
+    """Moment of the platform that its newest whole backup holds; None before the first. Raises: Unavailable."""
+    data = store.find(_RECORD)
+    return None if data is None else from_text(data.decode())
 
 
 def restore(
@@ -109,6 +120,17 @@ def restore(
     added = add_exports(partial(workspace_store, store), _exports(backup))
     forget_marker(store)
     return BackupReport(copy_report=copied, records=added.predictions + added.labels)
+
+
+def _record(store: ObjectStore, whole_at: datetime, report: Report) -> None:
+    """Leave in the platform's store how new its backup is, which the alert about old backups reads.
+
+    No copy takes the record along: of a restored platform there is no backup yet.
+    """
+    try:
+        store.put(_RECORD, to_text(whole_at).encode())
+    except RegistryError as error:
+        report(f"the backup is whole, and {store.url} does not say so, for the alert BackupStale: {error}")
 
 
 def _exports(backup: ObjectStore) -> Iterator[WriterExport]:

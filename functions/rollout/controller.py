@@ -113,6 +113,7 @@ class Rollouts:
         Raises: RolloutActive while another challenger is under way; RolloutError if one cannot be served, or the budget of
         wrong promotions, or an error budget, is spent.
         """
+        self._finish_end()
         champion = champion_of(self._registry.traffic(self.model))
         for version in (challenger, *rivals):
             self._check_start(version, champion)
@@ -269,10 +270,11 @@ class Rollouts:
     def end(self, action: Action, *, reason: str) -> RolloutState:
         """End the rollout by hand with "promote", "roll_back" or "inconclusive".
 
-        Raises: NoRollout; Refused; RolloutError.
+        Raises: NoRollout, once the traffic is as the last end left it; Refused; RolloutError.
         """
         if action not in ("promote", "roll_back", "inconclusive"):
             raise RolloutError(f"action {action!r} ends nothing; use promote, roll_back or inconclusive")
+        self._finish_end()
         for _ in range(_ATTEMPTS):
             state = self._open()
             now = self._clock()
@@ -366,6 +368,12 @@ class Rollouts:
             labels=state.judged_labels,
             entry=None if entry is None else entry.number,
         )
+
+    def _finish_end(self) -> None:
+        """Change the traffic for an end that was recorded by a process that failed then: its caller need not wait for a tick."""
+        state = self._fold.refresh().current
+        if state is not None and not state.is_open and not state.settled:
+            self._settle(state)
 
     def _by_hand(self, event: str, reason: str) -> RolloutState:
         self._open()

@@ -75,6 +75,11 @@ class Trainer(BaseModel, ABC):
                 f"parameters {dict(changes)} do not fit {self.kind!r}: {error}"
             ) from error
 
+    @property
+    def first_rung(self) -> int:
+        """Epochs or rounds after which a sweep first compares trials: four, since one round of boosting says little."""
+        return 4
+
     def check(self, outcome: Outcome, columns: Mapping[str, tuple[str, ...]]) -> None:
         """Check at declaration that the trainer can learn this outcome from these columns, by kind of input.
 

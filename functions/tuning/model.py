@@ -35,6 +35,7 @@ from registry import Run, RunRecord, TableSnapshot
 
 Direction = Literal["min", "max"]
 ModelSearch = Literal["random", "grid", "optuna"]
+_LOOK_S = 0.05  # between looks which trial has ended
 
 
 class ModelTrial(BaseModel):
@@ -97,7 +98,7 @@ def train_trial(
         experiment=experiment,
         register=False,
         sweep_run=sweep,
-        watch=RungWatch(Rungs(registry.store, f"sweeps/{sweep_key}/"), number),
+        watch=RungWatch(Rungs(registry.store, f"sweeps/{sweep_key}/"), number, definition.learner.first_rung),
         tags={},
         run_tags={"kind": "trial", "sweep": sweep, "sweep_key": sweep_key, "trial": str(number)},
     )
@@ -162,18 +163,18 @@ def tune_model(
 def _run_trials(
     proposals: Iterable[tuple[int, dict[str, Any]]], common: Mapping[str, Any], concurrency: int
 ) -> dict[int, ModelTrial]:
-    """Run proposed trials, so many at a time; the next is proposed when there is room for it, and knows what ended by then."""
+    """Run proposed trials, so many at a time; the next is proposed when any has ended, and knows what ended by then."""
     running: list[tuple[int, dict[str, Any], Future[ModelTrial]]] = []
     ended: dict[int, ModelTrial] = {}
     waiting = iter(proposals)
 
     def collect() -> None:
-        number, parameters, trial = running[0]
+        place = _first_ended([trial for _, _, trial in running])
+        number, parameters, trial = running.pop(place)
         try:
             ended[number] = trial.result()
         except Exception as error:  # noqa: BLE001 - one failed trial must not stop the others
             ended[number] = ModelTrial(parameters=parameters, error=f"{type(error).__name__}: {error}")
-        del running[0]
 
     try:
         while (proposed := next(waiting, None)) is not None:
@@ -188,6 +189,24 @@ def _run_trials(
         for _, _, trial in running:  # none is left unless the sweep itself is interrupted
             trial.cancel()
     return ended
+
+
+def _first_ended(trials: Sequence[Future[ModelTrial]]) -> int:
+    """Wait until any trial has ended, and return its place.
+
+    It waits within a run, as a sweep on Ray gives its CPU to its trials while it waits for one.
+    """
+    while True:
+        for place, trial in enumerate(trials):
+            if trial.done():
+                return place
+        try:
+            trials[0].result(_LOOK_S)
+        except TimeoutError:
+            continue
+        except Exception:
+            if not trials[0].done():  # then it is not the trial's error, which is read once it is chosen
+                raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Rungs of a sweep of any trainer, kept in the store: a trial that is not among the best at a rung ends there.
 
-No process schedules the trials. Each writes its loss at 4, 16, 64, … epochs or rounds, reads what the others had there, and goes
-on while it is among the best quarter so far; of fewer than four all go on. Some go on that would not have in the end, but no
+No process schedules the trials. Each writes its loss at 4, 16, 64, … epochs or rounds, of a fine-tune after its first epoch too, reads
+what the others had there, and goes on while it is among the best quarter so far; of fewer than four all go on. Some go on that would not have in the end, but no
 trial waits for another.
 
 Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020, in the variant that stops (its section 3.3).
@@ -43,15 +43,19 @@ class Rungs:
 
 @dataclass(frozen=True, slots=True)
 class RungWatch:
-    """Watch of one trial, as `TrainingRequest.report` calls it. The first trial, of the declared parameters, never ends early."""
+    """Watch of one trial, as `TrainingRequest.report` calls it. The first trial, of the declared parameters, never ends early.
+
+    first: epochs or rounds before which no trial is compared.
+    """
 
     rungs: Rungs
     trial: int
+    first: int = 1
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         """Compare the trial with the others if this step is a rung. Raises: TrialStopped."""
         done = step + 1
-        if done < FACTOR or rung_after(step) != done or LOSS not in metrics:
+        if done < self.first or rung_after(step) != done or LOSS not in metrics:
             return
         reason = self.rungs.reach(self.trial, done, metrics[LOSS])
         if reason and self.trial:

@@ -25,9 +25,7 @@ class TpeSampler(Generic[AnyTrainer]):
         try:
             import optuna  # late: an extra, needed by this search only
         except ImportError as error:
-            raise TrainingError(
-                "search='optuna' needs the package: pip install 'toque[sweeps]'"
-            ) from error
+            raise TrainingError("search='optuna' needs the package: pip install 'toque[sweeps]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space, self._base, self._seed = optuna, space, base, seed
         self._startup = min(5, max(1, count // 3))

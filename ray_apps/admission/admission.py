@@ -37,6 +37,9 @@ for _status in ("401", "403", "429"):
     REFUSALS.labels(
         _status
     )  # from zero on: Prometheus sees no increase in a series that begins with its first refusal
+EXPIRED = Counter(
+    "toque_expired_token_refusals", "Requests that were refused as their token had expired.", ("name",)
+)
 
 
 class NotAdmitted(Exception):  # noqa: N818  # an answer to the caller, not a failure of ours
@@ -98,7 +101,7 @@ class Rule:
 
 
 class Workspaces(Protocol):
-    """List of the platform's workspaces, as `registry.Access` reads it."""
+    """List of the platform's workspaces and tokens, as `registry.Access` reads it."""
 
     def find_workspace(self, name: str, /) -> Workspace | None:
         """Find a workspace; may read the store. Raises: Unavailable."""
@@ -106,6 +109,10 @@ class Workspaces(Protocol):
 
     def recall_workspace(self, name: str, /) -> Workspace | None:
         """Find a workspace in the list as it was read last."""
+        ...
+
+    def recall_expired(self, token: str, /) -> str | None:
+        """Name of a token of the list that has expired; None of any other text."""
         ...
 
 
@@ -192,7 +199,11 @@ class Admission:
         try:
             principal = await self.identify(authorization)
             who, workspace = principal.name, workspace or rule.workspace_for(principal)
-            found = await self._authorize(principal, rule, workspace, model)
+            try:
+                found = await self._authorize(principal, rule, workspace, model)
+            except NotAdmitted:
+                self._count_refused(principal)
+                raise
             admitted = Admitted(principal, found.name, self._permits(principal, found))
         except NotAdmitted as refusal:
             self.note(refusal, who=who, what=what, workspace=workspace, client=client)
@@ -226,15 +237,15 @@ class Admission:
         """Find who sent an Authorization header. Raises: NotAdmitted 401, and 503 while that cannot be told."""
         token = bearer_token(authorization)
         if token is None:
-            raise NotAdmitted(
-                401,
-                "authorization: missing; send 'Authorization: Bearer <token>', `toque token create` makes one",
-            )
+            raise NotAdmitted(401, _why_no_token(authorization))
         try:
             principal = await self.tokens.principal(token)
         except Unavailable as error:
             raise NotAdmitted(503, f"authorization: {error}", retry_after_s=RETRY_AFTER_S) from error
         if principal is None:
+            expired = self._workspaces.recall_expired(token)
+            if expired is not None:  # whoever holds its secret may know; nobody else moves the series
+                EXPIRED.labels(expired).inc()
             raise NotAdmitted(
                 401, "authorization: the token is unknown, expired or revoked; ask an admin for one"
             )
@@ -273,6 +284,15 @@ class Admission:
             raise NotAdmitted(404, f"workspace {name!r} does not exist; `toque workspace create` makes it")
         return found
 
+    def _count_refused(self, principal: Principal) -> None:
+        """Count a request that is refused against its token's limits, too. Raises: NotAdmitted 429."""
+        try:
+            permits = self._limits.take((f"token {principal.name}", principal.limits))
+        except TooManyRequests as error:
+            raise NotAdmitted(429, str(error), retry_after_s=error.retry_after_s) from error
+        for permit in permits:
+            permit.release()
+
     def _permits(self, principal: Principal, workspace: Workspace) -> tuple[Permit, ...]:
         if principal.limits.unbounded and workspace.limits.unbounded:
             return NO_PERMIT
@@ -301,3 +321,14 @@ def open_admission(
 def _too_little(principal: Principal, needed: str, workspace: str, model: str | None) -> str:
     where = f"workspace {workspace!r}" + (f" for model {model!r}" if model and model != ANY_MODEL else "")
     return f"{principal.name} has {principal.roles}; this needs {needed} in {where}"
+
+
+def _why_no_token(authorization: bytes | None) -> str:
+    """Say what is wrong with a header that has no token."""
+    instead = "send 'Authorization: Bearer <token>', `toque token create` makes one"
+    scheme = (authorization or b"").partition(b" ")[0].decode("latin-1")
+    if not scheme:
+        return f"authorization: missing; {instead}"
+    if scheme.lower() == "basic":
+        return f"authorization: Basic, of a user and a password, is not accepted; {instead} (of MLflow's client: MLFLOW_TRACKING_TOKEN)"
+    return f"authorization: expected 'Bearer <token>', got scheme {scheme!r:.40}; {instead}"

@@ -1,8 +1,8 @@
 """Log of refused requests, gathered in memory and written to the store every few seconds.
 
-Equal refusals are one record with a count, and refusals without a valid token share a bounded number of records, so
-that a flood of garbage costs little memory and few writes. A refusal of somebody known is written within a second,
-and the last ones when the process ends, by itself or by Serve; only a kill takes them with it.
+Equal refusals are one record with a count; those of a caller, and those without a valid token together, are a bounded number of
+records, so that a flood of garbage costs little memory and few writes. A refusal of somebody known is written within a second, or
+within ten while the bound is passed, and the last ones when the process ends, by itself or by Serve; only a kill takes them with it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ FLUSH_KNOWN_S = 1.0
 FLUSH_UNKNOWN_S = 10.0
 MAX_KNOWN = 1_000
 MAX_UNKNOWN = 32
+MAX_OF_CALLER = 8
 _OTHERS = "others"
 _MAX_TEXT = 300
 _logger = logging.getLogger(__name__)
@@ -67,6 +69,10 @@ class RefusalLog:
         self._store, self._door, self._clock, self._sleep = store, door, clock, sleep
         self._tallies: dict[_Kind, _Tally] = {}
         self._unknown = 0
+        self._of_callers: Counter[str] = Counter()
+        self._flooding: frozenset[str] = (
+            frozenset()
+        )  # callers that passed their bound before the last writing
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -81,7 +87,7 @@ class RefusalLog:
             tally = self._tallies.get(kind)
             if tally is None:
                 self._tallies[kind] = _Tally(why[:_MAX_TEXT], 1, now, now)
-                self._unknown += kind.who is None
+                self._count(kind)
             else:
                 tally.count += 1
                 tally.last_at = now
@@ -89,7 +95,7 @@ class RefusalLog:
                 self._thread = threading.Thread(target=self._run, name="refusals", daemon=True)
                 self._thread.start()
                 _started.append(self)
-        if who is not None:
+        if who is not None and who not in self._flooding:
             self._wake.set()
 
     def flush(self) -> None:
@@ -97,6 +103,8 @@ class RefusalLog:
         with self._writing:  # at exit what the thread is writing is waited for, or it would be cut off
             with self._lock:
                 tallies, self._tallies, self._unknown = self._tallies, {}, 0
+                flooding = (who for who, kinds in self._of_callers.items() if kinds >= MAX_OF_CALLER)
+                self._flooding, self._of_callers = frozenset(flooding), Counter()
             if tallies:
                 self._write(tallies)
 
@@ -121,9 +129,17 @@ class RefusalLog:
             return kind
         if kind.who is None and self._unknown >= MAX_UNKNOWN:
             return _Kind(None, kind.status, _OTHERS, None, _OTHERS)
+        if kind.who is not None and self._of_callers[kind.who] >= MAX_OF_CALLER:
+            return _Kind(kind.who, kind.status, _OTHERS, None, _OTHERS)
         if len(self._tallies) >= MAX_KNOWN:
             return _Kind(kind.who and _OTHERS, kind.status, _OTHERS, None, _OTHERS)
         return kind
+
+    def _count(self, kind: _Kind) -> None:
+        if kind.who is None:
+            self._unknown += 1
+        else:
+            self._of_callers[kind.who] += 1
 
     def _restore(self, tallies: dict[_Kind, _Tally]) -> None:
         with self._lock:
@@ -131,7 +147,7 @@ class RefusalLog:
                 later = self._tallies.get(self._bounded(kind))
                 if later is None:
                     self._tallies[self._bounded(kind)] = tally
-                    self._unknown += kind.who is None
+                    self._count(kind)
                 else:
                     later.count += tally.count
                     later.first_at = min(later.first_at, tally.first_at)

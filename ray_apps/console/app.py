@@ -73,12 +73,14 @@ def install(
     redis_url: str | None = None,
     oidc: OidcSettings | None = None,
     clock: Clock = utc_now,
+    console_url: str | None = None,
 ) -> None:
     """Add the pages to an application whose state has an `admission`.
 
     store: the platform's, for sessions alone. redis_url: announces what changes, so that open pages follow it. oidc:
-    issuer at which people may sign in.
+    issuer at which people may sign in; console_url: address at which people reach the pages.
     """
+    app.state.console_url = console_url
     app.state.console = Console(app, store, redis_url=redis_url, oidc=oidc, clock=clock)
     for router in (sign_in.router, oidc_sign_in.router, *(page.router for page in PAGES)):
         # FastAPI analyses the routes of an included router again, for every application

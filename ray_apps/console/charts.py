@@ -15,6 +15,7 @@ from ray_apps.console.rendering import number
 WIDTH, HEIGHT = 860, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 34, 18, 28
 _Y_TICKS, _X_TICKS = 5, 6
+_ALONE_S: Final = 3_600.0  # width in time of a chart of a single moment
 _BARS_HEIGHT, _BAR_TEXT = 160, 62
 _STEPS: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
 _SVG = Markup(
@@ -169,9 +170,17 @@ def _scale(points: Sequence[Point], levels: Sequence[Level], width: int) -> _Sca
     low = min([*values, *(max(p.lower, p.value - reach) for p in points if p.lower is not None)])
     high = max([*values, *(min(p.upper, p.value + reach) for p in points if p.upper is not None)])
     margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+    least, most = low - margin, high + margin
+    if low >= 0.0:  # a rate, an age or a count is never below zero, so neither is its axis
+        least = max(least, 0.0)
     times = [_number(point.at) for point in points]
     start, end = min(times), max(times)
-    return _Scale(start, end if end > start else start + 1.0, low - margin, high + margin, width)
+    if (
+        end == start
+    ):  # one moment stands in the middle, with as much time around it as its ticks can tell apart
+        half = _ALONE_S / 2 if isinstance(points[0].at, datetime) else 0.5
+        start, end = start - half, end + half
+    return _Scale(start, end, least, most, width)
 
 
 def _axes(scale: _Scale, *, in_time: bool) -> list[Markup]:
@@ -224,7 +233,7 @@ def _series(series: Series, index: int, scale: _Scale) -> list[Markup]:
     drawn += [
         _POINT.format(index=index, x=x, y=y, title=point.note)
         for point, (x, y) in zip(series.points, line, strict=True)
-        if point.note
+        if point.note or len(line) == 1  # a path of one place draws nothing
     ]
     return drawn
 

@@ -14,14 +14,18 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT = 188, 46  # of a box
 _GAP, _ROW = 28, 60  # five columns, of which a served version has no more, fit the page in a window of 1,280
 _CHARS: Final = 24
+_TEXT_WIDTH: Final = _WIDTH - 24
 _NODE = Markup(
     '<g class="node {kind}"><title>{title}</title><rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6"/>'
     '<text class="above" x="{text_x}" y="{above_y}">{above}</text>'
-    '<text x="{text_x}" y="{name_y}">{name}</text></g>'
+    '<text x="{text_x}" y="{name_y}"{fit}>{name}</text></g>'
 )
 _SVG = Markup(
     '<svg class="graph" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="group" aria-label="{label}">'
 )
+# The browser presses a long name into its box, whose letters may be wide, as a run's id has them.
+_FIT = Markup(' textLength="{}" lengthAdjust="spacingAndGlyphs"').format(_TEXT_WIDTH)
+_CHARS_OF_ANY_WIDTH: Final = 20
 _EDGE = Markup('<path class="edge" d="M{x0} {y0} C{x1} {y0} {x1} {y1} {x2} {y1}"/>')
 
 
@@ -118,5 +122,6 @@ def _box(node: Node, x: float, y: float) -> Markup:
         above_y=f"{y + 17:g}",
         name=shown,
         name_y=f"{y + 35:g}",
+        fit=_FIT if len(shown) > _CHARS_OF_ANY_WIDTH else "",
     )
     return Markup('<a href="{}">{}</a>').format(node.link, drawn) if node.link else drawn

@@ -14,6 +14,7 @@ from starlette.responses import RedirectResponse, Response
 
 from ray_apps.admission import OPEN, NotAdmitted
 from ray_apps.console.origins import is_https, safe_next
+from ray_apps.console.page import Page
 from ray_apps.console.route import PREFIX, console_of, pages_router
 from ray_apps.console.sign_in import signed_in
 from ray_apps.oidc.code_flow import CodeFlow, PendingSignIn
@@ -27,11 +28,17 @@ Text = Annotated[str, Query(max_length=8_000)]
 
 
 @router.get("/oidc/start", dependencies=[OPEN])
-async def start(request: Request, next: Annotated[str, Query(max_length=2_000)] = "") -> Response:  # noqa: A002
-    """Send the browser to the issuer, with the secrets of this sign-in in a cookie."""
-    flow = _flow_of(request)
+async def start(
+    request: Request,
+    next: Annotated[str, Query(max_length=2_000)] = "",  # noqa: A002  # the parameter's usual name
+    another: Annotated[bool, Query()] = False,  # noqa: FBT002  # of an address
+) -> Response:
+    """Send the browser to the issuer, with the secrets of this sign-in in a cookie. another: who is signed in there is asked again."""
+    flow, to = _flow_of(request), safe_next(next)
     try:
-        address, pending = await to_thread.run_sync(flow.begin, _redirect_uri(request), safe_next(next))
+        address, pending = await to_thread.run_sync(
+            lambda: flow.begin(_redirect_uri(request), to, another=another)
+        )
     except Unavailable as error:
         raise NotAdmitted(503, str(error), retry_after_s=2) from error
     answer = RedirectResponse(address, 303)
@@ -56,6 +63,22 @@ async def come_back(request: Request, state: Text = "", code: Text = "", error: 
         raise NotAdmitted(503, str(away), retry_after_s=2) from away
     answer = await signed_in(request, token, safe_next(pending.next))
     answer.delete_cookie(_cookie(request), **_cookie_options(request))
+    return answer
+
+
+@router.get("/oidc/end", dependencies=[OPEN])
+async def end(request: Request) -> Response:
+    """Lead the browser to where the issuer ends its own session, once the console's has ended.
+
+    By a page, as `form-action` holds for where a form's answer redirects to.
+    """
+    try:
+        address = await to_thread.run_sync(_flow_of(request).end_address)
+    except Unavailable as error:
+        raise NotAdmitted(503, str(error), retry_after_s=2) from error
+    answer = await Page(request, console_of(request)).render("signed_out.html", address=address)
+    if address is not None:
+        answer.headers["Refresh"] = f"0; url={address}"
     return answer
 
 

@@ -27,5 +27,11 @@ def from_elsewhere(request: Request) -> bool:
 
 
 def is_https(request: Request) -> bool:
-    """Whether the browser's connection is encrypted, up to the proxy that ends TLS in front of the platform."""
-    return "https" in {request.url.scheme, request.headers.get("x-forwarded-proto", "")}
+    """Whether the browser's connection is encrypted, up to the proxy that ends TLS in front of the platform.
+
+    A proxy that does not say so is known by the address at which people reach the platform, `console_url`.
+    """
+    if "https" in {request.url.scheme, request.headers.get("x-forwarded-proto", "")}:
+        return True
+    address = urlsplit(request.app.state.console_url or "")
+    return address.scheme == "https" and address.netloc == request.headers.get("host", "")

@@ -119,10 +119,20 @@ class Page:
         return f"{path}?{urlencode(given)}" if given else path
 
     async def render(
-        self, template: str, status: int = HTTPStatus.OK, *, live: Sequence[str] = (), **values: Any
+        self,
+        template: str,
+        status: int = HTTPStatus.OK,
+        *,
+        live: Sequence[str] = (),
+        error: str = "",
+        **values: Any,
     ) -> Response:
-        """Render a template as this page's response. live: topics whose changes the open page follows, as of `live`."""
-        kind, notice = self._notice()
+        """Render a template as this page's response.
+
+        live: topics whose changes the open page follows, as of `live`. error: told above the page instead of what the page before
+        had to tell.
+        """
+        kind, notice = ("error", error) if error else self._notice()
         text = self._console.templates.get_template(template).render(
             page=self,
             entries=self._console.entries,

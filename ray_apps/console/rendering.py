@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,6 +20,9 @@ _DIGEST_CHARS: Final = 12
 _JSON_CHARS: Final = 20_000
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _STEP: Final = 1000.0
+_MINUTE_S: Final = 60
+_PERIODS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+_SPAN: Final = re.compile(r"\b(?:(\d+) days?, )?(\d{1,2}):(\d{2}):(\d{2}(?:\.\d+)?)(?!\S*[+Z])")
 NOTHING: Final = "–"
 
 
@@ -39,6 +43,8 @@ def make_templates() -> Environment:
         "digest": digest,
         "words": words,
         "milliseconds": milliseconds,
+        "duration": duration,
+        "spans": spans,
         "json": json_text,
         "shell": shell,
     }
@@ -67,6 +73,34 @@ def percent(value: float | None, digits: int = 1) -> str:
 def milliseconds(value: float | None) -> str:
     """Write a time that was given in milliseconds."""
     return NOTHING if value is None else f"{value:.3g}\u202fms"
+
+
+def duration(value: float | None) -> str:
+    """Write a number of seconds in its largest two units, such as `1 d 6 h`; below a minute as a number of seconds."""
+    if value is None:
+        return NOTHING
+    if not math.isfinite(value) or abs(value) < _MINUTE_S:
+        return f"{number(value)}\u202fs"
+    left, parts = round(abs(value)), []
+    for unit, seconds in _PERIODS:
+        count, left = divmod(left, seconds)
+        parts.append(f"{number(count)}\u202f{unit}" if count else "")
+    first = next(index for index, part in enumerate(parts) if part)
+    text = " ".join(part for part in parts[first : first + 2] if part)
+    return f"−{text}" if value < 0 else text
+
+
+def spans(text: str) -> str:
+    """Write the spans of time in a sentence as people do: Python's `28 days, 0:00:00` as `28 d`.
+
+    Sentences of verdicts are recorded, and made again to be compared, so they stay as they are.
+    """
+    return _SPAN.sub(_as_duration, text)
+
+
+def _as_duration(match: re.Match[str]) -> str:
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return duration(days * 86_400 + hours * 3_600 + minutes * 60 + round(seconds))
 
 
 def size(value: float | None) -> str:

@@ -73,11 +73,16 @@ async def enter(request: Request, form: Annotated[Form, SIGN_IN]) -> Response:
 
 @router.post("/sign-out")
 async def sign_out(page: Annotated[Page, ANYBODY], _: Annotated[Form, CHANGE]) -> Response:
-    """End the viewer's session at every gateway."""
+    """End the viewer's session at every gateway, and go on to the issuer that the viewer signed in at."""
     request = page.request
     session = session_of(request)
     await to_thread.run_sync(console_of(request).sessions.end, session.id)
-    answer = page.go(f"{PREFIX}/sign-in", notice="You have signed out.")
+    issued = console_of(request).oidc is not None and "." in session.token  # tokens of the list have no dots
+    answer = (
+        page.go(f"{PREFIX}/oidc/end")
+        if issued
+        else page.go(f"{PREFIX}/sign-in", notice="You have signed out.")
+    )
     answer.delete_cookie(cookie_name(request), path="/", secure=is_https(request), httponly=True)
     return answer
 

@@ -24,6 +24,7 @@ from ray_apps.deployment.card_slices import VISIBLE, WHOLE_CARDS, CardSlices, ca
 from ray_apps.deployment.errors import DeploymentError
 from ray_apps.deployment.node_types import autoscaling_file
 from ray_apps.deployment.serve_settings import HAPROXY, cluster_settings, serve_settings
+from ray_apps.deployment.start_ray import PASSWORD
 from ray_apps.local.processes import ProcessSession, end_sessions
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds our packages
@@ -42,6 +43,7 @@ NODE_PORTS = {
 """Ports of Ray on every node, by option of `ray start`; a port that is said need not be waited for, and can be let
 through a firewall (docs/high-availability.md). The raylet's own differs from start to start: asked at the same address
 and port, a machine that came back would answer for the node that it was before, which then would never count as lost."""
+_PASSWORD_OPTION = "--redis-password="  # noqa: S105  # Ray's option
 SERVE, DOOR = "serve", "door"
 GROUP_LABEL = "ray.io/node-group"  # Ray's own: by default the type's name in RAY_NODE_TYPE_NAME
 _MANY = 1000  # replicas ask for a thousandth each
@@ -163,7 +165,12 @@ def node_environment(node: NodeStart, inherited: Mapping[str, str]) -> dict[str,
     node_loss = effective_profile(environment).node_loss
     environment = serve_settings() | cluster_settings(node_loss, is_head=node.is_head) | ours | environment
     if node.is_head:
-        environment = _head_memory(effective_profile(environment)) | environment
+        profile = effective_profile(environment)
+        environment = _head_memory(profile) | environment
+        said = [argument.partition("=")[2] for argument in node.more if argument.startswith(_PASSWORD_OPTION)]
+        password = said[-1] if said else _password(profile) if "RAY_REDIS_ADDRESS" in environment else ""
+        if password:
+            environment[PASSWORD] = password  # a command line is for every user of the machine to read
     for name, first in (("PYTHONPATH", str(ROOT)), ("PATH", str(Path(sys.executable).parent))):
         places = [first, *environment.get(name, "").split(os.pathsep)]
         environment[name] = os.pathsep.join(dict.fromkeys(place for place in places if place))
@@ -181,8 +188,6 @@ def ray_start(
         if "RAY_REDIS_ADDRESS" in environment:
             url = urlsplit(profile.redis.head_url or profile.redis.url)
             options |= {"redis-username": unquote(url.username)} if url.username else {}
-            password = _password(profile)
-            options |= {"redis-password": password} if password else {}
     else:
         address = str(node.head)
         options["address"] = address if ":" in address else f"{address}:{PORT}"
@@ -194,10 +199,16 @@ def ray_start(
     named = environment.get("RAY_NODE_TYPE_NAME") == node.type
     if labels := ({} if named else {GROUP_LABEL: node.type}) | dict(slices.labels):
         options["labels"] = ",".join(f"{key}={value}" for key, value in labels.items())
+    more = [
+        argument
+        for argument in more
+        if not (PASSWORD in environment and argument.startswith(_PASSWORD_OPTION))
+    ]
     said = {argument.partition("=")[0] for argument in more}
     flags = [f"--{name}={value}" for name, value in options.items() if f"--{name}" not in said]
     fixed = ["--head"] * node.is_head + ["--block"] * node.block + ["--disable-usage-stats"] * node.is_head
-    return [sys.executable, "-m", "ray.scripts.scripts", "start", *fixed, *flags, *more]
+    program = "ray_apps.deployment.start_ray" if PASSWORD in environment else "ray.scripts.scripts"
+    return [sys.executable, "-m", program, "start", *fixed, *flags, *more]
 
 
 def node_resources(node: NodeStart) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from ray_apps import console
 from ray_apps.admission import (
@@ -40,7 +40,8 @@ from ray_apps.gateway.routes.models import layers, models, reviews, traffic, ver
 from ray_apps.gateway.services import Services, context_of, services_of
 from ray_apps.gateway.wire import Json
 from ray_apps.gateway.workspace_path import WorkspacePath
-from ray_apps.traced import TracedRequests
+from ray_apps.head import AnswersHead
+from ray_apps.traced import NO_TELEMETRY, TracedRequests
 from registry import Principal, Role
 
 _PLAYGROUND = Path(__file__).with_name("playground.html")
@@ -69,10 +70,10 @@ _ROUTES = (
 )
 
 
-def build_app(services: Services) -> FastAPI:
+def build_app(services: Services, *, behind_serve: bool = False) -> FastAPI:
     """Build the gateway's application, which needs neither Ray nor Serve.
 
-    services: the context, access list and label log that the routes use.
+    services: the context, access list and label log that the routes use. behind_serve: whether Serve answers with ids of requests.
     """
     app = FastAPI(
         title="Toque",
@@ -82,6 +83,7 @@ def build_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=write_refusals_at_end,
+        telemetry=NO_TELEMETRY,
     )
     app.state.services = services
     app.state.admission = open_admission(
@@ -95,13 +97,22 @@ def build_app(services: Services) -> FastAPI:
     problems.install(app, identify=identify_bearer)
     app.add_exception_handler(NotAdmitted, _on_refusal)
     app.add_api_route("/openapi.json", get_openapi, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/", get_root, methods=["GET"], include_in_schema=False, dependencies=[OPEN])
     app.add_api_route("/docs", get_playground, methods=["GET"], include_in_schema=False, dependencies=[OPEN])
     context = services.context
-    console.install(app, context.store, redis_url=context.redis_url, oidc=services.oidc, clock=context.clock)
+    console.install(
+        app,
+        context.store,
+        redis_url=context.redis_url,
+        oidc=services.oidc,
+        clock=context.clock,
+        console_url=context.console_url,
+    )
     app.add_middleware(BodyLimit)
-    app.add_middleware(TracedRequests)
+    app.add_middleware(TracedRequests, behind_serve=behind_serve)
     app.add_middleware(RequestMetrics)
     app.add_middleware(WorkspacePath)
+    app.add_middleware(AnswersHead)
     return app
 
 
@@ -115,6 +126,15 @@ async def get_openapi(request: Request, _: Annotated[Principal, allowed(Role.vie
     await services_of(request).ready()
     functions = list_http(await context_of(request))
     return Json(await services_of(request).run(openapi.document, request.app, functions))
+
+
+async def get_root(request: Request) -> Response:
+    """Lead a person to the console, and tell a program what there is; links of MLflow's client come here too."""
+    if "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse("/ui/", 303, headers={"Vary": "Accept"})
+    return JSONResponse(
+        {"console": "/ui/", "openapi": "/openapi.json", "docs": "/docs"}, headers={"Vary": "Accept"}
+    )
 
 
 async def get_playground() -> HTMLResponse:

@@ -95,7 +95,7 @@ def build() -> FastAPI:
     discovering.start()
     if replaces:
         discovering.join(DISCOVERED_WITHIN_S)
-    app = build_app(services)
+    app = build_app(services, behind_serve=True)
     # Not before it is built: with many processes that start at once it would come last, and its first requests wait for its imports.
     step_back(NICENESS)
     return app
@@ -113,7 +113,9 @@ def build_with_mlflow() -> ASGIApp:
     own = build()
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     oidc = OidcSettings.from_environment(os.environ)
-    return Beside(own, ROUTE_PREFIX, build_mlflow(context.store, clock=context.clock, oidc=oidc))
+    return Beside(
+        own, ROUTE_PREFIX, build_mlflow(context.store, clock=context.clock, oidc=oidc, behind_serve=True)
+    )
 
 
 def _label_writer(context: Context, workspace: str) -> LogWriter:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
+from contextlib import ExitStack
 
-from functions.generative.engines import EngineProcesses, engine_environment, engine_of
+from functions.generative.engines import EngineProcesses, engine_environment, engine_of, scratch_folder
 from functions.live_counts import live_publisher
 from functions.prediction_log import LogWriter, close_writers
 from functions.runtime.changes.announcer import journals_in
@@ -30,7 +30,6 @@ from ray_apps.predictor.versions.follower import VersionFollower
 from registry import Registry, open_store
 from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
-from registry.store import temporary_folder
 
 __all__ = ["build_door"]
 
@@ -54,7 +53,8 @@ class _Parts:
         self._options, self._name = options, name
         self._max_in_flight = options.max_ongoing_requests + max(0, options.max_queued_requests)
         self._platform = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
-        self._folder = temporary_folder(f"generative-{os.getpid()}")
+        self._held = ExitStack()
+        self._folder = self._held.enter_context(scratch_folder())
         self._engines = EngineProcesses(
             engine_of(options.engine, options.engine_program),
             self._folder / "logs",
@@ -104,7 +104,7 @@ class _Parts:
         await self._engines.close()
         await self._loop.run_in_executor(None, close_writers)
         await self._loop.run_in_executor(None, flush_refusals)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._held.close()
 
 
 def _generator(

@@ -124,8 +124,14 @@ class GenerativeDoor(Endpoint):
                 f"path: no route {request.mount}{request.path}; see docs/generative.md", status=404
             )
         _require_method(request, "GET")
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(None, (await self._models(admitted.workspace)).list)
+        loop, models = asyncio.get_running_loop(), await self._models(admitted.workspace)
+        asked = request.path.removeprefix("/models").removeprefix("/")
+        model, at, selector = asked.partition("@")
+        if at:  # a version, as it may be asked
+            version = await loop.run_in_executor(None, models.find_version, model, selector)
+            found = {asked: version.created_at} if version is not None else {}
+        else:
+            found = await loop.run_in_executor(None, models.list)
         shown = [
             {
                 "id": name,
@@ -134,16 +140,15 @@ class GenerativeDoor(Endpoint):
                 "owned_by": admitted.workspace,
             }
             for name, created in sorted(found.items())
-            if admitted.may(Role.caller, model=name) or admitted.may(Role.viewer, model=name)
+            if any(admitted.may(role, model=name.partition("@")[0]) for role in (Role.caller, Role.viewer))
         ]
         if request.path == "/models":
             return 200, [JSON], orjson.dumps({"object": "list", "data": shown})
-        name = request.path.removeprefix("/models/")
         for each in shown:
-            if each["id"] == name:
+            if each["id"] == asked:
                 return 200, [JSON], orjson.dumps(each)
         raise ApiRefusal(
-            f"model: there is no language model {name!r:.80}", status=404, code="model_not_found"
+            f"model: there is no language model {asked!r:.80}", status=404, code="model_not_found"
         )
 
 

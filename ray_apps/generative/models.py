@@ -9,7 +9,7 @@ from datetime import datetime
 from functions.generative import is_generative
 from ray_apps.generative.answering.generator import Generator
 from ray_apps.generative.openai.errors import ApiRefusal
-from registry import InvalidInput, ModelState, NotFound, RegistryError
+from registry import InvalidInput, ModelState, ModelVersion, NotFound, RegistryError
 from registry.registry import Registry
 
 __all__ = ["GenerativeModels"]
@@ -41,6 +41,16 @@ class GenerativeModels:
         except RegistryError as error:
             raise _store_away(error) from error
         return {state.name: state.created_at for state in states if _is_served(state) and state.created_at}
+
+    def find_version(self, model: str, selector: str) -> ModelVersion | None:
+        """Find the version of a language model that a number or an alias names. Raises: ApiRefusal 503."""
+        try:
+            version = self._registry.get_version(model, int(selector) if selector.isdecimal() else selector)
+        except (NotFound, InvalidInput):
+            return None
+        except RegistryError as error:
+            raise _store_away(error) from error
+        return version if is_generative(version) and version.deleted_at is None else None
 
     async def close(self) -> None:
         """Close every model that was opened."""

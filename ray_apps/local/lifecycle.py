@@ -74,7 +74,9 @@ def down(home: Path, *, report: Report = lambda _: None) -> int:
     home = home.expanduser().resolve()
     with _locked(home) if home.exists() else nullcontext():  # its processes may outlive a deleted folder
         _disconnect()
-        return _end(home, report=report)
+        ended = _end(home, report=report)
+    _sweep_weights()
+    return ended
 
 
 def _report_older_code(recorded: RunningPlatform, report: Report) -> None:
@@ -233,6 +235,13 @@ def _end(home: Path, *, report: Report = lambda _: None) -> int:
         raise LocalError(f"these processes would not end: {shown}")
     state_file.delete_state_file(home)
     return len(found)
+
+
+def _sweep_weights() -> None:
+    """Remove the weights of engines whose doors were ended: those of other platforms of this user stay."""
+    from functions.generative.engines import sweep_scratch  # late: an HTTP client, for this alone
+
+    sweep_scratch()
 
 
 def _disconnect() -> None:

@@ -18,6 +18,7 @@ from ray_apps.oidc import OidcSettings
 HOME = ".toque"
 CLUSTER_FILE = Path(__file__).resolve().parents[2] / "clusters" / "local.yaml"
 MEBIBYTE = 1024 * 1024
+_PORTS = {"http": "TOQUE_HTTP_PORT", "grpc": "TOQUE_GRPC_PORT"}  # those that profiles name
 
 
 class Ports(BaseModel):
@@ -105,7 +106,10 @@ class Settings(BaseModel):
         if redis_url := redis_url_of(environment):
             from_environment["redis_url"] = redis_url
         wanted = {field: value for field, value in chosen.items() if value is not None}
-        ports = from_file.get("ports", {}) | wanted.pop("ports", {})
+        ports_of_environment = {
+            purpose: environment[name] for purpose, name in _PORTS.items() if environment.get(name)
+        }
+        ports = from_file.get("ports", {}) | ports_of_environment | wanted.pop("ports", {})
         return cls(**(from_file | from_environment | wanted | {"ports": ports}))
 
     @property

@@ -6,10 +6,11 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ray_apps.admission import BodyLimit, open_admission, write_refusals_at_end
+from ray_apps.head import AnswersHead
 from ray_apps.mlflow import artifacts, errors, experiments, logged_models, models, runs, versions, workspaces
 from ray_apps.mlflow.services import MlflowServices
 from ray_apps.oidc import OidcSettings
-from ray_apps.traced import TracedRequests
+from ray_apps.traced import NO_TELEMETRY, TracedRequests
 from registry import Access, Clock, ObjectStore, utc_now
 
 
@@ -19,11 +20,12 @@ def build_app(
     access: Access | None = None,
     clock: Clock = utc_now,
     oidc: OidcSettings | None = None,
+    behind_serve: bool = False,
 ) -> FastAPI:
     """Build the application, to be mounted at `/api`; it needs neither Ray nor Serve.
 
     store: the platform's; access: its tokens, None: those in the store; clock: gives the times of changes;
-    oidc: issuer whose tokens are accepted, too.
+    oidc: issuer whose tokens are accepted, too; behind_serve: whether Serve answers with ids of requests.
     """
     app = FastAPI(
         title="Toque by MLflow's protocol",
@@ -31,6 +33,7 @@ def build_app(
         docs_url=None,
         redoc_url=None,
         lifespan=write_refusals_at_end,
+        telemetry=NO_TELEMETRY,
     )
     listed = access or Access(store, actor="mlflow")
     app.state.services = MlflowServices(store, listed, clock=clock)
@@ -40,7 +43,8 @@ def build_app(
     # FastAPI analyses the routes of an included router again, for every application
     app.routes.extend(app.state.routes)
     app.add_middleware(_LimitBodies)
-    app.add_middleware(TracedRequests)
+    app.add_middleware(TracedRequests, behind_serve=behind_serve)
+    app.add_middleware(AnswersHead)
     errors.install(app)
     return app
 

@@ -47,6 +47,8 @@ def build() -> FastAPI:
     apply_profile(os.environ)
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     enter_process("mlflow", store_url=context.store_url, environment=os.environ, redis_url=context.redis_url)
-    app = build_app(context.store, clock=context.clock, oidc=OidcSettings.from_environment(os.environ))
+    app = build_app(
+        context.store, clock=context.clock, oidc=OidcSettings.from_environment(os.environ), behind_serve=True
+    )
     freeze()
     return app

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -144,35 +145,37 @@ def search_by_query(registry: ViewerRegistry, query: Annotated[ExperimentSearch,
 @router.post("/update")
 def update(body: RenameExperiment, registry: OperatorRegistry) -> Json:
     """Rename an experiment; its id stays."""
-    registry.change_experiment(body.experiment_id, title=body.new_name)
+    registry.change_experiment(_created(registry, body.experiment_id), title=body.new_name)
     return {}
 
 
 @router.post("/delete")
 def delete(body: ExperimentId, registry: OperatorRegistry) -> Json:
     """Hide an experiment from searches; its runs stay."""
-    registry.change_experiment(body.experiment_id, deleted=True)
+    registry.change_experiment(_created(registry, body.experiment_id), deleted=True)
     return {}
 
 
 @router.post("/restore")
 def restore(body: ExperimentId, registry: OperatorRegistry) -> Json:
     """Restore an experiment that was deleted."""
-    registry.change_experiment(body.experiment_id, deleted=False)
+    registry.change_experiment(_created(registry, body.experiment_id), deleted=False)
     return {}
 
 
 @router.post("/set-experiment-tag")
 def set_tag(body: ExperimentTag, registry: OperatorRegistry) -> Json:
     """Add or replace a tag of an experiment."""
-    registry.change_experiment(body.experiment_id, tags={wire.check_tag(body.key): body.value})
+    key = wire.check_tag(body.key)
+    registry.change_experiment(_created(registry, body.experiment_id), tags={key: body.value})
     return {}
 
 
 @router.post("/delete-experiment-tag")
 def delete_tag(body: ExperimentTag, registry: OperatorRegistry) -> Json:
     """Remove a tag from an experiment."""
-    registry.change_experiment(body.experiment_id, tags={wire.check_tag(body.key): None})
+    key = wire.check_tag(body.key)
+    registry.change_experiment(_created(registry, body.experiment_id), tags={key: None})
     return {}
 
 
@@ -187,6 +190,18 @@ def id_of_title(title: str) -> str:
         return title
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", title).strip("-_")[:_SLUG]
     return f"{slug or 'experiment'}-{hashlib.sha256(title.encode()).hexdigest()[:8]}"
+
+
+def _created(registry: Registry, experiment_id: str) -> str:
+    """Id of an experiment that is about to change; 0 is created, as it is there for readers before that."""
+    try:
+        registry.get_experiment(experiment_id)
+    except NotFound:
+        if experiment_id != wire.DEFAULT_ID:
+            raise
+        with suppress(AlreadyExists):  # of several at once one creates it
+            registry.create_experiment(wire.DEFAULT_ID)
+    return experiment_id
 
 
 def _with_title(each: Experiment) -> Experiment:

@@ -14,7 +14,7 @@ from pydantic import Field
 from ray_apps.admission import GuardedRoute
 from ray_apps.mlflow import wire
 from ray_apps.mlflow.errors import unsupported
-from ray_apps.mlflow.search import page, parse_filter, sort_by
+from ray_apps.mlflow.search import IS_PROMPT, page, parse_filter, sort_by
 from ray_apps.mlflow.services import ModelOperator, ModelViewer
 from ray_apps.mlflow.wire import Body, Description, Json, Tag
 from registry import InvalidInput, NotFound
@@ -78,7 +78,12 @@ SearchQuery = Annotated[ModelSearch, Query()]
 
 @router.post("/create")
 def create(body: CreateModel, models: ModelOperator) -> Json:
-    """Create a registered model without versions."""
+    """Create a registered model without versions; of a prompt none is made, as its versions are no files."""
+    if wire.pairs(body.tags).get(IS_PROMPT, "").lower() == "true":
+        raise unsupported(
+            "registering prompts",
+            f"keep {body.name!r} as a version of a language model, which has its prompt in it",
+        )
     state = models.to(body.name).create_model(
         body.name, description=body.description, tags=wire.pairs(body.tags)
     )
@@ -178,9 +183,12 @@ def rename(body: ModelName, models: ModelOperator) -> Json:
 
 @router.delete("/delete")
 def delete(body: ModelName, models: ModelOperator) -> Json:
-    """Refuse to delete a model, as its history is kept."""
-    models.to(body.name)
-    raise unsupported(f"deleting model {body.name!r}", "its history is kept; delete its versions")
+    """Delete a model that never had a version, as a refused registration leaves one; the history of others is kept."""
+    registry = models.to(body.name)
+    if registry.get_model(body.name).versions:
+        raise unsupported(f"deleting model {body.name!r}", "its history is kept; delete its versions")
+    registry.delete_model(body.name, reason="by MLflow's protocol")
+    return {}
 
 
 def version_number(text: str) -> int:

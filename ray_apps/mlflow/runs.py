@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from ray_apps.admission import GuardedRoute
 from ray_apps.mlflow import wire
 from ray_apps.mlflow.experiments import LOGGED_MODELS, active_experiment, is_in_view
-from ray_apps.mlflow.search import page
+from ray_apps.mlflow.run_names import made_up_name
+from ray_apps.mlflow.search import page, runs_column
 from ray_apps.mlflow.services import Logs, OperatorRegistry, RunLogs, ViewerRegistry
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import InvalidInput, NotFound, Point, Registry, RunLog, RunRecord, Segment
@@ -113,12 +114,12 @@ class RunSearch(Body):
 def create(body: CreateRun, registry: OperatorRegistry) -> Json:
     """Begin a run in an experiment."""
     tags = wire.pairs(body.tags)
-    name = body.run_name or tags.get(_NAME, "")
+    name = body.run_name or tags.get(_NAME) or made_up_name()
     log = RunLog.begin(
         registry,
         active_experiment(registry, body.experiment_id),
         name=name,
-        tags=tags | ({_NAME: name} if name else {}),
+        tags=tags | {_NAME: name},
         started_at=wire.from_ms(body.start_time),
         parent=tags.get(_PARENT),
     )
@@ -233,7 +234,7 @@ def search(body: RunSearch, registry: ViewerRegistry) -> Json:
     """Search for runs that match a filter."""
     names = [name for name in body.experiment_ids if name != LOGGED_MODELS]
     order = body.order_by or ["attributes.start_time DESC"]
-    found = registry.search_runs(names, body.filter, order_by=order, limit=_ENDLESS)
+    found = registry.search_runs(names, body.filter, order_by=order, limit=_ENDLESS, columns=runs_column)
     matching = [run for run in found if is_in_view(body.run_view_type, deleted=wire.DELETED in run.tags)]
     runs, more = page(matching, size=body.max_results, token=body.page_token)
     return {"runs": [wire.run(run) for run in runs], **more}

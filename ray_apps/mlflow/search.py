@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ray_apps.mlflow.wire import Json
+from ray_apps.mlflow.wire import INPUTS, Json, list_in_tag
 from registry import InvalidInput
-from registry.runs.search import Predicate, parse_where
+from registry.runs.search import AnyOf, Comparable, Predicate, parse_column, parse_where
 
 T = TypeVar("T")
 Attributes = Mapping[str, Callable[[Any], Any]]
-_IS_PROMPT = (
+IS_PROMPT = (
     "mlflow.prompt.is_prompt"  # clients search for models that are not prompts; there are no prompts here
 )
 NUMBERS = {
@@ -22,6 +22,10 @@ NUMBERS = {
     "creation_timestamp",
     "last_updated_timestamp",
 }
+
+
+_OF_DATASETS = ("name", "digest", "context")
+_CONTEXT = "mlflow.data.context"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,27 @@ class _Attribute:
 def parse_filter(where: str, attributes: Attributes) -> Predicate:
     """Parse a filter to a predicate over items with these attributes and `tags`. Raises: InvalidInput."""
     return parse_where(where, lambda name: _column(name, attributes))
+
+
+def runs_column(name: str) -> Comparable:
+    """Resolve a name in a filter of runs: `datasets.name`, `.digest` and `.context`, and what the registry has. Raises: InvalidInput."""
+    kind, dot, rest = name.partition(".")
+    if not dot or kind.lower() not in {"dataset", "datasets"}:
+        return parse_column(name)
+    field = rest.strip('`"').lower()
+    if field not in _OF_DATASETS:
+        raise InvalidInput(f"{name!r}: no such column of data sets; there are {list(_OF_DATASETS)}")
+    return _Attribute("datasets", field, lambda run: _of_inputs(list_in_tag(run, INPUTS), field))
+
+
+def _of_inputs(inputs: Sequence[Json], field: str) -> AnyOf | None:
+    """Values of a field of the data sets that a run reads; None without any."""
+    if field == "context":
+        tags = [tag for each in inputs for tag in each.get("tags") or () if tag.get("key") == _CONTEXT]
+        values = [str(tag.get("value", "")) for tag in tags]
+    else:
+        values = [str((each.get("dataset") or {}).get(field, "")) for each in inputs]
+    return AnyOf(values) if values else None
 
 
 def sort_by(items: list[T], order_by: Sequence[str], attributes: Attributes) -> list[T]:
@@ -69,7 +94,7 @@ def _column(name: str, attributes: Attributes) -> _Attribute:
     kind, dot, rest = name.partition(".")
     if dot and kind.lower() in {"tag", "tags"}:
         key = rest[1:-1] if rest[:1] in {"`", '"'} else rest
-        absent = "false" if key == _IS_PROMPT else None
+        absent = "false" if key == IS_PROMPT else None
         return _Attribute("tags", key, lambda item: item.tags.get(key, absent))
     plain = rest if dot and kind.lower() in {"attribute", "attributes", "attr"} else name
     if plain.lower() not in attributes:

@@ -21,6 +21,8 @@ DEFAULT_ID, DEFAULT_TITLE = "0", "Default"
 
 Json = dict[str, Any]
 Description = Annotated[str, Field(max_length=LONGEST_DESCRIPTION)]
+MAX_KEY_CHARS, MAX_VALUE_CHARS = 250, 8_000
+"""Bounds of a tag, as MLflow's own server has them for runs: tags stay in the memory of all who follow a model."""
 
 
 class Body(BaseModel):
@@ -32,8 +34,8 @@ class Body(BaseModel):
 class Tag(Body):
     """Key and value, as MLflow sends tags and parameters."""
 
-    key: str = Field(min_length=1)
-    value: str = ""
+    key: str = Field(min_length=1, max_length=MAX_KEY_CHARS)
+    value: str = Field(default="", max_length=MAX_VALUE_CHARS)
 
 
 def pairs(tags: Iterable[Tag]) -> dict[str, str]:

@@ -11,12 +11,12 @@ import hmac
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, urlencode
 
 from pydantic import BaseModel, ConfigDict
 
-from ray_apps.oidc.issuer_keys import Json, discovered_address, fetch_json
-from ray_apps.oidc.settings import OidcClient, OidcSettings
+from ray_apps.oidc.issuer_keys import Json, discovery, fetch_json
+from ray_apps.oidc.settings import OidcClient, OidcSettings, check_url
 from registry import InvalidInput, Unavailable
 
 Post = Callable[[str, Mapping[str, str], tuple[str, str] | None], Json]
@@ -52,8 +52,11 @@ class CodeFlow:
         self._settings, self._client = settings, client
         self._fetch, self._post = fetch, post or post_form
 
-    def begin(self, redirect_uri: str, to: str) -> tuple[str, PendingSignIn]:
-        """Make the issuer's address to which the browser goes. to: page to end at. Raises: Unavailable."""
+    def begin(self, redirect_uri: str, to: str, *, another: bool = False) -> tuple[str, PendingSignIn]:
+        """Make the issuer's address to which the browser goes.
+
+        to: page to end at. another: have the issuer ask who it is, even if somebody is signed in there. Raises: Unavailable.
+        """
         pending = PendingSignIn(
             state=secrets.token_urlsafe(24), nonce=secrets.token_urlsafe(24), verifier=secrets.token_urlsafe(48), next=to
         )  # fmt: skip
@@ -68,8 +71,21 @@ class CodeFlow:
             "code_challenge": base64.urlsafe_b64encode(challenge).rstrip(b"=").decode(),
             "code_challenge_method": "S256",
         }
-        address = self._endpoint("authorization_endpoint")
-        return f"{address}{'&' if '?' in address else '?'}{urlencode(asked)}", pending
+        if another:
+            prompts = self._document().get("prompt_values_supported")
+            can_select = isinstance(prompts, list) and "select_account" in prompts
+            asked["prompt"] = "select_account" if can_select else "login"  # the latter every issuer knows
+        return _with_query(self._endpoint("authorization_endpoint"), asked), pending
+
+    def end_address(self) -> str | None:
+        """Address at the issuer that ends its own session; None if it has no such. Raises: Unavailable.
+
+        Without the ID token as a hint, which is a credential and must stand in no address; the issuer asks instead.
+        Source: OpenID Connect RP-Initiated Logout 1.0, 2.
+        """
+        if self._document().get("end_session_endpoint") is None:
+            return None
+        return _with_query(self._endpoint("end_session_endpoint"), {"client_id": self._client.id})
 
     def finish(self, pending: PendingSignIn, *, state: str, code: str, redirect_uri: str) -> str:
         """Exchange the code that the browser brought for an ID token, which the doors verify like any other.
@@ -99,9 +115,20 @@ class CodeFlow:
     def _endpoint(self, name: str) -> str:
         """Address of an endpoint, by the issuer's discovery document. Raises: Unavailable."""
         try:
-            return discovered_address(self._settings, name, fetch=self._fetch)
+            return check_url(str(self._document().get(name)))
+        except ValueError as error:
+            raise Unavailable(f"the issuer {self._settings.issuer} has no {name}: {error}") from error
+
+    def _document(self) -> Json:
+        """The issuer's discovery document. Raises: Unavailable."""
+        try:
+            return discovery(self._settings, fetch=self._fetch)
         except ValueError as error:
             raise Unavailable(f"the issuer {self._settings.issuer} cannot be asked: {error}") from error
+
+
+def _with_query(address: str, fields: Mapping[str, str]) -> str:
+    return f"{address}{'&' if '?' in address else '?'}{urlencode(fields)}"
 
 
 def _nonce_of(token: str) -> str:
@@ -116,11 +143,15 @@ def _nonce_of(token: str) -> str:
 
 
 def post_form(url: str, form: Mapping[str, str], own: tuple[str, str] | None) -> Json:
-    """Send a form, and read the JSON object that comes back; no redirect is followed. Raises: ValueError."""
+    """Send a form, and read the JSON object that comes back; no redirect is followed. Raises: ValueError.
+
+    own: the client's name and secret, each form-encoded before they are joined (RFC 6749, 2.3.1).
+    """
     import httpx  # late: as above
 
+    auth = None if own is None else (quote_plus(own[0]), quote_plus(own[1]))
     try:
-        answer = httpx.post(url, data=dict(form), auth=own, timeout=_TIMEOUT_S, follow_redirects=False)
+        answer = httpx.post(url, data=dict(form), auth=auth, timeout=_TIMEOUT_S, follow_redirects=False)
         if len(answer.content) > _MAX_BYTES:
             raise ValueError(f"{url} answers more than {_MAX_BYTES} bytes")
         found = answer.json()

@@ -105,15 +105,15 @@ class IssuerKeys:
         """Address of the keys, by the issuer's discovery document unless it is configured. Raises: ValueError."""
         if self._settings.jwks_uri is not None:
             return self._settings.jwks_uri
-        return discovered_address(self._settings, "jwks_uri", fetch=self._fetch)
+        return check_url(str(discovery(self._settings, fetch=self._fetch).get("jwks_uri")))
 
 
-def discovered_address(settings: OidcSettings, name: str, *, fetch: Callable[[str], Json]) -> str:
-    """Read an address from the issuer's discovery document. Raises: ValueError if it is not this issuer's, or not safe."""
+def discovery(settings: OidcSettings, *, fetch: Callable[[str], Json]) -> Json:
+    """Read the issuer's discovery document. Raises: ValueError if it is not this issuer's."""
     found = fetch(settings.issuer.rstrip("/") + _DISCOVERY)
     if found.get("issuer") != settings.issuer:
         raise ValueError(f"its discovery document is of issuer {found.get('issuer')!r}")
-    return check_url(str(found.get(name)))
+    return found
 
 
 def parse_keys(document: Json, settings: OidcSettings) -> dict[str, PyJWK]:

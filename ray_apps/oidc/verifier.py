@@ -152,8 +152,11 @@ class OidcVerifier:
             raise ValueError(
                 f"claim {claim!r} is no name of 1 to {_MAX_NAME} printable characters without spaces"
             )
-        if claim == "email" and claims.get("email_verified", True) is not True:
-            raise ValueError("the issuer has not verified the e-mail address")
+        if claim == "email" and claims.get("email_verified") is not True:
+            raise ValueError(
+                "the issuer does not say that it verified the e-mail address (email_verified); "
+                "have it say so, or take another name_claim, such as sub"
+            )
         grants = dict.fromkeys(each.grant for each in self._settings.grants if each.fits(claims))
         return Principal(name=NAME_PREFIX + name, grants=tuple(grants), limits=self._settings.limits)
 

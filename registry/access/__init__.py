@@ -13,7 +13,13 @@ from registry.access.grants import (
     check_workspace,
 )
 from registry.access.tokens import Access, TokenRecord
-from registry.access.workspaces import Workspace, split_workspace_url, workspace_store, workspace_url
+from registry.access.workspaces import (
+    QueueShare,
+    Workspace,
+    split_workspace_url,
+    workspace_store,
+    workspace_url,
+)
 
 __all__ = [
     "DEFAULT_WORKSPACE",
@@ -24,6 +30,7 @@ __all__ = [
     "Grant",
     "Limits",
     "Principal",
+    "QueueShare",
     "Role",
     "ServiceTier",
     "TokenRecord",

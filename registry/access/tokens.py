@@ -27,7 +27,7 @@ from registry.access.grants import (
     check_workspace,
     make_grant,
 )
-from registry.access.workspaces import Workspace
+from registry.access.workspaces import QueueShare, Workspace
 from registry.errors import AlreadyExists, InvalidInput, NotFound, RegistryError, Unavailable
 from registry.journal import Entry, Fold, Journal
 from registry.names import check_name
@@ -42,6 +42,7 @@ TOKEN_LIFETIME: Final = timedelta(days=90)
 USE_NOTED_EVERY: Final = timedelta(minutes=10)
 """How exactly the last use of a token is known."""
 _PREFIX = "tq"
+_WHOLE_QUEUE: Final = QueueShare()
 _PARTS = 3  # tq_<id>_<secret>
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _TOKEN = re.compile(rf"{_PREFIX}_[0-9a-z]{{1,32}}_[A-Za-z0-9_-]{{1,128}}\Z")
@@ -103,7 +104,14 @@ class Access:
     ) -> None:
         journal = Journal(store, "access/journal", actor=actor, clock=clock)
         self._fold: Fold[AccessState] = Fold(
-            journal, AccessState(), _step, encode=_encode, decode=_decode, schema="2", carry=True
+            journal,
+            AccessState(),
+            _step,
+            encode=_encode,
+            decode=_decode,
+            schema="2",
+            carry=True,
+            guarded=True,
         )
         self._store = store
         self._clock = clock
@@ -160,30 +168,43 @@ class Access:
         self._fold.transact(decide)
         return f"{_PREFIX}_{token_id}_{secret}"
 
-    def create_workspace(self, name: str, *, description: str = "", limits: Limits = UNLIMITED) -> Workspace:
+    def create_workspace(
+        self,
+        name: str,
+        *,
+        description: str = "",
+        limits: Limits = UNLIMITED,
+        queue: QueueShare = _WHOLE_QUEUE,
+    ) -> Workspace:
         """Create a workspace with nothing in it. Raises: AlreadyExists; InvalidInput for a malformed name."""
         check_workspace(name)
 
         def decide(state: AccessState) -> dict[str, Any]:
             if name in state.workspaces:
                 raise AlreadyExists(f"workspace {name!r} exists; choose another name")
-            return _workspace_body("workspace-created", name, description, limits)
+            return _workspace_body("workspace-created", name, description, limits, queue)
 
         self._fold.transact(decide)
         return self._fold.state.workspaces[name]
 
     def change_workspace(
-        self, name: str, *, description: str | None = None, limits: Limits | None = None
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        limits: Limits | None = None,
+        queue: QueueShare | None = None,
     ) -> Workspace:
-        """Change the description or limits of a workspace; None leaves them. Raises: NotFound."""
+        """Change the description, limits or queue of a workspace; None leaves them. Raises: NotFound."""
 
         def decide(state: AccessState) -> dict[str, Any] | None:
             old = _require_workspace(state, name)
             new = (
                 old.description if description is None else description,
                 old.limits if limits is None else limits,
+                old.queue if queue is None else queue,
             )
-            same = new == (old.description, old.limits)
+            same = new == (old.description, old.limits, old.queue)
             return None if same else _workspace_body("workspace-changed", name, *new)
 
         self._fold.transact(decide)
@@ -227,18 +248,30 @@ class Access:
         """Verify a token by the tokens last read, without the store; None also if tokens were never read."""
         return self._principal(token, lambda: self._fold.state) if _is_token(token) else None
 
+    def recall_expired(self, token: str) -> str | None:
+        """Name of a token that would be valid, had it not expired, by the tokens last read; None of any other text."""
+        record = self._record(token, self._fold.state) if _is_token(token) else None
+        expired = record is not None and record.revoked_at is None and not record.is_live(self._clock())
+        return record.name if record is not None and expired else None
+
     def read(self) -> None:
         """Read the tokens from the store now, for `recall`. Raises: Unavailable."""
         self._state()
 
     def _principal(self, token: str, state: Callable[[], AccessState]) -> Principal | None:
-        _, token_id, secret = token.split("_", _PARTS - 1)
-        record = state().tokens.get(token_id)
-        if record is None or not hmac.compare_digest(record.digest, _digest(secret)):
-            return None
-        if not record.is_live(self._clock()):
+        record = self._record(token, state())
+        if record is None or not record.is_live(self._clock()):
             return None
         return Principal(name=record.name, grants=record.grants, token=record.id, limits=record.limits)
+
+    @staticmethod
+    def _record(token: str, state: AccessState) -> TokenRecord | None:
+        """Find the record of a token whose secret is right, live or not."""
+        _, token_id, secret = token.split("_", _PARTS - 1)
+        record = state.tokens.get(token_id)
+        if record is None or not hmac.compare_digest(record.digest, _digest(secret)):
+            return None
+        return record
 
     def revoke(self, name: str) -> None:
         """End the token of that name for good: the live one, else the one that ended last. Raises: NotFound if there is none."""
@@ -314,12 +347,15 @@ def _require_workspace(state: AccessState, name: str) -> Workspace:
     return found
 
 
-def _workspace_body(kind: str, name: str, description: str, limits: Limits) -> dict[str, Any]:
+def _workspace_body(
+    kind: str, name: str, description: str, limits: Limits, queue: QueueShare
+) -> dict[str, Any]:
     return {
         "kind": kind,
         "workspace": name,
         "description": description,
         "limits": limits.model_dump(mode="json"),
+        "queue": queue.model_dump(mode="json"),
     }
 
 
@@ -344,6 +380,8 @@ def _with_workspace(state: AccessState, entry: Entry) -> AccessState:
         update={
             "description": entry.body["description"],
             "limits": Limits.model_validate(entry.body["limits"]),
+            # Releases before 0.2 change a workspace without it.
+            "queue": QueueShare.model_validate(entry.body["queue"]) if "queue" in entry.body else old.queue,
         }
     )
     return replace(state, workspaces={**state.workspaces, name: new})

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from registry.access.grants import DEFAULT_WORKSPACE, UNLIMITED, Limits, check_workspace
 
@@ -21,14 +21,29 @@ if TYPE_CHECKING:
 _FOLDER = "workspaces"
 
 
+class QueueShare(BaseModel):
+    """What the experiments of a workspace may take of the cluster at a time; None: no limit.
+
+    share: weight of the workspace among all, in the fair share of the cards; cpus, gpus, at_once: of all its experiments together.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(default=1.0, gt=0, le=1_000)
+    cpus: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    gpus: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    at_once: int | None = Field(default=None, ge=0)
+
+
 class Workspace(BaseModel):
-    """A workspace of the platform. limits: bounds on the requests of all its callers together."""
+    """A workspace of the platform. limits: bounds on the requests of all its callers together; queue: on its experiments."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     description: str = ""
     limits: Limits = UNLIMITED
+    queue: QueueShare = QueueShare()
     created_by: str = ""
     created_at: datetime | None = None
 

@@ -15,6 +15,7 @@ from registry.history.published import Part, parts
 from registry.journal.adoption import find_adopted
 from registry.journal.deletions import deleted_journals
 from registry.journal.heads import Heads, journal_counts
+from registry.journal.high_water import mark_of
 from registry.registry import Registry
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ class _Audit:
         expected: _Expected = {} if whole in self.deleted else self.expected.get(whole, {})
         problems: list[str] = []
         count = 0
+        # Before the journal is read, as it may grow meanwhile.
+        mark = None if whole in self.deleted else mark_of(part.store, path)
 
         def compare(entry: Entry) -> None:
             nonlocal count
@@ -151,6 +154,10 @@ class _Audit:
             if max(expected, default=0) > count:
                 problems.append(
                     f"{part.prefix}{path} ends after {count} entries; {max(expected)} were recorded"
+                )
+            if mark is not None and max(expected, default=0) <= count < mark.count:
+                problems.append(
+                    f"{part.prefix}{path} ends after {count} entries; this machine has seen {mark.count}"
                 )
         return count, problems
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from registry.backoff import backoff_s
 from registry.errors import Damaged, NewerFormat, RegistryError
-from registry.journal import snapshot
+from registry.journal import high_water, snapshot
 from registry.journal.conflict import Conflict
 from registry.journal.entry import NO_DIGEST, Entry
 
@@ -35,6 +35,7 @@ class Fold(Generic[S]):
     schema: change it when `step` or `encode` changes, and old snapshots are left aside.
     carry: each entry repeats those since the last snapshot, so that a cold read is 3 requests however long
     the journal; for journals that many read and few write.
+    guarded: compare with how far this machine has seen the journal, so that one which lost its end is refused when it is opened.
     Safe for threads.
     """
 
@@ -48,6 +49,7 @@ class Fold(Generic[S]):
         decode: Callable[[Any], S] | None = None,
         schema: str = "1",
         carry: bool = False,
+        guarded: bool = False,
     ) -> None:
         self.journal = journal
         self._step = step
@@ -55,6 +57,7 @@ class Fold(Generic[S]):
         self._decode = decode
         self._schema = schema
         self._carry = carry and encode is not None
+        self._guarded, self._marked_at, self._first = guarded, 0, ""
         self._tail: list[Entry] = []
         self._initial = initial
         self._cold = True
@@ -87,17 +90,28 @@ class Fold(Generic[S]):
         with self._lock:
             if not self._cold:
                 self._read_on()
+                self._mark()
                 return self._state
+            mark = high_water.mark_of(self.journal.store, self.journal.path) if self._guarded else None
             try:
                 self._warm_up()
                 if not (self._carry and self._catch_up()):
                     self._read_on()
                 self.journal.require_count(self._next)
+                high_water.check(self.journal, mark, self._next, self._head)
             except BaseException:
                 self._reset()  # entries without a MAC are known to be the adopted ones only when the last is read
                 raise
             self._cold = False
+            self._mark()
             return self._state
+
+    def _mark(self) -> None:
+        """Remember how far the journal was seen."""
+        if self._guarded and self._next != self._marked_at:
+            self._marked_at = self._next
+            mark = high_water.Mark(self._next, self._head, self._first)
+            high_water.note(self.journal.store, self.journal.path, mark)
 
     def _read_on(self) -> None:
         while (entry := self.journal.find(self._next)) is not None:
@@ -184,6 +198,7 @@ class Fold(Generic[S]):
         with self._lock:
             if entry.number == self._next:
                 self._advance(entry)
+                self._mark()
             due = self._next - self._snapshot_at >= SNAPSHOT_EVERY or self._tail_bytes > _MAX_TAIL_BYTES
             if self._encode and due:
                 self._save()
@@ -203,6 +218,8 @@ class Fold(Generic[S]):
             ) from error
         self._next = entry.number + 1
         self._head = entry.digest
+        if not entry.number:
+            self._first = entry.digest
         if self._carry:
             self._tail.append(entry)
             self._tail_bytes += len(entry.to_bytes())

@@ -78,6 +78,16 @@ def create_model(
     }
 
 
+def delete_model(state: ModelState, *, reason: str) -> Body:
+    """Delete a model that never had a version, so that its name is free. Raises: NotFound; Refused if it had one."""
+    require_model(state)
+    if state.versions:
+        raise Refused(
+            f"model {state.name!r} cannot be deleted: it has had {len(state.versions)} versions, whose history is kept; delete those"
+        )
+    return {"kind": "model-deleted", "reason": reason}
+
+
 def set_policy(state: ModelState, policy: ModelPolicy, expected: str | None) -> Body | None:
     """Replace the policy of the model. Raises: NotFound; Stale if `expected` is not the digest of the one it has."""
     require_model(state)

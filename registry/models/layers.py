@@ -60,7 +60,9 @@ class Layers(ModelJournals):
         with self._models_lock:
             if layer not in self._layers:
                 journal = Journal(self.store, f"layers/{layer}/journal", actor=self.actor, clock=self.clock)
-                self._layers[layer] = Fold(journal, {}, _step, encode=_encode, decode=_decode, carry=True)
+                self._layers[layer] = Fold(
+                    journal, {}, _step, encode=_encode, decode=_decode, carry=True, guarded=True
+                )
             return self._layers[layer]
 
     def list_layers(self) -> list[str]:

@@ -64,6 +64,7 @@ class ModelJournals:
             decode=partial(model_state.decode, model),
             schema=model_state.SCHEMA,
             carry=True,
+            guarded=True,
         )
 
     def list_models(self, *, after: str = "", limit: int | None = None) -> list[str]:

@@ -63,6 +63,13 @@ class Models(Registration, SignedVersions):
             self.store.put(f"model-names/{name}", b"")
         return self._change(name, decide)[1]
 
+    def delete_model(self, name: str, *, reason: str = "") -> None:
+        """Delete a model that never had a version; its journal stays, and its name may be used again.
+
+        Raises: NotFound; Refused if it had a version.
+        """
+        self._change(name, lambda state: decisions.delete_model(state, reason=reason))
+
     def get_model(self, name: str) -> ModelState:
         """Get the model's current state. Raises: NotFound."""
         state = self.follow(name).refresh()

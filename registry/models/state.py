@@ -175,6 +175,12 @@ def _model_created(state: ModelState, entry: Entry) -> ModelState:
     )
 
 
+def _model_deleted(state: ModelState, entry: Entry) -> ModelState:
+    """The state before the model was created, but for what counts entries and collections."""
+    del entry
+    return ModelState(state.name, generation=state.generation)
+
+
 def _model_changed(state: ModelState, entry: Entry) -> ModelState:
     return replace(
         state,
@@ -356,6 +362,7 @@ def _with_version(state: ModelState, version: ModelVersion) -> ModelState:
 _STEPS: dict[str, Callable[[ModelState, Entry], ModelState]] = {
     "model-created": _model_created,
     "model-changed": _model_changed,
+    "model-deleted": _model_deleted,
     "policy": _policy_set,
     "version-created": _version_created,
     "version-changed": _version_changed,

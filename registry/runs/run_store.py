@@ -152,7 +152,7 @@ class RunStore(ModelJournals):
         check_name(run_id, what="run id")
         data = self.store.find(f"runs/{run_id}/run.json")
         if data is None:
-            raise NotFound(f"run {run_id!r} does not exist in {self.store.url}")
+            raise NotFound(f"run {run_id!r} does not exist")
         return RunRecord.from_json(json.loads(data))
 
     def _live(self, record: RunRecord) -> RunRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from registry.runs.environment import environment
 from registry.runs.record import RunRecord, new_run_id, with_segments
 from registry.runs.run import Run
 from registry.runs.run_store import RunStore
-from registry.runs.search import parse_order, parse_where
+from registry.runs.search import Comparable, parse_order, parse_where
 from registry.store import TableSnapshot
 
 if TYPE_CHECKING:
@@ -77,14 +77,17 @@ class Runs(RunStore):
         *,
         order_by: str | Sequence[str] = "attributes.start_time DESC",
         limit: int = 1000,
+        columns: Callable[[str], Comparable] | None = None,
     ) -> list[RunRecord]:
         """Find runs for which `where` holds (MLflow's filter grammar; see `registry.runs.search`).
+
+        columns: resolves the names in `where`; None: those that a run has.
 
         The index is one read when warm; the store is not listed. Running runs are read one by one.
         The records lack `facts["environment"]`, which only `get_run` reads.
         Raises: InvalidInput if the filter cannot be read, with the position of the error.
         """
-        holds, sort = parse_where(where), parse_order(order_by)
+        holds, sort = parse_where(where, columns), parse_order(order_by)
         names = [experiment] if isinstance(experiment, str) else list(experiment)
         records = [record for name in names for record in self.index(name).refresh().values()]
         running = [record for record in records if record.status == "RUNNING"]

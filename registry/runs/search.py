@@ -66,6 +66,12 @@ class _Token:
     at: int
 
 
+class AnyOf(tuple[str, ...]):
+    """Several values of one column of an item, which a comparison holds for if it holds for one of them."""
+
+    __slots__ = ()
+
+
 class Comparable(Protocol):
     """Left side of a comparison in a filter."""
 
@@ -85,7 +91,7 @@ class Comparable(Protocol):
         ...
 
     def of(self, item: Any, /) -> Any:
-        """Value of the column in `item`, or None if absent."""
+        """Value of the column in `item`, `AnyOf` several, or None if absent."""
         ...
 
 
@@ -188,10 +194,10 @@ class _Parser:
         if self._is_word("NOT"):
             self._word("IN")
             values = self._values(column)
-            return lambda run: column.of(run) is not None and column.of(run) not in values
+            return _test(column, lambda value: value not in values)
         if self._is_word("IN"):
             values = self._values(column)
-            return lambda run: column.of(run) in values
+            return _test(column, lambda value: value in values)
         for word in ("LIKE", "ILIKE"):
             if self._is_word(word):
                 return _like(column, self._take("text", "a quoted pattern").text, ignore_case=word == "ILIKE")
@@ -272,16 +278,24 @@ def _tokens(text: str) -> list[_Token]:
 
 
 def _compare(column: Comparable, compare: Callable[[Any, Any], bool], value: Any) -> Predicate:
+    return _test(column, lambda found: compare(found, value))
+
+
+def _test(column: Comparable, holds: Callable[[Any], bool]) -> Predicate:
+    """Make the predicate over items by what holds of a value of the column that is there."""
+
     def test(item: Any) -> bool:
-        found = column.of(item)
-        return found is not None and compare(found, value)
+        value = column.of(item)
+        if isinstance(value, AnyOf):
+            return any(map(holds, value))
+        return value is not None and holds(value)
 
     return test
 
 
 def _like(column: Comparable, pattern: str, *, ignore_case: bool) -> Predicate:
     compiled = re.compile(_like_expression(pattern), re.DOTALL | (re.IGNORECASE if ignore_case else 0))
-    return lambda run: column.of(run) is not None and compiled.fullmatch(str(column.of(run))) is not None
+    return _test(column, lambda value: compiled.fullmatch(str(value)) is not None)
 
 
 def _like_expression(pattern: str) -> str:

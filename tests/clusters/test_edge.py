@@ -60,6 +60,7 @@ class Echo(BaseHTTPRequestHandler):
         content = f"{self.path} {self.headers['Authorization']} {self.headers['X-Forwarded-Proto']}".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Seen-For", ", ".join(self.headers.get_all("X-Forwarded-For", [])))
         self.end_headers()
         self.wfile.write(content)
 
@@ -117,6 +118,16 @@ def test_an_https_request_reaches_the_api_with_its_token(edge: dict[str, int], c
     assert answer.headers["strict-transport-security"] == "max-age=31536000"
     with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
         httpx.get(url)
+
+
+@pytest.mark.parametrize("forged", [None, "203.0.113.7", "203.0.113.7, 127.0.0.1"])
+def test_a_requests_address_is_where_it_came_from_and_not_what_it_says(
+    edge: dict[str, int], certificate: Path, forged: str | None
+) -> None:
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    headers = {} if forged is None else {"X-Forwarded-For": forged}
+    answer = httpx.get(f"https://127.0.0.1:{edge['http']}/v2", headers=headers, verify=trusted)
+    assert answer.headers["x-seen-for"] == "127.0.0.1"
 
 
 def test_routes_that_serve_answers_without_a_token_are_blocked(

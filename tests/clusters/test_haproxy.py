@@ -95,6 +95,17 @@ def test_the_pages_go_to_the_address_that_a_cluster_names(configuration: Path) -
     assert [metrics.rpartition(":")[0], pages.rpartition(":")[0]] == ["bind 127.0.0.2"] * 2
 
 
+def test_a_requests_address_is_replaced_unless_a_trusted_proxy_says_it(configuration: Path) -> None:
+    for proxies in ("", "10.0.0.0/8 fd00::/8"):
+        launch(configuration, TOQUE_TRUSTED_PROXIES=proxies)
+        text = configuration.read_text()
+        lines = [line.strip() for line in text.splitlines() if "X-Forwarded-For" in line]
+        assert lines == [
+            f"http-request set-header X-Forwarded-For %[src] unless {{ src 127.0.0.0/8 ::1 {proxies} }}"
+        ]
+        assert text.index("frontend http_frontend") < text.index("X-Forwarded-For")
+
+
 def test_serve_may_run_the_script() -> None:
     assert stat.S_IMODE(HAPROXY.stat().st_mode) & stat.S_IXUSR
 

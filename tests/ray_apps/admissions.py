@@ -23,6 +23,9 @@ class Everywhere:
 
     recall_workspace = find_workspace
 
+    def recall_expired(self, _token: str) -> str | None:
+        return None
+
 
 def admission_of(cache: TokenCache) -> Admission:
     """An admission by a cache of principals, in any workspace."""

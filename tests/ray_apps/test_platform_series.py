@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from featurestore import Entity, FeatureView, Field, Float64
 from functions import Context, use_context
 from functions.features.jobs import record_feature_health
+from functions.maintenance.backup import back_up, last_backup, restore
 from functions.monitoring.language.scores import LiveScore, keep_means
 from functions.prediction_log import LogWriter, losses_of
 from functions.prediction_log.writing.losses import Loss
@@ -186,3 +187,38 @@ def test_certificates_of_the_redis_url_have_an_end(context: Context, tmp_path: P
     found = measured(Context(context.store, context.store_url, redis_url=url, clock=lambda: NOW))
     assert found["toque_certificate_expiry_timestamp_seconds", str(file)] == ends.timestamp()
     assert found[("toque_redis_up",)] == 0.0
+
+
+def test_the_moment_of_the_newest_whole_backup_is_a_gauge(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context.store.put("notes/one", b"1")
+    target = open_store(f"file://{tmp_path}/backup")
+    assert measured(context)["toque_backup_timestamp_seconds",] == 0.0
+    with monkeypatch.context() as patch:
+        patch.setattr("functions.maintenance.backup.copy_store", _refuse)
+        with pytest.raises(RegistryError):
+            back_up(context.store, None, target)
+    assert measured(context)["toque_backup_timestamp_seconds",] == 0.0
+    done = back_up(context.store, None, target).copy_report
+    assert done is not None
+    moment = measured(context)["toque_backup_timestamp_seconds",]
+    assert moment == done.whole_at.timestamp()
+    with monkeypatch.context() as patch:
+        damaged = replace(done, verified=replace(done.verified, findings=("a table lost a file",)))
+        patch.setattr("functions.maintenance.backup.copy_store", lambda *_, **__: damaged)
+        back_up(context.store, None, target)
+    assert measured(context)["toque_backup_timestamp_seconds",] == moment
+
+
+def test_a_restored_platform_has_no_backup_yet(context: Context, tmp_path: Path) -> None:
+    target, restored = open_store(f"file://{tmp_path}/backup"), open_store(f"file://{tmp_path}/restored")
+    context.store.put("notes/one", b"1")
+    for _ in range(2):  # the second copies a store in which the first left its moment
+        back_up(context.store, None, target)
+    restore(target, restored)
+    assert last_backup(restored) is None
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise RegistryError("the target is full")

@@ -6,7 +6,7 @@ from functions.generative.engines.environment import engine_environment
 from functions.generative.engines.process import EngineProcess, Patience
 from functions.generative.engines.programs import engine_of
 from functions.generative.engines.running import EngineProcesses, Lease
-from functions.generative.engines.scratch import scratch_folder
+from functions.generative.engines.scratch import scratch_folder, sweep_scratch
 from functions.generative.engines.slots import QueueFull, Slot
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "engine_environment",
     "engine_of",
     "scratch_folder",
+    "sweep_scratch",
 ]

@@ -18,14 +18,13 @@ _OK: Final = 200
 async def ask_embeddings(process: EngineProcess, asked: dict[str, Any]) -> tuple[int, dict[str, Any] | bytes]:
     """Ask for the embeddings of `input`; returns the status, and the document of all texts, or what the engine said instead.
 
-    asked: body of `POST /v1/embeddings`; without a model that of the weights. Raises: aiohttp.ClientError.
+    asked: body of `POST /v1/embeddings`, whose `input` is a list of texts or of the token ids of each; without a model that of the
+    weights. Raises: aiohttp.ClientError.
     """
-    texts = asked["input"]
     if process.engine.embedding_bounds(process.spec).together:
         return await _post(process, asked)
-    several = isinstance(texts, list) and all(isinstance(each, str) for each in texts)
     found: list[dict[str, Any]] = []
-    for text in texts if several else [texts]:
+    for text in asked["input"]:
         async with process.embedding:
             status, document = await _post(process, asked | {"input": text})
         if not isinstance(document, dict):

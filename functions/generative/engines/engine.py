@@ -103,6 +103,8 @@ class Engine(Protocol):
     """Other variables that its environment needs."""
     adapters: AdapterLoader | None
     """None: a process has the adapter that it was started with, and no other."""
+    requires_calls: bool
+    """Whether the engine itself keeps to `tool_choice: required`, whatever the model would rather say."""
 
     def process_spec(self, spec: EngineSpec) -> EngineSpec:
         """The part of a spec that a process is started with: specs that are equal in it share one. Raises: ValueError."""

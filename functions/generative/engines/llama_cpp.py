@@ -16,12 +16,14 @@ from functions.generative.engines.engine import (
     NO_PLACE,
     AdapterLoader,
     EmbeddingBounds,
+    EngineRefusal,
     EngineSpec,
     answered,
 )
 
 __all__ = ["LlamaCpp"]
 
+_ASKED_WRONGLY: Final = 400
 _BATCH: Final = 512
 """Tokens that it computes at once unless it is told otherwise."""
 _SERVER: Final = Path(__file__).with_name("llama_cpp_server.py")
@@ -37,10 +39,14 @@ class LlamaCpp:
     alive_path = "/slots"
     key_variable = "TOQUE_ENGINE_KEY"
     adapters: AdapterLoader | None = None
+    requires_calls = (
+        False  # of formats that it does not know, as most templates of small models have, it asks for none
+    )
 
     def __init__(self, python: str = sys.executable) -> None:
         self._python = python
-        self.variables: Mapping[str, str] = {}
+        # Threads that wait by spinning stop all else where more of them are busy than there are cores.
+        self.variables: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive"}
 
     def process_spec(self, spec: EngineSpec) -> EngineSpec:
         """All of a spec but the settings of requests. Raises: ValueError for weights that it does not read."""
@@ -94,7 +100,7 @@ class LlamaCpp:
         if "messages" in body:
             asked = {each: body[each] for each in ("messages", "tools") if each in body}
             async with client.post(f"{base}/apply-template", json=asked) as response:
-                text = await answered(response, "prompt", "llama.cpp does not make a prompt of the messages")
+                text = await _prompt_of(response)
         async with client.post(f"{base}/tokenize", json={"content": text, "add_special": True}) as response:
             return len(await answered(response, "tokens", "llama.cpp does not count the prompt's tokens"))
 
@@ -104,3 +110,11 @@ class LlamaCpp:
         async with client.get(f"{base}/props") as response:
             found: bool = (await response.json()).get("chat_template_caps", {}).get("supports_tools", False)
             return None if found else NO_PLACE
+
+
+async def _prompt_of(response: aiohttp.ClientResponse) -> Any:
+    """Read the prompt that a template made. Raises: EngineRefusal 400: what it raises is about the messages, and no fault of the engine."""
+    try:
+        return await answered(response, "prompt", "llama.cpp does not make a prompt of the messages")
+    except EngineRefusal as error:
+        raise EngineRefusal(str(error), _ASKED_WRONGLY, error.content) from error

@@ -12,21 +12,17 @@ from pathlib import Path
 
 from registry.store import temporary_folder
 
-__all__ = ["scratch_folder"]
+__all__ = ["scratch_folder", "sweep_scratch"]
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """Make a folder in the machine's temporary folder for a `with` block; those that killed processes left are removed.
 
-    Weights are large: a job that is killed and asked for again must not leave a copy of them each time. Who lives holds a lock
-    in its folder, which the kernel gives back when the process ends.
+    Weights are large: a job or a door that is killed and started again must not leave a copy of them each time. Who lives holds a
+    lock in its folder, which the kernel gives back when the process ends.
     """
-    parent = temporary_folder("engine-files")
-    with _locked(parent / "lock"):
-        for other in parent.iterdir():
-            if other.is_dir() and not _is_held(other / "lock"):
-                shutil.rmtree(other, ignore_errors=True)
+    with _swept() as parent:
         own = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
         own.mkdir(mode=0o700)
         lock = (own / "lock").open("wb")
@@ -36,6 +32,23 @@ def scratch_folder() -> Iterator[Path]:
             yield own
         finally:
             shutil.rmtree(own, ignore_errors=True)
+
+
+def sweep_scratch() -> None:
+    """Remove the folders that killed processes left, as of a platform that has been ended."""
+    with _swept():
+        pass
+
+
+@contextmanager
+def _swept() -> Iterator[Path]:
+    """The parent of all folders, locked, with those of living processes alone in it."""
+    parent = temporary_folder("engine-files")
+    with _locked(parent / "lock"):
+        for other in parent.iterdir():
+            if other.is_dir() and not _is_held(other / "lock"):
+                shutil.rmtree(other, ignore_errors=True)
+        yield parent
 
 
 @contextmanager

@@ -41,6 +41,7 @@ class Vllm:
     name = "vllm"
     alive_path = "/health"
     key_variable = "VLLM_API_KEY"
+    requires_calls = True
 
     def __init__(self, executable: str) -> None:
         self._executable = executable

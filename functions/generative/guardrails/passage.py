@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,7 @@ _VARIABLE: Final = "variable"
 _CALLERS: Final = frozenset({"user", "tool", "function", _VARIABLE})
 """Roles whose texts come from outside: an application's own system message may give orders."""
 _USER: Final = frozenset({"user"})
+_EVERYBODY: Final = _CALLERS | {"system", "developer", "assistant"}
 Change = Callable[[str, str], str]
 """Takes a role and a text; gives the text that goes on in its place."""
 
@@ -118,8 +120,7 @@ def _roles(rule: Guardrail) -> frozenset[str]:
     """Whose texts a rule is about; of personal data, everybody's."""
     if rule.kind == "allow":
         return _USER
-    everybody = _CALLERS | {"system", "developer", "assistant"}
-    return {"injection": _CALLERS, "length": everybody - {_VARIABLE}}.get(rule.kind, everybody)
+    return {"injection": _CALLERS, "length": _EVERYBODY - {_VARIABLE}}.get(rule.kind, _EVERYBODY)
 
 
 def _request_texts(body: dict[str, Any], change: Change) -> dict[str, Any]:
@@ -137,18 +138,25 @@ def _request_texts(body: dict[str, Any], change: Change) -> dict[str, Any]:
 
 
 def _message(message: Any, change: Change) -> Any:
+    """Change the texts of a message: its parts joined, since a model reads them as one text, and the arguments of its calls."""
     if not isinstance(message, dict):
         return message
-    role, content = str(message.get("role")), message.get("content")
+    role, content = message.get("role"), message.get("content")
+    role = (
+        role if isinstance(role, str) and role in _EVERYBODY else "user"
+    )  # templates render any role, and callers make them up
     changed = dict(message)
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(text for text in texts if isinstance(text, str))
     if isinstance(content, str):
         changed["content"] = change(role, content)
-    elif isinstance(content, list):
-        changed["content"] = [
-            {**part, "text": change(role, part["text"])}
-            if isinstance(part, dict) and isinstance(part.get("text"), str)
-            else part
-            for part in content
+    for name in ("reasoning_content", "name"):
+        if isinstance(text := message.get(name), str):
+            changed[name] = change(role, text)
+    if isinstance(calls := message.get("tool_calls"), list):
+        changed["tool_calls"] = [
+            _call(call, change, role="tool") if isinstance(call, dict) else call for call in calls
         ]
     return changed
 
@@ -159,12 +167,26 @@ def _answer_texts(message: dict[str, Any], change: Change) -> dict[str, Any]:
         if isinstance(text := message.get(name), str):
             changed[name] = change("assistant", text)
     if calls := message.get("tool_calls"):
-        changed["tool_calls"] = [_call(each, change) for each in calls]
+        changed["tool_calls"] = [_call(call, change) for call in calls]
     return changed
 
 
-def _call(call: dict[str, Any], change: Change) -> dict[str, Any]:
+def _call(call: dict[str, Any], change: Change, role: str = "assistant") -> dict[str, Any]:
+    """Change the arguments of a call. role: whose they count as; those that a request brings come from outside."""
     named = call.get("function")
     if not isinstance(named, dict):
         return call
-    return {**call, "function": {**named, "arguments": change("assistant", named.get("arguments") or "")}}
+    return {
+        **call,
+        "function": {**named, "arguments": change(role, _unescaped(named.get("arguments") or ""))},
+    }
+
+
+def _unescaped(arguments: str) -> str:
+    """Write the letters of arguments that are escaped in JSON as themselves: rules look for letters."""
+    if "\\u" not in arguments:
+        return arguments
+    try:
+        return json.dumps(json.loads(arguments), ensure_ascii=False)
+    except ValueError:
+        return arguments

@@ -19,7 +19,7 @@ class Holder:
     """One erasure's claim to the lease, which ends for good at the first term that no renewal reached."""
 
     def __init__(self, store: ObjectStore, *, clock: Callable[[], float] = passing_s) -> None:
-        """Claim the lease. clock: seconds that pass, of this holder alone. Raises: MaintenanceError while another has it."""
+        """Claim the lease of a store's erasures. clock: seconds that pass, of this holder alone. Raises: MaintenanceError while another has it."""
         self._lease = StoreLease(store, "erasure", uuid.uuid4().hex, term_s=TERM_S, clock=clock)
         self._clock = clock
         self._until = self._lease.renew()

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Self
 
 import pyarrow as pa
@@ -116,10 +117,8 @@ class Traces:
         """Yield why rows are about the subject, by the names of columns, each with a mask of its rows."""
         columns = {name: rows.column(name).combine_chunks() for name in rows.column_names}
         if self.values and self.values.keys() <= columns.keys():
-            mask = pa.array([True] * rows.num_rows, pa.bool_())
-            for name, accepted in self.values.items():
-                mask = pc.and_(mask, _is_among(columns[name], accepted))
-            yield ", ".join(sorted(self.values)), mask
+            masks = [_is_among(columns[name], accepted) for name, accepted in self.values.items()]
+            yield ", ".join(sorted(self.values)), reduce(pc.and_, masks)
         if self.units and UNIT in columns:
             yield UNIT, _is_among(columns[UNIT], self.units)
         if self.ids and PREDICTION_ID in columns:
@@ -132,6 +131,9 @@ class Traces:
         for reason, text in _KEPT_ASIDE:
             if {reason, text} <= columns.keys():
                 yield text, _rows_where(columns[text], self._in_row_kept_aside)
+        yield from self._mentions(columns)
+
+    def _mentions(self, columns: Mapping[str, pa.Array]) -> Iterator[tuple[str, pa.Array]]:
         if self.text and self.words:
             for name, column in columns.items():
                 if _may_hold_text(column.type):

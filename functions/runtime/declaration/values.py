@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -169,6 +170,11 @@ class Cron:
         _require("jitter_s", self.jitter_s, at_least=0)
         _require("grace_s", self.grace_s, at_least=0)
 
+    @property
+    def text(self) -> str:
+        """The expression with its time zone, as `17 3 * * * UTC`."""
+        return f"{self.expression} {self.timezone}"
+
 
 @dataclass(frozen=True, slots=True)
 class OnEvent:
@@ -194,6 +200,12 @@ class OnEvent:
             raise DeclarationError(
                 f"OnEvent: {self.topic!r} is not a topic; use a name as in 'alarms' or 'models/late'"
             )
+
+    @property
+    def text(self) -> str:
+        """The topic with the fields that must be equal, as `alarms where model="late"`."""
+        fields = ", ".join(f"{name}={json.dumps(value, default=str)}" for name, value in self.where.items())
+        return f"{self.topic} where {fields}" if fields else self.topic
 
     def matches(self, payload: Mapping[str, Any]) -> bool:
         """Whether the payload has every field of `where` with that value."""

@@ -37,7 +37,8 @@ class FineTune(Tuner):
     """Trainer of a causal language model from one that is a version, as "name@3", of a Hugging Face folder.
 
     column: of the training set: "messages" are conversations in JSON, of which the answers are learnt; "text" is learnt whole.
-    length: tokens of a row; texts are packed into rows end to end, longer ones are cut. lora: None trains all weights.
+    length: tokens of a row; texts are packed into rows end to end. Longer ones are cut into pieces, all of which are learnt; of longer
+    conversations the beginning is, and the run's `answers_beyond_length` counts the others. lora: None trains all weights.
     preference: learn to prefer the text in the column "chosen" to that in "rejected" as the answer to the messages.
     """
 

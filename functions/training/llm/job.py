@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,14 @@ from functions.training.llm.fine_tune import FineTune
 from functions.training.llm.gguf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from functions.training.llm.network import Pretrained, adapted, new_network
 from functions.training.llm.preferences import Pairs, PreferenceTask, pair_of
-from functions.training.llm.texts import TextTask, packed, tokens_of_chat, tokens_of_text
+from functions.training.llm.texts import (
+    TextTask,
+    answers_beyond,
+    packed,
+    tokens_of_chat,
+    tokens_of_text,
+    within,
+)
 from functions.training.llm.tuner import Tuner
 from functions.training.loop.distributed import run_workers
 from functions.training.loop.epoch import OnEpoch
@@ -37,6 +45,7 @@ from functions.training.trained import Trained
 from registry import Registry, Run, Signature, Table, TableSnapshot, TensorSpec
 
 _PARITY_ATOL = 1e-3
+_logger = logging.getLogger(__name__)
 _TEXT = {"datatype": "BYTES", "shape": [-1, 1]}
 SIGNATURE = Signature(
     inputs=[TensorSpec.model_validate({"name": "prompt", **_TEXT})],
@@ -73,15 +82,16 @@ class FineTuneLoop:
             task = preference_task(spec, folder, rows) if spec.preference else text_task(spec, folder, rows)
             source = Pretrained(folder, params.seed)
             trainer = Trainer(new_network(folder, spec.lora), task, params, group, source)
-            if isinstance(
-                task, PreferenceTask
-            ):  # before a checkpoint is read: the weights are still the base's
-                task.refer_to(
-                    trainer.net,
-                    group,
-                    rows=params.batch_rows(task.train_rows, workers=group.rows_size),
-                    half=params.precision == "bf16",
+            # before a checkpoint is read: the weights are still the base's
+            if isinstance(task, PreferenceTask):
+                task.refer_to(trainer.net, group, rows=trainer.piece_rows, half=params.precision == "bf16")
+            if group.rank == 0 and task.beyond:
+                _logger.warning(
+                    "%d answers do not end within length=%d tokens and are not learnt, or not to their end",
+                    task.beyond,
+                    spec.length,
                 )
+                self.run.log_metrics({"answers_beyond_length": float(task.beyond)})
             keeper = Keeper(group, self.checkpoints, cadence_of(params), notice=notice)
             train(trainer, group, on_epoch=on_epoch, keeper=keeper)
         return Tuned(learnt_weights(trainer, group), trainer.best_epoch, trainer.best_loss, rows.num_rows)
@@ -136,12 +146,18 @@ def text_task(spec: FineTune, folder: Path, rows: pa.Table) -> TextTask:
     from transformers import AutoTokenizer  # late: the extra `llm`
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    tokens_of = tokens_of_chat if spec.column == "messages" else tokens_of_text
-    texts = [tokens_of(tokenizer, text) for text in named_column(rows, spec.column).to_pylist()]
+    column, beyond = named_column(rows, spec.column).to_pylist(), 0
+    if spec.column == "messages":
+        whole = [tokens_of_chat(tokenizer, conversation) for conversation in column]
+        beyond = sum(answers_beyond(text, spec.length) for text in whole)
+        texts = [within(text, spec.length) for text in whole]
+    else:
+        texts = [tokens_of_text(tokenizer, text) for text in column]
     held = held_out_rows(rows, valid_fraction=spec.valid_fraction, by=spec.split, seed=spec.seed)
     return TextTask(
         packed((text for text, out in zip(texts, held, strict=True) if not out), spec.length),
         packed((text for text, out in zip(texts, held, strict=True) if out), spec.length),
+        beyond,
     )
 
 

@@ -39,16 +39,22 @@ def pair_of(tokenizer: Tokenizer, conversation: str, chosen: str, rejected: str)
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Pairs as tensors: ids and labels (pairs, 2, length), the chosen first; reference: (pairs, 2) of the base, nats, once it is known."""
+    """Pairs as tensors: ids and labels (pairs, 2, length), the chosen first; reference: (pairs, 2) of the base, nats, once it is known.
+
+    tokens: of all texts, without what fills them up; beyond: pairs that were left out, since an answer does not fit.
+    """
 
     ids: Tensor
     labels: Tensor
     reference: Tensor
+    tokens: int
+    beyond: int
 
     @classmethod
     def of(cls, pairs: Iterable[Pair], length: int) -> Pairs:
         """Fill pairs up to `length` tokens; those of which an answer does not fit are left out. Raises: TrainingDataError if none is left."""
-        fit = [each for each in pairs if all(len(text.ids) <= length for text in each)]
+        pairs = [*pairs]
+        fit = [pair for pair in pairs if all(len(text.ids) <= length for text in pair)]
         if not fit:
             raise TrainingDataError(f"no pair of answers fits length={length}: raise it, or give more rows")
         ids = torch.zeros(len(fit), 2, length, dtype=torch.int64)
@@ -57,7 +63,8 @@ class Pairs:
             for place, text in enumerate(pair):
                 ids[number, place, : len(text.ids)] = torch.tensor(text.ids)
                 labels[number, place, : len(text.ids)] = torch.tensor(text.labels)
-        return cls(ids, labels, torch.zeros(len(fit), 2))
+        tokens = sum(len(text.ids) for pair in fit for text in pair)
+        return cls(ids, labels, torch.zeros(len(fit), 2), tokens, len(pairs) - len(fit))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,9 +83,14 @@ class PreferenceTask(CountedRows):
     beta: float
 
     @property
-    def units(self) -> dict[str, int]:
-        """Number of tokens in a pair."""
-        return {"tokens": 2 * self.train.ids.shape[2]}
+    def beyond(self) -> int:
+        """Number of pairs that were left out, since an answer does not fit."""
+        return self.train.beyond + self.valid.beyond
+
+    @property
+    def units(self) -> dict[str, float]:
+        """Number of tokens of texts in a pair, on average."""
+        return {"tokens": self.train.tokens / len(self.train)}
 
     def train_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Training pairs as tokens, labels and what the base made of them."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -74,14 +75,23 @@ def tokens_of_chat(tokenizer: Tokenizer, conversation: str) -> Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Packed rows (rows, length) int64. positions: of each token in its own text, by which a text sees no other."""
+    """Packed rows (rows, length) int64. positions: of each token in its own text, by which a text sees no other.
+
+    unused: places that hold no text.
+    """
 
     ids: Tensor
     labels: Tensor
     positions: Tensor
+    unused: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of texts in all rows."""
+        return self.ids.numel() - self.unused
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Select rows by their numbers."""
@@ -89,21 +99,20 @@ class Rows:
 
 
 def packed(texts: Iterable[Tokens], length: int) -> Rows:
-    """Pack texts end to end into rows, in their order; one that does not fit begins a row, and one that is too long is cut.
+    """Pack texts end to end into rows, in their order; one that does not fit begins a row, and one that is too long is cut into pieces.
 
-    Raises: TrainingDataError if there are none, or a row has nothing to learn.
+    Raises: TrainingDataError if there are none, or none has anything to learn.
     """
     rows: list[list[Tokens]] = []
-    room = 0
-    for text in texts:
-        cut = Tokens(text.ids[:length], text.labels[:length])
-        if all(label == IGNORED for label in cut.labels[1:]):
-            continue  # its answer lies beyond the cut
-        if len(cut.ids) > room:
+    room, used = 0, 0
+    for piece in chain.from_iterable(pieces_of(text, length) for text in texts):
+        if all(label == IGNORED for label in piece.labels[1:]):
+            continue
+        if len(piece.ids) > room:
             rows.append([])
             room = length
-        rows[-1].append(cut)
-        room -= len(cut.ids)
+        rows[-1].append(piece)
+        room, used = room - len(piece.ids), used + len(piece.ids)
     if not rows:
         raise TrainingDataError(
             f"no text has a token to learn within length={length}: raise it, or give more rows"
@@ -112,7 +121,29 @@ def packed(texts: Iterable[Tokens], length: int) -> Rows:
     filled[1] = IGNORED
     for number, row in enumerate(rows):
         _fill(filled[:, number], row, length)
-    return Rows(*filled)
+    return Rows(*filled, unused=len(rows) * length - used)
+
+
+def pieces_of(text: Tokens, length: int) -> Iterator[Tokens]:
+    """Cut a text into pieces of at most `length` tokens, each of which begins with the last token of the one before.
+
+    So every token but the first of the text is predicted once, since the first of a piece is not.
+    """
+    for start in range(0, max(1, len(text.ids) - 1), length - 1):
+        end = start + length
+        yield Tokens(text.ids[start:end], text.labels[start:end])
+
+
+def within(text: Tokens, length: int) -> Tokens:
+    """Beginning of a conversation, whose later answers mean nothing without it."""
+    return Tokens(text.ids[:length], text.labels[:length])
+
+
+def answers_beyond(text: Tokens, length: int) -> int:
+    """Number of answers of a conversation that do not end within `length` tokens, and are not learnt, or not to their end."""
+    learnt = [label != IGNORED for label in text.labels]
+    ends = (place for place, pair in enumerate(pairwise([*learnt, False]), start=1) if pair == (True, False))
+    return sum(end > length for end in ends)
 
 
 def _fill(row: Tensor, texts: list[Tokens], length: int) -> None:
@@ -129,15 +160,24 @@ def _fill(row: Tensor, texts: list[Tokens], length: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TextTask(CountedRows):
-    """Learning task of predicting the next token, where it is to be learnt."""
+    """Learning task of predicting the next token, where it is to be learnt. beyond: answers that do not end within a row's tokens."""
 
     train: Rows
     valid: Rows
+    beyond: int = 0
 
     @property
-    def units(self) -> dict[str, int]:
-        """Number of tokens in a row."""
-        return {"tokens": self.train.ids.shape[1]}
+    def units(self) -> dict[str, float]:
+        """Number of tokens of texts in a row, on average."""
+        return {"tokens": self.train.tokens / len(self.train)}
+
+    def train_weight(self, rows: Tensor) -> int:
+        """Number of learnt tokens in training rows."""
+        return learnt_tokens(self.train.labels[rows])
+
+    def valid_weight(self) -> int:
+        """Number of learnt tokens in the validation rows."""
+        return learnt_tokens(self.valid.labels)
 
     def train_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Training rows as tokens, labels and positions."""
@@ -148,15 +188,20 @@ class TextTask(CountedRows):
         return self.valid.take(rows)
 
     def loss(self, module: nn.Module, batch: tuple[Tensor, ...], *, reduction: str = "mean") -> Tensor:
-        """Log loss in nats a learnt token, of a row the mean over its tokens."""
+        """Log loss in nats: the mean over the learnt tokens of the batch, or their sum."""
         ids, labels, positions = batch
         logits = module(input_ids=ids, position_ids=positions, use_cache=False).logits
-        wanted = labels[:, 1:]
-        each = cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
+        return cross_entropy(
+            logits[:, :-1].float().flatten(0, 1),
+            labels[:, 1:].flatten(),
+            ignore_index=IGNORED,
+            reduction=reduction,
         )
-        rows = each.view(wanted.shape).sum(1) / (wanted != IGNORED).sum(1).clamp(min=1)
-        return rows.sum() if reduction == "sum" else rows.mean()
+
+
+def learnt_tokens(labels: Tensor) -> int:
+    """Number of tokens of rows (rows, length) that are learnt, of which the first of a row has nothing to be predicted from."""
+    return int((labels[:, 1:] != IGNORED).sum())
 
 
 def _messages(conversation: str) -> list[dict[str, Any]]:

@@ -57,6 +57,11 @@ class Tuner(Trainer):
         return name, int(number)
 
     @property
+    def first_rung(self) -> int:
+        """A fine-tune has few epochs, each of which says much: trials are compared after the first, unless it is the last."""
+        return 1 if self.params.epochs > 1 else super().first_rung
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """Parameters of the trainer, and settings of its training, by name."""
         return {**self.params.model_dump(exclude={"seed"}), **self.model_dump(exclude={"params"})}

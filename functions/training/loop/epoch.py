@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """Losses and speed of one pass over the training rows; losses a row: nats, or squared deviations for a number.
+    """Losses and speed of one pass over the training rows; losses a row, of a weighted task a token: nats, or squared deviations for a number.
 
     units_per_s: speed in the units of a row, such as tokens; busy: share of the time in which no step waited for rows; skipped: steps
     whose gradients were no finite numbers, which changed nothing and whose losses are left out; workers: size of the group at its end.

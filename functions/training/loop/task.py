@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -24,8 +24,8 @@ class LearningTask(Protocol):
         """Number of rows that are held out for validation."""
 
     @property
-    def units(self) -> dict[str, int]:
-        """Units in a row, such as {"tokens": 128}, in which speed is reported beside rows; may be empty."""
+    def units(self) -> Mapping[str, float]:
+        """Units in a row, such as {"tokens": 128}, on average, in which speed is reported beside rows; may be empty."""
 
     def train_batch(self, rows: Tensor) -> Batch:
         """Training rows with the numbers `rows` (n,), as tensors of n rows; may draw torch's random numbers."""
@@ -34,7 +34,7 @@ class LearningTask(Protocol):
         """Validation rows with the numbers `rows` (n,); equal numbers always give equal batches."""
 
     def loss(self, module: nn.Module, batch: Batch, *, reduction: str = "mean") -> Tensor:
-        """Loss of a batch, the mean over its rows or their "sum"."""
+        """Loss of a batch, the mean over what counts in it (its rows, unless the task is weighted) or the "sum"."""
 
 
 class CountedRows:
@@ -53,6 +53,20 @@ class CountedRows:
     def valid_rows(self) -> int:
         """Number of rows that are held out for validation."""
         return len(self.valid)
+
+
+@runtime_checkable
+class WeightedTask(Protocol):
+    """Learning task whose rows count unequally, as texts do by their learnt tokens; its "sum" of losses is over all that counts.
+
+    The loss of a step is then that sum over its micro-batches and workers, divided by the weight of all of them.
+    """
+
+    def train_weight(self, rows: Tensor) -> int:
+        """What the training rows with the numbers `rows` (n,) count for together, the same in every worker."""
+
+    def valid_weight(self) -> int:
+        """What all validation rows count for together."""
 
 
 @runtime_checkable

@@ -30,6 +30,7 @@ from functions.training.loop.task import (
     Order,
     OrderedTask,
     PrefetchingTask,
+    WeightedTask,
     epoch_seed,
     uniform_order,
 )
@@ -42,7 +43,6 @@ _logger = logging.getLogger(__name__)
 _RANK_STRIDE = 1_000_003  # so that no two workers share a random stream
 _STEP_STRIDE, _SEEDS = 10_000_019, 1 << 63
 _MOST_SKIPPED = 10  # steps in a row
-_SCORED_STEPS = 8  # batches scored at once: of the default size, few enough rows for the cache of a core
 
 
 OnStep = Callable[[], None]
@@ -50,10 +50,14 @@ OnStep = Callable[[], None]
 
 @dataclass(slots=True)
 class _Part:
-    """Steps of an epoch so far, and how many were skipped. before: sum of the losses of those that a process before this one took; total: of the others."""
+    """Steps of an epoch so far, and how many were skipped. weight: of those that were taken, one each unless the task says it.
+
+    before: sum of the losses, by weight, of those that a process before this one took; total: of the others.
+    """
 
     steps: int = 0
     skipped: int = 0
+    weight: float = 0.0
     before: float = 0.0
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
 
@@ -80,6 +84,7 @@ class Trainer:
         self.epochs: list[Epoch] = []
         self._settings = settings
         self._group: ProcessGroup = group or SingleProcess()
+        torch.backends.cuda.matmul.allow_tf32 = True  # fp32 on cards, as it is planned; processors stay exact
         if settings.recompute:
             recompute_blocks(net)
         self._module = self._group.place(net, weights, half=settings.precision == "bf16")
@@ -159,6 +164,12 @@ class Trainer:
         """Number of steps that were taken since the training began."""
         return len(self.epochs) * self._steps + self._part.steps
 
+    @property
+    def piece_rows(self) -> int:
+        """Rows that all workers compute at once in a step, which therefore fit the memory of each."""
+        own = -(-self._batch // self._group.rows_size)
+        return -(-own // self._settings.accumulate) * self._group.rows_size
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors, and facts that are JSON, that the next steps depend on; their random numbers follow from seed and step.
 
@@ -170,14 +181,14 @@ class Trainer:
             raise TrainingDiverged(not_finite("training", len(self.epochs), loss, self._settings.lr))
         state = {f"net.{name}": value for name, value in net.items()}
         for name, value in self._best.state.items():
-            whole = self._group.local_part(net[name]) is net[name]
-            state[f"best.{name}"] = value if whole else self._group.from_local(value, net[name])
+            state[f"best.{name}"] = self._group.from_local(value, net[name])
         state |= {f"optimizer.{name}": value for name, value in self._updates.moments().items()}
         facts = {
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "best": [self._best.loss, self._best.epoch],
             "part": [self._part.steps * self._batch, loss],
             "skipped": self._part.skipped,
+            "weight": self._part.weight,
             **self._updates.facts(),
         }
         return state, facts
@@ -193,6 +204,9 @@ class Trainer:
             like = net[name] if part != "optimizer" else weights[int(name.partition(".")[0])].detach()
             if part == "net":
                 room[full] = like
+            elif part == "best":  # in host memory, as they are there
+                own = torch.empty_like(self._group.local_part(like), device="cpu", dtype=dtype)
+                room[full] = self._group.from_local(own, like)
             elif like.shape == size:
                 room[full] = torch.empty_like(like, dtype=dtype)
             else:
@@ -216,7 +230,8 @@ class Trainer:
         self._best = _Best(loss, epoch, best)
         self.epochs[:] = [Epoch(**saved) for saved in facts["epochs"]]
         rows, loss = facts["part"]
-        self._part = _Part(min(rows // self._batch, self._steps), facts.get("skipped", 0), loss)
+        steps, skipped = min(rows // self._batch, self._steps), facts.get("skipped", 0)
+        self._part = _Part(steps, skipped, facts.get("weight", float(steps - skipped)), loss)
         self._updates.resume(self.step, parts["optimizer"], facts)
 
     def _pass_over_training_rows(self, on_step: OnStep | None = None) -> float:
@@ -225,19 +240,22 @@ class Trainer:
         order = self._order(seed)
         part.total = torch.zeros((), device=self._group.device)
         for step in range(part.steps, self._steps):
-            own = self._own_rows(order, step)
+            rows = self._rows_of(order, step)
             if isinstance(self.task, PrefetchingTask):
-                self.task.prefetch(self._own_rows(order, step + 1))
+                self.task.prefetch(self._own_rows(self._rows_of(order, step + 1)))
             torch.manual_seed(stream_of(seed, step, self._group.rows_rank))  # dropout and hidden categories
-            loss = self._gradients(own)
+            weight = self.task.train_weight(rows) if isinstance(self.task, WeightedTask) else None
+            loss = self._gradients(self._own_rows(rows), weight)
             if self._updates.apply():
-                part.total, self._skipped_in_a_row = part.total + loss, 0
+                counted = 1 if weight is None else weight
+                part.total, part.weight = part.total + loss * counted, part.weight + counted
+                self._skipped_in_a_row = 0
             else:
                 self._skip(step)
             part.steps += 1
             if on_step is not None and step + 1 < self._steps:
                 on_step()
-        return self._loss_so_far() / max(1, self._steps - part.skipped)
+        return self._loss_so_far() / max(1.0, part.weight)
 
     def _skip(self, step: int) -> None:
         """Count a step that changed nothing, and say so. Raises: TrainingDiverged if there were too many in a row."""
@@ -253,18 +271,24 @@ class Trainer:
             )
 
     def _loss_so_far(self) -> float:
-        """Sum over the steps of this epoch of their mean losses; every worker has to call it."""
+        """Sum over the steps of this epoch of their mean losses, by weight; every worker has to call it."""
         own = self._part.total.to(self._group.device)
         return self._part.before + float(self._group.all_reduce_sum(own.clone())) / self._group.size
 
-    def _gradients(self, rows: Tensor) -> Tensor:
-        """Add up the gradients of the mean loss of `rows` over micro-batches; returns that loss."""
+    def _gradients(self, rows: Tensor, weight: int | None) -> Tensor:
+        """Add up the gradients of the mean loss of `rows` over micro-batches; returns that loss.
+
+        weight: of the rows of all workers, by which the sum of losses is divided; None: all rows count alike.
+        """
         micro_batches = rows.chunk(self._settings.accumulate)
         total = torch.zeros((), device=self._group.device)
         for micro_batch in micro_batches:
             with self._group.micro_step(self._module, last=micro_batch is micro_batches[-1]):
-                loss = self._loss(self._stepped, self._fetched(micro_batch), "mean")
-                loss = loss * (len(micro_batch) / len(rows))
+                batch = self._fetched(micro_batch)
+                if weight is None:
+                    loss = self._loss(self._stepped, batch, "mean") * (len(micro_batch) / len(rows))
+                else:  # workers' gradients and losses are averaged
+                    loss = self._loss(self._stepped, batch, "sum") * (self._group.rows_size / weight)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += loss.detach()
         return total
@@ -274,10 +298,13 @@ class Trainer:
             return self.task.order(self._settings.seed, len(self.epochs))
         return uniform_order(self.task.train_rows, seed)
 
-    def _own_rows(self, order: Order, step: int) -> Tensor:
-        """Numbers of the rows of a step that this worker takes."""
-        group = self._group
-        return order[step * self._batch : (step + 1) * self._batch][group.rows_rank :: group.rows_size]
+    def _rows_of(self, order: Order, step: int) -> Tensor:
+        """Numbers of the rows of a step over all workers."""
+        return order[step * self._batch : (step + 1) * self._batch]
+
+    def _own_rows(self, rows: Tensor) -> Tensor:
+        """Those of a step's rows that this worker takes."""
+        return rows[self._group.rows_rank :: self._group.rows_size]
 
     def _fetched(self, rows: Tensor) -> Batch:
         began = time.perf_counter()
@@ -286,16 +313,17 @@ class Trainer:
         return batch
 
     def _validate(self) -> float:
-        """Mean loss of the validation rows; all workers take equally many passes, as a split model requires."""
+        """Mean loss of the validation rows, in pieces of a step's size; all workers take equally many, as a split model requires."""
         self.net.eval()
         total = torch.zeros((), device=self._group.device)
-        rows, most = self.task.valid_rows, self._batch * _SCORED_STEPS
+        rows, most = self.task.valid_rows, self.piece_rows
         with torch.no_grad():
             for start in range(0, rows, most):
                 own, counted = rows_of_worker(range(start, min(start + most, rows)), self._group)
                 loss = self._loss(self.net, self.task.valid_batch(own), "sum")
                 total += loss if counted else torch.zeros_like(loss)
-        return float(self._group.all_reduce_sum(total)) / (rows * self._group.copies)
+        weight = self.task.valid_weight() if isinstance(self.task, WeightedTask) else rows
+        return float(self._group.all_reduce_sum(total)) / (weight * self._group.copies)
 
     def _loss(self, module: nn.Module, batch: Batch, reduction: str) -> Tensor:
         device = self._group.device

@@ -28,6 +28,7 @@ class Setup:
     """How a model is trained. cards: workers, one each; batch: rows of `length` tokens in a step over all; lora: rank of adapters.
 
     accumulate, recompute, sharding, tensor: as `RecipeParams` and `train_recipe` take them; half: computes in bfloat16.
+    valid: share of all rows that is held out, and scored after each epoch in pieces of a step's size, which need less memory than it.
     """
 
     cards: int
@@ -39,6 +40,7 @@ class Setup:
     half: bool = True
     lora: int = 0
     tensor: int = 1
+    valid: float = 0.0
 
     @property
     def parts(self) -> int:
@@ -81,7 +83,7 @@ class Plan:
 
     @property
     def step_s(self) -> float:
-        """Seconds of one step of the optimizer."""
+        """Seconds of one step of the optimizer, with its share of the validation."""
         return sum(self.step.values())
 
     @property
@@ -104,6 +106,8 @@ def plan(model: Decoder, setup: Setup, card: Card, *, reached: float = REACHED) 
     Raises: ValueError if the step has fewer rows than there are pieces to compute, or layers cannot be split so.
     """
     _check_tensor(model, setup)
+    if not 0.0 <= setup.valid < 1.0:
+        raise ValueError(f"valid={setup.valid}: the share of rows held out lies from 0 to below 1")
     if setup.batch < setup.parts:
         raise ValueError(
             f"batch={setup.batch} rows for {setup.cards} cards with accumulate={setup.accumulate}: each piece needs a row at least"
@@ -154,8 +158,12 @@ def _step(model: Decoder, setup: Setup, card: Card, reached: float) -> dict[str,
     if setup.recompute:
         passes += 1.0
         of_token += model.block_flops(setup.length, tensor=setup.tensor)
-    flops = setup.tokens * setup.accumulate * of_token
-    compute = flops / ((card.flops_s if setup.half else card.flops32_s) * reached)
+    tokens, flops_s = (
+        setup.tokens * setup.accumulate,
+        (card.flops_s if setup.half else card.flops32_s) * reached,
+    )
+    compute = tokens * of_token / flops_s
+    scored = tokens * setup.valid / (1 - setup.valid) * model.token_flops(setup.length, tensor=setup.tensor)
     learnt = model.adapters(setup.lora) if setup.lora else model.parameters
     update = learnt / share * _FLOAT * _STATE_PASSES / card.bytes_s
     link = card.node_bytes_s if setup.cards <= card.cards else NETWORK_BYTES_S
@@ -170,6 +178,7 @@ def _step(model: Decoder, setup: Setup, card: Card, reached: float) -> dict[str,
         "arithmetic": compute,
         "update": update,
         "communication": max(0.0, wire - hidden) + _sums(model, setup, card, passes),
+        "validation": scored / flops_s,
     }
 
 

@@ -141,7 +141,8 @@ def fit(
     trainer = new_trainer(prepared, params, group)
     train(trainer, group, on_epoch=on_epoch, keeper=keeper)
     net = cast("TabularNet", trainer.net)
-    logits, target = score_logits(net, prepared.valid.rows), prepared.target
+    logits, target = score_logits(net, prepared.valid.rows, group.device), prepared.target
+    net.to("cpu")  # what is exported and served needs no card
     factor = target.calibrate(logits, prepared.valid.label)
     return Fitted(
         scorer=TabularScorer(net, target, factor).eval(),
@@ -155,12 +156,13 @@ def fit(
     )
 
 
-def score_logits(net: TabularNet, rows: RowSource) -> Tensor:
-    """Compute logits (rows, outputs) of encoded rows, without dropout or gradients."""
+def score_logits(net: TabularNet, rows: RowSource, device: str = "cpu") -> Tensor:
+    """Compute logits (rows, outputs) of encoded rows in host memory, without dropout or gradients. device: of the network."""
     net.eval()
     pieces = []
     with torch.no_grad():
         for start in range(0, len(rows), _SCORING_ROWS):
             part = rows.take(torch.arange(start, min(start + _SCORING_ROWS, len(rows))))
-            pieces.append(net(part.numeric, part.missing, part.category))
+            inputs = (tensor.to(device) for tensor in (part.numeric, part.missing, part.category))
+            pieces.append(net(*inputs).cpu())
     return torch.cat(pieces) if pieces else torch.empty(0, net.outputs)

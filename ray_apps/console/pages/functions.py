@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from starlette.responses import Response
@@ -39,13 +40,21 @@ async def list_functions(page: Viewer) -> Response:
 @router.get("/functions/{name}")
 async def show_function(page: Viewer, name: str) -> Response:
     """Show one function: what it takes and gives, its limits, its triggers and its last invocations."""
+    return await _shown(page, name)
+
+
+async def _shown(page: Page, name: str, *, typed: str = "{}", error: str = "") -> Response:
+    """Render a function's page. typed: arguments that somebody wrote and that are refused for `error`."""
     found, latest = await asyncio.gather(
         page.api.get(f"/functions/{page.quoted(name)}"),
         page.api.get("/invocations", function=name, limit=_LATEST, scan=_SCANNED),
     )
     return await page.render(
         "function.html",
-        live=("schedules/*", "invocations/*"),
+        HTTPStatus.UNPROCESSABLE_ENTITY if error else HTTPStatus.OK,
+        live=() if error else ("schedules/*", "invocations/*"),
+        error=error,
+        typed=typed,
         function=found,
         arguments=_arguments(found["input_schema"]),
         latest=latest,
@@ -56,14 +65,14 @@ async def show_function(page: Viewer, name: str) -> Response:
 @router.post("/functions/{name}/call")
 async def call(page: Operator, name: str, form: Annotated[Form, CHANGE]) -> Response:
     """Queue an invocation of a function in the viewer's name and go to its page."""
-    to = page.link("functions", name)
+    typed = form.get("arguments", "")
     try:
-        arguments = json.loads(form.get("arguments", "").strip() or "{}")
+        arguments = json.loads(typed.strip() or "{}")
         accepted = await page.api.submit(name, arguments)
     except ValueError as error:
-        return page.go(to, notice=f"arguments: not JSON: {error}", kind="error")
+        return await _shown(page, name, typed=typed, error=f"arguments: not JSON: {error}")
     except ApiError as error:
-        return page.go(to, notice=error.detail, kind="error")
+        return await _shown(page, name, typed=typed, error=error.detail)
     return page.go(page.link("invocations", accepted["id"]), notice=f"{name} is queued.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 from fastapi import Query
@@ -59,12 +60,22 @@ async def list_invocations(
 @router.get("/invocations/{invocation}")
 async def show_invocation(page: Viewer, invocation: str, after: Segment = "") -> Response:
     """Show one invocation: its state, steps, arguments, result or failure, and its log from a segment on."""
+    return await _shown(page, invocation, after)
+
+
+async def _shown(
+    page: Page, invocation: str, after: str = "", *, typed: str = "", error: str = ""
+) -> Response:
+    """Render an invocation's page. typed: value of a signal that somebody wrote and that is refused for `error`."""
     path = f"/invocations/{page.quoted(invocation)}"
     found, log = await asyncio.gather(page.api.get(path), page.api.get(f"{path}/logs", after=after))
     declared = await page.told(page.api.get(f"/functions/{page.quoted(found['function'])}"))
     return await page.render(
         "invocation.html",
-        live=() if found["status"] in ENDED else (f"invocations/{invocation}",),
+        HTTPStatus.UNPROCESSABLE_ENTITY if error else HTTPStatus.OK,
+        error=error,
+        typed=typed,
+        live=() if error or found["status"] in ENDED else (f"invocations/{invocation}",),
         invocation=found,
         has_page=not isinstance(declared, str),  # a function that is not called by HTTP has none
         ended=found["status"] in ENDED,
@@ -100,11 +111,12 @@ async def purge(page: Operator, invocation: str, _: Sent) -> Response:
 @router.post("/invocations/{invocation}/signal")
 async def signal(page: Operator, invocation: str, form: Sent) -> Response:
     """Send a workflow the signal that it waits for, with a JSON value."""
-    to, text = page.link("invocations", invocation), form.get("value", "").strip()
+    text = form.get("value", "").strip()
     try:
         value = json.loads(text) if text else None
     except ValueError as error:
-        return page.go(to, notice=f"value: not JSON: {error}; write a text in quotes", kind="error")
+        refusal = f"value: not JSON: {error}; write a text in quotes"
+        return await _shown(page, invocation, typed=text, error=refusal)
     name = form.get("name", "")
     return await _post(page, invocation, f"signals/{page.quoted(name)}", value, f"Signal {name} is sent.")
 

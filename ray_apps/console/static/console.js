@@ -20,6 +20,12 @@ function showTicks(within) {
   }
 }
 
+// MLflow's client prints links such as `/#/experiments/1/runs/RUN`, of which a server sees `/` alone.
+function followTrackingLink() {
+  const link = /^#\/experiments\/[^/]+\/runs\/([A-Za-z0-9_-]+)/.exec(location.hash);
+  if (link) location.replace(`/ui/runs/${link[1]}`);
+}
+
 function offerThemes() {
   const button = document.querySelector("[data-theme-toggle]");
   const root = document.documentElement;
@@ -163,3 +169,4 @@ showTicks(document);
 offerThemes();
 closeMenus();
 followChanges();
+followTrackingLink();

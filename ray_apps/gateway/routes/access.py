@@ -14,7 +14,7 @@ from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Expiry, Json, Name
 from registry import Access, NotFound, Principal, Role
-from registry.access import EVERY_WORKSPACE, UNLIMITED, Grant, Limits, Workspace
+from registry.access import EVERY_WORKSPACE, UNLIMITED, Grant, Limits, QueueShare, Workspace
 from registry.access.tokens import TOKEN_LIFETIME
 from registry.times import utc_now
 
@@ -84,13 +84,14 @@ class TokenEntry(BaseModel):
 
 
 class WorkspaceRequest(BaseModel):
-    """A workspace to create for a team. limits: bounds on the requests of all its callers together."""
+    """A workspace to create for a team. limits: bounds on the requests of all its callers together; queue: on its experiments."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: Annotated[str, Field(pattern=WORKSPACE_NAME)]
     description: str = Field(default="", max_length=2000)
     limits: Limits = UNLIMITED
+    queue: QueueShare = QueueShare()
 
 
 class WorkspaceChange(BaseModel):
@@ -100,6 +101,7 @@ class WorkspaceChange(BaseModel):
 
     description: str | None = Field(default=None, max_length=2000)
     limits: Limits | None = None
+    queue: QueueShare | None = None
 
 
 @router.get("/tokens", response_model=list[TokenEntry])
@@ -175,7 +177,9 @@ async def create_workspace(request: Request, body: WorkspaceRequest, principal: 
     access = _access(request, principal)
 
     def created() -> Workspace:
-        return access.create_workspace(body.name, description=body.description, limits=body.limits)
+        return access.create_workspace(
+            body.name, description=body.description, limits=body.limits, queue=body.queue
+        )
 
     made = await services_of(request).run(created)
     await _read_again(request)
@@ -196,12 +200,14 @@ async def get_workspace(request: Request, name: WorkspaceName, principal: Anybod
 async def change_workspace(
     request: Request, name: WorkspaceName, body: WorkspaceChange, principal: Admin
 ) -> Json:
-    """Change the description or limits of a workspace; only an admin of all workspaces may."""
+    """Change the description, limits or queue of a workspace; only an admin of all workspaces may."""
     _require_platform_admin(principal)
     access = _access(request, principal)
 
     def changed() -> Workspace:
-        return access.change_workspace(name, description=body.description, limits=body.limits)
+        return access.change_workspace(
+            name, description=body.description, limits=body.limits, queue=body.queue
+        )
 
     made = await services_of(request).run(changed)
     await _read_again(request)

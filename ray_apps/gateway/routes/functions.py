@@ -114,8 +114,8 @@ def summarise(function: DeclaredFunction) -> FunctionSummary:
         doc=function.doc,
         role=function.role.name,
         timeout_s=function.timeout_s,
-        schedules=[str(each) for each in function.schedule],
-        events=[str(each) for each in function.on],
+        schedules=[cron.text for cron in function.schedule],
+        events=[subscription.text for subscription in function.on],
     )
 
 

@@ -34,6 +34,7 @@ class Call:
     unit: whom the split assigned, the one that was named, else the conversation. used_tokens: those it came to; pieces: of its
     stream; first_token_ms: from the request to the first token, None before it; is_counted: whether log and counts have it; findings: of its
     version's guardrails. load: what it is of the replica's. tier: by which it waits for a slot of the engine; slot: the one that it has.
+    calls_by_schema: whether the engine writes a call of a tool as JSON, in place of an answer.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Call:
     findings: tuple[Finding, ...] = ()
     tier: ServiceTier = "default"
     slot: Slot | None = None
+    calls_by_schema: bool = False
 
     @property
     def traffic(self) -> Traffic | None:

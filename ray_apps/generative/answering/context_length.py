@@ -42,8 +42,6 @@ async def check_context(
 
 
 async def _check_texts(process: EngineProcess, settings: EngineSettings, ask: Ask) -> int:
-    given = ask.body["input"]
-    texts = given if isinstance(given, list) and all(isinstance(each, str) for each in given) else [given]
     most, total = process.engine.embedding_bounds(process.spec).tokens, 0
     if not most:
         raise ApiRefusal(
@@ -51,7 +49,7 @@ async def _check_texts(process: EngineProcess, settings: EngineSettings, ask: As
             f"{settings.task!r}; register one with EngineSettings(task='embed'), which may `keep` these weights",
             param="model", code="unsupported_parameter",
         )  # fmt: skip
-    for text in texts:
+    for text in ask.body["input"]:
         size = len(text.encode()) + _PER_REQUEST if isinstance(text, str) else len(text)
         if size > most and isinstance(text, str):
             size = await _counted(process, {"prompt": text})
@@ -84,7 +82,7 @@ def _bound(body: Mapping[str, Any]) -> int:
 
 def _too_long(settings: EngineSettings, prompt: int, answer: int, what: str) -> ApiRefusal:
     return ApiRefusal(
-        f"{what}: this model takes {settings.context_length} tokens, and {prompt + answer} were asked for: {prompt} in "
+        f"{what}: this model's maximum context length is {settings.context_length} tokens, and {prompt + answer} were asked for: {prompt} in "
         f"{what}, {answer} for the answer; shorten it, or lower max_tokens",
         param=what,
         code="context_length_exceeded",

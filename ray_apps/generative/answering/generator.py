@@ -20,7 +20,7 @@ from ray_apps.admission.token_budget import Reservation, TokenBudgets
 from ray_apps.generative.answering.call import ENGINE_S, Call
 from ray_apps.generative.answering.choosing import VersionChooser
 from ray_apps.generative.answering.context_length import check_context
-from ray_apps.generative.answering.engine_request import engine_body
+from ray_apps.generative.answering.engine_request import engine_body, engine_refusal
 from ray_apps.generative.answering.guarding import (
     FILTERED,
     changes,
@@ -39,14 +39,20 @@ from ray_apps.generative.answering.recording import (
 )
 from ray_apps.generative.answering.shadows import GenerativeShadows
 from ray_apps.generative.load import LoadMeter
-from ray_apps.generative.openai.answers import AnswerRecord, EventStream, as_choice, record_of
+from ray_apps.generative.openai.answers import (
+    AnswerRecord,
+    EventStream,
+    as_choice,
+    record_of,
+    with_completion_logprobs,
+)
 from ray_apps.generative.openai.errors import ApiRefusal, error_document, refusal_by_engine
-from ray_apps.generative.openai.requests import EMBEDDING, Ask
+from ray_apps.generative.openai.requests import COMPLETION, EMBEDDING, Ask
 from ray_apps.generative.openai.response_stream import ResponseStream
 from ray_apps.generative.openai.responses import items_of, response_of
 from ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
 from ray_apps.generative.openai.service_tier import granted_tier
-from ray_apps.generative.openai.tools import check_tools
+from ray_apps.generative.openai.tools import calls_by_schema, check_tools, with_call
 from ray_apps.generative.series import TokenSeries
 from ray_apps.generative.versions import GenerativeVersion
 from ray_apps.predictor.http.endpoint import JSON, Answer, Request
@@ -115,6 +121,7 @@ class Generator:
             body = engine_body(call.ask, call.version)
             await call.lease.ready(ENGINE_S)
             check_tools(body, call.lease.process.no_tools)
+            call.calls_by_schema = not call.lease.process.engine.requires_calls and calls_by_schema(body)
             prompt_tokens, most = await check_context(
                 call.lease.process, call.version.settings, call.ask, body
             )
@@ -182,7 +189,7 @@ class Generator:
             address, data=orjson.dumps(body), headers=_JSON_HEADERS, read_bufsize=_AHEAD_BYTES
         ) as response:
             if response.status != _OK:
-                raise refusal_by_engine(response.status, await response.read())
+                raise await engine_refusal(process, body, response.status, await response.read())
             response.content.on_eof(call.free_slot)
             if call.ask.stream:
                 return await self._pass_stream_on(call, response, request)
@@ -197,10 +204,10 @@ class Generator:
             outputs = embedding_tensors(document.get("data") or [], answer.prompt_tokens)
         else:
             answer = record_of(document, call.elapsed_ms() / 1e3)
-            found = guard_answer(answer, call.version.prompt)
-            call.findings += found
-            if changes(found):
+            if self._finished(call, answer):
                 document["choices"] = [as_choice(answer, call.ask.kind)]
+            if call.ask.kind == COMPLETION:
+                document["choices"] = [with_completion_logprobs(choice) for choice in document["choices"]]
             outputs = response_tensors(answer)
         await self._record(call, answer, outputs)
         if call.ask.as_response:
@@ -224,7 +231,7 @@ class Generator:
         headers = [_EVENTS, (b"cache-control", b"no-cache"), *call.headers()]
         await send({"type": "http.response.start", "status": _OK, "headers": headers})
         request.streamed, status = True, _OK
-        held, holds = list[bytes](), bool(call.version.prompt.guardrails.after)
+        held, holds = list[bytes](), call.calls_by_schema or bool(call.version.prompt.guardrails.after)
         try:
             async for data in response.content.iter_any():
                 piece = events.feed(data, time.perf_counter())
@@ -238,10 +245,9 @@ class Generator:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             answer = events.finish()
             mark("engine")
-            found = guard_answer(answer, call.version.prompt)
-            call.findings += found
+            is_changed = self._finished(call, answer)
             await self._record(call, answer, response_tensors(answer))
-            rest = events.rewritten(answer) if changes(found) else b"".join(held)
+            rest = events.rewritten(answer) if is_changed else b"".join(held)
             last = rest + events.last()
         except (EngineDown, aiohttp.ClientError, PredictorError) as error:
             self._failed(call, error)
@@ -251,6 +257,17 @@ class Generator:
             last, status = events.failed(error_document(refusal)), _status_of(refusal)
         await send({"type": "http.response.body", "body": last})
         return status, headers, b""
+
+    @staticmethod
+    def _finished(call: Call, answer: AnswerRecord) -> bool:
+        """Make an answer as it goes on: a call that is JSON becomes one, and rules are applied; returns whether that changes it."""
+        if call.calls_by_schema:
+            answer.message = with_call(answer.message)
+            if answer.finish_reason == "stop":
+                answer.finish_reason = "tool_calls"
+        findings = guard_answer(answer, call.version.prompt)
+        call.findings += findings
+        return call.calls_by_schema or changes(findings)
 
     async def _record(self, call: Call, answer: AnswerRecord, outputs: dict[str, Array]) -> None:
         """Log an answer and count it, before the caller has all of it. Raises: NotLogged."""

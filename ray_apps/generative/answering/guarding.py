@@ -26,7 +26,7 @@ def guarded_request(ask: Ask, prompt: Prompt) -> tuple[Ask, tuple[Finding, ...]]
     if ask.kind == EMBEDDING or not prompt.guardrails.before:
         return ask, ()
     checked = check_request(prompt.guardrails, ask.body)
-    return (replace(ask, body=checked.body) if checked.findings else ask), checked.findings
+    return replace(ask, body=checked.body), checked.findings
 
 
 def guard_answer(answer: AnswerRecord, prompt: Prompt) -> tuple[Finding, ...]:

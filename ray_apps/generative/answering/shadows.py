@@ -28,7 +28,7 @@ from ray_apps.generative.answering.recording import (
 from ray_apps.generative.openai.answers import record_of
 from ray_apps.generative.openai.errors import ApiRefusal
 from ray_apps.generative.openai.requests import EMBEDDING, Ask
-from ray_apps.generative.openai.tools import check_tools
+from ray_apps.generative.openai.tools import calls_by_schema, check_tools, with_call
 from ray_apps.generative.versions import GenerativeVersion
 from ray_apps.predictor.inference.live import LiveCounter
 from ray_apps.predictor.inference.recording import Failure, Recorder
@@ -49,7 +49,7 @@ _log = logging.getLogger("ray.serve")
 class ShadowAsk:
     """A request that was answered, to be answered by a shadow too.
 
-    body: as the shadow's prompt makes it. policy: of the model.
+    body: as the shadow's prompt makes it. policy: of the model. calls_by_schema: as of `Call`.
     """
 
     version: GenerativeVersion
@@ -61,6 +61,7 @@ class ShadowAsk:
     at_us: int
     traffic: Traffic | None
     policy: ModelPolicy
+    calls_by_schema: bool
 
 
 class GenerativeShadows:
@@ -98,13 +99,19 @@ class GenerativeShadows:
                 if (refusal := refusal_of(found, version)) is not None:
                     raise refusal
                 body = engine_body(ask, version)
-                check_tools(body, version.lease.process.no_tools)
+                process = version.lease.process
+                check_tools(body, process.no_tools)
+                by_schema = not process.engine.requires_calls and calls_by_schema(body)
                 lease = version.lease.again()
             except (ApiRefusal, EngineDown):  # it refuses request, variables or tools, or goes just now
                 self.failed += 1
                 continue
             at_us = time.time_ns() // 1_000
-            self.offer(ShadowAsk(version, lease, ask, body, call.id, call.unit, at_us, call.traffic, policy))
+            self.offer(
+                ShadowAsk(
+                    version, lease, ask, body, call.id, call.unit, at_us, call.traffic, policy, by_schema
+                )
+            )
 
     async def close(self) -> None:
         """Stop answering, and drop what waits."""
@@ -148,6 +155,8 @@ class GenerativeShadows:
                 raise EngineDown(f"status {response.status}: {content[:200]!r}")
         elapsed_s = time.perf_counter() - begin
         answer = record_of(orjson.loads(content), elapsed_s)
+        if job.calls_by_schema:
+            answer.message = with_call(answer.message)
         found = guard_answer(answer, job.version.prompt)
         row = LoggedRow.of(
             job.id, request_tensors(job.ask), response_tensors(answer) | finding_tensors(found), answer, price=self._price,

@@ -13,7 +13,7 @@ from functions.generative import declines
 from functions.generative.engines import EngineDown
 from ray_apps.generative.openai.requests import COMPLETION
 
-__all__ = ["AnswerRecord", "EventStream", "as_choice", "record_of"]
+__all__ = ["AnswerRecord", "EventStream", "as_choice", "record_of", "with_completion_logprobs"]
 
 _END: Final = b"\n\n"
 _DATA: Final = b"data: "
@@ -66,6 +66,7 @@ class EventStream:
         self._renamed: list[tuple[bytes, bytes]] = []
         self._knows_id = False
         self._created, self._is_text = 0, False
+        self._characters = 0
         self._texts: dict[str, list[str]] = {}
         self._calls: dict[int, dict[str, Any]] = {}
         self._last_s = math.nan
@@ -152,6 +153,11 @@ class EventStream:
             self._knows_id = True
         if not document.get("choices") and not self._wants_usage and "error" not in document:
             return b""
+        for choice in document.get("choices") or ():
+            if "text" in choice and choice.get("logprobs"):
+                changed = with_completion_logprobs(choice, self._characters)
+                event = _DATA + orjson.dumps({**document, "choices": [changed]})
+                self._characters += len(choice["text"] or "")
         for theirs, ours in self._renamed:
             event = event.replace(theirs, ours, 1)
         return event + _END
@@ -195,6 +201,29 @@ def record_of(document: Mapping[str, Any], elapsed_s: float) -> AnswerRecord:
         found.between_tokens_s = each_s
         found.first_token_s = max(0.0, elapsed_s - made_s + each_s)
     return found
+
+
+def with_completion_logprobs(choice: Mapping[str, Any], offset: int = 0) -> dict[str, Any]:
+    """Write the probabilities of a completion's tokens as completions have them, where an engine writes them as chats have.
+
+    offset: characters of the text that came before.
+    """
+    listed = (choice.get("logprobs") or {}).get("content")
+    if listed is None:
+        return dict(choice)
+    offsets = []
+    for token in listed:
+        offsets.append(offset)
+        offset += len(token["token"])
+    logprobs = {
+        "tokens": [token["token"] for token in listed],
+        "token_logprobs": [token["logprob"] for token in listed],
+        "top_logprobs": [
+            {top["token"]: top["logprob"] for top in token.get("top_logprobs") or ()} for token in listed
+        ],
+        "text_offset": offsets,
+    }
+    return {**choice, "logprobs": logprobs}
 
 
 def as_choice(answer: AnswerRecord, kind: str) -> dict[str, Any]:

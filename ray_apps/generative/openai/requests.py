@@ -10,6 +10,7 @@ import orjson
 
 from ray_apps.generative.openai import responses
 from ray_apps.generative.openai.errors import ApiRefusal
+from ray_apps.generative.openai.fields import check_logprobs, check_numbers, joined_messages, texts_to_embed
 from ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
 from ray_apps.generative.openai.service_tier import check_tier
 
@@ -29,7 +30,7 @@ _FIELDS: Final = {
         "response_format", "top_logprobs", "store", "reasoning_effort", "prompt_cache_key", SERVICE_TIER,
     },
     COMPLETION: _SHARED | _SAMPLING | {"prompt", "response_format", "prompt_cache_key", SERVICE_TIER},
-    EMBEDDING: _SHARED | {"input", "encoding_format", "dimensions"},
+    EMBEDDING: _SHARED | {"input", "encoding_format"},
     RESPONSE: responses.FIELDS,
 }  # fmt: skip
 _NOT_FOR_ENGINES: Final = (
@@ -106,6 +107,11 @@ def parse_request(kind: str, content: bytes | bytearray, *, unit: str | None = N
     if not isinstance(body, dict):
         raise ApiRefusal(f"body: expected an object, got {body!r:.80}")
     body = {name: value for name, value in body.items() if value is not None}
+    if kind == EMBEDDING and "dimensions" in body:
+        raise ApiRefusal(
+            "dimensions: vectors are as long as the model makes them; leave it out",
+            param="dimensions", code="unsupported_parameter",
+        )  # fmt: skip
     if unknown := sorted(body.keys() - _FIELDS[kind]):
         raise ApiRefusal(
             f"{unknown[0]:.80}: not a field of /v1/{kind}, which has {', '.join(sorted(_FIELDS[kind]))}",
@@ -116,6 +122,12 @@ def parse_request(kind: str, content: bytes | bytearray, *, unit: str | None = N
     if as_response:
         kind, body = CHAT, responses.chat_of(body)
     _check_types(kind, body)
+    check_numbers(body)
+    check_logprobs(body, is_chat=kind == CHAT)
+    if kind == CHAT:
+        body["messages"] = joined_messages(body["messages"])
+    elif kind == EMBEDDING:
+        body["input"] = texts_to_embed(body["input"])
     model, selector = _model(body)
     given = unit or body.get("safety_identifier") or body.get("user")
     return Ask(kind, model, selector, body, given, _attributes(body), as_response)

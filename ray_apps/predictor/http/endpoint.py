@@ -127,8 +127,9 @@ class Endpoint(ABC):
         mount = scope.get("root_path", "")
         path = scope["path"].removeprefix(mount)
         client = scope.get("client")
+        is_head = scope["method"] == "HEAD"  # GET without the body
         request = Request(
-            scope["method"],
+            "GET" if is_head else scope["method"],
             path,
             dict(scope["headers"]),
             receive,
@@ -137,15 +138,18 @@ class Endpoint(ABC):
             mount=mount,
             send=send,
         )
-        if self.behind_serve and DIRECT not in scope and path.endswith("/infer"):
+        by_serve = self.behind_serve and DIRECT not in scope
+        if by_serve and path.endswith("/infer"):
             self.indirect += 1
         status, headers, body = await self.respond(request)
         if request.streamed:
             return
         headers.append((b"content-length", b"%d" % len(body)))
         headers += echoed_headers(scope["headers"])
+        if by_serve:  # which answers with the id of the request itself
+            headers = [header for header in headers if header[0] != _REQUEST_ID]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": b"" if is_head else body})
 
     async def respond(self, request: Request) -> Answer:
         """The response to one request, with refusals and faults as responses too."""

@@ -70,7 +70,7 @@ class KeyedRows:
 
     @property
     def count(self) -> int:
-        """Number of rows."""
+        """Count the rows that are asked about."""
         return len(self.merged())
 
     def merged(self) -> Sequence[Mapping[str, Any]]:

@@ -120,9 +120,9 @@ class LoadedVersion:
     def most_probable(self, outputs: Mapping[str, Array]) -> list[str | None]:
         """Name the most probable class of each row, of a version that has `classes`; None for a row without an answer."""
         probability = next(iter(outputs.values()))
-        answered: list[bool] = np.isfinite(probability).all(axis=1).tolist()
-        best: list[int] = probability.argmax(axis=1).tolist()
-        return [self.classes[place] if there else None for place, there in zip(best, answered, strict=True)]
+        answered, best = np.isfinite(probability).all(axis=1), probability.argmax(axis=1)
+        pairs = zip(best.tolist(), np.asarray(answered).tolist(), strict=True)
+        return [self.classes[place] if there else None for place, there in pairs]
 
     def check(self, inputs: Mapping[str, Array]) -> int:
         """Check inputs against the signature; returns the number of rows.

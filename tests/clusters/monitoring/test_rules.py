@@ -98,7 +98,19 @@ def test_an_alert_fires_for_its_fault_alone_and_clears(tmp_path: Path, fault: Fa
     promtool(tmp_path, [timeline(fault.alert, series, fault.phases, [*checks, firing(last - STEP_S)])])
 
 
-SUMMED = ("GatewayErrors", "GatewaySlow", "StoreFails", "StoreSlow", "NoLeader", "StreamStands", "DrainLags")
+SUMMED = (
+    "GatewayErrors",
+    "GatewaySlow",
+    "StoreFails",
+    "StoreSlow",
+    "NoLeader",
+    "StreamStands",
+    "DrainLags",
+    "BackupStale",
+    "HeadAway",
+    "ReplicasPending",
+    "TokenExpired",
+)
 """Alerts over sums and maxima of many series, of which another platform's could hide a fault."""
 
 
@@ -169,8 +181,15 @@ def test_the_rules_for_the_operator_are_those_of_the_files() -> None:
     ]
 
 
-EXTERNAL = {"up", "probe_ssl_earliest_cert_expiry", "haproxy_server_http_responses_total"}
-"""Series of Prometheus, of the blackbox exporter and of HAProxy."""
+EXTERNAL = {
+    "up",
+    "probe_ssl_earliest_cert_expiry",
+    "haproxy_server_http_responses_total",
+    "DCGM_FI_DEV_XID_ERRORS",
+    "DCGM_FI_DEV_ROW_REMAP_FAILURE",
+    "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",
+}
+"""Series of Prometheus, of the blackbox exporter, of HAProxy and of dcgm-exporter."""
 
 
 def test_every_series_of_a_rule_is_declared_by_the_code() -> None:

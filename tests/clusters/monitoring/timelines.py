@@ -105,8 +105,18 @@ HEALTHY: Mapping[str, Series] = {
     'toque_schedule_lateness_seconds_bucket{workspace="default",schedule="drain",le="300.0"}': counter(1),
     'toque_schedule_skipped_ticks_total{workspace="default",schedule="drain"}': counter(0),
     'toque_dead_letters{node="a",workspace="default"}': gauge(0),
+    'toque_head_up{node="a"}': gauge(1),
+    'toque_application_healthy{node="a",application="late"}': gauge(1),
+    'toque_application_healthy{node="a",application="gateway"}': gauge(1),
+    'toque_replicas_pending{node="a",application="late",deployment="predictor"}': gauge(0),
+    'toque_backup_timestamp_seconds{node="a"}': gauge(90 * DAY_S),
+    'toque_expired_token_refusals_total{node="a",name="old-ci"}': counter(0),
+    'DCGM_FI_DEV_XID_ERRORS{Hostname="gpu-7",gpu="0"}': gauge(13),  # of a program that read beyond its array
+    'DCGM_FI_DEV_ROW_REMAP_FAILURE{Hostname="gpu-7",gpu="0"}': gauge(0),
+    'DCGM_FI_DEV_ECC_DBE_VOL_TOTAL{Hostname="gpu-7",gpu="0"}': counter(0),
+    'toque_token_expiry_timestamp_seconds{node="a",name="old-ci"}': gauge(0),  # ended long ago
     'toque_token_expiry_timestamp_seconds{node="a",name="robot"}': gauge(90 * DAY_S),
-    'toque_access_refusals_total{node="a",status="401"}': counter(0),
+    'toque_access_refusals_total{node="a",status="401"}': counter(2),  # of scanners
     'toque_certificate_expiry_timestamp_seconds{node="a",file="redis.pem"}': gauge(90 * DAY_S),
 }
 
@@ -249,18 +259,32 @@ FAULTS = (
     _fault("DeadLetters", {"toque_dead_letters": gauge(0, 2)}),
     _fault(
         "TokenExpires",
-        {"toque_token_expiry_timestamp_seconds": gauge(90 * DAY_S, DAY_S)},
+        {'toque_token_expiry_timestamp_seconds{node="a",name="robot"': gauge(90 * DAY_S, DAY_S)},
         within_s=4_000,
         phases=(GOOD, 60, AFTER),
     ),
-    _fault(
+    Fault(  # a process that counts none before its first refusal
         "TokenExpired",
-        {
-            "toque_token_expiry_timestamp_seconds": gauge(90 * DAY_S, 60),
-            "toque_access_refusals_total": counter(0, 2),
-        },
+        {'toque_expired_token_refusals_total{node="b",name="robot"}': lambda p: f"_x{p[0]} 1x{p[1]} stale"},
+        phases=(GOOD, 4, AFTER),
+    ),
+    _fault("TokenExpired", {"toque_expired_token_refusals": counter(0, 2)}),
+    _fault(
+        "BackupStale",
+        {"toque_backup": gauge(90 * DAY_S, -2 * DAY_S)},
+        within_s=4_000,
+        phases=(GOOD, 60, AFTER),
+    ),
+    _fault("HeadAway", {"toque_head_up": gauge(1, 0)}, severities=_PAGE),
+    _fault(
+        "ApplicationUnhealthy",
+        {'toque_application_healthy{node="a",application="late"': gauge(1, 0)},
         severities=_PAGE,
     ),
+    _fault("ReplicasPending", {"toque_replicas_pending": gauge(0, 2)}, within_s=1_080),
+    _fault("CardFails", {"DCGM_FI_DEV_XID": gauge(13, 79)}),
+    _fault("CardFails", {"DCGM_FI_DEV_ROW_REMAP": gauge(0, 1)}),
+    _fault("CardFails", {"DCGM_FI_DEV_ECC": counter(0, 1)}),
     _fault("CertificateExpires", {"toque_certificate_expiry_timestamp_seconds": gauge(90 * DAY_S, DAY_S)}),
 )
 """For each alert what raises it; `HEALTHY` raises none."""

@@ -156,7 +156,8 @@ def shown(rate: float, *, days: int, a_minute: float, seed: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("part", seeds(1, of=10))
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("part", seeds(1, of=5))
 def test_asking_again_and_again_whether_it_serves_as_well_spends_one_level(part: int) -> None:
     """A rate at the limit is shown to be below it in at most alpha / 2 of all runs, however long they are asked.
 

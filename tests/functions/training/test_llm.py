@@ -1,7 +1,6 @@
 """Fine-tunes of a small language model, beside transformers and peft alone."""
 
 import json
-from statistics import fmean
 
 import pyarrow as pa
 import pytest
@@ -140,7 +139,8 @@ def test_the_loss_curve_is_that_of_peft_and_transformers_alone(base, rows, lora)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     theirs = adapted(theirs, lora) if lora else theirs
     alone = learn_alone(theirs, ours.learnt(), task, PARAMS)
-    assert [ours.run_epoch().train_loss for _ in alone] == pytest.approx([*map(fmean, alone)], abs=1e-4)
+    wanted = [sum(loss * tokens for loss, tokens in epoch) / sum(n for _, n in epoch) for epoch in alone]
+    assert [ours.run_epoch().train_loss for _ in alone] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_a_fine_tune_ends_as_a_folder_that_transformers_opens(context, base, rows, tmp_path):
@@ -167,3 +167,22 @@ def test_a_fine_tune_ends_as_a_folder_that_transformers_opens(context, base, row
     record = registry.get_run(tuned.run_id).record()
     assert record.tags["base"] == "tiny@1"
     assert list(context.store.list("checkpoints/")) == []
+
+
+def test_a_run_counts_answers_beyond_the_length(context, base, rows, caplog):
+    registry = context.registry()
+    registry.create_model("tiny")
+    registry.create_version("tiny", base, signature=SMALL)
+    long = json.loads(conversation(0)) * 5
+    table = pa.table({"messages": [*rows["messages"].to_pylist()[:20], json.dumps(long), json.dumps(long)]})
+    snapshot = Table(context.store, "training/sums").overwrite(table)
+    params = PARAMS.model_copy(update={"epochs": 1})
+    tuned = fine_tune("sums", "tiny@1", snapshot, length=32, params=params, register=False)
+    tokens = tokens_of_chat(transformers.AutoTokenizer.from_pretrained(base), json.dumps(long))
+    beyond = 2 * sum(
+        place >= 32 and WORDS[token] == "</s>" and tokens.labels[place] != IGNORED
+        for place, token in enumerate(tokens.ids)
+    )
+    assert beyond > 0
+    assert registry.get_run(tuned.run_id).record().metrics["answers_beyond_length"] == beyond
+    assert f"{beyond} answers do not end within length=32" in caplog.text

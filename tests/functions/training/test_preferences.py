@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from functions.training import TrainingDataError
-from functions.training.llm import FineTune, Preference, fine_tune
+from functions.training.llm import FineTune, Preference, fine_tune, preferences
 from functions.training.llm.job import preference_task
 from functions.training.llm.network import Pretrained, new_network
-from functions.training.llm.preferences import Pairs
+from functions.training.llm.preferences import Pairs, log_likelihoods
 from functions.training.llm.texts import IGNORED
 from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer
@@ -73,6 +73,23 @@ def test_a_model_that_learnt_preferences_is_a_version(context, base, rows):
     )
     assert tuned.metrics["valid_loss"] < 0.65
     assert registry.get_version("liked", tuned.version).tags["base"] == "tiny@1"
+
+
+def test_the_base_is_asked_in_pieces_of_a_step(context, base, rows, monkeypatch):
+    pairs: dict[bool, list[int]] = {True: [], False: []}
+
+    def counted(module, ids, labels):
+        pairs[torch.is_grad_enabled()].append(len(ids))
+        return log_likelihoods(module, ids, labels)
+
+    monkeypatch.setattr(preferences, "log_likelihoods", counted)
+    registry = context.registry()
+    registry.create_model("tiny")
+    registry.create_version("tiny", base, signature=SMALL)
+    snapshot = Table(context.store, "training/pairs").overwrite(rows)
+    params = PARAMS.model_copy(update={"batch_size": 8, "accumulate": 4, "epochs": 1})
+    fine_tune("liked", "tiny@1", snapshot, length=32, preference=Preference(), params=params, register=False)
+    assert max(pairs[True]) == max(pairs[False]) == 2
 
 
 def test_pairs_that_do_not_fit_and_texts_without_answers_are_refused():

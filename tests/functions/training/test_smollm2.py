@@ -14,7 +14,7 @@ from functions.training import RecipeParams
 from functions.training.llm import FineTune, Lora, fine_tune
 from functions.training.llm.job import SIGNATURE, text_task
 from functions.training.llm.network import Pretrained, adapted, new_network
-from functions.training.llm.texts import TextTask
+from functions.training.llm.texts import TextTask, learnt_tokens
 from functions.training.loop.process_groups.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer
 from registry import Table
@@ -50,7 +50,7 @@ def steps(monkeypatch):
     def loss(self, module, batch, *, reduction="mean"):
         found = whole(self, module, batch, reduction=reduction)
         if module.training:
-            losses.append(float(found.detach()))
+            losses.append(float(found.detach()) / learnt_tokens(batch[1]))
         return found
 
     monkeypatch.setattr(TextTask, "loss", loss)
@@ -90,7 +90,7 @@ def test_losses_of_all_steps_and_merged_logits_are_those_of_peft_alone(context, 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     before = logits(theirs, task)
     theirs = adapted(theirs, SPEC.lora)
-    alone = [*chain(*learn_alone(theirs, begin, task, PARAMS))]
+    alone = [loss for loss, _ in chain(*learn_alone(theirs, begin, task, PARAMS))]
     wanted = logits(theirs.merge_and_unload(), task)
 
     registry.download("capitals", tuned.version, to=tmp_path / "got")

@@ -47,6 +47,21 @@ def test_a_tabular_step_in_micro_batches_equals_the_whole_step() -> None:
     close(parts, whole)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "pieces", [1, 4, 7, 1_000]
+)  # of 50 rows: whole, even, uneven, and more than there are
+def test_no_pass_over_validation_rows_is_larger_than_a_piece_of_a_step(pieces: int, workers: int) -> None:
+    group = SingleProcess()
+    group.size = workers
+    made = trainer(FAST.model_copy(update={"accumulate": pieces}), group)
+    rows: dict[bool, list[int]] = {True: [], False: []}
+    made.net.register_forward_pre_hook(lambda _, inputs: rows[torch.is_grad_enabled()].append(len(inputs[0])))
+    made.run_epoch()
+    assert max(rows[False]) == max(rows[True]) == -(-50 // workers // pieces)
+    assert sum(rows[False]) == -(-made.task.valid_rows // workers)
+
+
 def test_gradients_are_averaged_after_the_last_micro_batch_only(monkeypatch) -> None:
     seen: list[bool] = []
     group = SingleProcess()

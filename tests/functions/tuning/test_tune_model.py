@@ -1,5 +1,9 @@
 """Sweeps over any trainer: poor trials end at a rung, ended ones are not repeated, several objectives give a front."""
 
+import threading
+from concurrent.futures import Future
+from types import SimpleNamespace
+
 import pytest
 
 from functions.training import (
@@ -10,8 +14,10 @@ from functions.training import (
     XGBoost,
     train_model,
 )
+from functions.training.llm import FineTune
 from functions.tuning import Choice, Limits, Range, tune_model
-from functions.tuning.rungs import Rungs
+from functions.tuning import model as sweeps
+from functions.tuning.rungs import Rungs, RungWatch
 from registry import Table
 from tests.functions.training.projects import project_of
 from tests.functions.training.test_trainers import SPLIT, definition, late, own
@@ -114,3 +120,38 @@ def test_a_rung_judges_once_four_trials_have_reached_it(context):
         *[False] * 3, True, False,
     ]  # fmt: skip
     assert rungs.reach(7, 4, float("nan"))
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])  # whichever place the trial has that ends last
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_place_stands_empty_beside_a_slow_trial(monkeypatch, slow, fails):
+    ends, others = Future(), []
+
+    def start(number, **_: object):
+        if number == slow:
+            return ends
+        others.append(number)
+        if len(others) == 11:  # all others have begun though the slow one goes on
+            assert not ends.done()
+            threading.Timer(0.2, ends.set_result, [sweeps.ModelTrial(loss=0.0)]).start()
+        quick = Future()
+        if fails:
+            quick.set_exception(ValueError("c is too large"))
+        else:
+            quick.set_result(sweeps.ModelTrial(loss=float(number)))
+        return quick
+
+    monkeypatch.setattr(sweeps, "train_trial", SimpleNamespace(remote=start))
+    trials = sweeps._run_trials([(number, {}) for number in range(12)], {}, 3)
+    assert sorted(trials) == [*range(12)]
+    assert trials[slow].loss == 0.0
+    assert ["too large" in trials[number].error for number in others] == [fails] * 11
+
+
+@pytest.mark.parametrize(("epochs", "compared"), [(1, []), (2, [1]), (3, [1]), (5, [1, 4])])
+def test_trials_of_a_fine_tune_are_compared_after_its_first_epoch(context, epochs, compared):
+    trainer = FineTune(base="base@1").with_parameters({"epochs": epochs})
+    watch = RungWatch(Rungs(context.store, "sweeps/x/"), 1, trainer.first_rung)
+    for epoch in range(epochs):
+        watch(epoch, {"valid_loss": 1.0})
+    assert [*context.store.list("sweeps/x/")] == [f"sweeps/x/{rung:06d}/000001" for rung in compared]

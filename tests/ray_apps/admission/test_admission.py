@@ -3,13 +3,16 @@
 import asyncio
 import subprocess
 import sys
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from ray_apps.admission import ANY_MODEL, Admission, NotAdmitted, Rule
 from ray_apps.token_cache import TokenCache
 from registry import Access, Grant, Limits, ObjectStore, Role
+from registry.times import utc_now
 from tests.ray_apps.admissions import KeptRefusals
 
 READ = Rule((Role.viewer,))
@@ -119,6 +122,16 @@ async def test_a_token_keeps_to_its_rate(door: Door) -> None:
     assert await door.status(door.token("bob", "viewer:payments")) == 200
 
 
+@pytest.mark.parametrize("asked", [{"rule": CALL}, {"workspace": "search"}, {"workspace": "no-such"}])
+async def test_a_tokens_rate_counts_what_is_refused(door: Door, asked: dict[str, Any]) -> None:
+    slow = door.token("slow", "viewer:payments", limits=Limits(rate_per_s=0.01))
+    assert [await door.status(slow, **asked) for _ in range(4)] == [403, 429, 429, 429]
+    assert await door.status(slow) == 429
+    single = door.token("single", "viewer:payments", limits=Limits(max_in_flight=1))
+    assert [await door.status(single, **asked) for _ in range(3)] == [403, 403, 403]
+    assert await door.status(single) == 200  # a refused request holds nothing
+
+
 async def test_a_workspaces_limit_holds_for_its_callers_together_and_for_no_others(door: Door) -> None:
     door.access.change_workspace("payments", limits=Limits(max_in_flight=1))
     ada, bob = door.token("ada", "viewer:payments"), door.token("bob", "viewer:payments", "viewer:search")
@@ -181,3 +194,30 @@ print([REGISTRY.get_sample_value("toque_access_refusals_total", {"status": each}
 """
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert said.strip() == "[0.0, 0.0, 0.0]"
+
+
+def expired_refusals(name: str) -> float:
+    return REGISTRY.get_sample_value("toque_expired_token_refusals_total", {"name": name}) or 0.0
+
+
+async def test_only_who_holds_an_expired_token_is_counted_as_its_user(folder_store: ObjectStore) -> None:
+    """Beside it: no token, a malformed one, its id with another secret, a live token and one that was revoked."""
+    late = timedelta(0)
+    access = Access(folder_store, actor="root", clock=lambda: utc_now() + late)
+    admission = Admission(TokenCache(access, recheck_s=0.0, patience_s=60), access, KeptRefusals())
+    ends = utc_now() + timedelta(hours=1)
+    old, revoked = (access.create_token(name, "viewer", expires_at=ends) for name in ("old-ci", "revoked-ci"))
+    live = access.create_token("old-ci-2", "viewer")
+    access.revoke("revoked-ci")
+    late = timedelta(hours=2)
+    others = [None, b"Bearer x", *(f"Bearer {text}".encode() for text in (old[:-1], old + "x", revoked))]
+    names = ("old-ci", "old-ci-2", "revoked-ci")
+    before = [expired_refusals(name) for name in names]
+    assert (
+        await admission.admit(f"Bearer {live}".encode(), READ, what="GET /x")
+    ).principal.name == "old-ci-2"
+    for header in [*others, *[f"Bearer {old}".encode()] * 2]:
+        with pytest.raises(NotAdmitted, match="authorization"):
+            await admission.admit(header, READ, what="GET /x")
+    after = [expired_refusals(name) for name in names]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [2, 0, 0]

@@ -1,12 +1,13 @@
 """The log of refused requests, and the audit that is read from it."""
 
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from ray_apps.admission.refusals import MAX_UNKNOWN, RefusalLog
+from ray_apps.admission.refusals import MAX_OF_CALLER, MAX_UNKNOWN, RefusalLog
 from registry import Access, ObjectStore, Registry, Unavailable
 from registry.access.audit import newest_first
 
@@ -116,3 +117,33 @@ def test_refusals_that_waited_for_the_store_stand_at_their_time(folder_store: Ob
     assert [each.what for each in newest_first(folder_store, [], "access", since=NOW)] == [
         "workspace-created: w"
     ]
+
+
+def test_a_flood_of_a_caller_is_few_records_and_the_others_are_seen(folder_store: ObjectStore):
+    log = RefusalLog(folder_store, "gateway", clock=lambda: NOW, sleep=lambda _: None)
+    for number in range(10_000):
+        refuse(log, what=f"GET /{number}", status=403 if number % 2 else 429, client=f"10.0.0.{number % 250}")
+        if number % 1_000 == 0:
+            refuse(log, who="bob", what=f"GET /{number}")
+    log.flush()
+    found = list(newest_first(folder_store, [], "refusal", since=NOW))
+    assert sum(each.count for each in found if each.who == "ada") == 10_000
+    assert sum(each.count for each in found if each.who == "bob") == 10
+    keys = list(folder_store.list("access/refusals/"))
+    assert len([each for each in found if each.who == "ada"]) <= (MAX_OF_CALLER + 2) * len(keys)
+
+
+def test_a_caller_that_floods_is_written_every_ten_seconds_and_not_every_second(folder_store: ObjectStore):
+    log = RefusalLog(folder_store, "gateway", clock=lambda: NOW)
+    log._thread = threading.current_thread()  # nobody writes but this test
+    for number in range(2 * MAX_OF_CALLER):
+        refuse(log, what=f"GET /{number}")
+    log.flush()
+    log._wake.clear()
+    refuse(log, what="GET /more")
+    assert not log._wake.is_set()
+    refuse(log, who="bob")
+    assert log._wake.is_set()
+    log.flush()
+    refuse(log, what="GET /later")
+    assert log._wake.is_set()

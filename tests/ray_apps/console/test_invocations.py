@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from markupsafe import escape
 
 from functions.runtime.durable.invocation import ledger_of
 from tests.ray_apps.console.conftest import Platform
@@ -69,12 +70,22 @@ async def test_a_workflow_gets_the_signal_that_it_waits_for(platform: Platform) 
     shown = (await visitor.get(page)).text
     assert "It waits for the signal approval" in shown
     assert shown.index("load_source") < shown.index("train_model")
-    await visitor.send(page, f"{page}/signal", name="approval", value="{not json")
-    assert "value: not JSON" in (await visitor.get(page)).text
+    refused = await visitor.send(page, f"{page}/signal", name="approval", value="{not json")
+    assert refused.status_code == 422
+    assert "value: not JSON" in refused.text
+    assert 'value="{not json"' in refused.text
     await visitor.send(page, f"{page}/signal", name="approval", value='{"by": "ada"}')
     record = ledger_of(platform.context).read(WORK["waiting"])
     assert record.signals == {"approval": {"by": "ada"}}
     assert record.waits_for is None
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "failed", "waiting"])
+async def test_a_signal_is_offered_only_where_one_is_awaited(platform: Platform, state: str) -> None:
+    page = f"/ui/invocations/{WORK[state]}"
+    shown = (await (await platform.signed_in("operator")).get(page)).text
+    assert f"{page}/cancel" in shown
+    assert (f"{page}/signal" in shown) is ("It waits for the signal" in shown)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +108,25 @@ async def test_the_functions_page_names_the_next_run_of_each_schedule(platform: 
     assert "Load the flights of yesterday and materialise their features." in page
 
 
+async def test_the_functions_page_says_in_words_when_a_function_runs(platform: Platform) -> None:
+    visitor = await platform.signed_in("viewer")
+    for path in (
+        "/ui/functions",
+        *(f"/ui/functions/{name}" for name in ("refresh_flights", "record_feature_health")),
+    ):
+        page = (await visitor.get(path)).text
+        assert "Cron(" not in page
+        assert "OnEvent(" not in page
+
+
 async def test_a_function_is_called_from_its_page_by_those_who_may(platform: Platform) -> None:
     page = "/ui/functions/refresh_flights"
     visitor = await platform.signed_in("operator")
     for text, told in (("{", "arguments: not JSON"), ('{"days": "x"}', "days"), ("[1]", "object")):
         answer = await visitor.send(page, f"{page}/call", arguments=text)
-        assert answer.headers["location"] == page, text
-        assert told in (await visitor.get(page)).text
+        assert answer.status_code == 422
+        assert told in answer.text
+        assert f">{escape(text)}</textarea>" in answer.text  # nobody types it again
     answer = await visitor.send(page, f"{page}/call", arguments='{"days": 7}')
     made = answer.headers["location"].rpartition("/")[2]
     record = ledger_of(platform.context).read(made)

@@ -7,12 +7,13 @@ import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
+import httpx
 import pytest
 
 from ray_apps.oidc import OidcSettings
-from ray_apps.oidc.code_flow import CodeFlow
+from ray_apps.oidc.code_flow import CodeFlow, post_form
 from registry import InvalidInput
 from tests.ray_apps.console.conftest import Platform, Visitor, make_platform
 from tests.ray_apps.oidc.conftest import Issuer, issuer
@@ -27,6 +28,7 @@ def settings(issuer: Issuer, **changes: Any) -> OidcSettings:
         "jwks_uri": f"{issuer.url}/keys",
         "authorization_endpoint": f"{issuer.url}/authorize",
         "token_endpoint": f"{issuer.url}/token",
+        "end_session_endpoint": f"{issuer.url}/end",
     }
     return issuer.settings(audience=["toque-console"], client=CLIENT, **changes)
 
@@ -110,6 +112,67 @@ async def test_a_refusal_of_the_issuer_is_told_and_leads_to_no_other_site(platfo
     assert (answer.status_code, "&lt;b&gt;access_denied" in answer.text) == (403, True)
     visitor, back = await begun(platform, "https://evil.example/")
     assert (await visitor.get(back)).headers["location"] == "/ui/"
+
+
+async def test_signing_out_leads_on_to_the_issuer_without_the_token(platform: Platform) -> None:
+    visitor, back = await begun(platform)
+    await visitor.get(back)
+    answer = await visitor.send("/ui/models", "/ui/sign-out")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/ui/oidc/end")
+    page = await visitor.get("/ui/oidc/end")
+    _, _, address = page.headers["refresh"].partition("url=")
+    assert urlsplit(address).path == "/end"
+    assert parse_qsl(urlsplit(address).query) == [("client_id", "toque-console")]
+    assert (await visitor.get("/ui/models")).status_code == 401
+
+
+async def test_an_issuer_without_an_end_of_sessions_is_said_to_have_none(
+    platform: Platform, issuer: Issuer
+) -> None:
+    del issuer.changed["/.well-known/openid-configuration"]["end_session_endpoint"]
+    page = await platform.visitor().get("/ui/oidc/end")
+    assert (page.status_code, "refresh" in page.headers) == (200, False)
+    assert "still signed in" in page.text
+
+
+async def test_who_signed_in_by_a_token_of_the_list_stays_here(platform: Platform) -> None:
+    visitor = await platform.signed_in("viewer")
+    assert (await visitor.send("/ui/", "/ui/sign-out")).headers["location"].startswith("/ui/sign-in")
+
+
+@pytest.mark.parametrize(
+    ("supported", "prompt"), [(None, "login"), (["none", "login", "select_account"], "select_account")]
+)
+async def test_somebody_else_is_asked_for_by_the_issuer(
+    platform: Platform, issuer: Issuer, supported: list[str] | None, prompt: str
+) -> None:
+    issuer.changed["/.well-known/openid-configuration"]["prompt_values_supported"] = supported
+    visitor, back = await begun(platform)
+    platform.app.state.console.oidc._post.changes = {"groups": []}
+    assert (await visitor.get(back)).status_code in {303, 403}
+    assert "/ui/oidc/start?another=true" in (await visitor.get("/ui/sign-in")).text
+    answer = await visitor.get("/ui/oidc/start?another=true")
+    assert dict(parse_qsl(urlsplit(answer.headers["location"]).query))["prompt"] == prompt
+    usual = await visitor.get("/ui/oidc/start")
+    assert "prompt" not in dict(parse_qsl(urlsplit(usual.headers["location"]).query))
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [("odd", "a+b%2Fc d"), ("a:b", "x:y"), ("ü", "päss&word=1"), ("plain", "abc-DEF_123.~")],
+)
+def test_a_secret_is_form_encoded(name: str, secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers["authorization"])
+        return httpx.Response(200, json={"id_token": "x"})
+
+    client = httpx.Client(transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(httpx, "post", client.post)
+    post_form("https://issuer/token", {"code": "c"}, (name, secret))
+    pair = base64.b64decode(sent[0].removeprefix("Basic ")).decode("ascii")
+    assert [unquote_plus(part) for part in pair.split(":")] == [name, secret]
 
 
 def test_the_client_must_be_an_audience_of_its_tokens(issuer: Issuer) -> None:

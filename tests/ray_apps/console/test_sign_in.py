@@ -53,6 +53,24 @@ async def test_behind_tls_the_cookie_is_secure_and_of_this_host_alone(platform: 
     assert "Strict-Transport-Security" in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("address", "host", "secure"),
+    [
+        ("https://toque.example.com", "toque.example.com", True),
+        ("https://toque.example.com/", "localhost:8000", False),
+        ("http://toque.example.com", "toque.example.com", False),
+        (None, "toque.example.com", False),
+    ],
+)
+async def test_behind_a_balancer_that_sends_no_scheme_the_address_of_the_platform_tells_it(
+    platform: Platform, address: str | None, host: str, *, secure: bool
+) -> None:
+    platform.app.state.console_url = address
+    answer = await platform.visitor(Host=host).sign_in(platform.tokens["viewer"])
+    assert answer.headers["set-cookie"].startswith("__Host-toque-session=") == secure
+    assert ("Strict-Transport-Security" in answer.headers) == secure
+
+
 @pytest.mark.parametrize("token", ["", "tq_unknown_x", "é" * 10, "a b\nc"])
 async def test_a_wrong_token_is_refused_with_a_reason(platform: Platform, token: str) -> None:
     answer = await platform.visitor().sign_in(token)

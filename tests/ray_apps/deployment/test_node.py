@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from clusters.profile import ProfileError, effective_profile
 from ray_apps.deployment.errors import DeploymentError
 from ray_apps.deployment.node import NodeStart, node_environment, node_resources, ray_start
+from ray_apps.deployment.start_ray import PASSWORD
 
 PLATFORM = {
     "TOQUE_STORE": "s3://bucket/toque",
@@ -67,8 +71,36 @@ def test_the_head_keeps_what_it_knows_in_redis() -> None:
     assert environment["RAY_external_storage_namespace"] == "kitchen"
     command = command_of(node)
     assert option(command, "redis-username") == "toque"
-    assert option(command, "redis-password") == "pass/word"
     assert "RAY_REDIS_ADDRESS" not in node_environment(parsed(address="head", kind="cpu"), PLATFORM)
+
+
+@pytest.mark.parametrize("more", [(), ("--redis-password=pass/word", "--no-monitor")])
+def test_the_password_of_the_heads_redis_is_on_no_command_line(more: tuple[str, ...]) -> None:
+    node = parsed(*more, head=True)
+    environment = node_environment(node, PLATFORM)
+    command = ray_start(node, effective_profile(environment), environment)
+    assert not [argument for argument in command if "pass/word" in argument or "redis-password" in argument]
+    assert ("--no-monitor" in command) == bool(more)
+    assert environment[PASSWORD] == "pass/word"
+    assert command[2] == "ray_apps.deployment.start_ray"
+    worker = parsed(address="head", kind="cpu")
+    assert PASSWORD not in node_environment(worker, PLATFORM)
+
+
+def test_ray_gets_the_password_from_the_environment_and_its_processes_do_not() -> None:
+    program = (
+        "import os, sys; from ray.scripts import scripts; from ray_apps.deployment import start_ray\n"
+        "scripts.cli = lambda arguments, prog_name: print(arguments, start_ray.PASSWORD in os.environ)\n"
+        "start_ray.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "start", "--head"],
+        env=os.environ | {PASSWORD: "pass/word"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "['start', '--head', '--redis-password=pass/word'] False"
 
 
 def test_a_redis_that_ray_cannot_use_is_refused_by_name() -> None:

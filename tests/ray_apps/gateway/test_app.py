@@ -20,9 +20,7 @@ async def test_without_a_token_only_health_answers(gateway: Gateway) -> None:
     for route in gateway.app.state.routes:  # also those that the document leaves out
         for method in route.methods:
             answer = await gateway.client.request(method, route.path.replace("{", "").replace("}", ""))
-            assert answer.status_code == (200 if route.path in opened and method != "HEAD" else 401), (
-                route.path
-            )
+            assert answer.status_code == (200 if route.path in opened else 401), route.path
 
 
 async def test_a_401_is_a_problem_that_says_how_to_get_a_token(gateway: Gateway) -> None:
@@ -164,3 +162,42 @@ async def test_the_playground_loads_nothing_external_and_calls_existing_routes(
     assert len(asked) == 3
     for path in asked:
         assert path.replace("${name}", "{model}").replace("champion", "{version}") in document["paths"], path
+
+
+async def test_the_root_leads_a_person_to_the_console_and_tells_a_program_what_there_is(
+    gateway: Gateway,
+) -> None:
+    browser = await gateway.client.get("/", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert (browser.status_code, browser.headers["location"]) == (303, "/ui/")
+    for accepted in ("*/*", "application/json"):
+        program = await gateway.client.get("/", headers={"Accept": accepted})
+        assert (program.status_code, program.json()["console"]) == (200, "/ui/")
+
+
+async def test_a_head_is_answered_as_the_get_of_its_path(gateway: Gateway) -> None:
+    for path, status in (("/healthz", 200), ("/", 200), ("/models", 401), ("/none", 401)):
+        answer = await gateway.client.head(path)
+        assert (answer.status_code, answer.content) == (status, b""), path
+    signed = await gateway.client.head("/models", headers=gateway.headers("viewer"))
+    assert (signed.status_code, int(signed.headers["content-length"]) > 0) == (200, True)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "said"),
+    [
+        (None, "missing"),
+        ("Basic YTpi", "Basic, of a user and a password, is not accepted"),
+        ("basic", "Basic, of a user and a password, is not accepted"),
+        ("Digest x", "got scheme 'Digest'"),
+        ("Bearer", "got scheme 'Bearer'"),
+    ],
+)
+async def test_a_header_without_a_token_is_refused_by_what_it_has(
+    gateway: Gateway, authorization: str | None, said: str
+) -> None:
+    answer = await gateway.client.get(
+        "/models", headers={"Authorization": authorization} if authorization else {}
+    )
+    assert answer.status_code == 401
+    assert said in answer.text
+    assert "YTpi" not in answer.text

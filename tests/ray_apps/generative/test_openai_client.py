@@ -227,8 +227,11 @@ def test_models(client: openai.OpenAI):
     assert listed == sorted(listed)
     assert {MODEL, TOOLED} <= {*listed}  # among those that other tests have registered
     assert client.models.retrieve(MODEL).owned_by == "default"
-    with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("other")
+    for known in (f"{MODEL}@1", f"{MODEL}@champion"):
+        assert client.models.retrieve(known).id == known
+    for unknown in ("other", "other@1", f"{MODEL}@77", f"{MODEL}@none", f"{MODEL}@"):
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(unknown)
 
 
 def test_a_version_by_number(client: openai.OpenAI):
@@ -255,14 +258,22 @@ def test_errors_are_those_that_the_client_tells_apart(client: openai.OpenAI, ser
         client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=0)
 
 
+@pytest.mark.parametrize("messages", [[], [{"role": "system", "content": "Be brief."}]])
+def test_a_chat_that_asks_nothing_is_refused(client: openai.OpenAI, messages: Any):
+    with pytest.raises(openai.BadRequestError, match="messages: nothing is asked"):
+        client.chat.completions.create(model=MODEL, messages=messages)
+
+
 def test_a_context_that_is_too_long_is_refused_before_it_costs(client: openai.OpenAI, served: ServedDoor):
     before = len(served.log.payloads)
     long = [{"role": "user", "content": "word " * 600}]
     for asked in ({"messages": long}, {"messages": ASKED, "max_tokens": 500}):
-        with pytest.raises(openai.BadRequestError, match="takes 512 tokens") as refusal:
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 512 tokens") as refusal:
             client.chat.completions.create(model=MODEL, **asked)  # type: ignore[call-overload]
         assert refusal.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="takes 512 tokens" if VLLM is None else "'embed'"):
+    with pytest.raises(
+        openai.BadRequestError, match="maximum context length is 512 tokens" if VLLM is None else "'embed'"
+    ):
         client.embeddings.create(model=MODEL, input="word " * 600)
     client.chat.completions.create(model=MODEL, messages=ASKED, **GREEDY)
 

@@ -1,5 +1,8 @@
 """A platform that runs takes up models that were declared since it started, and says which of its code is older."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +110,22 @@ def test_up_again_says_that_it_runs_older_code(
     up(settings, report=steps.append)
     notes = [step for step in steps if "`toque down` and `toque up`" in step]
     assert [f"changed since: {named};" in note for note in notes] == ([True] if named else [])
+
+
+def test_to_look_at_the_code_imports_neither_it_nor_ray(tmp_path: Path) -> None:
+    (tmp_path / "teams" / "base").mkdir(parents=True)
+    for file in ("__init__.py", "base/__init__.py", "alone.py", "other.py"):
+        (tmp_path / "teams" / file).write_text("raise RuntimeError('imported')\n")
+    asked = (
+        "import sys; import ray_apps.local; from ray_apps.local.project_code import code_of\n"
+        "print(*sorted(path.split('/teams/')[1] for path in code_of('teams.base,b=teams.alone,c=none.such')))\n"
+        "print('ray' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[3]}"}
+    said = subprocess.run(
+        [sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split("\n")[:2] == ["alone.py base/__init__.py", "False"]
 
 
 def test_a_platform_of_an_earlier_release_recorded_no_code(

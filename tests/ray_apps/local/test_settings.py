@@ -45,6 +45,18 @@ def test_the_environment_and_arguments_override_the_cluster_file(tmp_path: Path)
     assert (settings.ports.http, settings.ports.jobs, settings.ports.redis) == (8123, 9000, Ports().redis)
 
 
+def test_ports_of_the_environment_are_between_those_of_the_file_and_of_arguments(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("metadata: {toque: {ports: {http: 8123, grpc: 8124}}}\n")
+    environment = {"TOQUE_CLUSTER": str(file), "TOQUE_HTTP_PORT": "9001", "TOQUE_GRPC_PORT": ""}
+    ports = Settings.of(environment).ports
+    assert (ports.http, ports.grpc, ports.redis) == (9001, 8124, Ports().redis)
+    assert Settings.of(environment, ports={"http": 9002}).ports.http == 9002
+    for wrong in ("many", "0", "65536", "-1"):
+        with pytest.raises(ValidationError, match=r"ports\.http"):
+            Settings.of({**environment, "TOQUE_HTTP_PORT": wrong})
+
+
 def test_the_cluster_file_of_the_repository_is_valid() -> None:
     assert CLUSTER_FILE.exists()
     assert Settings.of({}).ports == Ports()

@@ -1,6 +1,6 @@
 import pytest
 
-from registry import ModelPolicy, Refused
+from registry import ModelPolicy, Refused, Registry
 from tests.ray_apps.mlflow.conftest import Client, TrackingServer
 from tests.ray_apps.mlflow.test_tracking import begin
 
@@ -113,6 +113,42 @@ async def test_an_unapproved_version_does_not_reach_a_guarded_alias(ada: Client,
     assert (last.actor, last.body["alias"]) == ("ada", "champion")
 
 
+async def test_a_model_that_never_had_a_version_is_deleted_and_its_name_is_free(
+    ada: Client, server: TrackingServer
+):
+    which = {"name": "empty"}
+    for _ in range(3):  # each time that its files are refused
+        await ada.post(
+            "registered-models/create", name="empty", description="first", tags=[{"key": "a", "value": "b"}]
+        )
+        await ada.refused("POST", "model-versions/create", json={**which, "source": "file:///etc"})
+        assert (await ada.send("DELETE", "registered-models/delete", json=which)).status_code == 200
+        assert (await ada.refused("GET", "registered-models/get", params=which))[0] == 404
+        assert (await ada.refused("DELETE", "registered-models/delete", json=which))[0] == 404
+        assert (await ada.get("registered-models/search")) == {"registered_models": []}
+        fresh = Registry(server.registry.store, actor="x")
+        assert fresh.list_models() == []
+    await ada.post("registered-models/create", name="empty")
+    found = (await ada.get("registered-models/get", name="empty"))["registered_model"]
+    assert (found.get("description", ""), found["tags"]) == ("", [])
+
+
+async def test_a_model_with_a_version_is_not_deleted_even_if_that_is(ada: Client):
+    number = await registered(ada)
+    for _ in range(2):
+        code = (await ada.refused("DELETE", "registered-models/delete", json={"name": "late"}))[1]
+        assert code == "NOT_IMPLEMENTED"
+        await ada.send("DELETE", "model-versions/delete", json={"name": "late", "version": number})
+
+
+@pytest.mark.parametrize("value", ["true", "True"])
+async def test_a_prompt_is_refused_before_anything_is_made(ada: Client, value: str):
+    tags = [{"key": "mlflow.prompt.is_prompt", "value": value}]
+    refused = await ada.refused("POST", "registered-models/create", json={"name": "p", "tags": tags})
+    assert (refused[0], "prompts" in refused[2]) == (501, True)
+    assert (await ada.refused("GET", "registered-models/get", params={"name": "p"}))[0] == 404
+
+
 async def test_an_aliased_version_cannot_be_deleted(ada: Client):
     await registered(ada)
     await ada.post("registered-models/alias", name="late", alias="champion", version="1")
@@ -181,7 +217,7 @@ async def test_viewers_read_and_only_operators_write(ada: Client, vera: Client, 
     ("method", "path", "body", "status", "code"),
     [
         ("POST", "registered-models/rename", {"name": "late", "new_name": "x"}, 501, "NOT_IMPLEMENTED"),
-        ("DELETE", "registered-models/delete", {"name": "late"}, 501, "NOT_IMPLEMENTED"),
+        ("DELETE", "registered-models/delete", {"name": "none"}, 404, "RESOURCE_DOES_NOT_EXIST"),
         ("POST", "model-versions/transition-stage", {"name": "late", "version": "1"}, 501, "NOT_IMPLEMENTED"),
         ("PATCH", "model-versions/update", {"name": "late", "version": "1"}, 501, "NOT_IMPLEMENTED"),
         ("DELETE", "mlflow-artifacts/artifacts/runs/x/y", {}, 501, "NOT_IMPLEMENTED"),

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 
@@ -28,6 +29,89 @@ async def test_experiments_have_any_title_and_an_id_of_letters(ada: Client, serv
         404,
         "RESOURCE_DOES_NOT_EXIST",
     )
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+async def test_experiment_0_is_renamed_tagged_deleted_and_restored(
+    ada: Client, server: TrackingServer, *, has_run: bool
+):
+    if has_run:
+        server.registry.start_run("0").finish()
+    await ada.post("experiments/set-experiment-tag", experiment_id="0", key="k", value="v")
+    await ada.post("experiments/delete-experiment-tag", experiment_id="0", key="none")
+    await ada.post("experiments/delete", experiment_id="0")
+    gone = (await ada.get("experiments/get", experiment_id="0"))["experiment"]
+    assert (gone["lifecycle_stage"], gone["name"], gone["tags"]) == (
+        "deleted",
+        "Default",
+        [{"key": "k", "value": "v"}],
+    )
+    assert (await ada.post("experiments/search"))["experiments"] == []
+    await ada.refused("POST", "runs/create", json={"experiment_id": "0"})
+    await ada.post("experiments/restore", experiment_id="0")
+    await begin(ada, "0")
+    await ada.post("experiments/update", experiment_id="0", new_name="Ours")
+    (found,) = (await ada.post("experiments/search"))["experiments"]
+    assert (found["experiment_id"], found["name"]) == ("0", "Ours")
+    for other in ("none", "00"):
+        assert (await ada.refused("POST", "experiments/delete", json={"experiment_id": other}))[0] == 404
+
+
+async def test_a_run_without_a_name_gets_one(ada: Client):
+    names = set()
+    for fields in ({}, {"run_name": ""}, {"tags": [{"key": "a", "value": "b"}]}):
+        run = (await ada.get("runs/get", run_id=await begin(ada, **fields)))["run"]
+        tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+        assert run["info"]["run_name"] == tags["mlflow.runName"]
+        names.add(run["info"]["run_name"])
+    assert all(re.fullmatch(r"[a-z]+-[a-z]+-\d{1,3}", name) for name in names)
+    named = await begin(ada, tags=[{"key": "mlflow.runName", "value": "mine"}])
+    assert (await ada.get("runs/get", run_id=named))["run"]["info"]["run_name"] == "mine"
+
+
+async def test_what_is_not_there_does_not_say_where_the_store_is(ada: Client, server: TrackingServer):
+    await begin(ada)
+    for run_id in ("none", "0" * 32, "m-1"):
+        for method, path, given in (("GET", "runs/get", "params"), ("POST", "runs/delete", "json")):
+            answer = await ada.refused(method, path, **{given: {"run_id": run_id}})
+            assert answer[0] == 404
+            assert "://" not in answer[2]
+            assert str(server.folder) not in answer[2]
+
+
+async def test_runs_are_found_by_the_data_sets_that_they_read(ada: Client):
+    def read(name: str, digest: str, context: str | None) -> dict[str, object]:
+        tags = [{"key": "mlflow.data.context", "value": context}] if context else []
+        return {
+            "dataset": {"name": name, "digest": digest, "source_type": "local", "source": "x"},
+            "tags": tags,
+        }
+
+    both, one, none = [await begin(ada, run_name=name) for name in ("both", "one", "none")]
+    await ada.post(
+        "runs/log-inputs",
+        run_id=both,
+        datasets=[read("flights", "d1", "train"), read("flights-2", "d2", "eval")],
+    )
+    await ada.post("runs/log-inputs", run_id=one, datasets=[read("flights-2", "d2", None)])
+    for where, runs in {
+        "datasets.name = 'flights'": {both},
+        "dataset.name = 'flights-2'": {both, one},
+        "datasets.digest = 'd1' and datasets.context = 'train'": {both},
+        "datasets.context = 'eval'": {both},
+        "datasets.name LIKE 'flights%'": {both, one},
+        "datasets.name IN ('flights', 'x')": {both},
+        "datasets.name = 'light'": set(),
+        "datasets.name IS NULL": {none},
+        "datasets.context IS NULL": {one, none},
+        "datasets.digest = 'd2' and attributes.run_name = 'one'": {one},
+    }.items():
+        answer = await ada.post("runs/search", experiment_ids=["exp"], filter=where)
+        assert {run["info"]["run_id"] for run in answer.get("runs", [])} == runs, where
+    wrong = await ada.refused(
+        "POST", "runs/search", json={"experiment_ids": ["exp"], "filter": "datasets.size = 'x'"}
+    )
+    assert wrong[0] == 400
 
 
 async def test_an_experiment_of_registry_runs_is_renamed_deleted_and_restored(

@@ -2,6 +2,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from registry import (
     EVERY_WORKSPACE,
@@ -15,6 +16,7 @@ from registry import (
     Role,
     Unavailable,
 )
+from registry.access import QueueShare
 from registry.journal import Journal
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -244,6 +246,23 @@ def test_workspaces_are_listed_changed_and_never_made_twice(folder_store: Object
     assert [each.name for each in cold.list_workspaces()] == ["default", "payments"]
     assert cold.find_workspace("payments") == changed
     assert cold.find_workspace("search") is None
+
+
+def test_a_workspaces_share_of_the_queue_stays_when_a_release_that_knows_none_changes_it(
+    folder_store: ObjectStore,
+):
+    access = Access(folder_store, actor="ada")
+    assert access.create_workspace("payments", queue=QueueShare(gpus=4)).queue.gpus == 4
+    changed = access.change_workspace("payments", queue=QueueShare(share=3, gpus=4))
+    assert (changed.queue.share, changed.description) == (3, "")
+    older = {"kind": "workspace-changed", "workspace": "payments", "description": "cards", "limits": {}}
+    Journal(folder_store, "access/journal", actor="older").append(older, at=2)
+    found = Access(folder_store, actor="ada").find_workspace("payments")
+    assert found is not None
+    assert (found.description, found.queue) == ("cards", changed.queue)
+    for wrong in ({"share": 0}, {"share": 1e12}, {"gpus": -1}, {"cpus": float("inf")}):
+        with pytest.raises(ValidationError):
+            QueueShare(**wrong)
 
 
 @pytest.mark.parametrize(("role", "workspace"), [("admin", EVERY_WORKSPACE), ("predictor", "default")])

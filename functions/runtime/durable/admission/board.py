@@ -52,6 +52,7 @@ class Board:
                 quotas={**shares.quotas, **each.shares.quotas},
                 spent={**shares.spent, **each.shares.spent},
                 prices=shares.prices or each.shares.prices,
+                allotments={**shares.allotments, **each.shares.allotments},
             )
         return Posted(
             tuple(request for each in recent for request in each.waiting),

@@ -43,11 +43,19 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What teams may have: quotas by workspace and team, what is spent of this month's budgets, and prices for those in money."""
+    """What teams may have: quotas by workspace and team, what is spent of this month's budgets, and prices for those in money.
+
+    allotments: what the platform allots whole workspaces: limits, and the weight of each among all.
+    """
 
     quotas: Mapping[str, Quotas] = field(default_factory=dict)
     spent: Mapping[Owner, Spent] = field(default_factory=dict)
     prices: Prices | None = None
+    allotments: Mapping[str, Quota] = field(default_factory=dict)
+
+    def allotment(self, workspace: str) -> Quota:
+        """What the platform allots a workspace; no limits and a weight of 1 unless an admin of all workspaces says otherwise."""
+        return self.allotments.get(workspace, _NO_QUOTA)
 
     def quota(self, workspace: str, team: str) -> Quota:
         """Quota of a team; one without limits if there is none."""
@@ -139,13 +147,29 @@ class Occupancy:
         )
 
     def _over_limit(self, request: QuotaRequest) -> Blocked | None:
-        for team in (request.team, EVERYONE):
-            occupied = self.occupied(request.workspace, team)
-            for kind, limit in self.shares.quota(request.workspace, team).limits():
+        workspace, shares = request.workspace, self.shares
+        bounds: tuple[tuple[str, Quota, Blocked], ...] = (
+            (
+                request.team,
+                shares.quota(workspace, request.team),
+                Blocked("team", f"room in the quota of its team {request.team!r}"),
+            ),
+            (
+                EVERYONE,
+                shares.quota(workspace, EVERYONE),
+                Blocked("everyone", "room in the quota of everyone"),
+            ),
+            (
+                EVERYONE,
+                shares.allotment(workspace),
+                Blocked("everyone", "room in what the platform allots its workspace"),
+            ),
+        )
+        for team, quota, blocked in bounds:
+            occupied = self.occupied(workspace, team)
+            for kind, limit in quota.limits():
                 if occupied[kind] + getattr(request, kind) > limit + SLACK:
-                    if team == EVERYONE:
-                        return Blocked("everyone", "room in the quota of everyone")
-                    return Blocked("team", f"room in the quota of its team {team!r}")
+                    return blocked
         return None
 
     def _over_budget(self, request: QuotaRequest) -> Blocked | None:

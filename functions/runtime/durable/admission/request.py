@@ -17,6 +17,8 @@ from registry.access import DEFAULT_WORKSPACE
 EVERYONE = "everyone"
 YIELD_S = 45.0
 """Seconds in which a run that is asked to yield saves its state and ends; after them it is killed."""
+MAX_SHARE = 1_000.0
+"""Greatest weight: one beside which the least of the others is still seen."""
 SLACK = 1e-9  # of rounding, in sums of fractions of a CPU
 _ADDED: Mapping[str, Any] = {"gpu_hours": None, "money": None, "share": 1.0}  # absent from what 0.1 reads
 
@@ -24,8 +26,8 @@ _ADDED: Mapping[str, Any] = {"gpu_hours": None, "money": None, "share": 1.0}  # 
 class Quota(BaseModel):
     """Limits of what the experiments of a team, or of `everyone` together, occupy at a time; None: no limit.
 
-    at_once: number of experiments; gpu_hours, money: budget of a calendar month (UTC); share: weight in the fair share, of the
-    team among the teams of its workspace, or in `everyone` of the workspace among all; members: callers who belong to the team.
+    at_once: number of experiments; gpu_hours, money: budget of a calendar month (UTC); share: weight in the fair share of the
+    team among the teams of its workspace; members: callers who belong to the team.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +37,7 @@ class Quota(BaseModel):
     at_once: int | None = Field(default=None, ge=0)
     gpu_hours: float | None = Field(default=None, ge=0)
     money: float | None = Field(default=None, ge=0)
-    share: float = Field(default=1.0, gt=0)
+    share: float = Field(default=1.0, gt=0, le=MAX_SHARE)
     members: tuple[str, ...] = ()
 
     def limits(self) -> Iterator[tuple[str, float]]:

@@ -1,9 +1,9 @@
 """Rule of the queue of experiments: a pure decision over the waiting ones, the running ones, the cards and the shares of teams.
 
-The higher priority goes first; among equals the workspace, then the team, with the smaller dominant share for its weight; within
-a team the earlier one. One that is blocked holds back those after it that want the same room, but for backfill: an experiment
+The workspace with the smaller share of the cards for its weight goes first; in it the higher priority, which says nothing to other
+workspaces; among equals the team with the smaller dominant share for its weight, and in a team the earlier one. One that is blocked holds back those after it that want the same room, but for backfill: an experiment
 starts in a gap if it has declared that it ends before the blocked one could begin, or yields when asked. Experiments that yield
-are preempted for a higher priority, for the one that they were filled in before, and when their team's budget ends.
+are preempted for a higher priority of their workspace, for the one that they were filled in before, and when their team's budget ends.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from functions.runtime.durable.admission.request import (
     YIELD_S,
     QuotaRequest,
     blocking_quota,
+    exceeded_limit,
     why_unsatisfiable,
 )
 
@@ -96,19 +97,35 @@ def _budgets(held: Occupancy) -> Iterator[tuple[tuple[str, str], str, float]]:
 
 def _in_order(waiting: Iterable[QuotaRequest], held: Occupancy) -> Iterator[QuotaRequest]:
     """Yield the waiting requests by the rule's order; shares follow what the caller adds to `held` meanwhile."""
-    queues: dict[tuple[int, str, str], list[QuotaRequest]] = {}
+    workspaces: dict[str, dict[tuple[int, str], list[QuotaRequest]]] = {}
+    turns: dict[
+        str, list[datetime]
+    ] = {}  # a workspace's turns come by the times of its requests; a priority says whose each is
     for each in sorted(waiting, key=lambda request: (request.at, request.invocation), reverse=True):
-        queues.setdefault((each.priority, *each.owner), []).append(each)
+        workspaces.setdefault(each.workspace, {}).setdefault((each.priority, each.team), []).append(each)
+        turns.setdefault(each.workspace, []).append(each.at)
     shares: dict[tuple[str, str], tuple[float, float]] = {}
     known_at = -1
-    while queues:
+    while workspaces:
         if known_at != held.changes:
             known_at = held.changes
-            shares = {key[1:]: _shares(held, *key[1:]) for key in queues}
-        key = min(queues, key=lambda key: (-key[0], *shares[key[1:]], *_first(queues[key])))
+            shares = {
+                (name, team): _shares(held, name, team)
+                for name, queues in workspaces.items()
+                for _, team in queues
+            }
+        name = min(
+            workspaces,
+            key=lambda name: (shares[name, next(iter(workspaces[name]))[1]][0], turns[name][-1], name),
+        )
+        turns[name].pop()
+        queues = workspaces[name]
+        key = min(queues, key=lambda key: (-key[0], shares[name, key[1]][1], *_first(queues[key])))
         yield queues[key].pop()
         if not queues[key]:
             del queues[key]
+        if not queues:
+            del workspaces[name]
 
 
 def _first(queue: list[QuotaRequest]) -> tuple[datetime, str]:
@@ -125,7 +142,7 @@ def _shares(held: Occupancy, workspace: str, team: str) -> tuple[float, float]:
         limits.setdefault("gpus", cards)
     dominant = max((own[name] / limit for name, limit in limits.items() if limit), default=0.0)
     of_cards = all_of_it["gpus"] / cards if cards else 0.0
-    return of_cards / everyone.share, dominant / shares.quota(workspace, team).share
+    return of_cards / shares.allotment(workspace).share, dominant / shares.quota(workspace, team).share
 
 
 @dataclass(slots=True)
@@ -176,8 +193,14 @@ class _Round:
 
     def consider(self, request: QuotaRequest) -> None:
         """Start a request, make room for it, or let it wait."""
-        if why_unsatisfiable(request, self.now_held.shares.quotas.get(request.workspace, {})) is not None:
+        shares = self.now_held.shares
+        if why_unsatisfiable(request, shares.quotas.get(request.workspace, {})) is not None:
             self.wait[request.invocation] = "a larger quota"
+            return
+        if exceeded_limit(request, (), shares.allotment(request.workspace)) is not None:
+            self.wait[request.invocation] = (
+                "a larger allotment of its workspace, which an admin of all workspaces sets"
+            )
             return
         blocked = self.now_held.blocked(request)
         rivals = [head for head in self._heads if head.competes(request)]
@@ -263,10 +286,11 @@ class _Round:
         trial, victims = self.later.copy(), []
         just_begun = {run.invocation for run in self.start}
         for run in sorted(trial.running.values(), key=lambda run: (run.priority, *_newest(run))):
-            filled_in = run.backfilled and run.priority == request.priority
+            of_ours = run.workspace == request.workspace
+            filled_in = run.backfilled and (run.priority == request.priority or not of_ours)
             if run.invocation in just_begun or run.started_at is None or not run.preemptible:
                 continue
-            if run.priority < request.priority or filled_in:
+            if (of_ours and run.priority < request.priority) or filled_in:
                 trial.remove(run.invocation)
                 victims.append(run)
                 if trial.blocked(request) is None:

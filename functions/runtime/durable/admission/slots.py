@@ -8,7 +8,7 @@ reads: so the order is decided anew each time, and a waiting experiment holds no
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from functions.runtime.durable.admission.board import Board, Posted
 from functions.runtime.durable.admission.occupancy import Shares, Spent
 from functions.runtime.durable.admission.request import (
     EVERYONE,
+    MAX_SHARE,
     Quota,
     QuotaRequest,
     blocking_quota,
@@ -69,8 +70,11 @@ class QuotaSlots(ConcurrencySlots):
         workspace: str = DEFAULT_WORKSPACE,
         board: Board | None = None,
         prices: Prices | None = None,
+        allotment: Callable[[], Quota] = Quota,
     ) -> None:
+        """allotment: finds what the platform allots the workspace."""
         super().__init__(ledger, JOURNAL, limit=0)
+        self._allotment = allotment
         self._quotas = quotas_in(ledger.store, ledger.actor)
         self._spending = Spending(ledger.store, actor=ledger.actor)
         self._workspace, self._board, self._prices = workspace, board or Board(), prices
@@ -165,6 +169,7 @@ class QuotaSlots(ConcurrencySlots):
             {self._workspace: quotas},
             {(self._workspace, team): each for team, each in spent.items()},
             self._prices,
+            {self._workspace: self._allotment()},
         )
 
     def posted(self, records: Iterable[Record]) -> Posted:
@@ -323,7 +328,7 @@ def quotas_in(store: ObjectStore, actor: str) -> Fold[dict[str, Quota]]:
 def _fold_entry(quotas: dict[str, Quota], entry: Entry) -> dict[str, Quota]:
     team, quota = entry.body["team"], entry.body["quota"]
     others = {name: quota for name, quota in quotas.items() if name != team}
-    return others if quota is None else others | {team: Quota.model_validate(quota)}
+    return others if quota is None else others | {team: _stored_quota(quota)}
 
 
 def _encode(quotas: dict[str, Quota]) -> dict[str, Any]:
@@ -331,7 +336,12 @@ def _encode(quotas: dict[str, Quota]) -> dict[str, Any]:
 
 
 def _decode(stored: dict[str, Any]) -> dict[str, Quota]:
-    return {team: Quota.model_validate(quota) for team, quota in stored.items()}
+    return {team: _stored_quota(quota) for team, quota in stored.items()}
+
+
+def _stored_quota(fields: Mapping[str, Any]) -> Quota:
+    """Read a quota; releases before 0.2 took any share."""
+    return Quota.model_validate({**fields, "share": min(fields.get("share", 1.0), MAX_SHARE)})
 
 
 def refused_entry(error: FunctionError) -> dict[str, Any]:

@@ -265,7 +265,7 @@ class Executor:
         return Look(followed, last_sign(self.ledger.store, followed.record))
 
     def _process(self, invocation: str, look: Look | Exception | None = None) -> None:
-        """Process one invocation. look: what was read of it, or why it was not; None: it is read now if that is needed."""
+        """Process one invocation of the round. look: what was read of it, or why it was not; None: it is read now if that is needed."""
         if isinstance(look, Exception):
             raise look
         if invocation in self._workers:

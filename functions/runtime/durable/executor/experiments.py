@@ -12,6 +12,7 @@ from typing import Any
 
 from functions.runtime.cards.node import Node
 from functions.runtime.context import Context
+from functions.runtime.durable.admission.allotment import allotment_in
 from functions.runtime.durable.admission.board import board_of
 from functions.runtime.durable.admission.preemption import ask_to_yield
 from functions.runtime.durable.admission.request import YIELD_S
@@ -41,7 +42,13 @@ class Experiments:
     def __post_init__(self) -> None:
         used = self.context
         board = board_of(used.platform_url)
-        self._quota = QuotaSlots(self.ledger, workspace=used.workspace, board=board, prices=used.prices)
+        self._quota = QuotaSlots(
+            self.ledger,
+            workspace=used.workspace,
+            board=board,
+            prices=used.prices,
+            allotment=allotment_in(used),
+        )
 
     def includes(self, followed: FollowedRecord) -> bool:
         """Whether an invocation is an experiment: its function declares a demand."""

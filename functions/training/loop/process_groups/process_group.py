@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import torch
@@ -73,7 +74,7 @@ class ProcessGroup(Protocol):
         """Rows that this worker holds of a weight or its optimiser state; the tensor itself if it is not split."""
 
     def from_local(self, part: Tensor, like: Tensor) -> Tensor:
-        """Distributed tensor made of each worker's `part`, split as `like` is."""
+        """Distributed tensor of each worker's `part`, which lies in host memory and stays there; the part if `like` is not split."""
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
         """Gather a tensor that may be split; every worker has to call it."""
@@ -229,13 +230,14 @@ class ShardedGroup(ReplicatedGroup):
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def from_local(self, part: Tensor, like: Tensor) -> Tensor:
-        """Distributed weight that this worker's `part` belongs to."""
+        """Distributed weight that this worker's `part`, in host memory, belongs to; the part itself of one that is not split."""
         from torch.distributed.tensor import DTensor  # late: needed to split a model only
 
-        assert isinstance(like, DTensor)  # noqa: S101 - who calls has looked whether it is split
+        if not isinstance(like, DTensor):
+            return part
         return DTensor.from_local(
             part,
-            like.device_mesh,
+            _on_host(like.device_mesh),  # a tensor is moved to the device of its mesh
             like.placements,
             run_check=False,
             shape=like.shape,
@@ -247,3 +249,13 @@ class ShardedGroup(ReplicatedGroup):
         from torch.distributed.tensor import DTensor  # late: needed to split a model only
 
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@cache
+def _on_host(mesh: DeviceMesh) -> DeviceMesh:
+    """Mesh of the same workers whose tensors lie in host memory; they are saved and read, and never computed with."""
+    from torch.distributed.device_mesh import DeviceMesh  # late: needed to split a model only
+
+    if mesh.device_type == "cpu":
+        return mesh
+    return DeviceMesh("cpu", mesh.mesh, mesh_dim_names=mesh.mesh_dim_names, _init_backend=False)

@@ -47,6 +47,16 @@ _SINCE = arg("--since TIME", "ISO time with offset (default: a week ago)")
 _UNTIL = arg("--until TIME", "ISO time with offset (default: now)")
 _KIND = arg("--kind", "only entries of this kind", choices=["refusal", "access", "model"])
 _EVERYWHERE = flag("--everywhere", "of all workspaces; takes an admin of all")
+_QUEUE: tuple[Argument, ...] = (
+    arg(
+        "--share N",
+        "weight of its experiments among the workspaces, in the fair share of the cards",
+        type=float,
+    ),
+    arg("--cpus N", "CPUs that its experiments may take at a time", type=float),
+    arg("--gpus N", "GPUs that its experiments may take at a time", type=float),
+    arg("--at-once N", "its experiments that may run at a time", type=int),
+)
 _LIMITS: tuple[Argument, ...] = (_RATE, _IN_FLIGHT, _TOKENS_PER_MINUTE, _SERVICE_TIER)
 
 
@@ -59,9 +69,9 @@ def register(commands: Commands) -> None:
     add(tokens, "revoke", _revoke, _TOKEN)
     add(commands, "audit-log", _audit_log, _ACTOR, _SINCE, _UNTIL, _KIND, _EVERYWHERE, limit(100))
     workspaces = group(commands, "workspace", "Create, list and change the workspaces of teams.")
-    add(workspaces, "create", _create_workspace, _NEW_WORKSPACE, _DESCRIPTION, *_LIMITS)
+    add(workspaces, "create", _create_workspace, _NEW_WORKSPACE, _DESCRIPTION, *_LIMITS, *_QUEUE)
     add(workspaces, "list", _list_workspaces, limit(None))
-    add(workspaces, "set", _change_workspace, _WORKSPACE, _DESCRIPTION, *_LIMITS)
+    add(workspaces, "set", _change_workspace, _WORKSPACE, _DESCRIPTION, *_LIMITS, *_QUEUE)
 
 
 def _create(given: Given) -> None:
@@ -96,7 +106,12 @@ def _revoke(given: Given) -> None:
 
 def _create_workspace(given: Given) -> None:
     """Make a workspace, a part of the platform with models, data and runs of its own."""
-    body = {"name": given.new, "description": given.description, "limits": _limits(given)}
+    body = {
+        "name": given.new,
+        "description": given.description,
+        "limits": _limits(given),
+        "queue": _queue(given),
+    }
     made = given.client.send("POST", "/workspaces", body=_given(body)).json()
     message(given.output, f"created; work in it with `toque --workspace {made['name']} …`", made)
 
@@ -108,11 +123,12 @@ def _list_workspaces(given: Given) -> None:
 
 
 def _change_workspace(given: Given) -> None:
-    """Change a workspace's description or limits; what is left out stays."""
-    path, limits = f"/workspaces/{given.chosen}", _limits(given)
-    if limits is not None:  # they are replaced together
-        limits = given.client.get(path)["limits"] | limits
-    body = _given({"description": given.description, "limits": limits})
+    """Change a workspace's description, limits or share of the queue; what is left out stays."""
+    path, changed = f"/workspaces/{given.chosen}", {"limits": _limits(given), "queue": _queue(given)}
+    if any(changed.values()):  # each is replaced as a whole
+        before = given.client.get(path)
+        changed = {name: fields and before[name] | fields for name, fields in changed.items()}
+    body = _given({"description": given.description, **changed})
     made = given.client.send("PATCH", path, body=body).json()
     message(given.output, "changed", made)
 
@@ -146,6 +162,10 @@ def _limits(given: Given) -> dict[str, Any] | None:
     return limits or None
 
 
+def _queue(given: Given) -> dict[str, Any] | None:
+    return _given({name: getattr(given, name) for name in ("share", "cpus", "gpus", "at_once")}) or None
+
+
 def _given(body: dict[str, Any]) -> dict[str, Any]:
     return {name: content for name, content in body.items() if content not in (None, [])}
 
@@ -167,6 +187,6 @@ _AUDIT = columns(
 )
 _WORKSPACES = columns(
     "name | description | requests/s: limits.rate_per_s | in flight: limits.max_in_flight",
-    wide="made by: created_by | made: created_at",
+    wide="share: queue.share | CPUs: queue.cpus | GPUs: queue.gpus | at once: queue.at_once | made by: created_by | made: created_at",
     texts="description",
 )

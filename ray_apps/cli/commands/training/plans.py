@@ -31,6 +31,7 @@ _ACCUMULATE = arg("--accumulate N", "micro-batches of a step (default with --sha
 _RECOMPUTE = flag("--recompute", "activation checkpointing, with --sharding")
 _PRECISION = arg("--precision KIND", "bf16 or fp32 (default: bf16)", choices=("bf16", "fp32"), default="bf16")
 _LORA = arg("--lora RANK", "train adapters of this rank, not all weights", type=int, default=0)
+_VALID = arg("--valid-fraction F", "share of rows held out, scored after each epoch", type=float, default=0.1)
 _RUN = arg("--run-tokens-s N", "tokens/s of a short run of this model on one such card", type=float)
 _RUN_RECOMPUTED = flag("--run-recomputed", "the short run had activation checkpointing")
 
@@ -38,7 +39,7 @@ _RUN_RECOMPUTED = flag("--run-recomputed", "the short run had activation checkpo
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
     actions = group(commands, "plan", "Say what a training needs and costs before it is paid for.")
-    ways = (_SHARDING, _TENSOR, _ACCUMULATE, _RECOMPUTE, _PRECISION, _LORA, _RUN, _RUN_RECOMPUTED)
+    ways = (_SHARDING, _TENSOR, _ACCUMULATE, _RECOMPUTE, _PRECISION, _LORA, _VALID, _RUN, _RUN_RECOMPUTED)
     add(actions, "train", _plan_train, _CONFIG, _TOKENS, _CARD, _CARDS, _BATCH, _LENGTH, *ways)
 
 
@@ -65,6 +66,7 @@ def _plan_train(given: Given) -> int:
             half=given.precision == "bf16",
             lora=given.lora,
             tensor=given.tensor or 1,
+            valid=given.valid_fraction,
         )
         reached = _reached(given, asked, model, card)
         best = proposed(model, asked, card, reached=reached)
@@ -94,7 +96,10 @@ def _reached(given: Given, asked: Setup, model: Decoder, card: Card) -> float:
     alone = replace(alone, batch=max(1, asked.batch // asked.cards * asked.tensor))
     whole = plan(model, alone, card, reached=1.0)
     spent = alone.tokens / given.run_tokens_s - whole.step["update"]
-    share = whole.step["arithmetic"] / spent if spent > 0 else 2.0
+    computed = (
+        whole.step["arithmetic"] + whole.step["validation"]
+    )  # a run's tokens a second are those of whole epochs
+    share = computed / spent if spent > 0 else 2.0
     if share > 1.0:
         raise ValueError(
             f"--run-tokens-s {given.run_tokens_s:g}: above the peak of a {given.card}; give those of one card"

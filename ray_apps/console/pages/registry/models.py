@@ -29,6 +29,7 @@ _WORDS = {
     ("traffic", None): "split the traffic",
     ("policy", None): "set the policy",
     ("model-created", None): "created the model",
+    ("model-deleted", None): "deleted the model",
 }
 Viewer = Annotated[Page, page_for(Role.viewer)]
 Operator = Annotated[Page, page_for(Role.operator)]

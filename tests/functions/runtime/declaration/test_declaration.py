@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pydantic import BaseModel, Field
 
-from functions import OnEvent, Resources, Retries, function
+from functions import Cron, OnEvent, Resources, Retries, function
 from functions.runtime import catalog
 from functions.runtime.declaration.digest import _follow
 from functions.runtime.errors import DeclarationError, InvalidArguments, UnknownFunction
@@ -267,3 +267,16 @@ def test_the_digest_is_the_same_in_every_process(tmp_path: Path) -> None:
     told = [each.communicate()[0] for each in asked]
     assert told[0] == told[1]
     assert len(told[0].strip()) == 64
+
+
+@pytest.mark.parametrize(
+    ("trigger", "text"),
+    [
+        (Cron("17 3 * * *"), "17 3 * * * UTC"),
+        (Cron("0 6 * * 1", timezone="Europe/Rome", jitter_s=600, overlap="queue"), "0 6 * * 1 Europe/Rome"),
+        (OnEvent("alarms"), "alarms"),
+        (OnEvent("models/late", where={"model": "late", "to": 2}), 'models/late where model="late", to=2'),
+    ],
+)
+def test_a_trigger_says_in_words_when_it_fires(trigger: Cron | OnEvent, text: str) -> None:
+    assert trigger.text == text

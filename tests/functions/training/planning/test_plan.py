@@ -135,3 +135,15 @@ def test_a_step_needs_a_row_for_each_piece(tmp_path):
         plan(Decoder.read(tmp_path), Setup(2, 4, 8, accumulate=4), CARDS["l4"])
     with pytest.raises(ValueError, match=r"no such file; give a Hugging Face folder"):
         Decoder.read(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("lora", "passes"), [(0, 3), (16, 2)])
+def test_validation_is_a_forward_pass_over_the_rows_held_out(lora, passes):
+    setup = Setup(1, 8, 512, "replicate", accumulate=4, lora=lora)
+    without, scored = (plan(LLAMA_8B, replace(setup, valid=share), CARDS["h100"]) for share in (0.0, 0.2))
+    # of five rows four are learnt from, in so many passes, and one is read once
+    assert scored.step["validation"] == pytest.approx(scored.step["arithmetic"] / passes / 4)
+    assert scored.step_s == pytest.approx(without.step_s + scored.step["validation"])
+    assert scored.memory == without.memory
+    with pytest.raises(ValueError, match=r"valid=1\.0: the share"):
+        plan(LLAMA_8B, replace(setup, valid=1.0), CARDS["h100"])

@@ -78,3 +78,19 @@ async def test_a_refusal_can_be_named_and_is_found_in_the_access_log(
     assert (first["status"], first["request_id"]) == (400, refused.headers["x-request-id"])
     assert (second["model"], second["prediction_id"]) == ("late", answered.json()["id"])
     assert not any(token in caplog.text for token in served_model.tokens.values())
+
+
+async def test_behind_serve_the_id_of_a_request_is_left_to_it(served_model: ServedModel):
+    transport: Any = served_model.client._transport
+    transport.app.behind_serve = True
+    for content, status in ((json.dumps(BODY), 200), ("{", 400)):
+        for sent in ({}, {"x-request-id": "q-1"}):
+            answer = await served_model.client.post("/infer", content=content, headers=sent)
+            assert (answer.status_code, "x-request-id" in answer.headers) == (status, False)
+
+
+async def test_a_head_is_answered_as_the_get_of_its_path(served_model: ServedModel):
+    for path in ("", "/ready", "/none"):
+        head, get = await served_model.client.head(path), await served_model.client.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        assert head.headers["content-length"] == get.headers["content-length"]

@@ -211,7 +211,7 @@ def test_a_team_of_twice_the_share_and_a_workspace_of_thrice_get_as_much_more() 
     chosen = decide(waiting, quotas=weighted, capacity=cards).start
     assert [sum(each.team == team for each in chosen) for team in ("ranking", "search")] == [4, 8]
     elsewhere = [replace(each, workspace="lab") if each.team == "search" else each for each in waiting]
-    shares = Shares({"lab": {EVERYONE: Quota(share=3)}})
+    shares = Shares(allotments={"lab": Quota(share=3)})
     chosen = schedule(elsewhere, [], cards, shares, NOON).start
     assert [sum(each.workspace == name for each in chosen) for name in ("default", "lab")] == [3, 9]
 
@@ -369,3 +369,74 @@ def test_a_stored_quota_has_no_field_that_an_older_release_refuses() -> None:
     assert Quota(gpu_hours=5).stored()["gpu_hours"] == 5
     with pytest.raises(ValueError, match="greater than 0"):
         Quota(share=0)
+
+
+others = st.lists(st.tuples(st.integers(-9, 1 << 40), st.integers(0, 9), st.booleans()), max_size=6)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(ours=queue(), theirs=others, begun=st.integers(0, 4), capacity=st.sampled_from([None, EIGHT]))
+def test_priorities_of_one_workspace_change_nothing_in_another(
+    ours: list[QuotaRequest], theirs: list[tuple[int, int, bool]], begun: int, capacity: list[Node] | None
+) -> None:
+    running = [
+        replace(each, started_at=NOON, nodes=("a",) * each.workers if each.gpus else (), preemptible=True)
+        for each in ours[:begun]
+        if each.gpus <= 4
+    ]
+    waiting = [each for each in ours if each.invocation not in {run.invocation for run in running}]
+
+    def decide_beside(priorities: list[int]) -> tuple[list[str], dict[str, str], list[str]]:
+        neighbours = [
+            QuotaRequest(
+                f"n{number}", "risk", 1, 2, priority, NOON + timedelta(seconds=second), workspace="scratch"
+            )
+            for number, (priority, (_, second, _)) in enumerate(zip(priorities, theirs, strict=True))
+        ]
+        found = schedule([*waiting, *neighbours], running, capacity, Shares(), NOON)
+        order = admission_order(running, [*waiting, *neighbours], Shares(), NOON)
+        return (
+            [each.invocation for each in found.start if each.workspace == "default"],
+            {name: why for name, why in found.preempt.items() if "which goes before" not in why},
+            [each.invocation for each in order if each.workspace == "default"],
+        )
+
+    flat, steep = decide_beside([0] * len(theirs)), decide_beside([priority for priority, *_ in theirs])
+    assert flat == steep
+
+
+def test_a_priority_ends_no_run_of_another_workspace_and_goes_before_none_of_its_waiting_ones() -> None:
+    running = [request("r", gpus=8, preemptible=True, started_at=NOON, nodes=("a",))]
+    cards = [Node("a", 8)]
+    urgent = request("u", gpus=8, priority=1 << 40)
+    assert decide([urgent], running, capacity=cards).preempt == {"r": "u, which goes before it"}
+    elsewhere = replace(urgent, workspace="scratch")
+    assert schedule([elsewhere], running, cards, Shares(), NOON).preempt == {}
+    waiting = [request("w", gpus=8), replace(elsewhere, at=NOON + timedelta(seconds=1))]
+    assert [each.invocation for each in schedule(waiting, [], cards, Shares(), NOON).start] == ["w"]
+
+
+def test_a_run_that_filled_a_gap_yields_to_the_one_it_was_filled_in_before_also_of_another_workspace() -> (
+    None
+):
+    cards = [Node("a", 8)]
+    gap = [request("g", gpus=4, preemptible=True, backfilled=True, started_at=NOON, nodes=("a",), priority=9)]
+    large = replace(request("L", gpus=8), workspace="lab")
+    assert set(schedule([large], gap, cards, Shares(), NOON).preempt) == {"g"}
+
+
+@pytest.mark.parametrize("limit", ["cpus", "gpus", "at_once"])
+def test_what_the_platform_allots_a_workspace_bounds_all_its_teams_and_nobody_else(limit: str) -> None:
+    waiting = [
+        replace(request(f"{workspace}{number}", team, cpus=1, gpus=1, second=number), workspace=workspace)
+        for workspace in ("default", "lab")
+        for number, team in enumerate((*TEAMS, *TEAMS))
+    ]
+    shares = Shares(allotments={"lab": Quota(**{limit: 2})})
+    started = schedule(waiting, [], [Node("a", 64)], shares, NOON).start
+    assert [sum(each.workspace == name for each in started) for name in ("default", "lab")] == [6, 2]
+    alone = replace(waiting[-1], cpus=3, gpus=3)
+    if limit != "at_once":
+        found = schedule([alone, *waiting[:1]], [], [Node("a", 64)], shares, NOON)
+        assert "larger allotment" in found.wait[alone.invocation]
+        assert len(found.start) == 1

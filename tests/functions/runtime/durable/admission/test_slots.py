@@ -15,6 +15,7 @@ import pytest
 from functions import Context, Demand, Preempted, Retries, function, preempted, use_context
 from functions.quotas import admissions, budgets, quotas, remove_quota, set_quota
 from functions.runtime.declaration import NICENESS
+from functions.runtime.durable.admission.allotment import allotment_in
 from functions.runtime.durable.admission.request import EVERYONE, Quota
 from functions.runtime.durable.admission.slots import QuotaSlots
 from functions.runtime.durable.executor import Executor
@@ -22,7 +23,8 @@ from functions.runtime.durable.invocation import executor_of
 from functions.runtime.durable.ledger import Ledger
 from functions.runtime.errors import DeclarationError, InvocationFailed
 from functions.runtime.receipt import Usage
-from registry import utc_now
+from registry import Access, Journal, utc_now
+from registry.access import QueueShare
 
 
 def demand(cpus: float, priority: int, **_: object) -> Demand:
@@ -106,6 +108,17 @@ def test_waiting_for_one_experiment_runs_earlier_ones_first(used: Context, trace
     assert high.status() == "succeeded"
     began = [line.partition(":")[0] for line in traces.read() if line[0] == "+"]
     assert began.index("+7") < began.index("+1")
+
+
+def test_the_share_of_a_workspace_is_the_platforms_to_set_and_not_its_own_admins(used: Context) -> None:
+    with pytest.raises(ValueError, match="toque workspace set NAME --share"):
+        set_quota(EVERYONE, share=2.0)
+    journal = Journal(used.store, "quotas", actor="an older release")
+    journal.append({"team": EVERYONE, "quota": {"share": 1e12, "members": []}}, at=0)
+    assert quotas()[EVERYONE].share == 1_000.0  # it opens, and counts for nothing
+    Access(used.store, actor="root").change_workspace("default", queue=QueueShare(share=3, gpus=8))
+    assert allotment_in(used)() == Quota(share=3, gpus=8)
+    assert allotment_in(used.in_workspace("unlisted"))() == Quota()
 
 
 def test_an_experiment_above_its_quota_dies_and_runs_after_the_quota_is_raised(

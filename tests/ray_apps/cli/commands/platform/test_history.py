@@ -17,6 +17,7 @@ from ray_apps.local import LocalError, Settings
 from ray_apps.local.audit_key import make_audit_key, open_platform_store
 from registry import Access, Journal, ObjectStore, Registry, Role, open_store
 from registry.access import workspace_store
+from registry.journal import high_water
 from tests.registry.test_forgery import filled, forge_snapshot, rewrite_entries, swap_alias
 
 SIGNER = ec.generate_private_key(ec.SECP256R1()).private_bytes(
@@ -133,6 +134,9 @@ def test_published_heads_find_what_was_cut_or_taken_away(reg: Registry, tmp_path
     entries = list(reg.store.list("models/m/journal/entries/"))
     for key in [*entries[-2:], *reg.store.list("notes/m/"), *reg.store.list("models/m/journal/snapshot")]:
         reg.store.delete(key)
+    high_water.forget()  # as on a machine that never saw the journals
+    for file in tmp_path.rglob("*.seen"):
+        file.unlink()
     assert main(("audit",)) == 0
     capsys.readouterr()
     assert main(("audit", "--heads", heads)) == 1
