@@ -205,9 +205,12 @@ class TickerReplica:
         return self._due.ticks
 
     def __del__(self) -> None:
-        """Stop the tickers when Serve releases the replica, and let another lead at once."""
+        """Stop the tickers when Serve releases the replica, and let another lead at once, to go on with the runs that end with this process."""
+        from functions.runtime.durable.invocation import close_executors  # late: as above
+
         for ticker in self._tickers:
             ticker.stop()
+        close_executors()
         withdraw(PUBLISHED)
         LEADER.set(0)
         self._leadership.release()

@@ -21,8 +21,8 @@ from functions.runtime.function import function
 def sum_costs(days: int = 30) -> int:
     """Sum the receipts of the invocations of the last days, today included, and keep the sums; returns how many ended.
 
-    A day is summed once: what is kept of it is only added to. The newest days come first; killed and repeated, it goes on after the
-    last whole day.
+    A day is summed once: what is kept of it is only added to. The newest days come first; killed and repeated, it goes on where it was,
+    some hundred invocations before at most.
     Raises: ValueError for less than one day.
     """
     if days < 1:

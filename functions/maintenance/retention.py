@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
+from functools import partial
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from functions.prediction_log import LABELS_TABLE
 from functions.runtime.context import Context, context
 from functions.runtime.declaration import Cron, Retries
+from functions.runtime.durable.aging import Walk
+from functions.runtime.durable.at_once import all_at_once, in_batches
 from functions.runtime.durable.ledger import Ledger
+from functions.runtime.durable.record import Record
 from functions.runtime.function import function
 from registry import Entry, Fold, ObjectStore, Table
 from registry.journal.journal import Journal
@@ -99,20 +102,20 @@ def apply_retention() -> Expired:
     """Delete what is past its retention in this workspace; nothing where none is set. Safe to kill and repeat."""
     here = context()
     keep, now = _setting(here).refresh(), here.clock()
-    invocations = results = 0
-    if keep.invocations is not None:
-        invocations, results = _drop_invocations(here, now - timedelta(days=keep.invocations))
-    return Expired(
+    # Tables first: after a long backlog, what is left of the invocations goes in the next attempts and nights.
+    done = Expired(
         prediction_files=sum(
             _drop_days(here.store, prefix, _first_kept(now, keep.predictions)) for prefix in _PREDICTED
         ),
         label_files=_drop_days(here.store, LABELS_TABLE, _first_kept(now, keep.labels)),
-        invocations=invocations,
-        results=results,
         reports=0
         if keep.reports is None
         else _drop_objects(here, "reports/", now - timedelta(days=keep.reports)),
     )
+    if keep.invocations is None:
+        return done
+    invocations, results = _drop_invocations(here, now - timedelta(days=keep.invocations))
+    return done.model_copy(update={"invocations": invocations, "results": results})
 
 
 def _first_kept(now: datetime, days: float | None) -> date | None:
@@ -132,7 +135,7 @@ def _drop_days(store: ObjectStore, prefix: str, before: date | None) -> int:
 
 def _drop_objects(here: Context, prefix: str, before: datetime) -> int:
     """Delete objects that were last written before a time; returns their number."""
-    old = [key for key in here.store.list(prefix) if (here.store.find_modified_at(key) or before) < before]
+    old = [info.key for info in here.store.scan(prefix) if info.modified_at < before]
     for key in old:
         here.store.delete(key)
     return len(old)
@@ -140,17 +143,26 @@ def _drop_objects(here: Context, prefix: str, before: datetime) -> int:
 
 def _drop_invocations(here: Context, before: datetime) -> tuple[int, int]:
     """Delete invocations that ended before a time, then cached results and large values that nothing names any more."""
-    ledger, deleted = Ledger(here.store, actor=here.actor), 0
+    ledger = Ledger(here.store, actor=here.actor, clock=here.clock)
     named: set[str] = set()
-    for record in ledger.invocations(limit=sys.maxsize):
-        if record.ended and (record.finished_at or record.submitted_at) < before and ledger.delete(record.id):
-            deleted += 1
-        else:
-            named |= set(_digests(record.model_dump_json()))
+
+    def note_named(record: Record) -> None:
+        named.update(_digests(record.model_dump_json()))
+
+    walk = Walk(ledger, before, kept=note_named)
+    walk.run()
     results = _drop_objects(here, "memos/", before)
-    for key in here.store.list("memos/"):
-        named |= set(_digests((here.store.find(key) or b"").decode()))
-    return deleted, results + _drop_values(here, named, before)
+    for keys in in_batches(here.store.list("memos/")):
+        for data in all_at_once([partial(here.store.find, key) for key in keys]):
+            named.update(_digests((data or b"").decode()))
+    # A value's time is that of the last invocation which named it, for those that were submitted since the first walk.
+    for invocation, first in ledger.submitted(walk.since) if before < walk.since else ():
+        if first.at < before:
+            break
+        record = ledger.find(invocation, first)
+        if record is not None:
+            note_named(record)
+    return walk.deleted, results + _drop_values(here, named, before)
 
 
 def _digests(text: str) -> Iterator[str]:
@@ -159,11 +171,12 @@ def _digests(text: str) -> Iterator[str]:
 
 def _drop_values(here: Context, named: set[str], before: datetime) -> int:
     """Delete large values whose digest is not among the named ones; returns their number."""
-    deleted = 0
-    for key in list(here.store.list("values/")):
-        digest = key.rpartition("/")[2].removesuffix(".json")
-        written = here.store.find_modified_at(key)
-        if digest not in named and written is not None and written < before - _UNUSED_FOR:
-            here.store.delete(key)
-            deleted += 1
-    return deleted
+    unused = [
+        info.key
+        for info in here.store.scan("values/")
+        if info.modified_at < before - _UNUSED_FOR
+        and info.key.rpartition("/")[2].removesuffix(".json") not in named
+    ]
+    for key in unused:
+        here.store.delete(key)
+    return len(unused)

@@ -11,7 +11,7 @@ from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
 from registry.history import adopt_all, audit, publish_heads, read_published
 from registry.journal import high_water
-from registry.journal.deletions import record_deletion
+from registry.journal.deletions import Deletions
 from registry.journal.heads import journal_counts
 
 KEYS = AuditKeys(["ab" * 32])
@@ -77,8 +77,9 @@ def test_an_invocation_that_was_deleted_on_purpose_is_not_missed(platform: Objec
     heads, _ = read_published(target, KEYS)
     for name in ("deleted", "taken", "again"):
         platform.delete(f"invocations/{name}/entries/00000000.json")
-    for path in ("invocations/deleted", "invocations/again", "models/m/journal"):
-        record_deletion(platform, path, actor="ada")
+    deletions = Deletions(platform, actor="ada")
+    deletions.record(["invocations/deleted", "models/m/journal"])  # of a night of retention
+    deletions.record(["invocations/again"])
     Journal(platform, "invocations/again", actor="ada").append({"n": 2}, at=0)
     assert audit(platform, heads=heads).findings == ("invocations/taken is gone; it had 1 entries",)
     platform.delete("models/m/journal/entries/00000003.json")  # only invocations are ever deleted

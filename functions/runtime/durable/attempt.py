@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import count
 from typing import Any
 
 from clusters.telemetry.tracing import flush_spans
@@ -34,12 +35,14 @@ from functions.runtime.run import cluster
 from functions.runtime.run.deadline import waited_s, with_deadline
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import ErrorRecord, Outcome, run_to_end
+from functions.runtime.run.interruption import Interruptible
 from functions.runtime.series import DEAD_LETTERS, QUEUE_SECONDS, RETRIES
 from functions.runtime.spans import failed_span, run_span
 from registry.errors import RegistryError
 
 SLOT_RETRY_S = 0.25
 _ENDS = {"dead": DEAD_LETTERS, "failed": RETRIES}
+_BEATS_TO_LOOK = 12  # a minute: an invocation is deleted so soon after it was cancelled by hand at most
 OWN_WRITES = 2  # of an attempt: its claim and its outcome, which are written before and after it is measured
 
 
@@ -48,7 +51,8 @@ class Attempt:
     """Attempt as an executor sends it to a worker: the function, the invocation's record, and the context.
 
     head: digest of the record's last entry; code_patience_s: see `code_versions.earliest_start`; sent_at: when it was sent, which
-    its claim records; backfilled: of an experiment, whether it fills a gap before one that waits for room.
+    its claim records; backfilled: of an experiment, whether it fills a gap before one that waits for room; worker: id under which it
+    claims the invocation, a new one by default.
     """
 
     function: DeclaredFunction
@@ -59,6 +63,7 @@ class Attempt:
     code_patience_s: float
     sent_at: datetime
     backfilled: bool = False
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +74,14 @@ class AttemptResult:
     due: datetime
 
 
-def run_attempt(attempt: Attempt) -> AttemptResult:
-    """Claim the invocation, run it and record the outcome; without a free slot, leave it for later."""
+def run_attempt(attempt: Attempt, *, end: Callable[[], None] | None = None) -> AttemptResult:
+    """Claim the invocation, run it and record the outcome; without a free slot, leave it for later.
+
+    end: ends the process, where it runs this attempt alone, once the record is no longer this worker's; by default the body is interrupted.
+    """
     function, used = attempt.function, attempt.context
     ledger = Ledger(used.store, actor=used.actor, lease_s=attempt.lease_s)
-    worker = uuid.uuid4().hex
+    worker = getattr(attempt, "worker", "") or uuid.uuid4().hex  # a ticker of the release before names none
     slots, quota = ConcurrencySlots.of(function, ledger), QuotaSlots.of(function, ledger)
     found: list[Usage] = []
     with ExitStack() as cleanup:
@@ -86,12 +94,14 @@ def run_attempt(attempt: Attempt) -> AttemptResult:
                 attempt.record, worker, backfilled=getattr(attempt, "backfilled", False)
             )
         if acquired:
-            return _claim_and_run(attempt, ledger, worker, found)
+            return _claim_and_run(attempt, ledger, worker, Interruptible(end), found)
         pause = timedelta(seconds=SLOT_RETRY_S * (1 + random.random()))
         return AttemptResult(attempt.record.status, ledger.clock() + pause)
 
 
-def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str, found: list[Usage]) -> AttemptResult:
+def _claim_and_run(
+    attempt: Attempt, ledger: Ledger, worker: str, interruptible: Interruptible, found: list[Usage]
+) -> AttemptResult:
     """Claim the invocation and run it; what it used is added to `found`."""
     function, used, known = attempt.function, attempt.context, attempt.record
     followed = FollowedRecord(ledger.journal(known.id), known, attempt.head)
@@ -110,7 +120,7 @@ def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str, found: list[Us
     if followed.append(lambda record: body if claimable(record) else None) and body["kind"] == "started":
         waited_for_s = (ledger.clock() - max(known.due, known.submitted_at)).total_seconds()
         QUEUE_SECONDS.labels(used.workspace, function.name).observe(max(0.0, waited_for_s))
-        run = Run(ledger, followed, worker)
+        run = Run(ledger, followed, worker, body=interruptible)
         with _heartbeats(run):
             chain = (*known.chain, function.name)
             _run_traced(
@@ -184,7 +194,8 @@ def _run_body(function: DeclaredFunction, run: Run, limit: TimeLimit | None) -> 
 def _checked(run: Run, body: Callable[..., Any], /, **arguments: Any) -> Any:
     """Run the body to its end, and check that it took the recorded steps, whatever it caught. Raises: StepMismatch, and what the body raises."""
     try:
-        result = run_to_end(body, arguments)
+        with run.body:
+            result = run_to_end(body, arguments)
     except Exception as error:
         if run.mismatch is not None:
             raise run.mismatch from error
@@ -219,12 +230,12 @@ def _failed_entry(function: DeclaredFunction, run: Run, error: ErrorRecord) -> d
 
 
 def _heartbeats(run: Run) -> AbstractContextManager[None]:
-    node = cluster.own_node()
+    node, beats = cluster.own_node(), count(1)
 
     def write() -> None:
-        if (
-            run.is_superseded()
-        ):  # a node that was cut off is back: its heartbeats would hide those of the new worker
+        # Cancelled, deleted, or cut off with its node and given to another worker, whose heartbeats these would hide.
+        if run.is_superseded() or (next(beats) % _BEATS_TO_LOOK == 0 and run.is_deleted()):
+            run.body.interrupt()
             return
         beat = (run.ledger.store, run.id, run.worker, run.ledger.clock())
         write_heartbeat(*beat, node=node, waited_s=waited_s(), usage=run.used())

@@ -1,6 +1,7 @@
 """Costs of invocations by the day of their submission; what has succeeded is summed once and kept.
 
-Of a day that is kept only the invocations are read that were submitted since, and those that had not succeeded: a success is
+Of a day that is kept only the invocations are read that were submitted since, and those that had not succeeded; what was read before the
+time was up is kept too, so that a day of any length is summed in the end. A success is
 final, anything else may be run again. An invocation that is deleted later stays in the sums of its day. One whose submitter was
 killed before it was queued, and that was submitted again after its day was summed, is missing.
 
@@ -11,9 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from itertools import chain
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -26,6 +26,7 @@ from registry.store import ObjectStore
 
 _DAY: Final = timedelta(days=1)
 _SETTLED: Final = timedelta(minutes=10)  # for notes of invocations, and clocks that differ
+_KEEP_EVERY: Final = 200  # records, of two or more requests each
 _SUMMED: Final = ("invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "store_reads", "store_writes")  # fmt: skip
 
 
@@ -47,17 +48,58 @@ class KnownCosts(BaseModel, frozen=True):
     never: list[date] = []
 
 
+_Span = tuple[datetime, datetime]  # from a time on, up to before another
+
+
+class _Partial(BaseModel, frozen=True):
+    """Sums of those of a day's invocations that were read before the time was up, and that nobody has to read again.
+
+    spans: of their submissions, the newest first; rows: what has succeeded; others: ids of the rest.
+    """
+
+    spans: list[_Span] = []
+    rows: list[CostRow] = []
+    others: list[str] = []
+
+    def holes(self, start: datetime, end: datetime) -> list[_Span]:
+        """List the spans between two times that were not read, the newest first."""
+        holes: list[_Span] = []
+        for since, until in self.spans:
+            if until < end:
+                holes.append((until, end))
+            end = min(end, since)
+        return [*holes, (start, end)] if start < end else holes
+
+    def plus(self, records: Iterable[Record], span: _Span) -> _Partial:
+        """Add what was read of a span, which is all that was submitted in it."""
+        final, rest = _split(records)
+        spans: list[_Span] = []
+        for since, until in sorted([*self.spans, span], reverse=True):
+            if spans and until >= spans[-1][0]:
+                spans[-1] = (min(since, spans[-1][0]), spans[-1][1])
+            else:
+                spans.append((since, until))
+        others = [*self.others, *(record.id for record in rest)]
+        return _Partial(spans=spans, rows=summed([*self.rows, *costs_of(final)]), others=others)
+
+    def plus_whole(self, records: Sequence[Record], end: datetime) -> _Partial:
+        """Add the first of what was submitted before a time, newest first, without the last moment, of which there may be more."""
+        whole = [record for record in records if record.submitted_at > records[-1].submitted_at]
+        return self.plus(whole, (whole[-1].submitted_at, end)) if whole else self
+
+
 class _Kept(BaseModel, frozen=True):
     """Sums of what one day's invocations used.
 
     upto: of what was submitted before it; rows: what has succeeded; others: ids of the rest; other_rows: what these had used when they
-    were read last, and what was submitted after `upto`.
+    were read last, and what was submitted after `upto`; partial: of what was submitted after it, while that is not read whole.
     """
 
     upto: datetime
     rows: list[CostRow] = []
     others: list[str] = []
     other_rows: list[CostRow] = []
+    partial: _Partial | None = None
 
 
 class _Late(Exception):  # noqa: N818  # no failure: what is known must do
@@ -92,7 +134,8 @@ def known_costs(
             if kept is None and not never and walk.is_empty(day):
                 continue
             behind.append(day)
-            never += [day] if kept is None else []
+            summed_once = kept is not None and (kept.partial is None or kept.upto > _start(day))
+            never += [] if summed_once else [day]
             rows += [] if kept is None else [*kept.rows, *kept.other_rows]
     return KnownCosts(rows=summed(rows), behind=behind, never=never)
 
@@ -160,19 +203,64 @@ def _of_day(
     end, settled = start + _DAY, min(start + _DAY, now - _SETTLED)
     if kept.upto == end and not kept.others:
         return kept.rows
-    later = walk.between(kept.upto, end) if kept.upto < end else ()
-    final: list[Record] = []
-    rest: list[Record] = []
-    for each in _while(may_read, chain(walk.ledger.find_all(kept.others), later)):
-        is_final = each.status == "succeeded" and each.submitted_at < settled
-        (final if is_final else rest).append(each)
-    rows, other_rows = summed([*kept.rows, *costs_of(final)]), costs_of(rest)
-    others = [each.id for each in rest if each.submitted_at < settled]
-    new = _Kept(upto=max(settled, kept.upto), rows=rows, others=others, other_rows=other_rows)
+    newest = max(settled, kept.upto)
+    fresh = list(_while(may_read, walk.between(newest, end))) if newest < end else []
+    again: list[Record] = []  # of what has not succeeded, what was read now
+    read = _read_settled(walk, day, kept, settled, may_read, again)
+    seen = {record.id for record in again}
+    before = [each for each in (*kept.others, *read.others) if each not in seen]
+    try:
+        again += _while(may_read, walk.ledger.find_all(before)) if before else ()
+    except _Late:
+        _keep(walk, day, kept.model_copy(update={"partial": read}), kept)
+        raise
+    final, rest = _split(again)
+    rows, other_rows = summed([*kept.rows, *read.rows, *costs_of(final)]), costs_of([*rest, *fresh])
+    others = [each.id for each in rest]
+    new = _Kept(upto=newest, rows=rows, others=others, other_rows=other_rows)
     went_on = kept.upto < settled == end or settled - kept.upto >= _SETTLED
     if went_on or (rows, others, other_rows) != (kept.rows, kept.others, kept.other_rows):
-        walk.ledger.store.put(_key(day), new.model_dump_json().encode())
+        _keep(walk, day, new, known)
     return [*rows, *other_rows]
+
+
+def _read_settled(
+    walk: _Walk,
+    day: date,
+    kept: _Kept,
+    settled: datetime,
+    may_read: Callable[[], bool],
+    others: list[Record],
+) -> _Partial:
+    """Read what was submitted since a day was kept, and keep it in parts; adds what has not succeeded to `others`. Raises: _Late."""
+    read = kept.partial or _Partial()
+    for start, end in read.holes(kept.upto, settled):
+        records: list[Record] = []
+        try:
+            for record in _while(may_read, walk.between(start, end)):
+                records.append(record)
+                if len(records) % _KEEP_EVERY == 0:
+                    _keep(walk, day, kept.model_copy(update={"partial": read.plus_whole(records, end)}), kept)
+        except _Late:
+            _keep(walk, day, kept.model_copy(update={"partial": read.plus_whole(records, end)}), kept)
+            raise
+        read = read.plus(records, (start, end))
+        others += _split(records)[1]
+    return read
+
+
+def _split(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """Split records into those that have succeeded, which is final, and the others."""
+    final: list[Record] = []
+    rest: list[Record] = []
+    for record in records:
+        (final if record.status == "succeeded" else rest).append(record)
+    return final, rest
+
+
+def _keep(walk: _Walk, day: date, sums: _Kept, known: _Kept | None) -> None:
+    if sums != known:
+        walk.ledger.store.put(_key(day), sums.model_dump_json().encode())
 
 
 def _while(may_read: Callable[[], bool], records: Iterable[Record]) -> Iterator[Record]:

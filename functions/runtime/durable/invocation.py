@@ -120,6 +120,12 @@ def executor_of(used: Context) -> Executor:
     return _executors[key]
 
 
+def close_executors() -> None:
+    """End all runs of this process's executors, which is about to end, and queue them for its successor."""
+    for executor in _executors.values():
+        executor.close()
+
+
 def run_pending(used: Context) -> int:
     """Run the invocations that are new or due, without waiting; returns how many are open.
 

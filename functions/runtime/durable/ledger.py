@@ -10,13 +10,15 @@ import hashlib
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import Any
 
+from functions.runtime.durable.at_once import all_at_once
 from functions.runtime.durable.dead_letters import DeadLetters
 from functions.runtime.durable.heartbeat import last_beat
 from functions.runtime.durable.listing import list_unfinished, matching, newest_first
@@ -27,7 +29,7 @@ from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocati
 from functions.runtime.receipt import Total, totals
 from functions.runtime.run.declared import DeclaredFunction
 from registry.journal import Conflict, Entry, Journal
-from registry.journal.deletions import record_deletion
+from registry.journal.deletions import Deletions
 from registry.journal.entry import normalise_body
 from registry.store import ObjectStore
 from registry.times import Clock, utc_now
@@ -61,10 +63,12 @@ class Ledger:
     lease_s: float = LEASE_S
     dead_letters: DeadLetters = field(init=False)
     _queue: QueueWriter = field(init=False)
+    _deletions: Deletions = field(init=False)
 
     def __post_init__(self) -> None:
         self._queue = QueueWriter(self.store, actor=self.actor, clock=self.clock)
         self.dead_letters = DeadLetters(self.store, actor=self.actor, clock=self.clock)
+        self._deletions = Deletions(self.store, actor=self.actor, clock=self.clock)
 
     def submit(
         self,
@@ -105,7 +109,7 @@ class Ledger:
 
     def find_status(self, invocation: str) -> Status | None:
         """Find the status of an invocation; None if there is no such id."""
-        record = self._find(invocation)
+        record = self.find(invocation)
         return None if record is None else record.status
 
     def follow(self, invocation: str, first: Entry | None = None) -> FollowedRecord:
@@ -202,13 +206,30 @@ class Ledger:
         with suppress(UnknownInvocation):
             if not self.read(invocation).ended:
                 return False
-        self.dead_letters.remove(invocation, reason="purged")
-        journal = self.journal(invocation)
-        record_deletion(self.store, journal.path, actor=self.actor, clock=self.clock)
-        self.store.delete(journal.key(0))  # first: without it there is no record that looks unfinished
-        for key in list(self.store.list(f"invocations/{invocation}/")):
-            self.store.delete(key)
+        self.delete_ended([invocation])
         return True
+
+    def delete_ended(self, invocations: Sequence[str]) -> None:
+        """Delete invocations that have ended, as `delete`: together they take one look at the dead letters and one entry of the deletions."""
+        for invocation in set(invocations).intersection(self.dead_letters.all() if invocations else ()):
+            self.dead_letters.remove(invocation, reason="purged")
+        self._deletions.record([self.journal(each).path for each in invocations])
+        all_at_once([partial(self._delete_objects, each) for each in invocations])
+
+    def _delete_objects(self, invocation: str) -> None:
+        """Delete what is stored of an invocation; what its key may bring anew meanwhile stays."""
+        keys, first = list(self.store.list(f"invocations/{invocation}/")), self.journal(invocation).key(0)
+        self.store.delete(first)  # before the rest: without it there is no record that looks unfinished
+        for key in keys:
+            if key != first:
+                self.store.delete(key)
+
+    def complete_deletion(self, invocation: str) -> None:
+        """Delete what a killed process left of an invocation whose first entry it had deleted; one request where it left nothing."""
+        keys = list(self.store.list(f"invocations/{invocation}/"))
+        if self.journal(invocation).key(0) not in keys:
+            for key in keys:
+                self.store.delete(key)
 
     def signal(self, invocation: str, name: str, value: Any = None) -> Record:
         """Send a workflow the signal `name` with a JSON value; one that comes before the wait is kept, and the same one counts once."""
@@ -250,11 +271,11 @@ class Ledger:
         def matches(record: Record) -> bool:
             return status in {None, record.status} and function in {None, record.function}
 
-        return matching(wanted, self._find, matches, limit=limit)
+        return matching(wanted, self.find, matches, limit=limit)
 
     def unfinished(self) -> Iterator[Record]:
         """Iterate over the invocations that have not ended, newest first; those that have are not read."""
-        return matching(self._listed("queued", None), self._find, lambda each: each.status not in ENDED)
+        return matching(self._listed("queued", None), self.find, lambda each: each.status not in ENDED)
 
     def _listed(self, status: Status | None, after: str | None) -> Iterable[tuple[str, Entry | None]]:
         """List invocations that may have a status, newest first, from the one after `after` on, with first entries that were read."""
@@ -282,14 +303,14 @@ class Ledger:
 
     def find_all(self, invocations: Iterable[str]) -> Iterator[Record]:
         """Read the records of invocations in their order; those that were deleted are left out."""
-        return (record for each in invocations if (record := self._find(each)) is not None)
+        return (record for each in invocations if (record := self.find(each)) is not None)
 
     def costs(self) -> list[Total]:
         """Sum the receipts of all ended invocations by function, day and caller; reads every invocation."""
         return totals(record.receipt for record in self.invocations(limit=sys.maxsize) if record.receipt)
 
-    def _find(self, invocation: str, first: Entry | None = None) -> Record | None:
-        """Find the record of an invocation that a queue names; None if it was deleted. first: as for `follow`."""
+    def find(self, invocation: str, first: Entry | None = None) -> Record | None:
+        """Find the record of an invocation; None if it was deleted. first: as for `follow`."""
         try:
             return self.follow(invocation, first).record
         except UnknownInvocation:

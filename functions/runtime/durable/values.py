@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from contextlib import suppress
 from typing import Any
 
 from functions.runtime.errors import FunctionError
 from functions.runtime.secret import refuse_secrets
-from registry.errors import AlreadyExists
 from registry.store import ObjectStore
 
 BY_REFERENCE_ABOVE_BYTES = 1 << 20
@@ -27,8 +25,9 @@ def put_value(store: ObjectStore, value: Any) -> dict[str, Any]:
     data = text.encode()
     if len(data) > BY_REFERENCE_ABOVE_BYTES:
         digest = hashlib.sha256(data).hexdigest()
-        with suppress(AlreadyExists):  # the same digest is the same value
-            store.create(_key(digest), data)
+        store.put(
+            _key(digest), data
+        )  # the same digest is the same value; its time says when it was named last
         return {"sha256": digest, "size_bytes": len(data)}
     return {"json": value} if _finite(value) else {"text": text}
 

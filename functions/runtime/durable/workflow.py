@@ -26,6 +26,7 @@ from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import Cancelled, FunctionError, StepMismatch
 from functions.runtime.receipt import Usage
 from functions.runtime.run.declared import DeclaredFunction
+from functions.runtime.run.interruption import Interruptible
 from functions.runtime.spans import span
 from registry.errors import Forbidden, Unavailable
 
@@ -59,13 +60,15 @@ class Unrecorded(
 class Run:
     """Attempt of a durable invocation while it runs in this process.
 
-    used: reads what it has used so far; mismatch: of a step with its record, which ends the run even if the body goes on.
+    used: reads what it has used so far; body: ends it once the record is no longer this worker's; mismatch: of a step with its record,
+    which ends the run even if the body goes on.
     """
 
     ledger: Ledger
     followed: FollowedRecord
     worker: str
     used: Callable[[], Usage | None] = lambda: None
+    body: Interruptible = field(default_factory=Interruptible)
     mismatch: StepMismatch | None = None
     unfinished: int | None = None
     _cursor: int = 0
@@ -196,6 +199,10 @@ class Run:
             finally:
                 self._lock.release()
         return not self.is_current
+
+    def is_deleted(self) -> bool:
+        """Read whether the invocation was deleted meanwhile, after which no entry says that it ended: one read. Raises: Unavailable."""
+        return self.followed.journal.find(0) is None
 
     @property
     def position(self) -> int:

@@ -2,7 +2,8 @@
 
 A schedule's state is a journal of its own. A tick fires by one append to it, so one ticker of several wins;
 the invocation's key is made of schedule and tick, so if a ticker dies between claiming and submitting, the
-next one submits, and nothing runs twice.
+next one submits, and nothing runs twice. Once submitted, the tick is marked so by a second append: its invocation
+may be deleted, and is then never submitted again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from functions.runtime.context import Context
 from functions.runtime.declaration import Cron
 from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.durable.ledger import invocation_id
+from functions.runtime.durable.record import ENDED
 from functions.runtime.errors import FunctionError
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.series import LATENESS, SKIPPED
@@ -32,6 +34,9 @@ from registry.journal import Entry, Fold
 from registry.journal.journal import Journal
 
 _MOMENT = timedelta(microseconds=1)
+_SUBMITTED_WITHIN = timedelta(
+    days=1
+)  # the least that retention keeps of an invocation: until then its key is taken
 _logger = logging.getLogger(__name__)
 
 
@@ -45,12 +50,16 @@ class Schedule:
 
 
 class ScheduleState(BaseModel, frozen=True):
-    """State of a schedule: the last tick that was handled, and the last one that fired."""
+    """State of a schedule: the last tick that was handled, and the last one that fired.
+
+    submitted: whether the invocation of the last one that fired was accepted; None: an older release fired it, and did not say.
+    """
 
     last: datetime | None = None
     fired: datetime | None = None
     invocation: str | None = None
     count: int = 0
+    submitted: bool | None = None
 
 
 class ScheduleStatus(BaseModel, frozen=True):
@@ -194,7 +203,6 @@ class _ScheduleRunner:
             encode=ScheduleState.model_dump_json,
             decode=ScheduleState.model_validate_json,
         )
-        self._submitted: datetime | None = None
         self._quiet: tuple[datetime, datetime] | None = None  # between these moments nothing is due
 
     def fire(self, now: datetime) -> list[Fired]:
@@ -209,7 +217,7 @@ class _ScheduleRunner:
             self._fold.transact(
                 lambda state: None if state.last else {"kind": "begun", "tick": now.isoformat()}
             )
-            self._ensure_submitted()
+            self._ensure_submitted(now)
         if self._quiet is not None and self._quiet[0] <= now < self._quiet[1]:
             return None
         self._quiet = None
@@ -218,7 +226,7 @@ class _ScheduleRunner:
                 self._quiet = (now, tick_after(self._schedule.cron, now))
             return None
         claimed = self._claim(now)
-        self._ensure_submitted()
+        self._ensure_submitted(now)
         return claimed
 
     def status(self, now: datetime) -> ScheduleStatus:
@@ -245,7 +253,7 @@ class _ScheduleRunner:
     def _claim(self, now: datetime) -> Fired | None:
         """Append the decision on the next tick, unless another ticker has."""
         self._fold.refresh()
-        busy = self._busy()
+        busy = self._busy(now)
         if busy and self._schedule.cron.overlap == "queue":
             return None
         if busy and self._schedule.cron.overlap == "replace":
@@ -269,27 +277,39 @@ class _ScheduleRunner:
                 reason = f"the run of {state.fired} is not over: invocation {state.invocation}"
                 return body | {"kind": "skipped", "reason": reason}
             invocation = invocation_id(self._schedule.function.name, self._key(tick.at))
-            return body | {"kind": "fired", "invocation": invocation}
+            return body | {"kind": "fired", "invocation": invocation, "marked": True}
 
         return decide
 
-    def _busy(self) -> bool:
+    def _busy(self, now: datetime) -> bool:
+        """Whether the run of the last tick that fired is not over; one that was deleted is."""
         invocation = self._fold.state.invocation
         if invocation is None:
             return False
-        self._ensure_submitted()
-        return not ledger_of(self._used).read(invocation).ended
+        self._ensure_submitted(now)
+        status = ledger_of(self._used).find_status(invocation)
+        return status is not None and status not in ENDED
 
-    def _ensure_submitted(self) -> None:
-        """Submit the last fired tick, unless it is known to be submitted; any ticker may have claimed it."""
-        tick = self._fold.state.fired
-        if tick is None or tick == self._submitted:
+    def _ensure_submitted(self, now: datetime) -> None:
+        """Submit the last fired tick, unless it was submitted; any ticker may have claimed it."""
+        state = self._fold.state
+        tick = state.fired
+        if tick is None or state.submitted:
             return
+        if state.submitted is None and now - tick >= _SUBMITTED_WITHIN:
+            return  # by an older release; its invocation may have been deleted since
         function, cron = self._schedule.function, self._schedule.cron
         from_tick = {cron.tick_as: tick.isoformat()} if cron.tick_as else {}
         arguments = function.signature.load(dict(cron.arguments) | from_tick)
         ledger_of(self._used).submit(function, arguments, key=self._key(tick))
-        self._submitted = tick
+
+        def mark(later: ScheduleState) -> dict[str, Any] | None:
+            if later.fired != tick or later.submitted:
+                return None
+            # Older releases take an entry of any other kind for one that handles its tick.
+            return {"kind": "submitted", "tick": (later.last or tick).isoformat()}
+
+        self._fold.transact(mark)
 
     def _key(self, tick: datetime) -> str:
         return f"schedule {self._schedule.name} {tick.isoformat()}"
@@ -307,11 +327,14 @@ def _runner(used: Context, schedule: Schedule) -> _ScheduleRunner:
 
 
 def _fold_entry(state: ScheduleState, entry: Entry) -> ScheduleState:
+    if entry.body["kind"] == "submitted":
+        return state.model_copy(update={"submitted": True})
     tick = datetime.fromisoformat(entry.body["tick"])
     if entry.body["kind"] != "fired":
         return state.model_copy(update={"last": tick})
     changes = {"last": tick, "fired": tick, "invocation": entry.body["invocation"], "count": state.count + 1}
-    return state.model_copy(update=changes)
+    submitted = False if entry.body.get("marked") else None  # an older release does not mark what it submits
+    return state.model_copy(update={**changes, "submitted": submitted})
 
 
 def _fired_of(name: str, body: dict[str, Any]) -> Fired:

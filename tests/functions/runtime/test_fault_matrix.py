@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from functions import Context, call, function, sleep, use_context, wait_for
+from functions import Context, Cron, call, function, sleep, use_context, wait_for
 from functions.runtime.durable import patience
 from functions.runtime.durable.executor import Executor, intake, launcher
 from functions.runtime.durable.ledger import Ledger
 from functions.runtime.durable.record import Record
+from functions.runtime.triggers import schedule
 from functions.runtime.triggers.events import publish
 from registry.store import FolderStore, ObjectStore
 from tests.conditions.faults import Fault, FaultyStore, Verb, run_cells
@@ -262,6 +264,34 @@ def deleted(world: World) -> None:
     ended_once(world)
 
 
+SALARIES = schedule.Schedule("salaries", pay, Cron("0 6 * * *", arguments={"order": 7}))
+SIX = datetime(2026, 3, 2, 6, 0, tzinfo=UTC)
+
+
+def scheduled(store: FaultyStore) -> World:
+    world = World(store)
+    tick(world, SIX - timedelta(hours=1))
+    return world
+
+
+def tick(world: World, at: datetime = SIX) -> None:
+    """Run what is due, as a ticker that has just started."""
+    schedule._ScheduleRunner(replace(world.context, store=world.faulty), SALARIES).fire(at)
+
+
+def paid_once(world: World) -> None:
+    for hours in (
+        1,
+        23,
+    ):  # a later ticker takes up the tick, and one after its invocation was deleted leaves it
+        tick(world, SIX + timedelta(hours=hours))
+        world.invocations = [each.id for each in world.client.invocations()]
+        world.settle()
+        assert effects == {"pay 7": 1}
+        for invocation in world.invocations:
+            world.client.delete(invocation)
+
+
 VERBS = [
     Verb("submit", prepare=World, act=World.submit, restart=World.restart, check=ended_once),
     Verb("redrive", prepare=dead, act=lambda world: world.client.redrive(world.invocations[0]), restart=World.restart, check=ended_once),
@@ -272,6 +302,7 @@ VERBS = [
     Verb("wait_for", prepare=of_approval, act=run_attempt_of(approve), again=lambda _: None, restart=World.restart, check=approved),
     Verb("publish", prepare=World, act=publish_order, restart=World.restart, check=published_once),
     Verb("delete", prepare=finished, act=lambda world: world.client.delete(world.invocations[0]), restart=World.restart, check=deleted),
+    Verb("tick", prepare=scheduled, act=tick, restart=World.restart, check=paid_once),
 ]  # fmt: skip
 
 

@@ -7,9 +7,13 @@ another worker besides, away from the silent nodes. The first that claims it run
 from __future__ import annotations
 
 import time
+import uuid
 from dataclasses import dataclass, field
 
 from functions.runtime.durable.attempt import AttemptResult
+from functions.runtime.durable.executor.launcher import Launcher
+from functions.runtime.durable.ledger import FollowedRecord
+from functions.runtime.durable.record import Record
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome
 from functions.runtime.run.node_watch import Nodes
@@ -23,14 +27,26 @@ _UNDECIDED = {"queued", "running"}
 class Dispatch:
     """Workers that an invocation was given to and that have not ended.
 
-    workers: by the ids of the silent nodes that each was kept away from; node: address of the node that it was claimed on, once
-    it is known.
+    length: of the record that they were given; workers: by the ids of the silent nodes that each was kept away from; names: under which
+    they claim it; node: address of the node that it was claimed on, once it is known.
     """
 
     function: DeclaredFunction
-    workers: dict[frozenset[str], Worker]
+    length: int
+    workers: dict[frozenset[str], Worker] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
     node: str | None = None
     _looked_at: float = field(default=float("-inf"))
+
+    def send(
+        self, launcher: Launcher, followed: FollowedRecord, silent: Nodes, *, backfilled: bool = False
+    ) -> None:
+        """Start a worker for the invocation, away from silent nodes. backfilled: see `Attempt`."""
+        name = uuid.uuid4().hex
+        self.names.add(name)
+        self.workers[frozenset(silent.values())] = launcher.start(
+            self.function, followed, silent, worker=name, backfilled=backfilled
+        )
 
     def wait(self, timeout_s: float) -> bool:
         """Wait at most `timeout_s`; whether a worker has ended, be it that another thread has taken the last one already."""
@@ -44,6 +60,10 @@ class Dispatch:
         result = outcome.value
         decided = isinstance(result, AttemptResult) and result.status not in _UNDECIDED
         return outcome, decided or not self.workers
+
+    def concerns(self, record: Record) -> bool:
+        """Whether the end of these workers is the record's: one of them claimed it last, or nobody has since it was given to them."""
+        return record.length == self.length if record.status == "queued" else record.worker in self.names
 
     def needs_look(self, silent: Nodes) -> bool:
         """Whether the ledger should be asked about it: it was claimed on a silent node, or may wait for one."""

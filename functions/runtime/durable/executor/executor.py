@@ -27,7 +27,7 @@ from functions.runtime.durable.executor.dispatch import Dispatch
 from functions.runtime.durable.executor.experiments import Experiments
 from functions.runtime.durable.executor.intake import Announced, Intake
 from functions.runtime.durable.executor.launcher import Launcher
-from functions.runtime.durable.executor.losses import record_loss
+from functions.runtime.durable.executor.losses import record_handover, record_loss
 from functions.runtime.durable.heartbeat import Sign, last_sign, next_look_s, node_is_lost
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.record import ENDED, Record
@@ -179,12 +179,31 @@ class Executor:
         return self._launcher.pool.ready_count(function)
 
     def close(self) -> None:
-        """Kill the workers of this executor; another executor runs their invocations again."""
+        """Kill the workers of this executor, and queue their invocations for another, which counts as no loss of a worker.
+
+        What cannot be queued again now, as the store does not answer, is when its lease has run out.
+        """
         with self._lock:
             for each in self._workers.values():
                 each.kill()
+            for failure in at_once([partial(self._hand_over, *item) for item in self._workers.items()]):
+                if isinstance(failure, Exception):
+                    _logger.warning(
+                        "a run that was ended with its executor is queued after its lease: %s", failure
+                    )
             self._workers.clear()
             self._launcher.pool.close()
+
+    def _hand_over(self, invocation: str, dispatch: Dispatch) -> None:
+        if not dispatch.wait(RELEASE_S):
+            return  # a thread of this process, which nobody can kill: it goes on to its end
+        followed = self.ledger.follow(invocation)
+        worker = followed.record.worker
+        record_handover(followed, dispatch.names, ledger=self.ledger)
+        slots = self._slots_of(dispatch.function)
+        for holder in (slots, self._experiments if dispatch.function.demand else None):
+            if holder and worker and worker in dispatch.names:
+                holder.release(worker)
 
     def _evict_idle(self) -> None:
         self._launcher.evict_idle({each.record.reference for each in self._backlog.values()})
@@ -222,7 +241,7 @@ class Executor:
             _logger.warning(
                 "invocation %s may wait for silent nodes %s: sent elsewhere too", invocation, [*silent]
             )
-            given.workers[frozenset(silent.values())] = self._launcher.start(given.function, followed, silent)
+            given.send(self._launcher, followed, silent)
         elif record.status == "running":
             sign = last_sign(self.ledger.store, record)
             given.node = sign.node if sign else None
@@ -274,6 +293,8 @@ class Executor:
         followed = self.ledger.follow(invocation)
         if outcome.error is not None and outcome.error.type == EnvironmentFailed.__name__:
             self._refuse(followed, refused_entry(EnvironmentFailed(outcome.error.message)))
+        elif not given.concerns(followed.record):  # its end says nothing of the worker that has it now
+            self._dispatch(self._look(invocation))
         else:
             self._record_loss(followed, given.function, str(outcome.error))
 
@@ -413,11 +434,12 @@ class Executor:
             self._refuse(followed, refused_entry(error))
             return
         silent = self.nodes.silent()
-        worker = self._launcher.start(function, followed, silent, backfilled=backfilled)
+        dispatch = Dispatch(function, record.length)
+        dispatch.send(self._launcher, followed, silent, backfilled=backfilled)
         self._experiments.note_started(record.id)
         if function.demand:
             self._experiments.note_running(record.id)
-        self._workers[record.id] = Dispatch(function, {frozenset(silent.values()): worker})
+        self._workers[record.id] = dispatch
         self._open[record.id] = now
 
     def _check_lease(self, look: Look, now: datetime) -> None:

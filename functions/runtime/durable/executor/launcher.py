@@ -22,6 +22,7 @@ from functions.runtime.run import cluster
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import Child
+from functions.runtime.run.interruption import end_process
 from functions.runtime.run.niceness import lower_priority
 from functions.runtime.run.node_watch import Nodes
 from functions.runtime.run.room import refuse_impossible
@@ -80,12 +81,13 @@ class Launcher:
         followed: FollowedRecord,
         silent: Nodes,
         *,
+        worker: str,
         backfilled: bool = False,
     ) -> Worker:
-        """Start a worker for an invocation, away from silent nodes. backfilled: see `Attempt`."""
+        """Start a worker for an invocation, away from silent nodes. worker, backfilled: see `Attempt`."""
         known, sent_at = (followed.record, followed.head, self.context), self.ledger.clock()
         patience = (self.ledger.lease_s, self.code_patience_s)
-        return self.start_attempt(Attempt(function, *known, *patience, sent_at, backfilled), silent)
+        return self.start_attempt(Attempt(function, *known, *patience, sent_at, backfilled, worker), silent)
 
     def start_attempt(self, attempt: Attempt, silent: Nodes) -> Worker:
         """Start a worker for an attempt, away from silent nodes."""
@@ -128,7 +130,7 @@ def run_in_worker(attempt: Attempt) -> Outcome:
     enter_worker(attempt.context)
     if attempt.function.demand:
         lower_priority()
-    return Outcome(run_attempt(attempt))
+    return Outcome(run_attempt(attempt, end=end_process))
 
 
 def _start_task(attempt: Attempt, silent: Nodes) -> Worker:

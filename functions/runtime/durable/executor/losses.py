@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Container
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -44,6 +45,22 @@ def record_loss(
         LOST.labels(*labels).inc()
         if followed.record.status == "dead":
             DEAD_LETTERS.labels(*labels).inc()
+
+
+def record_handover(followed: FollowedRecord, workers: Container[str], *, ledger: Ledger) -> None:
+    """Record that a run was ended together with its executor, so that another starts it again at once; it counts as no loss.
+
+    workers: those of the executor; a run that another worker has, or that has ended, is left alone.
+    """
+    beat = last_beat(ledger.store, followed.record.id)
+
+    def decide(record: Record) -> dict[str, Any] | None:
+        if record.status != "running" or record.worker is None or record.worker not in workers:
+            return None
+        usage = beat.usage if beat is not None and beat.worker == record.worker else None
+        return {"kind": "preempted"} | ({} if usage is None else {"usage": usage.model_dump()})
+
+    followed.append(decide)
 
 
 def loss_entry(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from functions import function
+from functions.runtime.durable import cost_days
 from functions.runtime.durable.cost_days import CostRow, KnownCosts, costs_of, costs_since, known_costs
 from functions.runtime.durable.ledger import Ledger
 from registry import Entry, ObjectStore, open_store
@@ -157,3 +158,53 @@ def test_a_success_is_read_without_a_look_for_what_follows(
     monkeypatch.setattr(work.ledger.store, "find", lambda key: (found.append(key), find(key))[1])
     assert work.ledger.read(made).status == "succeeded"
     assert [key.rpartition("/")[2] for key in found] == ["00000000.json", "00000001.json", "00000002.json"]
+
+
+def fill(work: Work) -> int:
+    """Submit invocations on two days, several of one moment each, of which some have died; returns how many."""
+    for day in (2, 1):
+        for number in reversed(range(24)):  # a queue is in the order of time
+            at = NOW - timedelta(days=day, minutes=number // 2)
+            work.submit(f"{day}-{number}", at, ends="dead" if number % 5 == 0 else "succeeded")
+    return 48
+
+
+@pytest.mark.parametrize("looks", [17, 24, 40])
+def test_looks_that_are_too_short_for_a_day_sum_it_in_the_end(work: Work, looks: int) -> None:
+    count = fill(work)
+    work.read.clear()
+    for number in range(60):
+        if number < 3:  # meanwhile others are submitted
+            work.submit(f"later {number}", NOW)
+        costs = known(work, reads=looks)
+        if number >= 3 and not costs.behind:
+            break
+    assert sum(row.invocations for row in costs.rows) == count + 3
+    assert [row.model_dump() for row in costs.rows] == [row.model_dump() for row in everything(work)]
+
+
+@pytest.mark.parametrize("dies_after", [16, 20, 30])
+def test_a_sum_that_dies_again_and_again_keeps_what_it_has_read(
+    work: Work, monkeypatch: pytest.MonkeyPatch, dies_after: int
+) -> None:
+    count = fill(work)
+    monkeypatch.setattr(cost_days, "_KEEP_EVERY", 5)
+    follow, left = work.ledger.follow, [0]
+
+    def dying(invocation: str, first: Entry | None = None) -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return follow(invocation, first)
+
+    monkeypatch.setattr(work.ledger, "follow", dying)
+    for _ in range(30):
+        left[0] = dies_after
+        try:
+            rows = work.costs()
+        except KeyboardInterrupt:
+            continue
+        break
+    left[0] = 1_000
+    assert rows == everything(work)
+    assert sum(row.invocations for row in rows) == count

@@ -9,4 +9,4 @@ from functions.runtime.durable.executor.dispatch import Dispatch
 
 def test_who_waits_for_a_worker_that_another_thread_has_taken_goes_on() -> None:
     function: Any = None  # what runs does not matter here
-    assert Dispatch(function, {}).wait(60.0)
+    assert Dispatch(function, 1).wait(60.0)

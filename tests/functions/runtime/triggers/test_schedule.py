@@ -11,6 +11,7 @@ from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.errors import DeclarationError
 from functions.runtime.triggers import schedule
 from functions.runtime.triggers.schedule import Schedule, plan, run_due, tick_after, tick_before
+from registry.journal import Journal
 
 NOON = datetime(2024, 3, 1, 12, 0, tzinfo=UTC)
 HOURLY = Cron("0 * * * *")
@@ -104,7 +105,7 @@ def test_a_tick_is_submitted_after_its_ticker_died(used: Context, monkeypatch: p
     ticker(used, each)(NOON)
     dying = schedule._ScheduleRunner(used, each)
     dying.fire(NOON)
-    monkeypatch.setattr(dying, "_ensure_submitted", lambda: None)
+    monkeypatch.setattr(dying, "_ensure_submitted", lambda _: None)
     (claimed,) = dying.fire(NOON + timedelta(hours=1))
     assert ledger_of(used).find_status(claimed.invocation) is None
     assert ticker(used, each)(NOON + timedelta(hours=1, seconds=1)) == []
@@ -118,12 +119,12 @@ def test_a_dead_ticker_s_tick_is_submitted_while_another_claims_the_next(
     living, dying = schedule._ScheduleRunner(used, each), schedule._ScheduleRunner(used, each)
     living.fire(NOON)
     dying.fire(NOON)
-    monkeypatch.setattr(dying, "_ensure_submitted", lambda: None)
+    monkeypatch.setattr(dying, "_ensure_submitted", lambda _: None)
     judged, at = living._busy, NOON + timedelta(hours=2)
     claimed: list[Any] = []
 
-    def decided_too_early() -> bool:
-        found = judged()
+    def decided_too_early(now: datetime) -> bool:
+        found = judged(now)
         if not claimed:
             claimed.append(dying._claim(at))
         return found
@@ -137,6 +138,52 @@ def test_a_dead_ticker_s_tick_is_submitted_while_another_claims_the_next(
         "cancelled",
         "queued",
     }
+
+
+@pytest.mark.parametrize("restart", [True, False], ids=["restarted", "running"])
+@pytest.mark.parametrize("overlap", ["skip", "queue", "replace"])
+@pytest.mark.parametrize("catch_up", ["latest", "all", "none"])
+def test_a_deleted_invocation_neither_runs_again_nor_stops_its_schedule(
+    used: Context, *, restart: bool, overlap: Any, catch_up: Any
+) -> None:
+    each, ledger = hourly(overlap=overlap, catch_up=catch_up), ledger_of(used)
+    fire = ticker(used, each)
+    fire(NOON)
+    (first,) = fire(NOON + timedelta(hours=1))
+    ledger.cancel(first.invocation)
+    assert ledger.delete(first.invocation)
+    fire = ticker(used, each) if restart else fire
+    assert fire(NOON + timedelta(hours=1, minutes=30)) == []
+    assert ledger.find_status(first.invocation) is None
+    (second,) = fire(NOON + timedelta(hours=2))
+    assert second.tick == NOON + timedelta(hours=2)
+    assert ledger.find_status(second.invocation) == "queued"
+    assert ledger.find_status(first.invocation) is None
+
+
+@pytest.mark.parametrize(("later", "submitted"), [(timedelta(hours=2), True), (timedelta(days=2), False)])
+def test_a_tick_that_an_older_release_fired_is_submitted_again_only_while_its_invocation_is_kept(
+    used: Context, *, later: timedelta, submitted: bool
+) -> None:
+    each, tick = hourly(catch_up="none", grace_s=1), NOON - timedelta(hours=1)
+    journal = Journal(used.store, "schedules/hourly", actor="older")
+    journal.append({"kind": "begun", "tick": (tick - timedelta(minutes=1)).isoformat()}, at=0)
+    journal.append({"kind": "fired", "tick": tick.isoformat(), "invocation": "0" * 32}, at=1)
+    journal.append({"kind": "skipped", "tick": NOON.isoformat(), "reason": "missed"}, at=2)
+    ticker(used, each)(NOON + later + timedelta(minutes=1))
+    assert len(list(ledger_of(used).invocations())) == submitted
+
+
+def test_an_older_release_takes_no_tick_to_be_due_again_for_the_mark_of_a_newer_one(used: Context) -> None:
+    each = hourly(catch_up="all")
+    fire = ticker(used, each)
+    fire(NOON)
+    fire(NOON + timedelta(hours=1))
+    entries = list(Journal(used.store, "schedules/hourly", actor="older").entries())
+    assert [entry.body["kind"] for entry in entries] == ["begun", "fired", "submitted"]
+    assert (
+        entries[2].body["tick"] == entries[1].body["tick"]
+    )  # any kind but `fired` is one that handles its tick
 
 
 def test_a_tick_that_is_skipped_is_logged_with_the_invocation_that_is_not_over(
