@@ -315,7 +315,9 @@ class Generator:
         status = _status_of(error)
         self._live.failed(call, status, latency_ms=call.first_token_ms)
         is_refused = end_of(status) is End.REFUSED  # what a caller got wrong
-        if call.arm != PINNED and not is_refused:  # a request by number is a trial; neither is evidence against the version
+        if (
+            call.arm != PINNED and not is_refused
+        ):  # a request by number is a trial; neither is evidence against the version
             self.recorder.fail(
                 Failure(
                     id=call.id, version=call.number, arm=call.arm, shadow=False, unit=call.unit,
