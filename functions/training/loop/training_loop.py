@@ -303,7 +303,7 @@ class Trainer:
         return order[step * self._batch : (step + 1) * self._batch]
 
     def _own_rows(self, rows: Tensor) -> Tensor:
-        """Those of a step's rows that this worker takes."""
+        """Select the rows of a step that this worker takes."""
         return rows[self._group.rows_rank :: self._group.rows_size]
 
     def _fetched(self, rows: Tensor) -> Batch:
