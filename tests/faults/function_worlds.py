@@ -19,6 +19,7 @@ from functions.maintenance.compaction import compact_open_days, compact_tables
 from functions.maintenance.costs import sum_costs
 from functions.maintenance.erasure.jobs import erase_subject, finish_erasures
 from functions.maintenance.erasure.record import Erasures
+from functions.maintenance.errors import MaintenanceError
 from functions.maintenance.registry import tidy_registry
 from functions.maintenance.retention import apply_retention, set_retention
 from functions.monitoring import Alarm
@@ -284,7 +285,7 @@ def again_or(
         try:
             act(world)
         except refusals:
-            world.anew()
+            world.restart()  # a lease whose claim was not answered ends within a minute
 
     return again
 
@@ -344,8 +345,8 @@ VERBS = [
     verb("compact_open_days", lambda w: w.call(compact_open_days), prepare=with_small_files, outcome=PlatformWorld.logged),
     verb("set_retention", lambda w: w.call(set_retention, predictions=10.0), outcome=retention_setting),
     verb("apply_retention", lambda w: w.call(apply_retention), prepare=long_after, outcome=PlatformWorld.logged),
-    verb("erase_subject", lambda w: w.call(erase_subject, unit=UNIT), prepare=with_idle_log, outcome=erased),
-    verb("finish_erasures", lambda w: w.call(finish_erasures), prepare=with_erasure, outcome=erased),
+    verb("erase_subject", lambda w: w.call(erase_subject, unit=UNIT), prepare=with_idle_log, refusals=(MaintenanceError,), outcome=erased),
+    verb("finish_erasures", lambda w: w.call(finish_erasures), prepare=with_erasure, refusals=(MaintenanceError,), outcome=erased),
     verb("tidy_registry", lambda w: w.call(tidy_registry, 0.0), prepare=with_garbage, outcome=blobs),
     verb("sum_costs", lambda w: w.call(sum_costs), outcome=lambda w: w.read(sum_costs)),
     verb("set_quota", lambda w: w.call(set_quota, "vision", cpus=4.0, members=["bob"]), outcome=quotas),
