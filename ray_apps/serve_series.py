@@ -58,7 +58,7 @@ class _Question:
         self.thread.start()
 
     def answer(self, patience_s: float) -> Mapping[str, Any]:
-        """Wait for the answer. Raises: TimeoutError if it is late; what the question raised."""
+        """Wait for the controller's answer. Raises: TimeoutError if it is late; what the question raised."""
         self.thread.join(patience_s)
         if self.thread.is_alive():
             raise TimeoutError(f"Serve's controller does not answer within {patience_s:g} s")

@@ -44,11 +44,11 @@ def make_templates() -> Environment:
         "words": words,
         "milliseconds": milliseconds,
         "duration": duration,
-        "spans": spans,
         "json": json_text,
         "shell": shell,
     }
     made.filters["aligned"] = aligned
+    made.filters["spans"] = spans
     return made
 
 

@@ -44,7 +44,7 @@ async def show_function(page: Viewer, name: str) -> Response:
 
 
 async def _shown(page: Page, name: str, *, typed: str = "{}", error: str = "") -> Response:
-    """Render a function's page. typed: arguments that somebody wrote and that are refused for `error`."""
+    """Render the page of one function. typed: arguments that somebody wrote and that are refused for `error`."""
     found, latest = await asyncio.gather(
         page.api.get(f"/functions/{page.quoted(name)}"),
         page.api.get("/invocations", function=name, limit=_LATEST, scan=_SCANNED),

@@ -66,7 +66,7 @@ async def show_invocation(page: Viewer, invocation: str, after: Segment = "") ->
 async def _shown(
     page: Page, invocation: str, after: str = "", *, typed: str = "", error: str = ""
 ) -> Response:
-    """Render an invocation's page. typed: value of a signal that somebody wrote and that is refused for `error`."""
+    """Render the page of one invocation. typed: value of a signal that somebody wrote and that is refused for `error`."""
     path = f"/invocations/{page.quoted(invocation)}"
     found, log = await asyncio.gather(page.api.get(path), page.api.get(f"{path}/logs", after=after))
     declared = await page.told(page.api.get(f"/functions/{page.quoted(found['function'])}"))
