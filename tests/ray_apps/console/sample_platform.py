@@ -91,7 +91,7 @@ def begin_rollout(store: ObjectStore, days: int = 6) -> None:
     served = RolloutPlatform(
         store, model=MODEL, registry=registry, quality={3: 0.5, 4: 0.9}, now=NOW - timedelta(days=days)
     )
-    policy = RolloutPolicy(shadow_min_labels=200)
+    policy = RolloutPolicy(shadow_min_labels=200, season=timedelta(0))  # bounds before the first week is over
     served.rollouts().start(4, policy, reason="retrained on February")
     for _ in range(days):
         served.serve_a_day()
