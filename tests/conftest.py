@@ -18,7 +18,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Speed is for benchmarks. Each run tries the same examples: one that was never tried fails in `make prove`, which searches
 # for new ones, and not in whatever change is tested next.
-hypothesis.settings.register_profile("toque", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "toque", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile("toque")
 

@@ -76,7 +76,7 @@ MEANINGS: dict[Outcome, Meaning] = {
         baselines="share of label 1, logistic regression",
     ),
     "multiclass": Meaning(
-        label="a text or an integer; in the log the number of the class",
+        label="a text or an integer; in the log the class by its name or number",
         answer="`probability`, one for each class",
         losses=("log_loss",),
         bounded="`clip`",
