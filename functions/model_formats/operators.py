@@ -1,7 +1,8 @@
 """Operators that an exported program may name: those that compute all of what they answer from what they are given.
 
 Left out are operators that answer with memory as the allocator gives it, or that look past a tensor's own elements: what lies there was
-another request's. Left out as well are those of one library's kernels, of training, of sparse and quantised tensors, and those that touch files
+another request's. So are the forms behind an operator that trust the sizes and choices which it has checked: a file names them with others, and
+they read beyond their tensors or leave their answer unwritten (`grid_sampler_2d`, `native_batch_norm`, `_reshape_alias`). Left out as well are those of one library's kernels, of training, of sparse and quantised tensors, and those that touch files
 or settings of the process. An operator in place, `relu_`, is as good as `relu`.
 """
 
@@ -52,7 +53,7 @@ reshape_as roll rot90 row_stack scatter scatter_add scatter_reduce select select
 slice_scatter split split_copy split_with_sizes split_with_sizes_copy squeeze squeeze_copy stack swapaxes swapdims t t_copy take
 take_along_dim tensor_split tile transpose transpose_copy tril triu unbind unbind_copy unflatten unfold unfold_copy unsafe_chunk
 unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_copy vander view view_as view_as_complex view_as_real view_copy vsplit
-vstack where zero _reshape_alias _unsafe_view
+vstack where zero _unsafe_view
 
 arange bartlett_window blackman_window eye fft_fftfreq fft_rfftfreq full full_like hamming_window hann_window kaiser_window
 linspace logspace new_full new_ones new_zeros ones ones_like range scalar_tensor tril_indices triu_indices zeros zeros_like
@@ -66,18 +67,18 @@ _cast_Half _cast_Int _cast_Long _cast_Short _local_scalar_dense _to_copy
 adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
 affine_grid_generator alpha_dropout avg_pool1d avg_pool2d avg_pool3d batch_norm channel_shuffle col2im conv1d conv2d conv3d
 conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution cosine_similarity dropout embedding embedding_bag
-feature_alpha_dropout feature_dropout grid_sampler grid_sampler_2d grid_sampler_3d group_norm gru gru_cell im2col instance_norm
+feature_alpha_dropout feature_dropout group_norm gru gru_cell im2col instance_norm
 layer_norm log_softmax lstm lstm_cell max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d
-max_pool3d_with_indices max_unpool2d max_unpool3d native_batch_norm native_channel_shuffle native_dropout native_group_norm
+max_pool3d_with_indices max_unpool2d max_unpool3d native_channel_shuffle native_dropout native_group_norm
 native_layer_norm reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
 rms_norm rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell scaled_dot_product_attention softmax upsample_bicubic2d
 upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
 fake_quantize_per_channel_affine fake_quantize_per_tensor_affine _adaptive_avg_pool2d _adaptive_avg_pool3d
-_batch_norm_impl_index _convolution _convolution_mode _embedding_bag _embedding_bag_forward_only _fused_rms_norm _log_softmax
-_native_batch_norm_legit _native_batch_norm_legit_no_training _native_multi_head_attention _pad_circular _pad_enum
-_safe_softmax _scaled_dot_product_attention_math _scaled_dot_product_flash_attention_for_cpu _softmax
-_transformer_encoder_layer_fwd _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d
-_upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm _weight_norm_interface
+_convolution _convolution_mode _fused_rms_norm _log_softmax
+_native_multi_head_attention _pad_circular _pad_enum
+_safe_softmax _scaled_dot_product_attention_math _softmax
+_transformer_encoder_layer_fwd _upsample_nearest_exact1d
+_upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm
 
 binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy_loss hinge_embedding_loss huber_loss
 kl_div l1_loss margin_ranking_loss mse_loss nll_loss nll_loss_forward nll_loss_nd poisson_nll_loss smooth_l1_loss
@@ -99,7 +100,7 @@ _COMPUTED: Final = """
 linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d _convolution _convolution_mode bilinear matmul
 linalg_matmul batch_norm instance_norm layer_norm group_norm rms_norm softmax log_softmax lstm gru rnn_relu rnn_tanh lstm_cell gru_cell
 rnn_relu_cell rnn_tanh_cell scaled_dot_product_attention embedding_bag max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d
-adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_nearest1d upsample_bicubic2d upsample_trilinear3d grid_sampler
+adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_nearest1d upsample_bicubic2d upsample_trilinear3d
 concat concatenate hstack vstack dstack row_stack column_stack outer kron one_hot cdist cosine_similarity pairwise_distance where
 absolute arccos arccosh arcsin arcsinh arctan arctan2 arctanh divide true_divide multiply subtract negative square selu relu6 prelu
 log_sigmoid float_power greater greater_equal less less_equal not_equal std var std_mean var_mean nanmean quantile nanquantile diff
@@ -107,9 +108,7 @@ isclose isfinite isreal fix
 """
 _COMPUTES: Final = frozenset(_COMPUTED.split())
 """Operators that are made of others, and answer with a new tensor all the same."""
-_NORMS: Final = frozenset(
-    {"aten::batch_norm", "aten::instance_norm", "aten::native_batch_norm", "aten::_batch_norm_impl_index"}
-)
+_NORMS: Final = frozenset({"aten::batch_norm", "aten::instance_norm"})
 _ZEROED: Final = {
     torch.ops.aten.empty.memory_format: torch.ops.aten.zeros.default,
     torch.ops.aten.empty_like.default: torch.ops.aten.zeros_like.default,

@@ -43,6 +43,12 @@ class ServiceFinding:
     text: str
     value: float
     limit: float
+    whole: float | None = None
+
+    @property
+    def level(self) -> float:
+        """The value that must be back within an alarm's limit for it to end: of all requests, whoever's they are."""
+        return self.value if self.whole is None else self.whole
 
 
 def judge_champion(
@@ -151,4 +157,4 @@ def _share_finding(
         f"{bad} of {asked} requests of the last minutes {what}{repeats} ({share:.2%}); more than {limit:.2%} is not usual, "
         f"p = {p:.3g}"
     )
-    return ServiceFinding(subject, p <= LEVEL / len(SPANS), text, share, limit)
+    return ServiceFinding(subject, p <= LEVEL / len(SPANS), text, share, limit, bad / asked if asked else 0.0)

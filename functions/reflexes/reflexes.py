@@ -138,7 +138,7 @@ class Reflexes:
             if policy.go_back:
                 go_back(self._used.registry(), self._alarms_of(model), alarm, version, policy, now)
         elif alarm is not None and (
-            alarm.version != version or finding.value <= (alarm.threshold or finding.limit)
+            alarm.version != version or finding.level <= (alarm.threshold or finding.limit)
         ):
             self._report(model, recovery_of(alarm, now, finding.text))
 

@@ -6,6 +6,7 @@ may be about somebody else, so texts are searched on request alone, and for whol
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -32,6 +33,9 @@ MIN_TEXT = 8
 """Characters from which a value is searched in texts; a shorter one only under its name."""
 _JOINTS = r"[-.+@'%~&]"
 """Characters that continue an id where a word character follows or precedes: `user-1` is no word of `user-1-b`, but of `user-1.`."""
+_SEPARATORS = ",;\t|"
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"?|-?[0-9.]+')
+_WHOLE = re.compile(r"-?[0-9]+\.0+")
 _ESCAPES = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
 
 
@@ -122,10 +126,11 @@ class Traces:
         if self.units and UNIT in columns:
             yield UNIT, _is_among(columns[UNIT], self.units)
         if self.ids and PREDICTION_ID in columns:
-            yield (
-                PREDICTION_ID,
-                pc.fill_null(pc.is_in(columns[PREDICTION_ID], value_set=self._id_values), False),
-            )
+            matches = pc.fill_null(pc.is_in(columns[PREDICTION_ID], value_set=self._id_values), False)
+            if self.units and UNIT in columns:  # callers choose their ids, and two units may have chosen one
+                own = pc.or_(pc.is_null(columns[UNIT]), _is_among(columns[UNIT], self.units))
+                matches = pc.and_(matches, own)
+            yield PREDICTION_ID, matches
         if self.values and ENTITIES in columns and not pa.types.is_nested(columns[ENTITIES].type):
             yield ENTITIES, _rows_where(columns[ENTITIES], lambda text: self.names(text.encode()))
         for reason, text in _KEPT_ASIDE:
@@ -224,6 +229,9 @@ def _unescaped(text: str) -> str:
 def _is_among(column: pa.Array, accepted: frozenset[str]) -> pa.Array:
     if pa.types.is_nested(column.type):
         return pa.array([False] * len(column), pa.bool_())
+    if _is_bytes(column.type):
+        spelled = pa.array(sorted(value.encode() for value in accepted), column.type)
+        return pc.fill_null(pc.is_in(column, value_set=spelled), False)
     values = column.cast(pa.string())
     return pc.fill_null(pc.is_in(values, value_set=pa.array(sorted(accepted), pa.string())), False)
 
@@ -241,11 +249,43 @@ def _has(value: Any, accepted: frozenset[str]) -> bool:
 
 
 def _fields(text: str) -> set[str]:
-    """Values of a row that was kept aside: of its JSON, or the fields of a line or of torn JSON, split at any separator."""
-    document = next(iter(_documents(text)), None)
-    if isinstance(document, dict):
-        return {str(value).strip() for value in document.values()}
-    return {part.strip(" \"'") for part in re.split(r"[,;|\t:{}\[\]]", text)}
+    """Values of a row that was kept aside: those of its JSON at any depth, the fields of a line, or the values of torn JSON."""
+    documents = list(_documents(text))
+    if documents:
+        return {value for document in documents for value in _leaves(document)}
+    if text.lstrip().startswith(("{", "[")):
+        return set(_torn_values(text))
+    lines = text.splitlines()
+    rows = (
+        row
+        for separator in _SEPARATORS
+        for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    )
+    return {value for row in rows for part in row for value in _spellings(part.strip(" \"'"))}
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    elif value is not None:
+        yield from _spellings(str(value).strip())
+
+
+def _torn_values(text: str) -> Iterator[str]:
+    """Find the texts and numbers of JSON that lacks an end; names of fields are among them."""
+    for token in _TOKENS.findall(text):
+        try:
+            yield from _leaves(json.loads(token if token[0] != '"' or token.endswith('"') else f'{token}"'))
+        except ValueError:
+            yield token.strip('"')
+
+
+def _spellings(text: str) -> Iterator[str]:
+    """A value as it is written, and a whole number as one: sources write the id 17 as 17.0, too."""
+    yield text
+    if _WHOLE.fullmatch(text):
+        yield text.partition(".")[0]
 
 
 def _documents(text: str) -> Iterator[Any]:

@@ -39,6 +39,14 @@ def get_error(store: ObjectStore, stored: StepFailure) -> Exception:
         return RemoteError(text)
 
 
+def is_whole(error: Exception, again: Exception) -> bool:
+    """Whether an error that was made again has all that the first one has, so that a body cannot tell them apart."""
+    try:
+        return type(again) is type(error) and _content(again) == _content(error)
+    except (TypeError, ValueError):
+        return False
+
+
 def _content(error: Exception) -> dict[str, Any]:
     """Arguments and state from which a pickle would make the error. Raises: TypeError, ValueError unless they are JSON."""
     made = error.__reduce__()

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.patience import with_patience
 from functions.runtime.durable.record import Record, Step
-from functions.runtime.durable.stored_errors import get_error, put_error
+from functions.runtime.durable.stored_errors import get_error, is_whole, put_error
 from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import Cancelled, FunctionError, StepMismatch
 from functions.runtime.receipt import Usage
@@ -121,7 +121,7 @@ class Run:
             failure = self._recorded(partial(put_error, self.ledger.store, error))
             self._record_step({"kind": "step_failed", "failure": failure.model_dump()} | step)
             again = get_error(self.ledger.store, failure)
-            if type(again) is type(error):
+            if is_whole(error, again):
                 self._note_raised(number, error)
                 raise
             raise self._note_raised(number, again) from error  # as each replay will

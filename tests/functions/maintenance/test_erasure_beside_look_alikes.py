@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 
+from featurestore.sources.rows import REASON, ROW
 from functions import Context, use_context
 from functions.maintenance.erasure.jobs import erase_subject, preview_erasure
 from functions.maintenance.erasure.subject import MIN_TEXT, Subject, Traces
@@ -147,3 +148,48 @@ def test_a_preview_lists_what_the_erasure_takes_and_changes_nothing(tmp_path: Pa
 
 def contents(context: Context) -> dict[str, Any]:
     return {key: context.store.get(key) for key in context.store.list("")}
+
+
+KEPT_ASIDE = ["user:123", "Doe, Jane", "a|b", "jané", "200", "17"]
+
+
+@pytest.mark.parametrize("subject", KEPT_ASIDE)
+def test_a_row_that_was_kept_aside_goes_by_its_whole_fields_in_any_form_of_it(subject: str):
+    spelled = json.dumps(subject)
+    forms = [
+        f'"{subject}",5,10:30\n',
+        json.dumps({"rider": subject, "fare": 5}),
+        json.dumps({"trips": [{"rider": [subject]}]}),
+        f'{{"rider": {spelled}, "fare": ',
+        f'{{"rider": {spelled[:-1]}',
+    ]
+    others = [
+        f"user:{subject},5",
+        f"{subject}0,5",
+        f'"x {subject}",5',
+        json.dumps({"rider": f"{subject}-b"}),
+        "a,10:30",
+    ]
+    traces = Traces.of(Subject(entity={"rider": subject}), key=None)
+    texts = [*forms, *others]
+    rows = pa.table({REASON: ["bad"] * len(texts), ROW: texts})
+    assert traces.mask(rows).to_pylist() == [True] * len(forms) + [False] * len(others)
+
+
+def test_a_whole_number_is_found_as_sources_write_it():
+    traces = Traces.of(Subject(entity={"rider": "17"}), key=None)
+    rows = pa.table({REASON: ["bad"] * 4, ROW: ['{"rider": 17.0}', "17.00,x", "17.5,x", "117.0,x"]})
+    assert traces.mask(rows).to_pylist() == [True, True, False, False]
+
+
+def test_of_two_units_that_chose_one_prediction_id_the_other_keeps_its_row():
+    traces = Traces.of(Subject(unit="anna"), key=None, ids=["trip-7"])
+    rows = pa.table({"prediction_id": ["trip-7"] * 3, "unit": ["anna", "berta", None]})
+    assert traces.mask(rows).to_pylist() == [True, False, True]
+    assert traces.mask(rows.select(["prediction_id"])).to_pylist() == [True] * 3
+
+
+def test_keys_in_a_column_of_bytes_are_compared_as_bytes():
+    traces = Traces.of(Subject(entity={"rider": "anna"}), key=None)
+    rows = pa.table({"rider": pa.array([b"anna", b"\xff\xfe", None, b"annab"], pa.binary())})
+    assert traces.mask(rows).to_pylist() == [True, False, False, False]

@@ -239,3 +239,15 @@ def test_a_program_that_writes_into_what_it_computed_is_read(tmp_path: Path) -> 
     save_program(export_program(model, {"x": rows}), tmp_path / "model.pt2")
     with torch.no_grad():
         torch.testing.assert_close(load_program((tmp_path / "model.pt2").read_bytes())(rows), model(rows))
+
+
+TRUSTING = """_reshape_alias grid_sampler grid_sampler_2d grid_sampler_3d native_batch_norm _native_batch_norm_legit
+_native_batch_norm_legit_no_training _batch_norm_impl_index _scaled_dot_product_flash_attention_for_cpu _embedding_bag
+_embedding_bag_forward_only _weight_norm_interface _upsample_bilinear2d_aa _upsample_bicubic2d_aa""".split()
+
+
+@pytest.mark.parametrize("name", TRUSTING)
+def test_forms_that_trust_the_sizes_and_choices_of_a_file_are_no_operators_of_a_program(name: str) -> None:
+    """With others they read beyond their tensors, write beyond them, or leave an answer as the allocator gave it."""
+    assert hasattr(torch.ops.aten, name)
+    assert not any(is_allowed(f"{name}.{overload}") for overload in getattr(torch.ops.aten, name).overloads())

@@ -132,3 +132,19 @@ def test_24_healthy_hours_with_a_daily_cycle_page_nobody(busiest: float) -> None
     slos = (Slo(name="answers", target=0.999), Slo(name="fast", target=0.99, slow_ms=100.0))
     for _, found in champion_ticks(Day(busiest).simulate(rng), rng=rng, slos=slos):
         assert not [one.text for one in found if one.broken]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_a_caller_that_goes_on_failing_is_no_recovery(share: float) -> None:
+    """One unit carries the traffic: after an hour its failures are the usual level, and its repeats count once."""
+
+    def steady(requests: int) -> ArmTally:
+        return ArmTally(requests, Failures(int(share * requests), {7: int(share * requests)}))
+
+    (begun,) = (one for one in judge_champion([steady(1_200)] * 2, tally(7_200)) if one.subject == "errors")
+    assert begun.broken
+    for usual in (steady(7_200), tally(7_200)):
+        (later,) = (one for one in judge_champion([steady(1_200)] * 2, usual) if one.subject == "errors")
+        assert later.level > begun.limit
+    (over,) = (one for one in judge_champion([tally(1_200, 1)] * 2, steady(7_200)) if one.subject == "errors")
+    assert over.level <= begun.limit
