@@ -6,6 +6,7 @@ is remembered and looked at again. So a walk costs what it deletes and what is l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
@@ -19,6 +20,7 @@ from functions.runtime.durable.record import Record
 from registry.journal.journal import Journal
 
 PROGRESS = "queues/retention.json"
+_CHILD = re.compile(r"([0-9a-f]{32})/[0-9]+")  # key of what a workflow submitted, after its id
 
 
 class Progress(BaseModel, frozen=True):
@@ -104,13 +106,25 @@ class Walk:
         records = [record for record in found if record is not None]
         gone = {each for each, record in zip(invocations, found, strict=True) if record is None}
         all_at_once([partial(self._ledger.complete_deletion, each) for each in gone])
-        old = [record.id for record in records if self._is_old(record)]
+        aged = [record for record in records if self._is_old(record)]
+        needed = self._of_open_parents(aged)
+        old = [record.id for record in aged if record.id not in needed]
         self._ledger.delete_ended(old)
         self.deleted += len(old)
-        kept = [record for record in records if not self._is_old(record)]
-        for record in kept:
+        rest = [record for record in records if record.id not in old]
+        for record in rest:
             self._kept(record)
-        return [record.id for record in kept]
+        return [record.id for record in rest]
+
+    def _of_open_parents(self, records: Sequence[Record]) -> set[str]:
+        """Find those that a workflow submitted which has not ended: its replay names their keys again, and must not run them again."""
+        parents = {record.id: match[1] for record in records if (match := _CHILD.fullmatch(record.key or ""))}
+        names = list(dict.fromkeys(parents.values()))
+        found = all_at_once([partial(self._ledger.find, name) for name in names])
+        running = {
+            name for name, record in zip(names, found, strict=True) if record is not None and not record.ended
+        }
+        return {child for child, parent in parents.items() if parent in running}
 
     def _is_old(self, record: Record) -> bool:
         return record.ended and (record.finished_at or record.submitted_at) < self._before

@@ -143,3 +143,28 @@ def test_a_large_value_goes_with_the_last_that_names_it(tmp_path: Path, nights: 
     assert results == 1
     assert len(list(store.list("values/"))) == 2
     assert young.arguments(young.read(recent)) == {"text": texts["c"]}
+
+
+def test_what_a_workflow_submitted_stays_as_long_as_the_workflow_is_open(tmp_path: Path) -> None:
+    """A replay names its children's keys again: one that was deleted would run a second time."""
+    days, store = timedelta(days=-40), FolderStore(tmp_path / "store")
+    client = Ledger(store, actor="client", clock=lambda: utc_now() + days)
+    parents = [client.submit(note, {"text": f"workflow {number}"}) for number in range(2)]
+    children = [client.submit(note, {"text": "charge"}, key=f"{parent}/0") for parent in parents]
+    alike = client.submit(note, {"text": "charge"}, key="order/7")  # a caller's own key, of no workflow
+    for ended in (*children, alike, parents[1]):
+        client.cancel(ended)
+    context = Context(store, store.url, actor="ada")
+    for _ in range(2):
+        _drop_invocations(context, utc_now() - timedelta(days=DAYS))
+        reader = Ledger(store, actor="reader")
+        there = [name for name in (*parents, *children, alike) if reader.find(name) is not None]
+        assert there == [parents[0], children[0]]
+    client.cancel(parents[0])
+    days = timedelta()
+    _drop_invocations(context, utc_now() + timedelta(days=1))
+    reader = Ledger(store, actor="reader")
+    assert [name for name in (parents[0], children[0]) if reader.find(name) is not None] in (
+        [],
+        [children[0]],
+    )

@@ -241,9 +241,22 @@ def test_a_program_that_writes_into_what_it_computed_is_read(tmp_path: Path) -> 
         torch.testing.assert_close(load_program((tmp_path / "model.pt2").read_bytes())(rows), model(rows))
 
 
-TRUSTING = """_reshape_alias grid_sampler grid_sampler_2d grid_sampler_3d native_batch_norm _native_batch_norm_legit
-_native_batch_norm_legit_no_training _batch_norm_impl_index _scaled_dot_product_flash_attention_for_cpu _embedding_bag
-_embedding_bag_forward_only _weight_norm_interface _upsample_bilinear2d_aa _upsample_bicubic2d_aa""".split()
+TRUSTING = [
+    "_reshape_alias",
+    "grid_sampler",
+    "grid_sampler_2d",
+    "grid_sampler_3d",
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_impl_index",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_embedding_bag",
+    "_embedding_bag_forward_only",
+    "_weight_norm_interface",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+]
 
 
 @pytest.mark.parametrize("name", TRUSTING)
