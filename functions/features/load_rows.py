@@ -80,7 +80,7 @@ def load_rows(
         typed = pl.DataFrame(conform(view, batch.select(columns), clock=used.clock))
         fresh = known.new(typed, keys, columns)
         if fresh.height:
-            features.write_offline(view, fresh)
+            features.write_offline(view, fresh.drop(_CREATED))  # the rows do not say when they became known
         asked = _entities(batch, keys, label, label_delay).to_arrow()
         schema = schema or pa.schema([field.with_nullable(True) for field in asked.schema])
         if not parts and not table.exists():

@@ -59,6 +59,14 @@ def test_the_entities_are_replaced_and_their_labels_become_known_after_the_delay
     assert found["label_known_at"].to_list() == [NOW + timedelta(days=2)] * 2
 
 
+def test_rows_of_the_past_count_as_known_at_their_times(store):
+    load(rows([1.0], [10.0]))
+    fs = context().features()
+    assert (
+        fs.views_with_known_times("houses") == frozenset()
+    )  # loaded now, which says nothing of when they were known
+
+
 def test_nothing_to_load_is_an_error(store):
     with pytest.raises(InvalidInput, match="no rows to load"):
         load([])

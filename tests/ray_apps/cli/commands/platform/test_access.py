@@ -118,8 +118,10 @@ def test_a_prediction_is_asked_for_below_its_workspace(workspace: str | None, pa
     client = Client("http://x", "t", workspace=workspace, transport=httpx.MockTransport(answer))
     words = {
         "version": None,
+        "file": None,
         "json": '{"inputs": []}',
         "entities": None,
+        "request": None,
         "example": False,
         "explain": False,
         "attribute": [],
