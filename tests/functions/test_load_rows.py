@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from featurestore import Entity, FeatureService, FeatureView, Field, Float64, Int64
-from functions import Context, use_context
+from functions import Context, context, use_context
 from functions.features import load_rows
 from registry import InvalidInput, Table, open_store
 
