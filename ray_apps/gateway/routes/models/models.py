@@ -112,7 +112,7 @@ async def set_policy(
     """
     if not body.model_fields_set:
         raise Problem(
-            422,
+            409,  # it fits the schema
             'body={} would remove every guard, gate and approval; name what the policy demands, as in {"approvals": 1}',
             kind="invalid-policy",
         )

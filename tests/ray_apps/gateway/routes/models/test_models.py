@@ -127,7 +127,7 @@ async def test_a_policy_is_neither_converted_nor_wiped(
 ) -> None:
     before = late.set_policy("late", ModelPolicy(guarded=frozenset({"champion"}), approvals=2)).policy
     answer = await send(gateway, "admin", "PUT", "/models/late/policy", **body)
-    assert answer.status_code == 422
+    assert answer.status_code == (422 if body else 409)
     assert late.get_model("late").policy == before
 
 
