@@ -125,7 +125,7 @@ async def test_a_run_shows_what_it_used_and_follows_the_invocation_that_makes_it
     for text in (
         "<dd>1.5</dd>",
         "<dd>1.5\u202fGB</dd>",
-        "<dd>12.25 s</dd>",
+        "<dd>12.25\u202fs</dd>",
         "<dd>214\u202fMB</dd>",
         "system/cpu",
     ):
