@@ -20,8 +20,8 @@ from featurestore.errors import UnreadableSource
 from featurestore.sources.removed_rows import RemovedRows
 
 _CHANGE = "_change_type"
-_ADDED = pa.array(["insert", "update_postimage"])
-_REMOVED = pa.array(["delete", "update_preimage"])
+_ADDED = ["insert", "update_postimage"]  # arrays are made where they are used: the first one imports pandas
+_REMOVED = ["delete", "update_preimage"]
 _KEEPING = frozenset({"OPTIMIZE", "VACUUM START", "VACUUM END", "CREATE TABLE"})
 
 
@@ -106,5 +106,5 @@ def _without_views(rows: pa.Table) -> pa.Table:
     return rows.cast(pa.schema([field.with_type(plain.get(field.type, field.type)) for field in rows.schema]))
 
 
-def _of_kinds(rows: pa.Table, kinds: pa.Array) -> pa.Table:
-    return rows.filter(pc.is_in(rows.column(_CHANGE), value_set=kinds))
+def _of_kinds(rows: pa.Table, kinds: list[str]) -> pa.Table:
+    return rows.filter(pc.is_in(rows.column(_CHANGE), value_set=pa.array(kinds)))

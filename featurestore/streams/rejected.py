@@ -16,10 +16,16 @@ from registry.store import Table
 
 STORED_NAMES = {REASON: ASIDE_REASON, ROW: ASIDE_ROW}
 """Names in the table of events, where a source may have columns `reason` and `row` of its own."""
-# Not `is_valid`: delta-rs says of some files without the column that all of its values are.
-ASIDE = pc.coalesce(pc.field(ASIDE_REASON), pc.scalar("")) != ""
-"""Condition of the rows of a stream's table that were kept aside, if it has the column."""
 _WHERE = [PARTITION, POSITION]
+
+
+def kept_aside() -> pc.Expression:
+    """Make the condition of the rows of a stream's table that were kept aside, if it has the column.
+
+    Not `is_valid`: delta-rs says of some files without the column that all of its values are. Made where it is used, as the first
+    scalar of a process imports pandas.
+    """
+    return pc.coalesce(pc.field(ASIDE_REASON), pc.scalar("")) != ""
 
 
 def stored_rows(rejected: pa.Table) -> pa.Table:
@@ -47,7 +53,7 @@ class RejectedMessages:
         if not self._table.exists() or ASIDE_REASON not in self._table.schema().names:
             return schema.empty_table()
         names = [STORED_NAMES.get(name, name) for name in schema.names]
-        rows = self._table.read(columns=names, where=ASIDE)
+        rows = self._table.read(columns=names, where=kept_aside())
         return rows.rename_columns(schema.names).cast(schema)
 
     def _apart(self) -> pa.Table:

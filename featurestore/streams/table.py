@@ -34,7 +34,7 @@ from featurestore.definitions.stream_source import (
 )
 from featurestore.errors import ConsumerFenced, FeatureStoreError
 from featurestore.streams.decode import Decoded, Place, event_schema
-from featurestore.streams.rejected import ASIDE, RejectedMessages, stored_rows
+from featurestore.streams.rejected import RejectedMessages, kept_aside, stored_rows
 from registry.store import ObjectStore, Table, add_parts, write_part
 from registry.store.tables.settling import settle
 from registry.store.tables.table import commit_properties
@@ -265,7 +265,7 @@ def _stored_schema(source: StreamSource) -> pa.Schema:
 
 def _none_aside(schema: pa.Schema) -> list[pc.Expression]:
     """Conditions that leave out messages that were kept aside, where a table with this schema has any."""
-    return [~ASIDE] if ASIDE_REASON in schema.names else []
+    return [~kept_aside()] if ASIDE_REASON in schema.names else []
 
 
 def _scanned(table: Table, names: list[str], where: pc.Expression) -> Iterator[pa.Table]:
