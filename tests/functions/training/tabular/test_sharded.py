@@ -154,7 +154,7 @@ def test_a_split_that_leaves_nothing_and_a_table_without_rows_are_refused(contex
     with pytest.raises(TrainingDataError, match="leaves 0 to train and 50 to validate"):
         train_tabular("late", few, **NAMES, params=SHORT)
     empty = Table(context.store, "empty").append(examples(10).slice(0, 0))
-    with pytest.raises(TrainingDataError, match="the table has no rows"):
+    with pytest.raises(TrainingDataError, match="empty@1 has no rows"):
         train_tabular("late", empty, **NAMES, params=SHORT)
 
 
