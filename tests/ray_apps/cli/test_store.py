@@ -63,7 +63,9 @@ def test_backup_and_restore_go_there_and_back(
     assert main(["backup", backup, "--store", source.url, "--no-redis", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["objects"] == 0
     assert main(["restore", backup, "--store", place]) == 0
-    kept = [key for key in source.list("") if key != "copies/last-backup"]  # a restored store has no backup yet
+    kept = [
+        key for key in source.list("") if key != "copies/last-backup"
+    ]  # a restored store has no backup yet
     assert list(open_store(place).list("")) == kept
 
 
