@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _marks: dict[str, Mark] = {}
-_compared: set[str] = set()  # addresses of stores that this process has seen to be those that the file's marks are of
+_compared: set[str] = set()  # addresses of stores that this process has seen to be those of the file
 _lock = threading.Lock()
 
 

@@ -148,7 +148,7 @@ def test_a_journal_of_which_every_entry_was_deleted_is_refused_and_reported(
 @pytest.mark.parametrize("left", [0, 1, 63])
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_snapshot_beside_deleted_entries_stands_for_no_journal(
-    tmp_path: Path, keys: AuditKeys, seen: bool, left: int
+    tmp_path: Path, keys: AuditKeys, *, seen: bool, left: int
 ):
     """Also on a machine that has not seen the journal."""
     filled(tmp_path, keys, 64)
@@ -166,7 +166,9 @@ def test_a_snapshot_beside_deleted_entries_stands_for_no_journal(
 
 
 @pytest.mark.parametrize("order", list(permutations([*JOURNALS[:2], "models/other/journal"])))
-def test_a_store_that_was_made_anew_may_fill_its_journals_in_any_order(tmp_path: Path, order: tuple[str, ...]):
+def test_a_store_that_was_made_anew_may_fill_its_journals_in_any_order(
+    tmp_path: Path, order: tuple[str, ...]
+):
     keys = keys_of_file(tmp_path)
     fill_all(tmp_path, keys, JOURNALS, 2)
     shutil.rmtree(tmp_path / "store")
