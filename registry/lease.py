@@ -28,6 +28,7 @@ class StoreLease:
     """Lease by numbered objects of a store: the newest number leads while its object is rewritten.
 
     Who finds it older than a term, by the store's clock, creates the next number, which one contender can.
+    holder: unique, as whoever has that name takes over what was claimed in it; so a claim whose answer was lost is no other's.
     """
 
     store: ObjectStore
@@ -61,31 +62,34 @@ class StoreLease:
         """Whether the newest number is given back, older than a term, or this holder's own, whose term ended while it stalled."""
         found = None if self._number is None else self.store.find_aged(self._key(self._number))
         if found is None:
-            self._number = self._newest()
+            self._number = max(self._numbers(), default=None)
             found = None if self._number is None else self.store.find_aged(self._key(self._number))
         if found is None or found.data in (b"", self.holder.encode()):
             return True
         return bool(found.age_s > self.term_s + _SLACK_S)
 
-    def _take(self) -> bool:
+    def _take(self, *, again: bool = True) -> bool:
         number = 0 if self._number is None else self._number + 1
         self._number = number
         try:
             self.store.create(self._key(number), self.holder.encode())
         except AlreadyExists:
-            return False
+            # This holder's own, if an answer was lost or a request was late. Others count its age from a moment that is
+            # unknown here, so the next number is claimed instead of this one.
+            own = again and self.store.find(self._key(number)) == self.holder.encode()
+            return own and self._take(again=False)
         # One that stalled before its `create` may have made a number again that is deleted.
-        newest = self._newest()
+        numbers = self._numbers()
+        newest = max(numbers, default=None)
         if newest != number:
             self._number = newest
             return False
-        if number > 1:
-            self.store.delete(self._key(number - 2))
+        for old in numbers[:-2]:
+            self.store.delete(self._key(old))
         return True
 
-    def _newest(self) -> int | None:
-        keys = list(self.store.list(self._folder))
-        return int(keys[-1].removeprefix(self._folder)) if keys else None
+    def _numbers(self) -> list[int]:
+        return [int(key.removeprefix(self._folder)) for key in self.store.list(self._folder)]
 
     @property
     def _folder(self) -> str:

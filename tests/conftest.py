@@ -41,6 +41,29 @@ def _environment_is_put_back() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(autouse=True)
+def _functions_end_with_their_test() -> Iterator[None]:
+    """A function that a test declares within itself may hold what cannot be pickled, or a name of the platform's; the next test must not meet it."""
+
+    def local_functions() -> set[tuple[str, str]]:
+        catalog = sys.modules.get("functions.runtime.catalog")
+        declared = {} if catalog is None else catalog._declared
+        return {
+            (name, reference)
+            for name, named in declared.items()
+            for reference in named
+            if "<locals>" in reference
+        }
+
+    before = local_functions()
+    yield
+    for name, reference in local_functions() - before:
+        declared = sys.modules["functions.runtime.catalog"]._declared
+        del declared[name][reference]
+        if not declared[name]:
+            del declared[name]
+
+
 _TRAINING = Path(__file__).parent / "functions" / "training"
 
 

@@ -15,7 +15,7 @@ from registry.history.published import Part, parts
 from registry.journal.adoption import find_adopted
 from registry.journal.deletions import deleted_journals
 from registry.journal.heads import Heads, journal_counts
-from registry.journal.high_water import mark_of
+from registry.journal.high_water import lost, mark_of
 from registry.registry import Registry
 
 if TYPE_CHECKING:
@@ -104,7 +104,13 @@ class _Audit:
             RegistryError, KeyError, TypeError, AttributeError
         ):  # that journal is audited below, as all others
             self.deleted |= {f"{part.prefix}{path}" for path in deleted_journals(part.store)}
-        paths = [path for path in sorted(journal_counts(part.store)) if self._is_meant(path)]
+        counts = journal_counts(part.store)
+        self.findings += [
+            f"{part.prefix}{mark.path} is gone; this machine has seen {mark.count} entries"
+            for mark in lost(part.store, counts)
+            if self._is_meant(mark.path) and f"{part.prefix}{mark.path}" not in self.expected
+        ]
+        paths = [path for path in sorted(counts) if self._is_meant(path)]
         with ThreadPoolExecutor(_READERS) as pool:
             for path, (count, problems) in zip(
                 paths, pool.map(lambda path: self._journal(part, path), paths), strict=True

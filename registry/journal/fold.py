@@ -98,7 +98,9 @@ class Fold(Generic[S]):
                 if not (self._carry and self._catch_up()):
                     self._read_on()
                 self.journal.require_count(self._next)
-                high_water.check(self.journal, mark, self._next, self._head)
+                if self._guarded:
+                    self._require_last()
+                    high_water.check(self.journal, mark, self._next, self._head)
             except BaseException:
                 self._reset()  # entries without a MAC are known to be the adopted ones only when the last is read
                 raise
@@ -112,6 +114,16 @@ class Fold(Generic[S]):
             self._marked_at = self._next
             mark = high_water.Mark(self._next, self._head, self._first)
             high_water.note(self.journal.store, self.journal.path, mark)
+
+    def _require_last(self) -> None:
+        """Check that a snapshot which nothing follows is not all that is left of its journal. Raises: Damaged."""
+        if 0 < self._next == self._snapshot_at:
+            last = self.journal.find(self._next - 1)
+            if last is None or last.digest != self._head:
+                raise Damaged(
+                    f"{self.journal.path}: snapshot is of {self._next} entries, and entry {self._next - 1} is missing or another "
+                    "one; put the entries back from a copy of the store"
+                )
 
     def _read_on(self) -> None:
         while (entry := self.journal.find(self._next)) is not None:

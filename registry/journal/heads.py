@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import Damaged
+from registry.journal import snapshot
 from registry.journal.entry import Entry, parse_entry
 from registry.times import from_text, to_text
 
@@ -73,12 +74,14 @@ def parse_heads(data: bytes, keys: AuditKeys, kind: str, path: str = "", *, wher
 
 
 def journal_counts(store: ObjectStore) -> dict[str, int]:
-    """List the journals of a store, those of its workspaces left out, with the number of entries in each."""
+    """List the journals of a store, those of its workspaces left out, with the number of entries in each; 0 where only a snapshot is left."""
     counts: dict[str, int] = {}
     for key in _keys(store):
         path, _, name = key.rpartition("/entries/")
         if path and name.removesuffix(".json").isdigit():
             counts[path] = max(counts.get(path, 0), int(name.removesuffix(".json")) + 1)
+        elif key.endswith(snapshot.SUFFIX):
+            counts.setdefault(key.removesuffix(snapshot.SUFFIX), 0)
     return counts
 
 
@@ -94,7 +97,7 @@ def last_entries(store: ObjectStore) -> dict[str, Entry]:
         return path, parse_entry(store.get(key), f"{path} entry {count - 1}")[0]
 
     with ThreadPoolExecutor(_READERS) as pool:
-        return dict(pool.map(last, journal_counts(store).items()))
+        return dict(pool.map(last, [item for item in journal_counts(store).items() if item[1]]))
 
 
 def _keys(store: ObjectStore) -> Iterator[str]:

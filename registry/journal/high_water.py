@@ -13,49 +13,61 @@ import os
 import threading
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry.errors import Damaged
+from registry.errors import Damaged, RegistryError
+from registry.journal.journal import Journal
 
 if TYPE_CHECKING:
-    from registry.journal.journal import Journal
+    from collections.abc import Container, Mapping
+
     from registry.store import ObjectStore
 
 _logger = logging.getLogger(__name__)
 _marks: dict[str, Mark] = {}
+_compared: set[str] = set()  # addresses of stores that this process has seen to be those of the file
 _lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Number of entries of a journal, and digests of the last and of the first; that is empty where it was not read."""
+    """Number of entries of a journal, and digests of the last and of the first; that is empty where it was not read.
+
+    path: of the journal; empty in a mark of a store in whose place there is another one now.
+    """
 
     count: int
     digest: str
     first: str = ""
+    path: str = ""
 
 
 def mark_of(store: ObjectStore, path: str) -> Mark | None:
     """Find how far this machine has seen a journal; reads a file at most."""
-    name = _name(store, path)
-    with _lock:
-        found = [mark for mark in (_marks.get(name), _in_file(store).get(name)) if mark is not None]
-    return max(found, key=lambda mark: mark.count, default=None)
+    return _all(store).get(_name(store, path))
 
 
 def note(store: ObjectStore, path: str, mark: Mark) -> None:
     """Remember how far a journal was seen; an older mark of the same journal stays."""
-    name = _name(store, path)
+    name, before = _name(store, path), _marks.get(_name(store, path))
+    if store.url not in _compared or (before is not None and not _is_same(before, mark)):
+        with suppress(RegistryError):  # it is compared at the next entry
+            if _is_new(store):
+                _set_aside(store)
+            _compared.add(store.url)
     with _lock:
         before = _marks.get(name)
         if before is not None and _is_same(before, mark):
             if before.count >= mark.count:
                 return
-            mark = Mark(mark.count, mark.digest, mark.first or before.first)
-        _marks[name] = mark
-        _keep(store, name, mark)
+            mark = replace(mark, first=mark.first or before.first)
+        _marks[name] = mark = replace(mark, path=path)
+        marks = _in_file(store)
+        kept = marks.get(name)
+        if kept is None or not _is_same(kept, mark) or kept.count < mark.count:
+            _write(store, marks | {name: mark})
 
 
 def check(journal: Journal, mark: Mark | None, count: int, last_digest: str) -> None:
@@ -63,14 +75,11 @@ def check(journal: Journal, mark: Mark | None, count: int, last_digest: str) -> 
 
     Raises: Damaged if it lost entries that this machine has seen.
     """
-    if (
-        mark is None
-        or not count
-        or count > mark.count
-        or (count == mark.count and last_digest == mark.digest)
-    ):
+    if mark is None or count > mark.count or (count == mark.count and last_digest == mark.digest):
         return
-    if mark.first:
+    if not count and (not mark.path or _is_new(journal.store)):
+        return
+    if count and mark.first:
         first = journal.find(0)
         if first is not None and first.digest != mark.first:
             return  # another journal: the store was made anew
@@ -82,14 +91,62 @@ def check(journal: Journal, mark: Mark | None, count: int, last_digest: str) -> 
     )
 
 
+def lost(store: ObjectStore, present: Container[str]) -> list[Mark]:
+    """List the journals of a store that this machine has seen and that are not among those `present`; none of a store that was made anew."""
+    gone = [mark for mark in _of_store(store).values() if mark.path not in present]
+    return [] if not gone or _is_new(store) else gone
+
+
 def forget() -> None:
     """Forget the marks of this process, as one that starts has none."""
     with _lock:
         _marks.clear()
+        _compared.clear()
+
+
+def _is_new(store: ObjectStore) -> bool:
+    """Whether nothing is left of all journals that this machine has seen in a store, which then was made anew in the same place.
+
+    As long as one is left it is the same store, and an empty journal was deleted, which nothing does on purpose to these. A store in which
+    somebody deleted all of them cannot be told from a new one here; published heads tell it.
+    """
+    for mark in _of_store(store).values():
+        number, digest = (0, mark.first) if mark.first else (mark.count - 1, mark.digest)
+        try:
+            entry = Journal(store, mark.path, actor="reader").find(number)
+        except Damaged:
+            return False
+        if entry is not None and entry.digest == digest:
+            return False
+    return True
+
+
+def _set_aside(store: ObjectStore) -> None:
+    """Take the paths from the marks of a store that was made anew: they show no more that it is the same, yet an old copy is refused."""
+    before = {name: replace(mark, path="") for name, mark in _of_store(store).items()}
+    with _lock:
+        _marks.update(before)
+        if before:
+            _write(store, _in_file(store) | before)
+
+
+def _of_store(store: ObjectStore) -> dict[str, Mark]:
+    """Marks of the journals of a store by name, without those of its workspaces."""
+    return {name: mark for name, mark in _all(store).items() if name == _name(store, mark.path)}
+
+
+def _all(store: ObjectStore) -> dict[str, Mark]:
+    """Marks of journals of any store by name: of this process and of those that share the file of keys."""
+    with _lock:
+        marks = _in_file(store)
+        for name, mark in _marks.items():
+            if name not in marks or marks[name].count < mark.count:
+                marks[name] = mark
+    return marks
 
 
 def _is_same(before: Mark, after: Mark) -> bool:
-    return not before.first or not after.first or before.first == after.first
+    return bool(before.path) and (not before.first or not after.first or before.first == after.first)
 
 
 def _name(store: ObjectStore, path: str) -> str:
@@ -106,16 +163,11 @@ def _in_file(store: ObjectStore) -> dict[str, Mark]:
         return {}  # there is none yet, or a crash has torn it
 
 
-def _keep(store: ObjectStore, name: str, mark: Mark) -> None:
-    """Write a mark to the file, if there is one to be written; the memory of processes stands in for it else."""
+def _write(store: ObjectStore, marks: Mapping[str, Mark]) -> None:
+    """Write marks to the file, if there is one to be written; the memory of processes stands in for it else."""
     file = store.audit_keys.marks_file
     if file is None:
         return
-    marks = _in_file(store)
-    before = marks.get(name)
-    if before is not None and _is_same(before, mark) and before.count >= mark.count:
-        return
-    marks[name] = mark
     partial = Path(f"{file}.{uuid.uuid4().hex}")
     try:
         partial.touch(mode=0o600)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from registry.audit_keys import AuditKeys
     from registry.store import ObjectStore
 
+SUFFIX = "/snapshot.json"
 _KIND = "snapshot"
 _FORMAT = 1  # of a snapshot without the field `format`
 _logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Snapshot:
 
 def key(path: str) -> str:
     """Key under which the snapshot of the journal at `path` is stored."""
-    return f"{path}/snapshot.json"
+    return f"{path}{SUFFIX}"
 
 
 def load(store: ObjectStore, path: str) -> Snapshot | None:

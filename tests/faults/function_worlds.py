@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,6 @@ from functions.maintenance.compaction import compact_open_days, compact_tables
 from functions.maintenance.costs import sum_costs
 from functions.maintenance.erasure.jobs import erase_subject, finish_erasures
 from functions.maintenance.erasure.record import Erasures
-from functions.maintenance.errors import MaintenanceError
 from functions.maintenance.registry import tidy_registry
 from functions.maintenance.retention import apply_retention, set_retention
 from functions.monitoring import Alarm
@@ -282,10 +282,8 @@ def again_or(
     act: Callable[[PlatformWorld], object], *refusals: type[Exception]
 ) -> Callable[[PlatformWorld], None]:
     def again(world: PlatformWorld) -> None:
-        try:
+        with suppress(*refusals):
             act(world)
-        except refusals:
-            world.restart()  # a lease whose claim was not answered ends within a minute
 
     return again
 
@@ -345,8 +343,8 @@ VERBS = [
     verb("compact_open_days", lambda w: w.call(compact_open_days), prepare=with_small_files, outcome=PlatformWorld.logged),
     verb("set_retention", lambda w: w.call(set_retention, predictions=10.0), outcome=retention_setting),
     verb("apply_retention", lambda w: w.call(apply_retention), prepare=long_after, outcome=PlatformWorld.logged),
-    verb("erase_subject", lambda w: w.call(erase_subject, unit=UNIT), prepare=with_idle_log, refusals=(MaintenanceError,), outcome=erased),
-    verb("finish_erasures", lambda w: w.call(finish_erasures), prepare=with_erasure, refusals=(MaintenanceError,), outcome=erased),
+    verb("erase_subject", lambda w: w.call(erase_subject, unit=UNIT), prepare=with_idle_log, outcome=erased),
+    verb("finish_erasures", lambda w: w.call(finish_erasures), prepare=with_erasure, outcome=erased),
     verb("tidy_registry", lambda w: w.call(tidy_registry, 0.0), prepare=with_garbage, outcome=blobs),
     verb("sum_costs", lambda w: w.call(sum_costs), outcome=lambda w: w.read(sum_costs)),
     verb("set_quota", lambda w: w.call(set_quota, "vision", cpus=4.0, members=["bob"]), outcome=quotas),

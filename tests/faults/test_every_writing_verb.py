@@ -41,6 +41,7 @@ def test_a_verb_is_whole_or_not_at_all_at_a_sample_of_faults(
 
 
 @pytest.mark.proof
+@pytest.mark.timeout(1_800)  # an erasure has 300 cells, in each of which Redis rewrites its files twice
 @pytest.mark.parametrize("verb", VERBS, ids=str)
 def test_a_verb_is_whole_or_not_at_all_whichever_request_fails(
     verb: Verb[Any], tmp_path: Path, cells: dict[str, tuple[int, int]]

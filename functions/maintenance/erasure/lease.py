@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -13,6 +15,8 @@ from registry.lease import StoreLease, passing_s
 
 BEAT_S = 10.0
 TERM_S = 60.0
+_unanswered: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
+"""By process, as one may be forked, and store: names of holders that may have the lease without knowing it, for the next claim."""
 
 
 class Holder:
@@ -20,9 +24,17 @@ class Holder:
 
     def __init__(self, store: ObjectStore, *, clock: Callable[[], float] = passing_s) -> None:
         """Claim the lease of a store's erasures. clock: seconds that pass, of this holder alone. Raises: MaintenanceError while another has it."""
-        self._lease = StoreLease(store, "erasure", uuid.uuid4().hex, term_s=TERM_S, clock=clock)
+        try:
+            name = _unanswered[os.getpid(), store.url].pop()  # no other thread gets it, too
+        except IndexError:
+            name = uuid.uuid4().hex
+        self._lease = StoreLease(store, "erasure", name, term_s=TERM_S, clock=clock)
         self._clock = clock
-        self._until = self._lease.renew()
+        try:
+            self._until = self._lease.renew()
+        except RegistryError:
+            self._leave_name()
+            raise
         if not self._has_it():
             raise MaintenanceError(
                 "another erasure is under way, or was killed less than a minute ago; yours is recorded: "
@@ -44,7 +56,17 @@ class Holder:
 
     def release(self) -> None:
         """Give the lease back, so that another erasure need not wait for its end. Raises: RegistryError."""
-        self._lease.release()
+        try:
+            self._lease.release()
+        except RegistryError:
+            self._leave_name()
+            raise
+        finally:
+            self._until = float("-inf")
+
+    def _leave_name(self) -> None:
+        """Leave the name to the next claim of this process, which then need not wait for the end of a term that nobody uses."""
+        _unanswered[os.getpid(), self._lease.store.url].append(self._lease.holder)
 
     def _has_it(self) -> bool:
         return self._clock() < self._until

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +16,9 @@ from functions.maintenance.erasure.places import erase_from_tables
 from functions.maintenance.erasure.record import PendingErasure
 from functions.maintenance.erasure.subject import Subject, Traces
 from functions.maintenance.errors import MaintenanceError
-from registry import Table, Unavailable, utc_now
+from registry import RegistryError, Table, Unavailable, utc_now
 from registry.store import FolderStore
+from tests.conditions.faults import KILLS, Fault, FaultyStore
 
 
 @pytest.fixture
@@ -69,6 +71,61 @@ def test_a_machine_whose_clock_differs_takes_no_lease_that_is_held(
         monkeypatch.setattr("registry.times.utc_now", lambda: moved)
         with pytest.raises(MaintenanceError):
             Holder(store, clock=skew.total_seconds)
+
+
+def come_and_go(store: FolderStore | FaultyStore) -> None:
+    with only_erasure(store):  # type: ignore[arg-type]  # it has the store's verbs
+        pass
+
+
+@pytest.mark.parametrize("earlier", [0, 1, 3])
+@pytest.mark.parametrize("fault", [fault for fault in Fault if fault not in KILLS], ids=str)
+def test_a_claim_or_release_that_met_a_fault_keeps_the_next_erasure_of_the_process_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, earlier: int
+):
+    """And while that one works, no other of this process or another one does."""
+    struck = 0
+    for request in range(1, 12):
+        store = FolderStore(tmp_path / str(request))
+        for _ in range(earlier):
+            come_and_go(store)
+        faulty = FaultyStore(store)
+        with faulty.faults.inject(fault, request) as faults:
+            try:
+                come_and_go(faulty)
+            except RegistryError:
+                struck += 1
+        if faults.struck is None:
+            break
+        with only_erasure(faulty) as check:  # type: ignore[arg-type]  # as above
+            check()
+            for process in (os.getpid(), -1):
+                monkeypatch.setattr("os.getpid", lambda process=process: process)
+                with pytest.raises(MaintenanceError, match="another erasure is under way"):
+                    come_and_go(store)
+            monkeypatch.undo()
+    assert struck >= 3
+
+
+def test_a_forked_process_claims_nothing_in_the_name_of_its_parent(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+):
+    faulty = FaultyStore(store)
+    with faulty.faults.inject(Fault.UNAVAILABLE_AFTER, 2), pytest.raises(Unavailable):
+        Holder(faulty)  # type: ignore[arg-type]  # as above
+    with monkeypatch.context() as child:
+        child.setattr("os.getpid", lambda: -1)
+        with pytest.raises(MaintenanceError, match="another erasure is under way"):
+            Holder(store)
+    Holder(store).check()
+
+
+def test_a_holder_that_gave_the_lease_back_may_write_no_more(store: FolderStore):
+    holder = Holder(store)
+    holder.release()
+    with pytest.raises(MaintenanceError):
+        holder.check()
+    Holder(store).check()
 
 
 class Unwritable(FolderStore):

@@ -23,6 +23,11 @@ def test_every_function_of_the_platform_can_be_called_by_json() -> None:
         assert catalog.get(each.reference) is each
 
 
+def test_no_function_that_another_test_declared_within_itself_is_in_the_catalog() -> None:
+    """Whatever ran before in this process: it may have a name of the platform's, or hold what cannot be pickled."""
+    assert not [each.reference for each in catalog.discover() if "<locals>" in each.reference]
+
+
 def test_every_module_that_declares_a_function_is_found() -> None:
     """A schedule of one that is not never fires."""
     script = "import sys; from functions.runtime import catalog; catalog.discover(); print(*sys.modules)"
