@@ -168,16 +168,9 @@ def _reasons(source: Declared, raw: pl.DataFrame, typed: pl.DataFrame) -> pl.Ser
             conditions.append((raw[here].is_null(), f"column {there!r} has no value"))
     for each in source.expectations:
         if isinstance(each, InRange):
-            value = typed[each.column].cast(pl.Float64)
-            outside = (
-                ~value.is_between(
-                    -float("inf") if each.least is None else each.least,
-                    float("inf") if each.most is None else each.most,
-                )
-                | value.is_nan()
-            )
+            outside = pl.Series(each.outside(typed[each.column].to_arrow()))
             text = f"column {named[each.column]!r} is outside [{each.least}, {each.most}]"
-            conditions.append((outside.fill_null(value=False), text))
+            conditions.append((outside, text))
     found = pl.repeat(None, raw.height, dtype=pl.String, eager=True).alias("reason")
     for condition, text in reversed(conditions):  # the first one counts
         if condition.any():
