@@ -41,11 +41,7 @@ LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 ROUNDS_TO_LARGEST_FLOAT32 = math.nextafter((2 - 2**-24) * 2.0**127, 0)
 """Greatest float64 that rounds to a float32; the next one rounds to infinity."""
 EDGES = {
-    "greatest of Float32": (
-        "Float32",
-        ROUNDS_TO_LARGEST_FLOAT32,
-        math.nextafter(ROUNDS_TO_LARGEST_FLOAT32, 1e39),
-    ),
+    "greatest of Float32": ("Float32", ROUNDS_TO_LARGEST_FLOAT32, 3.4028236e38),
     "least of Float32": ("Float32", -LARGEST_FLOAT32, -1e39),
     "greatest of Int32": ("Int32", 2**31 - 1, 2**31),
     "least of Int32": ("Int32", -(2**31), -(2**31) - 1),

@@ -29,14 +29,17 @@ from featurestore import (
     Int32,
     Int64,
     InvalidRows,
+    List,
+    Map,
     StreamSource,
+    Vector,
 )
-from featurestore.definitions.dtypes import FeatureType
+from featurestore.definitions.dtypes import FeatureType, parse_type
 from featurestore.definitions.expectations import Expectation
 from featurestore.rows import check_rows, conform
 from featurestore.sources.rows import check
 from featurestore.streams.decode import decode
-from tests.conditions.values import LARGEST_WHOLE, numbers, whole_numbers
+from tests.conditions.values import LARGEST_WHOLE, any_edge, numbers, whole_numbers
 from tests.featurestore.streams.events import clicks, messages
 
 AT = datetime(2024, 5, 1, tzinfo=UTC)
@@ -52,8 +55,15 @@ def _conforms(dtype: FeatureType, rows: Any, expectations: Sequence[Expectation]
     try:
         check_rows(view, conform(view, rows, clock=lambda: AT))
     except InvalidRows as error:
-        return "'x'" not in str(error)  # a refusal names the column
+        return "column 'x'" not in str(error)  # a refusal names the column
     return True
+
+
+def _table(value: Any) -> pa.Table:
+    """Make a row of a column with the value's own type; an integer beyond 64 bits is a decimal."""
+    is_wide = isinstance(value, int) and not -(2**63) <= value < 2**63
+    column = pa.array([DecimalNumber(value)]) if is_wide else pa.array([value])
+    return pa.table({"k": ["a"], "x": column, "event_timestamp": [AT]})
 
 
 def as_python(dtype: FeatureType, value: Any, expectations: Sequence[Expectation]) -> bool:
@@ -61,11 +71,11 @@ def as_python(dtype: FeatureType, value: Any, expectations: Sequence[Expectation
 
 
 def as_arrow(dtype: FeatureType, value: Any, expectations: Sequence[Expectation]) -> bool:
-    return _conforms(dtype, pa.table({"k": ["a"], "x": [value], "event_timestamp": [AT]}), expectations)
+    return _conforms(dtype, _table(value), expectations)
 
 
 def as_polars(dtype: FeatureType, value: Any, expectations: Sequence[Expectation]) -> bool:
-    return _conforms(dtype, pl.DataFrame({"k": ["a"], "x": [value], "event_timestamp": [AT]}), expectations)
+    return _conforms(dtype, pl.DataFrame(_table(value)), expectations)
 
 
 def _loads(dtype: FeatureType, column: pa.Array, expectations: Sequence[Expectation]) -> bool:
@@ -82,7 +92,7 @@ def as_text_of_a_file(dtype: FeatureType, value: Any, expectations: Sequence[Exp
 
 
 def as_typed_file(dtype: FeatureType, value: Any, expectations: Sequence[Expectation]) -> bool:
-    return _loads(dtype, pa.array([value]), expectations)
+    return _loads(dtype, _table(value)["x"], expectations)
 
 
 def as_message(dtype: FeatureType, value: Any, expectations: Sequence[Expectation]) -> bool:
@@ -109,6 +119,82 @@ def test_the_bound_of_a_whole_number_is_exact_on_every_way_in(
         True,
         False,
     ]
+
+
+@ANY_WAY
+@any_edge
+def test_the_last_value_that_a_type_holds_fits_and_the_next_does_not(
+    accepts: Accepts, dtype: str, held_value: Any, beyond: Any
+) -> None:
+    assert accepts(parse_type(dtype), held_value, [])
+    assert not accepts(parse_type(dtype), beyond, [])
+
+
+@pytest.mark.parametrize("accepts", [as_python, as_arrow, as_polars, as_text_of_a_file, as_typed_file])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [Float32, Float64])
+def test_an_infinity_that_is_meant_fits(accepts: Accepts, dtype: FeatureType, value: float) -> None:
+    assert accepts(dtype, value, [])
+
+
+@pytest.mark.parametrize("text", ["1e400", "-1e309", "1" + "0" * 400])
+@pytest.mark.parametrize("dtype", [Float32, Float64])
+def test_a_number_in_a_file_that_no_float_holds_is_no_infinity(dtype: FeatureType, text: str) -> None:
+    assert as_text_of_a_file(dtype, "+Infinity", [])
+    assert not as_text_of_a_file(dtype, text, [])
+
+
+def test_a_message_with_a_number_that_no_float_holds_says_so() -> None:
+    source = clicks(schema=[Field("x", Float64)], partitioned_by=[], expectations=[])
+    texts: list[Any] = [b'{"x": 1e400, "at": "2024-05-01"}', b'{"x": 1, "at": "2024-05-01"}']
+    found = decode(source, messages(0, 0, texts), {})
+    assert found.events["x"].to_pylist() == [1.0]
+    assert found.rejected["reason"].to_pylist() == ["the message has a number beyond Float64"]
+
+
+@ANY_WAY
+@pytest.mark.parametrize("truth", [True, False])
+@pytest.mark.parametrize("dtype", [Float64, Float32, Int64, Int32, Decimal(9, 2)])
+def test_true_and_false_are_no_numbers(accepts: Accepts, dtype: FeatureType, truth: bool) -> None:  # noqa: FBT001 - a value
+    assert not accepts(dtype, truth, [])
+
+
+@pytest.mark.parametrize("values", [[1.5, True], [True, 1.5], [1, False], [None, True, 0.5]])
+@pytest.mark.parametrize("dtype", [Float64, Float32, Int64])
+def test_true_and_false_are_no_numbers_among_numbers_either(dtype: FeatureType, values: list[Any]) -> None:
+    rows = [{"k": "a", "x": value, "event_timestamp": AT} for value in values]
+    assert not _conforms(dtype, rows, [])
+
+
+ITEMS: list[tuple[FeatureType, Any, Any]] = [
+    (List(Float32), [1.5, -2], [1.5, 1e39]),
+    (List(Int32), [1, 2], [2**31]),
+    (List(Float64), [1.5, 2], [1.5, True]),
+    (Map(Float32), {"a": 1, "b": 0.5}, {"a": -1e39}),
+    (Map(Float64), {"a": 0.5}, {"a": 0.5, "b": False}),
+    (Vector(2, finite=False), [1, 0.5], [1, 1e39]),
+    (Decimal(4, 2), "12.50", "123.00"),
+]
+
+
+@pytest.mark.parametrize("accepts", [as_python, as_message])
+@pytest.mark.parametrize(("dtype", "fits", "beyond"), ITEMS, ids=[str(dtype) for dtype, _, _ in ITEMS])
+def test_the_items_of_a_value_are_judged_as_numbers_are(
+    accepts: Accepts, dtype: FeatureType, fits: Any, beyond: Any
+) -> None:
+    assert accepts(dtype, fits, [])
+    assert not accepts(dtype, beyond, [])
+
+
+@pytest.mark.parametrize(("dtype", "fits", "beyond"), ITEMS, ids=[str(dtype) for dtype, _, _ in ITEMS])
+def test_a_message_beyond_its_type_leaves_those_around_it_as_they_are(
+    dtype: FeatureType, fits: Any, beyond: Any
+) -> None:
+    source = clicks(schema=[Field("x", dtype)], partitioned_by=[], expectations=[])
+    events = [{"x": value, "at": AT.isoformat()} for value in (fits, beyond, fits, None)]
+    found, alone = decode(source, messages(0, 0, events), {}), decode(source, messages(0, 0, events[:1]), {})
+    assert found.rejected["reason"].to_pylist() == [f"column 'x' is not {dtype}"]
+    assert found.events["x"].to_pylist() == [*alone.events["x"].to_pylist() * 2, None]
 
 
 _decimals = st.integers(-(10**18) + 1, 10**18 - 1).map(lambda digits: DecimalNumber(digits).scaleb(-2))
