@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from featurestore import (
     BatchSource,
+    Bool,
     CsvFiles,
     Decimal,
     Entity,
+    FeatureService,
     FeatureView,
     Field,
     Float32,
@@ -31,11 +33,15 @@ from featurestore import (
     InvalidRows,
     List,
     Map,
+    RequestSource,
     StreamSource,
     Vector,
+    on_demand_feature_view,
 )
 from featurestore.definitions.dtypes import FeatureType, parse_type
 from featurestore.definitions.expectations import Expectation
+from featurestore.online.serving import Request
+from featurestore.retrieval import plan_retrieval
 from featurestore.rows import check_rows, conform
 from featurestore.sources.rows import check
 from featurestore.streams.decode import decode
@@ -102,9 +108,25 @@ def as_message(dtype: FeatureType, value: Any, expectations: Sequence[Expectatio
     return found.events.num_rows == 1
 
 
+def as_value_of_a_request(dtype: FeatureType, value: Any, _: Sequence[Expectation]) -> bool:
+    """Whether an on-demand view gets a value that was sent with a request."""
+    ask = RequestSource("ask", [Field("x", dtype)])
+
+    @on_demand_feature_view(sources=[ask], schema=[Field("y", Bool)], form="polars")
+    def made(given: pl.DataFrame) -> pl.DataFrame:
+        return given.select(y=pl.col("x").is_not_null())
+
+    try:
+        Request(plan_retrieval(FeatureService("s", features=[made])), ()).answer([{"x": value}], [], now=AT)
+    except InvalidRows as error:
+        return "'x'" not in str(error)
+    return True
+
+
 ANY_WAY = pytest.mark.parametrize(
     "accepts", [as_python, as_arrow, as_polars, as_text_of_a_file, as_typed_file, as_message]
 )
+OR_ASKED = pytest.mark.parametrize("accepts", [*ANY_WAY.args[1], as_value_of_a_request])
 
 
 @ANY_WAY
@@ -121,7 +143,7 @@ def test_the_bound_of_a_whole_number_is_exact_on_every_way_in(
     ]
 
 
-@ANY_WAY
+@OR_ASKED
 @any_edge
 def test_the_last_value_that_a_type_holds_fits_and_the_next_does_not(
     accepts: Accepts, dtype: str, held_value: Any, beyond: Any
@@ -130,7 +152,9 @@ def test_the_last_value_that_a_type_holds_fits_and_the_next_does_not(
     assert not accepts(parse_type(dtype), beyond, [])
 
 
-@pytest.mark.parametrize("accepts", [as_python, as_arrow, as_polars, as_text_of_a_file, as_typed_file])
+@pytest.mark.parametrize(
+    "accepts", [as_python, as_arrow, as_polars, as_text_of_a_file, as_typed_file, as_value_of_a_request]
+)
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("dtype", [Float32, Float64])
 def test_an_infinity_that_is_meant_fits(accepts: Accepts, dtype: FeatureType, value: float) -> None:
@@ -152,7 +176,7 @@ def test_a_message_with_a_number_that_no_float_holds_says_so() -> None:
     assert found.rejected["reason"].to_pylist() == ["the message has a number beyond Float64"]
 
 
-@ANY_WAY
+@OR_ASKED
 @pytest.mark.parametrize("truth", [True, False])
 @pytest.mark.parametrize("dtype", [Float64, Float32, Int64, Int32, Decimal(9, 2)])
 def test_true_and_false_are_no_numbers(accepts: Accepts, dtype: FeatureType, truth: bool) -> None:  # noqa: FBT001 - a value
