@@ -10,6 +10,7 @@ from decimal import Decimal as DecimalNumber
 from fractions import Fraction
 from typing import Any
 
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -187,7 +188,10 @@ def test_true_and_false_are_no_numbers(accepts: Accepts, dtype: FeatureType, tru
 @pytest.mark.parametrize("dtype", [Float64, Float32, Int64])
 def test_true_and_false_are_no_numbers_among_numbers_either(dtype: FeatureType, values: list[Any]) -> None:
     rows = [{"k": "a", "x": value, "event_timestamp": AT} for value in values]
-    assert not _conforms(dtype, rows, [])
+    frame = pd.DataFrame(rows).assign(x=pd.Series(values, dtype=object))
+    for table in (rows, frame):
+        with pytest.raises(InvalidRows):
+            conform(_view(dtype, []), table, clock=lambda: AT)
 
 
 ITEMS: list[tuple[FeatureType, Any, Any]] = [

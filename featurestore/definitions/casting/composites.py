@@ -27,7 +27,7 @@ def column_of_values(values: Sequence[Any]) -> pa.Array:
     """
     if not any(isinstance(value, Mapping) for value in values):
         column = pa.array(values)
-        _refuse_truths(values, column.type)
+        refuse_truths(values, column.type)
         return column
     mappings = [value if value is None or isinstance(value, Mapping) else {} for value in values]
     if any(value is not None and not isinstance(value, Mapping) for value in values):
@@ -39,11 +39,11 @@ def column_of_values(values: Sequence[Any]) -> pa.Array:
     return pa.array(entries, pa.map_(key_type, item_type))
 
 
-def _refuse_truths(values: Iterable[Any], kind: pa.DataType) -> None:
+def refuse_truths(values: Iterable[Any], kind: pa.DataType) -> None:
     """Check numbers for true and false, which Arrow takes for 1 and 0 where it expects floats. Raises: pa.ArrowInvalid."""
     if pa.types.is_list(kind):
         rows = (value for value in values if isinstance(value, list | tuple))
-        _refuse_truths(chain.from_iterable(rows), kind.value_type)
+        refuse_truths(chain.from_iterable(rows), kind.value_type)
     elif pa.types.is_floating(kind) and bool in set(map(type, values)):
         raise pa.ArrowInvalid("some values are true or false and others are numbers")
 
