@@ -274,7 +274,7 @@ def _time(text: str) -> datetime | str:
         return text
 
 
-_REQUEST_TYPES: dict[DType, type | tuple[type, ...]] = {
+_REQUEST_TYPES: dict[DType, Any] = {
     DType.FLOAT64: Real,
     DType.FLOAT32: Real,
     DType.INT64: Integral,
