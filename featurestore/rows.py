@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.definitions.casting import cast_column, microsecond_utc
-from featurestore.definitions.casting.composites import column_of_values
+from featurestore.definitions.casting.composites import column_of_values, refuse_truths
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.expectations import Freshness
 from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
@@ -25,7 +25,7 @@ Tabular: TypeAlias = Any
 def to_table(data: Tabular) -> pa.Table:
     """Convert any accepted kind of table to Arrow; a pandas index is dropped.
 
-    Raises: InvalidRows for Python rows whose values of one column are of several types.
+    Raises: InvalidRows for Python objects of several types in one column.
     """
     if isinstance(data, pa.Table):
         return data
@@ -33,10 +33,23 @@ def to_table(data: Tabular) -> pa.Table:
         return data.to_arrow()
     pandas = sys.modules.get("pandas")  # a caller with a pandas frame has imported it
     if pandas is not None and isinstance(data, pandas.DataFrame):
-        return pa.Table.from_pandas(data, preserve_index=False)
+        return _table_of_pandas(data)
     rows = [dict(row) for row in data]
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
+
+
+def _table_of_pandas(data: Any) -> pa.Table:
+    try:
+        table = pa.Table.from_pandas(data, preserve_index=False)
+        for place, dtype in enumerate(data.dtypes):
+            if dtype.kind == "O":
+                refuse_truths(data.iloc[:, place], table.column(place).type)
+    except pa.ArrowException as error:
+        raise InvalidRows(
+            f"a column cannot be of one type: {error}; give values of its field's type"
+        ) from error
+    return table
 
 
 def _column(name: str, values: Sequence[Any]) -> pa.Array:

@@ -3,9 +3,12 @@
 A batch that does not meet them is refused whole, so that neither store ever has part of it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -41,11 +44,7 @@ class InRange:
     def check(self, where: str, rows: pa.Table) -> None:
         """Check that all values are in the range. Raises: UnexpectedRows naming the first that is not."""
         column = rows.column(self.column)
-        inside = pc.is_valid(column)  # null where null, so that both bounds may make it false
-        for bound, compare in ((self.least, pc.greater_equal), (self.most, pc.less_equal)):
-            if bound is not None:
-                inside = pc.and_kleene(inside, compare(column.cast(pa.float64(), safe=False), bound))
-        outside = pc.and_(pc.is_valid(column), pc.invert(pc.fill_null(inside, False)))
+        outside = self.outside(column)
         count = pc.sum(outside).as_py()
         if count:
             row = pc.index(outside, True).as_py()
@@ -55,6 +54,49 @@ class InRange:
                 "or widen the view's InRange"
             )
             raise UnexpectedRows(msg)
+
+    def outside(self, column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+        """Find the values of a numeric column that lie out of the range, NaN among them; false where null."""
+        inside = pc.is_valid(column)
+        if self.least is not None:
+            inside = pc.and_kleene(inside, _meets(column, self.least, least=True))
+        if self.most is not None:
+            inside = pc.and_kleene(inside, _meets(column, self.most, least=False))
+        return pc.and_(pc.is_valid(column), pc.invert(pc.fill_null(inside, False)))
+
+
+def _meets(column: pa.ChunkedArray | pa.Array, bound: float, *, least: bool) -> Any:
+    """Compare a column with a bound in the column's own type: as float64, 2^53 + 1 would be 2^53."""
+    compare = pc.greater_equal if least else pc.less_equal
+    if pa.types.is_floating(column.type):
+        return compare(column.cast(pa.float64()), _float_within(bound, least=least))
+    if bound in (math.inf, -math.inf):
+        return pa.scalar((bound < 0) is least)
+    scale = column.type.scale if pa.types.is_decimal(column.type) else 0
+    steps = Fraction(str(bound)) * 10**scale  # 0.1 is a tenth
+    unscaled = math.ceil(steps) if least else math.floor(steps)
+    lowest, highest = _unscaled_span(column.type)
+    if not lowest <= unscaled <= highest:
+        return pa.scalar((unscaled < lowest) is least)
+    value = Decimal(f"{unscaled}e{-scale}") if pa.types.is_decimal(column.type) else unscaled
+    return compare(column, pa.scalar(value, column.type))
+
+
+def _float_within(bound: float, *, least: bool) -> float:
+    """Round a bound to the nearest float64 within it; an integer need not be one."""
+    try:
+        value = float(bound)
+    except OverflowError:
+        value = math.inf if bound > 0 else -math.inf
+    beyond = value < bound if least else value > bound
+    return math.nextafter(value, math.inf if least else -math.inf) if beyond else value
+
+
+def _unscaled_span(kind: pa.DataType) -> tuple[int, int]:
+    """Least and greatest number of a signed integer type, or of a decimal's digits without their point."""
+    if pa.types.is_decimal(kind):
+        return 1 - 10**kind.precision, 10**kind.precision - 1
+    return -(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,8 @@ def to_arrow(field: Field, column: Column) -> pa.Array:
     """
     if isinstance(column, pl.Series):
         whole = column.fill_nan(None) if column.dtype.is_float() else column
+        if field.dtype is DType.FLOAT32 and whole.dtype == pl.Float64:
+            whole = whole.cast(pl.Float32)  # what overflows is infinite, as in an array: nobody sent it
         where = f"on-demand feature {field.name!r}"
         return cast_column(where, field, pa.chunked_array([whole.to_arrow()])).combine_chunks()
     if not isinstance(field.dtype, DType):

@@ -1,5 +1,7 @@
 """Serving of online features: packed rows of one round trip to columns, statuses and event times."""
 
+import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -237,11 +239,21 @@ def _request_value(field: Field, number: int, row: Mapping[str, Any]) -> Any:
         return _composite_value(field, number, value)
     if field.dtype is DType.UNIX_TIMESTAMP and isinstance(value, str):
         value = _time(value)
-    fits = value is None or isinstance(value, _REQUEST_TYPES[field.dtype])
-    if not fits or (isinstance(value, datetime) and value.tzinfo is None):
+    if value is not None and not _fits(field.dtype, value):
         msg = f"entity row {number}: request value {field.name!r} must be {field.dtype}, got {row[field.name]!r}"
         raise InvalidRows(msg)
     return value
+
+
+def _fits(dtype: DType, value: Any) -> bool:
+    if not isinstance(value, _REQUEST_TYPES[dtype]) or isinstance(value, bool) is not (dtype is DType.BOOL):
+        return False
+    if isinstance(value, datetime):
+        return value.tzinfo is not None
+    if dtype not in _SPANS:
+        return True
+    least, most = _SPANS[dtype]
+    return not (value < least or value > most) or value in (math.inf, -math.inf)
 
 
 def _composite_value(field: Field, number: int, value: Any) -> Any:
@@ -262,7 +274,7 @@ def _time(text: str) -> datetime | str:
         return text
 
 
-_REQUEST_TYPES: dict[DType, type | tuple[type, ...]] = {
+_REQUEST_TYPES: dict[DType, Any] = {
     DType.FLOAT64: Real,
     DType.FLOAT32: Real,
     DType.INT64: Integral,
@@ -270,6 +282,13 @@ _REQUEST_TYPES: dict[DType, type | tuple[type, ...]] = {
     DType.BOOL: bool,
     DType.STRING: str,
     DType.UNIX_TIMESTAMP: datetime,
+}
+_FLOAT32_MAX = math.nextafter((2 - 2**-24) * 2.0**127, 0)  # the last that rounds to a float32
+_SPANS: dict[DType, tuple[float, float]] = {
+    DType.FLOAT64: (-sys.float_info.max, sys.float_info.max),
+    DType.FLOAT32: (-_FLOAT32_MAX, _FLOAT32_MAX),
+    DType.INT64: (-(2**63), 2**63 - 1),
+    DType.INT32: (-(2**31), 2**31 - 1),
 }
 
 

@@ -34,6 +34,7 @@ _POLARS = {
     DType.STRING: pl.String,
 }
 _TRUE, _FALSE = ("true", "t", "yes", "1"), ("false", "f", "no", "0")
+_INFINITY = r"(?i)^[+-]?inf(inity)?$"
 _ZONE = r"(?:[zZ]|[+-]\d\d:?\d\d)$"
 _PLAIN = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)$"
 _FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
@@ -168,16 +169,9 @@ def _reasons(source: Declared, raw: pl.DataFrame, typed: pl.DataFrame) -> pl.Ser
             conditions.append((raw[here].is_null(), f"column {there!r} has no value"))
     for each in source.expectations:
         if isinstance(each, InRange):
-            value = typed[each.column].cast(pl.Float64)
-            outside = (
-                ~value.is_between(
-                    -float("inf") if each.least is None else each.least,
-                    float("inf") if each.most is None else each.most,
-                )
-                | value.is_nan()
-            )
+            outside = pl.Series(each.outside(typed[each.column].to_arrow()))
             text = f"column {named[each.column]!r} is outside [{each.least}, {each.most}]"
-            conditions.append((outside.fill_null(value=False), text))
+            conditions.append((outside, text))
     found = pl.repeat(None, raw.height, dtype=pl.String, eager=True).alias("reason")
     for condition, text in reversed(conditions):  # the first one counts
         if condition.any():
@@ -207,9 +201,12 @@ def _typed(source: Declared, there: str, dtype: FeatureType, raw: pl.Series) -> 
     if raw.dtype == pl.String:
         raw = raw.str.strip_chars()
     found = raw if raw.dtype == target else raw.cast(target, strict=False)
-    if target.is_integer() and raw.dtype.is_float():
-        whole = found.cast(pl.Float64) == raw.cast(pl.Float64)
+    if target.is_integer() and (raw.dtype.is_float() or raw.dtype.is_decimal()):
+        whole = found.cast(raw.dtype, strict=False) == raw
         found = pl.select(pl.when(whole).then(found)).to_series()
+    elif target.is_float() and found.is_infinite().any():
+        meant = raw.str.contains(_INFINITY) if raw.dtype == pl.String else raw.cast(pl.Float64).is_infinite()
+        found = pl.select(pl.when(found.is_finite() | found.is_nan() | meant).then(found)).to_series()
     return found
 
 

@@ -17,8 +17,10 @@ import orjson
 import pyarrow as pa
 
 from featurestore.definitions.batch_source import KNOWN_AT
+from featurestore.definitions.casting import cast_column
+from featurestore.definitions.casting.composites import column_of_values
 from featurestore.definitions.dtypes import TIMESTAMP, DType, FeatureType
-from featurestore.definitions.fields import EVENT_TIMESTAMP
+from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
 from featurestore.definitions.stream_source import (
     CLOCK_TOLERANCE,
     PARTITION,
@@ -28,13 +30,13 @@ from featurestore.definitions.stream_source import (
     Unread,
 )
 from featurestore.definitions.times import from_microseconds
-from featurestore.errors import UnreadableSource
+from featurestore.errors import InvalidRows, UnreadableSource
 from featurestore.sources.rows import REASON, REJECTED, ROW, judge, row_schema
 
 _TOLERANCE_US = int(CLOCK_TOLERANCE.total_seconds() * 1e6)
 _KEPT_BYTES = 65_536  # of a message that is kept aside
 _FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999
-_KINDS: dict[FeatureType, frozenset[type]] = {
+_KINDS: dict[DType, frozenset[type]] = {
     DType.FLOAT64: frozenset({float, int}),
     DType.FLOAT32: frozenset({float, int}),
     DType.INT64: frozenset({int}),
@@ -42,6 +44,7 @@ _KINDS: dict[FeatureType, frozenset[type]] = {
     DType.BOOL: frozenset({bool}),
     DType.STRING: frozenset({str}),
 }
+_BEYOND = -(2.0**63)  # which the integers just below Int64 are read as, too
 _WHOLE = frozenset({DType.INT64, DType.INT32})
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -220,23 +223,32 @@ def _parsed(
     for row, value in enumerate(values):
         try:
             found = load(value or b"")
-        except orjson.JSONDecodeError:
-            found = None
+        except orjson.JSONDecodeError as error:
+            found = error
         if type(found) is not dict:
-            reasons[row] = value.reason if isinstance(value, Unread) else "the message is not a JSON object"
+            reasons[row] = _why_unread(value, found)
             continue
         for name, column in named:
             column[row] = found.get(name)
     return columns
 
 
+def _why_unread(value: bytes | None, found: Any) -> str:
+    if isinstance(value, Unread):
+        return value.reason
+    if isinstance(found, orjson.JSONDecodeError) and "infinity" in found.msg:
+        return "the message has a number beyond Float64"
+    return "the message is not a JSON object"
+
+
 def _typed(dtype: FeatureType, values: list[Any]) -> tuple[pa.Array, list[int]]:
     """Type a column, with nulls for values that do not fit, and their rows."""
-    kinds = _KINDS.get(dtype)
-    if kinds is None or set(map(type, values)) <= kinds | {type(None)}:
+    if not isinstance(dtype, DType):
+        return _composites(dtype, values)
+    if set(map(type, values)) <= _KINDS[dtype] | {type(None)}:
         try:
             found = pa.array(values, type=dtype.arrow)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        except (pa.ArrowException, OverflowError):
             pass
         else:
             if dtype is not DType.FLOAT32 or not np.isinf(found.to_numpy(zero_copy_only=False)).any():
@@ -244,12 +256,25 @@ def _typed(dtype: FeatureType, values: list[Any]) -> tuple[pa.Array, list[int]]:
     return _one_by_one(values, dtype.arrow, lambda value: _one(dtype, value))
 
 
-def _one(dtype: FeatureType, value: Any) -> Any:
+def _composites(dtype: FeatureType, values: list[Any]) -> tuple[pa.Array, list[int]]:
+    """Type vectors, lists, maps or decimals, at once if all fit and else one by one."""
+    field = Field("value", dtype)
+
+    def cast(some: Sequence[Any]) -> pa.Array:
+        column = cast_column("stream source", field, pa.chunked_array([column_of_values(some)]))
+        return column.combine_chunks()
+
+    try:
+        return cast(values), []
+    except (InvalidRows, pa.ArrowException, OverflowError):
+        return _one_by_one(values, dtype.arrow, lambda value: cast([value])[0].as_py())
+
+
+def _one(dtype: DType, value: Any) -> Any:
     """Convert one value to its declared type. Raises: ValueError if it does not fit."""
-    kinds = _KINDS.get(dtype)
-    if dtype in _WHOLE and type(value) is float and value.is_integer():
+    if dtype in _WHOLE and type(value) is float and value.is_integer() and value != _BEYOND:
         value = int(value)
-    if kinds is not None and type(value) not in kinds:
+    if type(value) not in _KINDS[dtype]:
         raise ValueError(value)
     found = pa.scalar(value, type=dtype.arrow).as_py()
     if isinstance(found, float) and abs(found) == float("inf"):
@@ -265,7 +290,7 @@ def _one_by_one(
     for row, value in enumerate(values):
         try:
             found.append(None if value is None else convert(value))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, OverflowError):
+        except (pa.ArrowException, ValueError, OverflowError):
             found.append(None)
             bad.append(row)
     return pa.array(found, type=kind), bad

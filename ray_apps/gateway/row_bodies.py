@@ -8,8 +8,9 @@ dropped, because a collection of garbage looks at all that are alive, and holds 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from fastapi.exceptions import RequestValidationError
@@ -106,7 +107,8 @@ class _Parser:
         self.errors: list[dict[str, Any]] = []
         self._text, self._kind, self._member, self._take_rows = text, kind, member, take
         self._at = 0
-        self._decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+        self._overflow = ""  # a number of the last value, as it was sent, that float64 does not hold
+        self._decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=self._parse_float)
 
     def parse(self) -> None:
         """Parse the whole body, row by row. Raises: JSONDecodeError, RequestValidationError."""
@@ -146,10 +148,14 @@ class _Parser:
             if number >= MAX_ROWS:
                 raise _invalid("too_long", where[1:], f"at most {MAX_ROWS} rows are taken at a time")
             self.count = number + 1
+            row = self._value(_FIRST_CHARACTERS)
             try:
-                rows.append(self._kind.model_validate(self._value(_FIRST_CHARACTERS)))
+                rows.append(self._kind.model_validate(row))
             except ValidationError as error:
-                self._note(error, (*where, number))
+                self._note(error.errors(include_url=False), (*where, number))
+            else:
+                if self._overflow:
+                    self._note([self._overflow_error(row)], (*where, number))
             if len(rows) == _ROWS_AT_ONCE:
                 self._hand_on(rows)
         self._hand_on(rows)
@@ -159,10 +165,20 @@ class _Parser:
             self._take_rows(self.count - len(rows), rows)
         rows.clear()
 
-    def _note(self, error: ValidationError, where: tuple[Any, ...]) -> None:
+    def _note(self, errors: Sequence[Any], where: tuple[Any, ...]) -> None:
         if len(self.errors) < _MAX_ERRORS:
-            found = error.errors(include_url=False)
-            self.errors += [dict(each, loc=(*where, *each["loc"])) for each in found]
+            self.errors += [dict(each, loc=(*where, *each["loc"])) for each in errors]
+
+    def _parse_float(self, text: str) -> float:
+        value = float(text)
+        if math.isinf(value):
+            self._overflow = text
+        return value
+
+    def _overflow_error(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        field = next((name for name, value in row.items() if _has_infinity(value)), "")
+        text = "the number is beyond what a float64 holds (1.8e308); correct it, or send null"
+        return {"type": "finite_number", "loc": (field,), "msg": text, "input": self._overflow}
 
     def _items(self, opening: str, closing: str) -> Iterator[int]:
         """Iterate over the items of an array or object; the caller reads each."""
@@ -184,6 +200,7 @@ class _Parser:
     def _value(self, characters: int) -> Any:
         """Decode the value that begins here, looking at so many characters first, and at no more than a row's."""
         self._peek()
+        self._overflow = ""
         piece = self._text[self._at : self._at + characters]
         try:
             value, length = self._decoder.raw_decode(piece)
@@ -197,6 +214,8 @@ class _Parser:
                     f"a row takes at most {MAX_ROW_CHARACTERS} characters, or is not JSON: {error.msg}",
                 ) from None
             return self._value(MAX_ROW_CHARACTERS)
+        except ValueError as error:  # more digits than Python reads
+            raise _invalid("json_invalid", (self._at,), f"JSON decode error: {error}") from error
         except RecursionError as error:
             raise _invalid("json_invalid", (self._at,), "JSON decode error: too deep") from error
         self._at += length
@@ -212,6 +231,12 @@ class _Parser:
         taken = self._peek()
         self._at += len(taken)
         return taken
+
+
+def _has_infinity(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_infinity, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and math.isinf(value)
 
 
 def _refuse_constant(constant: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
@@ -36,6 +37,19 @@ WHOLE = {
 }
 """Whole numbers of Int64 that float64 does not hold, by name."""
 
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+ROUNDS_TO_LARGEST_FLOAT32 = math.nextafter((2 - 2**-24) * 2.0**127, 0)
+"""Greatest float64 that rounds to a float32; the next one rounds to infinity."""
+EDGES = {
+    "greatest of Float32": ("Float32", ROUNDS_TO_LARGEST_FLOAT32, 3.4028236e38),
+    "least of Float32": ("Float32", -LARGEST_FLOAT32, -1e39),
+    "greatest of Int32": ("Int32", 2**31 - 1, 2**31),
+    "least of Int32": ("Int32", -(2**31), -(2**31) - 1),
+    "greatest of Int64": ("Int64", 2**63 - 1, 2**63),
+    "least of Int64": ("Int64", -(2**63), -(2**63) - 1),
+}
+"""Type, the last value that it holds, and the next one, which it does not, by name."""
+
 TEXTS = {
     "empty": "",
     "blank": " ",
@@ -48,6 +62,7 @@ TEXTS = {
 """Texts by what is unusual about them."""
 
 any_extreme = pytest.mark.parametrize("extreme", EXTREMES.values(), ids=EXTREMES.keys())
+any_edge = pytest.mark.parametrize(("dtype", "held_value", "beyond"), EDGES.values(), ids=EDGES.keys())
 any_whole = pytest.mark.parametrize("whole", WHOLE.values(), ids=WHOLE.keys())
 
 numbers = st.one_of(

@@ -3,12 +3,14 @@
 from datetime import datetime
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featurestore.definitions.casting.composites import cast_composite
 from featurestore.definitions.dtypes import TIMESTAMP, DType
 from featurestore.definitions.fields import Field
 from featurestore.errors import InvalidRows
 
+_REMEDY = "correct it, or declare a type that holds it"
 _TIMES = "give a time, or a text like 2024-05-01T10:00:00Z"
 
 
@@ -31,10 +33,23 @@ def cast_column(where: str, field: Field, column: pa.ChunkedArray) -> pa.Chunked
         msg = f"{where}: column {field.name!r} must be {field.dtype} ({target}), got {given} such as {_sample(column)}"
         raise InvalidRows(msg)
     try:
-        return column.cast(target, safe=not pa.types.is_floating(target))
+        cast = column.cast(target, safe=not pa.types.is_floating(target))
     except pa.ArrowInvalid as error:
-        msg = f"{where}: column {field.name!r} does not fit {field.dtype} ({target}): {error}"
+        msg = f"{where}: column {field.name!r} does not fit {field.dtype} ({target}): {error}; {_REMEDY}"
         raise InvalidRows(msg) from error
+    if pa.types.is_float64(given) and pa.types.is_float32(target):
+        _refuse_overflow(where, field, column, cast)
+    return cast
+
+
+def _refuse_overflow(where: str, field: Field, column: pa.ChunkedArray, cast: pa.ChunkedArray) -> None:
+    """Check that no finite number became infinite. Raises: InvalidRows naming the first that did."""
+    overflowed = pc.and_(pc.is_inf(cast), pc.is_finite(column))
+    if pc.any(overflowed).as_py():
+        value = column[pc.index(overflowed, True).as_py()].as_py()
+        raise InvalidRows(
+            f"{where}: column {field.name!r}: {value!r} is beyond what {field.dtype} holds; {_REMEDY}"
+        )
 
 
 def _times_of_texts(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -1,9 +1,9 @@
 """Casts of input columns to vectors, lists, maps and decimals, without loss; every error names the value and a remedy."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal as DecimalNumber
 from decimal import InvalidOperation
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,18 +23,29 @@ _SHOWN = 80  # characters of a value in a message
 def column_of_values(values: Sequence[Any]) -> pa.Array:
     """Convert Python values to an Arrow column of the type they show; mappings become a map.
 
-    Raises: pa.ArrowException if they are of several types.
+    Raises: pa.ArrowException if they are of several types; true and false among numbers are another type.
     """
     if not any(isinstance(value, Mapping) for value in values):
-        return pa.array(values)
+        column = pa.array(values)
+        refuse_truths(values, column.type)
+        return column
     mappings = [value if value is None or isinstance(value, Mapping) else {} for value in values]
     if any(value is not None and not isinstance(value, Mapping) for value in values):
         raise pa.ArrowInvalid("some values are mappings and others are not")
     flat = [item for value in mappings if value is not None for item in value.items()]
-    item_type = pa.array([item for _, item in flat]).type
+    item_type = column_of_values([item for _, item in flat]).type
     key_type = pa.array([key for key, _ in flat], pa.string() if not flat else None).type
     entries = [None if value is None else list(value.items()) for value in mappings]
     return pa.array(entries, pa.map_(key_type, item_type))
+
+
+def refuse_truths(values: Iterable[Any], kind: pa.DataType) -> None:
+    """Check numbers for true and false, which Arrow takes for 1 and 0 where it expects floats. Raises: pa.ArrowInvalid."""
+    if pa.types.is_list(kind):
+        rows = (value for value in values if isinstance(value, list | tuple))
+        refuse_truths(chain.from_iterable(rows), kind.value_type)
+    elif pa.types.is_floating(kind) and bool in set(map(type, values)):
+        raise pa.ArrowInvalid("some values are true or false and others are numbers")
 
 
 def texts_of(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
@@ -71,7 +71,7 @@ class KeyedRows:
     @property
     def count(self) -> int:
         """Count the rows that are asked about."""
-        return len(self.merged())
+        return len(self.entities or self.request or ())
 
     def merged(self) -> Sequence[Mapping[str, Any]]:
         """Keys and request-time values merged by row, since on-demand views need both."""
@@ -201,8 +201,10 @@ async def look_up(
             f"parameters.entities: {version} has no feature service; send its columns as parameters.request, or tensors"
         )
     values: Mapping[str, Sequence[Any]] = {}
+    truths: Collection[str] | None = None
     try:
         names = await services.names(version)
+        truths = names.truths
         rows = _named(rows, names)
         if others is not None:
             await _refuse_unknown(rows, names, services, version, others)
@@ -211,7 +213,7 @@ async def look_up(
     except NotReady:
         if not version.missing.needs_no_store:
             raise
-    return assemble(version, version.columns, values, rows)
+    return assemble(version, version.columns, values, rows, truths)
 
 
 def _named(rows: KeyedRows, names: RequestNames) -> KeyedRows:
@@ -259,11 +261,16 @@ async def _fetch(source: FeatureSource, service: str, rows: KeyedRows) -> Mappin
 
 
 def assemble(
-    version: LoadedVersion, columns: Sequence[str], values: Mapping[str, Sequence[Any]], rows: KeyedRows
+    version: LoadedVersion,
+    columns: Sequence[str],
+    values: Mapping[str, Sequence[Any]],
+    rows: KeyedRows,
+    truths: Collection[str] | None,
 ) -> ModelInputs:
     """Lay feature values and request-time values out as the model's tensors; request-time values win.
 
-    Raises: BadRequest if the model rejects missing values.
+    truths: columns of numbers in which true and false stand for 1 and 0; None: in all, as nobody knows their types.
+    Raises: BadRequest if the model rejects missing values, or for a value that its tensor does not hold.
     """
     count = rows.count
     table: dict[str, list[Any]] = {
@@ -282,12 +289,15 @@ def assemble(
         )
     for name, value in policy.defaults.items():
         table[name] = [value if found is None else found for found in table[name]]
-    inputs = {spec.name: _tensor(spec, table, count) for spec in version.signature.inputs}
+    inputs = {spec.name: _tensor(spec, table, rows, truths) for spec in version.signature.inputs}
     abstained = [i for i, names in enumerate(missing) if names] if policy.action == "abstain" else ()
     return ModelInputs(inputs, missing, abstained, rows)
 
 
-def _tensor(spec: TensorSpec, table: Mapping[str, Sequence[Any]], count: int) -> Array:
+def _tensor(
+    spec: TensorSpec, table: Mapping[str, Sequence[Any]], rows: KeyedRows, truths: Collection[str] | None
+) -> Array:
+    count = rows.count
     if spec.columns is None:
         raise BadRequest(f"inputs.{spec.name}: has no named columns, so keys cannot fill it; send tensors")
     if spec.datatype == "BYTES":
@@ -299,15 +309,49 @@ def _tensor(spec: TensorSpec, table: Mapping[str, Sequence[Any]], count: int) ->
         raise BadRequest(f"inputs.{spec.name}: {spec.datatype} cannot hold missing values; send tensors")
     dtype = np.float64 if spec.datatype == "FP64" else np.float32
     values = [table[name] for name in spec.columns]
-    if str in map(type, chain.from_iterable(values)):  # numpy would read a number out of it
+    kinds = set(map(type, chain.from_iterable(values)))
+    if str in kinds:  # numpy would read a number out of it
         name, text = next(
             (name, value) for name in spec.columns for value in table[name] if isinstance(value, str)
         )
         raise BadRequest(f"parameters.request.{name}: needs a number, got {text!r:.80}")
-    return np.array(values, dtype).reshape(len(values), count).T  # None becomes NaN
+    if truths is not None and bool in kinds:
+        for where, name, value in _sent(spec, rows):
+            if isinstance(value, bool) and name not in truths:
+                raise BadRequest(f"{where}: needs a number, got {value}; send 1 for true and 0 for false")
+    with np.errstate(over="raise"):
+        try:
+            array = np.array(values, dtype)  # None becomes NaN
+        except FloatingPointError:
+            array = _overflowing(spec, values, rows)
+    return array.reshape(len(values), count).T
+
+
+def _overflowing(spec: TensorSpec, values: Sequence[Sequence[Any]], rows: KeyedRows) -> Array:
+    """Make float32 of numbers of which some are beyond it; one that is stored is infinite, as in a training set.
+
+    Raises: BadRequest if the request sent one.
+    """
+    with np.errstate(over="ignore"):
+        for where, _, value in _sent(spec, rows):
+            if isinstance(value, float) and np.isinf(np.float32(value)):
+                raise BadRequest(
+                    f"{where}: {value!r} is out of the range of FP32; send null or a number that it holds"
+                )
+        return np.array(values, np.float32)
+
+
+def _sent(spec: TensorSpec, rows: KeyedRows) -> Iterator[tuple[str, str, Any]]:
+    """Iterate over the values that a request sent for a tensor: where they stand, their names and themselves."""
+    for i, row in enumerate(rows.request or ()):
+        for name in spec.columns or ():
+            if name in row:
+                yield f"parameters.request[{i}].{name}", name, row[name]
 
 
 def _text(value: Any) -> bytes | None:
     if value is None:
         return None
+    if isinstance(value, bool):
+        return b"true" if value else b"false"  # as in a training set
     return value.encode() if isinstance(value, str) else str(value).encode()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from featurestore import BatchSource, FeatureService, FeatureView
+from featurestore.definitions import DType
 from featurestore.retrieval import plan_retrieval
-from ray_apps.predictor.protocol.errors import BadRequest
+from ray_apps.predictor.protocol.errors import BadRequest, unknown_name
 
 __all__ = ["RequestNames"]
-
-_SHOWN = 12  # names that an error lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +19,12 @@ class RequestNames:
     """Names of a version's request rows.
 
     known: the model's columns, the join keys of its feature service, and what the service's on-demand views take from the request;
-    renamed: a name at a source, such as a file's own, to that of the column or key here.
+    renamed: a name at a source, such as a file's own, to that of the column or key here. truths: columns that are declared as `Bool`.
     """
 
     known: frozenset[str] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    truths: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, service: FeatureService) -> RequestNames:
@@ -43,11 +42,13 @@ class RequestNames:
             renamed |= {there[name]: column for name, column in here.items() if name in there}
         keys = [column for lookup in plan.lookups for column in lookup.key_columns]
         known = frozenset([*plan.columns, *keys, *(each.name for each in plan.request)])
-        return cls(known, {old: new for old, new in renamed.items() if old not in known})
+        fields = [item for each in (*plan.lookups, *plan.computed) for item in each.columns.items()]
+        truths = frozenset(name for name, column in fields if column.dtype is DType.BOOL)
+        return cls(known, {old: new for old, new in renamed.items() if old not in known}, truths)
 
     def with_columns(self, columns: Collection[str]) -> RequestNames:
         """Names of a version of the service that has these columns; any may come with the request."""
-        return RequestNames(self.known.union(columns), self.renamed)
+        return replace(self, known=self.known.union(columns))
 
     def translated(self, row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         """Rename what a row calls by its source's names. Raises: BadRequest for a value that is given by both names."""
@@ -63,10 +64,5 @@ class RequestNames:
 
     def refuse(self, name: str, where: str) -> BadRequest:
         """Make the error for a name that stands for nothing, with the nearest that does."""
-        names = sorted({*self.known, *self.renamed})
-        near = get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        shown = f"{names[:_SHOWN]}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
-        return BadRequest(
-            f"{where}.{name[:80]}: no such name; {hint}the model and its feature service know {shown}"
-        )
+        heading = "the model and its feature service know"
+        return unknown_name(where, name, {*self.known, *self.renamed}, heading=heading)

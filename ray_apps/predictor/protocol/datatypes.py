@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,18 @@ import numpy.typing as npt
 from ray_apps.predictor.protocol.errors import BadRequest, TooLarge
 from ray_apps.predictor.protocol.limits import MAX_ITEMS, SMALL_BYTES
 
-__all__ = ["DTYPES", "Array", "cast", "datatype_of", "dtype_of", "joined", "pack", "packed", "unpack"]
+__all__ = [
+    "DTYPES",
+    "Array",
+    "cast",
+    "datatype_of",
+    "dtype_of",
+    "joined",
+    "pack",
+    "packed",
+    "refuse_truths",
+    "unpack",
+]
 
 Array = npt.NDArray[Any]
 
@@ -39,7 +52,13 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BYTES": np.dtype(object),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_LARGEST = {name: float(np.finfo(dtype).max) for name, dtype in DTYPES.items() if dtype.kind == "f"}
+_LARGEST = {
+    "FP16": math.nextafter(65_520.0, 0),
+    "FP32": math.nextafter((2 - 2**-24) * 2.0**127, 0),
+    "FP64": sys.float_info.max,
+}
+"""Greatest float64 that rounds to a number of each type: half a step further it is infinity."""
+_MOST_NESTED = 8  # dimensions of a shape
 _FEW = 256  # up to here Python's min and max over the list are faster than numpy's
 _LENGTH = struct.Struct("<I")
 _PIECE_BYTES = 4 << 20
@@ -91,6 +110,23 @@ def cast(values: Any, datatype: str, field: str) -> Array:
     return _exact(raw, values, dtype, datatype, field)
 
 
+def refuse_truths(values: Any, datatype: Any, field: str) -> None:
+    """Check the JSON values of a tensor of numbers for true and false, which numpy takes for 1 and 0. Raises: BadRequest."""
+    if datatype in ("BOOL", "BYTES") or not isinstance(values, list):
+        return
+    flat: list[Any] = values
+    for _ in range(_MOST_NESTED):
+        kinds = set(map(type, flat))
+        if bool in kinds:
+            truth = next(each for each in flat if isinstance(each, bool))
+            raise BadRequest(
+                f"{field}.data: {datatype} needs numbers, got {truth}; send 1 for true and 0 for false"
+            )
+        if list not in kinds:
+            return
+        flat = list(chain.from_iterable(each for each in flat if isinstance(each, list)))
+
+
 def _floats(raw: Array, values: list[Any], dtype: np.dtype[Any], datatype: str, field: str) -> Array:
     nullable = raw.dtype.kind == "O"  # nulls, or integers beyond 64 bits
     if nullable:
@@ -101,7 +137,10 @@ def _floats(raw: Array, values: list[Any], dtype: np.dtype[Any], datatype: str, 
     few = raw.ndim == 1 and raw.size < _FEW and not nullable
     low, high = (min(values), max(values)) if few else _range(raw)
     if high > limit or low < -limit:
-        raise BadRequest(f"{field}.data: a value is out of the range of {datatype}; send FP64 or clip it")
+        value = high if high > limit else low
+        raise BadRequest(
+            f"{field}.data: {value!r} is out of the range of {datatype}; send null or a number that it holds"
+        )
     return raw.astype(dtype, copy=False)
 
 

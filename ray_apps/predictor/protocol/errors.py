@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 __all__ = [
     "BadRequest",
     "CallerGone",
@@ -17,6 +20,7 @@ __all__ = [
     "Overloaded",
     "PredictorError",
     "TooLarge",
+    "unknown_name",
 ]
 
 
@@ -28,6 +32,18 @@ class PredictorError(Exception):
 
 class BadRequest(PredictorError):
     """The request cannot be understood: 400."""
+
+
+def unknown_name(where: str, name: str, names: Iterable[str], *, heading: str = "known are") -> BadRequest:
+    """Make the error for a name that stands for nothing, with the nearest of those that do; heading: goes before them."""
+    choices = sorted(names)
+    near = get_close_matches(name, choices, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    more = f" and {len(choices) - _SHOWN} more" if len(choices) > _SHOWN else ""
+    return BadRequest(f"{where}.{name[:80]}: no such name; {hint}{heading} {choices[:_SHOWN]}{more}")
+
+
+_SHOWN = 12  # names that an error lists
 
 
 class NotFound(PredictorError):

@@ -24,16 +24,26 @@ from ray_apps.predictor.protocol.datatypes import (
     joined,
     pack,
     packed,
+    refuse_truths,
     unpack,
 )
-from ray_apps.predictor.protocol.errors import BadRequest, TooLarge
-from ray_apps.predictor.protocol.limits import MAX_JSON_VALUES, SLICE_VALUES, SMALL_BYTES, check_json
+from ray_apps.predictor.protocol.errors import BadRequest, TooLarge, unknown_name
+from ray_apps.predictor.protocol.limits import (
+    MAX_JSON_VALUES,
+    SLICE_VALUES,
+    SMALL_BYTES,
+    check_json,
+    has_listed_truths,
+)
 
 __all__ = [
     "MAX_TENSORS",
+    "OWN_PARAMETERS",
+    "TENSOR_PARAMETERS",
     "InferRequest",
     "InferResponse",
     "check_identifier",
+    "check_names",
     "check_output",
     "check_shape",
     "decode_request",
@@ -47,6 +57,20 @@ MAX_TENSORS = 256
 MAX_DIMS = 8
 JSON_PARAMETERS = frozenset({"entities", "request", "explain", "attributes"})
 """Parameters that are rows or objects, which a client of either protocol may send as JSON text."""
+OWN_PARAMETERS = JSON_PARAMETERS | {"unit", "load_test", "at", "timeout", "binary_data_output"}
+"""Parameters of a request that mean something here."""
+TENSOR_PARAMETERS = frozenset({"binary_data", "binary_data_size", "classification"})
+"""Parameters of an input or of a requested output that mean something here."""
+CLIENT_PARAMETERS = frozenset(
+    {
+        "binary_data", "binary_data_output", "binary_data_size", "classification", "columns", "content_type", "headers",
+        "priority", "sequence_end", "sequence_id", "sequence_start", "shared_memory_byte_size", "shared_memory_offset",
+        "shared_memory_region", "timeout",
+    }
+)  # fmt: skip
+"""Parameters that the protocol, its extensions and the clients of Triton, KServe and MLServer know, wherever they put them."""
+_CLIENT_PREFIX = "triton_"
+_MEMBERS = frozenset({"id", "inputs", "outputs", "parameters", "model_name", "model_version"})
 _NO_PARAMETERS: Mapping[str, Any] = {}
 
 
@@ -118,9 +142,11 @@ def _read(head: bytes | bytearray, rest: memoryview) -> InferRequest:
         raise BadRequest(f"body: not JSON ({error}); send NaN as null") from None
     if not isinstance(document, dict):
         raise BadRequest(f"body: expected an object, got {type(document).__name__}")
+    check_names(document, _MEMBERS, "body")
     parameters = with_decoded(_parameters(document, "parameters"))
+    check_names(parameters, OWN_PARAMETERS, "parameters")
     request = InferRequest(
-        inputs=_inputs(document.get("inputs", []), rest),
+        inputs=_inputs(document.get("inputs", []), rest, truths=has_listed_truths(head)),
         id=check_identifier(document.get("id")),
         parameters=parameters,
         binary_default=_flag(parameters, "binary_data_output", "parameters"),
@@ -148,6 +174,15 @@ def _parameters(holder: Mapping[str, Any], field: str) -> Mapping[str, Any]:
     return value
 
 
+def check_names(given: Mapping[str, Any], own: frozenset[str], where: str) -> None:
+    """Check names of parameters or members. Raises: BadRequest for one that neither we nor a known client means."""
+    if given.keys() <= own:
+        return
+    for name in given:
+        if name not in own and name not in CLIENT_PARAMETERS and not name.startswith(_CLIENT_PREFIX):
+            raise unknown_name(where, name, own)
+
+
 def with_decoded(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     """Decode parameters of rows or objects that came as JSON text, which is their only form in a gRPC message.
 
@@ -172,7 +207,7 @@ def _flag(parameters: Mapping[str, Any], name: str, field: str) -> bool:
     return value
 
 
-def _inputs(tensors: Any, rest: memoryview) -> dict[str, Array]:
+def _inputs(tensors: Any, rest: memoryview, *, truths: bool) -> dict[str, Array]:
     if not isinstance(tensors, list) or len(tensors) > MAX_TENSORS:
         raise BadRequest(f"inputs: expected a list of at most {MAX_TENSORS} tensors")
     arrays: dict[str, Array] = {}
@@ -182,8 +217,12 @@ def _inputs(tensors: Any, rest: memoryview) -> dict[str, Array]:
             raise BadRequest(f"inputs[{i}]: expected an object with a name")
         if name in arrays:
             raise BadRequest(f"inputs[{i}].name: {name!r} is given twice")
-        size = _parameters(tensor, f"inputs.{name}.parameters").get("binary_data_size")
+        parameters = _parameters(tensor, f"inputs.{name}.parameters")
+        check_names(parameters, TENSOR_PARAMETERS, f"inputs.{name}.parameters")
+        size = parameters.get("binary_data_size")
         if size is None:
+            if truths:
+                refuse_truths(tensor.get("data"), tensor.get("datatype"), f"inputs.{name}")
             arrays[name] = _json_tensor(tensor, f"inputs.{name}")
         else:
             arrays[name], at = _binary_tensor(tensor, size, rest, at, f"inputs.{name}")
@@ -254,7 +293,8 @@ def _requested_outputs(outputs: Any, request: InferRequest) -> None:
 
 
 def check_output(name: str, parameters: Mapping[str, Any]) -> None:
-    """Refuse parameters of a requested output that are not served. Raises: BadRequest."""
+    """Refuse parameters of a requested output that are not served, or that nobody knows. Raises: BadRequest."""
+    check_names(parameters, TENSOR_PARAMETERS, f"outputs.{name}.parameters")
     if parameters.get("classification"):
         raise BadRequest(f"outputs.{name}.parameters.classification: not served; take the top k yourself")
 

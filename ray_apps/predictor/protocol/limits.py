@@ -20,6 +20,7 @@ __all__ = [
     "SLICE_VALUES",
     "SMALL_BYTES",
     "check_json",
+    "has_listed_truths",
 ]
 
 SMALL_BYTES: Final = 64 << 10
@@ -35,6 +36,7 @@ MAX_ITEMS: Final = 262_144
 """Items of a BYTES tensor, each of which is an object of some 50 bytes in memory."""
 SLICE_VALUES: Final = 65_536
 """Values that are written as JSON in one step."""
+_LOOK_BEHIND: Final = 64
 _SEPARATORS: Final = (b",", b"[", b"{", b":")
 
 
@@ -51,3 +53,15 @@ def check_json(text: bytes | bytearray) -> None:
         raise TooLarge(
             f"body: about {values} values as JSON; at most {MAX_JSON_VALUES} are accepted: send binary tensors"
         )
+
+
+def has_listed_truths(text: bytes | bytearray) -> bool:
+    """Whether JSON may have true or false in an array, by the text before each; it costs a search for the two words."""
+    for word in (b"true", b"false"):
+        at = text.find(word)
+        while at >= 0:
+            before = text[max(0, at - _LOOK_BEHIND) : at].rstrip()
+            if not before or before[-1:] in (b"[", b","):
+                return True
+            at = text.find(word, at + len(word))
+    return False

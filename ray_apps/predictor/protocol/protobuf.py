@@ -29,9 +29,12 @@ from ray_apps.predictor.protocol.datatypes import (
 from ray_apps.predictor.protocol.errors import BadRequest, TooLarge
 from ray_apps.predictor.protocol.json import (
     MAX_TENSORS,
+    OWN_PARAMETERS,
+    TENSOR_PARAMETERS,
     InferRequest,
     InferResponse,
     check_identifier,
+    check_names,
     check_output,
     check_shape,
     with_decoded,
@@ -56,7 +59,7 @@ def decode_message(body: bytes | bytearray) -> tuple[InferRequest, bool]:
     request = InferRequest(
         inputs=_inputs(message, raw),
         id=check_identifier(message.id),
-        parameters=_parameters(message.parameters),
+        parameters=_request_parameters(message.parameters),
         outputs=_outputs(message.outputs),
     )
     return request, bool(message.inputs) and not raw
@@ -157,6 +160,8 @@ def _inputs(message: Any, raw: Sequence[bytes | memoryview]) -> dict[str, Array]
         name = tensor.name
         if name in arrays:
             raise BadRequest(f"inputs[{i}].name: {name!r} is given twice")
+        if tensor.parameters:
+            check_names(dict.fromkeys(tensor.parameters), TENSOR_PARAMETERS, f"inputs.{name}.parameters")
         arrays[name] = _array(tensor, raw[i] if raw else None, f"inputs.{name}")
     return arrays
 
@@ -196,6 +201,12 @@ def _field_of(dtype: np.dtype[Any]) -> str | None:
     """The field of typed contents for a dtype; None for 16-bit floats, which have no field."""
     exact = _BY_KIND.get(f"{dtype.kind}{dtype.itemsize}")
     return exact or _BY_KIND.get(dtype.kind)
+
+
+def _request_parameters(parameters: Any) -> Mapping[str, Any]:
+    found = _parameters(parameters)
+    check_names(found, OWN_PARAMETERS, "parameters")
+    return found
 
 
 def _parameters(parameters: Any) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from featurestore import (
     on_demand_feature_view,
 )
 from featurestore.applied import deserialize
-from featurestore.definitions.on_demand import to_python
+from featurestore.definitions.on_demand import to_arrow, to_python
 from featurestore.definitions.on_demand_inputs import ValueInputs
 from featurestore.definitions.views import digest
 from featurestore.offline.pinned_retrieval import finish
@@ -186,3 +186,8 @@ def test_the_form_is_part_of_a_definition_and_the_first_one_changes_no_digest() 
 
     rebuilt = deserialize.on_demand(Applied(), "framed", transform=lambda _: framed.transform)  # type: ignore[arg-type]
     assert rebuilt.form == "polars"
+
+
+@pytest.mark.parametrize("form", [np.array, pl.Series])
+def test_a_computed_number_beyond_its_type_is_infinite_in_both_forms(form: Any) -> None:
+    assert to_arrow(Field("x", Float32), form([1e39, -1e39, 0.5])).to_pylist() == [np.inf, -np.inf, 0.5]

@@ -83,11 +83,7 @@ def table_of(rows: list[FeatureRow]) -> pa.Table:
     """Convert feature rows to an Arrow table. Raises: Problem 409 if a column has values of several types."""
     plain = [dict(row) for row in rows]
     fields = dict.fromkeys(field for row in plain for field in row)
-    columns = {field: [_in_utc(row.get(field)) for row in plain] for field in fields}
-    try:
-        return pa.table({field: column_of_values(values) for field, values in columns.items()})
-    except (pa.ArrowException, OverflowError, UnicodeError) as error:
-        raise _mixed(error) from error
+    return pa.table({field: _column(field, [_in_utc(row.get(field)) for row in plain]) for field in fields})
 
 
 def joined(parts: list[pa.Table]) -> pa.Table:
@@ -95,14 +91,21 @@ def joined(parts: list[pa.Table]) -> pa.Table:
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
-        raise _mixed(error) from error
+        raise _mixed("one column", error) from error
     created = table.column("created_timestamp")
     return table.drop_columns("created_timestamp") if created.null_count == len(created) else table
+
+
+def _column(field: str, values: list[Any]) -> pa.Array:
+    try:
+        return column_of_values(values)
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        raise _mixed(f"column {field!r}", error) from error
 
 
 def _in_utc(value: Any) -> Any:
     return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
-def _mixed(error: Exception) -> Problem:
-    return Problem(409, f"rows: one column cannot be of one type: {error}", kind="invalid-rows")
+def _mixed(what: str, error: Exception) -> Problem:
+    return Problem(409, f"rows: {what} cannot be of one type: {error}", kind="invalid-rows")

@@ -96,6 +96,14 @@ async def test_a_bad_label_is_refused_with_all_that_came_with_it(
     assert gateway.labels["default"].payloads == []
 
 
+@pytest.mark.parametrize("number", ["1e400", "-1e309", "1" + "0" * 400, "1" * 5_000, "[0.5, 1e999]"])
+async def test_a_label_that_no_float_holds_is_refused(gateway: Gateway, number: str) -> None:
+    body = f'[{{"prediction_id": "good", "label": 1}}, {{"prediction_id": "p", "label": {number}}}]'
+    answer = await gateway.client.post("/feedback", headers=gateway.headers("labeller"), content=body)
+    assert answer.status_code == 422, answer.text
+    assert gateway.labels["default"].payloads == []
+
+
 @pytest.fixture
 def weather(gateway: Gateway) -> FeatureView:
     view = FeatureView(
@@ -132,6 +140,7 @@ async def test_rows_are_pushed_to_the_offline_table(gateway: Gateway, weather: F
         (422, {"airport": "JFK", "wind": 1.0}, "rows.0.event_timestamp"),
         (409, {"airport": "JFK", "wind": "strong", "event_timestamp": "2026-02-28T10:00:00Z"}, "wind"),
         (409, {"airport": "JFK", "wind": 10**30, "event_timestamp": "2026-02-28T10:00:00Z"}, "too large"),
+        (409, {"airport": "JFK", "wind": True, "event_timestamp": "2026-02-28T10:00:00Z"}, "'wind'"),
         (409, {"wind": 1.0, "event_timestamp": "2026-02-28T10:00:00Z"}, "airport"),
     ],
 )
@@ -141,6 +150,29 @@ async def test_a_bad_row_names_what_is_wrong(
     answer = await post(gateway, "/features/weather/push", {"rows": [row], "to": "offline"})
     assert answer.status_code == status, answer.text
     assert told in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e309", "1" + "0" * 400 + ".5"])
+@pytest.mark.parametrize(
+    ("field", "value"), [("wind", "NUMBER"), ("gusts", "[0.5, NUMBER]"), ("shares", '{"a": NUMBER}')]
+)
+async def test_a_pushed_number_that_no_float_holds_is_named(
+    gateway: Gateway, weather: FeatureView, number: str, field: str, value: str
+) -> None:
+    rows = '{"rows": [{"airport": "JFK", AT}, {"airport": "LGA", "FIELD": VALUE, AT}]}'
+    for name, text in {
+        "FIELD": field,
+        "VALUE": value,
+        "NUMBER": number,
+        "AT": f'"event_timestamp": "{OBSERVED}"',
+    }.items():
+        rows = rows.replace(name, text)
+    headers = gateway.headers("operator")
+    answer = await gateway.client.post("/features/weather/push", headers=headers, content=rows)
+    assert answer.status_code == 422, answer.text
+    (error,) = answer.json()["errors"]
+    assert (error["field"], error["value"]) == (f"body.rows.1.{field}", number[:200])
+    assert "beyond what a float64 holds" in error["message"]
 
 
 async def test_an_unknown_view_is_404_and_no_redis_is_503(gateway: Gateway, weather: FeatureView) -> None:

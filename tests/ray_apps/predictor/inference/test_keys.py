@@ -12,6 +12,7 @@ import pytest
 
 from featurestore import (
     BatchSource,
+    Bool,
     CsvFiles,
     Entity,
     FeatureService,
@@ -26,6 +27,7 @@ from featurestore import (
 )
 from functions.prediction_log.writing.columns import prediction_columns
 from ray_apps.predictor.inference.keys import ServiceRefresher
+from tests.conditions.values import ROUNDS_TO_LARGEST_FLOAT32
 from tests.ray_apps.predictor.conftest import ServedModel
 
 NOW = datetime(2013, 5, 1, 12, tzinfo=UTC)
@@ -228,6 +230,58 @@ async def test_a_name_that_another_version_of_the_traffic_knows_is_taken(by_key:
     for unit in range(20):
         assert (await by_key.infer({**body, "id": f"{unit}"})).status_code == 200
     assert (await by_key.infer(keyed(KEYS, request=[{"gusts": 3.0}]))).status_code == 400
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (1e39, "1e+39 is out of the range of FP32; send null"),
+        (-3.4028236e38, "-3.4028236e+38 is out of the range of FP32"),
+        (True, "needs a number, got True; send 1 for true and 0 for false"),
+        (False, "needs a number, got False"),
+    ],
+)
+async def test_a_value_that_the_models_tensor_does_not_hold_is_named(
+    by_key: ServedModel, value: Any, said: str, *, alone: bool
+):
+    rows = [{"distance": 3.0, "carrier": "UA"}, {"distance": None, "wind": value}]
+    body = {"parameters": {"request": rows}} if alone else keyed(KEYS, KEYS, request=rows)
+    response = await by_key.infer(body)
+    assert response.status_code == 400, response.text
+    assert f"parameters.request[1].wind: {said}" in response.json()["error"]
+    rows[1]["wind"] = ROUNDS_TO_LARGEST_FLOAT32
+    assert (await by_key.infer(body)).status_code == 200
+
+
+async def test_a_stored_value_beyond_the_models_tensor_is_infinite_as_in_a_training_set(by_key: ServedModel):
+    features = by_key.predictor._features
+    features.push("weather", rows("origin", ["EWR"], "wind", [-1e39], [1]), to="online")
+    body = keyed({**KEYS, "origin": "EWR"}, request=[{"distance": 1.0}])
+    assert (await by_key.infer(body)).status_code == 200
+    (row,) = prediction_columns(by_key.log.payloads)["late"].to_pylist()
+    assert row["numeric"] == [1.0, -np.inf]
+
+
+async def test_true_and_false_are_values_of_a_column_that_is_declared_so(by_key: ServedModel):
+    features = by_key.predictor._features
+    flight = Entity("flight", join_keys=[Field("number", Int64)])
+    view = FeatureView("flags", [flight], [Field("wind", Bool), Field("carrier", Bool)])
+    features.apply([flight, view, FeatureService("flagged", features=[view])])
+    times = pa.array([NOW], pa.timestamp("us", tz="UTC"))
+    stored = {"number": [7], "wind": [True], "carrier": [False], "event_timestamp": times}
+    features.push("flags", pa.table(stored), to="online")
+    by_key.registry.promote("late", by_key.version(tags={"feature_service": "flagged"}))
+    by_key.refresh()
+    for request, numbers, texts in (
+        ({"distance": 1.0}, [1.0, 1.0], ["false"]),
+        ({"distance": 1.0, "wind": False, "carrier": True}, [1.0, 0.0], ["true"]),
+    ):
+        by_key.log.payloads.clear()
+        assert (await by_key.infer(keyed({"number": 7}, request=[request]))).status_code == 200
+        (row,) = prediction_columns(by_key.log.payloads)["late"].to_pylist()
+        assert (row["numeric"], row["categorical"]) == (numbers, texts)
+    assert (await by_key.infer(keyed({"number": 7}, request=[{"distance": True}]))).status_code == 400
 
 
 def distance_of(inputs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -259,3 +260,102 @@ def test_rows_are_taken_as_json_text_as_in_a_grpc_message_and_as_json():
         assert request.parameters == {"entities": rows, "unit": "a"}
     with pytest.raises(BadRequest, match=r"parameters\.entities: expected JSON in a string"):
         decode_request(json.dumps({"parameters": {"entities": "[{"}}).encode())
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "INT8", "INT64", "UINT64"])
+@pytest.mark.parametrize(
+    "data",
+    [[True], [2, True], [[False, 3], [4, 5]], [[2], [None], [True]], [0, False, 1], [7] * 300 + [True]],
+)
+@pytest.mark.parametrize("layout", [{}, {"indent": 100}, {"separators": (",", ":")}])
+def test_true_and_false_are_no_numbers_wherever_they_stand(
+    datatype: str, data: list[Any], layout: dict[str, Any]
+):
+    body = json.dumps(
+        {"inputs": [tensor(datatype=datatype, shape=list(np.shape(data)), data=data)]}, **layout
+    )
+    with pytest.raises(BadRequest, match=rf"inputs\.x\.data: {datatype} needs .*got (True|False|None)"):
+        decode_request(body.encode())
+
+
+def test_true_and_false_elsewhere_in_a_request_are_no_concern_of_its_numbers():
+    tensors = [
+        tensor(data=[0, 1.5]),
+        tensor(name="flags", datatype="BOOL", data=[True, False]),
+        tensor(name="words", datatype="BYTES", data=["true", "a,true"]),
+    ]
+    outputs = [{"name": "y", "parameters": {"binary_data": False}}]
+    body = {
+        "inputs": tensors,
+        "outputs": outputs,
+        "parameters": {"binary_data_output": True, "load_test": True},
+    }
+    inputs = decode_request(json.dumps(body).encode()).inputs
+    assert [inputs[name].tolist() for name in ("x", "flags")] == [[0.0, 1.5], [True, False]]
+
+
+@pytest.mark.parametrize(("datatype", "limit"), [("FP16", 65_520.0), ("FP32", (2 - 2**-24) * 2.0**127)])
+@pytest.mark.parametrize("others", [[], [None], [[0.5]], [0.5] * 300])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_fits_if_it_rounds_to_one_of_the_type(
+    datatype: str, limit: float, others: list[Any], sign: int
+):
+    def wrap(value: float) -> list[Any]:
+        return [*others, [value]] if others == [[0.5]] else [*others, value]
+
+    last, first = sign * np.nextafter(limit, 0), sign * limit
+    greatest = cast(wrap(float(last)), datatype, "inputs.x").ravel()[-1]
+    assert greatest == sign * np.finfo(DTYPES[datatype]).max
+    with pytest.raises(
+        BadRequest, match=rf"inputs.x.data: {re.escape(repr(first))} is out of the range of {datatype}; send"
+    ):
+        cast(wrap(first), datatype, "inputs.x")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "near"),
+    [
+        ("parameters", "load_tset", "load_test"),
+        ("parameters", "unti", "unit"),
+        ("parameters", "Request", "request"),
+        ("parameters", "entitys", "entities"),
+        ("parameters", "time_out", "timeout"),
+        ("parameters", "binary_data_outputs", "binary_data_output"),
+        ("parameters", "距離", None),
+        ("parameters", "", None),
+        ("inputs.x.parameters", "binary_data_sice", "binary_data_size"),
+        ("outputs.y.parameters", "binary_date", "binary_data"),
+        ("body", "paramters", "parameters"),
+        ("body", "output", "outputs"),
+    ],
+)
+def test_a_name_that_nobody_knows_is_refused_with_the_nearest(where: str, name: str, near: str | None):
+    named = {name: True}
+    holder, _, _ = where.partition(".")
+    body: dict[str, Any] = {
+        "inputs": [tensor(parameters=named if holder == "inputs" else {})],
+        "outputs": [{"name": "y", "parameters": named if holder == "outputs" else {}}],
+        "parameters": named if holder == "parameters" else {},
+    }
+    body |= named if holder == "body" else {}
+    hint = f"did you mean {near!r}" if near else "known are"
+    with pytest.raises(BadRequest, match=re.escape(f"{where}.{name}: no such name; {hint}")):
+        decode_request(json.dumps(body).encode())
+
+
+def test_what_the_protocols_clients_send_is_taken():
+    custom = {"triton_enable_empty_final_response": True, "content_type": "np", "headers": "x"}
+    inputs, output = triton.InferInput("x", [1], "FP32"), triton.InferRequestedOutput("y", binary_data=False)
+    inputs.set_data_from_numpy(np.ones(1, np.float32), binary_data=False)
+    body, _ = triton.InferenceServerClient.generate_request_body(
+        [inputs], outputs=[output], request_id="r", sequence_id=3, sequence_start=True, priority=2, timeout=9
+    )
+    document = json.loads(body)
+    document["parameters"] |= custom | {
+        "binary_data_size": 0,
+        "classification": 0,
+        "shared_memory_region": "r",
+    }
+    document["inputs"][0]["parameters"] = {"content_type": "np", "columns": ["x"], "shared_memory_offset": 0}
+    document |= {"model_name": "m", "model_version": "1"}
+    assert decode_request(json.dumps(document).encode()).inputs["x"].tolist() == [1.0]

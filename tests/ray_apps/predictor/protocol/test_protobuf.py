@@ -66,6 +66,32 @@ async def test_a_bad_message_is_refused_by_its_field(
     assert words in response.json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("holder", "name", "near"),
+    [
+        ("parameters", "unti", "unit"),
+        ("inputs", "binary_data_sise", "binary_data_size"),
+        ("outputs", "clasification", "classification"),
+    ],
+)
+async def test_a_parameter_that_nobody_knows_is_refused_with_the_nearest(
+    served_model: ServedModel, holder: str, name: str, near: str
+):
+    for sent, status in ((name, 400), ("triton_new", 200), ("priority", 200)):
+        request = message()
+        request.outputs.add(name="probability")
+        places = {"parameters": request, "inputs": request.inputs[0], "outputs": request.outputs[0]}
+        places[holder].parameters[sent].string_param = "a"
+        response = await served_model.client.post(
+            "/infer", content=request.SerializeToString(), headers=HEADERS
+        )
+        assert response.status_code == status, response.text
+        assert (
+            status == 200
+            or f"parameters.{name}: no such name; did you mean {near!r}?" in response.json()["error"]
+        )
+
+
 async def test_a_tensor_twice_is_refused(served_model: ServedModel):
     request = message()
     request.inputs.add(name="numeric", datatype="FP32", shape=[1, 2])
