@@ -213,6 +213,7 @@ async def _open_endpoint(model: str, options: PredictorOptions, release: int) ->
         await asyncio.wait([starting], timeout=0.05)
     if starting.done():
         starting.result()
+    await _wait_for_champion(endpoint)
     return endpoint
 
 

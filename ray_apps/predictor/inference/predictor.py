@@ -25,6 +25,7 @@ from ray_apps.predictor.inference.keys import (
     parse_keys,
 )
 from ray_apps.predictor.inference.live import LiveCounter
+from ray_apps.predictor.inference.pending_champion import PendingChampion
 from ray_apps.predictor.inference.recording import Failure, Recorder
 from ray_apps.predictor.inference.routing_key import is_load_test, routing_key
 from ray_apps.predictor.inference.series import ModelSeries
@@ -85,6 +86,7 @@ class Predictor:
         )  # a load must not hold answers up
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")  # never before an answer
         self._explaining = 0
+        self.pending_champion = PendingChampion(engine)
 
     async def infer(
         self, request: InferRequest, *, number: int | None = None, caller: Caller | None = None
@@ -97,6 +99,9 @@ class Predictor:
         prediction_id = request.id or os.urandom(16).hex()
         unit, attributes = routing_key(request.parameters) if request.parameters else (None, None)
         begin = time.perf_counter()
+        if number is None and self.engine.champion_pending:
+            loading = self.pending_champion.loaded()
+            await (loading if caller is None else caller.run_while_connected(loading))
         arm, version, routes = await self._choose(unit or prediction_id, attributes, number)
         if request.parameters and is_load_test(request.parameters) and number is None:
             arm = LOAD_TEST
@@ -164,7 +169,12 @@ class Predictor:
             arm, version = routes.choose(unit, attributes)
             if version is None:
                 self._live.unserved(unit, routes.traffic)
-                raise NotReady(f"model {self.engine.model!r} has no champion that is loaded; try again soon")
+                fault = self.engine.find_fault()
+                raise NotReady(
+                    f"model {self.engine.model!r} has no champion; promote one of its versions"
+                    if fault is None
+                    else f"{fault}; try again soon"
+                )
             return arm, version, routes
         self._refuse_unserved(number)
         found = self.engine.find(number)
@@ -362,6 +372,7 @@ class Predictor:
     async def close(self) -> None:
         """Stop the shadows and the engine, and write the queued failures."""
         await self.shadows.close()
+        self.pending_champion.close()
         self.recorder.flush()
         await asyncio.get_running_loop().run_in_executor(None, self.engine.stop)
         for pool in (self._pool, self._loader, self._explainer):
