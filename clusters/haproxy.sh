@@ -7,6 +7,7 @@
 # - a replica that is slow to say that it is healthy has half a minute, as Serve itself gives it, while one that cannot
 #   be connected to is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500, and of one
 #   that ended with a request a 502; clients of language models read either in OpenAI's shape, and may always try again;
+# - a path that no application has is a 404 in JSON, too (pages of malformed and slow requests, 400 and 408, are HAProxy's own);
 # - a request's address is the one that it came from, whatever X-Forwarded-For it brought; of one that comes by a proxy on
 #   loopback (edge.cfg) or at an address of TOQUE_TRUSTED_PROXIES, the one that the proxy saw;
 # - an application that is built anew keeps its replicas meanwhile (kept_servers.py);
@@ -44,8 +45,10 @@ flock "$config.lock" sed -i -E \
   -e "s|^    errorfile 50([24]) .*|    errorfile 50\1 $here/502.http|" \
   -e "s|^backend http-generative\$|&\n    errorfile 502 $here/openai.http\n    errorfile 503 $here/openai.http\n    errorfile 504 $here/openai.http|" \
   -e '/^    timeout check /d; /^    option srvtcpka$/d; /^    srvtcpka-/d' \
-  -e '/^    timeout http-request /d; /^    timeout http-keep-alive /d' \
+  -e '/^    timeout http-request /d; /^    timeout http-keep-alive /d; /^    errorfile 404 /d' \
+  -e 's/^    http-request return status 404 .*/    http-request return status 404 default-errorfiles/' \
   -e '/^defaults$/a\    timeout http-request 10s\n    timeout http-keep-alive 300s\n    timeout check 30s\n    option srvtcpka\n    srvtcpka-idle 1s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 2' \
+  -e "/^defaults\$/a\    errorfile 404 $here/404.http" \
   "$config"
 flock "$config.lock" python -I -S "$here/kept_servers.py" "$config"
 flock "$config.lock" python -I -S "$here/conversations.py" "$config" || echo "conversations are not kept on their replicas" >&2

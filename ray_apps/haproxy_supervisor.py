@@ -29,6 +29,8 @@ __all__ = ["SupervisedManager", "install", "processes_of"]
 
 RESTART_PAUSE_S = 0.2
 """Seconds between two attempts to start HAProxy, as when its ports are taken."""
+LOOK_S = 0.5
+"""Seconds after which the process to wait for is looked up again: one that a reload replaced may take minutes to end its connections."""
 ROUTES_PATIENCE_S = 5.0
 """Seconds for which a HAProxy that was left behind goes on while the routes are not known; it has some."""
 RESTARTS = Counter("toque_haproxy_restarts", "HAProxies that ended by themselves and were started again.")
@@ -70,7 +72,10 @@ class SupervisedManager(_Manager):  # type: ignore[misc]  # a class that Ray wra
         self._counting = self.event_loop.run_in_executor(None, _keep_series)
         while True:
             process = self._haproxy._proc  # noqa: SLF001  # Serve has no public name for it
-            await process.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), LOOK_S)
+            if process.returncode is None:
+                continue
             if os.getppid() != self._raylet:
                 return  # the node is gone, and its door with it
             async with self._reload_lock:  # a reload under way replaces the process by itself

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-__all__ = ["others_answer", "others_answered_at_start"]
+__all__ = ["ask_another", "others_answer", "others_answered_at_start"]
 
 
 def others_answer() -> bool:
@@ -16,6 +17,14 @@ def others_answer() -> bool:
     application = serve.status().applications.get(here.app_name)
     deployed = None if application is None else application.deployments.get(here.deployment)
     return deployed is not None and deployed.replica_states.get(ReplicaState.RUNNING, 0) > 0
+
+
+async def ask_another(method: str) -> Any:
+    """Call a method of another replica of this one's deployment, of which some run."""
+    from ray import serve  # late: as above
+
+    here = serve.get_replica_context()
+    return await getattr(serve.get_deployment_handle(here.deployment, here.app_name), method).remote()
 
 
 def others_answered_at_start() -> bool:

@@ -71,7 +71,7 @@ class ArmTally:
     """Counts of one version in one arm.
 
     requests: that the split sent to it. errors, missing, refused: those that met an error of ours; that got no usable answer;
-    that did not fit the version (4xx), which is the caller's fault or that of a version with another signature.
+    that it refused (4xx), though another version would have answered; what a caller got wrong is not counted.
     latency: (BINS,) of answers, a unit counting once a second.
     """
 

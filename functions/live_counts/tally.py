@@ -23,7 +23,7 @@ _UNANSWERED = (499, 504)  # the caller hung up; the deadline passed
 
 
 class End(Enum):
-    """End of a request: answered; by an error of ours; without a usable answer; refused, as it did not fit the version."""
+    """End of a request: answered; by an error of ours; without a usable answer; refused by a version that it does not fit."""
 
     ANSWERED = "answered"
     ERROR = "error"

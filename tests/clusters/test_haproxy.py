@@ -39,8 +39,9 @@ def write(
     port: int | None = None,
     fallback: ServerConfig | None = None,
     application: str = "app",
+    prefix: str = "/",
 ) -> Path:
-    """Write the file as Serve does. servers: ports of the replicas of an application at `/`, by name; fallback: Serve's proxy."""
+    """Write the file as Serve does. servers: ports of the replicas of an application at `prefix`, by name; fallback: Serve's proxy."""
     seconds = int(serve_settings()["RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S"])
     served = HAProxyConfig(
         socket_path=str(tmp_path / "admin.sock"),
@@ -57,7 +58,7 @@ def write(
     replicas = [ServerConfig(name, "127.0.0.1", port) for name, port in servers.items()]
     name = f"http-{application}"
     backend = BackendConfig(
-        app_name=application, name=name, path_prefix="/", servers=replicas, fallback_server=fallback
+        app_name=application, name=name, path_prefix=prefix, servers=replicas, fallback_server=fallback
     )
     backends = {name: backend} if servers or fallback else {}
     HAProxyApi(served, backends, str(file))._generate_config_file_internal()
@@ -131,10 +132,10 @@ class Replica(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def door(tmp_path: Path, servers: dict[str, int], *, application: str = "app") -> Iterator[str]:
-    """Address of an HAProxy with these replicas of an application at `/`."""
+def door(tmp_path: Path, servers: dict[str, int], **options: str) -> Iterator[str]:
+    """Address of an HAProxy with these replicas of an application; options: of `write`."""
     port = free_port()
-    configuration = write(tmp_path, servers, host="127.0.0.1", port=port, application=application)
+    configuration = write(tmp_path, servers, host="127.0.0.1", port=port, **options)
     with subprocess.Popen([str(HAPROXY), "-db", "-f", str(configuration)], env=_environment()) as process:
         try:
             until = time.monotonic() + 60
@@ -163,6 +164,15 @@ def test_a_client_that_does_not_finish_its_headers_is_cut_off(tmp_path: Path) ->
             kept.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # idle meanwhile, and still open
             assert kept.recv(1_000).startswith(b"HTTP/1.1 200")
     server.shutdown()
+
+
+def test_a_path_that_no_application_has_is_not_found_in_json(tmp_path: Path) -> None:
+    with door(tmp_path, {"ended": free_port()}, prefix="/app") as url:
+        answer = httpx.get(f"{url}/other", timeout=60)
+    assert (answer.status_code, answer.json()) == (404, {"error": "nothing is served at this path"})
+    once = (tmp_path / "haproxy.cfg").read_text()
+    launch(tmp_path / "haproxy.cfg")
+    assert (tmp_path / "haproxy.cfg").read_text() == once  # as after a reload that changed nothing
 
 
 @pytest.fixture

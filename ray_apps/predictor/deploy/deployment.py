@@ -42,7 +42,7 @@ from ray_apps.predictor.inference.series import ModelSeries
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.versions.engine import POLL_S, Engine, VersionLoader
 from ray_apps.predictor.versions.loaded import tried_first
-from ray_apps.siblings import others_answer
+from ray_apps.siblings import ask_another, others_answer
 from registry import Registry, open_store
 from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
@@ -64,8 +64,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger("ray.serve")
-CHAMPION_S = 30.0
-"""How long a new replica tries to load its champion before it looks whether others answer."""
+CHAMPION_S, ASK_S = 30.0, 5.0
+"""How long a new replica tries to load its champion before it looks whether others answer, and how long it asks them."""
 POOL_APP, POOL_PREFIX = pool_app(), pool_prefix()
 """The Serve application of the default workspace's pool, and its route prefix."""
 
@@ -213,20 +213,21 @@ async def _open_endpoint(model: str, options: PredictorOptions, release: int) ->
         await asyncio.wait([starting], timeout=0.05)
     if starting.done():
         starting.result()
+    await _wait_for_champion(endpoint)
     return endpoint
 
 
 async def _wait_for_champion(endpoint: ModelEndpoint) -> None:
     """Wait until a new replica can answer, so that Serve keeps its predecessor until then; a model without versions is fine.
 
-    Where no other replica answers, it is ready after `CHAMPION_S` all the same: it says why it cannot, and Serve gives up for good
+    Where no other replica has a champion, it is ready after `CHAMPION_S` all the same: it says why it cannot, and Serve gives up for good
     what fails a few times to start. It answers once it can.
     """
     loop = asyncio.get_running_loop()
     looked = loop.time()
     while (fault := endpoint.predictor.engine.find_fault()) is not None:
         if loop.time() - looked > CHAMPION_S:
-            kept = await loop.run_in_executor(None, others_answer)
+            kept = await _others_predict()
             _log.warning(
                 "%s; %s", fault, "its predecessors go on meanwhile" if kept else "nobody else answers"
             )
@@ -234,6 +235,17 @@ async def _wait_for_champion(endpoint: ModelEndpoint) -> None:
                 return
             looked = loop.time()
         await asyncio.sleep(POLL_S)
+
+
+async def _others_predict() -> bool:
+    """Whether another replica has a champion; one that runs without a champion is not waited for."""
+    if not await asyncio.get_running_loop().run_in_executor(None, others_answer):
+        return False
+    try:
+        return bool(await asyncio.wait_for(ask_another("has_champion"), ASK_S))
+    except Exception as error:  # noqa: BLE001 - whatever its release or load keeps it from, it runs
+        _log.warning("another replica does not say whether it has a champion: %s", error)
+        return True
 
 
 def build_pool(options: PoolOptions) -> PoolEndpoint:
@@ -289,6 +301,10 @@ class PredictorReplica:
     async def embed(self, texts: list[str]) -> Array:
         """Vectors of texts, for the gateway's searches by text."""
         return await embed(self._predictor, texts)
+
+    async def has_champion(self) -> bool:
+        """Whether it answers predictions, as a new replica asks that cannot."""
+        return self._predictor.engine.routes.champion is not None
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Metrics that Serve scales by; it asks once a second if the deployment is autoscaled."""

@@ -20,6 +20,8 @@ async def embed(predictor: Predictor, texts: Sequence[str]) -> Array:
     Raises: BadRequest if its champion takes anything but one tensor of texts, or answers with no matrix of numbers; NotReady
     without a champion.
     """
+    if predictor.engine.champion_pending:
+        await predictor.pending_champion.loaded()
     version = predictor.engine.routes.champion
     if version is None:
         raise NotReady(

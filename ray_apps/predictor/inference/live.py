@@ -104,6 +104,11 @@ class LiveCounter:
             self._series.of(call.number, call.arm).failed(status)
         self._count(call, end_of(status), call.elapsed_ms() if latency_ms is None else latency_ms)
 
+    def mistaken(self, call: Counted, status: int) -> None:
+        """Count what a caller got wrong: in Prometheus's series alone, as it says nothing about the version."""
+        if self._series is not None:
+            self._series.of(call.number, call.arm).failed(status)
+
     def unserved(self, unit: str, traffic: Traffic | None) -> None:
         """Count a request that no version could answer as an error of the champion's."""
         if traffic is None:

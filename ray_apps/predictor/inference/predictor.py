@@ -7,12 +7,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from clusters.telemetry.tracing import RequestTrace, current_request
-from functions.live_counts import Tally
+from functions.live_counts import End, Tally, end_of
 from functions.prediction_log import LOAD_TEST, PINNED, epoch_us
 from ray_apps.predictor.inference.caller import Caller
 from ray_apps.predictor.inference.explain import Explainer, ExplainRequest, parse_explain
@@ -25,7 +25,9 @@ from ray_apps.predictor.inference.keys import (
     parse_keys,
 )
 from ray_apps.predictor.inference.live import LiveCounter
+from ray_apps.predictor.inference.pending_champion import PendingChampion
 from ray_apps.predictor.inference.recording import Failure, Recorder
+from ray_apps.predictor.inference.routing_key import is_load_test, routing_key
 from ray_apps.predictor.inference.series import ModelSeries
 from ray_apps.predictor.inference.shadows import ShadowJob, Shadows
 from ray_apps.predictor.protocol.datatypes import Array
@@ -47,8 +49,6 @@ from registry.models.traffic import Traffic, is_shadowed
 
 __all__ = ["Predictor"]
 
-MAX_ATTRIBUTES = 64
-MAX_ATTRIBUTE = 256
 _CALLER_GONE, _FAULT = 499, 500
 MAX_EXPLANATIONS = 16
 """Requests of a model that may wait for their explanation; more are refused with 429."""
@@ -86,6 +86,7 @@ class Predictor:
         )  # a load must not hold answers up
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")  # never before an answer
         self._explaining = 0
+        self.pending_champion = PendingChampion(engine)
 
     async def infer(
         self, request: InferRequest, *, number: int | None = None, caller: Caller | None = None
@@ -96,10 +97,13 @@ class Predictor:
         Raises: PredictorError with the status and the message for the caller.
         """
         prediction_id = request.id or os.urandom(16).hex()
-        unit, attributes = _routing_key(request.parameters) if request.parameters else (None, None)
+        unit, attributes = routing_key(request.parameters) if request.parameters else (None, None)
         begin = time.perf_counter()
+        if number is None and self.engine.champion_pending:
+            loading = self.pending_champion.loaded()
+            await (loading if caller is None else caller.run_while_connected(loading))
         arm, version, routes = await self._choose(unit or prediction_id, attributes, number)
-        if request.parameters and _is_load_test(request.parameters) and number is None:
+        if request.parameters and is_load_test(request.parameters) and number is None:
             arm = LOAD_TEST
         call = _Call(prediction_id, unit, arm, version, begin, routes, current_request())
         if call.trace is not None:
@@ -113,10 +117,7 @@ class Predictor:
             outputs = await (work if caller is None or version.inline else caller.run_while_connected(work))
         except BaseException as error:  # also of a caller whose deadline passed or who disconnected
             version.statistics.fail(time.perf_counter() - begin)
-            status = _status_of(error)
-            if number is None:  # a request by number is a trial, no evidence against the version
-                self._fail(call, status)
-            self._live.failed(call, status)
+            await self._failed(request, call, _status_of(error))
             raise
         call.mark("model")
         version.statistics.succeed(call.rows, input_s=checked - begin, infer_s=time.perf_counter() - checked)
@@ -168,7 +169,12 @@ class Predictor:
             arm, version = routes.choose(unit, attributes)
             if version is None:
                 self._live.unserved(unit, routes.traffic)
-                raise NotReady(f"model {self.engine.model!r} has no champion that is loaded; try again soon")
+                fault = self.engine.find_fault()
+                raise NotReady(
+                    f"model {self.engine.model!r} has no champion; promote one of its versions"
+                    if fault is None
+                    else f"{fault}; try again soon"
+                )
             return arm, version, routes
         self._refuse_unserved(number)
         found = self.engine.find(number)
@@ -271,7 +277,15 @@ class Predictor:
             propensity=call.propensity, in_view=call.version.in_view,
         )  # fmt: skip
 
-    def _fail(self, call: _Call, status: int) -> None:
+    async def _failed(self, request: InferRequest, call: _Call, status: int) -> None:
+        """Count a request that its version did not answer, and log it as such; by number it was a trial, which is no evidence."""
+        if call.arm == PINNED:
+            self._live.failed(call, status)
+            return
+        if end_of(status) is End.REFUSED and await self._is_mistaken(request, call):
+            self._live.mistaken(call, status)
+            return
+        self._live.failed(call, status)
         entities = call.keys.entities if call.keys is not None else None
         self.recorder.fail(
             Failure(
@@ -281,6 +295,26 @@ class Predictor:
                 trace=call.trace.row(status) if call.trace is not None else None, propensity=call.propensity,
             )
         )  # fmt: skip
+
+    async def _is_mistaken(self, request: InferRequest, call: _Call) -> bool:
+        """Whether a refused request is the caller's mistake: unless the version that callers go by would answer it.
+
+        For other arms that is the champion; for a champion the one before it, as long as that is loaded.
+        """
+        reference = call.routes.champion
+        if reference is call.version:
+            replaced = call.routes.replaced
+            reference = None if replaced is None else self.engine.find(replaced)
+        if reference is None:
+            return True
+        trial = replace(call, version=reference, trace=None)
+        try:
+            found = await self._inputs(request, trial)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._pool, reference.predict, found.inputs, found.abstained)
+        except Exception:  # noqa: BLE001 - whatever fails here, it is not shown that a version would answer
+            return True
+        return False
 
     def _now_us(self, keys: KeyedRows | None) -> int:
         if keys is not None and keys.at is not None:
@@ -338,6 +372,7 @@ class Predictor:
     async def close(self) -> None:
         """Stop the shadows and the engine, and write the queued failures."""
         await self.shadows.close()
+        self.pending_champion.close()
         self.recorder.flush()
         await asyncio.get_running_loop().run_in_executor(None, self.engine.stop)
         for pool in (self._pool, self._loader, self._explainer):
@@ -405,42 +440,3 @@ def _response_parameters(call: _Call, found: ModelInputs, outputs: Mapping[str, 
         if found.abstained:
             parameters["abstained"] = list(found.abstained)
     return parameters
-
-
-def _routing_key(parameters: Mapping[str, Any]) -> tuple[str | None, Mapping[str, str] | None]:
-    """The unit, which the traffic split is keyed by, and the attributes, which its rules match first."""
-    attributes = parameters.get("attributes")
-    if attributes is not None:
-        _check_attributes(attributes)
-    return _unit(parameters), attributes
-
-
-def _is_load_test(parameters: Mapping[str, Any]) -> bool:
-    """Whether a request says that nobody reads its answer. Raises: BadRequest for anything but true or false."""
-    marked = parameters.get("load_test", False)
-    if not isinstance(marked, bool):
-        raise BadRequest(f"parameters.load_test: expected true or false, got {marked!r:.80}")
-    return marked
-
-
-def _check_attributes(attributes: Any) -> None:
-    """Refuse malformed attributes even without rules, so that a change of the policy cannot break a caller."""
-    if not isinstance(attributes, dict) or len(attributes) > MAX_ATTRIBUTES:
-        raise BadRequest(
-            f"parameters.attributes: expected an object of at most {MAX_ATTRIBUTES} texts, as in "
-            f'{{"country": "NL"}}, got {attributes!r:.80}'
-        )
-    for name, value in attributes.items():
-        if not isinstance(value, str) or len(value) > MAX_ATTRIBUTE:
-            raise BadRequest(
-                f"parameters.attributes.{name:.80}: expected a text of at most {MAX_ATTRIBUTE} characters, got {value!r:.80}"
-            )
-
-
-def _unit(parameters: Mapping[str, Any]) -> str | None:
-    unit = parameters.get("unit")
-    if unit is None or isinstance(unit, str):
-        return unit
-    if isinstance(unit, int) and not isinstance(unit, bool):
-        return str(unit)
-    raise BadRequest(f"parameters.unit: expected a string or an integer, got {unit!r:.80}")

@@ -132,6 +132,13 @@ class VersionFollower(Generic[V]):
         reason = self.failures.get(number, "it is not loaded yet")
         return f"{self.model}: version {number}, the champion, cannot answer: {reason}"
 
+    @property
+    def champion_pending(self) -> bool:
+        """Whether the policy names a champion that is still to be loaded, and has not failed to load."""
+        if self.routes.champion is not None or self.view is None or self.view.traffic is None:
+            return False
+        return self.view.traffic.champion.version not in self._failures
+
     def stop(self) -> None:
         """End the threads; loaded versions still answer."""
         self._stop.set()

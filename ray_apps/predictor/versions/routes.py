@@ -32,7 +32,7 @@ class Routes(Generic[V]):
     champion: answers for every arm that is not ready; None until a champion was ready for the first time.
     arms: version -> the ready version, for the arms of the split and its rules. shadows: ready shadow versions.
     degraded: versions that the policy names and that are not ready, so that another answers for them. chances: of each arm,
-    the champion's with those of arms that are not ready.
+    the champion's with those of arms that are not ready. replaced: number of the champion before this one, where there was one.
     """
 
     traffic: Traffic | None = None
@@ -41,6 +41,7 @@ class Routes(Generic[V]):
     shadows: tuple[V, ...] = ()
     degraded: frozenset[int] = frozenset()
     chances: Mapping[str, float] = field(default_factory=dict)
+    replaced: int | None = None
 
     def chance(self, arm: str) -> float | None:
         """Chance that a request which no rule matches gets `arm`; 1 for the arm of a rule, None for one that was not drawn."""
@@ -83,7 +84,10 @@ def plan_routes(traffic: Traffic | None, ready: Iterable[V], previous: Routes[V]
     if traffic is None:
         return previous
     by_number = {version.version: version for version in ready}
-    champion = by_number.get(traffic.champion.version, previous.champion)
+    champion, before = by_number.get(traffic.champion.version, previous.champion), previous.champion
+    replaced = previous.replaced
+    if before is not None and champion is not None and champion.version != before.version:
+        replaced = before.version
     named = [
         *(arm.version for arm in traffic.arms[1:]),
         *(v for rule in traffic.rules for v in rule.versions),
@@ -98,6 +102,7 @@ def plan_routes(traffic: Traffic | None, ready: Iterable[V], previous: Routes[V]
         shadows=tuple(by_number[v] for v in traffic.shadows if v in by_number),
         degraded=frozenset(traffic.versions) - by_number.keys(),
         chances=_chances(traffic, arms),
+        replaced=replaced,
     )
 
 

@@ -26,7 +26,7 @@ from ray_apps.predictor.deploy.remote import (
     VersionClient,
 )
 from ray_apps.predictor.protocol.errors import NotReady
-from ray_apps.predictor.versions.loaded import LoadedVersion, fetch_version
+from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError, fetch_version
 from registry import Registry
 from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, tensors
 from tests.ray_apps.predictor.deploy.fake_deployments import FakeCluster, FakeDeployments
@@ -261,6 +261,30 @@ async def test_a_version_that_does_not_answer_in_time_is_a_503():
     client = VersionClient("late@1", silent, loop=asyncio.get_running_loop(), timeout_s=0.01)
     with pytest.raises(NotReady, match=r"late@1: none of its replicas answered within 0\.01 s"):
         await client.answer({"x": np.zeros(1)})
+
+
+async def test_an_endpoint_whose_champion_failed_to_start_opens_once_another_try_succeeds(
+    served_model: ServedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    registry = Registry(served_model.registry.store, actor="replica")
+    cluster, tries = FakeCluster(), []
+
+    def load(number: int) -> LoadedVersion:
+        tries.append(number)
+        if len(tries) == 1:
+            raise LoadError("late@1 cannot be served: the node has no room")
+        return fetch_version(
+            registry.get_version("late", number), registry, load_fake_scorer, scratch=tmp_path / "remote"
+        )
+
+    cluster.loads = load
+    monkeypatch.setattr(deployment, "ServeDeployments", lambda *_, release: FakeDeployments(cluster, release))
+    monkeypatch.setattr(DedicatedVersions, "start", lambda *_: None)
+    options = PredictorOptions(store_url=served_model.registry.store.url, authentication=False, dedicated=OWN)
+    endpoint = await deployment._open_endpoint("late", options, 1)
+    assert tries == [1, 1]
+    assert endpoint.predictor.engine.find_fault() is None
+    await endpoint.close()
 
 
 async def test_an_endpoint_opens_with_its_champion_while_a_canary_waits_for_room(

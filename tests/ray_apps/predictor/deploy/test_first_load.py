@@ -91,7 +91,14 @@ async def test_a_replica_that_cannot_answer_does_not_get_ready_while_others_do(
         looks.append(1)
         return len(looks) < 3
 
+    async def ask_another(method: str) -> bool:
+        assert method == "has_champion"
+        if len(looks) > 1:
+            raise TimeoutError("it is busy")
+        return True
+
     monkeypatch.setattr(deployment, "others_answer", others_answer)
+    monkeypatch.setattr(deployment, "ask_another", ask_another)
     if why == "store":
         monkeypatch.setattr(type(registry.follow("late")), "refresh", refuse)
     else:
@@ -99,6 +106,24 @@ async def test_a_replica_that_cannot_answer_does_not_get_ready_while_others_do(
         promoted("load")
     endpoint = await deployment._open_endpoint("late", options, 0)
     assert len(looks) == 3
+    await endpoint.close()
+
+
+async def test_a_replica_does_not_wait_for_others_that_cannot_answer_either(
+    options: PredictorOptions,
+    registry: Registry,
+    promoted: Callable[[str], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def ask_another(method: str) -> bool:
+        return method != "has_champion"
+
+    monkeypatch.setattr(deployment, "others_answer", lambda: True)
+    monkeypatch.setattr(deployment, "ask_another", ask_another)
+    registry.create_model("late")
+    promoted("load")
+    endpoint = await asyncio.wait_for(deployment._open_endpoint("late", options, 0), 60)
+    assert endpoint.predictor.engine.find_fault() is not None
     await endpoint.close()
 
 

@@ -15,7 +15,8 @@ def predictor(outputs: Any, *inputs: TensorSpec, served: bool = True) -> Any:
     """A predictor that answers with the same outputs, and notes what it was asked."""
     version = SimpleNamespace(signature=SimpleNamespace(inputs=inputs)) if served else None
     made = SimpleNamespace(
-        asked=[], engine=SimpleNamespace(model="m", routes=SimpleNamespace(champion=version))
+        asked=[],
+        engine=SimpleNamespace(model="m", routes=SimpleNamespace(champion=version), champion_pending=False),
     )
 
     async def infer(request: Any) -> Any:
@@ -32,6 +33,19 @@ async def test_texts_are_asked_as_one_tensor_of_bytes(shape: tuple[int, ...]) ->
     assert (await embed(asked, ["früh", "b"])).shape == (2, 3)
     (given,) = asked.asked
     assert given["text"].tolist() == np.array(["früh".encode(), b"b"], object).reshape(2, *shape[1:]).tolist()
+
+
+async def test_texts_wait_for_a_champion_that_is_being_loaded() -> None:
+    text = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
+    asked = predictor(np.ones((1, 3), np.float32), text)
+    loading, asked.engine.routes.champion = asked.engine.routes.champion, None
+    asked.engine.champion_pending = True
+
+    async def loaded() -> None:
+        asked.engine.routes.champion = loading
+
+    asked.pending_champion = SimpleNamespace(loaded=loaded)
+    assert (await embed(asked, ["a"])).shape == (1, 3)
 
 
 async def test_a_model_that_embeds_no_texts_is_refused() -> None:

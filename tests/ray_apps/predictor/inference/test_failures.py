@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import pytest
 
 from functions.evaluation.realised_loss import score
 from functions.prediction_log.records import LABELS
@@ -26,13 +25,10 @@ def fail(served_model: ServedModel, how: str = "predict") -> None:
     champion._scorer.fail = how
 
 
-@pytest.mark.parametrize(("how", "status"), [("predict", 500), ("values", 400)])
-async def test_a_request_that_the_version_fails_is_logged_without_outputs(
-    served_model: ServedModel, how: str, status: int
-):
-    fail(served_model, how)
+async def test_a_request_that_the_version_fails_is_logged_without_outputs(served_model: ServedModel):
+    fail(served_model)
     response = await served_model.infer(tensors(3, id="f", parameters={"unit": "N1"}))
-    assert response.status_code == status
+    assert response.status_code == 500
     rows = logged(served_model)
     assert [row["prediction_id"] for row in rows] == ["f:0", "f:1", "f:2"]
     assert {(row["version"], row["arm"], row["unit"], row["shadow"]) for row in rows} == {
@@ -46,12 +42,6 @@ async def test_the_answer_does_not_wait_for_the_record_of_its_failure(served_mod
     fail(served_model)
     await served_model.infer()
     assert served_model.log.payloads == []
-    assert len(logged(served_model)) == 1
-
-
-async def test_a_request_that_does_not_fit_the_version_is_one_failure(served_model: ServedModel):
-    """A challenger with another signature fails its share of the traffic: the rollout must see it."""
-    assert (await served_model.infer({"inputs": tensors(500)["inputs"][:1]})).status_code == 400
     assert len(logged(served_model)) == 1
 
 
