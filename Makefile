@@ -29,10 +29,10 @@ $(STAMP): pyproject.toml $(LOCKS)
 setup: $(STAMP) ## create .venv and install everything into it, each file checked by its hash
 
 demo: $(STAMP) ## the whole kitchen on real flights, about five minutes
-	@TOQUE_PROJECT=$(PROJECT) $(BIN)/python -m ray_apps.cli demo
+	@TOQUE_PROJECT=$(PROJECT) $(BIN)/python -m toque.ray_apps.cli demo
 
 up: $(STAMP) ## start Redis, Ray and the serving counter on this machine
-	@TOQUE_PROJECT=$(PROJECT) $(BIN)/python -m ray_apps.cli up
+	@TOQUE_PROJECT=$(PROJECT) $(BIN)/python -m toque.ray_apps.cli up
 
 demo-llm: $(STAMP) $(MODELS)/.installed ## a language model: its prompts judged, A/B-tested and promoted, or blocked
 	@$(BIN)/python -m examples.capitals
@@ -41,10 +41,10 @@ examples: $(STAMP) ## every other example: weeks of a model's life until a chall
 	@set -e; for each in $(EXAMPLES); do echo "== examples.$$each"; $(BIN)/python -m examples.$$each; done
 
 down: ## end all that `make up` or `make demo` started
-	@test ! -x $(BIN)/python || $(BIN)/python -m ray_apps.cli down
+	@test ! -x $(BIN)/python || $(BIN)/python -m toque.ray_apps.cli down
 
 wheel: ## build the wheel that `pip install` takes, into dist/
-	@$(PYTHON) -m clusters.wheel dist
+	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 # What takes a cluster or kills processes waits much; the rest computes meanwhile.
 test: $(STAMP) ## the test suite, under 15 minutes on two cores; WHOLE=1 adds the long tests, as CI does
@@ -111,17 +111,17 @@ format: $(STAMP) ## let ruff rewrite the code
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## every benchmark in load/, each with its ratio to a peer or floor
-	@set -e; for bench in $(BENCHMARKS); do echo "== $$bench"; $(BIN)/python -m load.benchmarks.$$bench; done
+	@set -e; for bench in $(BENCHMARKS); do echo "== $$bench"; $(BIN)/python -m toque.load.benchmarks.$$bench; done
 
 bench-stats: $(STAMP) ## simulations of the statistics, each against its bound; exit code 1 if one breaks
-	@set -e; for bench in bounds peeking; do echo "== $$bench"; $(BIN)/python -m load.benchmarks.statistics.$$bench; done
+	@set -e; for bench in bounds peeking; do echo "== $$bench"; $(BIN)/python -m toque.load.benchmarks.statistics.$$bench; done
 
 load: $(STAMP) ## the first scenario of load/scenarios/slo.toml on what runs; exit code 1 when an objective is missed
-	@$(BIN)/python -m load.scenarios.run
+	@$(BIN)/python -m toque.load.scenarios.run
 
 SOAK_MINUTES ?= 60
 soak: $(STAMP) ## an hour (SOAK_MINUTES) of load, promotions, retrains, kills and a full disk; exit code 1 if anything grew or failed
-	@$(BIN)/python -m load.soak --minutes $(SOAK_MINUTES)
+	@$(BIN)/python -m toque.load.soak --minutes $(SOAK_MINUTES)
 
 $(TOOLS)/.installed: security/tools.lock # apart from .venv: what they look at is not theirs
 	$(PYTHON) -m venv $(TOOLS)

@@ -15,20 +15,20 @@ from itertools import chain
 
 import pyarrow as pa
 
-from functions.evaluation import evaluate_gate
-from functions.features import build_training_set
-from functions.model_formats.load import ScoringModel
-from functions.model_formats.table_inputs import text_inputs
-from functions.model_formats.versions import load_version
-from functions.prediction_log import LABELS_TABLE, Label, encode_labels, predictions_table
-from functions.prediction_log.writing.columns import label_columns, prediction_columns
-from functions.project import ModelDefinition
-from functions.retraining.jobs import InspectionResult, inspect_model
-from functions.runtime.context import Context, context, use_context
-from functions.training import train_model
-from functions.tuning import Space, tune_model
-from ray_apps.predictor.inference.recording import Recorder
-from registry import Table, open_store
+from toque.functions.evaluation import evaluate_gate
+from toque.functions.features import build_training_set
+from toque.functions.model_formats.load import ScoringModel
+from toque.functions.model_formats.table_inputs import text_inputs
+from toque.functions.model_formats.versions import load_version
+from toque.functions.prediction_log import LABELS_TABLE, Label, encode_labels, predictions_table
+from toque.functions.prediction_log.writing.columns import label_columns, prediction_columns
+from toque.functions.project import ModelDefinition
+from toque.functions.retraining.jobs import InspectionResult, inspect_model
+from toque.functions.runtime.context import Context, context, use_context
+from toque.functions.training import train_model
+from toque.functions.tuning import Space, tune_model
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.registry import Table, open_store
 
 START, DAY = datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1)
 FIRST_DAY, LAST_DAY = 6, 36  # before the first, labelled rows are only collected

@@ -3,9 +3,9 @@
 from datetime import timedelta
 from typing import Final
 
-from functions.retraining.policy import RetrainingPolicy, TrainingWindow
-from functions.rollout import RolloutPolicy
-from registry import AutomaticApproval, ModelPolicy
+from toque.functions.retraining.policy import RetrainingPolicy, TrainingWindow
+from toque.functions.rollout import RolloutPolicy
+from toque.registry import AutomaticApproval, ModelPolicy
 
 ROLLOUT: Final = RolloutPolicy(
     season=timedelta(0),  # their weeks have no weekdays

@@ -2,12 +2,11 @@
 
 Holds definitions (in Feast's words), the offline store (tables in the object store), the point-in-time join, the
 online store (Redis), materialization and on-demand views. Must not know what a model, a function or a deployment is;
-Ray only in `featurestore.offline.distributed` and its `store_catalog`.
+Ray only in `toque.featurestore.offline.distributed` and its `store_catalog`.
 """
 
-from featurestore import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
-from featurestore.applied import Change, Plan
-from featurestore.definitions import (
+from toque.featurestore.applied import Change, Plan
+from toque.featurestore.definitions import (
     Bool,
     Decimal,
     Deprecation,
@@ -37,7 +36,7 @@ from featurestore.definitions import (
     VectorIndex,
     on_demand_feature_view,
 )
-from featurestore.errors import (
+from toque.featurestore.errors import (
     FeatureStoreError,
     IncompatibleChange,
     InvalidDefinition,
@@ -48,11 +47,11 @@ from featurestore.errors import (
     UnreadableRow,
     UnreadableSource,
 )
-from featurestore.health import ViewHealth, newest_event, view_health
-from featurestore.online import Materialized, OnlineFeatures, Status
-from featurestore.row_times import RowTime, row_times
-from featurestore.skew import SkewReport, skew_report
-from featurestore.sources import (
+from toque.featurestore.health import ViewHealth, newest_event, view_health
+from toque.featurestore.online import Materialized, OnlineFeatures, Status
+from toque.featurestore.row_times import RowTime, row_times
+from toque.featurestore.skew import SkewReport, skew_report
+from toque.featurestore.sources import (
     BatchSource,
     CsvFiles,
     DeltaRows,
@@ -61,14 +60,20 @@ from featurestore.sources import (
     SourceLoad,
     SqlTable,
 )
-from featurestore.sources.refresh import Refreshed
-from featurestore.statistics import FeatureStatistics, PartStatistics, view_course, view_statistics
-from featurestore.store import FeatureStore
-from featurestore.streams import KafkaTopic, RedisStream, SchemaRegistry, StreamSource
-from featurestore.upkeep import Upkeep, compact, erase, expire
-from featurestore.vectors import IndexBuild, Neighbour, Neighbours, RecallTooLow
-from featurestore.windows.aggregations import Aggregation, Windows, aggregate_windows, aggregations, last_k
-from featurestore.windows.distinct import DistinctSketch
+from toque.featurestore.sources.refresh import Refreshed
+from toque.featurestore.statistics import FeatureStatistics, PartStatistics, view_course, view_statistics
+from toque.featurestore.store import FeatureStore
+from toque.featurestore.streams import KafkaTopic, RedisStream, SchemaRegistry, StreamSource
+from toque.featurestore.upkeep import Upkeep, compact, erase, expire
+from toque.featurestore.vectors import IndexBuild, Neighbour, Neighbours, RecallTooLow
+from toque.featurestore.windows.aggregations import (
+    Aggregation,
+    Windows,
+    aggregate_windows,
+    aggregations,
+    last_k,
+)
+from toque.featurestore.windows.distinct import DistinctSketch
 
 __all__ = [
     "Aggregation",
@@ -152,3 +157,6 @@ __all__ = [
     "view_health",
     "view_statistics",
 ]
+
+if __name__ != "toque.featurestore":  # under a second name, each class would be there twice
+    raise ImportError(f"{__name__} is imported as toque.featurestore")

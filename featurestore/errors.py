@@ -1,5 +1,5 @@
 """Errors of the feature store: a subclass for each way a caller would act differently."""
-# ruff: noqa: N818 - the names say what happened, as in registry.errors
+# ruff: noqa: N818 - the names say what happened, as in toque.registry.errors
 
 
 class FeatureStoreError(Exception):

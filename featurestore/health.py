@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.applied.definitions import ViewOrName
-from featurestore.definitions.expectations import missing
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.definitions.times import from_microseconds
-from featurestore.definitions.views import FeatureView
-from featurestore.offline.versions import Version
-from featurestore.online.keys import row_keys
-from featurestore.online.materialize import Materializer
-from featurestore.online.serving import Status
-from featurestore.store import FeatureStore
-from featurestore.windows.distinct import DistinctSketch
+from toque.featurestore.applied.definitions import ViewOrName
+from toque.featurestore.definitions.expectations import missing
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.definitions.times import from_microseconds
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.offline.versions import Version
+from toque.featurestore.online.keys import row_keys
+from toque.featurestore.online.materialize import Materializer
+from toque.featurestore.online.serving import Status
+from toque.featurestore.store import FeatureStore
+from toque.featurestore.windows.distinct import DistinctSketch
 
 DAY = timedelta(days=1)
 _ROWS_AT_ONCE = 200_000

@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurestore.applied import deserialize
-from featurestore.applied.definitions import Definitions, ViewOrName
-from featurestore.definitions.derived import Derived
-from featurestore.definitions.expectations import Freshness
-from featurestore.definitions.fields import CREATED_TIMESTAMP, check_name
-from featurestore.definitions.views import (
+from toque.featurestore.applied import deserialize
+from toque.featurestore.applied.definitions import Definitions, ViewOrName
+from toque.featurestore.definitions.derived import Derived
+from toque.featurestore.definitions.expectations import Freshness
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, check_name
+from toque.featurestore.definitions.views import (
     FeatureLike,
     FeatureService,
     FeatureView,
@@ -21,21 +21,21 @@ from featurestore.definitions.views import (
     Projection,
     projection,
 )
-from featurestore.errors import UnknownDefinition
-from featurestore.offline.derived_refresh import new_derived_rows
-from featurestore.offline.historical import RetrievalJob
-from featurestore.offline.pinned_retrieval import check_entities, stored_view
-from featurestore.offline.tables import OfflineStore
-from featurestore.retrieval import Features, Retrieval, plan_retrieval
-from featurestore.rows import Clock, Tabular, check_rows, conform, to_table
-from featurestore.sources import BatchSource, SourceTable
-from featurestore.sources.refresh import Refreshed, new_rows
-from featurestore.streams import StreamSource, StreamTable
-from featurestore.streams.refresh import new_rows as new_stream_rows
-from featurestore.vectors import FOLLOWERS
-from registry.journal import Journal
-from registry.store import ObjectStore, Table, TableSnapshot
-from registry.times import as_utc
+from toque.featurestore.errors import UnknownDefinition
+from toque.featurestore.offline.derived_refresh import new_derived_rows
+from toque.featurestore.offline.historical import RetrievalJob
+from toque.featurestore.offline.pinned_retrieval import check_entities, stored_view
+from toque.featurestore.offline.tables import OfflineStore
+from toque.featurestore.retrieval import Features, Retrieval, plan_retrieval
+from toque.featurestore.rows import Clock, Tabular, check_rows, conform, to_table
+from toque.featurestore.sources import BatchSource, SourceTable
+from toque.featurestore.sources.refresh import Refreshed, new_rows
+from toque.featurestore.streams import StreamSource, StreamTable
+from toque.featurestore.streams.refresh import new_rows as new_stream_rows
+from toque.featurestore.vectors import FOLLOWERS
+from toque.registry.journal import Journal
+from toque.registry.store import ObjectStore, Table, TableSnapshot
+from toque.registry.times import as_utc
 
 
 class OfflineRows(Definitions):

@@ -4,17 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from featurestore.definitions.fields import Field
-from featurestore.definitions.on_demand import Column, compute
-from featurestore.definitions.on_demand_inputs import Inputs
-from featurestore.definitions.views import (
+from toque.featurestore.definitions.fields import Field
+from toque.featurestore.definitions.on_demand import Column, compute
+from toque.featurestore.definitions.on_demand_inputs import Inputs
+from toque.featurestore.definitions.views import (
     FeatureLike,
     FeatureService,
     FeatureView,
     OnDemandFeatureView,
     Projection,
 )
-from featurestore.errors import InvalidDefinition
+from toque.featurestore.errors import InvalidDefinition
 
 Features = FeatureService | FeatureLike | str | Sequence[FeatureLike | str]
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.encoding import RowLayout
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from featurestore.definitions.views import Projection
-from featurestore.offline import point_in_time
-from featurestore.offline.candidates import answers_of
-from featurestore.offline.pinned_retrieval import stored_view, typed_keys
-from featurestore.retrieval import Features
-from featurestore.store import FeatureStore
+from toque.featurestore.definitions.encoding import RowLayout
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.views import Projection
+from toque.featurestore.offline import point_in_time
+from toque.featurestore.offline.candidates import answers_of
+from toque.featurestore.offline.pinned_retrieval import stored_view, typed_keys
+from toque.featurestore.retrieval import Features
+from toque.featurestore.store import FeatureStore
 
 
 @dataclass(frozen=True, slots=True)

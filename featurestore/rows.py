@@ -9,13 +9,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.casting import cast_column, microsecond_utc
-from featurestore.definitions.casting.composites import column_of_values, refuse_truths
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.expectations import Freshness
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import InvalidRows
+from toque.featurestore.definitions.casting import cast_column, microsecond_utc
+from toque.featurestore.definitions.casting.composites import column_of_values, refuse_truths
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.expectations import Freshness
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import InvalidRows
 
 Clock = Callable[[], datetime]
 # An Arrow table, a pandas or polars frame, or a sequence of mappings; the first two come without types.

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.casting.composites import texts_of
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.retrieval import Features
-from featurestore.rows import Tabular, to_table
-from featurestore.store import FeatureStore
+from toque.featurestore.definitions.casting.composites import texts_of
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.retrieval import Features
+from toque.featurestore.rows import Tabular, to_table
+from toque.featurestore.store import FeatureStore
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.applied.definitions import ViewOrName
-from featurestore.definitions.expectations import missing
-from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
-from featurestore.definitions.views import FeatureView
-from featurestore.health import DAY, newest_event, recent_rows
-from featurestore.store import FeatureStore
-from featurestore.windows.distinct import DistinctSketch
+from toque.featurestore.applied.definitions import ViewOrName
+from toque.featurestore.definitions.expectations import missing
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.health import DAY, newest_event, recent_rows
+from toque.featurestore.store import FeatureStore
+from toque.featurestore.windows.distinct import DistinctSketch
 
 SAMPLE_ROWS = 50_000
 _COURSE_TOP = 5  # frequent values of a part

@@ -6,20 +6,20 @@ from typing import Any, Literal
 
 import pyarrow.compute as pc
 
-from featurestore.applied import deserialize
-from featurestore.applied.definitions import ViewOrName
-from featurestore.definitions.encoding import RowLayout
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnreadableRow
-from featurestore.offline_rows import OfflineRows
-from featurestore.online.materialize import Materialized, Materializer, Progress, Spread
-from featurestore.online.recent import RecentKeys
-from featurestore.online.redis_store import OnlineStore
-from featurestore.online.serving import CLOCK_SKEW, EntityRows, OnlineFeatures, Request, lookups_of
-from featurestore.retrieval import Features, Retrieval
-from featurestore.rows import Clock, Tabular, to_table
-from featurestore.vectors import (
+from toque.featurestore.applied import deserialize
+from toque.featurestore.applied.definitions import ViewOrName
+from toque.featurestore.definitions.encoding import RowLayout
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnreadableRow
+from toque.featurestore.offline_rows import OfflineRows
+from toque.featurestore.online.materialize import Materialized, Materializer, Progress, Spread
+from toque.featurestore.online.recent import RecentKeys
+from toque.featurestore.online.redis_store import OnlineStore
+from toque.featurestore.online.serving import CLOCK_SKEW, EntityRows, OnlineFeatures, Request, lookups_of
+from toque.featurestore.retrieval import Features, Retrieval
+from toque.featurestore.rows import Clock, Tabular, to_table
+from toque.featurestore.vectors import (
     Ask,
     Embed,
     IndexBuild,
@@ -32,8 +32,8 @@ from featurestore.vectors import (
     refresh,
     search,
 )
-from registry.store import ObjectStore, TableSnapshot
-from registry.times import as_utc, utc_now
+from toque.registry.store import ObjectStore, TableSnapshot
+from toque.registry.times import as_utc, utc_now
 
 
 class FeatureStore(OfflineRows):

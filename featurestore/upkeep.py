@@ -14,13 +14,13 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.applied.definitions import ViewOrName
-from featurestore.definitions.fields import EVENT_DAY
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import FeatureStoreError, InvalidDefinition
-from featurestore.store import FeatureStore
-from registry.backoff import backoff_s
-from registry.store.tables.settling import settle
+from toque.featurestore.applied.definitions import ViewOrName
+from toque.featurestore.definitions.fields import EVENT_DAY
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import FeatureStoreError, InvalidDefinition
+from toque.featurestore.store import FeatureStore
+from toque.registry.backoff import backoff_s
+from toque.registry.store.tables.settling import settle
 
 FILE_BYTES = 128 * 2**20
 LEAST_GRACE = timedelta(days=1)  # a slower append than this could lose files that it has not committed yet

@@ -4,16 +4,15 @@ This face is what a user's project needs to declare and run functions. The room 
 registry and the kernels; it must not know what serves it (`ray_apps`).
 """
 
-from functions import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
-from functions.runtime.context import Context, context, use_context
-from functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
-from functions.runtime.durable.admission.preemption import preempted
-from functions.runtime.durable.invocation import Invocation
-from functions.runtime.durable.workflow import Preempted, sleep, wait_for
-from functions.runtime.function import Function, call, function
-from functions.runtime.run.capture import report_progress
-from functions.runtime.run.future import Future
-from functions.runtime.triggers.waiter import wait_for_event
+from toque.functions.runtime.context import Context, context, use_context
+from toque.functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
+from toque.functions.runtime.durable.admission.preemption import preempted
+from toque.functions.runtime.durable.invocation import Invocation
+from toque.functions.runtime.durable.workflow import Preempted, sleep, wait_for
+from toque.functions.runtime.function import Function, call, function
+from toque.functions.runtime.run.capture import report_progress
+from toque.functions.runtime.run.future import Future
+from toque.functions.runtime.triggers.waiter import wait_for_event
 
 __all__ = [
     "Context",
@@ -36,3 +35,6 @@ __all__ = [
     "wait_for",
     "wait_for_event",
 ]
+
+if __name__ != "toque.functions":  # under a second name, each class would be there twice
+    raise ImportError(f"{__name__} is imported as toque.functions")

@@ -1,4 +1,4 @@
-"""Functions from the command line: `python -m functions run NAME --json '{…}'`.
+"""Functions from the command line: `python -m toque.functions run NAME --json '{…}'`.
 
 Results go to standard output as one JSON value; errors to standard error, as a JSON object with the member
 `error`. Outside a terminal, each is a single line, the last. Exit codes: 0 success; 1 the function failed, or
@@ -19,20 +19,20 @@ from typing import Any, NoReturn, TextIO, get_args
 
 from pydantic import BaseModel
 
-from clusters.profile import apply_profile
-from functions.runtime import catalog
-from functions.runtime.context import context
-from functions.runtime.durable.invocation import Invocation, executor_of, ledger_of
-from functions.runtime.durable.record import Record, Status
-from functions.runtime.durable.values import get_value
-from functions.runtime.errors import (
+from toque.clusters.profile import apply_profile
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import context
+from toque.functions.runtime.durable.invocation import Invocation, executor_of, ledger_of
+from toque.functions.runtime.durable.record import Record, Status
+from toque.functions.runtime.durable.values import get_value
+from toque.functions.runtime.errors import (
     InvalidArguments,
     KeyConflict,
     UnknownFunction,
     UnknownInvocation,
 )
-from functions.runtime.run import cluster
-from functions.runtime.run.log import Tail
+from toque.functions.runtime.run import cluster
+from toque.functions.runtime.run.log import Tail
 
 FOLLOW_S = 0.5
 POLL_S = 0.1
@@ -69,14 +69,14 @@ def _message(error: Exception, args: argparse.Namespace) -> str:
         return f"--json cannot be read: {error}"
     if isinstance(error, UnknownFunction) and name not in functions:
         return (
-            f"there is no function {name!r}; {_suggestion(name, functions)}`python -m functions list` lists them, --module and "
+            f"there is no function {name!r}; {_suggestion(name, functions)}`python -m toque.functions list` lists them, --module and "
             "TOQUE_PROJECT import more"
         )
     if isinstance(error, UnknownInvocation) and name not in functions:
         store, newest = context().store, ledger_of(context()).invocations(limit=_COMPARED_IDS)
         known = [*(each.id for each in newest), *functions]
         return (
-            f"there is no invocation {name!r} in {store.url}; {_suggestion(name, known)}`python -m functions invocations` "
+            f"there is no invocation {name!r} in {store.url}; {_suggestion(name, known)}`python -m toque.functions invocations` "
             "lists them"
         )
     return str(error)
@@ -96,7 +96,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m functions", description=__doc__)
+    parser = _Parser(prog="python -m toque.functions", description=__doc__)
     parser.add_argument(
         "--module",
         action="append",

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
-from functions.alerting import AlertPolicy
-from functions.evaluation import Gate
-from functions.evaluation.meanings import Outcome
-from functions.monitoring import (
+from toque.functions.alerting import AlertPolicy
+from toque.functions.evaluation import Gate
+from toque.functions.evaluation.meanings import Outcome
+from toque.functions.monitoring import (
     AnswerMonitor,
     DriftMonitor,
     EstimateMonitor,
@@ -24,14 +24,14 @@ from functions.monitoring import (
     SkewMonitor,
     VectorMonitor,
 )
-from functions.placement import Placement
-from functions.project_outcome import meaningless, with_loss_of
-from functions.retraining.policy import RetrainingPolicy
-from functions.rollout import RolloutPolicy
-from functions.runtime.definitions import ProjectError, declarations, pick
-from functions.training import TabularParams
-from functions.training.trainer import Trainer, as_trainer
-from registry import ModelPolicy
+from toque.functions.placement import Placement
+from toque.functions.project_outcome import meaningless, with_loss_of
+from toque.functions.retraining.policy import RetrainingPolicy
+from toque.functions.rollout import RolloutPolicy
+from toque.functions.runtime.definitions import ProjectError, declarations, pick
+from toque.functions.training import TabularParams
+from toque.functions.training.trainer import Trainer, as_trainer
+from toque.registry import ModelPolicy
 
 __all__ = ["ModelDefinition", "Monitor", "Project", "ProjectError", "load_project"]
 

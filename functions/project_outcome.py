@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from functions.evaluation.gate import Gate
-from functions.evaluation.meanings import MEANINGS, Loss, Outcome
-from functions.rollout import RolloutPolicy
+from toque.functions.evaluation.gate import Gate
+from toque.functions.evaluation.meanings import MEANINGS, Loss, Outcome
+from toque.functions.rollout import RolloutPolicy
 
 
 def with_loss_of(outcome: Outcome, rollout: RolloutPolicy, monitors: Sequence[Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Quotas of teams for experiments: what runs within them, and what waits for its turn.
 
 A training, sweep or batch inference that is submitted is an experiment. It takes a slot of its team's quota while it runs,
-and waits in the ledger until there is one; `functions.runtime.durable.quota_admission` decides the order.
+and waits in the ledger until there is one; `toque.functions.runtime.durable.quota_admission` decides the order.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.runtime import catalog
-from functions.runtime.context import context
-from functions.runtime.durable.admission.allotment import allotment_in
-from functions.runtime.durable.admission.request import EVERYONE, Quota, QuotaRequest
-from functions.runtime.durable.admission.rule import admission_order, schedule
-from functions.runtime.durable.admission.slots import QuotaSlots, quotas_in
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.durable.record import Record
-from functions.runtime.function import function
-from functions.runtime.run import cluster, room
-from registry.names import check_name
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import context
+from toque.functions.runtime.durable.admission.allotment import allotment_in
+from toque.functions.runtime.durable.admission.request import EVERYONE, Quota, QuotaRequest
+from toque.functions.runtime.durable.admission.rule import admission_order, schedule
+from toque.functions.runtime.durable.admission.slots import QuotaSlots, quotas_in
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.function import function
+from toque.functions.runtime.run import cluster, room
+from toque.registry.names import check_name
 
 
 class Admission(BaseModel):

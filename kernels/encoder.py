@@ -36,7 +36,9 @@ def encode_linear(
     """
     inputs = (numeric, missing, category, left, inverse_width, table, weight, bias)
     if _by_kernel(numeric, missing):
-        from kernels.encoder_triton import encode_linear_triton  # late: Triton is needed with a GPU only
+        from toque.kernels.encoder_triton import (
+            encode_linear_triton,  # late: Triton is needed with a GPU only
+        )
 
         return encode_linear_triton(*inputs)
     return encode_linear_reference(*inputs)

@@ -1,4 +1,4 @@
-"""The first layer of `kernels.encoder` as Triton kernels, forward and backward.
+"""The first layer of `toque.kernels.encoder` as Triton kernels, forward and backward.
 
 Forward, a program takes a tile of rows and of hidden values, and goes along the layer's inputs: it makes a tile of codes in
 registers and multiplies it by the weights. For the weights' gradient, a program takes a tile of weights and goes along a part
@@ -39,7 +39,7 @@ def encode_linear_triton(
     weight: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    """Compute `kernels.encoder.encode_linear` on a CUDA device, or on the CPU where TRITON_INTERPRET=1 was set at import.
+    """Compute `toque.kernels.encoder.encode_linear` on a CUDA device, or on the CPU where TRITON_INTERPRET=1 was set at import.
 
     Under autocast the layer is multiplied in its dtype, as torch does. A category outside the table makes its row NaN.
     Raises: ValueError if shapes disagree or a gradient is wanted for the numbers.

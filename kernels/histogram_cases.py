@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kernels.histogram import quantile_edges
+from toque.kernels.histogram import quantile_edges
 
 
 @dataclass(frozen=True, slots=True)

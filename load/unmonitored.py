@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functions.placement import Placement
-from functions.project import ModelDefinition
+from toque.functions.placement import Placement
+from toque.functions.project import ModelDefinition
 
 
 def unmonitored(name: str, placement: Placement | None = None) -> ModelDefinition:

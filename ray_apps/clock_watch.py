@@ -10,8 +10,8 @@ from contextlib import suppress
 
 from prometheus_client import Gauge
 
-from registry import ObjectStore, RegistryError
-from registry.store import clock_skew_s
+from toque.registry import ObjectStore, RegistryError
+from toque.registry.store import clock_skew_s
 
 __all__ = ["measure_clock", "watch_clock"]
 

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from functions.runtime import catalog
-from functions.runtime.triggers import schedule
+from toque.functions.runtime import catalog
+from toque.functions.runtime.triggers import schedule
 
 
 def discover(projects: Iterable[tuple[str, str]], *, awaited: bool) -> None:
@@ -28,8 +28,8 @@ def _discover(projects: tuple[tuple[str, str], ...]) -> None:
     catalog.discover()
     if not projects:
         return
-    from functions.project import load_project  # late: imports that take seconds belong to this thread
-    from functions.retraining.jobs import inspections
+    from toque.functions.project import load_project  # late: imports that take seconds belong to this thread
+    from toque.functions.retraining.jobs import inspections
 
     for workspace, module in projects:
         catalog.discover((), project=module)

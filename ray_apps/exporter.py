@@ -22,12 +22,12 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from clusters.telemetry.metrics import folder_of_process, listen, node_metrics, parse, render, together
-from functions.prediction_log import default_wal_root
-from functions.runtime.process import enter_process
-from ray_apps.clock_watch import watch_clock
-from ray_apps.series import UP
-from registry import open_store
+from toque.clusters.telemetry.metrics import folder_of_process, listen, node_metrics, parse, render, together
+from toque.functions.prediction_log import default_wal_root
+from toque.functions.runtime.process import enter_process
+from toque.ray_apps.clock_watch import watch_clock
+from toque.ray_apps.series import UP
+from toque.registry import open_store
 
 __all__ = ["ClusterMetrics", "Exporter", "nodes_of_cluster"]
 

@@ -23,7 +23,7 @@ import ray
 from prometheus_client import Counter
 from ray.serve._private import haproxy
 
-from clusters.profile import apply_profile
+from toque.clusters.profile import apply_profile
 
 __all__ = ["SupervisedManager", "install", "processes_of"]
 
@@ -94,7 +94,7 @@ class SupervisedManager(_Manager):  # type: ignore[misc]  # a class that Ray wra
 
 def _keep_series() -> None:
     """Count into the node's files from now on; it takes a second, for which HAProxy does not wait."""
-    from functions.runtime.process import enter_process  # late: as above
+    from toque.functions.runtime.process import enter_process  # late: as above
 
     settings = dict(os.environ)
     apply_profile(settings)

@@ -1,5 +1,5 @@
 """Leases that elect one leader among processes: one in Redis, which is fast and cheap, and that of
-`registry.lease` in the store, which is always there.
+`toque.registry.lease` in the store, which is always there.
 
 Neither compares clocks of machines: Redis and the store time a lease by their own clock, and a holder counts its own seconds
 from before its last renewal. So one that was cut off or stalled stops leading before another begins, unless clocks run at
@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from redis import RedisError
 
-from registry import Unavailable
-from registry.lease import passing_s
+from toque.registry import Unavailable
+from toque.registry.lease import passing_s
 
 REDIS_TERM_S = 5.0
 REDIS_BEAT_S = 1.0

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from ray_apps.deployment.serve_settings import HAPROXY
+from toque.ray_apps.deployment.serve_settings import HAPROXY
 
 _ONE_MACHINE = "TOQUE_ONE_MACHINE"
 _EVERYWHERE, _LOOPBACK = "[::]:", "127.0.0.1:"

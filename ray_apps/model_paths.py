@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from registry.access import DEFAULT_WORKSPACE
+from toque.registry.access import DEFAULT_WORKSPACE
 
 MODELS: Final = "/v2/models"
 """Path of the default workspace's models, where clients of the protocol look."""

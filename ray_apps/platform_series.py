@@ -1,6 +1,6 @@
 """Prometheus gauges of the platform's state in the store and Redis, which the leading ticker measures for all.
 
-They are published as a whole (`clusters.telemetry.metrics.publish`), since a view, a token or a team may be gone the next
+They are published as a whole (`toque.clusters.telemetry.metrics.publish`), since a view, a token or a team may be gone the next
 time. Each part that cannot be read is left out, and `toque_platform_readable` says which.
 """
 
@@ -18,19 +18,19 @@ from typing import Any
 from cryptography import x509
 from prometheus_client import Metric
 
-from clusters.redis_clients import RedisAddress, open_redis
-from functions.features.jobs import latest_feature_health
-from functions.maintenance.backup import last_backup
-from functions.monitoring.language.scores import kept_means
-from functions.prediction_log import losses_of
-from functions.prediction_log.writing.stream import Stream
-from functions.runtime.context import Context
-from functions.runtime.durable.admission.slots import QuotaSlots
-from functions.runtime.durable.dead_letters import DeadLetters
-from functions.runtime.durable.invocation import ledger_of
-from ray_apps.published import Families
-from ray_apps.serve_series import ServeSeries
-from registry import Access
+from toque.clusters.redis_clients import RedisAddress, open_redis
+from toque.functions.features.jobs import latest_feature_health
+from toque.functions.maintenance.backup import last_backup
+from toque.functions.monitoring.language.scores import kept_means
+from toque.functions.prediction_log import losses_of
+from toque.functions.prediction_log.writing.stream import Stream
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.durable.admission.slots import QuotaSlots
+from toque.functions.runtime.durable.dead_letters import DeadLetters
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.ray_apps.published import Families
+from toque.ray_apps.serve_series import ServeSeries
+from toque.registry import Access
 
 __all__ = ["PlatformSeries"]
 

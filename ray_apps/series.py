@@ -9,30 +9,30 @@ from typing import NamedTuple
 from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
 
-from clusters.telemetry.metrics import PREFIX, machine
-from ray_apps.published import FAMILIES
+from toque.clusters.telemetry.metrics import PREFIX, machine
+from toque.ray_apps.published import FAMILIES
 
 __all__ = ["DECLARED_IN", "Series", "all_series"]
 
 DECLARED_IN = (
-    "clusters.redis_clients.series",
-    "clusters.telemetry.metrics.keeping",
-    "clusters.telemetry.tracing.series",
-    "functions.prediction_log.writing.series",
-    "functions.runtime.series",
-    "functions.training.loop.series",
-    "ray_apps.admission.admission",
-    "ray_apps.clock_watch",
-    "ray_apps.gateway.metrics",
-    "ray_apps.gateway.vector_series",
-    "ray_apps.generative.series",
-    "ray_apps.haproxy_supervisor",
-    "ray_apps.predictor.deploy.series",
-    "ray_apps.predictor.inference.series",
-    "ray_apps.streams.series",
-    "ray_apps.ticker",
-    "registry.errors",
-    "registry.store.series",
+    "toque.clusters.redis_clients.series",
+    "toque.clusters.telemetry.metrics.keeping",
+    "toque.clusters.telemetry.tracing.series",
+    "toque.functions.prediction_log.writing.series",
+    "toque.functions.runtime.series",
+    "toque.functions.training.loop.series",
+    "toque.ray_apps.admission.admission",
+    "toque.ray_apps.clock_watch",
+    "toque.ray_apps.gateway.metrics",
+    "toque.ray_apps.gateway.vector_series",
+    "toque.ray_apps.generative.series",
+    "toque.ray_apps.haproxy_supervisor",
+    "toque.ray_apps.predictor.deploy.series",
+    "toque.ray_apps.predictor.inference.series",
+    "toque.ray_apps.streams.series",
+    "toque.ray_apps.ticker",
+    "toque.registry.errors",
+    "toque.registry.store.series",
 )
 """Modules that declare series with prometheus_client."""
 UP = "toque_exporter_up"

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray_apps.published import Families
+from toque.ray_apps.published import Families
 
 __all__ = ["ServeSeries"]
 

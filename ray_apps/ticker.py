@@ -20,21 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Gauge
 
-from clusters.profile import apply_profile
-from clusters.telemetry.metrics import publish, withdraw
-from ray_apps.leader_lease import (
+from toque.clusters.profile import apply_profile
+from toque.clusters.telemetry.metrics import publish, withdraw
+from toque.ray_apps.leader_lease import (
     REDIS_BEAT_S,
     Leadership,
     Lease,
     RedisLease,
 )
-from registry.lease import STORE_BEAT_S, StoreLease
+from toque.registry.lease import STORE_BEAT_S, StoreLease
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
-    from functions.reflexes import Reflexes
-    from functions.runtime.context import Context
+    from toque.functions.reflexes import Reflexes
+    from toque.functions.runtime.context import Context
 
 INTERVAL_S = 0.25
 MEASURE_EVERY_S = 30.0
@@ -161,11 +161,11 @@ class TickerReplica:
     """
 
     def __init__(self) -> None:
-        from functions.runtime.changes.announcer import journals_in  # late: only a replica needs it
-        from functions.runtime.changes.feed import watch_of
-        from functions.runtime.context import context_of
-        from functions.runtime.process import enter_process
-        from registry import Access
+        from toque.functions.runtime.changes.announcer import journals_in  # late: only a replica needs it
+        from toque.functions.runtime.changes.feed import watch_of
+        from toque.functions.runtime.context import context_of
+        from toque.functions.runtime.process import enter_process
+        from toque.registry import Access
 
         apply_profile(os.environ)
         self._context = used = context_of(os.environ)
@@ -206,7 +206,7 @@ class TickerReplica:
 
     def __del__(self) -> None:
         """Stop the tickers when Serve releases the replica, and let another lead at once, to go on with the runs that end with this process."""
-        from functions.runtime.durable.invocation import close_executors  # late: as above
+        from toque.functions.runtime.durable.invocation import close_executors  # late: as above
 
         for ticker in self._tickers:
             ticker.stop()
@@ -216,9 +216,9 @@ class TickerReplica:
         self._leadership.release()
 
     def _due_tasks(self) -> dict[str, Task]:
-        from functions.runtime.durable.invocation import run_pending
-        from functions.runtime.triggers import events, schedule  # late: as above
-        from ray_apps.discovery import discover
+        from toque.functions.runtime.durable.invocation import run_pending
+        from toque.functions.runtime.triggers import events, schedule  # late: as above
+        from toque.ray_apps.discovery import discover
 
         discover(self._context.projects, awaited=self._replaces)
         return {
@@ -228,14 +228,14 @@ class TickerReplica:
         }
 
     def _drain_tasks(self) -> dict[str, Task]:
-        from functions.prediction_log import drain_workspace  # late: as above
+        from toque.functions.prediction_log import drain_workspace  # late: as above
 
         if self._context.redis_url is None:
             return {}
         return {"drain": lambda: self._in_each(drain_workspace)}
 
     def _reflex_tasks(self) -> dict[str, Task]:
-        from functions.reflexes import reflexes_of  # late: as above
+        from toque.functions.reflexes import reflexes_of  # late: as above
 
         known: dict[str, Reflexes | None] = {}
 
@@ -251,8 +251,8 @@ class TickerReplica:
     def _measure_tasks(self) -> dict[str, Task]:
         import ray  # late: as above
 
-        from ray_apps.platform_series import PlatformSeries
-        from ray_apps.serve_series import ServeSeries
+        from toque.ray_apps.platform_series import PlatformSeries
+        from toque.ray_apps.serve_series import ServeSeries
 
         serve = ServeSeries() if ray.is_initialized() else None
         series = PlatformSeries(self._context, self._access, self._in_workspace, serve=serve)
@@ -321,7 +321,7 @@ def _is_lost_here() -> bool:
     """Whether the node of this process is silent or given up."""
     import ray  # late: the processes that start Ray import this package before it
 
-    from functions.runtime.run.node_watch import node_watch  # late: only a replica needs it
+    from toque.functions.runtime.run.node_watch import node_watch  # late: only a replica needs it
 
     if not ray.is_initialized() or not node_watch().is_lost(ray.get_runtime_context().get_node_id()):
         return False
@@ -341,7 +341,7 @@ def wait_prepared(tickers: Iterable[Ticker], *, within_s: float) -> bool:
 
 def leadership_of(used: Context) -> Leadership:
     """Make this process's claim to lead the tickers of a platform: by Redis while it answers, else by the store."""
-    from functions.runtime.changes.announcer import connection  # late: only a replica needs it
+    from toque.functions.runtime.changes.announcer import connection  # late: only a replica needs it
 
     holder = f"{os.uname().nodename}/{os.getpid()}/{uuid.uuid4().hex}"
     leases: list[tuple[Lease, float]] = [(StoreLease(used.store, "ticker", holder), STORE_BEAT_S)]
@@ -359,7 +359,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
     """
     from ray import serve  # late: the processes that start Ray import this package before it
 
-    from ray_apps.spread import laid_out  # late: as above
+    from toque.ray_apps.spread import laid_out  # late: as above
 
     chosen: dict[str, Any] = {"name": "ticker", "ray_actor_options": {"num_cpus": 0}} | (options or {})
     deployment: Any = serve.deployment(TickerReplica, **laid_out(chosen))

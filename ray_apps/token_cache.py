@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
 
-from registry import Principal, Unavailable
+from toque.registry import Principal, Unavailable
 
 _KNOWN_KEPT = 4_096
 _WRONG_KEPT = 512

@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clusters.telemetry.tracing import begin_request
+from toque.clusters.telemetry.tracing import begin_request
 
 __all__ = ["NO_TELEMETRY", "TracedRequests"]
 

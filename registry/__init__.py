@@ -6,8 +6,7 @@ for, as it brings Arrow and Delta.
 
 from typing import TYPE_CHECKING
 
-from registry import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
-from registry.access import (
+from toque.registry.access import (
     DEFAULT_WORKSPACE,
     EVERY_WORKSPACE,
     SERVICE_TIERS,
@@ -23,7 +22,7 @@ from registry.access import (
     workspace_store,
     workspace_url,
 )
-from registry.errors import (
+from toque.registry.errors import (
     AlreadyExists,
     Damaged,
     Forbidden,
@@ -36,8 +35,8 @@ from registry.errors import (
     Stale,
     Unavailable,
 )
-from registry.journal import Conflict, Entry, Fold, Journal
-from registry.models import (
+from toque.registry.journal import Conflict, Entry, Fold, Journal
+from toque.registry.models import (
     Approval,
     Arm,
     AutomaticApproval,
@@ -61,13 +60,13 @@ from registry.models import (
     Traffic,
     TrafficRule,
 )
-from registry.registry import Registry
-from registry.runs import Experiment, Point, Run, RunLog, RunRecord, Segment
-from registry.store import Blob, ObjectStore, TableSnapshot, open_store
-from registry.times import Clock, as_utc, utc_now
+from toque.registry.registry import Registry
+from toque.registry.runs import Experiment, Point, Run, RunLog, RunRecord, Segment
+from toque.registry.store import Blob, ObjectStore, TableSnapshot, open_store
+from toque.registry.times import Clock, as_utc, utc_now
 
 if TYPE_CHECKING:
-    from registry.store import Table
+    from toque.registry.store import Table
 
 __all__ = [
     "DEFAULT_WORKSPACE",
@@ -143,7 +142,11 @@ def __getattr__(name: str) -> object:
     """Import `Table` when it is first asked for."""
     if name != "Table":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from registry.store.tables.table import Table  # late: it brings Arrow and Delta
+    from toque.registry.store.tables.table import Table  # late: it brings Arrow and Delta
 
     globals()[name] = Table
     return Table
+
+
+if __name__ != "toque.registry":  # under a second name, each class would be there twice
+    raise ImportError(f"{__name__} is imported as toque.registry")

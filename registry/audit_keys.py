@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from registry.errors import InvalidInput
+from toque.registry.errors import InvalidInput
 
 KEY_VARIABLE = "TOQUE_AUDIT_KEY"
 FILE_VARIABLE = "TOQUE_AUDIT_KEY_FILE"

@@ -4,12 +4,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from prometheus_client import Counter
-
-from registry.renamed import warn_renamed
 
 
 class RegistryError(Exception):
@@ -84,11 +81,3 @@ class Forbidden(RegistryError):
 
 class Unavailable(RegistryError):
     """The store did not answer, so the outcome is unknown: the same call may be tried again."""
-
-
-def __getattr__(name: str) -> Any:
-    """Import `Conflict` by its old path for one release; the class moved to the journal, whose entry it holds."""
-    if name != "Conflict":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warn_renamed("registry.errors.Conflict", "registry.Conflict")
-    return sys.modules["registry"].Conflict  # the package is there when a module of it is

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from registry.errors import AlreadyExists
-from registry.store import ObjectStore
+from toque.registry.errors import AlreadyExists
+from toque.registry.store import ObjectStore
 
 STORE_TERM_S = 5.0
 STORE_BEAT_S = 1.5

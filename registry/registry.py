@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from registry.models.governance import Governance
-from registry.models.models import Models
-from registry.runs.experiments import Experiments
-from registry.times import Clock, utc_now
+from toque.registry.models.governance import Governance
+from toque.registry.models.models import Models
+from toque.registry.runs.experiments import Experiments
+from toque.registry.times import Clock, utc_now
 
 if TYPE_CHECKING:
-    from registry.store import ObjectStore
+    from toque.registry.store import ObjectStore
 
 
 class Registry(Models, Governance, Experiments):

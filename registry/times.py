@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from registry.errors import InvalidInput
+from toque.registry.errors import InvalidInput
 
 Clock = Callable[[], datetime]
 

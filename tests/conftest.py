@@ -46,7 +46,7 @@ def _functions_end_with_their_test() -> Iterator[None]:
     """A function that a test declares within itself may hold what cannot be pickled, or a name of the platform's; the next test must not meet it."""
 
     def local_functions() -> set[tuple[str, str]]:
-        catalog = sys.modules.get("functions.runtime.catalog")
+        catalog = sys.modules.get("toque.functions.runtime.catalog")
         declared = {} if catalog is None else catalog._declared
         return {
             (name, reference)
@@ -58,7 +58,7 @@ def _functions_end_with_their_test() -> Iterator[None]:
     before = local_functions()
     yield
     for name, reference in local_functions() - before:
-        declared = sys.modules["functions.runtime.catalog"]._declared
+        declared = sys.modules["toque.functions.runtime.catalog"]._declared
         del declared[name][reference]
         if not declared[name]:
             del declared[name]

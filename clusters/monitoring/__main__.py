@@ -1,6 +1,6 @@
 """Prints the rules as a PrometheusRule for the Prometheus Operator.
 
-python -m clusters.monitoring --release kube-prometheus-stack --runbooks https://docs.internal/toque/runbooks | kubectl apply -f -
+python -m toque.clusters.monitoring --release kube-prometheus-stack --runbooks https://docs.internal/toque/runbooks | kubectl apply -f -
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def prometheus_rule(*, release: str = "kube-prometheus-stack", runbooks: str = "
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m clusters.monitoring", description=__doc__.partition("\n")[0]
+        prog="python -m toque.clusters.monitoring", description=__doc__.partition("\n")[0]
     )
     parser.add_argument(
         "--release", default="kube-prometheus-stack", help="name of the Helm release that selects rules"

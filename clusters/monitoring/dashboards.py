@@ -1,9 +1,9 @@
 """Builds the Grafana dashboards of `grafana/` from the panels of `panels`, and asks a Prometheus for each of them.
 
-    python -m clusters.monitoring.dashboards write
-    python -m clusters.monitoring.dashboards check http://127.0.0.1:9090
-    python -m clusters.monitoring.dashboards check http://127.0.0.1:9090 --all [MINUTES]
-    python -m clusters.monitoring.dashboards draw http://127.0.0.1:9090 FOLDER [MINUTES]
+    python -m toque.clusters.monitoring.dashboards write
+    python -m toque.clusters.monitoring.dashboards check http://127.0.0.1:9090
+    python -m toque.clusters.monitoring.dashboards check http://127.0.0.1:9090 --all [MINUTES]
+    python -m toque.clusters.monitoring.dashboards draw http://127.0.0.1:9090 FOLDER [MINUTES]
 
 `write` makes the files anew; `check` prints each panel with how many series its queries find now, and ends with exit code
 1 if a panel stays empty that needs no failure to be filled; with `--all` no panel may have been without a number in the last
@@ -22,9 +22,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clusters.monitoring.drawing import draw
-from clusters.monitoring.panels import DASHBOARDS, Dashboard, Panel
-from clusters.monitoring.queries import ANY, values_between, values_now
+from toque.clusters.monitoring.drawing import draw
+from toque.clusters.monitoring.panels import DASHBOARDS, Dashboard, Panel
+from toque.clusters.monitoring.queries import ANY, values_between, values_now
 
 FOLDER = Path(__file__).resolve().parent / "grafana"
 SCHEMA_VERSION = 39

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clusters.monitoring.panels import Dashboard, Panel
-from clusters.monitoring.queries import values_between
+from toque.clusters.monitoring.panels import Dashboard, Panel
+from toque.clusters.monitoring.queries import values_between
 
 _COLUMNS, _POINTS, _MOST_LINES = 3, 240, 8
 _SHORT_S = 1_800.0

@@ -5,9 +5,9 @@ reads; a variable that is set takes precedence over the file. `apply_profile` pu
 environment of a process, and again when the process starts anew, so that a changed file counts without a new node.
 """
 
-from clusters.profile.errors import ProfileError
-from clusters.profile.sections import Placement, Ports, Profile, Variable
-from clusters.profile.settings import (
+from toque.clusters.profile.errors import ProfileError
+from toque.clusters.profile.sections import Placement, Ports, Profile, Variable
+from toque.clusters.profile.settings import (
     Setting,
     apply_profile,
     effective_profile,

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from clusters.profile.errors import ProfileError
-from clusters.profile.sections import Profile, Section, Store, Variable
+from toque.clusters.profile.errors import ProfileError
+from toque.clusters.profile.sections import Profile, Section, Store, Variable
 
 FILE_VARIABLE = "TOQUE_PROFILE"
 _APPLIED = "TOQUE_PROFILE_SETS"  # names of the variables that came from the file, and so follow it

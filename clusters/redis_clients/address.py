@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
-from clusters.redis_clients.errors import InvalidRedisUrl
+from toque.clusters.redis_clients.errors import InvalidRedisUrl
 
 Kind = Literal["server", "sentinel", "cluster", "socket"]
 Host = tuple[str, int]

@@ -11,11 +11,11 @@ import redis.asyncio
 import redis.asyncio.cluster
 import redis.cluster
 
-from clusters.redis_clients.address import FILES, RedisAddress
-from clusters.redis_clients.cluster import AsyncClusterClient, ClusterClient, primaries_of
-from clusters.redis_clients.errors import InvalidRedisUrl
-from clusters.redis_clients.patience import AsyncBoundedRetry, BoundedRetry
-from clusters.redis_clients.sentinel import (
+from toque.clusters.redis_clients.address import FILES, RedisAddress
+from toque.clusters.redis_clients.cluster import AsyncClusterClient, ClusterClient, primaries_of
+from toque.clusters.redis_clients.errors import InvalidRedisUrl
+from toque.clusters.redis_clients.patience import AsyncBoundedRetry, BoundedRetry
+from toque.clusters.redis_clients.sentinel import (
     AsyncMasterConnection,
     AsyncSentinels,
     AsyncTlsMasterConnection,

@@ -13,7 +13,7 @@ from redis.cluster import ClusterPipeline, RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError, SlotNotCoveredError
 
-from clusters.redis_clients.patience import AsyncBoundedRetry, BoundedRetry
+from toque.clusters.redis_clients.patience import AsyncBoundedRetry, BoundedRetry
 
 _ATTEMPTS = 2  # with one only, the library would not look for another node
 _AWAY: Final = ("cannot be connected", "slots are not covered")

@@ -28,7 +28,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from clusters.redis_clients.series import FAILURES, SECONDS, is_timed
+from toque.clusters.redis_clients.series import FAILURES, SECONDS, is_timed
 
 TRANSIENT: Final[tuple[type[Any], ...]] = (
     RedisConnectionError,  # also LOADING, and a master that Sentinel does not know yet

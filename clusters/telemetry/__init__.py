@@ -4,6 +4,6 @@ The rooms above write records with `logging` and spans with OpenTelemetry's API;
 nothing. This room knows none of the rooms above.
 """
 
-from clusters.telemetry.set_up import set_up
+from toque.clusters.telemetry.set_up import set_up
 
 __all__ = ["set_up"]

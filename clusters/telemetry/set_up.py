@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from clusters.profile import apply_profile
-from clusters.telemetry.logs import AccessLog, LogSettings, Mask, set_up_logs
-from clusters.telemetry.tracing import TraceSettings, set_up_tracing
+from toque.clusters.profile import apply_profile
+from toque.clusters.telemetry.logs import AccessLog, LogSettings, Mask, set_up_logs
+from toque.clusters.telemetry.tracing import TraceSettings, set_up_tracing
 
 __all__ = ["set_up"]
 
@@ -16,7 +16,7 @@ _roles: list[str] = []
 def set_up(role: str, environment: Mapping[str, str], *, masks: Sequence[Mask] = ()) -> None:
     """Set up this process's log lines and traces, as its profile and environment say; later calls change nothing.
 
-    role: what the process is, as in "gateway" or "predictor/late". masks: see `clusters.telemetry.logs.redact`.
+    role: what the process is, as in "gateway" or "predictor/late". masks: see `toque.clusters.telemetry.logs.redact`.
     Raises: ProfileError or ValueError, naming the variable that is wrong.
     """
     if _roles:

@@ -15,12 +15,12 @@ import pyarrow as pa
 
 from examples.answers.data import documents, questions
 from examples.capitals.steps import weights
-from functions import Context, use_context
-from functions.evaluation.batch_inference import predict_batch
-from functions.generative import EngineSettings, Prompt, register_generative
-from functions.retrieval import RetrievalScores, document_view
-from functions.retrieval.jobs import evaluate_retrieval, refresh_documents, retrieve
-from registry import Table, TableSnapshot, open_store
+from toque.functions import Context, use_context
+from toque.functions.evaluation.batch_inference import predict_batch
+from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.functions.retrieval import RetrievalScores, document_view
+from toque.functions.retrieval.jobs import evaluate_retrieval, refresh_documents, retrieve
+from toque.registry import Table, TableSnapshot, open_store
 
 __all__ = ["answer", "judged", "main", "prepared"]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from examples.capitals.data import CAPITALS, question
-from functions.evaluation.language import Scorer
-from functions.stats.comparison.sequential import asymptotic_cs
+from toque.functions.evaluation.language import Scorer
+from toque.functions.stats.comparison.sequential import asymptotic_cs
 
 __all__ = ["Answer", "Door", "Tally", "Tested", "ab_test"]
 
@@ -52,7 +52,15 @@ class Door:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
-        line = [sys.executable, "-m", "ray_apps.generative", "--port", str(port), "--threads", str(threads)]
+        line = [
+            sys.executable,
+            "-m",
+            "toque.ray_apps.generative",
+            "--port",
+            str(port),
+            "--threads",
+            str(threads),
+        ]
         with log.open("wb") as output:
             process = subprocess.Popen(  # noqa: S603 - our own module
                 line, stdout=subprocess.PIPE, stderr=output, env={**os.environ, "TOQUE_STORE": store_url}

@@ -19,11 +19,11 @@ from examples.capitals.asking import Door, Tally, ab_test
 from examples.capitals.data import CAPITALS, evaluation_rows, judged_countries
 from examples.capitals.steps import EVALUATION, GOOD, PLAIN, POLICY, WORSE, weights
 from examples.capitals.tuning import served_fine_tune, tuned
-from functions.evaluation import GateResult
-from functions.evaluation.language.jobs import evaluate_answers
-from functions.generative import EngineSettings, difference, register_generative
-from functions.runtime.context import Context, use_context
-from registry import Access, Refused, Registry, Table, TableSnapshot, open_store
+from toque.functions.evaluation import GateResult
+from toque.functions.evaluation.language.jobs import evaluate_answers
+from toque.functions.generative import EngineSettings, difference, register_generative
+from toque.functions.runtime.context import Context, use_context
+from toque.registry import Access, Refused, Registry, Table, TableSnapshot, open_store
 
 __all__ = ["main"]
 

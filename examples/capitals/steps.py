@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from functions.evaluation.language import AnswerGate, Scorer
-from functions.generative import Prompt
-from registry import GateData, ModelPolicy
+from toque.functions.evaluation.language import AnswerGate, Scorer
+from toque.functions.generative import Prompt
+from toque.registry import GateData, ModelPolicy
 
 __all__ = ["EVALUATION", "GOOD", "PLAIN", "POLICY", "WORSE", "weights"]
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from examples.capitals.data import CAPITALS, learnt_countries, question
 from examples.gpt.tune import from_gguf
-from functions.training import Lora, RecipeParams, Trained, fine_tune, serve_fine_tune
-from functions.training.llm.job import SIGNATURE
-from registry import ModelVersion, Registry, Table, TableSnapshot
+from toque.functions.training import Lora, RecipeParams, Trained, fine_tune, serve_fine_tune
+from toque.functions.training.llm.job import SIGNATURE
+from toque.registry import ModelVersion, Registry, Table, TableSnapshot
 
 __all__ = ["served_fine_tune", "tuned"]
 

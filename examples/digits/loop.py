@@ -5,7 +5,7 @@ from __future__ import annotations
 from examples.digits.data import images
 from examples.digits.model import digit_model
 from examples.loop import play
-from functions.tuning import Range, Space
+from toque.functions.tuning import Range, Space
 
 SPACE: Space = {"c": Range(low=0.001, high=0.1, log=True, steps=3)}
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 from examples.policies import GOVERNANCE, RETRAINING, ROLLOUT
-from functions.evaluation import Gate
-from functions.monitoring import DriftMonitor, PerformanceMonitor
-from functions.project import ModelDefinition
-from functions.training import Sklearn
+from toque.functions.evaluation import Gate
+from toque.functions.monitoring import DriftMonitor, PerformanceMonitor
+from toque.functions.project import ModelDefinition
+from toque.functions.training import Sklearn
 
 PIXELS = tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8))
 ENTITIES = "digits/images"

@@ -23,21 +23,21 @@ from examples.flights.model import delay_model
 from examples.flights.prep import Prepared, prepare_entities, prepare_view
 from examples.flights.replay import Replay, Season, Tally
 from examples.flights.show import Interrupt, Step, gate_line, inspection_lines, step, summary
-from functions.evaluation import evaluate_gate
-from functions.features.jobs import build_training_set, record_feature_health
-from functions.prediction_log import drain_predictions, predictions_table
-from functions.project import load_project
-from functions.reporting import Report, model_report
-from functions.retraining.jobs import InspectionResult, RetrainResult, inspections, retrains
-from functions.rollout import rollout_status
-from functions.runtime.clock import Clock, ReplayClock
-from functions.runtime.context import Context, context_of
-from functions.runtime.durable.invocation import Invocation
-from functions.runtime.triggers import schedule
-from functions.training import Trained, train_tabular
-from functions.tuning.jobs import Sweep, tune_tabular
-from ray_apps.local import RunningPlatform, Settings, down, up
-from registry import NotFound, Table, TableSnapshot
+from toque.functions.evaluation import evaluate_gate
+from toque.functions.features.jobs import build_training_set, record_feature_health
+from toque.functions.prediction_log import drain_predictions, predictions_table
+from toque.functions.project import load_project
+from toque.functions.reporting import Report, model_report
+from toque.functions.retraining.jobs import InspectionResult, RetrainResult, inspections, retrains
+from toque.functions.rollout import rollout_status
+from toque.functions.runtime.clock import Clock, ReplayClock
+from toque.functions.runtime.context import Context, context_of
+from toque.functions.runtime.durable.invocation import Invocation
+from toque.functions.runtime.triggers import schedule
+from toque.functions.training import Trained, train_tabular
+from toque.functions.tuning.jobs import Sweep, tune_tabular
+from toque.ray_apps.local import RunningPlatform, Settings, down, up
+from toque.registry import NotFound, Table, TableSnapshot
 
 JANUARY, APRIL, MAY, AUGUST = (datetime(2013, month, 1, tzinfo=UTC) for month in (1, 4, 5, 8))
 INSPECTION_S = 900.0  # a retrain takes about a minute

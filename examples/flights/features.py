@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from examples.flights import data, sources
 from examples.flights.sources import EVERY, HOUR, WEATHER
-from featurestore import (
+from toque.featurestore import (
     Aggregation,
     BatchSource,
     Entity,
@@ -30,8 +30,8 @@ from featurestore import (
     RequestSource,
     Windows,
 )
-from featurestore.definitions.views import Definition
-from featurestore.windows.aggregations import Function
+from toque.featurestore.definitions.views import Definition
+from toque.featurestore.windows.aggregations import Function
 
 DAY = timedelta(days=1)
 NEW_YORK = ZoneInfo("America/New_York")

@@ -25,7 +25,7 @@ from examples.flights import data
 from examples.flights.features import DAY, airport
 from examples.flights.plans import ManualClock
 from examples.flights.sources import EVERY, HOUR
-from featurestore import (
+from toque.featurestore import (
     Aggregation,
     FeatureStore,
     FeatureView,
@@ -37,9 +37,9 @@ from featurestore import (
     String,
     Windows,
 )
-from featurestore.streams.opening import open_stream
-from featurestore.windows.aggregations import Function
-from registry import open_store
+from toque.featurestore.streams.opening import open_stream
+from toque.featurestore.windows.aggregations import Function
+from toque.registry import open_store
 
 LOG, AIRPORTS = "flights-departures", ("EWR", "JFK", "LGA")
 

@@ -3,12 +3,12 @@
 from datetime import timedelta
 
 from examples.flights.features import CATEGORICAL, NUMERIC, flight_delay
-from functions.evaluation import Gate
-from functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
-from functions.project import ModelDefinition
-from functions.retraining.policy import RetrainingPolicy, TrainingWindow
-from functions.rollout import RolloutPolicy
-from registry import AutomaticApproval, GateData, ModelPolicy
+from toque.functions.evaluation import Gate
+from toque.functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
+from toque.functions.project import ModelDefinition
+from toque.functions.retraining.policy import RetrainingPolicy, TrainingWindow
+from toque.functions.rollout import RolloutPolicy
+from toque.registry import AutomaticApproval, GateData, ModelPolicy
 
 ENTITIES = "flights/entities"
 

@@ -18,12 +18,12 @@ from examples.flights import features as flight_features
 from examples.flights.features import CATEGORICAL, FEATURES, NUMERIC, flight_delay
 from examples.flights.model import ENTITIES, delay_model
 from examples.flights.prep import fill_view
-from functions.evaluation import evaluate_gate
-from functions.features.jobs import build_training_set
-from functions.retraining.policy import TrainingWindow
-from functions.runtime.context import Context, use_context
-from functions.training import TabularParams, Trained, train_tabular
-from registry import Registry, Table, TableSnapshot, open_store
+from toque.functions.evaluation import evaluate_gate
+from toque.functions.features.jobs import build_training_set
+from toque.functions.retraining.policy import TrainingWindow
+from toque.functions.runtime.context import Context, use_context
+from toque.functions.training import TabularParams, Trained, train_tabular
+from toque.registry import Registry, Table, TableSnapshot, open_store
 
 Plan = Literal["never", "weekly", "drift", "policy"]
 PLANS: tuple[Plan, ...] = ("never", "weekly", "drift", "policy")

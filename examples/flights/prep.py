@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict
 from examples.flights import data, sources
 from examples.flights import features as flight_features
 from examples.flights.model import ENTITIES
-from featurestore import BatchSource, FeatureStore, FeatureView
-from functions import context, function
-from registry import Table, TableSnapshot
+from toque.featurestore import BatchSource, FeatureStore, FeatureView
+from toque.functions import context, function
+from toque.registry import Table, TableSnapshot
 
 FIRST_DAY = datetime(2013, 1, 1, tzinfo=UTC)
 

@@ -20,9 +20,9 @@ import polars as pl
 from examples.flights.features import STORED, booking
 from examples.flights.model import ENTITIES, delay_model
 from examples.flights.sources import EVERY, KEYS
-from featurestore import FeatureStore
-from functions.runtime.clock import ReplayClock
-from registry import ObjectStore, Table
+from toque.featurestore import FeatureStore
+from toque.functions.runtime.clock import ReplayClock
+from toque.registry import ObjectStore, Table
 
 IN_FLIGHT = 16
 PATIENCE_S, RETRY_S = 120.0, 0.2  # while a replica or Redis is being replaced

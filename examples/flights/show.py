@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table as Grid
 
-from functions.evaluation import GateResult
-from functions.reporting import Report
-from functions.retraining.jobs import InspectionResult
+from toque.functions.evaluation import GateResult
+from toque.functions.reporting import Report
+from toque.functions.retraining.jobs import InspectionResult
 
 
 class Interrupt:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from examples.flights import data
-from featurestore import BatchSource, Field, Float64, InRange, ParquetFiles, String
+from toque.featurestore import BatchSource, Field, Float64, InRange, ParquetFiles, String
 
 EVERY, HOUR = timedelta(minutes=30), timedelta(hours=1)
 KEYS = ("carrier", "origin", "dest", "tailnum")

@@ -17,8 +17,8 @@ from examples.flights import data
 from examples.flights import features as flight_features
 from examples.flights.features import CATEGORICAL, FEATURES, NUMERIC, flight_delay
 from examples.flights.prep import fill_view
-from featurestore import FeatureStore
-from registry import open_store
+from toque.featurestore import FeatureStore
+from toque.registry import open_store
 
 
 def flights_with_features(folder: Path) -> pa.Table:

@@ -43,16 +43,16 @@ from examples.flights.plans import (
     project_of,
     train,
 )
-from functions.evaluation.realised_loss import score
-from functions.features.jobs import build_training_set
-from functions.monitoring import alarms
-from functions.prediction_log import LABELS_TABLE, outcomes, predictions_table
-from functions.prediction_log.records import LABELS, PREDICTIONS
-from functions.retraining.jobs import inspect_model, retrains
-from functions.rollout import rollout_status
-from functions.runtime.context import Context, use_context
-from functions.training import ScoringModel, TabularParams, load
-from registry import Registry, Table, TableSnapshot, open_store
+from toque.functions.evaluation.realised_loss import score
+from toque.functions.features.jobs import build_training_set
+from toque.functions.monitoring import alarms
+from toque.functions.prediction_log import LABELS_TABLE, outcomes, predictions_table
+from toque.functions.prediction_log.records import LABELS, PREDICTIONS
+from toque.functions.retraining.jobs import inspect_model, retrains
+from toque.functions.rollout import rollout_status
+from toque.functions.runtime.context import Context, use_context
+from toque.functions.training import ScoringModel, TabularParams, load
+from toque.registry import Registry, Table, TableSnapshot, open_store
 
 WEEK, INSPECTED_EVERY = 7, 2  # days
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from examples.flights_xgboost.data import take_offs
 from examples.flights_xgboost.model import late_flights
 from examples.loop import play
-from functions.tuning import Choice, Space
+from toque.functions.tuning import Choice, Space
 
 SPACE: Space = {"max_depth": Choice(choices=[1, 3])}
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 from examples.policies import GOVERNANCE, RETRAINING, ROLLOUT
-from functions.evaluation import Gate
-from functions.monitoring import AnswerMonitor, DriftMonitor, EstimateMonitor, PerformanceMonitor
-from functions.project import ModelDefinition
-from functions.training import XGBoost
+from toque.functions.evaluation import Gate
+from toque.functions.monitoring import AnswerMonitor, DriftMonitor, EstimateMonitor, PerformanceMonitor
+from toque.functions.project import ModelDefinition
+from toque.functions.training import XGBoost
 
 ENTITIES = "flights_xgboost/entities"
 

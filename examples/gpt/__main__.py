@@ -12,9 +12,9 @@ import numpy as np
 import ray
 
 from examples.gpt import RECIPES
-from functions.runtime.context import context, use_context
-from functions.training import RecipeParams, ScoringModel, Trained, load, train_recipe
-from registry import Registry
+from toque.functions.runtime.context import context, use_context
+from toque.functions.training import RecipeParams, ScoringModel, Trained, load, train_recipe
+from toque.registry import Registry
 
 MODEL = "notes-gpt"
 _BEGINNING = b"## "

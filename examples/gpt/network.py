@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from functions.training.loop.first_weights import reset
+from toque.functions.training.loop.first_weights import reset
 
 VOCABULARY = 256
 _DEVIATION = 0.02

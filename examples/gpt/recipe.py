@@ -10,9 +10,9 @@ from torch import nn
 
 from examples.gpt.data import Windows, notes
 from examples.gpt.network import VOCABULARY, Gpt, initialise
-from functions.training import Recipe
-from functions.training.loop.first_weights import FirstWeights, Initialised
-from registry import Signature, TensorSpec
+from toque.functions.training import Recipe
+from toque.functions.training.loop.first_weights import FirstWeights, Initialised
+from toque.registry import Signature, TensorSpec
 
 
 class GptRecipe(Recipe):

@@ -23,11 +23,18 @@ import pyarrow as pa
 import ray
 
 from examples.gpt.data import notes
-from functions.generative import register_generative
-from functions.runtime.context import Context, context
-from functions.training import Lora, RecipeParams, Trained, TrainingDataError, fine_tune, serve_fine_tune
-from functions.training.llm.job import SIGNATURE
-from registry import AlreadyExists, ModelVersion, Table
+from toque.functions.generative import register_generative
+from toque.functions.runtime.context import Context, context
+from toque.functions.training import (
+    Lora,
+    RecipeParams,
+    Trained,
+    TrainingDataError,
+    fine_tune,
+    serve_fine_tune,
+)
+from toque.functions.training.llm.job import SIGNATURE
+from toque.registry import AlreadyExists, ModelVersion, Table
 
 MODEL, BASE, SERVED, ROWS = "notes-llm", "notes-base", "notes-chat", "training/notes"
 

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from functions.training import Recipe
-from registry import Signature, TensorSpec
+from toque.functions.training import Recipe
+from toque.registry import Signature, TensorSpec
 
 _VALID = 5  # every fifth picture is held out
 

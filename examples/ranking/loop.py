@@ -5,7 +5,7 @@ from __future__ import annotations
 from examples.loop import play
 from examples.ranking.data import requests
 from examples.ranking.model import flight_order
-from functions.tuning import Choice, Space
+from toque.functions.tuning import Choice, Space
 
 SPACE: Space = {"max_depth": Choice(choices=[2, 4])}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from examples.loop import play
 from examples.texts.data import texts
 from examples.texts.model import package_model
-from functions.tuning import Range, Space
+from toque.functions.tuning import Range, Space
 
 SPACE: Space = {"c": Range(low=1.0, high=100.0, log=True, steps=3)}
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 from examples.policies import GOVERNANCE, RETRAINING, ROLLOUT
-from functions.evaluation import Gate
-from functions.monitoring import PerformanceMonitor, VectorMonitor
-from functions.project import ModelDefinition
-from functions.training import Sklearn
+from toque.functions.evaluation import Gate
+from toque.functions.monitoring import PerformanceMonitor, VectorMonitor
+from toque.functions.project import ModelDefinition
+from toque.functions.training import Sklearn
 
 ENTITIES = "texts/descriptions"
 

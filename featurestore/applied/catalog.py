@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from featurestore.errors import UnknownDefinition
-from registry.journal import Entry
+from toque.featurestore.errors import UnknownDefinition
+from toque.registry.journal import Entry
 
 
 def readable_kind(kind: str) -> str:

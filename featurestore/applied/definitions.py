@@ -5,22 +5,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from featurestore.applied import catalog, deserialize
-from featurestore.applied.catalog import Catalog, Record
-from featurestore.applied.generations import same_meaning, with_generations
-from featurestore.applied.plan import Plan, closure, entry_body, names_of, plan_changes
-from featurestore.definitions.batch_source import BatchSource
-from featurestore.definitions.derived import Derived
-from featurestore.definitions.stream_source import StreamSource
-from featurestore.definitions.views import (
+from toque.featurestore.applied import catalog, deserialize
+from toque.featurestore.applied.catalog import Catalog, Record
+from toque.featurestore.applied.generations import same_meaning, with_generations
+from toque.featurestore.applied.plan import Plan, closure, entry_body, names_of, plan_changes
+from toque.featurestore.definitions.batch_source import BatchSource
+from toque.featurestore.definitions.derived import Derived
+from toque.featurestore.definitions.stream_source import StreamSource
+from toque.featurestore.definitions.views import (
     Definition,
     FeatureService,
     FeatureView,
     OnDemandFeatureView,
     Transform,
 )
-from featurestore.errors import UnknownDefinition
-from registry.journal import Fold, Journal
+from toque.featurestore.errors import UnknownDefinition
+from toque.registry.journal import Fold, Journal
 
 _logger = logging.getLogger(__name__)
 ViewOrName = FeatureView | str

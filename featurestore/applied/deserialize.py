@@ -5,17 +5,17 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from featurestore.applied.catalog import Catalog
-from featurestore.definitions.code import code_digest
-from featurestore.definitions.deprecation import deserialize_deprecation
-from featurestore.definitions.derived import Derived
-from featurestore.definitions.dtypes import parse_type
-from featurestore.definitions.expectations import deserialize_expectation
-from featurestore.definitions.fields import Entity, Field, RequestSource
-from featurestore.definitions.schema_registry import SchemaRegistry
-from featurestore.definitions.stream_source import StreamSource
-from featurestore.definitions.vector_index import VectorIndex
-from featurestore.definitions.views import (
+from toque.featurestore.applied.catalog import Catalog
+from toque.featurestore.definitions.code import code_digest
+from toque.featurestore.definitions.deprecation import deserialize_deprecation
+from toque.featurestore.definitions.derived import Derived
+from toque.featurestore.definitions.dtypes import parse_type
+from toque.featurestore.definitions.expectations import deserialize_expectation
+from toque.featurestore.definitions.fields import Entity, Field, RequestSource
+from toque.featurestore.definitions.schema_registry import SchemaRegistry
+from toque.featurestore.definitions.stream_source import StreamSource
+from toque.featurestore.definitions.vector_index import VectorIndex
+from toque.featurestore.definitions.views import (
     FeatureService,
     FeatureView,
     OnDemandFeatureView,
@@ -23,10 +23,10 @@ from featurestore.definitions.views import (
     Transform,
     Transformation,
 )
-from featurestore.errors import UnknownDefinition
-from featurestore.sources import READERS, BatchSource
-from featurestore.streams.readers import STREAM_READERS
-from featurestore.windows.aggregations import Aggregation, Windows
+from toque.featurestore.errors import UnknownDefinition
+from toque.featurestore.sources import READERS, BatchSource
+from toque.featurestore.streams.readers import STREAM_READERS
+from toque.featurestore.windows.aggregations import Aggregation, Windows
 
 FindTransform = Callable[[Mapping[str, Any]], Transform]
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from featurestore.applied import deserialize
-from featurestore.applied.catalog import Catalog
-from featurestore.definitions.views import Definition, FeatureView
+from toque.featurestore.applied import deserialize
+from toque.featurestore.applied.catalog import Catalog
+from toque.featurestore.definitions.views import Definition, FeatureView
 
 
 def with_generations(catalog: Catalog, wanted: Mapping[str, Definition]) -> dict[str, Definition]:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from featurestore.applied.catalog import Catalog, Record, readable_kind
-from featurestore.definitions.batch_source import BatchSource
-from featurestore.definitions.fields import Entity
-from featurestore.definitions.stream_source import StreamSource
-from featurestore.definitions.views import (
+from toque.featurestore.applied.catalog import Catalog, Record, readable_kind
+from toque.featurestore.definitions.batch_source import BatchSource
+from toque.featurestore.definitions.fields import Entity
+from toque.featurestore.definitions.stream_source import StreamSource
+from toque.featurestore.definitions.views import (
     Definition,
     FeatureService,
     FeatureView,
@@ -20,8 +20,8 @@ from featurestore.definitions.views import (
     Projection,
     digest,
 )
-from featurestore.errors import IncompatibleChange, InvalidDefinition
-from featurestore.windows.aggregations import Windows
+from toque.featurestore.errors import IncompatibleChange, InvalidDefinition
+from toque.featurestore.windows.aggregations import Windows
 
 KINDS = {
     "entity": Entity,

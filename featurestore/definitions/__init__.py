@@ -1,8 +1,8 @@
 """Definitions of features: entities, fields, views, services, their types, and the encoding of a row."""
 
-from featurestore.definitions.deprecation import Deprecation
-from featurestore.definitions.derived import Derived
-from featurestore.definitions.dtypes import (
+from toque.featurestore.definitions.deprecation import Deprecation
+from toque.featurestore.definitions.derived import Derived
+from toque.featurestore.definitions.dtypes import (
     Bool,
     Decimal,
     DType,
@@ -17,11 +17,11 @@ from featurestore.definitions.dtypes import (
     UnixTimestamp,
     Vector,
 )
-from featurestore.definitions.expectations import Freshness, InRange, NullShare
-from featurestore.definitions.fields import Entity, Field, RequestSource
-from featurestore.definitions.on_demand import on_demand_feature_view
-from featurestore.definitions.vector_index import Metric, VectorIndex
-from featurestore.definitions.views import (
+from toque.featurestore.definitions.expectations import Freshness, InRange, NullShare
+from toque.featurestore.definitions.fields import Entity, Field, RequestSource
+from toque.featurestore.definitions.on_demand import on_demand_feature_view
+from toque.featurestore.definitions.vector_index import Metric, VectorIndex
+from toque.featurestore.definitions.views import (
     Definition,
     FeatureService,
     FeatureView,

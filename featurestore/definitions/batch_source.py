@@ -15,10 +15,10 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.dtypes import DType
-from featurestore.definitions.expectations import Expectation, refuse_unknown
-from featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name, refuse_doubles
-from featurestore.errors import InvalidDefinition
+from toque.featurestore.definitions.dtypes import DType
+from toque.featurestore.definitions.expectations import Expectation, refuse_unknown
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name, refuse_doubles
+from toque.featurestore.errors import InvalidDefinition
 
 Position = Mapping[str, Any]
 """How far a source was read, as JSON values that the reader gave."""

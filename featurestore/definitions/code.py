@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from featurestore.errors import InvalidDefinition
+from toque.featurestore.errors import InvalidDefinition
 
 
 def code_digest(transform: Callable[..., Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from featurestore.errors import InvalidDefinition
+from toque.featurestore.errors import InvalidDefinition
 
 
 @dataclass(frozen=True, slots=True)

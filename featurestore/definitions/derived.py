@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from featurestore.definitions.code import code_digest, code_reference
-from featurestore.definitions.fields import Field, refuse_doubles
-from featurestore.definitions.views import FeatureView, Projection, projection
-from featurestore.errors import InvalidDefinition
+from toque.featurestore.definitions.code import code_digest, code_reference
+from toque.featurestore.definitions.fields import Field, refuse_doubles
+from toque.featurestore.definitions.views import FeatureView, Projection, projection
+from toque.featurestore.errors import InvalidDefinition
 
 Compute = Callable[[pl.DataFrame], pl.DataFrame]
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from featurestore.errors import InvalidDefinition
+from toque.featurestore.errors import InvalidDefinition
 
 MAX_VECTOR = 65_536
 MAX_PRECISION = 38

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
-from featurestore.errors import InvalidDefinition, UnexpectedRows
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field
+from toque.featurestore.errors import InvalidDefinition, UnexpectedRows
 
 _MICROSECOND = timedelta(microseconds=1)
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featurestore.definitions.dtypes import DType, FeatureType, parse_type
-from featurestore.errors import InvalidDefinition
+from toque.featurestore.definitions.dtypes import DType, FeatureType, parse_type
+from toque.featurestore.errors import InvalidDefinition
 
 EVENT_TIMESTAMP = "event_timestamp"
 CREATED_TIMESTAMP = "created_timestamp"

@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from featurestore.definitions.casting import cast_column
-from featurestore.definitions.casting.composites import column_of_values
-from featurestore.definitions.dtypes import DType, FeatureType, List, Map, Vector
-from featurestore.definitions.fields import Field, RequestSource
-from featurestore.definitions.on_demand_inputs import Array, Inputs, objects_of
-from featurestore.definitions.views import FeatureView, Form, OnDemandFeatureView, Projection, Transform
-from featurestore.errors import InvalidRows
+from toque.featurestore.definitions.casting import cast_column
+from toque.featurestore.definitions.casting.composites import column_of_values
+from toque.featurestore.definitions.dtypes import DType, FeatureType, List, Map, Vector
+from toque.featurestore.definitions.fields import Field, RequestSource
+from toque.featurestore.definitions.on_demand_inputs import Array, Inputs, objects_of
+from toque.featurestore.definitions.views import FeatureView, Form, OnDemandFeatureView, Projection, Transform
+from toque.featurestore.errors import InvalidRows
 
 Column: TypeAlias = Array | pl.Series
 _FLOATS: Mapping[FeatureType, Any] = {DType.FLOAT64: np.float64, DType.FLOAT32: np.float32}

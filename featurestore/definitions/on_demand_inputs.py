@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from featurestore.definitions.casting import cast_column
-from featurestore.definitions.casting.composites import column_of_values
-from featurestore.definitions.dtypes import DType, FeatureType, Vector
-from featurestore.definitions.encoding import vectors_of
-from featurestore.definitions.fields import Field
-from featurestore.definitions.times import to_microseconds
+from toque.featurestore.definitions.casting import cast_column
+from toque.featurestore.definitions.casting.composites import column_of_values
+from toque.featurestore.definitions.dtypes import DType, FeatureType, Vector
+from toque.featurestore.definitions.encoding import vectors_of
+from toque.featurestore.definitions.fields import Field
+from toque.featurestore.definitions.times import to_microseconds
 
 Array = np.ndarray[Any, Any]
 

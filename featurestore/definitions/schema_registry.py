@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from featurestore.errors import InvalidDefinition
+from toque.featurestore.errors import InvalidDefinition
 
 
 @dataclass(frozen=True, slots=True)

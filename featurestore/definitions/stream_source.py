@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from featurestore.definitions.batch_source import KNOWN_AT, Secrets, check_columns, check_timezone
-from featurestore.definitions.expectations import Expectation, InRange, refuse_unknown
-from featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name
-from featurestore.definitions.schema_registry import SchemaRegistry
-from featurestore.errors import InvalidDefinition
+from toque.featurestore.definitions.batch_source import KNOWN_AT, Secrets, check_columns, check_timezone
+from toque.featurestore.definitions.expectations import Expectation, InRange, refuse_unknown
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name
+from toque.featurestore.definitions.schema_registry import SchemaRegistry
+from toque.featurestore.errors import InvalidDefinition
 
 PARTITION, POSITION = "stream_partition", "stream_position"
 """Columns of stored events: where the event stands in the log."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from featurestore.definitions.dtypes import Vector
-from featurestore.definitions.fields import Field, refuse_doubles
-from featurestore.errors import InvalidDefinition
+from toque.featurestore.definitions.dtypes import Vector
+from toque.featurestore.definitions.fields import Field, refuse_doubles
+from toque.featurestore.errors import InvalidDefinition
 
 
 class Metric(StrEnum):

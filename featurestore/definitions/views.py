@@ -15,12 +15,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.batch_source import KNOWN_AT, BatchSource
-from featurestore.definitions.code import code_digest, code_reference
-from featurestore.definitions.deprecation import Deprecation
-from featurestore.definitions.dtypes import FeatureType
-from featurestore.definitions.expectations import Expectation, refuse_unknown
-from featurestore.definitions.fields import (
+from toque.featurestore.definitions.batch_source import KNOWN_AT, BatchSource
+from toque.featurestore.definitions.code import code_digest, code_reference
+from toque.featurestore.definitions.deprecation import Deprecation
+from toque.featurestore.definitions.dtypes import FeatureType
+from toque.featurestore.definitions.expectations import Expectation, refuse_unknown
+from toque.featurestore.definitions.fields import (
     EVENT_TIMESTAMP,
     Entity,
     Field,
@@ -28,9 +28,9 @@ from featurestore.definitions.fields import (
     check_name,
     refuse_doubles,
 )
-from featurestore.definitions.stream_source import StreamSource
-from featurestore.definitions.vector_index import VectorIndex, check_indexes
-from featurestore.errors import InvalidDefinition, UnknownDefinition
+from toque.featurestore.definitions.stream_source import StreamSource
+from toque.featurestore.definitions.vector_index import VectorIndex, check_indexes
+from toque.featurestore.errors import InvalidDefinition, UnknownDefinition
 
 
 class Transformation(Protocol):
@@ -46,7 +46,7 @@ class Transformation(Protocol):
 
 @runtime_checkable
 class FromEvents(Transformation, Protocol):
-    """Computes a view's rows from raw events; `featurestore.windows.aggregations.Windows` is one."""
+    """Computes a view's rows from raw events; `toque.featurestore.windows.aggregations.Windows` is one."""
 
     def compute(self, events: pa.Table, *, keys: Sequence[str], since: datetime | None = None) -> pa.Table:
         """Compute the view's rows; since: only rows that an earlier run up to that time has not settled."""
@@ -54,7 +54,7 @@ class FromEvents(Transformation, Protocol):
 
 @runtime_checkable
 class FromViews(Transformation, Protocol):
-    """Computes a view's rows from those of other views; `featurestore.definitions.derived.Derived` is one."""
+    """Computes a view's rows from those of other views; `toque.featurestore.definitions.derived.Derived` is one."""
 
     @property
     def projections(self) -> "tuple[Projection, ...]":

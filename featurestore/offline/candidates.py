@@ -9,13 +9,19 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.encoding import microseconds
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.definitions.views import FeatureView, Projection
-from featurestore.offline.partitioning import Hashes, key_hashes
-from featurestore.offline.pinned_retrieval import PinnedRetrieval, attach, finish, stored_view, typed_keys
-from featurestore.offline.prefilter import Prefilter
-from featurestore.rows import offline_schema
+from toque.featurestore.definitions.encoding import microseconds
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.definitions.views import FeatureView, Projection
+from toque.featurestore.offline.partitioning import Hashes, key_hashes
+from toque.featurestore.offline.pinned_retrieval import (
+    PinnedRetrieval,
+    attach,
+    finish,
+    stored_view,
+    typed_keys,
+)
+from toque.featurestore.offline.prefilter import Prefilter
+from toque.featurestore.rows import offline_schema
 
 ROWS_PER_STEP = 100_000
 _ENTITY_ROWS_PER_STEP = 250_000

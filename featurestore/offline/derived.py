@@ -17,15 +17,15 @@ from itertools import groupby
 import polars as pl
 import pyarrow as pa
 
-from featurestore.definitions.derived import Compute, Derived
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.encoding import HEADER_BYTES, RowLayout
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from featurestore.definitions.on_demand import to_arrow
-from featurestore.definitions.views import FeatureView, Projection
-from featurestore.errors import InvalidRows
-from featurestore.offline.pinned_retrieval import stored_view
-from featurestore.rows import offline_schema
+from toque.featurestore.definitions.derived import Compute, Derived
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.encoding import HEADER_BYTES, RowLayout
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.on_demand import to_arrow
+from toque.featurestore.definitions.views import FeatureView, Projection
+from toque.featurestore.errors import InvalidRows
+from toque.featurestore.offline.pinned_retrieval import stored_view
+from toque.featurestore.rows import offline_schema
 
 _EVENT, _CREATED, _KEY, _AT, _NEW = "__event", "__created", "__key", "__at", "__new"
 _MICROSECOND = timedelta(microseconds=1)

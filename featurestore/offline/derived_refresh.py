@@ -10,14 +10,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.derived import Compute, Derived
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.definitions.views import FeatureView, Projection
-from featurestore.offline.derived import InputRows, derive, reach
-from featurestore.offline.pinned_retrieval import stored_view
-from featurestore.offline.tables import OfflineStore
-from featurestore.offline.versions import File, Version, scan
-from featurestore.rows import offline_schema
+from toque.featurestore.definitions.derived import Compute, Derived
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.definitions.views import FeatureView, Projection
+from toque.featurestore.offline.derived import InputRows, derive, reach
+from toque.featurestore.offline.pinned_retrieval import stored_view
+from toque.featurestore.offline.tables import OfflineStore
+from toque.featurestore.offline.versions import File, Version, scan
+from toque.featurestore.rows import offline_schema
 
 
 @dataclass(frozen=True, slots=True)

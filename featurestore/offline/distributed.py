@@ -18,15 +18,15 @@ import ray
 import ray.data
 from ray.data.context import ShuffleStrategy
 
-from featurestore.applied.definitions import ViewOrName
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.expectations import Freshness
-from featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
-from featurestore.definitions.views import FeatureView, FromEvents, Projection
-from featurestore.errors import InvalidRows, UnknownDefinition
-from featurestore.offline.candidates import ROWS_PER_STEP, candidates_of, entity_hashes, prefilter_of
-from featurestore.offline.partitioning import ENTITIES, PART, ROWS, key_hashes, pack, unpack
-from featurestore.offline.pinned_retrieval import (
+from toque.featurestore.applied.definitions import ViewOrName
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.expectations import Freshness
+from toque.featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
+from toque.featurestore.definitions.views import FeatureView, FromEvents, Projection
+from toque.featurestore.errors import InvalidRows, UnknownDefinition
+from toque.featurestore.offline.candidates import ROWS_PER_STEP, candidates_of, entity_hashes, prefilter_of
+from toque.featurestore.offline.partitioning import ENTITIES, PART, ROWS, key_hashes, pack, unpack
+from toque.featurestore.offline.pinned_retrieval import (
     PinnedRetrieval,
     Times,
     attach,
@@ -35,15 +35,15 @@ from featurestore.offline.pinned_retrieval import (
     stored_view,
     within_ttl,
 )
-from featurestore.offline.prefilter import Prefilter
-from featurestore.offline.store_catalog import StoreCatalog
-from featurestore.offline.tables import OfflineStore, storable
-from featurestore.offline.versions import File, Version, scan
-from featurestore.online.materialize import FileShare, FilesWritten
-from featurestore.retrieval import Features, Retrieval
-from featurestore.rows import check_rows, conform, offline_schema
-from registry.store import TableSnapshot
-from registry.times import as_utc
+from toque.featurestore.offline.prefilter import Prefilter
+from toque.featurestore.offline.store_catalog import StoreCatalog
+from toque.featurestore.offline.tables import OfflineStore, storable
+from toque.featurestore.offline.versions import File, Version, scan
+from toque.featurestore.online.materialize import FileShare, FilesWritten
+from toque.featurestore.retrieval import Features, Retrieval
+from toque.featurestore.rows import check_rows, conform, offline_schema
+from toque.registry.store import TableSnapshot
+from toque.registry.times import as_utc
 
 ROW = "toque_row"  # number of an entity row, to give rows back in order
 

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from featurestore.definitions.views import Projection
-from featurestore.offline.pinned_retrieval import PinnedRetrieval, attach, finish, stored_view
+from toque.featurestore.definitions.views import Projection
+from toque.featurestore.offline.pinned_retrieval import PinnedRetrieval, attach, finish, stored_view
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,7 @@ class RetrievalJob(PinnedRetrieval):
 
         partitions: of the keys; by default as many as the cluster has CPUs, and at least 8.
         """
-        from featurestore.offline.distributed import (
+        from toque.featurestore.offline.distributed import (
             historical,  # late: it imports Ray, which few callers need
         )
 

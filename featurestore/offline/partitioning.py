@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kernels.hashing import hash_strings
+from toque.kernels.hashing import hash_strings
 
 PART, ENTITIES, ROWS = "part", 0, 1
 _SIDE, _PAYLOAD = "side", "payload"

@@ -8,18 +8,18 @@ from typing import TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.casting import cast_column
-from featurestore.definitions.encoding import RowLayout
-from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
-from featurestore.definitions.on_demand import to_arrow
-from featurestore.definitions.on_demand_inputs import TableInputs
-from featurestore.definitions.views import FeatureView, Projection
-from featurestore.errors import InvalidDefinition, InvalidRows
-from featurestore.offline import point_in_time
-from featurestore.offline.tables import OfflineStore
-from featurestore.retrieval import Retrieval
-from featurestore.rows import offline_schema, time_column
-from registry.store import TableSnapshot
+from toque.featurestore.definitions.casting import cast_column
+from toque.featurestore.definitions.encoding import RowLayout
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field
+from toque.featurestore.definitions.on_demand import to_arrow
+from toque.featurestore.definitions.on_demand_inputs import TableInputs
+from toque.featurestore.definitions.views import FeatureView, Projection
+from toque.featurestore.errors import InvalidDefinition, InvalidRows
+from toque.featurestore.offline import point_in_time
+from toque.featurestore.offline.tables import OfflineStore
+from toque.featurestore.retrieval import Retrieval
+from toque.featurestore.rows import offline_schema, time_column
+from toque.registry.store import TableSnapshot
 
 _ENTITY_TABLE = "entity table"  # named in messages
 _CHECKED_ROWS = 7  # that are computed once more; odd, so that they fill no register of a processor

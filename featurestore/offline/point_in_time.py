@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.encoding import HEADER_BYTES, RowLayout, microseconds
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.encoding import HEADER_BYTES, RowLayout, microseconds
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 

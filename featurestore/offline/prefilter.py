@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.encoding import microseconds
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from featurestore.offline.partitioning import Hashes, Ints
+from toque.featurestore.definitions.encoding import microseconds
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.offline.partitioning import Hashes, Ints
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 

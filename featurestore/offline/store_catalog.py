@@ -4,8 +4,8 @@ from typing import Any
 
 from ray.data.catalog import Catalog, ResolvedSource
 
-from registry.store import ObjectStore
-from registry.store.tables.files import file_system
+from toque.registry.store import ObjectStore
+from toque.registry.store.tables.files import file_system
 
 
 class StoreCatalog(Catalog):

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_DAY, EVENT_TIMESTAMP
-from featurestore.definitions.views import FeatureView
-from featurestore.offline.versions import File, Version, open_version, scan, split
-from featurestore.rows import offline_schema
-from registry.store import ObjectStore, Part, Table, TableSnapshot, replace_with_parts, write_part
-from registry.store.tables.table import commit_properties
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_DAY, EVENT_TIMESTAMP
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.offline.versions import File, Version, open_version, scan, split
+from toque.featurestore.rows import offline_schema
+from toque.registry.store import ObjectStore, Part, Table, TableSnapshot, replace_with_parts, write_part
+from toque.registry.store.tables.table import commit_properties
 
 _FEW_FILES = 31  # partitions of one write that are not too many, however small
 _CREATED = "created_timestamp"  # application id of a commit which notes that rows come with it

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
-from registry.store import Table
-from registry.store.tables.table import dataset_of
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
+from toque.registry.store import Table
+from toque.registry.store.tables.table import dataset_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it

@@ -7,7 +7,7 @@ broken, the command runs again through the client, so it has to be one that may 
 import os
 from typing import Any
 
-from clusters.redis_clients import TRANSIENT
+from toque.clusters.redis_clients import TRANSIENT
 
 
 class ConnectionCache:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurestore.definitions.dtypes import DType, FeatureType
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import InvalidRows
+from toque.featurestore.definitions.dtypes import DType, FeatureType
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import InvalidRows
 
 NULL_KEY = b"toque:none"  # read where a join key is null; never written
 

@@ -16,12 +16,12 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.definitions.times import from_microseconds, to_microseconds
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import InvalidRows, UnknownDefinition
-from featurestore.offline.tables import OfflineStore
-from featurestore.offline.versions import File, Version
-from featurestore.online.redis_store import OnlineStore
+from toque.featurestore.definitions.times import from_microseconds, to_microseconds
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import InvalidRows, UnknownDefinition
+from toque.featurestore.offline.tables import OfflineStore
+from toque.featurestore.offline.versions import File, Version
+from toque.featurestore.online.redis_store import OnlineStore
 
 ROWS_AT_ONCE = 200_000
 SPREAD_ROWS = 1_000_000  # from which a run is worth starting tasks on other nodes

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurestore.definitions.views import FeatureView
-from featurestore.online.redis_store import OnlineStore
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.online.redis_store import OnlineStore
 
 MOST_KEYS = 10_000
 _FIELD = b"k"

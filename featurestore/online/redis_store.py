@@ -18,14 +18,14 @@ import polars as pl
 import pyarrow as pa
 from redis.exceptions import NoScriptError, RedisError
 
-from clusters.redis_clients import RedisAddress, open_redis, open_redis_async
-from featurestore.definitions.encoding import RowLayout, precedence
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import OnlineStoreUnavailable
-from featurestore.online.coalesced_reads import CoalescedReads
-from featurestore.online.connections import ConnectionCache
-from featurestore.online.keys import prefix, row_keys
+from toque.clusters.redis_clients import RedisAddress, open_redis, open_redis_async
+from toque.featurestore.definitions.encoding import RowLayout, precedence
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import OnlineStoreUnavailable
+from toque.featurestore.online.coalesced_reads import CoalescedReads
+from toque.featurestore.online.connections import ConnectionCache
+from toque.featurestore.online.keys import prefix, row_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,7 @@ return n
 class OnlineStore:
     """Online store with the packed rows of a project in Redis.
 
-    redis_url: of a server, Sentinels or a Cluster; see `clusters.redis_clients.RedisAddress`.
+    redis_url: of a server, Sentinels or a Cluster; see `toque.clusters.redis_clients.RedisAddress`.
     Raises: InvalidRedisUrl.
     """
 

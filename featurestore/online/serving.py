@@ -11,23 +11,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurestore.definitions.casting import cast_column
-from featurestore.definitions.casting.composites import column_of_values
-from featurestore.definitions.dtypes import DType
-from featurestore.definitions.encoding import (
+from toque.featurestore.definitions.casting import cast_column
+from toque.featurestore.definitions.casting.composites import column_of_values
+from toque.featurestore.definitions.dtypes import DType
+from toque.featurestore.definitions.encoding import (
     ENCODING_VERSION,
     Decoded,
     RowLayout,
 )
-from featurestore.definitions.fields import Field
-from featurestore.definitions.on_demand import to_python
-from featurestore.definitions.on_demand_inputs import ValueInputs
-from featurestore.definitions.times import from_microseconds, to_microseconds
-from featurestore.definitions.views import FeatureView, Projection
-from featurestore.errors import InvalidRows, UnreadableRow
-from featurestore.offline.pinned_retrieval import stored_view
-from featurestore.online.keys import RequestKeys
-from featurestore.retrieval import Retrieval
+from toque.featurestore.definitions.fields import Field
+from toque.featurestore.definitions.on_demand import to_python
+from toque.featurestore.definitions.on_demand_inputs import ValueInputs
+from toque.featurestore.definitions.times import from_microseconds, to_microseconds
+from toque.featurestore.definitions.views import FeatureView, Projection
+from toque.featurestore.errors import InvalidRows, UnreadableRow
+from toque.featurestore.offline.pinned_retrieval import stored_view
+from toque.featurestore.online.keys import RequestKeys
+from toque.featurestore.retrieval import Retrieval
 
 CLOCK_SKEW = timedelta(seconds=5)
 """How much later than its reader's clock a row's event time may be by its writer's: hosts' clocks differ by less."""

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from featurestore.definitions.batch_source import BatchSource, Reader
-from featurestore.sources.files import CsvFiles, ParquetFiles
-from featurestore.sources.iceberg import IcebergRows
-from featurestore.sources.lake import DeltaRows
-from featurestore.sources.load_log import SourceLineage, SourceLoad
-from featurestore.sources.loading import SourceTable
-from featurestore.sources.sql import SqlTable
+from toque.featurestore.definitions.batch_source import BatchSource, Reader
+from toque.featurestore.sources.files import CsvFiles, ParquetFiles
+from toque.featurestore.sources.iceberg import IcebergRows
+from toque.featurestore.sources.lake import DeltaRows
+from toque.featurestore.sources.load_log import SourceLineage, SourceLoad
+from toque.featurestore.sources.loading import SourceTable
+from toque.featurestore.sources.sql import SqlTable
 
 __all__ = [
     "BatchSource",

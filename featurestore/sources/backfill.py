@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pyarrow as pa
 
-from featurestore.definitions.batch_source import Secrets, TimeRange
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.errors import InvalidDefinition, InvalidRows
-from featurestore.sources.load_log import BACKFILL, SHOWN, SourceLoad
-from featurestore.sources.rows import Checked, check
-from registry.times import as_utc, from_text, to_text
+from toque.featurestore.definitions.batch_source import Secrets, TimeRange
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.errors import InvalidDefinition, InvalidRows
+from toque.featurestore.sources.load_log import BACKFILL, SHOWN, SourceLoad
+from toque.featurestore.sources.rows import Checked, check
+from toque.registry.times import as_utc, from_text, to_text
 
 if TYPE_CHECKING:
-    from featurestore.sources.loading import SourceTable
+    from toque.featurestore.sources.loading import SourceTable
 
 STEP_ROWS = 4 << 20
 """Rows of a range that are held at once; a range with more of them is halved."""

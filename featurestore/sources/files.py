@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pyarrow import csv, fs
 
-from featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
-from featurestore.errors import InvalidDefinition, UnreadableSource
+from toque.featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
+from toque.featurestore.errors import InvalidDefinition, UnreadableSource
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

@@ -17,9 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
-from featurestore.errors import InvalidDefinition, UnreadableSource
-from featurestore.sources.removed_rows import RemovedRows
+from toque.featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
+from toque.featurestore.errors import InvalidDefinition, UnreadableSource
+from toque.featurestore.sources.removed_rows import RemovedRows
 
 _PASSWORDS = ("password", "secret", "token", "credential")
 

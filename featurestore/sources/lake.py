@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
-from featurestore.errors import UnreadableSource
-from featurestore.sources.removed_rows import RemovedRows
+from toque.featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
+from toque.featurestore.errors import UnreadableSource
+from toque.featurestore.sources.removed_rows import RemovedRows
 
 _CHANGE = "_change_type"
 _ADDED = ["insert", "update_postimage"]  # arrays are made where they are used: the first one imports pandas

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featurestore.definitions.views import FeatureView
-from featurestore.offline.derived_refresh import consumed_as
-from featurestore.offline.pinned_retrieval import PinnedRetrieval, stored_view
-from featurestore.sources.load_log import SourceLineage
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.offline.derived_refresh import consumed_as
+from toque.featurestore.offline.pinned_retrieval import PinnedRetrieval, stored_view
+from toque.featurestore.sources.load_log import SourceLineage
 
 if TYPE_CHECKING:
-    from featurestore.store import FeatureStore
+    from toque.featurestore.store import FeatureStore
 
 
 def sources_of(features: FeatureStore, job: PinnedRetrieval) -> dict[str, SourceLineage]:

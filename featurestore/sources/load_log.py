@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.errors import UnreadableSource
-from registry.journal import Entry, Fold, Journal
+from toque.featurestore.errors import UnreadableSource
+from toque.registry.journal import Entry, Fold, Journal
 
 SHOWN = 100
 """Greatest number of pieces and reasons that a load or a lineage names."""

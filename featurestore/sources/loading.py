@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.exceptions import CommitFailedError
 
-from featurestore.definitions.batch_source import KNOWN_AT, BatchSource, Piece, Secrets, TimeRange
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.errors import UnexpectedRows, UnreadableSource
-from featurestore.sources import backfill
-from featurestore.sources.load_log import (
+from toque.featurestore.definitions.batch_source import KNOWN_AT, BatchSource, Piece, Secrets, TimeRange
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.errors import UnexpectedRows, UnreadableSource
+from toque.featurestore.sources import backfill
+from toque.featurestore.sources.load_log import (
     ROWS_READ,
     SourceLineage,
     SourceLoad,
@@ -35,13 +35,13 @@ from featurestore.sources.load_log import (
     lineage_of,
     loads_in,
 )
-from featurestore.sources.rows import ROW, row_schema
-from featurestore.sources.running_load import LOAD, LOAD_PART, RunningLoad
-from registry.journal import Journal
-from registry.store import ObjectStore, Table, append_with_parts, read_part
-from registry.store.tables.parts import Part
-from registry.store.tables.settling import settle
-from registry.times import Clock
+from toque.featurestore.sources.rows import ROW, row_schema
+from toque.featurestore.sources.running_load import LOAD, LOAD_PART, RunningLoad
+from toque.registry.journal import Journal
+from toque.registry.store import ObjectStore, Table, append_with_parts, read_part
+from toque.registry.store.tables.parts import Part
+from toque.registry.store.tables.settling import settle
+from toque.registry.times import Clock
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20
 """A table with so many files below that size is compacted after a load."""

@@ -11,17 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.definitions.batch_source import KNOWN_AT
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from featurestore.errors import UnknownDefinition
-from featurestore.sources.loading import SourceTable
-from featurestore.sources.running_load import LOAD
-from featurestore.windows.aggregations import Windows
-from featurestore.windows.windowing import REPLACED_AT
+from toque.featurestore.definitions.batch_source import KNOWN_AT
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.errors import UnknownDefinition
+from toque.featurestore.sources.loading import SourceTable
+from toque.featurestore.sources.running_load import LOAD
+from toque.featurestore.windows.aggregations import Windows
+from toque.featurestore.windows.windowing import REPLACED_AT
 
 if TYPE_CHECKING:
-    from featurestore.definitions.views import FeatureView
+    from toque.featurestore.definitions.views import FeatureView
 
 _MICROSECOND = timedelta(microseconds=1)
 

@@ -12,12 +12,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.batch_source import KNOWN_AT, BatchSource, TimeRange
-from featurestore.definitions.casting import cast_column
-from featurestore.definitions.dtypes import TIMESTAMP, DType, FeatureType
-from featurestore.definitions.expectations import Expectation, InRange
-from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
-from featurestore.errors import InvalidRows, UnreadableSource
+from toque.featurestore.definitions.batch_source import KNOWN_AT, BatchSource, TimeRange
+from toque.featurestore.definitions.casting import cast_column
+from toque.featurestore.definitions.dtypes import TIMESTAMP, DType, FeatureType
+from toque.featurestore.definitions.expectations import Expectation, InRange
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field
+from toque.featurestore.errors import InvalidRows, UnreadableSource
 
 REPEATED = "is a local time that comes twice"
 """Part of the reason of rows that lie in an hour which the clocks of the source's zone repeat: nothing says which of both it is."""

@@ -12,15 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.batch_source import KNOWN_AT, BatchSource, Piece, TimeRange
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.expectations import Freshness, InRange
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.errors import UnexpectedRows, UnreadableSource
-from featurestore.sources.load_log import ROWS_READ, SHOWN, Loaded, SourceLoad
-from featurestore.sources.rows import REASON, REJECTED, REPEATED, check
-from registry.store import Table, write_part
-from registry.store.tables.parts import Part
+from toque.featurestore.definitions.batch_source import KNOWN_AT, BatchSource, Piece, TimeRange
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.expectations import Freshness, InRange
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.errors import UnexpectedRows, UnreadableSource
+from toque.featurestore.sources.load_log import ROWS_READ, SHOWN, Loaded, SourceLoad
+from toque.featurestore.sources.rows import REASON, REJECTED, REPEATED, check
+from toque.registry.store import Table, write_part
+from toque.registry.store.tables.parts import Part
 
 LOAD, LOAD_PART = "load", "load_part"
 """Columns that say which load brought a row, and in which of the load's files, in the order of reading."""

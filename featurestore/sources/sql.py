@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
-from featurestore.errors import InvalidDefinition, UnreadableSource
+from toque.featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
+from toque.featurestore.errors import InvalidDefinition, UnreadableSource
 
 _DRIVERS = {
     "sqlite": ("adbc_driver_sqlite.dbapi", "adbc-driver-sqlite"),

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from featurestore.streams.decode import Decoded, Place
-from featurestore.streams.table import Move, StreamTable
+from toque.featurestore.streams.decode import Decoded, Place
+from toque.featurestore.streams.table import Move, StreamTable
 
 
 @dataclass(slots=True)

@@ -20,28 +20,28 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.definitions.stream_source import CLOCK_TOLERANCE, Connection, Messages
-from featurestore.definitions.times import from_microseconds, to_microseconds
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import (
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.definitions.stream_source import CLOCK_TOLERANCE, Connection, Messages
+from toque.featurestore.definitions.times import from_microseconds, to_microseconds
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import (
     ConsumerFenced,
     OnlineStoreUnavailable,
     StreamRewritten,
     UnreadableSource,
 )
-from featurestore.online.redis_store import OnlineStore, newest_rows
-from featurestore.streams.collector import collector_paused
-from featurestore.streams.commits import Commits
-from featurestore.streams.decode import Decoded, Place, decode
-from featurestore.streams.held_events import HeldEvents, Key
-from featurestore.streams.refresh import events_of, own_rows
-from featurestore.streams.rewrites import rewrites_of
-from featurestore.streams.table import StreamTable
-from featurestore.streams.view_faults import ViewFaults
-from registry import Unavailable
-from registry.times import Clock
+from toque.featurestore.online.redis_store import OnlineStore, newest_rows
+from toque.featurestore.streams.collector import collector_paused
+from toque.featurestore.streams.commits import Commits
+from toque.featurestore.streams.decode import Decoded, Place, decode
+from toque.featurestore.streams.held_events import HeldEvents, Key
+from toque.featurestore.streams.refresh import events_of, own_rows
+from toque.featurestore.streams.rewrites import rewrites_of
+from toque.featurestore.streams.table import StreamTable
+from toque.featurestore.streams.view_faults import ViewFaults
+from toque.registry import Unavailable
+from toque.registry.times import Clock
 
 POLL_ROWS = 20_000
 BUFFERED_ROWS = 200_000

@@ -16,12 +16,12 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from featurestore.definitions.batch_source import KNOWN_AT
-from featurestore.definitions.casting import cast_column
-from featurestore.definitions.casting.composites import column_of_values
-from featurestore.definitions.dtypes import TIMESTAMP, DType, FeatureType
-from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
-from featurestore.definitions.stream_source import (
+from toque.featurestore.definitions.batch_source import KNOWN_AT
+from toque.featurestore.definitions.casting import cast_column
+from toque.featurestore.definitions.casting.composites import column_of_values
+from toque.featurestore.definitions.dtypes import TIMESTAMP, DType, FeatureType
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field
+from toque.featurestore.definitions.stream_source import (
     CLOCK_TOLERANCE,
     PARTITION,
     POSITION,
@@ -29,9 +29,9 @@ from featurestore.definitions.stream_source import (
     StreamSource,
     Unread,
 )
-from featurestore.definitions.times import from_microseconds
-from featurestore.errors import InvalidRows, UnreadableSource
-from featurestore.sources.rows import REASON, REJECTED, ROW, judge, row_schema
+from toque.featurestore.definitions.times import from_microseconds
+from toque.featurestore.errors import InvalidRows, UnreadableSource
+from toque.featurestore.sources.rows import REASON, REJECTED, ROW, judge, row_schema
 
 _TOLERANCE_US = int(CLOCK_TOLERANCE.total_seconds() * 1e6)
 _KEPT_BYTES = 65_536  # of a message that is kept aside

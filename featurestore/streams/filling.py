@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.definitions.stream_source import PARTITION, POSITION
-from featurestore.offline.partitioning import key_hashes
-from featurestore.rows import Clock, conform
-from featurestore.streams.refresh import computed_rows, events_of, own_rows, with_replaced
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.definitions.stream_source import PARTITION, POSITION
+from toque.featurestore.offline.partitioning import key_hashes
+from toque.featurestore.rows import Clock, conform
+from toque.featurestore.streams.refresh import computed_rows, events_of, own_rows, with_replaced
 
 if TYPE_CHECKING:
-    from featurestore.definitions.views import FeatureView
-    from featurestore.streams.table import StreamTable
+    from toque.featurestore.definitions.views import FeatureView
+    from toque.featurestore.streams.table import StreamTable
 
 EVENTS_AT_ONCE = 1 << 19
 """Events that are held at once, on average; all of one key are, however many."""

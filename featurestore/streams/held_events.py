@@ -17,15 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.batch_source import KNOWN_AT
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.encoding import microseconds
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from featurestore.definitions.stream_source import CLOCK_TOLERANCE, PARTITION
-from featurestore.definitions.times import to_microseconds
-from featurestore.definitions.views import FeatureView
-from featurestore.streams.refresh import events_of, windows_of
-from featurestore.windows.windowing import REPLACED_AT, Ints
+from toque.featurestore.definitions.batch_source import KNOWN_AT
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.encoding import microseconds
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.stream_source import CLOCK_TOLERANCE, PARTITION
+from toque.featurestore.definitions.times import to_microseconds
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.streams.refresh import events_of, windows_of
+from toque.featurestore.windows.windowing import REPLACED_AT, Ints
 
 Key: TypeAlias = tuple[Any, ...]
 SEGMENT_BITS = 16

@@ -13,10 +13,10 @@ from datetime import datetime
 from importlib import import_module
 from typing import Any
 
-from featurestore.definitions.batch_source import Secrets
-from featurestore.definitions.stream_source import Connection, Messages
-from featurestore.definitions.times import to_microseconds
-from featurestore.errors import InvalidDefinition, MessagesLost, UnreadableSource
+from toque.featurestore.definitions.batch_source import Secrets
+from toque.featurestore.definitions.stream_source import Connection, Messages
+from toque.featurestore.definitions.times import to_microseconds
+from toque.featurestore.errors import InvalidDefinition, MessagesLost, UnreadableSource
 
 _PATIENCE_S = 10.0
 _SENSITIVE = re.compile(r"password|secret|private|\.key", re.IGNORECASE)

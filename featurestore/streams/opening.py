@@ -6,19 +6,19 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featurestore.definitions.stream_source import Connection
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import UnreadableSource
-from featurestore.online.redis_store import OnlineStore
-from featurestore.streams.consumer import StreamConsumer
-from featurestore.streams.registered import RegisteredConnection, Schemas
-from featurestore.streams.rewrites import rewrites_of
-from featurestore.streams.table import StreamTable
-from registry.times import Clock
+from toque.featurestore.definitions.stream_source import Connection
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import UnreadableSource
+from toque.featurestore.online.redis_store import OnlineStore
+from toque.featurestore.streams.consumer import StreamConsumer
+from toque.featurestore.streams.registered import RegisteredConnection, Schemas
+from toque.featurestore.streams.rewrites import rewrites_of
+from toque.featurestore.streams.table import StreamTable
+from toque.registry.times import Clock
 
 if TYPE_CHECKING:
-    from featurestore.definitions.batch_source import Secrets
-    from featurestore.store import FeatureStore
+    from toque.featurestore.definitions.batch_source import Secrets
+    from toque.featurestore.store import FeatureStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from featurestore.definitions.stream_source import StreamReader
-from featurestore.streams.kafka import KafkaTopic
-from featurestore.streams.redis_stream import RedisStream
+from toque.featurestore.definitions.stream_source import StreamReader
+from toque.featurestore.streams.kafka import KafkaTopic
+from toque.featurestore.streams.redis_stream import RedisStream
 
 STREAM_READERS: Mapping[str, Callable[..., StreamReader | Any]] = {
     "kafka": KafkaTopic,

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from redis.exceptions import RedisError, ResponseError
 
-from clusters.redis_clients import RedisAddress, open_redis
-from featurestore.definitions.batch_source import Secrets
-from featurestore.definitions.stream_source import Connection, Messages
-from featurestore.definitions.times import to_microseconds
-from featurestore.errors import InvalidDefinition, MessagesLost, UnreadableSource
+from toque.clusters.redis_clients import RedisAddress, open_redis
+from toque.featurestore.definitions.batch_source import Secrets
+from toque.featurestore.definitions.stream_source import Connection, Messages
+from toque.featurestore.definitions.times import to_microseconds
+from toque.featurestore.errors import InvalidDefinition, MessagesLost, UnreadableSource
 
 LAG_COUNTED = 10_000
 """Entries that are counted; of more, the number follows from how fast the last of these came."""

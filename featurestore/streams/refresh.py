@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pyarrow as pa
 
-from featurestore.definitions.batch_source import KNOWN_AT
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from featurestore.definitions.stream_source import PARTITION
-from featurestore.definitions.times import from_microseconds
-from featurestore.errors import UnknownDefinition
-from featurestore.streams.decode import Place
-from featurestore.streams.table import StreamTable
-from featurestore.windows.aggregations import Windows
-from featurestore.windows.windowing import REPLACED_AT
+from toque.featurestore.definitions.batch_source import KNOWN_AT
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.stream_source import PARTITION
+from toque.featurestore.definitions.times import from_microseconds
+from toque.featurestore.errors import UnknownDefinition
+from toque.featurestore.streams.decode import Place
+from toque.featurestore.streams.table import StreamTable
+from toque.featurestore.windows.aggregations import Windows
+from toque.featurestore.windows.windowing import REPLACED_AT
 
 if TYPE_CHECKING:
-    from featurestore.definitions.views import FeatureView
+    from toque.featurestore.definitions.views import FeatureView
 
 _MICROSECOND = timedelta(microseconds=1)
 _PARTITION_KNOWN = "partition_known"

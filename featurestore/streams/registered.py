@@ -16,12 +16,12 @@ from typing import Any
 import httpx
 import orjson
 
-from featurestore.definitions.batch_source import Secrets
-from featurestore.definitions.schema_registry import SchemaRegistry
-from featurestore.definitions.stream_source import Connection, Messages, Unread
-from featurestore.errors import UnreadableSource
-from featurestore.streams.avro import reader_of
-from registry.store import ObjectStore
+from toque.featurestore.definitions.batch_source import Secrets
+from toque.featurestore.definitions.schema_registry import SchemaRegistry
+from toque.featurestore.definitions.stream_source import Connection, Messages, Unread
+from toque.featurestore.errors import UnreadableSource
+from toque.featurestore.streams.avro import reader_of
+from toque.registry.store import ObjectStore
 
 PATIENCE_S = 5.0
 _ZERO, _HEAD_BYTES = 0, 5

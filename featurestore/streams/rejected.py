@@ -9,10 +9,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.stream_source import ASIDE_REASON, ASIDE_ROW, PARTITION, POSITION
-from featurestore.sources.rows import REASON, ROW
-from featurestore.streams.decode import rejected_schema
-from registry.store import Table
+from toque.featurestore.definitions.stream_source import ASIDE_REASON, ASIDE_ROW, PARTITION, POSITION
+from toque.featurestore.sources.rows import REASON, ROW
+from toque.featurestore.streams.decode import rejected_schema
+from toque.registry.store import Table
 
 STORED_NAMES = {REASON: ASIDE_REASON, ROW: ASIDE_ROW}
 """Names in the table of events, where a source may have columns `reason` and `row` of its own."""

@@ -17,20 +17,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.definitions.stream_source import Connection, Messages
-from featurestore.errors import MessagesLost, UnreadableSource
-from featurestore.rows import conform
-from featurestore.streams.decode import Decoded, Place, decode, event_schema, rejected_schema
-from featurestore.streams.filling import view_rows
-from featurestore.streams.refresh import new_rows
-from featurestore.streams.rewrites import announce_rewrite
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.definitions.stream_source import Connection, Messages
+from toque.featurestore.errors import MessagesLost, UnreadableSource
+from toque.featurestore.rows import conform
+from toque.featurestore.streams.decode import Decoded, Place, decode, event_schema, rejected_schema
+from toque.featurestore.streams.filling import view_rows
+from toque.featurestore.streams.refresh import new_rows
+from toque.featurestore.streams.rewrites import announce_rewrite
 
 if TYPE_CHECKING:
-    from featurestore.definitions.views import FeatureView
-    from featurestore.store import FeatureStore
-    from featurestore.streams.table import StreamTable
+    from toque.featurestore.definitions.views import FeatureView
+    from toque.featurestore.store import FeatureStore
+    from toque.featurestore.streams.table import StreamTable
 
 CHUNK_ROWS = 100_000
 _PATIENCE_S = 10.0

@@ -6,7 +6,7 @@ must not come online any more. So it reads the count before each of its writes.
 
 from __future__ import annotations
 
-from featurestore.online.redis_store import OnlineStore
+from toque.featurestore.online.redis_store import OnlineStore
 
 
 def rewrites_of(online: OnlineStore, source: str) -> int:

@@ -22,22 +22,22 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
-from featurestore.definitions.batch_source import KNOWN_AT
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.fields import EVENT_TIMESTAMP
-from featurestore.definitions.stream_source import (
+from toque.featurestore.definitions.batch_source import KNOWN_AT
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
+from toque.featurestore.definitions.stream_source import (
     ASIDE_REASON,
     ASIDE_ROW,
     PARTITION,
     POSITION,
     StreamSource,
 )
-from featurestore.errors import ConsumerFenced, FeatureStoreError
-from featurestore.streams.decode import Decoded, Place, event_schema
-from featurestore.streams.rejected import RejectedMessages, kept_aside, stored_rows
-from registry.store import ObjectStore, Table, add_parts, write_part
-from registry.store.tables.settling import settle
-from registry.store.tables.table import commit_properties
+from toque.featurestore.errors import ConsumerFenced, FeatureStoreError
+from toque.featurestore.streams.decode import Decoded, Place, event_schema
+from toque.featurestore.streams.rejected import RejectedMessages, kept_aside, stored_rows
+from toque.registry.store import ObjectStore, Table, add_parts, write_part
+from toque.registry.store.tables.settling import settle
+from toque.registry.store.tables.table import commit_properties
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20
 """A table with so many files below that size is compacted."""

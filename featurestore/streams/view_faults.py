@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import polars as pl
 import pyarrow as pa
 
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import FeatureStoreError, OnlineStoreUnavailable, StreamRewritten
-from featurestore.streams.held_events import Key
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import FeatureStoreError, OnlineStoreUnavailable, StreamRewritten
+from toque.featurestore.streams.held_events import Key
 
 RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0
 MOST_TRIES = 256

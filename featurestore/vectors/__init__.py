@@ -3,12 +3,12 @@
 Must not know where a query comes from; a text is embedded by what the caller passes.
 """
 
-from featurestore.vectors.builds import IndexBuild, IndexBuilds, indexed_fields
-from featurestore.vectors.following import FOLLOWERS
-from featurestore.vectors.opened import Options, of_vectors, refresh, search
-from featurestore.vectors.query import MOST, Ask, Embed, Neighbour, Neighbours
-from featurestore.vectors.refreshing import RecallTooLow
-from featurestore.vectors.where import Where
+from toque.featurestore.vectors.builds import IndexBuild, IndexBuilds, indexed_fields
+from toque.featurestore.vectors.following import FOLLOWERS
+from toque.featurestore.vectors.opened import Options, of_vectors, refresh, search
+from toque.featurestore.vectors.query import MOST, Ask, Embed, Neighbour, Neighbours
+from toque.featurestore.vectors.refreshing import RecallTooLow
+from toque.featurestore.vectors.where import Where
 
 __all__ = [
     "FOLLOWERS",

@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.definitions.vector_index import Metric, VectorIndex
-from featurestore.definitions.views import FeatureView, digest
-from featurestore.vectors.inverted_lists import LISTS_FILE, InvertedLists
-from featurestore.vectors.rows import PRESENT, VectorRows
-from featurestore.vectors.visibility import Bools, Ints
-from registry.errors import Damaged
-from registry.journal import Entry, Fold, Journal
-from registry.store import ObjectStore, temporary_folder
-from registry.store.blobs import Blob, Blobs, scan
-from registry.times import Clock
+from toque.featurestore.definitions.vector_index import Metric, VectorIndex
+from toque.featurestore.definitions.views import FeatureView, digest
+from toque.featurestore.vectors.inverted_lists import LISTS_FILE, InvertedLists
+from toque.featurestore.vectors.rows import PRESENT, VectorRows
+from toque.featurestore.vectors.visibility import Bools, Ints
+from toque.registry.errors import Damaged
+from toque.registry.journal import Entry, Fold, Journal
+from toque.registry.store import ObjectStore, temporary_folder
+from toque.registry.store.blobs import Blob, Blobs, scan
+from toque.registry.times import Clock
 
 _BUILT, _DROPPED = "built", "dropped"
 VECTORS = "vectors.npy"

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.vector_index import VectorIndex
-from featurestore.definitions.views import FeatureView
-from featurestore.offline.tables import OfflineStore
-from featurestore.offline.versions import Version, scan
-from featurestore.rows import offline_schema
-from featurestore.vectors.builds import IndexBuilds, LoadedIndex, Loader
-from featurestore.vectors.layers import Layers
-from featurestore.vectors.recent_rows import RecentRows
-from featurestore.vectors.rows import VectorRows
+from toque.featurestore.definitions.vector_index import VectorIndex
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.offline.tables import OfflineStore
+from toque.featurestore.offline.versions import Version, scan
+from toque.featurestore.rows import offline_schema
+from toque.featurestore.vectors.builds import IndexBuilds, LoadedIndex, Loader
+from toque.featurestore.vectors.layers import Layers
+from toque.featurestore.vectors.recent_rows import RecentRows
+from toque.featurestore.vectors.rows import VectorRows
 
 TAIL_ROWS = 10_000
 TAIL_SHARE = 0.1

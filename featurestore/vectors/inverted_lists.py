@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.definitions.vector_index import Metric
-from featurestore.vectors.rows import Floats
-from featurestore.vectors.visibility import Bools, Ints
+from toque.featurestore.definitions.vector_index import Metric
+from toque.featurestore.vectors.rows import Floats
+from toque.featurestore.vectors.visibility import Bools, Ints
 
 LISTS_FILE = "lists.faiss"
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)

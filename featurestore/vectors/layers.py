@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from featurestore.definitions.encoding import RowLayout, precedence
-from featurestore.vectors.rows import VectorRows
-from featurestore.vectors.visibility import NEVER, Bools, Ints
+from toque.featurestore.definitions.encoding import RowLayout, precedence
+from toque.featurestore.vectors.rows import VectorRows
+from toque.featurestore.vectors.visibility import NEVER, Bools, Ints
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from featurestore.definitions.vector_index import Metric
-from featurestore.vectors.rows import Floats, VectorRows
-from featurestore.vectors.visibility import Bools, Ints
+from toque.featurestore.definitions.vector_index import Metric
+from toque.featurestore.vectors.rows import Floats, VectorRows
+from toque.featurestore.vectors.visibility import Bools, Ints
 
 _TOLERANCE = 1e-5  # of float32 scores; candidates that are so near the last one are compared in float64
 _SPARSE = 0.25  # share of rows below which they are gathered first

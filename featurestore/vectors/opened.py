@@ -4,18 +4,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from featurestore.definitions.dtypes import Vector
-from featurestore.definitions.encoding import RowLayout
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import InvalidDefinition
-from featurestore.offline.tables import OfflineStore
-from featurestore.online.redis_store import OnlineStore
-from featurestore.vectors.builds import IndexBuild, IndexBuilds, Loader
-from featurestore.vectors.following import FOLLOWERS
-from featurestore.vectors.query import Ask, Embed, Neighbours, checked_k, index_of
-from featurestore.vectors.refreshing import Refresh
-from featurestore.vectors.searched import Searched
-from featurestore.vectors.where import Where, conditions_of
+from toque.featurestore.definitions.dtypes import Vector
+from toque.featurestore.definitions.encoding import RowLayout
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import InvalidDefinition
+from toque.featurestore.offline.tables import OfflineStore
+from toque.featurestore.online.redis_store import OnlineStore
+from toque.featurestore.vectors.builds import IndexBuild, IndexBuilds, Loader
+from toque.featurestore.vectors.following import FOLLOWERS
+from toque.featurestore.vectors.query import Ask, Embed, Neighbours, checked_k, index_of
+from toque.featurestore.vectors.refreshing import Refresh
+from toque.featurestore.vectors.searched import Searched
+from toque.featurestore.vectors.where import Where, conditions_of
 
 
 class Source(Protocol):

@@ -8,14 +8,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.casting import cast_column
-from featurestore.definitions.casting.composites import column_of_values
-from featurestore.definitions.dtypes import Vector
-from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
-from featurestore.definitions.vector_index import Metric, VectorIndex
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import InvalidDefinition, InvalidRows
-from featurestore.vectors.rows import Floats, vector_type
+from toque.featurestore.definitions.casting import cast_column
+from toque.featurestore.definitions.casting.composites import column_of_values
+from toque.featurestore.definitions.dtypes import Vector
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field
+from toque.featurestore.definitions.vector_index import Metric, VectorIndex
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import InvalidDefinition, InvalidRows
+from toque.featurestore.vectors.rows import Floats, vector_type
 
 MOST = 1_000
 """Neighbours that one search may ask for."""

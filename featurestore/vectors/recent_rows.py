@@ -6,18 +6,18 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from featurestore.definitions.encoding import RowLayout
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from featurestore.definitions.times import from_microseconds, to_microseconds
-from featurestore.definitions.views import FeatureView, projection
-from featurestore.online.keys import RequestKeys
-from featurestore.online.recent import Key, RecentKeys
-from featurestore.online.redis_store import OnlineStore
-from featurestore.online.serving import Lookup
-from featurestore.rows import conform, offline_schema
-from featurestore.vectors.layers import Layers
-from featurestore.vectors.rows import VectorRows
-from featurestore.vectors.searched import positions_of
+from toque.featurestore.definitions.encoding import RowLayout
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.times import from_microseconds, to_microseconds
+from toque.featurestore.definitions.views import FeatureView, projection
+from toque.featurestore.online.keys import RequestKeys
+from toque.featurestore.online.recent import Key, RecentKeys
+from toque.featurestore.online.redis_store import OnlineStore
+from toque.featurestore.online.serving import Lookup
+from toque.featurestore.rows import conform, offline_schema
+from toque.featurestore.vectors.layers import Layers
+from toque.featurestore.vectors.rows import VectorRows
+from toque.featurestore.vectors.searched import positions_of
 
 Row: TypeAlias = dict[str, Any]
 

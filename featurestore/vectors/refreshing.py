@@ -12,18 +12,18 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.times import to_microseconds
-from featurestore.definitions.vector_index import Metric, VectorIndex
-from featurestore.definitions.views import FeatureView, digest
-from featurestore.errors import FeatureStoreError
-from featurestore.offline.tables import OfflineStore
-from featurestore.offline.versions import File, Version
-from featurestore.vectors.builds import VECTORS, IndexBuild, IndexBuilds, LoadedIndex, write_index
-from featurestore.vectors.following import paths_of
-from featurestore.vectors.inverted_lists import OVERSAMPLED, SHARES, InvertedLists, compared, lists_for
-from featurestore.vectors.nearest import distances_of, ordered
-from featurestore.vectors.rows import ROWS_AT_ONCE, VectorRows
-from featurestore.vectors.visibility import Bools, Ints
+from toque.featurestore.definitions.times import to_microseconds
+from toque.featurestore.definitions.vector_index import Metric, VectorIndex
+from toque.featurestore.definitions.views import FeatureView, digest
+from toque.featurestore.errors import FeatureStoreError
+from toque.featurestore.offline.tables import OfflineStore
+from toque.featurestore.offline.versions import File, Version
+from toque.featurestore.vectors.builds import VECTORS, IndexBuild, IndexBuilds, LoadedIndex, write_index
+from toque.featurestore.vectors.following import paths_of
+from toque.featurestore.vectors.inverted_lists import OVERSAMPLED, SHARES, InvertedLists, compared, lists_for
+from toque.featurestore.vectors.nearest import distances_of, ordered
+from toque.featurestore.vectors.rows import ROWS_AT_ONCE, VectorRows
+from toque.featurestore.vectors.visibility import Bools, Ints
 
 SAMPLED = 200
 _NEIGHBOURS = 10

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.dtypes import Vector
-from featurestore.definitions.encoding import microseconds, vectors_of
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import InvalidDefinition
-from featurestore.offline.partitioning import key_hashes
-from featurestore.rows import offline_schema
-from featurestore.vectors.visibility import Bools, Hashes, Ints, group_codes, precedence_order, spans
+from toque.featurestore.definitions.dtypes import Vector
+from toque.featurestore.definitions.encoding import microseconds, vectors_of
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import InvalidDefinition
+from toque.featurestore.offline.partitioning import key_hashes
+from toque.featurestore.rows import offline_schema
+from toque.featurestore.vectors.visibility import Bools, Hashes, Ints, group_codes, precedence_order, spans
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 PRESENT = "present"

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.times import to_microseconds
-from featurestore.definitions.vector_index import VectorIndex
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import InvalidRows, UnknownDefinition
-from featurestore.offline.partitioning import key_hashes
-from featurestore.vectors.builds import LoadedIndex
-from featurestore.vectors.inverted_lists import OVERSAMPLED
-from featurestore.vectors.layers import Layers
-from featurestore.vectors.nearest import Found, merged, nearest, ordered
-from featurestore.vectors.query import Ask, Embed, Neighbours, key_of, neighbours_of, vector_of
-from featurestore.vectors.rows import Floats, VectorRows
-from featurestore.vectors.visibility import Bools
-from featurestore.vectors.where import Condition, mask_of
+from toque.featurestore.definitions.times import to_microseconds
+from toque.featurestore.definitions.vector_index import VectorIndex
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import InvalidRows, UnknownDefinition
+from toque.featurestore.offline.partitioning import key_hashes
+from toque.featurestore.vectors.builds import LoadedIndex
+from toque.featurestore.vectors.inverted_lists import OVERSAMPLED
+from toque.featurestore.vectors.layers import Layers
+from toque.featurestore.vectors.nearest import Found, merged, nearest, ordered
+from toque.featurestore.vectors.query import Ask, Embed, Neighbours, key_of, neighbours_of, vector_of
+from toque.featurestore.vectors.rows import Floats, VectorRows
+from toque.featurestore.vectors.visibility import Bools
+from toque.featurestore.vectors.where import Condition, mask_of
 
 EXACT_ROWS = 5_000
 """Rows that are compared as fast as lists are scanned."""

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.encoding import HEADER_BYTES, RowLayout, microseconds
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from featurestore.definitions.views import FeatureView
-from featurestore.offline.partitioning import key_hashes
+from toque.featurestore.definitions.encoding import HEADER_BYTES, RowLayout, microseconds
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.offline.partitioning import key_hashes
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.casting import cast_column
-from featurestore.definitions.casting.composites import column_of_values
-from featurestore.definitions.dtypes import Decimal, DType
-from featurestore.definitions.fields import Field
-from featurestore.definitions.views import FeatureView
-from featurestore.errors import InvalidRows, UnknownDefinition
+from toque.featurestore.definitions.casting import cast_column
+from toque.featurestore.definitions.casting.composites import column_of_values
+from toque.featurestore.definitions.dtypes import Decimal, DType
+from toque.featurestore.definitions.fields import Field
+from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.errors import InvalidRows, UnknownDefinition
 
 Where: TypeAlias = Mapping[str, Any]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]

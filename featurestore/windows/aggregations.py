@@ -4,7 +4,7 @@ An event has the time it happened and the time it became known (`known_at`; a fl
 At time T the window of length W holds the events with `known_at <= T` and `T - W < event time <= T`. Each row carries
 as `event_timestamp` the T it describes, so a point-in-time join on it leaks nothing.
 
-The computation is in `featurestore.windows.windowing` (rows), `running` (sums, extremes), `latest` and `distinct`.
+The computation is in `toque.featurestore.windows.windowing` (rows), `running` (sums, extremes), `latest` and `distinct`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,14 +18,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.dtypes import TIMESTAMP, DType
-from featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name
-from featurestore.definitions.times import to_microseconds
-from featurestore.errors import InvalidDefinition
-from featurestore.windows.distinct import DistinctColumn
-from featurestore.windows.latest import Latest
-from featurestore.windows.running import Numbers, Window
-from featurestore.windows.windowing import Alignment, Events, Floats, Ints, Rows, is_number, order_events
+from toque.featurestore.definitions.dtypes import TIMESTAMP, DType
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name
+from toque.featurestore.definitions.times import to_microseconds
+from toque.featurestore.errors import InvalidDefinition
+from toque.featurestore.windows.distinct import DistinctColumn
+from toque.featurestore.windows.latest import Latest
+from toque.featurestore.windows.running import Numbers, Window
+from toque.featurestore.windows.windowing import (
+    Alignment,
+    Events,
+    Floats,
+    Ints,
+    Rows,
+    is_number,
+    order_events,
+)
 
 KNOWN_AT = "known_at"
 

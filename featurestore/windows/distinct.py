@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.casting.composites import texts_of
-from featurestore.windows.windowing import Alignment, Floats, Ints
-from kernels.hashing import hash_strings
+from toque.featurestore.definitions.casting.composites import texts_of
+from toque.featurestore.windows.windowing import Alignment, Floats, Ints
+from toque.kernels.hashing import hash_strings
 
 PRECISION = 12
 REGISTERS = 1 << PRECISION

@@ -9,8 +9,8 @@ from bisect import insort
 
 import numpy as np
 
-from featurestore.windows.running import Numbers
-from featurestore.windows.windowing import NEVER, Floats, Ints
+from toque.featurestore.windows.running import Numbers
+from toque.featurestore.windows.windowing import NEVER, Floats, Ints
 
 Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 

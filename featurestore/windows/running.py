@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from featurestore.windows.windowing import Alignment, Floats, Ints, blocks, is_rising
+from toque.featurestore.windows.windowing import Alignment, Floats, Ints, blocks, is_rising
 
 _HUGE = 2.0**400  # beyond this, sums of squares of a piece's values could overflow
 _SCALE = 2.0**-700  # by which huge values are summed, so that they are not huge

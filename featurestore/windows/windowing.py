@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.encoding import microseconds
-from featurestore.errors import InvalidRows
-from featurestore.rows import refuse_nulls, time_column
+from toque.featurestore.definitions.encoding import microseconds
+from toque.featurestore.errors import InvalidRows
+from toque.featurestore.rows import refuse_nulls, time_column
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]

@@ -3,10 +3,10 @@
 Knows alarms and sinks. Must not know what raised an alarm, nor what a project or a retrain is.
 """
 
-from functions.alerting.decide import AlertState, AlertVerdict, Silence, decide, step
-from functions.alerting.payloads import Alert
-from functions.alerting.policy import AlertPolicy, Email, Severity, Sink, Webhook
-from functions.alerting.sinks import SinkDownError, SinkRefusedError, deliver
+from toque.functions.alerting.decide import AlertState, AlertVerdict, Silence, decide, step
+from toque.functions.alerting.payloads import Alert
+from toque.functions.alerting.policy import AlertPolicy, Email, Severity, Sink, Webhook
+from toque.functions.alerting.sinks import SinkDownError, SinkRefusedError, deliver
 
 __all__ = [
     "Alert",

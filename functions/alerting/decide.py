@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.alerting.policy import AlertPolicy
-from functions.monitoring import Alarm
-from registry import Entry
+from toque.functions.alerting.policy import AlertPolicy
+from toque.functions.monitoring import Alarm
+from toque.registry import Entry
 
 _MAX_KEYS = 512  # keys that the fold keeps
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.alerting import (
+from toque.functions.alerting import (
     Alert,
     AlertPolicy,
     AlertState,
@@ -25,12 +25,12 @@ from functions.alerting import (
     deliver,
     step,
 )
-from functions.monitoring import TOPIC, Alarm
-from functions.runtime.context import context
-from functions.runtime.declaration import OnEvent, Retries
-from functions.runtime.definitions import ProjectError, model_definition
-from functions.runtime.function import function
-from registry import Fold, Journal, NotFound
+from toque.functions.monitoring import TOPIC, Alarm
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import OnEvent, Retries
+from toque.functions.runtime.definitions import ProjectError, model_definition
+from toque.functions.runtime.function import function
+from toque.registry import Fold, Journal, NotFound
 
 # Waits of 15 s, 30 s, … up to 15 minutes: two hours in all, half of that if every draw is the shortest.
 _PATIENT = Retries(max_attempts=14, backoff_s=15.0, factor=2.0, max_backoff_s=900.0, on=(SinkDownError,))

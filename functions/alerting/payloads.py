@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.alerting.decide import alert_subject
-from functions.alerting.policy import AlertPolicy, Email, Severity
-from functions.monitoring import Alarm
+from toque.functions.alerting.decide import alert_subject
+from toque.functions.alerting.policy import AlertPolicy, Email, Severity
+from toque.functions.monitoring import Alarm
 
 _SUMMARY = 1_000  # characters of PagerDuty's summary; it takes 1,024
 _COLOURS: dict[Severity, str] = {"info": "#5b7083", "warning": "#c98a00", "critical": "#c0392b"}

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from functions.alerting.payloads import Alert, generic, mail, pagerduty, slack
-from functions.alerting.policy import Email, Sink, Webhook
+from toque.functions.alerting.payloads import Alert, generic, mail, pagerduty, slack
+from toque.functions.alerting.policy import Email, Sink, Webhook
 
 TIMEOUT_S = 10.0
 _LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})

@@ -3,16 +3,16 @@
 The package knows labels, predictions and registered versions. It must not know how a version is trained or rolled out.
 """
 
-from functions.evaluation.checks.behaviour import Direction, Invariance
-from functions.evaluation.checks.check import Check
-from functions.evaluation.checks.fairness import FairnessRule
-from functions.evaluation.checks.robustness import RobustnessRule
-from functions.evaluation.checks.slices import SliceRule
-from functions.evaluation.demanded_gate import check_policy_gates, gate_in_force
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.gate import Gate, judge
-from functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
-from functions.evaluation.metrics.probabilities import (
+from toque.functions.evaluation.checks.behaviour import Direction, Invariance
+from toque.functions.evaluation.checks.check import Check
+from toque.functions.evaluation.checks.fairness import FairnessRule
+from toque.functions.evaluation.checks.robustness import RobustnessRule
+from toque.functions.evaluation.checks.slices import SliceRule
+from toque.functions.evaluation.demanded_gate import check_policy_gates, gate_in_force
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.gate import Gate, judge
+from toque.functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
+from toque.functions.evaluation.metrics.probabilities import (
     Interval,
     auc,
     bootstrap,
@@ -21,8 +21,8 @@ from functions.evaluation.metrics.probabilities import (
     log_loss,
     row_log_loss,
 )
-from functions.evaluation.offline_gate import GateResult, evaluate_gate, predict_table
-from functions.evaluation.offpolicy import OffPolicy, doubly_robust, ips, judge_split, snips
+from toque.functions.evaluation.offline_gate import GateResult, evaluate_gate, predict_table
+from toque.functions.evaluation.offpolicy import OffPolicy, doubly_robust, ips, judge_split, snips
 
 __all__ = [
     "Check",

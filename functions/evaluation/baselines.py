@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.model_formats.matrices import (
+from toque.functions.model_formats.matrices import (
     binary_labels,
     category_matrix,
     is_tensor,

@@ -18,30 +18,30 @@ import pyarrow as pa
 import ray
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.offline.pinned_retrieval import row_bytes
-from functions.evaluation.batch_shards import ADDED, ROW, BatchJob, Scorer, ShardWork, numbered
-from functions.evaluation.language.evaluation_set import asked_column
-from functions.evaluation.language.prompt_batches import (
+from toque.featurestore.offline.pinned_retrieval import row_bytes
+from toque.functions.evaluation.batch_shards import ADDED, ROW, BatchJob, Scorer, ShardWork, numbered
+from toque.functions.evaluation.language.evaluation_set import asked_column
+from toque.functions.evaluation.language.prompt_batches import (
     ANSWER_COLUMNS,
     MOST_SHARD_ROWS,
     SHARD_PROMPTS,
     PromptScorer,
 )
-from functions.generative import is_generative
-from functions.model_formats.errors import TrainingDataError
-from functions.model_formats.load import ScoringModel
-from functions.model_formats.table_inputs import input_columns
-from functions.model_formats.torch_threads import torch_threads
-from functions.model_formats.versions import load_version
-from functions.runtime.context import context
-from functions.runtime.declaration import Demand, Resources
-from functions.runtime.function import function
-from functions.runtime.run.capture import report_progress
-from functions.runtime.run.cluster import AWAY_FROM_SERVING
-from functions.runtime.run.niceness import lower_priority
-from functions.runtime.run.room import wait_for_room
-from registry import ModelVersion, Registry, Table, TableSnapshot
-from registry.store import PinnedRows, check_table_name
+from toque.functions.generative import is_generative
+from toque.functions.model_formats.errors import TrainingDataError
+from toque.functions.model_formats.load import ScoringModel
+from toque.functions.model_formats.table_inputs import input_columns
+from toque.functions.model_formats.torch_threads import torch_threads
+from toque.functions.model_formats.versions import load_version
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Demand, Resources
+from toque.functions.runtime.function import function
+from toque.functions.runtime.run.capture import report_progress
+from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING
+from toque.functions.runtime.run.niceness import lower_priority
+from toque.functions.runtime.run.room import wait_for_room
+from toque.registry import ModelVersion, Registry, Table, TableSnapshot
+from toque.registry.store import PinnedRows, check_table_name
 
 _FIRST, _STOP, _ROWS = "first", "stop", "rows"  # of a run of shards
 _PIECE_BYTES = 64 << 20  # of a shard's rows that are scored at once

@@ -9,8 +9,8 @@ from typing import Final, Protocol
 import numpy as np
 import pyarrow as pa
 
-from registry import ModelVersion, Registry, Table, TableSnapshot
-from registry.store import PinnedRows
+from toque.registry import ModelVersion, Registry, Table, TableSnapshot
+from toque.registry.store import PinnedRows
 
 __all__ = ["ADDED", "ROW", "BatchJob", "Scorer", "ShardWork", "numbered"]
 

@@ -7,10 +7,19 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.gate import Gate
-from functions.evaluation.language.answer_gate import AnswerGate
-from registry import GateData, GateDemand, ModelPolicy, ModelVersion, NotFound, Registry, Table, TableSnapshot
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.gate import Gate
+from toque.functions.evaluation.language.answer_gate import AnswerGate
+from toque.registry import (
+    GateData,
+    GateDemand,
+    ModelPolicy,
+    ModelVersion,
+    NotFound,
+    Registry,
+    Table,
+    TableSnapshot,
+)
 
 AnyGate = TypeVar("AnyGate", Gate, AnswerGate)
 

@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.evaluation.checks.behaviour import Direction, Invariance, judge_behaviour
-from functions.evaluation.checks.check import Check, at_most
-from functions.evaluation.checks.fairness import FairnessRule, Judged, judge_fairness
-from functions.evaluation.checks.robustness import Predict, judge_robustness
-from functions.evaluation.checks.slices import judge_slices
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.gate import Gate
-from functions.evaluation.outcome_kinds import OutcomeKind
-from functions.model_formats.table_inputs import input_columns
-from registry import ModelVersion
+from toque.functions.evaluation.checks.behaviour import Direction, Invariance, judge_behaviour
+from toque.functions.evaluation.checks.check import Check, at_most
+from toque.functions.evaluation.checks.fairness import FairnessRule, Judged, judge_fairness
+from toque.functions.evaluation.checks.robustness import Predict, judge_robustness
+from toque.functions.evaluation.checks.slices import judge_slices
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.gate import Gate
+from toque.functions.evaluation.outcome_kinds import OutcomeKind
+from toque.functions.model_formats.table_inputs import input_columns
+from toque.registry import ModelVersion
 
 Floats = npt.NDArray[np.float64]
 _TIMED_ROWS = 50  # scored one by one; the median is reported

@@ -12,14 +12,14 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from functions.evaluation.baselines import Baseline
-from functions.evaluation.checks.behaviour import Behaviour
-from functions.evaluation.checks.check import Check, at_least, at_most
-from functions.evaluation.checks.fairness import FairnessRule
-from functions.evaluation.checks.robustness import RobustnessRule
-from functions.evaluation.checks.slices import SliceRule
-from functions.evaluation.meanings import MEANINGS, Outcome
-from registry import GateData, GateDemand
+from toque.functions.evaluation.baselines import Baseline
+from toque.functions.evaluation.checks.behaviour import Behaviour
+from toque.functions.evaluation.checks.check import Check, at_least, at_most
+from toque.functions.evaluation.checks.fairness import FairnessRule
+from toque.functions.evaluation.checks.robustness import RobustnessRule
+from toque.functions.evaluation.checks.slices import SliceRule
+from toque.functions.evaluation.meanings import MEANINGS, Outcome
+from toque.registry import GateData, GateDemand
 
 LINEAR_NAMES = ("linear", "ridge", "poisson", "nearest")
 """Names of the linear baseline beside the stored one, which is that of two classes."""

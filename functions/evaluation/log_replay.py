@@ -19,16 +19,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.evaluation.errors import EvaluationError
-from functions.model_formats.formats import PROGRAM_FILE
-from functions.model_formats.torch_threads import torch_threads
-from functions.model_formats.versions import load_version
-from functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
-from functions.runtime.context import context
-from functions.runtime.function import function
-from registry import ModelVersion, Registry
-from registry.models import Signature
-from registry.models.serving_tags import serving_tags
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.model_formats.formats import PROGRAM_FILE
+from toque.functions.model_formats.torch_threads import torch_threads
+from toque.functions.model_formats.versions import load_version
+from toque.functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
+from toque.registry import ModelVersion, Registry
+from toque.registry.models import Signature
+from toque.registry.models.serving_tags import serving_tags
 
 __all__ = ["Difference", "ReplayResult", "compare", "load_scorer", "replay_predictions"]
 
@@ -38,7 +38,7 @@ _SHOWN_VALUES = 8
 
 
 class Scorer(Protocol):
-    """A loaded version, as `functions.model_formats.load` gives it."""
+    """A loaded version, as `toque.functions.model_formats.load` gives it."""
 
     def predict(self, inputs: Mapping[str, Any]) -> Mapping[str, Array]:
         """Score a batch of rows."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from functions.evaluation.meanings import Loss
-from functions.evaluation.metrics.counts import unit_deviance
-from functions.evaluation.metrics.texts import by_row, edit_distance_of, mismatch_of, token_distance_of
-from functions.evaluation.metrics.vectors import cosine_of, euclidean_of
+from toque.functions.evaluation.meanings import Loss
+from toque.functions.evaluation.metrics.counts import unit_deviance
+from toque.functions.evaluation.metrics.texts import by_row, edit_distance_of, mismatch_of, token_distance_of
+from toque.functions.evaluation.metrics.vectors import cosine_of, euclidean_of
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]

@@ -11,26 +11,26 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from functions.evaluation.checks.check import Check
-from functions.evaluation.checks.robustness import Predict
-from functions.evaluation.demanded_gate import (
+from toque.functions.evaluation.checks.check import Check
+from toque.functions.evaluation.checks.robustness import Predict
+from toque.functions.evaluation.demanded_gate import (
     gate_in_force,
     refuse_training_data,
     require_demanded_data,
 )
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
-from functions.evaluation.gate import POPULARITY, Gate, judge
-from functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
-from functions.evaluation.metrics.probabilities import Interval, bootstrap
-from functions.evaluation.outcome_kinds import BINARY, OutcomeKind, outcome_kind
-from functions.model_formats.table_inputs import input_columns, own_columns
-from functions.model_formats.versions import load_version
-from functions.runtime.context import context
-from functions.runtime.declaration import Resources
-from functions.runtime.function import function
-from registry import ModelVersion, Registry, Table, TableSnapshot
-from registry.models import Signature
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
+from toque.functions.evaluation.gate import POPULARITY, Gate, judge
+from toque.functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
+from toque.functions.evaluation.metrics.probabilities import Interval, bootstrap
+from toque.functions.evaluation.outcome_kinds import BINARY, OutcomeKind, outcome_kind
+from toque.functions.model_formats.table_inputs import input_columns, own_columns
+from toque.functions.model_formats.versions import load_version
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Resources
+from toque.functions.runtime.function import function
+from toque.registry import ModelVersion, Registry, Table, TableSnapshot
+from toque.registry.models import Signature
 
 _CHAMPION = "champion"
 

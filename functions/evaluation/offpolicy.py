@@ -15,11 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.realised_loss import request_of
-from functions.stats import ratio
-from functions.stats.comparison.cluster_sums import exact_sum
-from registry.models.traffic import BY_RULE
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.realised_loss import request_of
+from toque.functions.stats import ratio
+from toque.functions.stats.comparison.cluster_sums import exact_sum
+from toque.registry.models.traffic import BY_RULE
 
 Floats = npt.NDArray[np.float64]
 _MIN_EFFECTIVE_ROWS = 30.0  # from which a normal interval means something

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.evaluation.baselines import (
+from toque.functions.evaluation.baselines import (
     BASELINES,
     Baseline,
     class_constant,
@@ -29,17 +29,17 @@ from functions.evaluation.baselines import (
     vector_constant,
     vector_linear,
 )
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.meanings import Outcome
-from functions.evaluation.metrics.classes import CLASS_METRICS, class_row_log_loss
-from functions.evaluation.metrics.counts import COUNT_METRICS, poisson_deviance
-from functions.evaluation.metrics.multilabel import LABEL_METRICS, by_label, label_row_log_loss
-from functions.evaluation.metrics.numbers import NUMBER_METRICS, squared_error
-from functions.evaluation.metrics.probabilities import METRICS, row_log_loss
-from functions.evaluation.metrics.ranking import MOST_RELEVANT, RANKING_METRICS, ndcg_loss, padded
-from functions.evaluation.metrics.texts import TEXT_METRICS, edit_distance
-from functions.evaluation.metrics.vectors import VECTOR_METRICS, cosine_distance
-from functions.model_formats.matrices import (
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.meanings import Outcome
+from toque.functions.evaluation.metrics.classes import CLASS_METRICS, class_row_log_loss
+from toque.functions.evaluation.metrics.counts import COUNT_METRICS, poisson_deviance
+from toque.functions.evaluation.metrics.multilabel import LABEL_METRICS, by_label, label_row_log_loss
+from toque.functions.evaluation.metrics.numbers import NUMBER_METRICS, squared_error
+from toque.functions.evaluation.metrics.probabilities import METRICS, row_log_loss
+from toque.functions.evaluation.metrics.ranking import MOST_RELEVANT, RANKING_METRICS, ndcg_loss, padded
+from toque.functions.evaluation.metrics.texts import TEXT_METRICS, edit_distance
+from toque.functions.evaluation.metrics.vectors import VECTOR_METRICS, cosine_distance
+from toque.functions.model_formats.matrices import (
     binary_labels,
     count_labels,
     label_flags,
@@ -49,9 +49,9 @@ from functions.model_formats.matrices import (
     text_labels,
     vector_labels,
 )
-from functions.model_formats.table_inputs import first_output, first_text
-from registry import ModelVersion
-from registry.models import Signature, TensorSpec
+from toque.functions.model_formats.table_inputs import first_output, first_text
+from toque.registry import ModelVersion
+from toque.registry.models import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
 Learn = Callable[[pa.Table, pa.Table, Sequence[str], Sequence[str], str], Array]

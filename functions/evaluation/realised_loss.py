@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.logged_losses import (
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.logged_losses import (
     LIST_LOSSES,
     NUMBER_LOSSES,
     OF_A_MEAN,
@@ -22,13 +22,13 @@ from functions.evaluation.logged_losses import (
     TextLabels,
     entropy,
 )
-from functions.evaluation.meanings import Loss
-from functions.evaluation.metrics.ranking import MOST_RELEVANT, ndcg_loss, padded
-from functions.model_formats.errors import TrainingDataError
-from functions.model_formats.selected_inputs import select_inputs
-from functions.model_formats.table_inputs import first_text
-from registry.models import Signature
-from registry.models.traffic import OUTSIDE
+from toque.functions.evaluation.meanings import Loss
+from toque.functions.evaluation.metrics.ranking import MOST_RELEVANT, ndcg_loss, padded
+from toque.functions.model_formats.errors import TrainingDataError
+from toque.functions.model_formats.selected_inputs import select_inputs
+from toque.functions.model_formats.table_inputs import first_text
+from toque.registry.models import Signature
+from toque.registry.models.traffic import OUTSIDE
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]

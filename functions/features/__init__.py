@@ -1,8 +1,8 @@
 """Features as functions: training sets with lineage, materialization to the online store, and health of views."""
 
-from functions.features.catalog import CatalogEntry, feature_catalog
-from functions.features.declared_rows import load_declared
-from functions.features.jobs import (
+from toque.functions.features.catalog import CatalogEntry, feature_catalog
+from toque.functions.features.declared_rows import load_declared
+from toque.functions.features.jobs import (
     MaterializeResult,
     TrainingSetLineage,
     build_training_set,
@@ -11,9 +11,9 @@ from functions.features.jobs import (
     record_feature_health,
     training_set_lineage,
 )
-from functions.features.load_rows import LoadedRows, load_rows
-from functions.features.origins import DatasetOrigin, VersionOrigins, version_origins
-from functions.features.sources import (
+from toque.functions.features.load_rows import LoadedRows, load_rows
+from toque.functions.features.origins import DatasetOrigin, VersionOrigins, version_origins
+from toque.functions.features.sources import (
     FeatureRefresh,
     RefreshError,
     SourceStatus,
@@ -22,20 +22,20 @@ from functions.features.sources import (
     refresh_service,
     source_status,
 )
-from functions.features.streams import (
+from toque.functions.features.streams import (
     StreamPartition,
     StreamReplay,
     StreamStatus,
     replay_stream,
     stream_status,
 )
-from functions.features.vectors import (
+from toque.functions.features.vectors import (
     IndexRefreshError,
     VectorIndexStatus,
     refresh_vector_indexes,
     vector_indexes,
 )
-from functions.features.view_figures import (
+from toque.functions.features.view_figures import (
     HealthPoint,
     feature_course,
     feature_health_history,

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from registry import AlreadyExists, ObjectStore, TableSnapshot
-from registry.store import Part
+from toque.registry import AlreadyExists, ObjectStore, TableSnapshot
+from toque.registry.store import Part
 
 _RESUMABLE = timedelta(hours=6)
 _PLAN = "plan.json"

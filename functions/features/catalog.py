@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import FeatureStore, FeatureView, Windows
-from functions.runtime.context import context
-from functions.runtime.function import function
-from registry import Registry
+from toque.featurestore import FeatureStore, FeatureView, Windows
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
+from toque.registry import Registry
 
 
 class CatalogFeature(BaseModel):

@@ -6,13 +6,13 @@ from datetime import timedelta
 
 import polars as pl
 
-from featurestore import BatchSource, FeatureView
-from functions.features.entity_rows import EVENT_TIMESTAMP, LABEL_KNOWN_AT
-from functions.features.load_rows import LoadedRows
-from functions.features.sources import refresh_features
-from functions.runtime.context import context
-from registry import InvalidInput, Table
-from registry.store import check_table_name
+from toque.featurestore import BatchSource, FeatureView
+from toque.functions.features.entity_rows import EVENT_TIMESTAMP, LABEL_KNOWN_AT
+from toque.functions.features.load_rows import LoadedRows
+from toque.functions.features.sources import refresh_features
+from toque.functions.runtime.context import context
+from toque.registry import InvalidInput, Table
+from toque.registry.store import check_table_name
 
 __all__ = ["load_declared"]
 

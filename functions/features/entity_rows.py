@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore import InvalidRows
-from registry import Table, TableSnapshot
-from registry.store import PinnedRows
+from toque.featurestore import InvalidRows
+from toque.registry import Table, TableSnapshot
+from toque.registry.store import PinnedRows
 
 EVENT_TIMESTAMP = "event_timestamp"
 LABEL_KNOWN_AT = "label_known_at"

@@ -13,23 +13,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from featurestore import InvalidDefinition, InvalidRows, Materialized, ViewHealth, view_health
-from featurestore.offline.historical import RetrievalJob
-from featurestore.offline.pinned_retrieval import PinnedRetrieval, check_entities, stored_view
-from featurestore.online.materialize import Spread
-from featurestore.sources import SourceLineage
-from featurestore.sources.lineage import sources_of
-from functions.features.build_record import BuildPlan, BuildRecord
-from functions.features.entity_rows import EntityRows
-from functions.features.large_training_sets import ShardedBuild
-from functions.features.memory import estimated_bytes, memory_bytes
-from functions.runtime.context import context
-from functions.runtime.declaration import Retries
-from functions.runtime.function import function
-from functions.runtime.run import cluster
-from functions.runtime.run.capture import report_progress
-from registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, as_utc
-from registry.store import check_table_name, overwrite_with_parts
+from toque.featurestore import InvalidDefinition, InvalidRows, Materialized, ViewHealth, view_health
+from toque.featurestore.offline.historical import RetrievalJob
+from toque.featurestore.offline.pinned_retrieval import PinnedRetrieval, check_entities, stored_view
+from toque.featurestore.online.materialize import Spread
+from toque.featurestore.sources import SourceLineage
+from toque.featurestore.sources.lineage import sources_of
+from toque.functions.features.build_record import BuildPlan, BuildRecord
+from toque.functions.features.entity_rows import EntityRows
+from toque.functions.features.large_training_sets import ShardedBuild
+from toque.functions.features.memory import estimated_bytes, memory_bytes
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.function import function
+from toque.functions.runtime.run import cluster
+from toque.functions.runtime.run.capture import report_progress
+from toque.registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, as_utc
+from toque.registry.store import check_table_name, overwrite_with_parts
 
 SpanHours = Annotated[float, Field(gt=0.0, le=87_600.0)]
 """How much of the newest event time is read: up to ten years."""
@@ -265,7 +265,7 @@ def materialize(views: list[str] | None = None, end: datetime | None = None) -> 
     """
     spread: Spread | None = None
     if cluster.running():
-        from featurestore.offline.distributed import spread_files as spread  # late: Ray Data, as above
+        from toque.featurestore.offline.distributed import spread_files as spread  # late: Ray Data, as above
 
     done = context().features().materialize_incremental(end, views=views, progress=_Progress(), spread=spread)
     return MaterializeResult(views=done)

@@ -9,11 +9,11 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from featurestore.offline.distributed import join_dataset
-from functions.features.entity_rows import EntityRows
-from functions.features.large_training_sets import ShardedBuild
-from registry import Table
-from registry.store import Part, write_part
+from toque.featurestore.offline.distributed import join_dataset
+from toque.functions.features.entity_rows import EntityRows
+from toque.functions.features.large_training_sets import ShardedBuild
+from toque.registry import Table
+from toque.registry.store import Part, write_part
 
 _ROWS_PER_TASK = 250_000
 _NUMBER = "toque_entity_row"

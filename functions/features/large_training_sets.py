@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from featurestore import InvalidRows
-from featurestore.offline.candidates import join_in_steps
-from featurestore.offline.pinned_retrieval import PinnedRetrieval, check_entities
-from functions.features.build_record import BuildPlan, BuildRecord
-from functions.features.entity_rows import EntityRows
-from functions.features.memory import entity_row_bytes
-from functions.runtime.run import cluster
-from functions.runtime.run.capture import report_progress
-from registry import Table
-from registry.store import Part, write_part
+from toque.featurestore import InvalidRows
+from toque.featurestore.offline.candidates import join_in_steps
+from toque.featurestore.offline.pinned_retrieval import PinnedRetrieval, check_entities
+from toque.functions.features.build_record import BuildPlan, BuildRecord
+from toque.functions.features.entity_rows import EntityRows
+from toque.functions.features.memory import entity_row_bytes
+from toque.functions.runtime.run import cluster
+from toque.functions.runtime.run.capture import report_progress
+from toque.registry import Table
+from toque.registry.store import Part, write_part
 
 _FEWEST_ROWS, _MOST_ROWS = 2_000, 1_000_000  # of a shard that this process joins
 _ROWS_ON_CLUSTER = 8_000_000
@@ -72,7 +72,7 @@ class ShardedBuild:
     def _join(self) -> JoinShard:
         if not cluster.running():
             return self.join_here
-        from functions.features.joins_on_ray import join_on_ray  # late: Ray Data, which few calls need
+        from toque.functions.features.joins_on_ray import join_on_ray  # late: Ray Data, which few calls need
 
         return lambda shard: join_on_ray(self, shard)
 

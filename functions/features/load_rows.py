@@ -14,12 +14,12 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import FeatureStore, FeatureView
-from featurestore.rows import conform
-from functions.features.entity_rows import EVENT_TIMESTAMP, LABEL_KNOWN_AT
-from functions.runtime.context import context
-from registry import InvalidInput, Table
-from registry.store import Part, check_table_name, overwrite_with_parts, write_part
+from toque.featurestore import FeatureStore, FeatureView
+from toque.featurestore.rows import conform
+from toque.functions.features.entity_rows import EVENT_TIMESTAMP, LABEL_KNOWN_AT
+from toque.functions.runtime.context import context
+from toque.registry import InvalidInput, Table
+from toque.registry.store import Part, check_table_name, overwrite_with_parts, write_part
 
 __all__ = ["LoadedRows", "load_rows"]
 

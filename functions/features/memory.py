@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from featurestore.offline.pinned_retrieval import PinnedRetrieval, row_bytes
-from functions.features.entity_rows import EntityRows
+from toque.featurestore.offline.pinned_retrieval import PinnedRetrieval, row_bytes
+from toque.functions.features.entity_rows import EntityRows
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 

@@ -6,10 +6,10 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.features.jobs import TrainingSetLineage
-from functions.runtime.context import context
-from functions.runtime.function import function
-from registry import Lineage, NotFound, Table, TableSnapshot
+from toque.functions.features.jobs import TrainingSetLineage
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
+from toque.registry import Lineage, NotFound, Table, TableSnapshot
 
 
 class DatasetOrigin(BaseModel):

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import (
+from toque.featurestore import (
     BatchSource,
     FeatureStoreError,
     FeatureView,
@@ -16,11 +16,11 @@ from featurestore import (
     Refreshed,
     SourceLoad,
 )
-from featurestore.sources import IcebergRows, SqlTable
-from functions.runtime.context import context
-from functions.runtime.declaration import Retries
-from functions.runtime.function import function
-from functions.runtime.secret import secret_value, use_secrets
+from toque.featurestore.sources import IcebergRows, SqlTable
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.function import function
+from toque.functions.runtime.secret import secret_value, use_secrets
 
 
 class SourceStatus(BaseModel):

@@ -8,17 +8,17 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import UnreadableSource
-from featurestore.definitions.stream_source import Connection
-from featurestore.definitions.times import from_microseconds
-from featurestore.streams.opening import connect
-from featurestore.streams.registered import RegisteredConnection
-from featurestore.streams.replay import FilledView, ReplayedPartition, fill_views, read_again
-from featurestore.streams.table import StreamTable
-from functions.runtime.context import context
-from functions.runtime.declaration import Retries
-from functions.runtime.function import function
-from functions.runtime.secret import secret_value, use_secrets
+from toque.featurestore import UnreadableSource
+from toque.featurestore.definitions.stream_source import Connection
+from toque.featurestore.definitions.times import from_microseconds
+from toque.featurestore.streams.opening import connect
+from toque.featurestore.streams.registered import RegisteredConnection
+from toque.featurestore.streams.replay import FilledView, ReplayedPartition, fill_views, read_again
+from toque.featurestore.streams.table import StreamTable
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.function import function
+from toque.functions.runtime.secret import secret_value, use_secrets
 
 
 class StreamPartition(BaseModel):

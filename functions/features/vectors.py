@@ -7,10 +7,10 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import FeatureStoreError, FeatureView, IndexBuild, Metric, VectorIndex
-from functions.runtime.context import context
-from functions.runtime.declaration import Retries
-from functions.runtime.function import function
+from toque.featurestore import FeatureStoreError, FeatureView, IndexBuild, Metric, VectorIndex
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.function import function
 
 __all__ = ["IndexRefreshError", "VectorIndexStatus", "refresh_vector_indexes", "vector_indexes"]
 

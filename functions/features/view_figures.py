@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from featurestore import FeatureStatistics, PartStatistics, view_course, view_statistics
-from functions.features.jobs import HEALTH_TABLE, SpanHours
-from functions.runtime.context import context
-from functions.runtime.function import function
-from registry import Table
+from toque.featurestore import FeatureStatistics, PartStatistics, view_course, view_statistics
+from toque.functions.features.jobs import HEALTH_TABLE, SpanHours
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
+from toque.registry import Table
 
 _MOST_PARTS = 100
 

@@ -1,11 +1,11 @@
 """Versions of language models: what one is made of, its prompt, and how it is registered.
 
-The engines that answer for them are in `functions.generative.engines`; it knows nothing of how they are served.
+The engines that answer for them are in `toque.functions.generative.engines`; it knows nothing of how they are served.
 """
 
-from functions.generative.declined import declines
-from functions.generative.errors import GenerativeError
-from functions.generative.guardrails import (
+from toque.functions.generative.declined import declines
+from toque.functions.generative.errors import GenerativeError
+from toque.functions.generative.guardrails import (
     AnswerCheck,
     Finding,
     Guardrail,
@@ -14,10 +14,10 @@ from functions.generative.guardrails import (
     check_answer,
     check_request,
 )
-from functions.generative.prompt import Example, Prompt, PromptMessage, Variable, difference
-from functions.generative.registration import register_generative
-from functions.generative.tools import call_tool
-from functions.generative.version_files import (
+from toque.functions.generative.prompt import Example, Prompt, PromptMessage, Variable, difference
+from toque.functions.generative.registration import register_generative
+from toque.functions.generative.tools import call_tool
+from toque.functions.generative.version_files import (
     ADAPTER,
     ADAPTER_FOLDER,
     CHAT,

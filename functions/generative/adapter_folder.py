@@ -8,17 +8,17 @@ from typing import Final, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from functions.generative.errors import GenerativeError
-from functions.generative.safetensors_header import read_header
-from functions.generative.version_files import (
+from toque.functions.generative.errors import GenerativeError
+from toque.functions.generative.safetensors_header import read_header
+from toque.functions.generative.version_files import (
     ADAPTER_FOLDER,
     SETTINGS,
     AdapterRank,
     EngineSettings,
     read_settings,
 )
-from registry.models import ModelVersion
-from registry.registry import Registry
+from toque.registry.models import ModelVersion
+from toque.registry.registry import Registry
 
 __all__ = ["CONFIG", "adapter_files", "check_adapter", "check_shapes", "kept_settings"]
 

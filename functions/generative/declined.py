@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from registry.text_patterns import count_matches
+from toque.registry.text_patterns import count_matches
 
 __all__ = ["declines"]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.generative.errors import GenerativeError
-from functions.generative.prompt import Prompt, difference
-from functions.generative.registration import register_generative
-from functions.generative.version_files import PROMPT, is_generative, read_prompt
-from functions.runtime.context import context
-from functions.runtime.function import function
-from registry.models import ModelVersion
-from registry.registry import Registry
+from toque.functions.generative.errors import GenerativeError
+from toque.functions.generative.prompt import Prompt, difference
+from toque.functions.generative.registration import register_generative
+from toque.functions.generative.version_files import PROMPT, is_generative, read_prompt
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
+from toque.registry.models import ModelVersion
+from toque.registry.registry import Registry
 
 __all__ = ["PromptVersion", "compare_prompts", "list_prompts", "register_prompt"]
 

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.generative.errors import GenerativeError
-from functions.generative.guardrails import Guardrails
+from toque.functions.generative.errors import GenerativeError
+from toque.functions.generative.guardrails import Guardrails
 
 __all__ = ["Example", "Prompt", "PromptMessage", "Variable", "difference"]
 

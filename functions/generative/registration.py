@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-from functions.generative.adapter_folder import CONFIG, adapter_files, check_adapter, kept_settings
-from functions.generative.errors import GenerativeError
-from functions.generative.prompt import Prompt
-from functions.generative.version_files import (
+from toque.functions.generative.adapter_folder import CONFIG, adapter_files, check_adapter, kept_settings
+from toque.functions.generative.errors import GenerativeError
+from toque.functions.generative.prompt import Prompt
+from toque.functions.generative.version_files import (
     ADAPTER,
     ADAPTER_FOLDER,
     CHAT,
@@ -24,8 +24,8 @@ from functions.generative.version_files import (
     EngineSettings,
     weights_in,
 )
-from registry.models import Lineage, ModelVersion
-from registry.registry import Registry
+from toque.registry.models import Lineage, ModelVersion
+from toque.registry.registry import Registry
 
 __all__ = ["register_generative"]
 

@@ -9,7 +9,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from functions.generative.errors import GenerativeError
+from toque.functions.generative.errors import GenerativeError
 
 __all__ = ["SafetensorsHeader", "TensorEntry", "read_header"]
 

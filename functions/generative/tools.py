@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from functions.generative.errors import GenerativeError
-from functions.runtime.spans import span
+from toque.functions.generative.errors import GenerativeError
+from toque.functions.runtime.spans import span
 
 __all__ = ["call_tool"]
 

@@ -8,9 +8,9 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.generative.prompt import Prompt
-from registry.models import ModelVersion, Signature, TensorSpec
-from registry.store import Blob
+from toque.functions.generative.prompt import Prompt
+from toque.registry.models import ModelVersion, Signature, TensorSpec
+from toque.registry.store import Blob
 
 __all__ = [
     "ADAPTER",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from functions.live_counts.latency_bins import BINS
+from toque.functions.live_counts.latency_bins import BINS
 
 
 class SplitArm(NamedTuple):

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 
 from pydantic import AwareDatetime, BaseModel
 
-from functions.live_counts.counts import ArmTally, WindowCounts
-from functions.live_counts.latency_bins import quantile_ms
-from functions.live_counts.reader import live_reader
-from functions.live_counts.windows import WINDOW_S, window_at
+from toque.functions.live_counts.counts import ArmTally, WindowCounts
+from toque.functions.live_counts.latency_bins import quantile_ms
+from toque.functions.live_counts.reader import live_reader
+from toque.functions.live_counts.windows import WINDOW_S, window_at
 
 
 class ArmFigures(BaseModel):

@@ -13,10 +13,10 @@ from typing import Any
 
 from redis import RedisError
 
-from clusters.redis_clients import open_redis
-from functions.live_counts.counts import ArmTally, SplitArm, encode
-from functions.live_counts.tally import Tally
-from functions.live_counts.windows import KEPT_S, counts_key, models_key
+from toque.clusters.redis_clients import open_redis
+from toque.functions.live_counts.counts import ArmTally, SplitArm, encode
+from toque.functions.live_counts.tally import Tally
+from toque.functions.live_counts.windows import KEPT_S, counts_key, models_key
 
 EVERY_S = 1.0
 TIMEOUT_S = 1.0

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from clusters.redis_clients import open_redis
-from functions.live_counts.counts import WindowCounts, decode
-from functions.live_counts.windows import KEPT_S, WINDOW_S, counts_key, models_key, window_at
+from toque.clusters.redis_clients import open_redis
+from toque.functions.live_counts.counts import WindowCounts, decode
+from toque.functions.live_counts.windows import KEPT_S, WINDOW_S, counts_key, models_key, window_at
 
 TIMEOUT_S = 2.0
 _CACHED = 20_000  # windows that have ended, of all models

@@ -12,9 +12,9 @@ from hashlib import blake2b
 
 import numpy as np
 
-from functions.live_counts.counts import ArmTally, Failures, SplitArm
-from functions.live_counts.latency_bins import BINS, bin_of
-from functions.live_counts.windows import WINDOW_S
+from toque.functions.live_counts.counts import ArmTally, Failures, SplitArm
+from toque.functions.live_counts.latency_bins import BINS, bin_of
+from toque.functions.live_counts.windows import WINDOW_S
 
 MAX_UNITS = 2_048
 """Units of a window that met an error, no answer or a refusal, and are counted; then a process counts no further ones, for all arms alike."""

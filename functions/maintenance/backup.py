@@ -13,15 +13,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.prediction_log.writing.drain import drain
-from functions.prediction_log.writing.export import WriterExport, add_exports, export_streams
-from functions.prediction_log.writing.wal_root import default_wal_root
-from registry.access import DEFAULT_WORKSPACE, Access, workspace_store
-from registry.errors import RegistryError
-from registry.history.folds import FoldOf
-from registry.store import ObjectStore, Progress
-from registry.times import from_text, to_text, utc_now
-from registry.transfer import CopyReport, address, copy_store, find_marker, forget_marker
+from toque.functions.prediction_log.writing.drain import drain
+from toque.functions.prediction_log.writing.export import WriterExport, add_exports, export_streams
+from toque.functions.prediction_log.writing.wal_root import default_wal_root
+from toque.registry.access import DEFAULT_WORKSPACE, Access, workspace_store
+from toque.registry.errors import RegistryError
+from toque.registry.history.folds import FoldOf
+from toque.registry.store import ObjectStore, Progress
+from toque.registry.times import from_text, to_text, utc_now
+from toque.registry.transfer import CopyReport, address, copy_store, find_marker, forget_marker
 
 __all__ = ["BackupReport", "back_up", "last_backup", "restore"]
 

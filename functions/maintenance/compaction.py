@@ -6,14 +6,14 @@ from datetime import timedelta
 
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import compact
-from functions.runtime.context import context
-from functions.runtime.declaration import Cron, Retries
-from functions.runtime.function import function
-from registry import Table
-from registry.store import table_names
-from registry.store.tables.naming import is_log, is_stream
-from registry.store.tables.upkeep import compact_days, compact_table, trim_log, vacuum_table
+from toque.featurestore import compact
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Cron, Retries
+from toque.functions.runtime.function import function
+from toque.registry import Table
+from toque.registry.store import table_names
+from toque.registry.store.tables.naming import is_log, is_stream
+from toque.registry.store.tables.upkeep import compact_days, compact_table, trim_log, vacuum_table
 
 _MIB = 2**20
 _DRAINED = ("predictions/", "predictions_large/", "labels")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, timedelta
 
-from functions.runtime.context import context
-from functions.runtime.declaration import Cron, Retries
-from functions.runtime.durable.cost_days import costs_since
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.function import function
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Cron, Retries
+from toque.functions.runtime.durable.cost_days import costs_since
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.function import function
 
 
 @function(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from featurestore import Upkeep, compact, erase, expire
-from functions.runtime.context import context
-from functions.runtime.declaration import Retries
-from functions.runtime.function import function
+from toque.featurestore import Upkeep, compact, erase, expire
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.function import function
 
 _MIB = 2**20
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functions.runtime.context import context
-from functions.runtime.declaration import Retries
-from functions.runtime.function import function
-from registry import open_store
-from registry.access import DEFAULT_WORKSPACE
-from registry.history import publish_heads
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.function import function
+from toque.registry import open_store
+from toque.registry.access import DEFAULT_WORKSPACE
+from toque.registry.history import publish_heads
 
 TARGET = "TOQUE_AUDIT_HEADS"
 

@@ -9,10 +9,10 @@ from datetime import timedelta
 
 from pydantic import BaseModel
 
-from functions.runtime.context import context
-from functions.runtime.declaration import Retries
-from functions.runtime.function import function
-from registry.store import FolderStore
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.function import function
+from toque.registry.store import FolderStore
 
 
 class Tidied(BaseModel):

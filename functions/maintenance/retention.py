@@ -9,18 +9,18 @@ from functools import partial
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.prediction_log import LABELS_TABLE
-from functions.runtime.context import Context, context
-from functions.runtime.declaration import Cron, Retries
-from functions.runtime.durable.aging import Walk
-from functions.runtime.durable.at_once import all_at_once, in_batches
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.record import Record
-from functions.runtime.function import function
-from registry import Entry, Fold, ObjectStore, Table
-from registry.journal.journal import Journal
-from registry.store import table_names
-from registry.store.tables.upkeep import drop_days
+from toque.functions.prediction_log import LABELS_TABLE
+from toque.functions.runtime.context import Context, context
+from toque.functions.runtime.declaration import Cron, Retries
+from toque.functions.runtime.durable.aging import Walk
+from toque.functions.runtime.durable.at_once import all_at_once, in_batches
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.function import function
+from toque.registry import Entry, Fold, ObjectStore, Table
+from toque.registry.journal.journal import Journal
+from toque.registry.store import table_names
+from toque.registry.store.tables.upkeep import drop_days
 
 _DIGEST = re.compile(r'"sha256": ?"([0-9a-f]{64})"')
 _PREDICTED = ("predictions/", "predictions_large/", "scores/")

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.errors import ArtifactRefused
 
 CATEGORIES_FILE = "categories.json"
 

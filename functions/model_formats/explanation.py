@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from registry.models import Signature, TensorSpec
+from toque.registry.models import Signature, TensorSpec
 
 __all__ = ["BASELINES", "CannotExplain", "ExplainRequest", "Explainer"]
 
@@ -37,7 +37,7 @@ class CannotExplain(ValueError):  # noqa: N818  # says what happened
 
 
 class Scored(Protocol):
-    """A model with its signature, as a predictor or `functions.model_formats.load` has it."""
+    """A model with its signature, as a predictor or `toque.functions.model_formats.load` has it."""
 
     @property
     def signature(self) -> Signature:

@@ -19,14 +19,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from functions.model_formats.categories import CATEGORIES_FILE, Categories
-from functions.model_formats.errors import ArtifactRefused, TrainingDataError
-from functions.model_formats.formats import PYTHON_MODEL
-from functions.model_formats.onnx_graph import open_graph
-from functions.model_formats.table_inputs import own_columns
-from functions.model_formats.text_classifier import CLASSIFIER_FILE, read_text_classifier
-from registry.models import Signature, TensorSpec
-from registry.models.code_files import open_archive
+from toque.functions.model_formats.categories import CATEGORIES_FILE, Categories
+from toque.functions.model_formats.errors import ArtifactRefused, TrainingDataError
+from toque.functions.model_formats.formats import PYTHON_MODEL
+from toque.functions.model_formats.onnx_graph import open_graph
+from toque.functions.model_formats.table_inputs import own_columns
+from toque.functions.model_formats.text_classifier import CLASSIFIER_FILE, read_text_classifier
+from toque.registry.models import Signature, TensorSpec
+from toque.registry.models.code_files import open_archive
 
 Array = npt.NDArray[Any]
 SKOPS_FILE = "model.skops"

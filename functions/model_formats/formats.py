@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from functions.model_formats.errors import ArtifactRefused
-from functions.model_formats.text_classifier import CLASSIFIER_FILE
-from registry.errors import InvalidInput
-from registry.models.code_files import disguised_files
-from registry.store.blobs import LocalFile, scan
+from toque.functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.text_classifier import CLASSIFIER_FILE
+from toque.registry.errors import InvalidInput
+from toque.registry.models.code_files import disguised_files
+from toque.registry.store.blobs import LocalFile, scan
 
 _HEAD_BYTES = 64
 
@@ -40,7 +40,7 @@ def _is_zip(head: bytes) -> bool:
 
 # What torch imports when it reads its first program, which takes seconds; later programs take some 20 ms.
 _PROGRAM_MODULES = (
-    "functions.model_formats.program",
+    "toque.functions.model_formats.program",
     "torch._dynamo",
     "torch.export._trace",
     "torch.export._unlift",
@@ -54,7 +54,7 @@ FORMATS: dict[str, Format] = {
     each.file: each
     for each in (
         Format(
-            PROGRAM_FILE, "a program of torch.export", _is_zip, "write it with functions.training's save_program",
+            PROGRAM_FILE, "a program of torch.export", _is_zip, "write it with toque.functions.training's save_program",
             _PROGRAM_MODULES, ("torch",),
         ),
         Format(

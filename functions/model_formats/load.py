@@ -12,12 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
-from functions.model_formats.errors import ArtifactRefused, TrainingDataError
-from functions.model_formats.flavors import Answer, fitted_output, load_answer
-from functions.model_formats.formats import PROGRAM_FILE, format_of
-from functions.model_formats.table_inputs import table_inputs, text_inputs
-from kernels.hashing import hash_strings
-from registry.models import Signature, TensorSpec
+from toque.functions.model_formats.errors import ArtifactRefused, TrainingDataError
+from toque.functions.model_formats.flavors import Answer, fitted_output, load_answer
+from toque.functions.model_formats.formats import PROGRAM_FILE, format_of
+from toque.functions.model_formats.table_inputs import table_inputs, text_inputs
+from toque.kernels.hashing import hash_strings
+from toque.registry.models import Signature, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,7 @@ class ScoringModel:
 class FlavorModel(ScoringModel):
     """Model of another format behind the same checks; texts stay texts, and outputs get the type in the signature.
 
-    answer: outputs by name for inputs by name, as `functions.model_formats.flavors` reads it from a file.
+    answer: outputs by name for inputs by name, as `toque.functions.model_formats.flavors` reads it from a file.
     """
 
     _table_inputs = staticmethod(text_inputs)
@@ -149,7 +149,7 @@ def load(
     described = signature or _described_signature(folder)
     if found.file != PROGRAM_FILE:
         return FlavorModel(load_answer(folder, found.file, described, trusted_types), described)
-    from functions.model_formats.program import load_program  # late: it needs torch
+    from toque.functions.model_formats.program import load_program  # late: it needs torch
 
     return ScoringModel(load_program((folder / PROGRAM_FILE).read_bytes()), described)
 

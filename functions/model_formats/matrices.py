@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.model_formats.errors import TrainingDataError
-from kernels.hashing import hash_strings
+from toque.functions.model_formats.errors import TrainingDataError
+from toque.kernels.hashing import hash_strings
 
 _FEWEST_CLASSES, _MOST_CLASSES = 2, 1_000  # more are ids, not classes
 

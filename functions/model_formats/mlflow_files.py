@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from functions.model_formats.errors import ArtifactRefused
-from functions.model_formats.flavors import SKOPS_FILE
-from functions.model_formats.formats import PROGRAM_FILE
+from toque.functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.flavors import SKOPS_FILE
+from toque.functions.model_formats.formats import PROGRAM_FILE
 
 _log = logging.getLogger(__name__)
 _NAMES = {"lightgbm": "model.txt", "xgboost": "model.ubj", "onnx": "model.onnx"}
@@ -61,7 +61,7 @@ def name_as_served(folder: Path) -> None:
 
 def _copy_program(folder: Path, logged: str) -> None:
     """Copy a program without its pickled parts; one that needs more than tensors is left where it is, and is not served."""
-    from functions.model_formats.program import copy_without_samples  # late: it needs torch
+    from toque.functions.model_formats.program import copy_without_samples  # late: it needs torch
 
     source = _within(folder, logged)
     if source is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.errors import ArtifactRefused
 
 # Messages that lead to a tensor or a node, by the numbers of their fields.
 _MESSAGES: Final[dict[str, dict[int, str]]] = {

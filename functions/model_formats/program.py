@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from functions.model_formats.errors import ArtifactRefused, TrainingError
-from functions.model_formats.operators import find_retained, is_allowed, zero_new_memory
-from registry.models.code_files import open_archive
+from toque.functions.model_formats.errors import ArtifactRefused, TrainingError
+from toque.functions.model_formats.operators import find_retained, is_allowed, zero_new_memory
+from toque.registry.models.code_files import open_archive
 
 _MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from functions.model_formats.errors import TrainingDataError
-from registry.models import Signature, TensorSpec
+from toque.functions.model_formats.errors import TrainingDataError
+from toque.registry.models import Signature, TensorSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

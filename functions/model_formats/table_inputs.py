@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.model_formats.errors import TrainingDataError
-from functions.model_formats.matrices import (
+from toque.functions.model_formats.errors import TrainingDataError
+from toque.functions.model_formats.matrices import (
     category_matrix,
     is_tensor,
     numeric_matrix,
     tensor_array,
     text_matrix,
 )
-from registry.models import Signature, TensorSpec
+from toque.registry.models import Signature, TensorSpec
 
 
 def table_inputs(table: pa.Table, signature: Signature) -> dict[str, npt.NDArray[Any]]:

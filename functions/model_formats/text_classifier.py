@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from functions.model_formats.errors import ArtifactRefused
-from registry.models import Signature, TensorSpec
+from toque.functions.model_formats.errors import ArtifactRefused
+from toque.registry.models import Signature, TensorSpec
 
 __all__ = [
     "CLASSIFIER_FILE",

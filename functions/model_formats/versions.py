@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 
-from functions.model_formats.load import ScoringModel, load
-from registry import ModelVersion, Registry
+from toque.functions.model_formats.load import ScoringModel, load
+from toque.registry import ModelVersion, Registry
 
 
 def load_version(registry: Registry, version: ModelVersion) -> ScoringModel:

@@ -3,15 +3,17 @@
 Knows logged predictions, labels and statistics. Must not know how models are trained, rolled out or served.
 """
 
-from typing import TYPE_CHECKING
-
-from functions.monitoring.alarms import TOPIC, Alarm, Alarms
-from functions.monitoring.diagnosis.slices_and_features import ChangeFindings, SliceFindings, SliceOptions
-from functions.monitoring.drift.answers import AnswerMonitor
-from functions.monitoring.drift.dataset_sketches import reference_of_dataset, sketch_dataset
-from functions.monitoring.drift.monitor import DriftMonitor
-from functions.monitoring.estimates.monitor import EstimateMonitor
-from functions.monitoring.history import (
+from toque.functions.monitoring.alarms import TOPIC, Alarm, Alarms
+from toque.functions.monitoring.diagnosis.slices_and_features import (
+    ChangeFindings,
+    SliceFindings,
+    SliceOptions,
+)
+from toque.functions.monitoring.drift.answers import AnswerMonitor
+from toque.functions.monitoring.drift.dataset_sketches import reference_of_dataset, sketch_dataset
+from toque.functions.monitoring.drift.monitor import DriftMonitor
+from toque.functions.monitoring.estimates.monitor import EstimateMonitor
+from toque.functions.monitoring.history import (
     AlarmEntry,
     Finding,
     PerformanceEstimate,
@@ -20,7 +22,7 @@ from functions.monitoring.history import (
     open_alarms,
     performance_estimates,
 )
-from functions.monitoring.jobs import (
+from toque.functions.monitoring.jobs import (
     alarms,
     estimate_performance,
     monitor_status,
@@ -37,14 +39,13 @@ from functions.monitoring.jobs import (
     what_changed,
     worst_slices,
 )
-from functions.monitoring.operations import OperationsMonitor
-from functions.monitoring.performance import PerformanceMonitor
-from functions.monitoring.quality.monitor import QualityMonitor
-from functions.monitoring.results import MonitorStatus, RunningFigures, results_table
-from functions.monitoring.skew import SkewMonitor
-from functions.monitoring.vectors import VectorMonitor
-from functions.monitoring.watch import MonitorResult
-from functions.renamed import old_names
+from toque.functions.monitoring.operations import OperationsMonitor
+from toque.functions.monitoring.performance import PerformanceMonitor
+from toque.functions.monitoring.quality.monitor import QualityMonitor
+from toque.functions.monitoring.results import MonitorStatus, RunningFigures, results_table
+from toque.functions.monitoring.skew import SkewMonitor
+from toque.functions.monitoring.vectors import VectorMonitor
+from toque.functions.monitoring.watch import MonitorResult
 
 __all__ = [
     "TOPIC",
@@ -90,6 +91,3 @@ __all__ = [
     "what_changed",
     "worst_slices",
 ]
-
-if not TYPE_CHECKING:  # a type checker must not take every name as there
-    __getattr__ = old_names(__name__, {"Changed": "ChangeFindings", "Watched": "MonitorResult"})

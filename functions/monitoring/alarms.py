@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from registry import Entry, Fold, Journal, ObjectStore
+from toque.registry import Entry, Fold, Journal, ObjectStore
 
 TOPIC = "alarm"
 Monitor = Literal[

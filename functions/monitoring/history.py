@@ -8,12 +8,12 @@ from datetime import timedelta
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.monitoring.alarms import Alarm, alarm_journal, alarms_in
-from functions.monitoring.estimates.monitor import COVARIATE_SHIFT, LABEL_SHIFT, SHARE_OF, interval
-from functions.monitoring.results import results_table
-from functions.runtime.context import context
-from functions.runtime.function import function
-from registry import Entry, ObjectStore, Table
+from toque.functions.monitoring.alarms import Alarm, alarm_journal, alarms_in
+from toque.functions.monitoring.estimates.monitor import COVARIATE_SHIFT, LABEL_SHIFT, SHARE_OF, interval
+from toque.functions.monitoring.results import results_table
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
+from toque.registry import Entry, ObjectStore, Table
 
 _MOST = 1_000
 _SHOWN = ("monitor", "subject", "version", "start", "end", "rows", "verdict", "value", "reference", "statistic", "threshold", "text")  # fmt: skip

@@ -7,39 +7,39 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore import FeatureStore
-from functions.generative import is_generative
-from functions.monitoring.alarms import Alarm, Alarms
-from functions.monitoring.diagnosis.slices_and_features import (
+from toque.featurestore import FeatureStore
+from toque.functions.generative import is_generative
+from toque.functions.monitoring.alarms import Alarm, Alarms
+from toque.functions.monitoring.diagnosis.slices_and_features import (
     ChangeFindings,
     SliceFindings,
     SliceOptions,
     find_changes,
     find_slices,
 )
-from functions.monitoring.drift.answers import AnswerMonitor, answer_table, watch_version
-from functions.monitoring.drift.dataset_sketches import DatasetRows
-from functions.monitoring.drift.monitor import DriftMonitor
-from functions.monitoring.drift.watch import watch_features
-from functions.monitoring.estimates.classes import watch_estimates
-from functions.monitoring.estimates.monitor import EstimateMonitor, check_estimable
-from functions.monitoring.estimates.numbers import watch_number_estimates
-from functions.monitoring.labels import UnknownLabels, find_unknown
-from functions.monitoring.language.figures import figure_table
-from functions.monitoring.language.settings import LanguageMonitors, monitors_journal
-from functions.monitoring.operations import OperationsMonitor, watch_service
-from functions.monitoring.performance import PerformanceMonitor
-from functions.monitoring.quality.monitor import QualityMonitor
-from functions.monitoring.quality.watch import Views, spoiled_columns, watch_rows
-from functions.monitoring.results import MonitorStatus, RunningFigures, last_judged
-from functions.monitoring.skew import SkewMonitor, watch_skewed
-from functions.monitoring.vectors import VectorMonitor, watch_vectors
-from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows, watch_loss
-from functions.prediction_log import outcomes, predicted_within, predictions, predictions_table
-from functions.runtime.context import context
-from functions.runtime.function import function
-from functions.runtime.triggers.events import publish
-from registry import ModelVersion, ObjectStore, Table
+from toque.functions.monitoring.drift.answers import AnswerMonitor, answer_table, watch_version
+from toque.functions.monitoring.drift.dataset_sketches import DatasetRows
+from toque.functions.monitoring.drift.monitor import DriftMonitor
+from toque.functions.monitoring.drift.watch import watch_features
+from toque.functions.monitoring.estimates.classes import watch_estimates
+from toque.functions.monitoring.estimates.monitor import EstimateMonitor, check_estimable
+from toque.functions.monitoring.estimates.numbers import watch_number_estimates
+from toque.functions.monitoring.labels import UnknownLabels, find_unknown
+from toque.functions.monitoring.language.figures import figure_table
+from toque.functions.monitoring.language.settings import LanguageMonitors, monitors_journal
+from toque.functions.monitoring.operations import OperationsMonitor, watch_service
+from toque.functions.monitoring.performance import PerformanceMonitor
+from toque.functions.monitoring.quality.monitor import QualityMonitor
+from toque.functions.monitoring.quality.watch import Views, spoiled_columns, watch_rows
+from toque.functions.monitoring.results import MonitorStatus, RunningFigures, last_judged
+from toque.functions.monitoring.skew import SkewMonitor, watch_skewed
+from toque.functions.monitoring.vectors import VectorMonitor, watch_vectors
+from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows, watch_loss
+from toque.functions.prediction_log import outcomes, predicted_within, predictions, predictions_table
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
+from toque.functions.runtime.triggers.events import publish
+from toque.registry import ModelVersion, ObjectStore, Table
 
 _SCORED = ("prediction_id", "version", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
 _ANSWERED = ("prediction_id", "version", "shadow", "predicted_at", "latency_ms", "outputs")

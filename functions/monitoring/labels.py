@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.prediction_log import LABELS_TABLE, predictions
-from registry import ObjectStore, Table
+from toque.functions.prediction_log import LABELS_TABLE, predictions
+from toque.registry import ObjectStore, Table
 
 _EXAMPLES = 5
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.model_formats.matrices import tensor_array
-from functions.monitoring.drift.tensor_summaries import summaries, summary_names
-from registry import ModelVersion
+from toque.functions.model_formats.matrices import tensor_array
+from toque.functions.monitoring.drift.tensor_summaries import summaries, summary_names
+from toque.registry import ModelVersion
 
 
 @dataclass(frozen=True, slots=True)

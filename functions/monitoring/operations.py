@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import special
 
-from functions.monitoring.alarms import Alarm
-from functions.monitoring.cohorts import Cohorts, CohortState, epoch_us
-from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
-from registry import ModelVersion
+from toque.functions.monitoring.alarms import Alarm
+from toque.functions.monitoring.cohorts import Cohorts, CohortState, epoch_us
+from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.registry import ModelVersion
 
 Subject = Literal["errors", "latency", "saturation"]
 _CHANCE = 1e-3  # p-value above which a share breaks no limit

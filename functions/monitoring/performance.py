@@ -21,10 +21,10 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from functions.evaluation.meanings import Loss
-from functions.evaluation.realised_loss import Scored
-from functions.monitoring.cohorts import CohortState
-from functions.stats import ClusterSums, Cusum, PageHinkley
+from toque.functions.evaluation.meanings import Loss
+from toque.functions.evaluation.realised_loss import Scored
+from toque.functions.monitoring.cohorts import CohortState
+from toque.functions.stats import ClusterSums, Cusum, PageHinkley
 
 Measure = Literal["loss", "surprise", "overstated", "understated"]
 MEASURES: tuple[Measure, ...] = ("loss", "surprise", "overstated", "understated")

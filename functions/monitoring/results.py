@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.monitoring.cohorts import COHORT_S, Cohorts
-from registry import ObjectStore, Table
+from toque.functions.monitoring.cohorts import COHORT_S, Cohorts
+from toque.registry import ObjectStore, Table
 
 _TIME = pa.timestamp("us", tz="UTC")
 RESULTS = pa.schema(

@@ -17,14 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from featurestore import skew_report
-from functions.monitoring.alarms import Alarm
-from functions.monitoring.drift.monitor import DriftMonitor, compare_window
-from functions.monitoring.drift.watch import reference_of
-from functions.monitoring.logged_features import FeatureColumns, feature_table, has_vector_length, sample_rows
-from functions.monitoring.quality.watch import Views
-from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
-from registry import ModelVersion
+from toque.featurestore import skew_report
+from toque.functions.monitoring.alarms import Alarm
+from toque.functions.monitoring.drift.monitor import DriftMonitor, compare_window
+from toque.functions.monitoring.drift.watch import reference_of
+from toque.functions.monitoring.logged_features import (
+    FeatureColumns,
+    feature_table,
+    has_vector_length,
+    sample_rows,
+)
+from toque.functions.monitoring.quality.watch import Views
+from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.registry import ModelVersion
 
 Subject = Literal["skew in the first hours", "skew against the offline store"]
 FIRST: Subject = "skew in the first hours"

@@ -16,21 +16,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.monitoring.alarms import Alarm
-from functions.monitoring.cohorts import Cohorts, CohortState
-from functions.monitoring.drift.dataset_sketches import DatasetRows
-from functions.monitoring.logged_features import (
+from toque.functions.monitoring.alarms import Alarm
+from toque.functions.monitoring.cohorts import Cohorts, CohortState
+from toque.functions.monitoring.drift.dataset_sketches import DatasetRows
+from toque.functions.monitoring.logged_features import (
     FeatureColumns,
     feature_arrays,
     feature_table,
     has_vector_length,
     sample_rows,
 )
-from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
-from functions.stats import holm, k_of_n, mmd, one_row_per_unit
-from functions.stats.moments import Floats
-from functions.stats.text import text_vectors
-from registry import ModelVersion, Table
+from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.functions.stats import holm, k_of_n, mmd, one_row_per_unit
+from toque.functions.stats.moments import Floats
+from toque.functions.stats.text import text_vectors
+from toque.registry import ModelVersion, Table
 
 
 class VectorMonitor(BaseModel):

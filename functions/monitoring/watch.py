@@ -16,19 +16,19 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from functions.evaluation.realised_loss import Scored, score
-from functions.monitoring.alarms import Alarm, Alarms
-from functions.monitoring.cohorts import COHORT_S, EPOCH, Cohorts, CohortState, HasCohort, epoch_us
-from functions.monitoring.performance import (
+from toque.functions.evaluation.realised_loss import Scored, score
+from toque.functions.monitoring.alarms import Alarm, Alarms
+from toque.functions.monitoring.cohorts import COHORT_S, EPOCH, Cohorts, CohortState, HasCohort, epoch_us
+from toque.functions.monitoring.performance import (
     Cohort,
     PerformanceMonitor,
     PerformanceState,
     Verdict,
     judge,
 )
-from functions.monitoring.results import record
-from functions.stats.roc import auc_with_error
-from registry import ModelVersion, ObjectStore
+from toque.functions.monitoring.results import record
+from toque.functions.stats.roc import auc_with_error
+from toque.registry import ModelVersion, ObjectStore
 
 _State = TypeVar("_State", bound=CohortState)
 ReadRows = Callable[[datetime, datetime], pa.Table]

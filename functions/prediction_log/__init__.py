@@ -5,19 +5,17 @@ stream, and from the stream into Delta tables (`drain`). `outcomes` joins predic
 package must not know models, HTTP or Serve.
 """
 
-from typing import TYPE_CHECKING
-
-from functions.prediction_log.errors import LogFullError, LogUnconfirmedError, PredictionLogError
-from functions.prediction_log.jobs import drain_predictions, drain_workspace, prediction_log_losses
-from functions.prediction_log.reading.outcomes import (
+from toque.functions.prediction_log.errors import LogFullError, LogUnconfirmedError, PredictionLogError
+from toque.functions.prediction_log.jobs import drain_predictions, drain_workspace, prediction_log_losses
+from toque.functions.prediction_log.reading.outcomes import (
     find_labels,
     latest_labels,
     outcomes,
     predicted_within,
     predictions,
 )
-from functions.prediction_log.reading.scan_cache import shared_scans
-from functions.prediction_log.records import (
+from toque.functions.prediction_log.reading.scan_cache import shared_scans
+from toque.functions.prediction_log.records import (
     LOAD_TEST,
     OBSERVED_AHEAD,
     PINNED,
@@ -27,14 +25,13 @@ from functions.prediction_log.records import (
     encode_prediction,
     epoch_us,
 )
-from functions.prediction_log.tables import LABELS_TABLE, predictions_table
-from functions.prediction_log.writing.drain import DrainResult, drain
-from functions.prediction_log.writing.losses import LOSS_TOPIC, Loss, LossState, losses_of
-from functions.prediction_log.writing.modes import LOG_MODE, LogMode, log_mode_of
-from functions.prediction_log.writing.pseudonyms import PSEUDONYM_KEY, Pseudonyms, pseudonym
-from functions.prediction_log.writing.shipper import LogWriter, close_writers
-from functions.prediction_log.writing.wal_root import default_wal_root
-from functions.renamed import old_names
+from toque.functions.prediction_log.tables import LABELS_TABLE, predictions_table
+from toque.functions.prediction_log.writing.drain import DrainResult, drain
+from toque.functions.prediction_log.writing.losses import LOSS_TOPIC, Loss, LossState, losses_of
+from toque.functions.prediction_log.writing.modes import LOG_MODE, LogMode, log_mode_of
+from toque.functions.prediction_log.writing.pseudonyms import PSEUDONYM_KEY, Pseudonyms, pseudonym
+from toque.functions.prediction_log.writing.shipper import LogWriter, close_writers
+from toque.functions.prediction_log.writing.wal_root import default_wal_root
 
 __all__ = [
     "LABELS_TABLE",
@@ -75,13 +72,3 @@ __all__ = [
     "pseudonym",
     "shared_scans",
 ]
-
-if not TYPE_CHECKING:  # a type checker must not take every name as there
-    __getattr__ = old_names(
-        __name__,
-        {
-            "Drained": "DrainResult",
-            "made_within": "predicted_within",
-            "micros": "epoch_us",
-        },
-    )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from clusters.redis_clients import open_redis
-from functions.prediction_log.errors import PredictionLogError
-from functions.prediction_log.writing.drain import DrainResult, Share, drain, waiting_writers
-from functions.prediction_log.writing.losses import LossState, losses_of, report_losses
-from functions.prediction_log.writing.wal_root import default_wal_root
-from functions.runtime.context import Context, context, use_context
-from functions.runtime.declaration import Resources
-from functions.runtime.function import function
-from functions.runtime.run import cluster
+from toque.clusters.redis_clients import open_redis
+from toque.functions.prediction_log.errors import PredictionLogError
+from toque.functions.prediction_log.writing.drain import DrainResult, Share, drain, waiting_writers
+from toque.functions.prediction_log.writing.losses import LossState, losses_of, report_losses
+from toque.functions.prediction_log.writing.wal_root import default_wal_root
+from toque.functions.runtime.context import Context, context, use_context
+from toque.functions.runtime.declaration import Resources
+from toque.functions.runtime.function import function
+from toque.functions.runtime.run import cluster
 
 __all__ = ["drain_predictions", "drain_workspace", "prediction_log_losses"]
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.prediction_log.tensors import LoggedTensor
-from registry.errors import NewerFormat
+from toque.functions.prediction_log.tensors import LoggedTensor
+from toque.registry.errors import NewerFormat
 
 __all__ = [
     "ANSWER_TEXT",
@@ -76,7 +76,7 @@ TENSOR = pa.struct(
         pa.field("sha256", pa.string()),
     ]
 )
-"""Tensor of one row (`functions.prediction_log.tensors`): its bytes, or the SHA-256 by which the table of large values has them."""
+"""Tensor of one row (`toque.functions.prediction_log.tensors`): its bytes, or the SHA-256 by which the table of large values has them."""
 
 LOGGED = pa.unify_schemas(
     [

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from functions.prediction_log.errors import PredictionLogError
+from toque.functions.prediction_log.errors import PredictionLogError
 
 __all__ = ["LARGE_BYTES", "LoggedTensor", "read_value"]
 

@@ -3,7 +3,7 @@
 Knows live counts, rollouts, alarms and who is told of them. Must not know who counts.
 """
 
-from functions.reflexes.champion import ServiceFinding, judge_champion
-from functions.reflexes.reflexes import Reflexes, reflexes_of
+from toque.functions.reflexes.champion import ServiceFinding, judge_champion
+from toque.functions.reflexes.reflexes import Reflexes, reflexes_of
 
 __all__ = ["Reflexes", "ServiceFinding", "judge_champion", "reflexes_of"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from functions.live_counts import WINDOW_S, window_at
-from functions.monitoring import Alarm
-from functions.reflexes.champion import SPANS, ServiceFinding
-from functions.rollout import Outcome, TickResult
+from toque.functions.live_counts import WINDOW_S, window_at
+from toque.functions.monitoring import Alarm
+from toque.functions.reflexes.champion import SPANS, ServiceFinding
+from toque.functions.rollout import Outcome, TickResult
 
 _BY_HAND = "by_hand"  # who rolled it back knows
 

@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from functions.live_counts import ArmTally, Failures, lower_edge_ms, quantile_ms, slower
-from functions.rollout import Slo
-from functions.stats import counted_quantile_p, rate_above_p
+from toque.functions.live_counts import ArmTally, Failures, lower_edge_ms, quantile_ms, slower
+from toque.functions.rollout import Slo
+from toque.functions.stats import counted_quantile_p, rate_above_p
 
 LEVEL = 1e-5  # chance that one test is wrong; one begins every minute
 SPANS = (2, 10)  # windows that are judged together: the short span is quick, the long one sees what is rare

@@ -6,10 +6,10 @@ import logging
 from datetime import datetime
 from typing import Any, Protocol
 
-from functions.monitoring import Alarm, Alarms
-from functions.rollout import RolloutPolicy
-from registry import Refused, Stale
-from registry.models.traffic import CHAMPION
+from toque.functions.monitoring import Alarm, Alarms
+from toque.functions.rollout import RolloutPolicy
+from toque.registry import Refused, Stale
+from toque.registry.models.traffic import CHAMPION
 
 _logger = logging.getLogger(__name__)
 

@@ -11,20 +11,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
-from functions.alerting.jobs import tell_people
-from functions.live_counts import ArmTally, LiveReader, WindowCounts, live_reader, window_at
-from functions.monitoring import Alarm, Alarms
-from functions.reflexes.alarms import recovery_of, rollback_alarm, service_alarm
-from functions.reflexes.champion import BASELINE_WINDOWS, SPANS, ServiceFinding, judge_champion
-from functions.reflexes.go_back import go_back
-from functions.rollout import RolloutPolicy, Rollouts
-from functions.rollout.jobs import declared_policy, rollouts
-from functions.runtime.changes.announcer import journals_in
-from functions.runtime.changes.feed import Watch, feed_of
-from functions.runtime.clock import system_clock
-from functions.runtime.context import Context, use_context
-from functions.runtime.triggers.events import publish
-from registry.models.traffic import CHAMPION, HOLDOUT, OUTSIDE
+from toque.functions.alerting.jobs import tell_people
+from toque.functions.live_counts import ArmTally, LiveReader, WindowCounts, live_reader, window_at
+from toque.functions.monitoring import Alarm, Alarms
+from toque.functions.reflexes.alarms import recovery_of, rollback_alarm, service_alarm
+from toque.functions.reflexes.champion import BASELINE_WINDOWS, SPANS, ServiceFinding, judge_champion
+from toque.functions.reflexes.go_back import go_back
+from toque.functions.rollout import RolloutPolicy, Rollouts
+from toque.functions.rollout.jobs import declared_policy, rollouts
+from toque.functions.runtime.changes.announcer import journals_in
+from toque.functions.runtime.changes.feed import Watch, feed_of
+from toque.functions.runtime.clock import system_clock
+from toque.functions.runtime.context import Context, use_context
+from toque.functions.runtime.triggers.events import publish
+from toque.registry.models.traffic import CHAMPION, HOLDOUT, OUTSIDE
 
 EVERY_S = 10.0
 SAFETY_S = 60.0  # between looks for rollouts whose announcement was lost

@@ -3,13 +3,10 @@
 Reads the prediction log and the journals; decides nothing. The page is one HTML file without external resources.
 """
 
-from typing import TYPE_CHECKING
-
-from functions.renamed import old_names
-from functions.reporting.evidently_page import EvidentlyReport, evidently_report
-from functions.reporting.explained_request import PredictionExplanation, explain_prediction
-from functions.reporting.jobs import AlarmReport, Report, alarm_report, model_report, rollout_report
-from functions.reporting.logged_requests import (
+from toque.functions.reporting.evidently_page import EvidentlyReport, evidently_report
+from toque.functions.reporting.explained_request import PredictionExplanation, explain_prediction
+from toque.functions.reporting.jobs import AlarmReport, Report, alarm_report, model_report, rollout_report
+from toque.functions.reporting.logged_requests import (
     FeatureTime,
     LoggedPrediction,
     PredictionInputs,
@@ -17,11 +14,11 @@ from functions.reporting.logged_requests import (
     prediction_feature_times,
     prediction_inputs,
 )
-from functions.reporting.rollout_record import RolloutRecord, rollout_record
-from functions.reporting.timeline import TimelineEvent, timeline
-from functions.reporting.trace import PredictionTrace, trace_prediction
-from functions.reporting.trace_by_id import RequestFound, find_request
-from functions.reporting.weekly import Week, weeks
+from toque.functions.reporting.rollout_record import RolloutRecord, rollout_record
+from toque.functions.reporting.timeline import TimelineEvent, timeline
+from toque.functions.reporting.trace import PredictionTrace, trace_prediction
+from toque.functions.reporting.trace_by_id import RequestFound, find_request
+from toque.functions.reporting.weekly import Week, weeks
 
 __all__ = [
     "AlarmReport",
@@ -50,6 +47,3 @@ __all__ = [
     "trace_prediction",
     "weeks",
 ]
-
-if not TYPE_CHECKING:  # a type checker must not take every name as there
-    __getattr__ = old_names(__name__, {"Happening": "TimelineEvent"})

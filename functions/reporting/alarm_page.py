@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from functions.monitoring.diagnosis.what_changed import Cause, Causes
-from functions.reporting.html import document, figure_html, table
-from functions.reporting.timeline import TimelineEvent
+from toque.functions.monitoring.diagnosis.what_changed import Cause, Causes
+from toque.functions.reporting.html import document, figure_html, table
+from toque.functions.reporting.timeline import TimelineEvent
 
 _COLOURS = {
     "feature": "#2f6db0",

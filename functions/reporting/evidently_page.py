@@ -12,13 +12,13 @@ from datetime import timedelta
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from functions.monitoring.drift.dataset_sketches import DatasetRows
-from functions.monitoring.logged_features import FeatureColumns, feature_table, sample_rows
-from functions.prediction_log import predictions
-from functions.reporting.html import json_for_script, write_page
-from functions.runtime.context import context
-from functions.runtime.function import function
-from registry import Table
+from toque.functions.monitoring.drift.dataset_sketches import DatasetRows
+from toque.functions.monitoring.logged_features import FeatureColumns, feature_table, sample_rows
+from toque.functions.prediction_log import predictions
+from toque.functions.reporting.html import json_for_script, write_page
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
+from toque.registry import Table
 
 _COLUMNS = ("prediction_id", "version", "shadow", "predicted_at", "numeric", "categorical")
 _FEWEST = 30

@@ -8,15 +8,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.model_formats.explanation import SAMPLES, Explainer, ExplainRequest
-from functions.model_formats.formats import PROGRAM_FILE
-from functions.model_formats.torch_threads import torch_threads
-from functions.model_formats.versions import load_version
-from functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
-from functions.prediction_log.reading.outcomes import read_columns
-from functions.runtime.context import Context, context
-from functions.runtime.function import function
-from registry import ModelVersion, NotFound
+from toque.functions.model_formats.explanation import SAMPLES, Explainer, ExplainRequest
+from toque.functions.model_formats.formats import PROGRAM_FILE
+from toque.functions.model_formats.torch_threads import torch_threads
+from toque.functions.model_formats.versions import load_version
+from toque.functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
+from toque.functions.prediction_log.reading.outcomes import read_columns
+from toque.functions.runtime.context import Context, context
+from toque.functions.runtime.function import function
+from toque.registry import ModelVersion, NotFound
 
 _MOMENT = timedelta(milliseconds=1)
 _FEWEST_SAMPLES, _MOST_SAMPLES = 2, 1_000  # two are an order and its reverse

@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import plotly.graph_objects as go
 
-from featurestore import FeatureStatistics, ViewHealth, view_health, view_statistics
-from functions.features.jobs import SpanHours
-from functions.reporting.html import document, figure_html, linked, table, write_page
-from functions.runtime.context import context
-from functions.runtime.function import function
+from toque.featurestore import FeatureStatistics, ViewHealth, view_health, view_statistics
+from toque.functions.features.jobs import SpanHours
+from toque.functions.reporting.html import document, figure_html, linked, table, write_page
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
 
 _HEADER = ("feature", "type", "filled", "distinct", "mean", "std", "least", "quartiles", "most")
 

@@ -11,21 +11,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import FeatureStore
-from functions.evaluation.meanings import MEANINGS
-from functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
-from functions.model_formats.versions import load_version
-from functions.monitoring import Alarm, PerformanceEstimate, alarms, performance_estimates
-from functions.monitoring.alarms import alarms_in
-from functions.monitoring.diagnosis.what_changed import Causes, Changes, find_causes
-from functions.monitoring.quality.watch import Views
-from functions.monitoring.watch import MonitorRun
-from functions.prediction_log import outcomes, predictions
-from functions.reporting.alarm_page import render_alarm
-from functions.reporting.html import linked, write_page
-from functions.reporting.page import Latency, ReportContent, render
-from functions.reporting.rollout_page import read_rollout, render_rollout
-from functions.reporting.timeline import (
+from toque.featurestore import FeatureStore
+from toque.functions.evaluation.meanings import MEANINGS
+from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
+from toque.functions.model_formats.versions import load_version
+from toque.functions.monitoring import Alarm, PerformanceEstimate, alarms, performance_estimates
+from toque.functions.monitoring.alarms import alarms_in
+from toque.functions.monitoring.diagnosis.what_changed import Causes, Changes, find_causes
+from toque.functions.monitoring.quality.watch import Views
+from toque.functions.monitoring.watch import MonitorRun
+from toque.functions.prediction_log import outcomes, predictions
+from toque.functions.reporting.alarm_page import render_alarm
+from toque.functions.reporting.html import linked, write_page
+from toque.functions.reporting.page import Latency, ReportContent, render
+from toque.functions.reporting.rollout_page import read_rollout, render_rollout
+from toque.functions.reporting.timeline import (
     TimelineEvent,
     from_alarms,
     from_model,
@@ -33,11 +33,20 @@ from functions.reporting.timeline import (
     from_rollouts,
     timeline,
 )
-from functions.reporting.trace import trace_prediction
-from functions.reporting.weekly import answers, auc_of, by_request, labels, mean_loss, rescore, served, weeks
-from functions.runtime.context import context
-from functions.runtime.function import function
-from registry import Journal, Registry
+from toque.functions.reporting.trace import trace_prediction
+from toque.functions.reporting.weekly import (
+    answers,
+    auc_of,
+    by_request,
+    labels,
+    mean_loss,
+    rescore,
+    served,
+    weeks,
+)
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
+from toque.registry import Journal, Registry
 
 
 class Report(BaseModel):

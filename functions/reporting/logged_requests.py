@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from featurestore import UnknownDefinition, row_times
-from functions.prediction_log import find_labels, outcomes
-from functions.prediction_log.reading.outcomes import read_columns
-from functions.runtime.context import context
-from functions.runtime.function import function
-from registry import ModelVersion, NotFound
+from toque.featurestore import UnknownDefinition, row_times
+from toque.functions.prediction_log import find_labels, outcomes
+from toque.functions.prediction_log.reading.outcomes import read_columns
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
+from toque.registry import ModelVersion, NotFound
 
 _MOST, _MOST_HOURS = 1_000, 24 * 31
 _Moment = Annotated[datetime, Field(ge=datetime(1900, 1, 1, tzinfo=UTC), le=datetime(2200, 1, 1, tzinfo=UTC))]

@@ -9,12 +9,12 @@ from datetime import datetime
 
 import plotly.graph_objects as go
 
-from functions.monitoring import PerformanceEstimate
-from functions.reporting.html import document, figure_html, table
-from functions.reporting.timeline import TimelineEvent
-from functions.reporting.trace import PredictionTrace
-from functions.reporting.weekly import Week
-from registry import ModelVersion
+from toque.functions.monitoring import PerformanceEstimate
+from toque.functions.reporting.html import document, figure_html, table
+from toque.functions.reporting.timeline import TimelineEvent
+from toque.functions.reporting.trace import PredictionTrace
+from toque.functions.reporting.weekly import Week
+from toque.registry import ModelVersion
 
 SERVED, REFERENCE = "#0b6e4f", "#b04a2f"
 _UNITS = {"log loss": "log loss (nats)"}

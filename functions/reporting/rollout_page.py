@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from functions.reporting.html import document, figure_html, table
-from functions.rollout.errors import RolloutError
-from functions.rollout.evidence.sums import Evidence, MetricSums
-from functions.rollout.judge.arms import with_shared_alpha
-from functions.rollout.judge.interval import Improvement, improvement, metric_change
-from functions.rollout.judge.verdict import Decision
-from functions.rollout.state import History, RolloutState, step
-from registry import Entry
+from toque.functions.reporting.html import document, figure_html, table
+from toque.functions.rollout.errors import RolloutError
+from toque.functions.rollout.evidence.sums import Evidence, MetricSums
+from toque.functions.rollout.judge.arms import with_shared_alpha
+from toque.functions.rollout.judge.interval import Improvement, improvement, metric_change
+from toque.functions.rollout.judge.verdict import Decision
+from toque.functions.rollout.state import History, RolloutState, step
+from toque.registry import Entry
 
 _COLOURS = ("#0b6e4f", "#2f6db0", "#8e5bb0", "#b0822f", "#b04a2f")
 _FLOOR = "#c0392b"

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.reporting.rollout_page import RolloutDecision, read_rollout
-from functions.rollout.judge.arms import with_shared_alpha
-from functions.rollout.judge.interval import improvement
-from functions.rollout.state import RolloutState
-from functions.runtime.context import context
-from functions.runtime.function import function
-from registry import Entry, Journal
+from toque.functions.reporting.rollout_page import RolloutDecision, read_rollout
+from toque.functions.rollout.judge.arms import with_shared_alpha
+from toque.functions.rollout.judge.interval import improvement
+from toque.functions.rollout.state import RolloutState
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
+from toque.registry import Entry, Journal
 
 MAX_LOOKS = 400
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from functions.monitoring import Alarm
-from registry import Entry
+from toque.functions.monitoring import Alarm
+from toque.registry import Entry
 
 Kind = Literal["version", "gate", "approval", "champion", "traffic", "rollout", "alarm", "retrain"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from functions.prediction_log import latest_labels, predictions_table
-from registry import Lineage, Registry, Table
+from toque.functions.prediction_log import latest_labels, predictions_table
+from toque.registry import Lineage, Registry, Table
 
 
 class PredictionTrace(BaseModel):

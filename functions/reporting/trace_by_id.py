@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.monitoring.results import RESULTS, results_table
-from functions.prediction_log import find_labels, predictions_table
-from functions.prediction_log.records import TRACED_PREDICTIONS
-from registry import Journal, NotFound, ObjectStore, Table
+from toque.functions.monitoring.results import RESULTS, results_table
+from toque.functions.prediction_log import find_labels, predictions_table
+from toque.functions.prediction_log.records import TRACED_PREDICTIONS
+from toque.registry import Journal, NotFound, ObjectStore, Table
 
 __all__ = ["LOOK_BACK", "RequestFound", "Stage", "TracedPrediction", "Verdict", "find_request"]
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.evaluation.metrics.probabilities import auc
-from functions.evaluation.outcome_kinds import BINARY, OutcomeKind
-from functions.evaluation.realised_loss import request_of, rescore
+from toque.functions.evaluation.metrics.probabilities import auc
+from toque.functions.evaluation.outcome_kinds import BINARY, OutcomeKind
+from toque.functions.evaluation.realised_loss import request_of, rescore
 
 __all__ = ["Week", "answers", "auc_of", "by_request", "labels", "mean_loss", "rescore", "served", "weeks"]
 
@@ -39,7 +39,7 @@ class Week:
 def served(outcomes: pa.Table) -> pa.Table:
     """Select the labelled rows that a caller saw: without shadows, with an output.
 
-    outcomes: of `functions.prediction_log.reading.outcomes`.
+    outcomes: of `toque.functions.prediction_log.reading.outcomes`.
     """
     answered = pc.greater(pc.list_value_length(outcomes["outputs"]), 0)
     seen = pc.and_(pc.invert(outcomes["shadow"]), pc.fill_null(answered, False))

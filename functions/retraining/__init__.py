@@ -1,9 +1,6 @@
 """Retraining of models: an alarm leads, under a policy, to challengers, and the best of them to a rollout."""
 
-from typing import TYPE_CHECKING
-
-from functions.renamed import old_names
-from functions.retraining.jobs import (
+from toque.functions.retraining.jobs import (
     InspectionResult,
     RetrainResult,
     inspect_model,
@@ -13,8 +10,8 @@ from functions.retraining.jobs import (
     retrain,
     retrains,
 )
-from functions.retraining.policy import RetrainingPolicy
-from functions.retraining.windows import TrainingWindow
+from toque.functions.retraining.policy import RetrainingPolicy
+from toque.functions.retraining.windows import TrainingWindow
 
 __all__ = [
     "InspectionResult",
@@ -28,6 +25,3 @@ __all__ = [
     "retrain",
     "retrains",
 ]
-
-if not TYPE_CHECKING:  # a type checker must not take every name as there
-    __getattr__ = old_names(__name__, {"Inspected": "InspectionResult", "Retrained": "RetrainResult"})

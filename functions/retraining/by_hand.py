@@ -10,16 +10,16 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.evaluation import Gate, GateResult, evaluate_gate
-from functions.evaluation.demanded_gate import gate_in_force
-from functions.features.jobs import build_training_set
-from functions.retraining.cuts import newest_fifth
-from functions.retraining.definition import TrainedModel
-from functions.runtime.context import context
-from functions.training import TrainingDataError
-from functions.training.frame import run_training
-from functions.training.model import job_of
-from registry import ModelPolicy, NotFound, Table, TableSnapshot
+from toque.functions.evaluation import Gate, GateResult, evaluate_gate
+from toque.functions.evaluation.demanded_gate import gate_in_force
+from toque.functions.features.jobs import build_training_set
+from toque.functions.retraining.cuts import newest_fifth
+from toque.functions.retraining.definition import TrainedModel
+from toque.functions.runtime.context import context
+from toque.functions.training import TrainingDataError
+from toque.functions.training.frame import run_training
+from toque.functions.training.model import job_of
+from toque.registry import ModelPolicy, NotFound, Table, TableSnapshot
 
 
 class TrainedByHand(BaseModel):

@@ -12,20 +12,20 @@ from typing import Any
 import pyarrow as pa
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from featurestore import InvalidRows
-from functions.evaluation import Gate, GateResult, evaluate_gate, gate_in_force
-from functions.evaluation.meanings import MEANINGS
-from functions.features.jobs import build_training_set
-from functions.retraining.cuts import newest_span
-from functions.retraining.definition import TrainedModel
-from functions.retraining.policy import RetrainingPolicy, Running
-from functions.retraining.windows import TrainingWindow
-from functions.runtime.context import context
-from functions.runtime.run import cluster
-from functions.training import TrainingDataError
-from functions.training.model import PARAMETERS_TAG, train_declared
-from registry import ModelPolicy, ModelVersion, Table, TableSnapshot
-from registry.store import check_table_name
+from toque.featurestore import InvalidRows
+from toque.functions.evaluation import Gate, GateResult, evaluate_gate, gate_in_force
+from toque.functions.evaluation.meanings import MEANINGS
+from toque.functions.features.jobs import build_training_set
+from toque.functions.retraining.cuts import newest_span
+from toque.functions.retraining.definition import TrainedModel
+from toque.functions.retraining.policy import RetrainingPolicy, Running
+from toque.functions.retraining.windows import TrainingWindow
+from toque.functions.runtime.context import context
+from toque.functions.runtime.run import cluster
+from toque.functions.training import TrainingDataError
+from toque.functions.training.model import PARAMETERS_TAG, train_declared
+from toque.registry import ModelPolicy, ModelVersion, Table, TableSnapshot
+from toque.registry.store import check_table_name
 
 BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)  # earlier than any row
 _logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.features.entity_rows import EVENT_TIMESTAMP, LABEL_KNOWN_AT
-from functions.monitoring.cohorts import EPOCH
-from functions.training import TrainingDataError
-from registry import Table, TableSnapshot
+from toque.functions.features.entity_rows import EVENT_TIMESTAMP, LABEL_KNOWN_AT
+from toque.functions.monitoring.cohorts import EPOCH
+from toque.functions.training import TrainingDataError
+from toque.registry import Table, TableSnapshot
 
 __all__ = ["Cut", "newest_fifth", "newest_span"]
 

@@ -1,13 +1,13 @@
-"""Protocols of a model's definition as retraining and inspections read it; `functions.project.ModelDefinition` has all of it."""
+"""Protocols of a model's definition as retraining and inspections read it; `toque.functions.project.ModelDefinition` has all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol
 
-from functions.alerting import AlertPolicy
-from functions.evaluation import Gate
-from functions.monitoring import (
+from toque.functions.alerting import AlertPolicy
+from toque.functions.evaluation import Gate
+from toque.functions.monitoring import (
     AnswerMonitor,
     DriftMonitor,
     EstimateMonitor,
@@ -17,9 +17,9 @@ from functions.monitoring import (
     SkewMonitor,
     VectorMonitor,
 )
-from functions.retraining.policy import RetrainingPolicy
-from functions.rollout import RolloutPolicy
-from functions.training.model import TrainableModel
+from toque.functions.retraining.policy import RetrainingPolicy
+from toque.functions.rollout import RolloutPolicy
+from toque.functions.training.model import TrainableModel
 
 
 # ruff: noqa: D102 — the attributes are those of ModelDefinition, which explains them

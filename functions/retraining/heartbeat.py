@@ -6,11 +6,11 @@ import json
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 
-from functions.retraining.policy import RetrainingPolicy, Running
-from functions.runtime.clock import Clock
-from functions.runtime.context import context
-from functions.runtime.durable.heartbeat import repeated
-from registry.errors import Unavailable
+from toque.functions.retraining.policy import RetrainingPolicy, Running
+from toque.functions.runtime.clock import Clock
+from toque.functions.runtime.context import context
+from toque.functions.runtime.durable.heartbeat import repeated
+from toque.registry.errors import Unavailable
 
 _EVERY = timedelta(minutes=1)
 _TIMES_WITHIN = 4  # of `lost_after`, so that it outlasts heartbeats that fail

@@ -14,19 +14,19 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.alerting.jobs import tell_people
-from functions.monitoring import (
+from toque.functions.alerting.jobs import tell_people
+from toque.functions.monitoring import (
     TOPIC,
     Alarm,
     MonitorResult,
     alarms,
 )
-from functions.prediction_log import drain_predictions, shared_scans
-from functions.retraining.challengers import Challenger, best_of, train_challengers
-from functions.retraining.definition import InspectedModel, InspectedProject
-from functions.retraining.heartbeat import heartbeats, last_seen
-from functions.retraining.monitors import run_monitors
-from functions.retraining.policy import (
+from toque.functions.prediction_log import drain_predictions, shared_scans
+from toque.functions.retraining.challengers import Challenger, best_of, train_challengers
+from toque.functions.retraining.definition import InspectedModel, InspectedProject
+from toque.functions.retraining.heartbeat import heartbeats, last_seen
+from toque.functions.retraining.monitors import run_monitors
+from toque.functions.retraining.policy import (
     Finished,
     RetrainDecision,
     RetrainingPolicy,
@@ -35,18 +35,24 @@ from functions.retraining.policy import (
     Situation,
     decide,
 )
-from functions.retraining.submission import submit_once
-from functions.retraining.triggers import champion_of, champion_since, due_alarms, retrains, standing_against
-from functions.rollout import RolloutError, TickResult, rollout_status, start_rollout, tick_rollout
-from functions.runtime.clock import system_clock
-from functions.runtime.context import context
-from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
-from functions.runtime.definitions import declarations, model_definition, pick
-from functions.runtime.durable.workflow import current_run
-from functions.runtime.function import function
-from functions.runtime.run.deadline import paused
-from functions.runtime.triggers.schedule import Schedule
-from registry import Fold, Refused
+from toque.functions.retraining.submission import submit_once
+from toque.functions.retraining.triggers import (
+    champion_of,
+    champion_since,
+    due_alarms,
+    retrains,
+    standing_against,
+)
+from toque.functions.rollout import RolloutError, TickResult, rollout_status, start_rollout, tick_rollout
+from toque.functions.runtime.clock import system_clock
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Cron, OnEvent, Resources, Retries
+from toque.functions.runtime.definitions import declarations, model_definition, pick
+from toque.functions.runtime.durable.workflow import current_run
+from toque.functions.runtime.function import function
+from toque.functions.runtime.run.deadline import paused
+from toque.functions.runtime.triggers.schedule import Schedule
+from toque.registry import Fold, Refused
 
 __all__ = [
     "MODELS_PER_RUN",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functions.monitoring import (
+from toque.functions.monitoring import (
     MonitorResult,
     QualityMonitor,
     estimate_performance,
@@ -14,7 +14,7 @@ from functions.monitoring import (
     watch_quality,
     watch_skew,
 )
-from functions.retraining.definition import InspectedModel
+from toque.functions.retraining.definition import InspectedModel
 
 
 def run_monitors(definition: InspectedModel) -> tuple[MonitorResult, ...]:

@@ -15,11 +15,11 @@ from typing import Any, Literal, Self
 from croniter import croniter
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from functions.monitoring.alarms import Alarm
-from functions.retraining.windows import TrainingWindow
-from functions.rollout.judge.decide import Finding
-from functions.rollout.state import Stage
-from registry import Entry
+from toque.functions.monitoring.alarms import Alarm
+from toque.functions.retraining.windows import TrainingWindow
+from toque.functions.rollout.judge.decide import Finding
+from toque.functions.rollout.state import Stage
+from toque.registry import Entry
 
 __all__ = [
     "RULES",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
-from functions.monitoring import Alarm
-from functions.retraining.policy import RetrainState
-from functions.runtime.context import context
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.durable.ledger import invocation_id
-from functions.runtime.errors import KeyConflict
-from functions.runtime.function import Function
+from toque.functions.monitoring import Alarm
+from toque.functions.retraining.policy import RetrainState
+from toque.functions.runtime.context import context
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.durable.ledger import invocation_id
+from toque.functions.runtime.errors import KeyConflict
+from toque.functions.runtime.function import Function
 
 __all__ = ["submit_once"]
 

@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 from croniter import croniter
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.features.entity_rows import LABEL_KNOWN_AT
-from functions.monitoring import Alarm, alarms
-from functions.monitoring.alarms import Monitor
-from functions.retraining.definition import TrainedModel
-from functions.retraining.policy import RetrainingPolicy, RetrainState, counted_starts, step
-from functions.runtime.context import context
-from registry import Fold, Journal, ModelVersion, Table
+from toque.functions.features.entity_rows import LABEL_KNOWN_AT
+from toque.functions.monitoring import Alarm, alarms
+from toque.functions.monitoring.alarms import Monitor
+from toque.functions.retraining.definition import TrainedModel
+from toque.functions.retraining.policy import RetrainingPolicy, RetrainState, counted_starts, step
+from toque.functions.runtime.context import context
+from toque.registry import Fold, Journal, ModelVersion, Table
 
 
 class ChampionSeen(BaseModel):

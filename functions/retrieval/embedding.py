@@ -12,19 +12,19 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from functions.evaluation.language.answering import fetched, running_engine
-from functions.generative.engines import (
+from toque.functions.evaluation.language.answering import fetched, running_engine
+from toque.functions.generative.engines import (
     EngineDown,
     EngineProcess,
     ask_embeddings,
     engine_environment,
     scratch_folder,
 )
-from functions.retrieval.view import WORDS
-from functions.runtime.context import context
-from functions.runtime.spans import span
-from functions.stats.text import text_vectors
-from registry import InvalidInput
+from toque.functions.retrieval.view import WORDS
+from toque.functions.runtime.context import context
+from toque.functions.runtime.spans import span
+from toque.functions.stats.text import text_vectors
+from toque.registry import InvalidInput
 
 __all__ = ["Embedder", "embedder_of"]
 

@@ -11,18 +11,18 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import FeatureStore, FeatureView, Vector
-from functions.evaluation.errors import EvaluationError
-from functions.retrieval.chunks import Chunk, chunks_of
-from functions.retrieval.embedding import Embedder, embedder_of
-from functions.retrieval.scores import RetrievalScores, StepScore, score_retrieval, score_step
-from functions.retrieval.view import EMBEDDING
-from functions.runtime.context import context
-from functions.runtime.declaration import Resources, Retries
-from functions.runtime.function import function
-from functions.runtime.run.capture import report_progress
-from functions.runtime.spans import span
-from registry import InvalidInput, ObjectStore, Table, TableSnapshot
+from toque.featurestore import FeatureStore, FeatureView, Vector
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.retrieval.chunks import Chunk, chunks_of
+from toque.functions.retrieval.embedding import Embedder, embedder_of
+from toque.functions.retrieval.scores import RetrievalScores, StepScore, score_retrieval, score_step
+from toque.functions.retrieval.view import EMBEDDING
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Resources, Retries
+from toque.functions.runtime.function import function
+from toque.functions.runtime.run.capture import report_progress
+from toque.functions.runtime.spans import span
+from toque.registry import InvalidInput, ObjectStore, Table, TableSnapshot
 
 __all__ = [
     "Passage",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics.probabilities import Interval
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.metrics.probabilities import Interval
 
 __all__ = ["RetrievalScores", "StepScore", "score_retrieval", "score_step"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from featurestore import Entity, FeatureView, Field, String, Vector, VectorIndex
+from toque.featurestore import Entity, FeatureView, Field, String, Vector, VectorIndex
 
 __all__ = ["EMBEDDING", "WORDS", "document_view"]
 

@@ -3,22 +3,19 @@
 Knows policies, evidence and the journal of decisions. Must not know how models are trained or served.
 """
 
-from typing import TYPE_CHECKING
-
-from functions.renamed import old_names
-from functions.rollout.budget import Budget
-from functions.rollout.controller import Rollouts
-from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
-from functions.rollout.evidence.metrics import MetricValue
-from functions.rollout.evidence.sums import (
+from toque.functions.rollout.budget import Budget
+from toque.functions.rollout.controller import Rollouts
+from toque.functions.rollout.errors import NoRollout, RolloutActive, RolloutError
+from toque.functions.rollout.evidence.metrics import MetricValue
+from toque.functions.rollout.evidence.sums import (
     ArmCounts,
     Evidence,
     MetricSums,
     PairedLoss,
     UnitCounts,
 )
-from functions.rollout.explain import Explanation, explain
-from functions.rollout.jobs import (
+from toque.functions.rollout.explain import Explanation, explain
+from toque.functions.rollout.jobs import (
     end_rollout,
     explain_rollout,
     list_rollouts,
@@ -31,15 +28,15 @@ from functions.rollout.jobs import (
     start_rollout,
     tick_rollout,
 )
-from functions.rollout.judge.decide import Decision, Finding, decide
-from functions.rollout.objectives import ErrorBudget, error_budgets
-from functions.rollout.planning.jobs import plan_rollout
-from functions.rollout.planning.plan import RolloutPlan, plan
-from functions.rollout.policy import Guardrail, RolloutPolicy, Slo
-from functions.rollout.state import History, Outcome, RolloutState
-from functions.rollout.status import RolloutStatus
-from functions.rollout.tick_result import TickResult
-from functions.stats import ClusterSums
+from toque.functions.rollout.judge.decide import Decision, Finding, decide
+from toque.functions.rollout.objectives import ErrorBudget, error_budgets
+from toque.functions.rollout.planning.jobs import plan_rollout
+from toque.functions.rollout.planning.plan import RolloutPlan, plan
+from toque.functions.rollout.policy import Guardrail, RolloutPolicy, Slo
+from toque.functions.rollout.state import History, Outcome, RolloutState
+from toque.functions.rollout.status import RolloutStatus
+from toque.functions.rollout.tick_result import TickResult
+from toque.functions.stats import ClusterSums
 
 __all__ = [
     "ArmCounts",
@@ -84,8 +81,3 @@ __all__ = [
     "start_rollout",
     "tick_rollout",
 ]
-
-if not TYPE_CHECKING:  # a type checker must not take every name as there
-    __getattr__ = old_names(
-        __name__, {"Explained": "Explanation", "Sight": "RolloutStatus", "Ticked": "TickResult"}
-    )

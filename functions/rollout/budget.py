@@ -6,8 +6,8 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.state import YEAR, History
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.state import YEAR, History
 
 MAX_SHARE_OF_REST = (
     0.25  # of the rest of the budget for one rollout: it never runs dry, rollouts only get slower

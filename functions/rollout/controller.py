@@ -6,21 +6,21 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from functions.rollout.budget import Budget, budget, within_budget
-from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
-from functions.rollout.evidence.cohort_sums import ReadOutcomes, cohort_due, no_metrics
-from functions.rollout.evidence.live import ReadLive
-from functions.rollout.evidence.metrics import ReadMetric
-from functions.rollout.evidence.sums import Evidence
-from functions.rollout.evidence_reader import EvidenceReader
-from functions.rollout.explain import Explanation, explain
-from functions.rollout.judge.decide import LIVE_RULES, Action, Decision, Finding, decide
-from functions.rollout.judge.slo import slo_sums, spent_budget
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.state import History, RolloutState, Stage, step
-from functions.rollout.status import RolloutStatus, ended_status, open_status
-from functions.rollout.tick_result import TickResult, tick_result
-from functions.rollout.traffic import (
+from toque.functions.rollout.budget import Budget, budget, within_budget
+from toque.functions.rollout.errors import NoRollout, RolloutActive, RolloutError
+from toque.functions.rollout.evidence.cohort_sums import ReadOutcomes, cohort_due, no_metrics
+from toque.functions.rollout.evidence.live import ReadLive
+from toque.functions.rollout.evidence.metrics import ReadMetric
+from toque.functions.rollout.evidence.sums import Evidence
+from toque.functions.rollout.evidence_reader import EvidenceReader
+from toque.functions.rollout.explain import Explanation, explain
+from toque.functions.rollout.judge.decide import LIVE_RULES, Action, Decision, Finding, decide
+from toque.functions.rollout.judge.slo import slo_sums, spent_budget
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.state import History, RolloutState, Stage, step
+from toque.functions.rollout.status import RolloutStatus, ended_status, open_status
+from toque.functions.rollout.tick_result import TickResult, tick_result
+from toque.functions.rollout.traffic import (
     CurrentTraffic,
     TrafficControl,
     champion_of,
@@ -32,8 +32,8 @@ from functions.rollout.traffic import (
     split_by_hand,
     unusable_reason,
 )
-from functions.rollout.traffic_repair import apply_decided, put_in_place, settle_promotion
-from registry import Entry, Fold, Journal, ObjectStore
+from toque.functions.rollout.traffic_repair import apply_decided, put_in_place, settle_promotion
+from toque.registry import Entry, Fold, Journal, ObjectStore
 
 _NEXT_STAGE: dict[Action, Stage] = {
     "advance": "canary",

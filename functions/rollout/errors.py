@@ -2,7 +2,7 @@
 
 
 class RolloutError(ValueError):
-    """Base class of the errors of `functions.rollout`."""
+    """Base class of the errors of `toque.functions.rollout`."""
 
 
 class RolloutActive(RolloutError):  # noqa: N818 — a state of the world, as `AlreadyExists` is

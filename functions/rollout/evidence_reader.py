@@ -11,14 +11,14 @@ from typing import Any
 import pyarrow as pa
 from redis import RedisError
 
-from functions.rollout.evidence.cohort_sums import ReadOutcomes, SumsStore, sum_cohorts
-from functions.rollout.evidence.late import late_rows
-from functions.rollout.evidence.live import LiveEvidence, ReadLive, live_evidence
-from functions.rollout.evidence.metrics import ReadMetric
-from functions.rollout.evidence.sums import Evidence
-from functions.rollout.judge.slo import slo_sums
-from functions.rollout.state import RolloutState
-from functions.rollout.traffic import CurrentTraffic, canary_share_of, champion_of
+from toque.functions.rollout.evidence.cohort_sums import ReadOutcomes, SumsStore, sum_cohorts
+from toque.functions.rollout.evidence.late import late_rows
+from toque.functions.rollout.evidence.live import LiveEvidence, ReadLive, live_evidence
+from toque.functions.rollout.evidence.metrics import ReadMetric
+from toque.functions.rollout.evidence.sums import Evidence
+from toque.functions.rollout.judge.slo import slo_sums
+from toque.functions.rollout.state import RolloutState
+from toque.functions.rollout.traffic import CurrentTraffic, canary_share_of, champion_of
 
 _logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.rollout.errors import RolloutError
-from functions.rollout.evidence.sums import Evidence
-from functions.rollout.judge.decide import Decision, Finding, decide
-from functions.rollout.state import History, RolloutState, step
-from registry import Entry
+from toque.functions.rollout.errors import RolloutError
+from toque.functions.rollout.evidence.sums import Evidence
+from toque.functions.rollout.judge.decide import Decision, Finding, decide
+from toque.functions.rollout.state import History, RolloutState, step
+from toque.registry import Entry
 
 SAME_WITHIN = 1e-9
 """Difference of two numbers, as a part of either, that processors which round otherwise may make."""

@@ -9,27 +9,27 @@ from typing import Literal, Protocol
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.evaluation.meanings import MEANINGS
-from functions.generative import is_generative
-from functions.live_counts import live_reader
-from functions.monitoring.language.settings import monitors_journal
-from functions.prediction_log import outcomes
-from functions.rollout.budget import Budget
-from functions.rollout.controller import Rollouts
-from functions.rollout.errors import RolloutError
-from functions.rollout.evidence.live import ReadLive
-from functions.rollout.evidence.metrics import MetricRows, MetricValue, read_metric, write_metric
-from functions.rollout.evidence.scores import read_score
-from functions.rollout.explain import Explanation
-from functions.rollout.policy import Guardrail, MetricName, RolloutPolicy
-from functions.rollout.state import History, RolloutState
-from functions.rollout.status import RolloutStatus
-from functions.rollout.tick_result import TickResult
-from functions.runtime.clock import system_clock
-from functions.runtime.context import Context, context
-from functions.runtime.definitions import declarations
-from functions.runtime.function import function
-from registry import ObjectStore
+from toque.functions.evaluation.meanings import MEANINGS
+from toque.functions.generative import is_generative
+from toque.functions.live_counts import live_reader
+from toque.functions.monitoring.language.settings import monitors_journal
+from toque.functions.prediction_log import outcomes
+from toque.functions.rollout.budget import Budget
+from toque.functions.rollout.controller import Rollouts
+from toque.functions.rollout.errors import RolloutError
+from toque.functions.rollout.evidence.live import ReadLive
+from toque.functions.rollout.evidence.metrics import MetricRows, MetricValue, read_metric, write_metric
+from toque.functions.rollout.evidence.scores import read_score
+from toque.functions.rollout.explain import Explanation
+from toque.functions.rollout.policy import Guardrail, MetricName, RolloutPolicy
+from toque.functions.rollout.state import History, RolloutState
+from toque.functions.rollout.status import RolloutStatus
+from toque.functions.rollout.tick_result import TickResult
+from toque.functions.runtime.clock import system_clock
+from toque.functions.runtime.context import Context, context
+from toque.functions.runtime.definitions import declarations
+from toque.functions.runtime.function import function
+from toque.registry import ObjectStore
 
 _COLUMNS = ("prediction_id", "version", "arm", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
 

@@ -17,16 +17,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from functions.prediction_log.reading.outcomes import read_columns
-from functions.rollout.evidence.cohort_sums import unpinned_rows
-from functions.rollout.evidence.sums import SloSums
-from functions.rollout.jobs import HasRollout
-from functions.rollout.judge.slo import BURN_RATES, burning
-from functions.rollout.policy import Slo
-from functions.runtime.context import context
-from functions.runtime.definitions import declarations
-from functions.runtime.function import function
-from registry import ObjectStore
+from toque.functions.prediction_log.reading.outcomes import read_columns
+from toque.functions.rollout.evidence.cohort_sums import unpinned_rows
+from toque.functions.rollout.evidence.sums import SloSums
+from toque.functions.rollout.jobs import HasRollout
+from toque.functions.rollout.judge.slo import BURN_RATES, burning
+from toque.functions.rollout.policy import Slo
+from toque.functions.runtime.context import context
+from toque.functions.runtime.definitions import declarations
+from toque.functions.runtime.function import function
+from toque.registry import ObjectStore
 
 _READ = ("arm", "shadow", "predicted_at", "latency_ms", "outputs")
 _SETTLED = timedelta(days=1)  # after the end of a day, for rows of a lost node that are shipped late

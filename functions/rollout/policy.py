@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.evaluation.meanings import Loss
-from registry.models.traffic import Holdout, LayerShare
+from toque.functions.evaluation.meanings import Loss
+from toque.registry.models.traffic import Holdout, LayerShare
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 MetricName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=64)]

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.rollout.policy import RolloutPolicy
-from registry import Entry
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.registry import Entry
 
 Stage = Literal["shadow", "canary", "promoted", "rolled_back", "inconclusive"]
 OPEN_STAGES: tuple[Stage, ...] = ("shadow", "canary")

@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.rollout.evidence.sums import Evidence, LateRows
-from functions.rollout.judge.arms import with_shared_alpha
-from functions.rollout.judge.decide import decide
-from functions.rollout.judge.interval import improvement
-from functions.rollout.judge.rule_input import Finding
-from functions.rollout.state import History, RolloutState
-from functions.rollout.traffic import CurrentTraffic
+from toque.functions.rollout.evidence.sums import Evidence, LateRows
+from toque.functions.rollout.judge.arms import with_shared_alpha
+from toque.functions.rollout.judge.decide import decide
+from toque.functions.rollout.judge.interval import improvement
+from toque.functions.rollout.judge.rule_input import Finding
+from toque.functions.rollout.state import History, RolloutState
+from toque.functions.rollout.traffic import CurrentTraffic
 
 
 class ArmStatus(BaseModel):

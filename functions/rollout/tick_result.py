@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.rollout.evidence.sums import Evidence
-from functions.rollout.judge.decide import Decision
-from functions.rollout.judge.interval import improvement
-from functions.rollout.state import RolloutState, Stage
-from registry import Entry
+from toque.functions.rollout.evidence.sums import Evidence
+from toque.functions.rollout.judge.decide import Decision
+from toque.functions.rollout.judge.interval import improvement
+from toque.functions.rollout.state import RolloutState, Stage
+from toque.registry import Entry
 
 
 class TickResult(BaseModel):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from functions.rollout.errors import RolloutError
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.state import RolloutState
-from registry import LayerPart, LayerShare, Refused, Stale, TrafficRule
-from registry.models.traffic import BUCKETS
+from toque.functions.rollout.errors import RolloutError
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.state import RolloutState
+from toque.registry import LayerPart, LayerShare, Refused, Stale, TrafficRule
+from toque.registry.models.traffic import BUCKETS
 
 CANARY = "canary"
 _UNUSABLE = ("rejected", "archived", "deleted")

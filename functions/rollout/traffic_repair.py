@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from functions.rollout.state import RolloutState, Stage
-from functions.rollout.traffic import (
+from toque.functions.rollout.state import RolloutState, Stage
+from toque.functions.rollout.traffic import (
     CurrentTraffic,
     TrafficControl,
     apply,
@@ -15,7 +15,7 @@ from functions.rollout.traffic import (
     is_applied,
     missing_shadows,
 )
-from registry import LayerShare, Refused, Stale
+from toque.registry import LayerShare, Refused, Stale
 
 _logger = logging.getLogger(__name__)
 

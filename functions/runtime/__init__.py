@@ -5,7 +5,7 @@ Inside, modules of this folder are below `run`, which is below `durable`, which 
 `triggers`.
 """
 
-from functions.runtime.clock import Clock, FixedClock, ReplayClock, system_clock
-from functions.runtime.context import Context, context, use_context
+from toque.functions.runtime.clock import Clock, FixedClock, ReplayClock, system_clock
+from toque.functions.runtime.context import Context, context, use_context
 
 __all__ = ["Clock", "Context", "FixedClock", "ReplayClock", "context", "system_clock", "use_context"]

@@ -5,37 +5,37 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 
-from functions.runtime.errors import UnknownFunction
-from functions.runtime.reference import current_reference, resolve
-from functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.errors import UnknownFunction
+from toque.functions.runtime.reference import current_reference, resolve
+from toque.functions.runtime.run.declared import DeclaredFunction
 
 PLATFORM = (
-    "functions.features.jobs",
-    "functions.generative.jobs",
-    "functions.maintenance.compaction",
-    "functions.maintenance.costs",
-    "functions.maintenance.erasure.jobs",
-    "functions.maintenance.features",
-    "functions.maintenance.history",
-    "functions.maintenance.registry",
-    "functions.maintenance.retention",
-    "functions.training",
-    "functions.training_data.jobs",
-    "functions.tuning.jobs",
-    "functions.evaluation.offline_gate",
-    "functions.evaluation.language.jobs",
-    "functions.evaluation.batch_inference",
-    "functions.evaluation.log_replay",
-    "functions.prediction_log.jobs",
-    "functions.retrieval.jobs",
-    "functions.monitoring.jobs",
-    "functions.monitoring.language.jobs",
-    "functions.alerting.jobs",
-    "functions.rollout",
-    "functions.retraining.jobs",
-    "functions.quotas",
-    "functions.reporting",
-    "functions.reporting.feature_page",
+    "toque.functions.features.jobs",
+    "toque.functions.generative.jobs",
+    "toque.functions.maintenance.compaction",
+    "toque.functions.maintenance.costs",
+    "toque.functions.maintenance.erasure.jobs",
+    "toque.functions.maintenance.features",
+    "toque.functions.maintenance.history",
+    "toque.functions.maintenance.registry",
+    "toque.functions.maintenance.retention",
+    "toque.functions.training",
+    "toque.functions.training_data.jobs",
+    "toque.functions.tuning.jobs",
+    "toque.functions.evaluation.offline_gate",
+    "toque.functions.evaluation.language.jobs",
+    "toque.functions.evaluation.batch_inference",
+    "toque.functions.evaluation.log_replay",
+    "toque.functions.prediction_log.jobs",
+    "toque.functions.retrieval.jobs",
+    "toque.functions.monitoring.jobs",
+    "toque.functions.monitoring.language.jobs",
+    "toque.functions.alerting.jobs",
+    "toque.functions.rollout",
+    "toque.functions.retraining.jobs",
+    "toque.functions.quotas",
+    "toque.functions.reporting",
+    "toque.functions.reporting.feature_page",
 )
 
 _declared: dict[str, dict[str, DeclaredFunction]] = {}  # name -> reference -> function

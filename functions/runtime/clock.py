@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from clusters.redis_clients import open_redis
+from toque.clusters.redis_clients import open_redis
 
 REPLAY_KEY = "toque:clock"
 

@@ -22,21 +22,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-from clusters.profile import apply_profile, require_settings
-from clusters.redis_clients import redis_url_of
-from clusters.telemetry import set_up
-from functions.runtime.changes.announcer import announcer_of
-from functions.runtime.clock import Clock, clock_named, system_clock
-from functions.runtime.environments.policy import NOTHING_BROUGHT, EnvironmentPolicy
-from functions.runtime.receipt import Prices
-from functions.runtime.secret import redact, secret_value
-from registry.access import DEFAULT_WORKSPACE, check_workspace, split_workspace_url, workspace_url
-from registry.audit_keys import AuditKeys
-from registry.store import ObjectStore, open_store
+from toque.clusters.profile import apply_profile, require_settings
+from toque.clusters.redis_clients import redis_url_of
+from toque.clusters.telemetry import set_up
+from toque.functions.runtime.changes.announcer import announcer_of
+from toque.functions.runtime.clock import Clock, clock_named, system_clock
+from toque.functions.runtime.environments.policy import NOTHING_BROUGHT, EnvironmentPolicy
+from toque.functions.runtime.receipt import Prices
+from toque.functions.runtime.secret import redact, secret_value
+from toque.registry.access import DEFAULT_WORKSPACE, check_workspace, split_workspace_url, workspace_url
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.store import ObjectStore, open_store
 
 if TYPE_CHECKING:
-    from featurestore import FeatureStore
-    from registry import Registry
+    from toque.featurestore import FeatureStore
+    from toque.registry import Registry
 
 DEFAULT_STORE = ".toque/store"
 DEFAULT_MEMORY_SHARE = 0.25
@@ -150,7 +150,7 @@ class Context:
 
     @cached_property
     def _registry(self) -> Registry:
-        from registry import Registry  # late: a run that uses neither does not wait for the import
+        from toque.registry import Registry  # late: a run that uses neither does not wait for the import
 
         origin: Context | None = vars(self).get("_origin")
         if origin is not None:
@@ -159,7 +159,7 @@ class Context:
 
     @cached_property
     def _features(self) -> FeatureStore:
-        from featurestore import FeatureStore  # late: as above
+        from toque.featurestore import FeatureStore  # late: as above
 
         return FeatureStore(
             self.store, self.redis_url, project=self.workspace, clock=self.clock, actor=self.actor

@@ -1,7 +1,7 @@
 """Definitions of a user's project, found by name: the module that declares `FEATURES` and `MODELS` is imported by its name.
 
 Knows that a definition has a name, and no more: a caller annotates what it gets with a Protocol of the attributes it reads,
-as in `definition: HasAlerts = model_definition(context().project, "late")`. `functions.project` says what a model may declare.
+as in `definition: HasAlerts = model_definition(context().project, "late")`. `toque.functions.project` says what a model may declare.
 """
 
 from __future__ import annotations

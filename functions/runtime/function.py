@@ -16,33 +16,33 @@ from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from functions.runtime import catalog
-from functions.runtime.context import Context, context, unpacked
-from functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources, Retries
-from functions.runtime.declaration.digest import digests_of
-from functions.runtime.declaration.http_types import check_http_types
-from functions.runtime.declaration.options import checked_options
-from functions.runtime.durable.invocation import Invocation, ledger_of
-from functions.runtime.durable.ledger import Origin
-from functions.runtime.durable.result_cache import cached_result
-from functions.runtime.durable.workflow import current_run, run_step
-from functions.runtime.environments.environment import Environment
-from functions.runtime.errors import DeclarationError, InvalidResult
-from functions.runtime.process import enter_worker
-from functions.runtime.reference import reference, resolve, travels_by_name
-from functions.runtime.run import cluster
-from functions.runtime.run.deadline import with_deadline
-from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.run.execution import Outcome, attempt, run_to_end, run_with_retries
-from functions.runtime.run.fanout import fan_out
-from functions.runtime.run.future import Future
-from functions.runtime.run.local_run import LocalRun
-from functions.runtime.run.room import refuse_impossible
-from functions.runtime.secret import in_current_context, refuse_secrets, use_secrets
-from functions.runtime.series import count_retries
-from functions.runtime.signature import Signature
-from functions.runtime.spans import current_position, failed_span, run_span
-from registry.access import Role
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import Context, context, unpacked
+from toque.functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources, Retries
+from toque.functions.runtime.declaration.digest import digests_of
+from toque.functions.runtime.declaration.http_types import check_http_types
+from toque.functions.runtime.declaration.options import checked_options
+from toque.functions.runtime.durable.invocation import Invocation, ledger_of
+from toque.functions.runtime.durable.ledger import Origin
+from toque.functions.runtime.durable.result_cache import cached_result
+from toque.functions.runtime.durable.workflow import current_run, run_step
+from toque.functions.runtime.environments.environment import Environment
+from toque.functions.runtime.errors import DeclarationError, InvalidResult
+from toque.functions.runtime.process import enter_worker
+from toque.functions.runtime.reference import reference, resolve, travels_by_name
+from toque.functions.runtime.run import cluster
+from toque.functions.runtime.run.deadline import with_deadline
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.run.execution import Outcome, attempt, run_to_end, run_with_retries
+from toque.functions.runtime.run.fanout import fan_out
+from toque.functions.runtime.run.future import Future
+from toque.functions.runtime.run.local_run import LocalRun
+from toque.functions.runtime.run.room import refuse_impossible
+from toque.functions.runtime.secret import in_current_context, refuse_secrets, use_secrets
+from toque.functions.runtime.series import count_retries
+from toque.functions.runtime.signature import Signature
+from toque.functions.runtime.spans import current_position, failed_span, run_span
+from toque.registry.access import Role
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -369,7 +369,7 @@ def _declare(
     kind = AsyncFunction if inspect.iscoroutinefunction(body) else Function
     signature = Signature.of(body, names=names)
     options = checked_options(body.__name__, declared)
-    if options.get("in_thread") and not body.__module__.startswith("functions."):
+    if options.get("in_thread") and not body.__module__.startswith("toque.functions."):
         raise DeclarationError(
             f"{body.__name__}: in_thread=True is for the platform's own functions; use warm=1 for a start within milliseconds"
         )

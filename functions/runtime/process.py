@@ -8,12 +8,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from clusters.telemetry import metrics, set_up
-from functions.runtime.context import Context, set_up_worker
-from functions.runtime.request_report import report_requests
-from functions.runtime.secret import redact
-from registry.errors import Forbidden
-from registry.store import private_folder, temporary_folder
+from toque.clusters.telemetry import metrics, set_up
+from toque.functions.runtime.context import Context, set_up_worker
+from toque.functions.runtime.request_report import report_requests
+from toque.functions.runtime.secret import redact
+from toque.registry.errors import Forbidden
+from toque.registry.store import private_folder, temporary_folder
 
 __all__ = ["enter_process", "enter_worker", "metrics_folder"]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from functions.runtime.cards.driver import energy_reader, visible_cards
-from functions.runtime.environments.environment import Environment
-from registry.store.requests import REQUESTS
+from toque.functions.runtime.cards.driver import energy_reader, visible_cards
+from toque.functions.runtime.environments.environment import Environment
+from toque.registry.store.requests import REQUESTS
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")

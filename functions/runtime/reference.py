@@ -10,12 +10,27 @@ from typing import Any
 
 from ray import cloudpickle
 
-from functions.renamed import RENAMED
-from functions.runtime.errors import UnknownFunction
+from toque.functions.runtime.errors import UnknownFunction
+
+# Modules of release 0.1, below `functions`, that declared functions, and where these are: journals have their references.
+_MOVED = {
+    "alerts": "alerting.jobs",
+    "batch_inference": "evaluation.batch_inference",
+    "evaluation.offline": "evaluation.offline_gate",
+    "feature_maintenance": "maintenance.features",
+    "features": "features.jobs",
+    "features_report": "reporting.feature_page",
+    "registry_maintenance": "maintenance.registry",
+    "retraining": "retraining.jobs",
+    "rollout.planning": "rollout.planning.jobs",
+    "training.recipe": "training.recipe.train",
+    "training.tabular": "training.tabular.train",
+    "tuning": "tuning.jobs",
+}
 
 
 def reference(target: Callable[..., Any]) -> str:
-    """Name `target` for all processes, as in "functions.features.jobs:materialize".
+    """Name `target` for all processes, as in "toque.functions.features.jobs:materialize".
 
     The module of `python -m project` is `__main__` in this process and "project" in every other.
     """
@@ -40,9 +55,13 @@ def resolve(name: str) -> Any:
 
 
 def current_reference(name: str) -> str:
-    """Replace a module path of the release before in a reference `module:qualname` by the present one."""
+    """Replace the module in a reference `module:qualname` that release 0.1 wrote by the one that has the function today."""
     module, colon, path = name.partition(":")
-    return f"{RENAMED.get(module, module)}{colon}{path}"
+    room, _, inside = module.partition(".")
+    if room != "functions" or not inside:
+        return name
+    here = f"toque.functions.{_MOVED.get(inside, inside)}"
+    return f"{here}{colon}{path}" if importable(here) else name  # a user's own package may have this name
 
 
 def travels_by_name(target: Callable[..., Any]) -> bool:

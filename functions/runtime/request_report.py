@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from redis import RedisError
 
-from clusters.redis_clients import open_redis
-from functions.runtime.receipt import Total
-from registry.store.requests import REQUESTS, WRITES, Operation, RequestCounts
+from toque.clusters.redis_clients import open_redis
+from toque.functions.runtime.receipt import Total
+from toque.registry.store.requests import REQUESTS, WRITES, Operation, RequestCounts
 
 EVERY_S = 60.0
 KEPT_S = 400 * 24 * 3600

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
-from functions.runtime.errors import MissingSecret, SecretLeaked, UndeclaredSecret
+from toque.functions.runtime.errors import MissingSecret, SecretLeaked, UndeclaredSecret
 
 MIN_CHARACTERS = 4  # a shorter value cannot be distinguished from ordinary text
 MASK = "***"

@@ -22,7 +22,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.json_schema import JsonSchemaMode
 from pydantic_core import PydanticSerializationError, to_json
 
-from functions.runtime.errors import DeclarationError, InvalidArguments, InvalidResult
+from toque.functions.runtime.errors import DeclarationError, InvalidArguments, InvalidResult
 
 RESERVED = frozenset({"key"})
 _STREAMS = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
-from clusters.telemetry.tracing import TraceContext, active_tracing, current_request, tracer_of
+from toque.clusters.telemetry.tracing import TraceContext, active_tracing, current_request, tracer_of
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -3,14 +3,14 @@
 Pure functions and frozen values over numbers; nothing here knows of models, stores, clocks or Ray.
 """
 
-from functions.stats import drift
-from functions.stats.change import Adwin, Cusum, PageHinkley
-from functions.stats.class_estimate import ClassSketch, estimate_class_losses, estimate_shares
-from functions.stats.comparison.bandit import Allocation, epsilon_greedy, thompson
-from functions.stats.comparison.betting import BettingCS, betting_cs
-from functions.stats.comparison.cluster_sums import ClusterSums, SeriesSums
-from functions.stats.comparison.counts import SequentialCounts, sequential_counts
-from functions.stats.comparison.effects import (
+from toque.functions.stats import drift
+from toque.functions.stats.change import Adwin, Cusum, PageHinkley
+from toque.functions.stats.class_estimate import ClassSketch, estimate_class_losses, estimate_shares
+from toque.functions.stats.comparison.bandit import Allocation, epsilon_greedy, thompson
+from toque.functions.stats.comparison.betting import BettingCS, betting_cs
+from toque.functions.stats.comparison.cluster_sums import ClusterSums, SeriesSums
+from toque.functions.stats.comparison.counts import SequentialCounts, sequential_counts
+from toque.functions.stats.comparison.effects import (
     CupedEffect,
     Effect,
     block_means,
@@ -22,23 +22,23 @@ from functions.stats.comparison.effects import (
     stratified_effect,
     winsorize,
 )
-from functions.stats.comparison.excess import excess_p, rate_above_p, rate_below_p, rate_floor
-from functions.stats.comparison.planner import RunPlan, minimum_detectable_effect, plan_run
-from functions.stats.comparison.quantiles import QuantileTest, counted_quantile_p, quantile_test
-from functions.stats.comparison.sequential import (
+from toque.functions.stats.comparison.excess import excess_p, rate_above_p, rate_below_p, rate_floor
+from toque.functions.stats.comparison.planner import RunPlan, minimum_detectable_effect, plan_run
+from toque.functions.stats.comparison.quantiles import QuantileTest, counted_quantile_p, quantile_test
+from toque.functions.stats.comparison.sequential import (
     AsymptoticCS,
     asymptotic_cs,
     asymptotic_threshold,
     normal_mixture_bound,
 )
-from functions.stats.comparison.spending import GroupSequentialBounds, group_sequential_bounds
-from functions.stats.estimate import ScoreSketch, estimate_auc, estimate_losses
-from functions.stats.moments import CoMoments, Moments
-from functions.stats.multiplicity import benjamini_hochberg, holm, k_of_n
-from functions.stats.multivariate import domain_classifier, mmd
-from functions.stats.season import find_season
-from functions.stats.sketch import TableSketch, one_row_per_unit
-from functions.stats.slices import slices_above, worst_slices
+from toque.functions.stats.comparison.spending import GroupSequentialBounds, group_sequential_bounds
+from toque.functions.stats.estimate import ScoreSketch, estimate_auc, estimate_losses
+from toque.functions.stats.moments import CoMoments, Moments
+from toque.functions.stats.multiplicity import benjamini_hochberg, holm, k_of_n
+from toque.functions.stats.multivariate import domain_classifier, mmd
+from toque.functions.stats.season import find_season
+from toque.functions.stats.sketch import TableSketch, one_row_per_unit
+from toque.functions.stats.slices import slices_above, worst_slices
 
 __all__ = [
     "Adwin",

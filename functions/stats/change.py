@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy.typing as npt
 
-from functions.stats.moments import Moments, as_floats
+from toque.functions.stats.moments import Moments, as_floats
 
 _OVERSHOOT = 1.166  # Siegmund's correction: a sum that crosses a limit does not land on it
 

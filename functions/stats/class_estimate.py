@@ -17,8 +17,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from functions.stats.estimate import Estimate, ScoreSketch
-from functions.stats.moments import Floats
+from toque.functions.stats.estimate import Estimate, ScoreSketch
+from toque.functions.stats.moments import Floats
 
 __all__ = ["MOST_CLASSES", "ClassSketch", "estimate_class_losses", "estimate_shares", "realise_classes"]
 

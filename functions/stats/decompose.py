@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from functions.stats.moments import Floats, as_floats
+from toque.functions.stats.moments import Floats, as_floats
 
 __all__ = ["CellChange", "ColumnChange", "decompose_change"]
 

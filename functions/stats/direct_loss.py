@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
-from functions.stats.estimate import Estimate
-from functions.stats.moments import Floats
+from toque.functions.stats.estimate import Estimate
+from toque.functions.stats.moments import Floats
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from functions.stats.moments import Floats
-from functions.stats.multiplicity import benjamini_hochberg
-from functions.stats.sketch import ColumnSketch, Kind, TableSketch, one_row_per_unit
+from toque.functions.stats.moments import Floats
+from toque.functions.stats.multiplicity import benjamini_hochberg
+from toque.functions.stats.sketch import ColumnSketch, Kind, TableSketch, one_row_per_unit
 
 __all__ = [
     "ColumnDrift",

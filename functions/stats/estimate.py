@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy  # its parts are loaded when first used
 
-from functions.stats.moments import Floats
+from toque.functions.stats.moments import Floats
 
 __all__ = ["Calibration", "Estimate", "ScoreSketch", "estimate_auc", "estimate_losses", "realise"]
 

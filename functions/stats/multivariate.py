@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy  # its parts are loaded when first used
 
-from functions.stats.moments import Floats
+from toque.functions.stats.moments import Floats
 
 __all__ = ["MMD", "DomainDrift", "domain_classifier", "mmd"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from functions.stats.moments import as_floats
+from toque.functions.stats.moments import as_floats
 
 __all__ = ["auc_with_error"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from functions.stats.moments import Floats
-from functions.stats.multiplicity import benjamini_hochberg
+from toque.functions.stats.moments import Floats
+from toque.functions.stats.multiplicity import benjamini_hochberg
 
 __all__ = ["Seasonality", "find_season", "seasonality"]
 

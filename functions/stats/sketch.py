@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.stats.moments import Moments
-from kernels import hash_strings, histogram, quantile_edges
+from toque.functions.stats.moments import Moments
+from toque.kernels import hash_strings, histogram, quantile_edges
 
 Kind = Literal["numeric", "categorical", "hashed"]
 

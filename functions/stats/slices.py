@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from functions.stats.moments import Floats, as_floats
-from functions.stats.multiplicity import holm
+from toque.functions.stats.moments import Floats, as_floats
+from toque.functions.stats.multiplicity import holm
 
 __all__ = ["Slice", "SliceReport", "slices_above", "worst_slices"]
 

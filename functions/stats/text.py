@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from functions.stats.moments import Floats
-from kernels import hash_strings
+from toque.functions.stats.moments import Floats
+from toque.kernels import hash_strings
 
 __all__ = ["text_vectors"]
 

@@ -4,20 +4,32 @@ The package knows tables, the registry and Ray Train. It must not know how a mod
 and Ray Train are imported when something is trained or scored, not before: most processes only know which functions exist.
 """
 
-from functions.evaluation.meanings import Outcome
-from functions.model_formats.load import ScoringModel, example_arrays, load
-from functions.training.errors import ArtifactRefused, TrainingDataError, TrainingDiverged, TrainingError
-from functions.training.libraries import LightGBM, Sklearn, XGBoost
-from functions.training.llm import FineTune, Lora, Preference, TextClassifier, fine_tune, serve_fine_tune
-from functions.training.model import train_model
-from functions.training.params import RecipeParams, TabularParams
-from functions.training.recipe.recipe import Recipe
-from functions.training.recipe.train import train_recipe
-from functions.training.recipe.trainer import RecipeTrainer
-from functions.training.request import TrainingRequest, TrialStopped
-from functions.training.tabular.train import train_tabular
-from functions.training.trained import Trained
-from functions.training.trainer import FunctionTrainer, Trainer
+from toque.functions.evaluation.meanings import Outcome
+from toque.functions.model_formats.load import ScoringModel, example_arrays, load
+from toque.functions.training.errors import (
+    ArtifactRefused,
+    TrainingDataError,
+    TrainingDiverged,
+    TrainingError,
+)
+from toque.functions.training.libraries import LightGBM, Sklearn, XGBoost
+from toque.functions.training.llm import (
+    FineTune,
+    Lora,
+    Preference,
+    TextClassifier,
+    fine_tune,
+    serve_fine_tune,
+)
+from toque.functions.training.model import train_model
+from toque.functions.training.params import RecipeParams, TabularParams
+from toque.functions.training.recipe.recipe import Recipe
+from toque.functions.training.recipe.train import train_recipe
+from toque.functions.training.recipe.trainer import RecipeTrainer
+from toque.functions.training.request import TrainingRequest, TrialStopped
+from toque.functions.training.tabular.train import train_tabular
+from toque.functions.training.trained import Trained
+from toque.functions.training.trainer import FunctionTrainer, Trainer
 
 __all__ = [
     "ArtifactRefused",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functions.model_formats.errors import ArtifactRefused, TrainingDataError, TrainingError
+from toque.functions.model_formats.errors import ArtifactRefused, TrainingDataError, TrainingError
 
 __all__ = ["ArtifactRefused", "TrainingDataError", "TrainingDiverged", "TrainingError"]
 

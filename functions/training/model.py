@@ -6,17 +6,17 @@ import json
 from dataclasses import replace
 from typing import Any, Protocol
 
-from functions.evaluation.meanings import Outcome
-from functions.runtime.context import context
-from functions.runtime.declaration import Demand, Resources
-from functions.runtime.definitions import model_definition
-from functions.runtime.environments import Environment
-from functions.runtime.function import function
-from functions.training.frame import TrainingJob, run_training
-from functions.training.trained import Trained
-from functions.training.trainer import Trainer
-from functions.training.workers import Sharding, SlowPolicy, Workers, workers_demand
-from registry import ModelPolicy, TableSnapshot
+from toque.functions.evaluation.meanings import Outcome
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Demand, Resources
+from toque.functions.runtime.definitions import model_definition
+from toque.functions.runtime.environments import Environment
+from toque.functions.runtime.function import function
+from toque.functions.training.frame import TrainingJob, run_training
+from toque.functions.training.trained import Trained
+from toque.functions.training.trainer import Trainer
+from toque.functions.training.workers import Sharding, SlowPolicy, Workers, workers_demand
+from toque.registry import ModelPolicy, TableSnapshot
 
 PARAMETERS_TAG = "parameters"
 """Tag of a version with the parameters that it was trained with beside those of the definition, as JSON."""
@@ -24,7 +24,7 @@ PARAMETERS_TAG = "parameters"
 
 # ruff: noqa: D102 — the attributes are those of ModelDefinition, which explains them
 class TrainableModel(Protocol):
-    """Definition of a model as a training reads it; `functions.project.ModelDefinition` has all of it."""
+    """Definition of a model as a training reads it; `toque.functions.project.ModelDefinition` has all of it."""
 
     @property
     def name(self) -> str: ...

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.evaluation.meanings import Outcome
-from functions.training.named import ADAMW, Named
-from functions.training.trained import Trained
-from functions.training.trainer import Trainer
+from toque.functions.evaluation.meanings import Outcome
+from toque.functions.training.named import ADAMW, Named
+from toque.functions.training.trained import Trained
+from toque.functions.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from functions.training.request import TrainingRequest
+    from toque.functions.training.request import TrainingRequest
 
 Task = Literal["binary", "multiclass", "regression"]
 _TASKS: dict[Outcome, Task] = {"binary": "binary", "multiclass": "multiclass", "number": "regression"}
@@ -90,7 +90,7 @@ class TabularParams(Trainer):
 
     def __call__(self, request: TrainingRequest) -> Trained:
         """Train the network, calibrate it and write it as a program."""
-        from functions.training.tabular.job import train_network  # late: torch and Ray Train
+        from toque.functions.training.tabular.job import train_network  # late: torch and Ray Train
 
         return train_network(self, request)
 

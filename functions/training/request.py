@@ -12,18 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.evaluation.meanings import Outcome
-from functions.evaluation.outcome_kinds import OutcomeKind, kind_for
-from functions.model_formats.matrices import class_labels, label_names, named_column, tensor_shape
-from functions.model_formats.table_inputs import text_inputs
-from functions.training.errors import TrainingDataError, TrainingError
-from functions.training.splits import TIME_COLUMN, Split, held_out_rows
-from functions.training.workers import Workers
-from registry import Registry, Run, Table, TableSnapshot
-from registry.models import Signature, TensorSpec
+from toque.functions.evaluation.meanings import Outcome
+from toque.functions.evaluation.outcome_kinds import OutcomeKind, kind_for
+from toque.functions.model_formats.matrices import class_labels, label_names, named_column, tensor_shape
+from toque.functions.model_formats.table_inputs import text_inputs
+from toque.functions.training.errors import TrainingDataError, TrainingError
+from toque.functions.training.splits import TIME_COLUMN, Split, held_out_rows
+from toque.functions.training.workers import Workers
+from toque.registry import Registry, Run, Table, TableSnapshot
+from toque.registry.models import Signature, TensorSpec
 
 if TYPE_CHECKING:
-    from functions.training.loop.cost import ResourceUse
+    from toque.functions.training.loop.cost import ResourceUse
 
 LOSS = "valid_loss"
 _EXAMPLE_ROWS = 2

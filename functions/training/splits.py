@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.model_formats.matrices import named_column
-from functions.training.errors import TrainingDataError
+from toque.functions.model_formats.matrices import named_column
+from toque.functions.training.errors import TrainingDataError
 
 Split = Literal["days", "time", "random"]
 TIME_COLUMN = "event_timestamp"

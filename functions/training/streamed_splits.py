@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.training.splits import DAY_US, Split, times_us
-from functions.training_data.order import random_shares
+from toque.functions.training.splits import DAY_US, Split, times_us
+from toque.functions.training_data.order import random_shares
 
 Parts = Callable[[], Iterator[pa.Table]]
 """Opens the rows of a training set, in order, with their times; may be called again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from registry.models import Signature
+from toque.registry.models import Signature
 
 
 class Cost(BaseModel):

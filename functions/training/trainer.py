@@ -1,7 +1,7 @@
 """Trainers: one function shape, `train(request: TrainingRequest) -> Trained`, for every kind of model.
 
 A trainer reads rows, fits, and writes the model's files into the request's folder. Runs, lineage, registration, cost and
-quotas are the platform's, in `functions.training.frame`. A project declares a function of this shape, or a `Trainer`: a value
+quotas are the platform's, in `toque.functions.training.frame`. A project declares a function of this shape, or a `Trainer`: a value
 whose fields are the parameters that sweeps may vary.
 """
 
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
-from functions.evaluation.meanings import Outcome
-from functions.runtime.declaration.digest import digest_of
-from functions.runtime.reference import reference
-from functions.training.errors import TrainingDataError
-from functions.training.splits import Split
-from functions.training.trained import Trained
+from toque.functions.evaluation.meanings import Outcome
+from toque.functions.runtime.declaration.digest import digest_of
+from toque.functions.runtime.reference import reference
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.splits import Split
+from toque.functions.training.trained import Trained
 
 if TYPE_CHECKING:
-    from functions.training.request import TrainingRequest
+    from toque.functions.training.request import TrainingRequest
 
 Train = Callable[["TrainingRequest"], Trained]
 

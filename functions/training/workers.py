@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from functions.runtime.cards.slices import is_slice
-from functions.runtime.declaration import Demand
-from functions.runtime.environments import Environment
-from functions.training.errors import TrainingError
+from toque.functions.runtime.cards.slices import is_slice
+from toque.functions.runtime.declaration import Demand
+from toque.functions.runtime.environments import Environment
+from toque.functions.training.errors import TrainingError
 
 Sharding = Literal["replicate", "shard"]
 SlowPolicy = Literal["name", "leave"]

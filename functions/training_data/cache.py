@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from functions.training_data.formats import OpenShard, open_shard, unpack_shard
-from functions.training_data.index import Shard, ShardFormat
-from registry import Damaged, ObjectStore
-from registry.store import private_folder, temporary_folder
+from toque.functions.training_data.formats import OpenShard, open_shard, unpack_shard
+from toque.functions.training_data.index import Shard, ShardFormat
+from toque.registry import Damaged, ObjectStore
+from toque.registry.store import private_folder, temporary_folder
 
 DEFAULT_BYTES = 16 << 30
 _LOCK, _FETCH, _BYTES = "lock", "fetch-", "bytes"

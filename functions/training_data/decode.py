@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from functions.training_data.errors import SampleSetError
-from functions.training_data.formats import Values
+from toque.functions.training_data.errors import SampleSetError
+from toque.functions.training_data.formats import Values
 
 
 @dataclass(frozen=True, slots=True)

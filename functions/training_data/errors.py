@@ -1,6 +1,6 @@
 """Errors of sharded sets of samples."""
 
-from registry import RegistryError
+from toque.registry import RegistryError
 
 
 class SampleSetError(RegistryError, ValueError):

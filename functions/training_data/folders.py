@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.training_data.errors import SampleSetError
-from functions.training_data.formats import TarShard
+from toque.functions.training_data.errors import SampleSetError
+from toque.functions.training_data.formats import TarShard
 
 Tokenize = Callable[[str], Sequence[int]]
 _FILES_AT_ONCE = 256

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from functions.training_data.errors import SampleSetError
-from functions.training_data.index import ShardFormat
+from toque.functions.training_data.errors import SampleSetError
+from toque.functions.training_data.index import ShardFormat
 
 KEY = "__key__"
 _BLOCK = 512  # of a tar

@@ -12,9 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.training_data.errors import SampleSetError
-from registry import AlreadyExists, ObjectStore
-from registry.names import check_name
+from toque.functions.training_data.errors import SampleSetError
+from toque.registry import AlreadyExists, ObjectStore
+from toque.registry.names import check_name
 
 ShardFormat = Literal["arrow", "parquet", "webdataset"]
 _FOLDER = "samples"

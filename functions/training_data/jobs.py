@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functions.runtime.context import context
-from functions.runtime.declaration import Retries
-from functions.runtime.function import function
-from functions.training_data.index import SetRef, ShardFormat, delete_set
-from functions.training_data.writer import write_table
-from registry import TableSnapshot
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.function import function
+from toque.functions.training_data.index import SetRef, ShardFormat, delete_set
+from toque.functions.training_data.writer import write_table
+from toque.registry import TableSnapshot
 
 
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3))

@@ -12,7 +12,7 @@ from math import ceil
 import numpy as np
 import numpy.typing as npt
 
-from functions.training_data.order import Numbers, drawn
+from toque.functions.training_data.order import Numbers, drawn
 
 _LEAST_PLACES = 4  # of the smallest set in a round, at least two, so that rounding never takes a place back
 _ROUND = 1_024

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from functions.training_data.cache import CachedShard, ShardCache
-from functions.training_data.formats import Values
-from functions.training_data.index import SetIndex, SetRef, read_index
-from functions.training_data.order import EpochOrder, InOrder, Numbers, Shuffle, ShuffledOrder
-from registry import ObjectStore
+from toque.functions.training_data.cache import CachedShard, ShardCache
+from toque.functions.training_data.formats import Values
+from toque.functions.training_data.index import SetIndex, SetRef, read_index
+from toque.functions.training_data.order import EpochOrder, InOrder, Numbers, Shuffle, ShuffledOrder
+from toque.registry import ObjectStore
 
 _FETCHERS = 4
 

@@ -7,12 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
-from functions.training_data.cache import ShardCache
-from functions.training_data.errors import SampleSetError
-from functions.training_data.formats import Values
-from functions.training_data.mixture import Shares
-from functions.training_data.order import EpochOrder, Numbers
-from functions.training_data.rows import OpenSet, SampleRows
+from toque.functions.training_data.cache import ShardCache
+from toque.functions.training_data.errors import SampleSetError
+from toque.functions.training_data.formats import Values
+from toque.functions.training_data.mixture import Shares
+from toque.functions.training_data.order import EpochOrder, Numbers
+from toque.functions.training_data.rows import OpenSet, SampleRows
 
 _KEPT_EPOCHS = 2  # orders: of the epoch that is read, and of the one that is fetched ahead
 

@@ -16,9 +16,9 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from functions.training_data.formats import Values
-from functions.training_data.order import Numbers
-from functions.training_data.source import SampleSource
+from toque.functions.training_data.formats import Values
+from toque.functions.training_data.order import Numbers
+from toque.functions.training_data.source import SampleSource
 
 Decode = Callable[[dict[str, Values]], dict[str, Values]]
 """Turns the fields of several samples, as they are stored, into those of a batch; runs in threads."""

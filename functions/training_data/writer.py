@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from functions.training_data.errors import SampleSetError
-from functions.training_data.formats import open_bytes, write_shard
-from functions.training_data.index import SetIndex, SetRef, Shard, ShardFormat, new_folder, publish
-from registry import ObjectStore, Table, TableSnapshot
+from toque.functions.training_data.errors import SampleSetError
+from toque.functions.training_data.formats import open_bytes, write_shard
+from toque.functions.training_data.index import SetIndex, SetRef, Shard, ShardFormat, new_folder, publish
+from toque.registry import ObjectStore, Table, TableSnapshot
 
 SHARD_BYTES = 64 << 20
 _SUFFIX: Mapping[ShardFormat, str] = {"arrow": "arrow", "parquet": "parquet", "webdataset": "tar"}

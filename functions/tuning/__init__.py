@@ -3,9 +3,9 @@
 The package knows training and Ray Tune. It must not know what becomes of the best settings.
 """
 
-from functions.tuning.jobs import Stretch, Sweep, tune_tabular
-from functions.tuning.model import ModelSweep, ModelTrial, tune_model
-from functions.tuning.space import DEFAULT_SPACE, Choice, Exploit, Limits, Range, Search, Space, Trial
+from toque.functions.tuning.jobs import Stretch, Sweep, tune_tabular
+from toque.functions.tuning.model import ModelSweep, ModelTrial, tune_model
+from toque.functions.tuning.space import DEFAULT_SPACE, Choice, Exploit, Limits, Range, Search, Space, Trial
 
 __all__ = [
     "DEFAULT_SPACE",

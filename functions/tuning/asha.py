@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-FACTOR = 4  # as in the paper; load.benchmarks.training.sweeps has what it loses
+FACTOR = 4  # as in the paper; toque.load.benchmarks.training.sweeps has what it loses
 
 
 class AshaScheduler:

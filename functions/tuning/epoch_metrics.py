@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functions.training.loop.epoch import Epoch
+from toque.functions.training.loop.epoch import Epoch
 
 METRIC = "valid_loss"
 EPOCHS = "epochs"  # number of epochs trained so far

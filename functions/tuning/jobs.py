@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.runtime.context import context
-from functions.runtime.declaration import Demand, Resources
-from functions.runtime.function import function
-from functions.training.errors import TrainingDataError, TrainingError
-from functions.training.params import TabularParams, run_params
-from functions.tuning.pbt_lineage import Stretch, lineage
-from functions.tuning.space import (
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Demand, Resources
+from toque.functions.runtime.function import function
+from toque.functions.training.errors import TrainingDataError, TrainingError
+from toque.functions.training.params import TabularParams, run_params
+from toque.functions.tuning.pbt_lineage import Stretch, lineage
+from toque.functions.tuning.space import (
     DEFAULT_SPACE,
     Choice,
     Exploit,
@@ -34,10 +34,10 @@ from functions.tuning.space import (
     population_points,
     population_space,
 )
-from registry import Run, TableSnapshot
+from toque.registry import Run, TableSnapshot
 
 if TYPE_CHECKING:
-    from functions.tuning.tracking import TrialTracker
+    from toque.functions.tuning.tracking import TrialTracker
 
 __all__ = [
     "DEFAULT_SPACE",
@@ -121,10 +121,12 @@ def tune_tabular(
     An interrupted sweep repeats no epoch when it is called again with the same arguments.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
     """
-    from functions.training.loop.cost import metered  # late, all: torch and Ray Tune are needed to sweep only
-    from functions.training.tabular.columns import Columns
-    from functions.tuning.sweep import SearchSpec, SweepRun, SweepSpec
-    from functions.tuning.trials import TrialResources
+    from toque.functions.training.loop.cost import (
+        metered,  # late, all: torch and Ray Tune are needed to sweep only
+    )
+    from toque.functions.training.tabular.columns import Columns
+    from toque.functions.tuning.sweep import SearchSpec, SweepRun, SweepSpec
+    from toque.functions.tuning.trials import TrialResources
 
     _check(params, limits, search, copy_every)
     _check_stack(stack, params, space or {}, search)

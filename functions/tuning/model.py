@@ -15,23 +15,23 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.runtime.context import context
-from functions.runtime.declaration import Demand, Resources
-from functions.runtime.definitions import model_definition
-from functions.runtime.function import function
-from functions.runtime.run.future import Future
-from functions.training.errors import TrainingError
-from functions.training.frame import run_training
-from functions.training.model import PARAMETERS_TAG, TrainableModel, job_of
-from functions.training.params import digest_of, run_params
-from functions.training.request import LOSS
-from functions.training.trained import Cost
-from functions.training.trainer import Trainer
-from functions.training.workers import Workers
-from functions.tuning.rungs import Rungs, RungWatch
-from functions.tuning.space import Limits, Space, draw_points, grid_points, require_tunable
-from functions.tuning.tpe import TpeSampler
-from registry import Run, RunRecord, TableSnapshot
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Demand, Resources
+from toque.functions.runtime.definitions import model_definition
+from toque.functions.runtime.function import function
+from toque.functions.runtime.run.future import Future
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.frame import run_training
+from toque.functions.training.model import PARAMETERS_TAG, TrainableModel, job_of
+from toque.functions.training.params import digest_of, run_params
+from toque.functions.training.request import LOSS
+from toque.functions.training.trained import Cost
+from toque.functions.training.trainer import Trainer
+from toque.functions.training.workers import Workers
+from toque.functions.tuning.rungs import Rungs, RungWatch
+from toque.functions.tuning.space import Limits, Space, draw_points, grid_points, require_tunable
+from toque.functions.tuning.tpe import TpeSampler
+from toque.registry import Run, RunRecord, TableSnapshot
 
 Direction = Literal["min", "max"]
 ModelSearch = Literal["random", "grid", "optuna"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.training.params import TabularParams
-from functions.tuning.space import Trial
+from toque.functions.training.params import TabularParams
+from toque.functions.tuning.space import Trial
 
 
 class Stretch(BaseModel):

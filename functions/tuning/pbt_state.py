@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from functions.training.errors import TrainingError
-from functions.training.params import TabularParams
-from functions.tuning.space import Exploit
-from functions.tuning.trial_files import Snapshot, TrialFiles
-from registry import ObjectStore
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.params import TabularParams
+from toque.functions.tuning.space import Exploit
+from toque.functions.tuning.trial_files import Snapshot, TrialFiles
+from toque.registry import ObjectStore
 
 _DECISION = re.compile(r"decision-(\d{6})\.json")
 

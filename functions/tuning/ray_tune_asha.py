@@ -11,14 +11,14 @@ from typing import Any
 
 from ray import tune
 
-from functions.training.loop.epoch import Epoch
-from functions.training.params import TabularParams
-from functions.tuning.asha import AshaScheduler
-from functions.tuning.epoch_metrics import FINISHED, METRIC, metrics_of
-from functions.tuning.pbt_state import Member, saved_state
-from functions.tuning.tpe import TpeSampler
-from functions.tuning.trial_files import Snapshot, TrialFiles
-from registry import ObjectStore
+from toque.functions.training.loop.epoch import Epoch
+from toque.functions.training.params import TabularParams
+from toque.functions.tuning.asha import AshaScheduler
+from toque.functions.tuning.epoch_metrics import FINISHED, METRIC, metrics_of
+from toque.functions.tuning.pbt_state import Member, saved_state
+from toque.functions.tuning.tpe import TpeSampler
+from toque.functions.tuning.trial_files import Snapshot, TrialFiles
+from toque.registry import ObjectStore
 
 SINCE, UNTIL = "since", "until"
 

@@ -18,11 +18,11 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import PopulationBasedTraining
 
-from functions.training.params import TabularParams
-from functions.tuning.epoch_metrics import EPOCHS, METRIC
-from functions.tuning.pbt_state import Decision, Member, PbtState
-from functions.tuning.space import Choice, Exploit, Range, Space, Trial
-from registry import ObjectStore
+from toque.functions.training.params import TabularParams
+from toque.functions.tuning.epoch_metrics import EPOCHS, METRIC
+from toque.functions.tuning.pbt_state import Decision, Member, PbtState
+from toque.functions.tuning.space import Choice, Exploit, Range, Space, Trial
+from toque.registry import ObjectStore
 
 _LOST = "it had failed before the sweep was interrupted"
 

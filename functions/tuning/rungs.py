@@ -13,9 +13,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from functions.training.request import LOSS, TrialStopped
-from functions.tuning.asha import FACTOR, rung_after
-from registry import ObjectStore
+from toque.functions.training.request import LOSS, TrialStopped
+from toque.functions.tuning.asha import FACTOR, rung_after
+from toque.registry import ObjectStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from typing import Any, Literal, Self, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.training.errors import TrainingDataError
-from functions.training.params import TabularParams
-from functions.training.trained import Cost
-from functions.training.trainer import Trainer
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.params import TabularParams
+from toque.functions.training.trained import Cost
+from toque.functions.training.trainer import Trainer
 
 Search = Literal["random", "grid", "optuna", "pbt"]
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)

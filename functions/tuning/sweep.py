@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from functions.runtime.receipt import Prices
-from functions.training.errors import TrainingDataError
-from functions.training.params import TabularParams, digest_of
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.fitting import Prepared, prepare
-from functions.tuning.pbt_state import Member
-from functions.tuning.ray_tune_asha import AshaSearcher, TrialStates
-from functions.tuning.ray_tune_pbt import resume_population
-from functions.tuning.space import Limits, Search, Space, Trial
-from functions.tuning.stacked.pool import run_stacked
-from functions.tuning.stacked.states import StackStates
-from functions.tuning.tpe import TpeSampler
-from functions.tuning.tracking import TrialTracker, finished_trials, losses_of
-from functions.tuning.trial_files import TrialFiles
-from functions.tuning.trials import TrialResources, run_asha, run_pbt
-from registry import Registry, Run, Table, TableSnapshot
+from toque.functions.runtime.receipt import Prices
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.params import TabularParams, digest_of
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.fitting import Prepared, prepare
+from toque.functions.tuning.pbt_state import Member
+from toque.functions.tuning.ray_tune_asha import AshaSearcher, TrialStates
+from toque.functions.tuning.ray_tune_pbt import resume_population
+from toque.functions.tuning.space import Limits, Search, Space, Trial
+from toque.functions.tuning.stacked.pool import run_stacked
+from toque.functions.tuning.stacked.states import StackStates
+from toque.functions.tuning.tpe import TpeSampler
+from toque.functions.tuning.tracking import TrialTracker, finished_trials, losses_of
+from toque.functions.tuning.trial_files import TrialFiles
+from toque.functions.tuning.trials import TrialResources, run_asha, run_pbt
+from toque.registry import Registry, Run, Table, TableSnapshot
 
 _DECISIONS = 4  # of a population, unless copy_every is given
 

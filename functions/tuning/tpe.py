@@ -8,8 +8,8 @@ from typing import Any, Generic
 
 import numpy as np
 
-from functions.training.errors import TrainingDataError, TrainingError
-from functions.tuning.space import AnyTrainer, Choice, Space
+from toque.functions.training.errors import TrainingDataError, TrainingError
+from toque.functions.tuning.space import AnyTrainer, Choice, Space
 
 
 class TpeSampler(Generic[AnyTrainer]):

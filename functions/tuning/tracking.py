@@ -11,13 +11,13 @@ from typing import Any
 from pydantic import TypeAdapter
 from ray import tune
 
-from functions.runtime.receipt import Prices
-from functions.training.loop.cost import ResourceUse, log_cost
-from functions.training.params import TabularParams, run_params
-from functions.tuning.epoch_metrics import FINISHED, METRIC
-from functions.tuning.pbt_state import Member
-from functions.tuning.space import MID_TRAINING, Exploit, Limits, Trial
-from registry import Registry, Run, TableSnapshot
+from toque.functions.runtime.receipt import Prices
+from toque.functions.training.loop.cost import ResourceUse, log_cost
+from toque.functions.training.params import TabularParams, run_params
+from toque.functions.tuning.epoch_metrics import FINISHED, METRIC
+from toque.functions.tuning.pbt_state import Member
+from toque.functions.tuning.space import MID_TRAINING, Exploit, Limits, Trial
+from toque.registry import Registry, Run, TableSnapshot
 
 _EXPLOITS = TypeAdapter(tuple[Exploit, ...])
 _METRICS = (METRIC, "train_loss", "epoch_s", "rows_per_s")

@@ -13,7 +13,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from registry import ObjectStore
+from toque.registry import ObjectStore
 
 _DIGEST_BYTES = 32
 _HEADER_BYTES = 8  # of a safetensors file: the length of its header

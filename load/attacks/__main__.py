@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from load.attacks import functions, grpc, http
-from load.attacks.garbage import garbage
-from load.attacks.target import Attacks, Finding, Target
-from load.scenarios.target import NotPossible, find_target
+from toque.load.attacks import functions, grpc, http
+from toque.load.attacks.garbage import garbage
+from toque.load.attacks.target import Attacks, Finding, Target
+from toque.load.scenarios.target import NotPossible, find_target
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def _print(finding: Finding) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m load.attacks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m toque.load.attacks", description=__doc__)
     parser.add_argument("--url", help="address of the HTTP door (default: TOQUE_URL)")
     parser.add_argument(
         "--grpc", metavar="HOST:PORT", help="address of the gRPC door (default: of what runs here)"

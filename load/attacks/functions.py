@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from load.attacks.target import Attacks, Finding, Target
+from toque.load.attacks.target import Attacks, Finding, Target
 
 _REFUSED = range(400, 500)
 

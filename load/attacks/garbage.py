@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from load.attacks.target import Finding, Target
-from load.scenarios.payload import tensor_request
-from load.scenarios.sending.open_loop import ask_steadily
+from toque.load.attacks.target import Finding, Target
+from toque.load.scenarios.payload import tensor_request
+from toque.load.scenarios.sending.open_loop import ask_steadily
 
 MAX_GROWTH_MIB: Final = 100
 MAX_RATIO: Final = 2.0

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import grpc
 
-from load.attacks.target import Attack, Attacks, Finding, Target
+from toque.load.attacks.target import Attack, Attacks, Finding, Target
 
 __all__ = ["ATTACKS"]
 

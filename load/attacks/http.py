@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import httpx
 
-from load.attacks.target import Attacks, Finding, Target
+from toque.load.attacks.target import Attacks, Finding, Target
 
 WRONG_TOKENS = 5_000
 PATIENCE_S = 2.0

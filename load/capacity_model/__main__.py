@@ -1,6 +1,6 @@
 """Measure the model's costs here, check it by a run it has not seen, and print what breaks first at each size.
 
-python -m load.capacity_model --nodes 100 --models 1000 --predictions 1000000
+python -m toque.load.capacity_model --nodes 100 --models 1000 --predictions 1000000
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from load.benchmarks.prep.fixtures import redis_server
-from load.capacity_model.measure import (
+from toque.load.benchmarks.prep.fixtures import redis_server
+from toque.load.capacity_model.measure import (
     drain_costs,
     drain_seconds,
     folders,
     record_bytes,
     redis_costs,
 )
-from load.capacity_model.model import (
+from toque.load.capacity_model.model import (
     Cluster,
     Costs,
     Demand,
@@ -33,7 +33,7 @@ _SIZES = ((3, 10, 1_000), (10, 100, 30_000), (100, 1_000, 1_000_000))
 
 def main() -> None:
     """Print the table of what breaks first, size by size."""
-    parser = argparse.ArgumentParser(prog="python -m load.capacity_model", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m toque.load.capacity_model", description=main.__doc__)
     parser.add_argument("--nodes", type=int, help="nodes, instead of three sizes")
     parser.add_argument("--models", type=int, default=100, help="models that are served")
     parser.add_argument("--predictions", type=float, default=1_000.0, help="predictions a second")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import stats
 from scipy.optimize import least_squares, nnls
 
-from load.capacity_model.points import Point
+from toque.load.capacity_model.points import Point
 
 __all__ = ["CostModel", "Interval", "fit_cost", "fit_shared"]
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import redis
 
-from functions.prediction_log import encode_prediction
-from functions.prediction_log.frames import Frame, encode_frame
-from functions.prediction_log.writing.drain import add_records
-from registry import ObjectStore, open_store
+from toque.functions.prediction_log import encode_prediction
+from toque.functions.prediction_log.frames import Frame, encode_frame
+from toque.functions.prediction_log.writing.drain import add_records
+from toque.registry import ObjectStore, open_store
 
 _COLUMNS = 20
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from load.capacity_model.fit import CostModel, Interval, fit_cost, fit_shared
-from load.capacity_model.model import Cluster, Costs, Demand, Part, parts
-from load.capacity_model.points import Point
+from toque.load.capacity_model.fit import CostModel, Interval, fit_cost, fit_shared
+from toque.load.capacity_model.model import Cluster, Costs, Demand, Part, parts
+from toque.load.capacity_model.points import Point
 
 __all__ = ["Bounds", "Needs", "Wish", "needs_of"]
 

@@ -16,13 +16,13 @@ from typing import Any
 import httpx
 import redis
 
-from load.capacity_model.cpu_time import platform_processes, spent_s
-from load.capacity_model.points import Point
-from load.scenarios.plan import plan_of
-from load.scenarios.scenario import Ask, Scenario
-from load.scenarios.sending.processes import put_load
-from load.scenarios.shape import Steady
-from load.scenarios.target import NotPossible, Target
+from toque.load.capacity_model.cpu_time import platform_processes, spent_s
+from toque.load.capacity_model.points import Point
+from toque.load.scenarios.plan import plan_of
+from toque.load.scenarios.scenario import Ask, Scenario
+from toque.load.scenarios.sending.processes import put_load
+from toque.load.scenarios.shape import Steady
+from toque.load.scenarios.target import NotPossible, Target
 
 __all__ = ["Probe"]
 

@@ -1,6 +1,6 @@
 """Fills every panel of every dashboard by real requests to a platform of its own, looks at each, and draws them.
 
-python -m load.panels WEIGHTS.gguf [--minutes 8] [--folder build/panels] [--pictures FOLDER] [--hold FILE]
+python -m toque.load.panels WEIGHTS.gguf [--minutes 8] [--folder build/panels] [--pictures FOLDER] [--hold FILE]
 
 WEIGHTS.gguf is a small language model, as `make demo-llm` installs one in .venv/models. The platform serves models in arms with a shadow, one
 that fails now and then, one by key, a pool with less memory than its models take, and the language model, of which one arm declines;
@@ -28,15 +28,15 @@ from typing import Any
 import httpx
 import redis
 
-from clusters.monitoring.dashboards import check_all, draw_all
-from load.benchmarks.platform.counter import NotPossible, Platform, started
-from load.benchmarks.timing import print_machine
-from load.otlp_receiver import Receiver, receiving
-from load.panels.callers import Callers
-from load.panels.disturbances import kill_engine, stop_redis
-from load.panels.models import prepare
-from load.panels.project import ANSWERING, CODES, HELPER, KEYED
-from load.panels.watching import NotWatched, watched
+from toque.clusters.monitoring.dashboards import check_all, draw_all
+from toque.load.benchmarks.platform.counter import NotPossible, Platform, started
+from toque.load.benchmarks.timing import print_machine
+from toque.load.otlp_receiver import Receiver, receiving
+from toque.load.panels.callers import Callers
+from toque.load.panels.disturbances import kill_engine, stop_redis
+from toque.load.panels.models import prepare
+from toque.load.panels.project import ANSWERING, CODES, HELPER, KEYED
+from toque.load.panels.watching import NotWatched, watched
 
 _READY_S = 300.0
 _LEAST_S, _LOOK_S = 180.0, 10.0
@@ -80,7 +80,11 @@ def fill(given: argparse.Namespace) -> int:
         collector = running.enter_context(receiving())
         platform = running.enter_context(
             started(
-                home, store_url, project="load.panels.project", cpus=8, environment=_environment(collector)
+                home,
+                store_url,
+                project="toque.load.panels.project",
+                cpus=8,
+                environment=_environment(collector),
             )
         )
         state = json.loads((home / "up.json").read_text())

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import redis
 
-from load.benchmarks.serving.models import ROW
-from load.benchmarks.training.tabular import COLUMNS
-from load.panels.models import KNOWN, NO_NUMBER, Prepared
-from load.panels.project import ANSWERING, CLICKS, CODES, HELPER, KEYED, POOLED
+from toque.load.benchmarks.serving.models import ROW
+from toque.load.benchmarks.training.tabular import COLUMNS
+from toque.load.panels.models import KNOWN, NO_NUMBER, Prepared
+from toque.load.panels.project import ANSWERING, CLICKS, CODES, HELPER, KEYED, POOLED
 
 __all__ = ["Callers"]
 

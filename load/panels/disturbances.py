@@ -10,7 +10,7 @@ from pathlib import Path
 
 import redis
 
-from load.soak.samples import held_by
+from toque.load.soak.samples import held_by
 
 __all__ = ["kill_engine", "stop_redis"]
 

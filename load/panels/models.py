@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from featurestore import FeatureStore
-from functions.generative import EngineSettings, Prompt, register_generative
-from functions.model_formats.program import export_program, save_program
-from load.benchmarks.serving.floor import COLUMNS, SmallMlp, small_mlp
-from load.benchmarks.training.tabular import synthetic_table
-from load.panels.project import ANSWERING, BUYER, CODES, FEATURES, HELPER, KEYED, POOLED
-from registry import Access, Registry, Signature, Table, TableSnapshot, TensorSpec, open_store
+from toque.featurestore import FeatureStore
+from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.functions.model_formats.program import export_program, save_program
+from toque.load.benchmarks.serving.floor import COLUMNS, SmallMlp, small_mlp
+from toque.load.benchmarks.training.tabular import synthetic_table
+from toque.load.panels.project import ANSWERING, BUYER, CODES, FEATURES, HELPER, KEYED, POOLED
+from toque.registry import Access, Registry, Signature, Table, TableSnapshot, TensorSpec, open_store
 
 __all__ = ["KNOWN", "NO_NUMBER", "Prepared", "prepare"]
 

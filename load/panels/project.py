@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from featurestore import (
+from toque.featurestore import (
     Aggregation,
     Entity,
     FeatureService,
@@ -17,11 +17,11 @@ from featurestore import (
     String,
     Windows,
 )
-from featurestore.windows.aggregations import Function
-from functions import Cron, Retries, context, function
-from functions.features.jobs import record_feature_health
-from functions.placement import Placement
-from load.unmonitored import unmonitored
+from toque.featurestore.windows.aggregations import Function
+from toque.functions import Cron, Retries, context, function
+from toque.functions.features.jobs import record_feature_health
+from toque.functions.placement import Placement
+from toque.load.unmonitored import unmonitored
 
 ANSWERING, CODES, KEYED = "answering", "codes", "keyed"
 POOLED = tuple(f"pooled-{number}" for number in range(7))

@@ -1,4 +1,4 @@
-"""What watches the platform that fills every panel: a Prometheus with the rules of `clusters.monitoring`."""
+"""What watches the platform that fills every panel: a Prometheus with the rules of `toque.clusters.monitoring`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import yaml
 
-from load.benchmarks.serving.throughput import free_port
+from toque.load.benchmarks.serving.throughput import free_port
 
 __all__ = ["NotWatched", "watched"]
 

@@ -1,4 +1,4 @@
-"""Measurement of Feast on the same rows and redis-server, for `load.benchmarks.prep.features`: `feast.py FOLDER REDIS_URL`.
+"""Measurement of Feast on the same rows and redis-server, for `toque.load.benchmarks.prep.features`: `feast.py FOLDER REDIS_URL`.
 
 Run by the interpreter of an environment that has Feast, and imports nothing of ours. Reads `online.parquet`,
 `features.parquet` and `entities.parquet` in the folder and prints seconds and sizes as one JSON object.

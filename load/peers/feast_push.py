@@ -1,4 +1,4 @@
-"""Measurement of Feast's stream push into the same redis-server, for `load.benchmarks.prep.streams`: `python -P feast_push.py FOLDER REDIS_URL`.
+"""Measurement of Feast's stream push into the same redis-server, for `toque.load.benchmarks.prep.streams`: `python -P feast_push.py FOLDER REDIS_URL`.
 
 Run by the interpreter of an environment that has Feast, and imports nothing of ours. Feast computes no windows from a stream: it is
 given rows as they would come out of a stream processor, from `pushed.parquet`, in batches of as many as a consumer of ours reads.

@@ -1,4 +1,4 @@
-"""Measurement of one monitoring tool on the data sets of the comparison, as JSON: `python -m load.peers.monitoring ours|evidently|nannyml large|RUNS`.
+"""Measurement of one monitoring tool on the data sets of the comparison, as JSON: `python -m toque.load.peers.monitoring ours|evidently|nannyml large|RUNS`.
 
 Run by the interpreter that has the tool; each tool as it is by default. `load/benchmarks/monitoring/bounds.py` prints them side by side.
 """
@@ -50,7 +50,7 @@ class OurMonitors:
         """Import our packages late, since the peers' interpreters lack them."""
         import pyarrow as pa
 
-        from functions.stats import Cusum, Moments, TableSketch, drift
+        from toque.functions.stats import Cusum, Moments, TableSketch, drift
 
         self._table: Any = lambda rows: pa.table({f"c{place}": column for place, column in enumerate(rows.T)})
         self._stats: Any = (Cusum, Moments, TableSketch, drift)

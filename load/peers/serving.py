@@ -1,4 +1,4 @@
-"""Peer servers of `load.benchmarks.serving.throughput`: the same small network behind MLServer and `mlflow models serve`.
+"""Peer servers of `toque.load.benchmarks.serving.throughput`: the same small network behind MLServer and `mlflow models serve`.
 
 Both live in an environment of their own (`pip install mlserver mlflow`), whose interpreter the benchmark is given. Each
 is what its users run: one worker, no log of requests. The network is a few products of numpy there, which for one row
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from load.benchmarks.serving.floor import COLUMNS, small_mlp
+from toque.load.benchmarks.serving.floor import COLUMNS, small_mlp
 
 NETWORK = """
 import numpy as np

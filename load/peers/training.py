@@ -22,14 +22,14 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from functions.evaluation.baselines import logistic
-from functions.evaluation.metrics.classes import class_log_loss
-from functions.evaluation.metrics.numbers import rmse
-from functions.evaluation.metrics.probabilities import log_loss
-from functions.model_formats.matrices import category_matrix, numeric_matrix
-from functions.training.params import TabularParams, Task
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.fitting import fit, prepare
+from toque.functions.evaluation.baselines import logistic
+from toque.functions.evaluation.metrics.classes import class_log_loss
+from toque.functions.evaluation.metrics.numbers import rmse
+from toque.functions.evaluation.metrics.probabilities import log_loss
+from toque.functions.model_formats.matrices import category_matrix, numeric_matrix
+from toque.functions.training.params import TabularParams, Task
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.fitting import fit, prepare
 
 Floats = npt.NDArray[np.float64]
 Learner = Callable[[pa.Table, pa.Table, Columns], npt.NDArray[Any]]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from load.scenarios.payload import LOAD_TEST, Json, keyed_request, problem_of, read_rows, tensor_request
-from load.scenarios.scenario import Ask, Scenario
-from load.scenarios.shape import arrivals
+from toque.load.scenarios.payload import LOAD_TEST, Json, keyed_request, problem_of, read_rows, tensor_request
+from toque.load.scenarios.scenario import Ask, Scenario
+from toque.load.scenarios.shape import arrivals
 
 __all__ = ["Part", "Plan", "check_of", "plan_of"]
 

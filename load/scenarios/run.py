@@ -1,4 +1,4 @@
-"""Load test of a running platform against its objectives: `python -m load.scenarios.run`, exit code 1 when one is missed.
+"""Load test of a running platform against its objectives: `python -m toque.load.scenarios.run`, exit code 1 when one is missed.
 
 Target and token come from TOQUE_URL and TOQUE_TOKEN; without them, from what `toque up` left in `.toque`.
 Exit code 2: the load could not be put on (no server, no model, no locust).
@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from load.scenarios.scenario import Scenario, Slo
-from load.scenarios.sending.processes import NotPossible, put_load
-from load.scenarios.target import find_target
-from load.scenarios.verdicts.result import LoadRun
+from toque.load.scenarios.scenario import Scenario, Slo
+from toque.load.scenarios.sending.processes import NotPossible, put_load
+from toque.load.scenarios.target import find_target
+from toque.load.scenarios.verdicts.result import LoadRun
 
 __all__ = ["SLO", "described", "main", "report_lines"]
 
@@ -71,7 +71,7 @@ def report_lines(run: LoadRun) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m load.scenarios.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m toque.load.scenarios.run", description=__doc__)
     parser.add_argument("--slo", type=Path, default=SLO, help="scenarios and objectives (TOML)")
     parser.add_argument("--scenario", help="which of them; the first, if it is left out")
     parser.add_argument("--url", help="address of the platform; TOQUE_URL otherwise")

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from load.scenarios.shape import Shape, Steady
+from toque.load.scenarios.shape import Shape, Steady
 
 __all__ = ["Ask", "Objectives", "Scenario", "Slo"]
 

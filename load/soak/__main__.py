@@ -1,6 +1,6 @@
 """Soak of a platform of its own: mixed load with promotions, retrains, kills and a full disk.
 
-python -m load.soak [--minutes 60] [--rate 60] [--every 20] [--folder build/soak]
+python -m toque.load.soak [--minutes 60] [--rate 60] [--every 20] [--folder build/soak]
 
 The platform, its store and the report lie in `--folder`, which is emptied first. By root, the prediction log lies on a disk of 64 MiB that
 is filled up now and then; else that part is left out, and the report says so. Exit code 0: every failed request was in a process
@@ -28,10 +28,10 @@ from typing import Any
 import httpx
 import redis
 
-from load.benchmarks.platform.counter import NotPossible as NotStarted
-from load.benchmarks.platform.counter import Platform, started
-from load.benchmarks.serving.floor import small_mlp
-from load.benchmarks.serving.models import (
+from toque.load.benchmarks.platform.counter import NotPossible as NotStarted
+from toque.load.benchmarks.platform.counter import Platform, started
+from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.benchmarks.serving.models import (
     KEY,
     BenchmarkModel,
     define_features,
@@ -39,19 +39,19 @@ from load.benchmarks.serving.models import (
     keyed_models,
     register,
 )
-from load.benchmarks.timing import print_machine
-from load.benchmarks.training.tabular import COLUMNS, synthetic_table
-from load.scenarios.keeping import HttpDoor, record
-from load.scenarios.plan import plan_of
-from load.scenarios.scenario import Ask, Scenario
-from load.scenarios.sending.processes import Sending, start_sending
-from load.scenarios.shape import Wave
-from load.scenarios.target import NotPossible, Target
-from load.soak.disturbances import Disturbances
-from load.soak.project import KEYED, RETRAINED, STEADY
-from load.soak.samples import Sample, sample
-from load.soak.verdict import growths, memory_by_role, unexcused
-from registry import Table, TableSnapshot, open_store
+from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.training.tabular import COLUMNS, synthetic_table
+from toque.load.scenarios.keeping import HttpDoor, record
+from toque.load.scenarios.plan import plan_of
+from toque.load.scenarios.scenario import Ask, Scenario
+from toque.load.scenarios.sending.processes import Sending, start_sending
+from toque.load.scenarios.shape import Wave
+from toque.load.scenarios.target import NotPossible, Target
+from toque.load.soak.disturbances import Disturbances
+from toque.load.soak.project import KEYED, RETRAINED, STEADY
+from toque.load.soak.samples import Sample, sample
+from toque.load.soak.verdict import growths, memory_by_role, unexcused
+from toque.registry import Table, TableSnapshot, open_store
 
 _SAMPLE_S = 5.0
 _READY_S = 180.0
@@ -92,7 +92,7 @@ def soak(given: argparse.Namespace) -> int:
     rows = Table(open_store(store_url), "rows").append(synthetic_table().slice(0, _TRAINING_ROWS))
     with (
         _small_disk(folder / "store-wal") as disk,
-        started(home, store_url, project="load.soak.project", cpus=8) as platform,
+        started(home, store_url, project="toque.load.soak.project", cpus=8) as platform,
     ):
         redis_url = json.loads((home / "up.json").read_text())["redis_url"]
         fill_features(store_url, redis_url)

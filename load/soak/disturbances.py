@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
-from load.soak.project import RETRAINED, STEADY
-from load.soak.samples import has_ended, held_by
+from toque.load.soak.project import RETRAINED, STEADY
+from toque.load.soak.samples import has_ended, held_by
 
 __all__ = ["Disturbances", "Event"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functions.placement import Placement
-from load.unmonitored import unmonitored
+from toque.functions.placement import Placement
+from toque.load.unmonitored import unmonitored
 
 FEATURES: list[object] = []
 STEADY, RETRAINED, KEYED = "mlp", "tabular", "forty-by-key"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import theilslopes
 
-from load.soak.samples import Sample
+from toque.load.soak.samples import Sample
 
 __all__ = ["Growth", "growths", "memory_by_role", "unexcused"]
 

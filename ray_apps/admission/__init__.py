@@ -3,11 +3,18 @@
 Gateway, MLflow's protocol, the predictor and its gRPC proxy share it. It knows nothing of what a route does.
 """
 
-from ray_apps.admission.admission import ANY_MODEL, Admission, Admitted, NotAdmitted, Rule, open_admission
-from ray_apps.admission.body_limit import BodyLimit
-from ray_apps.admission.guarded_route import OPEN, GuardedRoute, admitted_of, allowed
-from ray_apps.admission.refusals import RefusalLog, flush_refusals, write_refusals_at_end
-from ray_apps.admission.request_limits import RequestLimits
+from toque.ray_apps.admission.admission import (
+    ANY_MODEL,
+    Admission,
+    Admitted,
+    NotAdmitted,
+    Rule,
+    open_admission,
+)
+from toque.ray_apps.admission.body_limit import BodyLimit
+from toque.ray_apps.admission.guarded_route import OPEN, GuardedRoute, admitted_of, allowed
+from toque.ray_apps.admission.refusals import RefusalLog, flush_refusals, write_refusals_at_end
+from toque.ray_apps.admission.request_limits import RequestLimits
 
 __all__ = [
     "ANY_MODEL",

@@ -10,11 +10,11 @@ from typing import Final, NamedTuple, Protocol
 
 from prometheus_client import Counter
 
-from ray_apps.admission.refusals import RefusalLog
-from ray_apps.admission.request_limits import NO_PERMIT, Permit, RequestLimits, TooManyRequests
-from ray_apps.oidc import OidcSettings, with_oidc
-from ray_apps.token_cache import TokenCache, bearer_token
-from registry import (
+from toque.ray_apps.admission.refusals import RefusalLog
+from toque.ray_apps.admission.request_limits import NO_PERMIT, Permit, RequestLimits, TooManyRequests
+from toque.ray_apps.oidc import OidcSettings, with_oidc
+from toque.ray_apps.token_cache import TokenCache, bearer_token
+from toque.registry import (
     DEFAULT_WORKSPACE,
     EVERY_WORKSPACE,
     Access,

@@ -11,10 +11,10 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import Response
 
-from clusters.telemetry.tracing import mark
-from ray_apps.admission.admission import Admission, Admitted, NotAdmitted, Rule
-from ray_apps.admission.json_limits import check_json_values
-from registry import Principal, Role
+from toque.clusters.telemetry.tracing import mark
+from toque.ray_apps.admission.admission import Admission, Admitted, NotAdmitted, Rule
+from toque.ray_apps.admission.json_limits import check_json_values
+from toque.registry import Principal, Role
 
 WORKSPACE_HEADERS: Final = ("x-toque-workspace", "x-mlflow-workspace")
 """Headers that name a request's workspace: the platform's own, and the one that MLflow's client sends."""

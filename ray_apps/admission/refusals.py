@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from registry import Clock, ObjectStore, RegistryError, utc_now
-from registry.access.audit import REFUSALS, REFUSALS_TIME
-from registry.times import to_text
+from toque.registry import Clock, ObjectStore, RegistryError, utc_now
+from toque.registry.access.audit import REFUSALS, REFUSALS_TIME
+from toque.registry.times import to_text
 
 FLUSH_KNOWN_S = 1.0
 FLUSH_UNKNOWN_S = 10.0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
 
-from registry import Limits
+from toque.registry import Limits
 
 _KEPT = 10_000
 

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ray_apps.admission.request_limits import TooManyRequests
-from registry import Limits
+from toque.ray_apps.admission.request_limits import TooManyRequests
+from toque.registry import Limits
 
 __all__ = ["Reservation", "TokenBudgets"]
 

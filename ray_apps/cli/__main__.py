@@ -1,8 +1,8 @@
-"""Entry point of `python -m ray_apps.cli`."""
+"""Entry point of `python -m toque.ray_apps.cli`."""
 
 import sys
 
-from ray_apps.cli.main import main
+from toque.ray_apps.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_apps.cli.errors import UsageError
-from ray_apps.cli.output import FORMATS
+from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.output import FORMATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def limit(default: int | None = 30) -> Argument:
     return arg("--limit N", text, type=_positive, default=default)
 
 
-# The names of these arguments are those of `ray_apps.cli.names.KINDS`, which knows how to look an unknown one up.
+# The names of these arguments are those of `toque.ray_apps.cli.names.KINDS`, which knows how to look an unknown one up.
 MODEL = arg("model", "name of the model, as `toque models list` shows it")
 VERSION = arg("version", "number of the version, as `toque models show MODEL` shows it", type=int)
 VERSION_OR_ALIAS = arg("version", "number of the version, or an alias such as champion")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ray_apps.cli.errors import Refused, Unreachable
+from toque.ray_apps.cli.errors import Refused, Unreachable
 
 if TYPE_CHECKING:
     import httpx
@@ -120,7 +120,7 @@ def call(client: Client, function: str, arguments: Any) -> Any:
 def _running(home: Path) -> tuple[str | None, str | None]:
     """Address and token of what `toque up` started in `home`, whether or not it still runs.
 
-    Read here, for `ray_apps.local`, which wrote it, imports Redis and the tables: half a second.
+    Read here, for `toque.ray_apps.local`, which wrote it, imports Redis and the tables: half a second.
     """
     try:
         found = json.loads((home / STATE_FILE).read_text())

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from ray_apps.cli.arguments import JSON, OUTPUT, Argument
-from ray_apps.cli.client import Client, client_of
+from toque.ray_apps.cli.arguments import JSON, OUTPUT, Argument
+from toque.ray_apps.cli.client import Client, client_of
 
 # argparse has no public name for what `add_subparsers` gives, and its class takes no parameter when it runs.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001

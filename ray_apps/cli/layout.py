@@ -15,7 +15,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from ray_apps.cli.output import Columns
+    from toque.ray_apps.cli.output import Columns
 
 _GAP = 2  # spaces between two columns
 _ELLIPSIS = "…"

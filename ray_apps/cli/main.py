@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_apps.cli.command import Given, Parser
-from ray_apps.cli.commands.platform import (
+from toque.ray_apps.cli.command import Given, Parser
+from toque.ray_apps.cli.commands.platform import (
     access,
     calls,
     cluster,
@@ -25,8 +25,8 @@ from ray_apps.cli.commands.platform import (
     privacy,
     store,
 )
-from ray_apps.cli.commands.platform.cluster import explained
-from ray_apps.cli.commands.serving import (
+from toque.ray_apps.cli.commands.platform.cluster import explained
+from toque.ray_apps.cli.commands.serving import (
     capacity,
     load,
     monitoring,
@@ -36,13 +36,13 @@ from ray_apps.cli.commands.serving import (
     trace,
     traffic,
 )
-from ray_apps.cli.commands.training import features, plans, project, runs, train, vectors
-from ray_apps.cli.commands.versions import models, prompts
-from ray_apps.cli.disk import full_disk
-from ray_apps.cli.errors import FAILED, INTERRUPTED, CommandError, Refused, UsageError
-from ray_apps.cli.names import explain
-from ray_apps.cli.output import complain
-from ray_apps.cli.project_folder import ProjectFolder, enter_project, find_project_folder
+from toque.ray_apps.cli.commands.training import features, plans, project, runs, train, vectors
+from toque.ray_apps.cli.commands.versions import models, prompts
+from toque.ray_apps.cli.disk import full_disk
+from toque.ray_apps.cli.errors import FAILED, INTERRUPTED, CommandError, Refused, UsageError
+from toque.ray_apps.cli.names import explain
+from toque.ray_apps.cli.output import complain
+from toque.ray_apps.cli.project_folder import ProjectFolder, enter_project, find_project_folder
 
 # The order in which `toque --help` shows the commands.
 GROUPS = {
@@ -110,7 +110,7 @@ def _run(given: Given, folder: ProjectFolder | None) -> int:
 
 def _apply_profile() -> None:
     """Put the settings of the deployment profile into this process. Raises: UsageError if it cannot be read."""
-    from clusters.profile import apply_profile  # late: pydantic, for those who have a profile
+    from toque.clusters.profile import apply_profile  # late: pydantic, for those who have a profile
 
     with explained():
         apply_profile(os.environ)

@@ -8,11 +8,11 @@ from difflib import get_close_matches
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.client import Client, call
-from ray_apps.cli.errors import CommandError, Refused
+from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.errors import CommandError, Refused
 
 if TYPE_CHECKING:
-    from ray_apps.cli.command import Given
+    from toque.ray_apps.cli.command import Given
 
 MLFLOW = "/api/2.0/mlflow"
 _SEARCHED = 200  # how many of the newest runs or invocations an unknown ID is compared with

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ray_apps.cli.layout import CONTROL, block, cell_text, coloured, laid_out, plain, styled
+from toque.ray_apps.cli.layout import CONTROL, block, cell_text, coloured, laid_out, plain, styled
 
 # rich is imported where a terminal needs it: it takes 50 ms, and a pipe has no colours.
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from featurestore.applied.definitions import Definitions
-from featurestore.sources.load_log import loads_in
-from featurestore.vectors.builds import IndexBuilds
-from functions.alerting.jobs import alert_journal
-from functions.monitoring.alarms import alarm_journal
-from functions.retraining.triggers import retrains
-from functions.rollout.controller import rollout_journal
-from functions.runtime.context import Context, use_context
-from functions.runtime.durable.admission.slots import quotas_in
-from functions.runtime.durable.admission.spending import JOURNAL as SPENDING
-from functions.runtime.durable.admission.spending import Spending
-from registry import Fold, Journal, ObjectStore, utc_now
+from toque.featurestore.applied.definitions import Definitions
+from toque.featurestore.sources.load_log import loads_in
+from toque.featurestore.vectors.builds import IndexBuilds
+from toque.functions.alerting.jobs import alert_journal
+from toque.functions.monitoring.alarms import alarm_journal
+from toque.functions.retraining.triggers import retrains
+from toque.functions.rollout.controller import rollout_journal
+from toque.functions.runtime.context import Context, use_context
+from toque.functions.runtime.durable.admission.slots import quotas_in
+from toque.functions.runtime.durable.admission.spending import JOURNAL as SPENDING
+from toque.functions.runtime.durable.admission.spending import Spending
+from toque.registry import Fold, Journal, ObjectStore, utc_now
 
 _ACTOR = "audit"
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from functions.runtime.receipt import Prices
+    from toque.functions.runtime.receipt import Prices
 
 
 def find_prices() -> Prices | None:
     """Read the price list of the environment or the profile. Raises: UsageError."""
-    from functions.runtime.receipt import Prices  # late: a command imports what it needs
+    from toque.functions.runtime.receipt import Prices  # late: a command imports what it needs
 
     text = os.environ.get("TOQUE_PRICES")
     try:

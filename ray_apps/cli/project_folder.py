@@ -8,7 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.errors import UsageError
 
 FILE = "pyproject.toml"
 """File whose table `tool.toque` marks a project's folder and names its module, as in `project = "houses"`."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.errors import UsageError
 
 if TYPE_CHECKING:
     import polars as pl

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from ray_apps.cli.client import Client
-from ray_apps.cli.errors import Failed, UsageError
-from ray_apps.cli.progress import transfer_bar
+from toque.ray_apps.cli.client import Client
+from toque.ray_apps.cli.errors import Failed, UsageError
+from toque.ray_apps.cli.progress import transfer_bar
 
 if TYPE_CHECKING:
-    from registry.store.blobs import LocalFile
+    from toque.registry.store.blobs import LocalFile
 
 # registry is imported by what needs it: it brings the tables, a third of a second.
 
@@ -39,8 +39,8 @@ class Transfer:
 
 def local(source: str) -> dict[str, LocalFile]:
     """The files of the folder (or the one file) `source`, by path. Raises: UsageError."""
-    from registry import InvalidInput
-    from registry.store.blobs import scan
+    from toque.registry import InvalidInput
+    from toque.registry.store.blobs import scan
 
     try:
         return scan(Path(source))
@@ -65,8 +65,8 @@ def send(client: Client, transfers: Sequence[Transfer], *, label: str) -> None:
 
 def below(folder: Path, path: str) -> Path:
     """The place of a file that the platform names, below `folder`. Raises: Failed if it would leave it."""
-    from registry import InvalidInput
-    from registry.names import check_key
+    from toque.registry import InvalidInput
+    from toque.registry.names import check_key
 
     try:
         return folder / check_key(path)

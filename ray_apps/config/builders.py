@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from clusters.profile import apply_profile
-from ray_apps.priority import step_back
+from toque.clusters.profile import apply_profile
+from toque.ray_apps.priority import step_back
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -55,7 +55,7 @@ Args = AppArgs | dict[str, Any]
 def gateway(args: Args) -> Application:
     """Build the gateway; its route prefix must be `/`. Raises: pydantic.ValidationError, naming the field."""
     found = _prepared(AppArgs, args)
-    from ray_apps.gateway import application  # late: this module is imported where Ray is not, too
+    from toque.ray_apps.gateway import application  # late: this module is imported where Ray is not, too
 
     return application(found.options)
 
@@ -63,7 +63,7 @@ def gateway(args: Args) -> Application:
 def mlflow(args: Args) -> Application:
     """Build MLflow's protocol; its route prefix must be `/api`. Raises: pydantic.ValidationError, naming the field."""
     found = _prepared(AppArgs, args)
-    from ray_apps.mlflow import application  # late: as above
+    from toque.ray_apps.mlflow import application  # late: as above
 
     return application(found.options)
 
@@ -71,14 +71,14 @@ def mlflow(args: Args) -> Application:
 def ticker(args: Args) -> Application:
     """Build the ticker, which has no route. Raises: pydantic.ValidationError, naming the field."""
     found = _prepared(AppArgs, args)
-    from ray_apps.ticker import application  # late: as above
+    from toque.ray_apps.ticker import application  # late: as above
 
     return application(found.options)
 
 
 def streams(args: Args) -> Application:
     """Build the consumers of streams, which have no route. Raises: pydantic.ValidationError, naming the field."""
-    from ray_apps.streams import application  # late: as above
+    from toque.ray_apps.streams import application  # late: as above
 
     return application(_prepared(AppArgs, args).options)
 
@@ -86,7 +86,7 @@ def streams(args: Args) -> Application:
 def grpc(args: Args) -> Application:
     """Build the gRPC proxy, which has no route; options: ProxyOptions. Raises: pydantic.ValidationError."""
     found = _prepared(AppArgs, args)
-    from ray_apps.predictor.grpc import grpc_application  # late: as above
+    from toque.ray_apps.predictor.grpc import grpc_application  # late: as above
 
     return grpc_application(found.options)
 
@@ -97,8 +97,8 @@ def generative(args: Args) -> Application:
     Raises: pydantic.ValidationError, naming the field.
     """
     found = _prepared(AppArgs, args)
-    from ray_apps.generative.deployment import application  # late: as above
-    from ray_apps.generative.options import GenerativeOptions
+    from toque.ray_apps.generative.deployment import application  # late: as above
+    from toque.ray_apps.generative.options import GenerativeOptions
 
     return application(GenerativeOptions.from_environment(os.environ, **found.options))
 
@@ -110,7 +110,7 @@ def predictor(args: Args) -> Application:
     Raises: pydantic.ValidationError, naming the field.
     """
     found = _prepared(PredictorArgs, args)
-    from ray_apps.predictor import PredictorOptions, application  # late: it imports torch
+    from toque.ray_apps.predictor import PredictorOptions, application  # late: it imports torch
 
     options = PredictorOptions.from_environment(os.environ, **_changes(found))
     built: Application = application(found.model, options)
@@ -124,7 +124,7 @@ def pool(args: Args) -> Application:
     Raises: pydantic.ValidationError, naming the field.
     """
     found = _prepared(PoolArgs, args)
-    from ray_apps.predictor import PoolOptions, pool_application  # late: as above
+    from toque.ray_apps.predictor import PoolOptions, pool_application  # late: as above
 
     options = PoolOptions.from_environment(os.environ, **_changes(found))
     built: Application = pool_application(options)

@@ -5,6 +5,6 @@ predictor. A page knows the platform only by its HTTP API, which it asks in the 
 to add one.
 """
 
-from ray_apps.console.app import Console, install
+from toque.ray_apps.console.app import Console, install
 
 __all__ = ["Console", "install"]

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import httpx
 from starlette.types import ASGIApp
 
-from ray_apps.admission.guarded_route import WORKSPACE_HEADERS
+from toque.ray_apps.admission.guarded_route import WORKSPACE_HEADERS
 
 _WORKSPACE = WORKSPACE_HEADERS[0]
 

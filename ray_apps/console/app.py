@@ -10,18 +10,18 @@ from anyio import to_thread
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from ray_apps.admission import RequestLimits
-from ray_apps.console import oidc_sign_in, sign_in
-from ray_apps.console.assets import Assets
-from ray_apps.console.entry import Entry
-from ray_apps.console.live import LiveChanges, Renderings
-from ray_apps.console.pages import PAGES
-from ray_apps.console.rendering import make_templates
-from ray_apps.console.route import PREFIX
-from ray_apps.console.sessions import Session, Sessions
-from ray_apps.oidc import OidcSettings
-from ray_apps.oidc.code_flow import CodeFlow
-from registry import Clock, ObjectStore, Unavailable, utc_now
+from toque.ray_apps.admission import RequestLimits
+from toque.ray_apps.console import oidc_sign_in, sign_in
+from toque.ray_apps.console.assets import Assets
+from toque.ray_apps.console.entry import Entry
+from toque.ray_apps.console.live import LiveChanges, Renderings
+from toque.ray_apps.console.pages import PAGES
+from toque.ray_apps.console.rendering import make_templates
+from toque.ray_apps.console.route import PREFIX
+from toque.ray_apps.console.sessions import Session, Sessions
+from toque.ray_apps.oidc import OidcSettings
+from toque.ray_apps.oidc.code_flow import CodeFlow
+from toque.registry import Clock, ObjectStore, Unavailable, utc_now
 
 STATIC = Path(__file__).with_name("static")
 

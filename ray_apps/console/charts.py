@@ -10,7 +10,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from ray_apps.console.rendering import number
+from toque.ray_apps.console.rendering import number
 
 WIDTH, HEIGHT = 860, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 34, 18, 28

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_apps.console.rendering import milliseconds, number
+from toque.ray_apps.console.rendering import milliseconds, number
 
 
 def figure_texts(live: dict[str, Any]) -> dict[str, str]:

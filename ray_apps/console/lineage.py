@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from markupsafe import Markup
 
 if TYPE_CHECKING:
-    from ray_apps.console.page import Page
+    from toque.ray_apps.console.page import Page
 
 _WIDTH, _HEIGHT = 188, 46  # of a box
 _GAP, _ROW = 28, 60  # five columns, of which a served version has no more, fit the page in a window of 1,280

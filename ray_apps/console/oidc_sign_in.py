@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from ray_apps.admission import OPEN, NotAdmitted
-from ray_apps.console.origins import is_https, safe_next
-from ray_apps.console.page import Page
-from ray_apps.console.route import PREFIX, console_of, pages_router
-from ray_apps.console.sign_in import signed_in
-from ray_apps.oidc.code_flow import CodeFlow, PendingSignIn
-from registry import InvalidInput, Unavailable
+from toque.ray_apps.admission import OPEN, NotAdmitted
+from toque.ray_apps.console.origins import is_https, safe_next
+from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.route import PREFIX, console_of, pages_router
+from toque.ray_apps.console.sign_in import signed_in
+from toque.ray_apps.oidc.code_flow import CodeFlow, PendingSignIn
+from toque.registry import InvalidInput, Unavailable
 
 router = pages_router()
 

@@ -13,15 +13,15 @@ from urllib.parse import quote, urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from ray_apps.admission import Admitted
-from ray_apps.admission.guarded_route import client_of, header
-from ray_apps.console.api import Api, ApiError
-from ray_apps.console.live import PART
-from ray_apps.token_cache import bearer_token
-from registry import DEFAULT_WORKSPACE, Role
+from toque.ray_apps.admission import Admitted
+from toque.ray_apps.admission.guarded_route import client_of, header
+from toque.ray_apps.console.api import Api, ApiError
+from toque.ray_apps.console.live import PART
+from toque.ray_apps.token_cache import bearer_token
+from toque.registry import DEFAULT_WORKSPACE, Role
 
 if TYPE_CHECKING:
-    from ray_apps.console.app import Console
+    from toque.ray_apps.console.app import Console
 
 T = TypeVar("T")
 THEMES: Final = ("light", "dark")

@@ -8,7 +8,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from ray_apps.console.rendering import number
+from toque.ray_apps.console.rendering import number
 
 _HEIGHT, _TOP, _BOTTOM, _LEFT = 320, 46, 26, 60
 _GAP: Final = 150

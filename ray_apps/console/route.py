@@ -19,16 +19,16 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, allowed
-from ray_apps.admission.guarded_route import Handler, client_of
-from ray_apps.admission.request_limits import TooManyRequests, network_of
-from ray_apps.console.api import ApiError
-from ray_apps.console.origins import from_elsewhere, is_https
-from ray_apps.console.page import Page
-from registry import Limits, Principal, Role
+from toque.ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, allowed
+from toque.ray_apps.admission.guarded_route import Handler, client_of
+from toque.ray_apps.admission.request_limits import TooManyRequests, network_of
+from toque.ray_apps.console.api import ApiError
+from toque.ray_apps.console.origins import from_elsewhere, is_https
+from toque.ray_apps.console.page import Page
+from toque.registry import Limits, Principal, Role
 
 if TYPE_CHECKING:
-    from ray_apps.console.app import Console
+    from toque.ray_apps.console.app import Console
 
 PREFIX: Final = "/ui"
 STRANGERS_FORM_BYTES: Final = 4 << 10

@@ -21,8 +21,8 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from registry import AlreadyExists, Clock, ObjectStore, utc_now
-from registry.times import from_text, to_text
+from toque.registry import AlreadyExists, Clock, ObjectStore, utc_now
+from toque.registry.times import from_text, to_text
 
 SESSION_LIFETIME: Final = timedelta(hours=12)
 CODE_LIFETIME: Final = timedelta(minutes=2)

@@ -10,11 +10,11 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ray_apps.admission import OPEN, Admission, NotAdmitted
-from ray_apps.admission.guarded_route import client_of
-from ray_apps.console.origins import is_https, safe_next
-from ray_apps.console.page import Page
-from ray_apps.console.route import (
+from toque.ray_apps.admission import OPEN, Admission, NotAdmitted
+from toque.ray_apps.admission.guarded_route import client_of
+from toque.ray_apps.console.origins import is_https, safe_next
+from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.route import (
     ANYBODY,
     CHANGE,
     PREFIX,
@@ -25,7 +25,7 @@ from ray_apps.console.route import (
     pages_router,
     session_of,
 )
-from ray_apps.console.sessions import SESSION_LIFETIME
+from toque.ray_apps.console.sessions import SESSION_LIFETIME
 
 router = pages_router()
 

@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.model_paths import qualified_name, split_name
+from toque.ray_apps.model_paths import qualified_name, split_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ray.serve import RunTarget
 
-    from functions.placement import Placement
+    from toque.functions.placement import Placement
 
-BUILDERS = "ray_apps.config.builders"
+BUILDERS = "toque.ray_apps.config.builders"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,9 @@ ONE_MACHINE = Layout()
 
 def applications(models: Mapping[str, Placement], layout: Layout = ONE_MACHINE) -> list[ApplicationSpec]:
     """List the applications of a platform. models: where each is served, by qualified name."""
-    from ray_apps.generative import options as generative  # late: as above
-    from ray_apps.mlflow import ROUTE_PREFIX
-    from ray_apps.predictor.grpc import GRPC_APP
+    from toque.ray_apps.generative import options as generative  # late: as above
+    from toque.ray_apps.mlflow import ROUTE_PREFIX
+    from toque.ray_apps.predictor.grpc import GRPC_APP
 
     own = [
         ("gateway", "/", "gateway", layout.gateway),
@@ -92,7 +92,7 @@ def applications(models: Mapping[str, Placement], layout: Layout = ONE_MACHINE) 
 
 def _predictors(models: Mapping[str, Placement], layout: Layout) -> list[ApplicationSpec]:
     """List the predictors, and the pools that a model is placed in."""
-    from ray_apps import predictor  # late: as above
+    from toque.ray_apps import predictor  # late: as above
 
     found = []
     pools: dict[str, dict[str, Any]] = {} if layout.pool is None else {"default": layout.pool}
@@ -118,7 +118,7 @@ def _placed(place: Placement | None) -> dict[str, Any]:
     if place is None:
         return {}
     if place.dedicated:
-        from ray_apps.predictor import DedicatedOptions  # late: as above
+        from toque.ray_apps.predictor import DedicatedOptions  # late: as above
 
         return {"dedicated": place.model_dump(include=set(DedicatedOptions.model_fields))}
     if place.min_replicas == place.max_replicas:
@@ -128,13 +128,13 @@ def _placed(place: Placement | None) -> dict[str, Any]:
 
 def follows_streams(project: str | None) -> bool:
     """Whether the users' projects declare stream sources. project: as TOQUE_PROJECT says."""
-    from functions.runtime.context import projects_of  # late: it brings Ray in
+    from toque.functions.runtime.context import projects_of  # late: it brings Ray in
 
     modules = projects_of(project or "")
     if not modules:
         return False
-    from featurestore import FeatureView, StreamSource  # late: as below
-    from functions.project import load_project
+    from toque.featurestore import FeatureView, StreamSource  # late: as below
+    from toque.functions.project import load_project
 
     declared = [each for module in modules.values() for each in load_project(module).features]
     sources = [each.events if isinstance(each, FeatureView) else each for each in declared]
@@ -143,12 +143,14 @@ def follows_streams(project: str | None) -> bool:
 
 def placements_of(project: str | None) -> dict[str, Placement]:
     """Read from the users' projects where each model is served, by qualified name. project: as TOQUE_PROJECT says."""
-    from functions.runtime.context import projects_of  # late: it brings Ray in
+    from toque.functions.runtime.context import projects_of  # late: it brings Ray in
 
     modules = projects_of(project or "")
     if not modules:
         return {}
-    from functions.project import load_project  # late: the user's code is imported only if there is a project
+    from toque.functions.project import (
+        load_project,  # late: the user's code is imported only if there is a project
+    )
 
     return {
         qualified_name(name, workspace): model.placement

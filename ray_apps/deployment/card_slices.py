@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
-from functions.runtime.cards.driver import Device, devices
-from functions.runtime.cards.slices import SLICED, SLICED_VALUE
-from functions.runtime.run.cluster import CARD
-from ray_apps.deployment.errors import DeploymentError
+from toque.functions.runtime.cards.driver import Device, devices
+from toque.functions.runtime.cards.slices import SLICED, SLICED_VALUE
+from toque.functions.runtime.run.cluster import CARD
+from toque.ray_apps.deployment.errors import DeploymentError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

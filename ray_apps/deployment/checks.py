@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ray_apps.deployment.probe import KEY, NodeReport, probe
+from toque.ray_apps.deployment.probe import KEY, NodeReport, probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from registry import ObjectStore
+    from toque.registry import ObjectStore
 
 SKEW_S = 2.0
 """How far two clocks of a cluster may be apart: leases and point-in-time reads count on it."""
@@ -62,8 +62,8 @@ def judged(
 
 def check_promises(store: ObjectStore) -> Check:
     """Try what the platform relies on: conditional writes, reads after writes, tables, the store's clock."""
-    from registry import RegistryError  # late: the command line does without boto3 and Arrow
-    from registry.store import check_store
+    from toque.registry import RegistryError  # late: the command line does without boto3 and Arrow
+    from toque.registry.store import check_store
 
     try:
         skew_s = check_store(store)

@@ -11,16 +11,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clusters.profile import Profile, effective_profile, require_settings, settings_of
-from ray_apps.deployment.applications import placements_of
-from ray_apps.deployment.checks import Check, check_cluster
-from ray_apps.deployment.doors import door_addresses, wait_open
-from ray_apps.deployment.errors import DeploymentError
-from ray_apps.deployment.first_token import ACTOR, TokenPlace, ensure_first_token
-from ray_apps.deployment.serve_config import release_of, serve_config
+from toque.clusters.profile import Profile, effective_profile, require_settings, settings_of
+from toque.ray_apps.deployment.applications import placements_of
+from toque.ray_apps.deployment.checks import Check, check_cluster
+from toque.ray_apps.deployment.doors import door_addresses, wait_open
+from toque.ray_apps.deployment.errors import DeploymentError
+from toque.ray_apps.deployment.first_token import ACTOR, TokenPlace, ensure_first_token
+from toque.ray_apps.deployment.serve_config import release_of, serve_config
 
 if TYPE_CHECKING:
-    from registry import ObjectStore
+    from toque.registry import ObjectStore
 
 READY_S = 300.0
 DOORS_S = 30.0
@@ -61,7 +61,7 @@ def deploy(
     require_settings(os.environ)
     profile = effective_profile(os.environ)
     connect()
-    from functions.runtime.context import context_of  # late: it brings Ray in
+    from toque.functions.runtime.context import context_of  # late: it brings Ray in
 
     store = context_of(os.environ).store
     report("checking the cluster")
@@ -102,9 +102,9 @@ def prepare_store(store: ObjectStore, profile: Profile) -> list[str]:
 
     Returns what was done, in words.
     """
-    from functions.runtime.context import projects_of  # late: it brings Ray in
-    from registry import Access, AlreadyExists, utc_now
-    from registry.history import adopt_all
+    from toque.functions.runtime.context import projects_of  # late: it brings Ray in
+    from toque.registry import Access, AlreadyExists, utc_now
+    from toque.registry.history import adopt_all
 
     notes = []
     if store.audit_keys:
@@ -131,7 +131,7 @@ def make_config(profile: Profile, *, restart: bool = False) -> dict[str, Any]:
 
 def _folders_of(project: str) -> list[Path]:
     """List the folders of the projects' packages, or their files."""
-    from functions.runtime.context import projects_of  # late: as above
+    from toque.functions.runtime.context import projects_of  # late: as above
 
     found = []
     for module in projects_of(project).values():

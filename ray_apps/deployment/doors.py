@@ -8,8 +8,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 
-from clusters.profile import Profile
-from ray_apps.deployment.errors import DeploymentError
+from toque.clusters.profile import Profile
+from toque.ray_apps.deployment.errors import DeploymentError
 
 _ASK_S = 0.5
 _TIMEOUT_S = 3.0

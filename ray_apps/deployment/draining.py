@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray_apps.deployment.deploy import connect, serve_details
-from ray_apps.deployment.errors import DeploymentError
+from toque.ray_apps.deployment.deploy import connect, serve_details
+from toque.ray_apps.deployment.errors import DeploymentError
 
 __all__ = ["drain", "left_on"]
 

@@ -11,14 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ray_apps.deployment.errors import DeploymentError
-from ray_apps.local.state_file import write_private
-from registry import EVERY_WORKSPACE, Access, NotFound, Role, utc_now
-from registry.times import to_text
+from toque.ray_apps.deployment.errors import DeploymentError
+from toque.ray_apps.local.state_file import write_private
+from toque.registry import EVERY_WORKSPACE, Access, NotFound, Role, utc_now
+from toque.registry.times import to_text
 
 if TYPE_CHECKING:
-    from registry import ObjectStore
-    from registry.access import TokenRecord
+    from toque.registry import ObjectStore
+    from toque.registry.access import TokenRecord
 
 NAME = "admin"
 ACTOR = "toque-deploy"

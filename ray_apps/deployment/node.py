@@ -19,15 +19,16 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import unquote, urlsplit
 
-from clusters.profile import Profile, ProfileError, apply_profile, effective_profile, require_settings
-from ray_apps.deployment.card_slices import VISIBLE, WHOLE_CARDS, CardSlices, card_slices
-from ray_apps.deployment.errors import DeploymentError
-from ray_apps.deployment.node_types import autoscaling_file
-from ray_apps.deployment.serve_settings import HAPROXY, cluster_settings, serve_settings
-from ray_apps.deployment.start_ray import PASSWORD
-from ray_apps.local.processes import ProcessSession, end_sessions
+import toque
+from toque.clusters.profile import Profile, ProfileError, apply_profile, effective_profile, require_settings
+from toque.ray_apps.deployment.card_slices import VISIBLE, WHOLE_CARDS, CardSlices, card_slices
+from toque.ray_apps.deployment.errors import DeploymentError
+from toque.ray_apps.deployment.node_types import autoscaling_file
+from toque.ray_apps.deployment.serve_settings import HAPROXY, cluster_settings, serve_settings
+from toque.ray_apps.deployment.start_ray import PASSWORD
+from toque.ray_apps.local.processes import ProcessSession, end_sessions
 
-ROOT = Path(__file__).resolve().parents[2]  # the folder that holds our packages
+ROOT = Path(toque.__file__).resolve().parents[1]  # the folder that has the package
 PORT = 6379
 ATTEMPTS = 4
 PAUSE_S, GRACE_S = 5.0, 3.0
@@ -141,7 +142,7 @@ def _report_node_types(command: Sequence[str], environment: Mapping[str, str], r
         return
     port = next((each.partition("=")[2] for each in command if each.startswith("--port=")), str(PORT))
     told = subprocess.run(  # noqa: S603  # our own program
-        [sys.executable, "-m", "ray_apps.deployment.node_types", str(file), f"127.0.0.1:{port}"],
+        [sys.executable, "-m", "toque.ray_apps.deployment.node_types", str(file), f"127.0.0.1:{port}"],
         env=dict(environment),
         check=False,
         timeout=_TOLD_WITHIN_S,
@@ -207,7 +208,7 @@ def ray_start(
     said = {argument.partition("=")[0] for argument in more}
     flags = [f"--{name}={value}" for name, value in options.items() if f"--{name}" not in said]
     fixed = ["--head"] * node.is_head + ["--block"] * node.block + ["--disable-usage-stats"] * node.is_head
-    program = "ray_apps.deployment.start_ray" if PASSWORD in environment else "ray.scripts.scripts"
+    program = "toque.ray_apps.deployment.start_ray" if PASSWORD in environment else "ray.scripts.scripts"
     return [sys.executable, "-m", program, "start", *fixed, *flags, *more]
 
 

@@ -1,7 +1,7 @@
 """Tells the cluster which node types its autoscaler may start, which Ray keeps to the autoscaler itself.
 
 Work that finds no room asks for them: it waits for what a type could hold, and is refused at once what none could.
-Run as `python -m ray_apps.deployment.node_types FILE HOST:PORT`, with the environment of the node's processes.
+Run as `python -m toque.ray_apps.deployment.node_types FILE HOST:PORT`, with the environment of the node's processes.
 """
 
 from __future__ import annotations

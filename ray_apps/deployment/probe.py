@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from clusters.profile import apply_profile, missing_settings, settings_of
-from clusters.redis_clients import open_redis, redis_url_of
-from ray_apps.deployment.serve_config import release_of
+from toque.clusters.profile import apply_profile, missing_settings, settings_of
+from toque.clusters.redis_clients import open_redis, redis_url_of
+from toque.ray_apps.deployment.serve_config import release_of
 
 KEY = "probes/deploy"
 _WAIT_S = 10.0
@@ -70,7 +70,7 @@ def probe(node: str, ports: tuple[int, ...]) -> NodeReport:
 
 
 def _store(environment: dict[str, str]) -> Any:
-    from functions.runtime.context import context_of  # late: as above
+    from toque.functions.runtime.context import context_of  # late: as above
 
     return context_of(environment).store
 

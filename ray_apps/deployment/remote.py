@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ray_apps.deployment.errors import DeploymentError
+from toque.ray_apps.deployment.errors import DeploymentError
 
 Report = Callable[[str], None]
 

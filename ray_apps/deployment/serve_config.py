@@ -6,15 +6,16 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.deployment.applications import Layout, applications
+import toque
+from toque.ray_apps.deployment.applications import Layout, applications
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from clusters.profile import Profile, Setting
-    from functions.placement import Placement
+    from toque.clusters.profile import Profile, Setting
+    from toque.functions.placement import Placement
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(toque.__file__).resolve().parent
 ROOMS = ("clusters", "functions", "featurestore", "kernels", "ray_apps", "registry")
 
 

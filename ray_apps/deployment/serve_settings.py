@@ -19,8 +19,8 @@ def serve_settings() -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.http.bypass.middlewares",
-        "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "ray_apps.haproxy_supervisor.install",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "toque.ray_apps.predictor.http.bypass.middlewares",
+        "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "toque.ray_apps.haproxy_supervisor.install",
         "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a manager of HAProxy that died is replaced after three
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
@@ -63,5 +63,5 @@ def cluster_settings(node_loss: str, *, is_head: bool) -> dict[str, str]:
         "RAY_SERVE_SLOW_STARTUP_WARNING_S": "120",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
-        "RAY_START_HOOK": "ray_apps.local.start_hook.without_client_server",
+        "RAY_START_HOOK": "toque.ray_apps.local.start_hook.without_client_server",
     }

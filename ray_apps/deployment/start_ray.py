@@ -1,6 +1,6 @@
 """`ray start` in this process, with the password of the head's Redis from its environment: every user of a machine can read a command line.
 
-python -m ray_apps.deployment.start_ray start --head …
+python -m toque.ray_apps.deployment.start_ray start --head …
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from ray_apps import console
-from ray_apps.admission import (
+from toque.ray_apps import console
+from toque.ray_apps.admission import (
     OPEN,
     BodyLimit,
     GuardedRoute,
@@ -19,11 +19,11 @@ from ray_apps.admission import (
     open_admission,
     write_refusals_at_end,
 )
-from ray_apps.gateway import openapi, problems
-from ray_apps.gateway.auth import allowed, identify_bearer, problem_of_refusal
-from ray_apps.gateway.http_functions import list_http
-from ray_apps.gateway.metrics import RequestMetrics
-from ray_apps.gateway.routes import (
+from toque.ray_apps.gateway import openapi, problems
+from toque.ray_apps.gateway.auth import allowed, identify_bearer, problem_of_refusal
+from toque.ray_apps.gateway.http_functions import list_http
+from toque.ray_apps.gateway.metrics import RequestMetrics
+from toque.ray_apps.gateway.routes import (
     access,
     audit,
     feedback,
@@ -36,14 +36,14 @@ from ray_apps.gateway.routes import (
     sign_in_codes,
     traces,
 )
-from ray_apps.gateway.routes.features import push, read, search
-from ray_apps.gateway.routes.models import layers, models, reviews, traffic, versions
-from ray_apps.gateway.services import Services, context_of, services_of
-from ray_apps.gateway.wire import Json
-from ray_apps.gateway.workspace_path import WorkspacePath
-from ray_apps.head import AnswersHead
-from ray_apps.traced import NO_TELEMETRY, TracedRequests
-from registry import Principal, Role
+from toque.ray_apps.gateway.routes.features import push, read, search
+from toque.ray_apps.gateway.routes.models import layers, models, reviews, traffic, versions
+from toque.ray_apps.gateway.services import Services, context_of, services_of
+from toque.ray_apps.gateway.wire import Json
+from toque.ray_apps.gateway.workspace_path import WorkspacePath
+from toque.ray_apps.head import AnswersHead
+from toque.ray_apps.traced import NO_TELEMETRY, TracedRequests
+from toque.registry import Principal, Role
 
 COMPRESSED_FROM_BYTES = 4_096
 COMPRESSION = 4  # of 9; the last steps cost twice the time for a twentieth of the size

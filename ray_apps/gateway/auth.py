@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import Request
 
-from ray_apps.admission.admission import Admission, NotAdmitted
-from ray_apps.admission.guarded_route import allowed, client_of, header, workspace_named
-from ray_apps.gateway.problems import Problem
-from registry import Principal
+from toque.ray_apps.admission.admission import Admission, NotAdmitted
+from toque.ray_apps.admission.guarded_route import allowed, client_of, header, workspace_named
+from toque.ray_apps.gateway.problems import Problem
+from toque.registry import Principal
 
 __all__ = ["allowed", "identify_bearer", "problem_of_refusal"]
 

@@ -52,7 +52,7 @@ class DeployedModels:
         def served(model: str) -> bool | None:
             if names is None:
                 return None
-            from ray_apps.predictor import app_name, pool_app  # late: `_question` has imported it
+            from toque.ray_apps.predictor import app_name, pool_app  # late: `_question` has imported it
 
             if app_name(model, workspace) in names or pool_app(workspace) in names:
                 return True
@@ -69,6 +69,6 @@ class DeployedModels:
         return asking.result() if done and asking.exception() is None else None
 
     def _question(self) -> frozenset[str] | None:
-        import ray_apps.predictor  # noqa: F401  # here, as it brings Ray Serve, which takes seconds
+        import toque.ray_apps.predictor  # noqa: F401  # here, as it brings Ray Serve, which takes seconds
 
         return self._ask()

@@ -7,19 +7,19 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from clusters.profile import apply_profile
-from ray_apps.garbage_collector import freeze
-from ray_apps.priority import step_back
-from ray_apps.siblings import others_answered_at_start
-from registry.errors import Unavailable
+from toque.clusters.profile import apply_profile
+from toque.ray_apps.garbage_collector import freeze
+from toque.ray_apps.priority import step_back
+from toque.ray_apps.siblings import others_answered_at_start
+from toque.registry.errors import Unavailable
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
     from starlette.types import ASGIApp
 
-    from functions.prediction_log import LogWriter
-    from functions.runtime.context import Context
+    from toque.functions.prediction_log import LogWriter
+    from toque.functions.runtime.context import Context
 
 MAX_ONGOING_REQUESTS = 1_024  # of which open pages of the console may hold 400
 DISCOVERED_WITHIN_S = 180.0
@@ -38,7 +38,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
     """
     from ray import serve  # late: the processes that start Ray import this package before it
 
-    from ray_apps.spread import laid_out  # late: as above
+    from toque.ray_apps.spread import laid_out  # late: as above
 
     chosen: dict[str, Any] = {
         "name": "gateway",
@@ -58,22 +58,24 @@ def build() -> FastAPI:
     The gateway answers before the functions are imported, which takes seconds; a request for a function waits for that.
     One that replaces another, as in a new release, is ready when they are imported: meanwhile the others answer.
     """
-    from functions.runtime.context import context_of  # late, as all that follow: only a replica needs them
-    from functions.runtime.process import enter_process
-    from ray_apps.clock_watch import watch_clock
-    from ray_apps.exporter import ClusterMetrics
-    from ray_apps.gateway.app import build_app
-    from ray_apps.gateway.embedding import embed_by_predictor
-    from ray_apps.gateway.services import Services
-    from ray_apps.oidc import OidcSettings
-    from registry.access import DEFAULT_WORKSPACE
+    from toque.functions.runtime.context import (
+        context_of,  # late, as all that follow: only a replica needs them
+    )
+    from toque.functions.runtime.process import enter_process
+    from toque.ray_apps.clock_watch import watch_clock
+    from toque.ray_apps.exporter import ClusterMetrics
+    from toque.ray_apps.gateway.app import build_app
+    from toque.ray_apps.gateway.embedding import embed_by_predictor
+    from toque.ray_apps.gateway.services import Services
+    from toque.ray_apps.oidc import OidcSettings
+    from toque.registry.access import DEFAULT_WORKSPACE
 
     apply_profile(os.environ)
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     enter_process("gateway", store_url=context.store_url, environment=os.environ, redis_url=context.redis_url)
 
     def discover() -> None:
-        from ray_apps import discovery  # late: the import that takes seconds
+        from toque.ray_apps import discovery  # late: the import that takes seconds
 
         discovery.discover(context.projects, awaited=replaces)
         freeze()
@@ -103,12 +105,12 @@ def build() -> FastAPI:
 
 def build_with_mlflow() -> ASGIApp:
     """Build the application in a replica, with MLflow's protocol below its prefix beside it."""
-    from functions.runtime.context import context_of  # late: only a replica needs them
-    from ray_apps.gateway.beside import Beside
-    from ray_apps.mlflow import ROUTE_PREFIX
-    from ray_apps.mlflow import build_app as build_mlflow
-    from ray_apps.oidc import OidcSettings
-    from registry.access import DEFAULT_WORKSPACE
+    from toque.functions.runtime.context import context_of  # late: only a replica needs them
+    from toque.ray_apps.gateway.beside import Beside
+    from toque.ray_apps.mlflow import ROUTE_PREFIX
+    from toque.ray_apps.mlflow import build_app as build_mlflow
+    from toque.ray_apps.oidc import OidcSettings
+    from toque.registry.access import DEFAULT_WORKSPACE
 
     own = build()
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
@@ -120,8 +122,8 @@ def build_with_mlflow() -> ASGIApp:
 
 def _label_writer(context: Context, workspace: str) -> LogWriter:
     """Open the log of a workspace's labels. Raises: Unavailable without Redis."""
-    from functions.prediction_log import LogWriter, default_wal_root, log_mode_of  # late, as above
-    from registry.access import workspace_url
+    from toque.functions.prediction_log import LogWriter, default_wal_root, log_mode_of  # late, as above
+    from toque.registry.access import workspace_url
 
     if context.redis_url is None:
         raise Unavailable("labels need Redis to travel; set TOQUE_REDIS_URL")

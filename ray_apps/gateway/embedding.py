@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from featurestore import InvalidRows
-from featurestore.vectors import Embed
-from functions.runtime.context import Context
-from ray_apps.gateway.problems import Problem
+from toque.featurestore import InvalidRows
+from toque.featurestore.vectors import Embed
+from toque.functions.runtime.context import Context
+from toque.ray_apps.gateway.problems import Problem
 
 PATIENCE_S = 30.0
 
@@ -23,7 +23,7 @@ def embed_by_predictor(context: Context) -> Embed:
         from ray import serve  # late: a gateway without a cluster has none
         from ray.serve.exceptions import RayServeException
 
-        from ray_apps.predictor.deploy.names import app_name  # late: as above
+        from toque.ray_apps.predictor.deploy.names import app_name  # late: as above
 
         try:
             handle = serve.get_app_handle(app_name(model, context.workspace))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functions.runtime import catalog
-from functions.runtime.context import Context
-from functions.runtime.errors import UnknownFunction
-from functions.runtime.run.declared import DeclaredFunction
-from ray_apps.admission import Admitted
-from registry import Role
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.errors import UnknownFunction
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.ray_apps.admission import Admitted
+from toque.registry import Role
 
 
 def list_http(context: Context) -> list[DeclaredFunction]:

@@ -13,10 +13,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from functions.runtime.run.declared import DeclaredFunction
-from ray_apps.admission.guarded_route import rule_of
-from ray_apps.gateway.http_functions import list_http
-from ray_apps.gateway.services import Services
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.ray_apps.admission.guarded_route import rule_of
+from toque.ray_apps.gateway.http_functions import list_http
+from toque.ray_apps.gateway.services import Services
 
 GENERIC = "/functions/{name}"
 _DEFINITION = re.compile(r"^#/\$defs/")

@@ -20,18 +20,18 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-import registry
-from clusters.redis_clients import TRANSIENT
-from featurestore.errors import (
+from toque import registry
+from toque.clusters.redis_clients import TRANSIENT
+from toque.featurestore.errors import (
     FeatureStoreError,
     OnlineStoreUnavailable,
     UnknownDefinition,
 )
-from functions.prediction_log import PredictionLogError
-from functions.runtime import catalog
-from functions.runtime import errors as runtime
-from ray_apps.gateway.wire import dumps
-from ray_apps.gateway.workspace_path import route_path
+from toque.functions.prediction_log import PredictionLogError
+from toque.functions.runtime import catalog
+from toque.functions.runtime import errors as runtime
+from toque.ray_apps.gateway.wire import dumps
+from toque.ray_apps.gateway.workspace_path import route_path
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = "1"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from registry import ObjectStore, RegistryError
+from toque.registry import ObjectStore, RegistryError
 
 CHECK_EVERY_S = 1.0
 STALE_AFTER_S = 10.0

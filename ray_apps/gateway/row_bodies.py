@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from ray_apps.admission.body_limit import MAX_BODY_BYTES
-from ray_apps.admission.json_limits import check_json_values
+from toque.ray_apps.admission.body_limit import MAX_BODY_BYTES
+from toque.ray_apps.admission.json_limits import check_json_values
 
 MAX_ROWS: Final = 100_000
 MAX_ROW_CHARACTERS: Final = 64 << 10

@@ -12,15 +12,15 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import anyio
 from anyio import to_thread
 
-from clusters.telemetry.metrics import folder_of_process, node_metrics, together
-from featurestore.vectors import Embed
-from functions.runtime.context import Context
-from ray_apps.admission import Admitted, admitted_of
-from ray_apps.gateway.deployed import DeployedModels, answering_applications
-from ray_apps.gateway.problems import Problem
-from ray_apps.gateway.readiness import Readiness
-from ray_apps.oidc import OidcSettings
-from registry import Access, Unavailable
+from toque.clusters.telemetry.metrics import folder_of_process, node_metrics, together
+from toque.featurestore.vectors import Embed
+from toque.functions.runtime.context import Context
+from toque.ray_apps.admission import Admitted, admitted_of
+from toque.ray_apps.gateway.deployed import DeployedModels, answering_applications
+from toque.ray_apps.gateway.problems import Problem
+from toque.ray_apps.gateway.readiness import Readiness
+from toque.ray_apps.oidc import OidcSettings
+from toque.registry import Access, Unavailable
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import Gauge, Histogram
 
-from featurestore import Neighbours
+from toque.featurestore import Neighbours
 
 __all__ = ["RECALL", "SEARCH_SECONDS", "observe"]
 

@@ -20,9 +20,9 @@ from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ray_apps.admission.json_limits import check_json_values
-from registry import InvalidInput
-from registry.times import as_utc
+from toque.ray_apps.admission.json_limits import check_json_values
+from toque.registry import InvalidInput
+from toque.registry.times import as_utc
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # the registry's rule for names
 

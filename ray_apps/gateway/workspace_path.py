@@ -11,7 +11,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ray_apps.admission.guarded_route import WORKSPACE_HEADERS
+from toque.ray_apps.admission.guarded_route import WORKSPACE_HEADERS
 
 _PREFIX: Final = "/workspaces/"
 _HEADERS: Final = tuple(name.encode() for name in WORKSPACE_HEADERS)

@@ -1,6 +1,6 @@
 """Serve the language models of a store from this process alone, without Ray: to try one out, or to measure it.
 
-python -m ray_apps.generative --port 8000    (store, Redis and workspaces are those of the environment)
+python -m toque.ray_apps.generative --port 8000    (store, Redis and workspaces are those of the environment)
 
 It prints `ready` once clients can connect, and ends with its engines on SIGINT or SIGTERM.
 """
@@ -17,16 +17,16 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from ray_apps.generative.build import build_door
-from ray_apps.generative.options import ROUTE_PREFIX, GenerativeOptions
-from ray_apps.predictor.http.endpoint import Endpoint
+from toque.ray_apps.generative.build import build_door
+from toque.ray_apps.generative.options import ROUTE_PREFIX, GenerativeOptions
+from toque.ray_apps.predictor.http.endpoint import Endpoint
 
 __all__ = ["mounted"]
 
 
 def main() -> None:
     """Serve until a signal ends it."""
-    parser = argparse.ArgumentParser(prog="python -m ray_apps.generative", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m toque.ray_apps.generative", allow_abbrev=False)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--threads", type=int, help="of each engine (default: all cores)")
     given = parser.parse_args()

@@ -6,30 +6,30 @@ import asyncio
 import os
 from contextlib import ExitStack
 
-from functions.generative.engines import EngineProcesses, engine_environment, engine_of, scratch_folder
-from functions.live_counts import live_publisher
-from functions.prediction_log import LogWriter, close_writers
-from functions.runtime.changes.announcer import journals_in
-from functions.runtime.changes.feed import watch_of
-from functions.runtime.process import enter_process
-from ray_apps.admission import flush_refusals, open_admission
-from ray_apps.admission.token_budget import TokenBudgets
-from ray_apps.generative.answering.generator import Generator
-from ray_apps.generative.door import GenerativeDoor
-from ray_apps.generative.load import LoadMeter
-from ray_apps.generative.models import GenerativeModels
-from ray_apps.generative.options import GenerativeOptions
-from ray_apps.generative.series import EngineSeries
-from ray_apps.generative.versions import VersionStarter
-from ray_apps.predictor.deploy.replica import confirmation_of, open_log
-from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
-from ray_apps.predictor.inference.live import LiveCounter
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.inference.series import ModelSeries
-from ray_apps.predictor.versions.follower import VersionFollower
-from registry import Registry, open_store
-from registry.access import workspace_store
-from registry.audit_keys import AuditKeys
+from toque.functions.generative.engines import EngineProcesses, engine_environment, engine_of, scratch_folder
+from toque.functions.live_counts import live_publisher
+from toque.functions.prediction_log import LogWriter, close_writers
+from toque.functions.runtime.changes.announcer import journals_in
+from toque.functions.runtime.changes.feed import watch_of
+from toque.functions.runtime.process import enter_process
+from toque.ray_apps.admission import flush_refusals, open_admission
+from toque.ray_apps.admission.token_budget import TokenBudgets
+from toque.ray_apps.generative.answering.generator import Generator
+from toque.ray_apps.generative.door import GenerativeDoor
+from toque.ray_apps.generative.load import LoadMeter
+from toque.ray_apps.generative.models import GenerativeModels
+from toque.ray_apps.generative.options import GenerativeOptions
+from toque.ray_apps.generative.series import EngineSeries
+from toque.ray_apps.generative.versions import VersionStarter
+from toque.ray_apps.predictor.deploy.replica import confirmation_of, open_log
+from toque.ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
+from toque.ray_apps.predictor.inference.live import LiveCounter
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.inference.series import ModelSeries
+from toque.ray_apps.predictor.versions.follower import VersionFollower
+from toque.registry import Registry, open_store
+from toque.registry.access import workspace_store
+from toque.registry.audit_keys import AuditKeys
 
 __all__ = ["build_door"]
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from ray import serve
 
-from ray_apps.garbage_collector import freeze
-from ray_apps.generative.build import build_door
-from ray_apps.generative.options import APP, GenerativeOptions
-from ray_apps.predictor.deploy.replica import deployment_of
-from ray_apps.predictor.http.endpoint import Endpoint
+from toque.ray_apps.garbage_collector import freeze
+from toque.ray_apps.generative.build import build_door
+from toque.ray_apps.generative.options import APP, GenerativeOptions
+from toque.ray_apps.predictor.deploy.replica import deployment_of
+from toque.ray_apps.predictor.http.endpoint import Endpoint
 
 __all__ = ["application"]
 

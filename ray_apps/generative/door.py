@@ -8,18 +8,18 @@ from typing import Final
 
 import orjson
 
-from clusters.telemetry.tracing import mark
-from ray_apps.admission.admission import ANY_MODEL, Admitted, NotAdmitted
-from ray_apps.generative.load import LoadMeter
-from ray_apps.generative.models import GenerativeModels
-from ray_apps.generative.openai.errors import ApiRefusal, error_document
-from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, parse_request
-from ray_apps.generative.series import EngineSeries
-from ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
-from ray_apps.predictor.http.body import LargeBodies, read_body
-from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
-from ray_apps.predictor.protocol.errors import Denied, PredictorError
-from registry import Role
+from toque.clusters.telemetry.tracing import mark
+from toque.ray_apps.admission.admission import ANY_MODEL, Admitted, NotAdmitted
+from toque.ray_apps.generative.load import LoadMeter
+from toque.ray_apps.generative.models import GenerativeModels
+from toque.ray_apps.generative.openai.errors import ApiRefusal, error_document
+from toque.ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, parse_request
+from toque.ray_apps.generative.series import EngineSeries
+from toque.ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
+from toque.ray_apps.predictor.http.body import LargeBodies, read_body
+from toque.ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
+from toque.ray_apps.predictor.protocol.errors import Denied, PredictorError
+from toque.registry import Role
 
 __all__ = ["UNIT", "GenerativeDoor"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ray_apps.predictor.deploy.latency import Average, Window
-from ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS, TOKENS
+from toque.ray_apps.predictor.deploy.latency import Average, Window
+from toque.ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS, TOKENS
 
 __all__ = ["Load", "LoadMeter"]
 

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
-from functions.generative import is_generative
-from ray_apps.generative.answering.generator import Generator
-from ray_apps.generative.openai.errors import ApiRefusal
-from registry import InvalidInput, ModelState, ModelVersion, NotFound, RegistryError
-from registry.registry import Registry
+from toque.functions.generative import is_generative
+from toque.ray_apps.generative.answering.generator import Generator
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.registry import InvalidInput, ModelState, ModelVersion, NotFound, RegistryError
+from toque.registry.registry import Registry
 
 __all__ = ["GenerativeModels"]
 

@@ -7,8 +7,8 @@ from typing import Any, Final, Self
 
 from pydantic import Field, model_validator
 
-from functions.runtime.receipt import Prices, TokenPrice
-from ray_apps.predictor.deploy.options import PredictorOptions
+from toque.functions.runtime.receipt import Prices, TokenPrice
+from toque.ray_apps.predictor.deploy.options import PredictorOptions
 
 __all__ = ["APP", "ROUTE_PREFIX", "GenerativeOptions"]
 

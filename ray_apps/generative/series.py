@@ -8,11 +8,11 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from clusters.telemetry.metrics import OTHER, Bounded, Durations, Rising, flush_regularly
-from functions.generative import Finding
-from functions.generative.engines import EngineProcesses
-from ray_apps.generative.openai.answers import AnswerRecord
-from registry import SERVICE_TIERS
+from toque.clusters.telemetry.metrics import OTHER, Bounded, Durations, Rising, flush_regularly
+from toque.functions.generative import Finding
+from toque.functions.generative.engines import EngineProcesses
+from toque.ray_apps.generative.openai.answers import AnswerRecord
+from toque.registry import SERVICE_TIERS
 
 __all__ = ["EngineSeries", "TokenSeries"]
 

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from pydantic import ValidationError
 
-from functions.generative import (
+from toque.functions.generative import (
     ADAPTER,
     ADAPTER_FOLDER,
     CHAT_TEMPLATE,
@@ -30,11 +30,11 @@ from functions.generative import (
     read_settings,
     weights_in,
 )
-from functions.generative.engines import EngineDown, EngineProcesses, EngineSpec, Lease
-from ray_apps.predictor.versions.loaded import LoadError
-from registry.errors import RegistryError
-from registry.models import ModelVersion
-from registry.store import Blob
+from toque.functions.generative.engines import EngineDown, EngineProcesses, EngineSpec, Lease
+from toque.ray_apps.predictor.versions.loaded import LoadError
+from toque.registry.errors import RegistryError
+from toque.registry.models import ModelVersion
+from toque.registry.store import Blob
 
 __all__ = ["GenerativeVersion", "VersionStarter"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ray_apps.local.audit_key import open_platform_store
-from ray_apps.local.settings import Settings
-from ray_apps.local.state_file import write_private
-from registry import EVERY_WORKSPACE, Access, AlreadyExists, NotFound
+from toque.ray_apps.local.audit_key import open_platform_store
+from toque.ray_apps.local.settings import Settings
+from toque.ray_apps.local.state_file import write_private
+from toque.registry import EVERY_WORKSPACE, Access, AlreadyExists, NotFound
 
 NAME = "admin"
 ACTOR = "toque-up"
@@ -33,7 +33,7 @@ def create_workspaces(settings: Settings) -> list[str]:
     """Create the workspaces of the projects that the platform does not have yet; returns their names."""
     access = Access(open_platform_store(settings), actor=ACTOR)
     known = {each.name for each in access.list_workspaces()}
-    from functions.runtime.context import projects_of  # late: it imports Ray
+    from toque.functions.runtime.context import projects_of  # late: it imports Ray
 
     missing = [name for name in projects_of(settings.project or "") if name not in known]
     for name in missing:

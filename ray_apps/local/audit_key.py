@@ -6,17 +6,17 @@ import re
 import secrets
 from typing import TYPE_CHECKING
 
-from ray_apps.local.errors import LocalError
-from ray_apps.local.state_file import write_private
-from registry import Damaged, Journal, open_store, utc_now
-from registry.audit_keys import AuditKeys
-from registry.history import adopt_all
-from registry.journal.adoption import PATH as ADOPTED
+from toque.ray_apps.local.errors import LocalError
+from toque.ray_apps.local.state_file import write_private
+from toque.registry import Damaged, Journal, open_store, utc_now
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.history import adopt_all
+from toque.registry.journal.adoption import PATH as ADOPTED
 
 if TYPE_CHECKING:
-    from ray_apps.local.settings import Settings
-    from registry import ObjectStore
-    from registry.store import Announce
+    from toque.ray_apps.local.settings import Settings
+    from toque.registry import ObjectStore
+    from toque.registry.store import Announce
 
 
 def make_audit_key(settings: Settings) -> None:

@@ -7,14 +7,14 @@ import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from ray_apps.deployment.applications import Layout, applications, placements_of
-from ray_apps.local import ray_head
-from ray_apps.local.errors import LocalError
-from ray_apps.local.state_file import RunningPlatform
-from ray_apps.loopback import stay_on_loopback
+from toque.ray_apps.deployment.applications import Layout, applications, placements_of
+from toque.ray_apps.local import ray_head
+from toque.ray_apps.local.errors import LocalError
+from toque.ray_apps.local.state_file import RunningPlatform
+from toque.ray_apps.loopback import stay_on_loopback
 
 if TYPE_CHECKING:
-    from functions.placement import Placement
+    from toque.functions.placement import Placement
 
 
 def connect(running: RunningPlatform) -> str:

@@ -12,10 +12,10 @@ import time
 import urllib.error
 import urllib.request
 
-from ray_apps.local.errors import StartFailed
-from ray_apps.local.processes import ProcessSession, with_mark
-from ray_apps.local.ray_head import environment
-from ray_apps.local.state_file import RunningPlatform
+from toque.ray_apps.local.errors import StartFailed
+from toque.ray_apps.local.processes import ProcessSession, with_mark
+from toque.ray_apps.local.ray_head import environment
+from toque.ray_apps.local.state_file import RunningPlatform
 
 MODULES = "JobHead,NodeHead"  # NodeHead registers the head node, on which jobs run
 _LOG = "job_door.log"

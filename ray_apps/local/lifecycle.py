@@ -19,18 +19,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from ray_apps.deployment.applications import follows_streams
-from ray_apps.local import deploying, jobs, processes, ray_head, redis_server, state_file
-from ray_apps.local.admin import admin_token, create_workspaces
-from ray_apps.local.audit_key import make_audit_key
-from ray_apps.local.errors import LocalError
-from ray_apps.local.ports import choose_ports
-from ray_apps.local.processes import ProcessSession
-from ray_apps.local.project_code import changed_files, code_of
-from ray_apps.local.settings import Settings
-from ray_apps.local.state_file import RunningPlatform
-from ray_apps.local.status import status
-from registry.store import temporary_folder
+from toque.ray_apps.deployment.applications import follows_streams
+from toque.ray_apps.local import deploying, jobs, processes, ray_head, redis_server, state_file
+from toque.ray_apps.local.admin import admin_token, create_workspaces
+from toque.ray_apps.local.audit_key import make_audit_key
+from toque.ray_apps.local.errors import LocalError
+from toque.ray_apps.local.ports import choose_ports
+from toque.ray_apps.local.processes import ProcessSession
+from toque.ray_apps.local.project_code import changed_files, code_of
+from toque.ray_apps.local.settings import Settings
+from toque.ray_apps.local.state_file import RunningPlatform
+from toque.ray_apps.local.status import status
+from toque.registry.store import temporary_folder
 
 GRACE_S = 3.0
 _NAMED = 5  # files that a note names
@@ -239,7 +239,7 @@ def _end(home: Path, *, report: Report = lambda _: None) -> int:
 
 def _sweep_weights() -> None:
     """Remove the weights of engines whose doors were ended: those of other platforms of this user stay."""
-    from functions.generative.engines import sweep_scratch  # late: an HTTP client, for this alone
+    from toque.functions.generative.engines import sweep_scratch  # late: an HTTP client, for this alone
 
     sweep_scratch()
 

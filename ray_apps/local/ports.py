@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_apps.local.errors import PortTaken
-from ray_apps.local.processes import Process
-from ray_apps.local.settings import Ports
+from toque.ray_apps.local.errors import PortTaken
+from toque.ray_apps.local.processes import Process
+from toque.ray_apps.local.settings import Ports
 
 LISTENING = "0A"  # state of a listening socket in /proc/net/tcp
 TRIED_ABOVE = 200

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ray_apps.deployment.serve_settings import serve_settings
-from ray_apps.local.errors import StartFailed
-from ray_apps.local.processes import ProcessSession, with_mark
-from ray_apps.local.state_file import RunningPlatform
+import toque
+from toque.ray_apps.deployment.serve_settings import serve_settings
+from toque.ray_apps.local.errors import StartFailed
+from toque.ray_apps.local.processes import ProcessSession, with_mark
+from toque.ray_apps.local.state_file import RunningPlatform
 
-ROOT = Path(__file__).resolve().parents[2]  # the folder that holds our packages
+ROOT = Path(toque.__file__).resolve().parents[1]  # the folder that has the package
 _LOG = "ray_start.log"
 # Names no platform: where the heads of its journals are published, prices, memory, and what is seen of its processes.
 _PASSED_ON = {
@@ -72,8 +73,8 @@ def serve_environment(running: RunningPlatform) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(running.ports.stats),
         "RAY_TMPDIR": str(running.ray_folder),
         "RAY_worker_maximum_startup_concurrency": str(_STARTING),
-        "RAY_START_HOOK": "ray_apps.local.start_hook.without_client_server",
-        _WORKER_HOOK: "clusters.worker_hook.lighten",
+        "RAY_START_HOOK": "toque.ray_apps.local.start_hook.without_client_server",
+        _WORKER_HOOK: "toque.clusters.worker_hook.lighten",
         "DASHBOARD_METRIC_PORT": str(running.ports.door_metrics),
     }
 

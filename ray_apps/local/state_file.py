@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from ray_apps.local.processes import ProcessSession
-from ray_apps.local.settings import Ports, Settings
-from ray_apps.model_paths import models_path, split_name
+from toque.ray_apps.local.processes import ProcessSession
+from toque.ray_apps.local.settings import Ports, Settings
+from toque.ray_apps.model_paths import models_path, split_name
 
 FILE = "up.json"
 

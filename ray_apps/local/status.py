@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 
-from clusters.redis_clients import RedisAddress, open_redis
-from ray_apps.leader_lease import RedisLease
-from ray_apps.local import jobs, processes, redis_server, state_file
-from ray_apps.local.state_file import RunningPlatform
+from toque.clusters.redis_clients import RedisAddress, open_redis
+from toque.ray_apps.leader_lease import RedisLease
+from toque.ray_apps.local import jobs, processes, redis_server, state_file
+from toque.ray_apps.local.state_file import RunningPlatform
 
 DAEMONS = ("gcs_server", "raylet")  # a cluster needs both of them
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ray_apps.admission import BodyLimit, open_admission, write_refusals_at_end
-from ray_apps.head import AnswersHead
-from ray_apps.mlflow import artifacts, errors, experiments, logged_models, models, runs, versions, workspaces
-from ray_apps.mlflow.services import MlflowServices
-from ray_apps.oidc import OidcSettings
-from ray_apps.traced import NO_TELEMETRY, TracedRequests
-from registry import Access, Clock, ObjectStore, utc_now
+from toque.ray_apps.admission import BodyLimit, open_admission, write_refusals_at_end
+from toque.ray_apps.head import AnswersHead
+from toque.ray_apps.mlflow import (
+    artifacts,
+    errors,
+    experiments,
+    logged_models,
+    models,
+    runs,
+    versions,
+    workspaces,
+)
+from toque.ray_apps.mlflow.services import MlflowServices
+from toque.ray_apps.oidc import OidcSettings
+from toque.ray_apps.traced import NO_TELEMETRY, TracedRequests
+from toque.registry import Access, Clock, ObjectStore, utc_now
 
 
 def build_app(

@@ -11,12 +11,12 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
-from ray_apps.admission import GuardedRoute
-from ray_apps.mlflow.errors import Refusal, unsupported
-from ray_apps.mlflow.files import list_folder, locate, model_of
-from ray_apps.mlflow.services import Logs, ModelViewer, OperatorRegistry, RunLogs, ViewerRegistry
-from ray_apps.mlflow.wire import Json, artifact_root
-from registry import InvalidInput, Registry, RunRecord, Segment
+from toque.ray_apps.admission import GuardedRoute
+from toque.ray_apps.mlflow.errors import Refusal, unsupported
+from toque.ray_apps.mlflow.files import list_folder, locate, model_of
+from toque.ray_apps.mlflow.services import Logs, ModelViewer, OperatorRegistry, RunLogs, ViewerRegistry
+from toque.ray_apps.mlflow.wire import Json, artifact_root
+from toque.registry import InvalidInput, Registry, RunRecord, Segment
 
 router = APIRouter(prefix="/2.0", route_class=GuardedRoute)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from clusters.profile import apply_profile
-from ray_apps.garbage_collector import freeze
+from toque.clusters.profile import apply_profile
+from toque.ray_apps.garbage_collector import freeze
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -24,7 +24,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
     """
     from ray import serve  # late: the processes that start Ray import this package before it
 
-    from ray_apps.spread import laid_out  # late: as above
+    from toque.ray_apps.spread import laid_out  # late: as above
 
     chosen: dict[str, Any] = {
         "name": "mlflow",
@@ -38,11 +38,11 @@ def application(options: dict[str, Any] | None = None) -> Application:
 
 def build() -> FastAPI:
     """Build the application in a replica, for all workspaces of the platform that the process's environment names."""
-    from functions.runtime.context import context_of  # late: only a replica needs them
-    from functions.runtime.process import enter_process
-    from ray_apps.mlflow.app import build_app
-    from ray_apps.oidc import OidcSettings
-    from registry import DEFAULT_WORKSPACE
+    from toque.functions.runtime.context import context_of  # late: only a replica needs them
+    from toque.functions.runtime.process import enter_process
+    from toque.ray_apps.mlflow.app import build_app
+    from toque.ray_apps.oidc import OidcSettings
+    from toque.registry import DEFAULT_WORKSPACE
 
     apply_profile(os.environ)
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)

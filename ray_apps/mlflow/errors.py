@@ -14,8 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from ray_apps.admission import NotAdmitted
-from registry import Conflict, errors
+from toque.ray_apps.admission import NotAdmitted
+from toque.registry import Conflict, errors
 
 _logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from ray_apps.admission import GuardedRoute
-from ray_apps.mlflow import wire
-from ray_apps.mlflow.errors import Refusal
-from ray_apps.mlflow.search import page, parse_filter, sort_by
-from ray_apps.mlflow.services import OperatorRegistry, ViewerRegistry
-from ray_apps.mlflow.wire import Body, Json, Tag
-from registry import AlreadyExists, Experiment, NotFound, Registry
+from toque.ray_apps.admission import GuardedRoute
+from toque.ray_apps.mlflow import wire
+from toque.ray_apps.mlflow.errors import Refusal
+from toque.ray_apps.mlflow.search import page, parse_filter, sort_by
+from toque.ray_apps.mlflow.services import OperatorRegistry, ViewerRegistry
+from toque.ray_apps.mlflow.wire import Body, Json, Tag
+from toque.registry import AlreadyExists, Experiment, NotFound, Registry
 
 router = APIRouter(prefix="/2.0/mlflow/experiments", route_class=GuardedRoute)
 LOGGED_MODELS = "logged-models"  # the experiment whose runs are MLflow's logged models

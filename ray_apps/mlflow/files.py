@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ray_apps.mlflow.wire import Json
-from registry import Blob, InvalidInput, ModelVersion, NotFound, Registry, RunRecord
+from toque.ray_apps.mlflow.wire import Json
+from toque.registry import Blob, InvalidInput, ModelVersion, NotFound, Registry, RunRecord
 
 ALLOW_CODE = "toque.allow_code"  # a new version's tag: its publisher knows that these files can execute code
 _SCHEME = "mlflow-artifacts:"

@@ -7,16 +7,16 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
-from ray_apps.admission import GuardedRoute
-from ray_apps.mlflow import wire
-from ray_apps.mlflow.experiments import LOGGED_MODELS, active_experiment
-from ray_apps.mlflow.files import list_folder
-from ray_apps.mlflow.runs import logged_model_log, logged_model_record
-from ray_apps.mlflow.search import page
-from ray_apps.mlflow.services import Logs, OperatorRegistry, ViewerRegistry
-from ray_apps.mlflow.wire import Body, Json, Tag
-from registry import InvalidInput, NotFound, RunLog, RunRecord, Segment
-from registry.runs.record import Status
+from toque.ray_apps.admission import GuardedRoute
+from toque.ray_apps.mlflow import wire
+from toque.ray_apps.mlflow.experiments import LOGGED_MODELS, active_experiment
+from toque.ray_apps.mlflow.files import list_folder
+from toque.ray_apps.mlflow.runs import logged_model_log, logged_model_record
+from toque.ray_apps.mlflow.search import page
+from toque.ray_apps.mlflow.services import Logs, OperatorRegistry, ViewerRegistry
+from toque.ray_apps.mlflow.wire import Body, Json, Tag
+from toque.registry import InvalidInput, NotFound, RunLog, RunRecord, Segment
+from toque.registry.runs.record import Status
 
 router = APIRouter(prefix="/2.0/mlflow/logged-models", route_class=GuardedRoute)
 

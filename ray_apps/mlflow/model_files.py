@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from functions.model_formats.errors import ArtifactRefused
-from functions.model_formats.flavors import SKOPS_FILE, untrusted_types
-from functions.model_formats.mlflow_files import name_as_served
-from ray_apps.mlflow.files import ArtifactLocation, locate_source, named_code
-from ray_apps.mlflow.signature import signature_in
-from registry import InvalidInput, Lineage, ModelVersion, NotFound, Refused, Registry, RunRecord
+from toque.functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.flavors import SKOPS_FILE, untrusted_types
+from toque.functions.model_formats.mlflow_files import name_as_served
+from toque.ray_apps.mlflow.files import ArtifactLocation, locate_source, named_code
+from toque.ray_apps.mlflow.signature import signature_in
+from toque.registry import InvalidInput, Lineage, ModelVersion, NotFound, Refused, Registry, RunRecord
 
 
 class NeedsAcceptance(Refused):

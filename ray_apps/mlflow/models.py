@@ -11,13 +11,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from ray_apps.admission import GuardedRoute
-from ray_apps.mlflow import wire
-from ray_apps.mlflow.errors import unsupported
-from ray_apps.mlflow.search import IS_PROMPT, page, parse_filter, sort_by
-from ray_apps.mlflow.services import ModelOperator, ModelViewer
-from ray_apps.mlflow.wire import Body, Description, Json, Tag
-from registry import InvalidInput, NotFound
+from toque.ray_apps.admission import GuardedRoute
+from toque.ray_apps.mlflow import wire
+from toque.ray_apps.mlflow.errors import unsupported
+from toque.ray_apps.mlflow.search import IS_PROMPT, page, parse_filter, sort_by
+from toque.ray_apps.mlflow.services import ModelOperator, ModelViewer
+from toque.ray_apps.mlflow.wire import Body, Description, Json, Tag
+from toque.registry import InvalidInput, NotFound
 
 router = APIRouter(prefix="/2.0/mlflow/registered-models", route_class=GuardedRoute)
 

@@ -9,14 +9,14 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import Field, model_validator
 
-from ray_apps.admission import GuardedRoute
-from ray_apps.mlflow import wire
-from ray_apps.mlflow.experiments import LOGGED_MODELS, active_experiment, is_in_view
-from ray_apps.mlflow.run_names import made_up_name
-from ray_apps.mlflow.search import page, runs_column
-from ray_apps.mlflow.services import Logs, OperatorRegistry, RunLogs, ViewerRegistry
-from ray_apps.mlflow.wire import Body, Json, Tag
-from registry import InvalidInput, NotFound, Point, Registry, RunLog, RunRecord, Segment
+from toque.ray_apps.admission import GuardedRoute
+from toque.ray_apps.mlflow import wire
+from toque.ray_apps.mlflow.experiments import LOGGED_MODELS, active_experiment, is_in_view
+from toque.ray_apps.mlflow.run_names import made_up_name
+from toque.ray_apps.mlflow.search import page, runs_column
+from toque.ray_apps.mlflow.services import Logs, OperatorRegistry, RunLogs, ViewerRegistry
+from toque.ray_apps.mlflow.wire import Body, Json, Tag
+from toque.registry import InvalidInput, NotFound, Point, Registry, RunLog, RunRecord, Segment
 
 router = APIRouter(prefix="/2.0/mlflow", route_class=GuardedRoute)
 

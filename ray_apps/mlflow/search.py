@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ray_apps.mlflow.wire import INPUTS, Json, list_in_tag
-from registry import InvalidInput
-from registry.runs.search import AnyOf, Comparable, Predicate, parse_column, parse_where
+from toque.ray_apps.mlflow.wire import INPUTS, Json, list_in_tag
+from toque.registry import InvalidInput
+from toque.registry.runs.search import AnyOf, Comparable, Predicate, parse_column, parse_where
 
 T = TypeVar("T")
 Attributes = Mapping[str, Callable[[Any], Any]]

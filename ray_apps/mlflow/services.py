@@ -11,8 +11,18 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from ray_apps.admission import ANY_MODEL, Admitted, admitted_of, allowed
-from registry import Access, Clock, ObjectStore, Principal, Registry, Role, RunLog, utc_now, workspace_store
+from toque.ray_apps.admission import ANY_MODEL, Admitted, admitted_of, allowed
+from toque.registry import (
+    Access,
+    Clock,
+    ObjectStore,
+    Principal,
+    Registry,
+    Role,
+    RunLog,
+    utc_now,
+    workspace_store,
+)
 
 _REGISTRIES_KEPT = 256
 _LOGS_KEPT = 4096

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from functions.model_formats.mlflow_files import read_mlmodel
-from registry import InvalidInput, Signature
+from toque.functions.model_formats.mlflow_files import read_mlmodel
+from toque.registry import InvalidInput, Signature
 
 SIGNATURE_FILE = "signature.json"
 _LARGEST_SIGNATURE_BYTES = 16 << 20

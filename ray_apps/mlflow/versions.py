@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from pydantic import Field
 
-from ray_apps.admission import GuardedRoute
-from ray_apps.mlflow import wire
-from ray_apps.mlflow.errors import Refusal, unsupported
-from ray_apps.mlflow.files import ALLOW_CODE
-from ray_apps.mlflow.model_files import NeedsAcceptance, register_source
-from ray_apps.mlflow.models import SearchQuery, version_number
-from ray_apps.mlflow.search import page, parse_filter, sort_by
-from ray_apps.mlflow.services import ModelOperator, ModelViewer, OperatorRegistry
-from ray_apps.mlflow.wire import Body, Description, Json, Tag
-from registry import ModelVersion, NotFound, Registry
+from toque.ray_apps.admission import GuardedRoute
+from toque.ray_apps.mlflow import wire
+from toque.ray_apps.mlflow.errors import Refusal, unsupported
+from toque.ray_apps.mlflow.files import ALLOW_CODE
+from toque.ray_apps.mlflow.model_files import NeedsAcceptance, register_source
+from toque.ray_apps.mlflow.models import SearchQuery, version_number
+from toque.ray_apps.mlflow.search import page, parse_filter, sort_by
+from toque.ray_apps.mlflow.services import ModelOperator, ModelViewer, OperatorRegistry
+from toque.ray_apps.mlflow.wire import Body, Description, Json, Tag
+from toque.registry import ModelVersion, NotFound, Registry
 
 router = APIRouter(prefix="/2.0/mlflow/model-versions", route_class=GuardedRoute)
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from registry import Experiment, InvalidInput, ModelState, ModelVersion, RunRecord
-from registry.models.decisions import LONGEST_DESCRIPTION
+from toque.registry import Experiment, InvalidInput, ModelState, ModelVersion, RunRecord
+from toque.registry.models.decisions import LONGEST_DESCRIPTION
 
 RESERVED = "toque.mlflow."  # prefix of tags that hold fields of MLflow which the registry does not have
 DELETED = f"{RESERVED}deleted"

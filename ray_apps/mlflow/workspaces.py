@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, admitted_of, allowed
-from ray_apps.mlflow.errors import Refusal, unsupported
-from ray_apps.mlflow.services import services_of
-from ray_apps.mlflow.wire import Body, Json
-from registry import EVERY_WORKSPACE, Access, NotFound, Principal, Role, Workspace
+from toque.ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, admitted_of, allowed
+from toque.ray_apps.mlflow.errors import Refusal, unsupported
+from toque.ray_apps.mlflow.services import services_of
+from toque.ray_apps.mlflow.wire import Body, Json
+from toque.registry import EVERY_WORKSPACE, Access, NotFound, Principal, Role, Workspace
 
 router = APIRouter(prefix="/3.0/mlflow", route_class=GuardedRoute)
 

@@ -3,15 +3,15 @@
 Knows files, columns and text. Must not know how a model is trained or served; what it writes uses public names only.
 """
 
-from ray_apps.new_project.columns import Summaries
-from ray_apps.new_project.draft import Draft, Reading, check_project_name, draft_of
-from ray_apps.new_project.errors import InitError
-from ray_apps.new_project.findings import Finding
-from ray_apps.new_project.outcomes import OUTCOMES
-from ray_apps.new_project.pages import code_lines, pages
-from ray_apps.new_project.roles import Guess, Wishes
-from ray_apps.new_project.source import Source
-from ray_apps.new_project.write import check_absent, write_project
+from toque.ray_apps.new_project.columns import Summaries
+from toque.ray_apps.new_project.draft import Draft, Reading, check_project_name, draft_of
+from toque.ray_apps.new_project.errors import InitError
+from toque.ray_apps.new_project.findings import Finding
+from toque.ray_apps.new_project.outcomes import OUTCOMES
+from toque.ray_apps.new_project.pages import code_lines, pages
+from toque.ray_apps.new_project.roles import Guess, Wishes
+from toque.ray_apps.new_project.source import Source
+from toque.ray_apps.new_project.write import check_absent, write_project
 
 __all__ = [
     "OUTCOMES",

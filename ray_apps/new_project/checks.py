@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from ray_apps.new_project.columns import ColumnSummary, Summaries
-from ray_apps.new_project.findings import Finding, share, shown
-from ray_apps.new_project.leaks import leaks, sampled
-from ray_apps.new_project.outcomes import CLASSIFIED, MIN_CLASS_ROWS
-from ray_apps.new_project.roles import Roles, class_counts, duplicates
+from toque.ray_apps.new_project.columns import ColumnSummary, Summaries
+from toque.ray_apps.new_project.findings import Finding, share, shown
+from toque.ray_apps.new_project.leaks import leaks, sampled
+from toque.ray_apps.new_project.outcomes import CLASSIFIED, MIN_CLASS_ROWS
+from toque.ray_apps.new_project.roles import Roles, class_counts, duplicates
 
 MIN_ROWS = 50
 _MANY_CATEGORIES = 10_000  # more get no embedding of their own (`TabularParams.max_categories`)

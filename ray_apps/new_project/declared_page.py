@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ray_apps.new_project.columns import ColumnSummary
-from ray_apps.new_project.draft import Draft
-from ray_apps.new_project.load_page import key_type, label_expression, quoted
-from ray_apps.new_project.roles import ROW
+from toque.ray_apps.new_project.columns import ColumnSummary
+from toque.ray_apps.new_project.draft import Draft
+from toque.ray_apps.new_project.load_page import key_type, label_expression, quoted
+from toque.ray_apps.new_project.roles import ROW
 
 _ISO = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M")
 _TYPES = {"integer": "Int64", "number": "Float64", "text": "String", "flag": "String"}
@@ -69,8 +69,8 @@ def declared_load_page(draft: Draft) -> str:
 
 import polars as pl
 
-from functions import context
-from functions.features import LoadedRows, load_declared
+from toque.functions import context
+from toque.functions.features import LoadedRows, load_declared
 from {draft.package}.features import FEATURES, view
 
 LABEL = {_label(draft)}
@@ -88,8 +88,8 @@ def declared_test_page(draft: Draft) -> str:
     return f'''\
 """Checks of what {draft.name} learns from; run them by `python -m pytest`."""
 
-from functions import use_context
-from functions.runtime.context import context_of
+from toque.functions import use_context
+from toque.functions.runtime.context import context_of
 from {draft.package}.features import CATEGORICAL, NUMERIC
 from {draft.package}.load import load
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import polars as pl
 
-from ray_apps.new_project.checks import Checked, check
-from ray_apps.new_project.columns import MISSING, ColumnSummary, Summaries, summarize
-from ray_apps.new_project.errors import InitError
-from ray_apps.new_project.findings import Finding
-from ray_apps.new_project.outcomes import BY_NETWORK
-from ray_apps.new_project.roles import Roles, Wishes, column_named, roles_of
-from ray_apps.new_project.source import Source
-from registry.store import RESERVED_TABLES
+from toque.ray_apps.new_project.checks import Checked, check
+from toque.ray_apps.new_project.columns import MISSING, ColumnSummary, Summaries, summarize
+from toque.ray_apps.new_project.errors import InitError
+from toque.ray_apps.new_project.findings import Finding
+from toque.ray_apps.new_project.outcomes import BY_NETWORK
+from toque.ray_apps.new_project.roles import Roles, Wishes, column_named, roles_of
+from toque.ray_apps.new_project.source import Source
+from toque.registry.store import RESERVED_TABLES
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _OWN_TABLES = RESERVED_TABLES | {"training"}

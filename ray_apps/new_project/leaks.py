@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from ray_apps.new_project.columns import Summaries, cleaned
-from ray_apps.new_project.findings import Finding
-from ray_apps.new_project.roles import Roles
+from toque.ray_apps.new_project.columns import Summaries, cleaned
+from toque.ray_apps.new_project.findings import Finding
+from toque.ray_apps.new_project.roles import Roles
 
 ROWS = 100_000
 _CHANCE = -20.0  # log of the chance below which values with one label each are no accident

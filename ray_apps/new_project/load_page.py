@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from ray_apps.new_project.columns import ColumnSummary
-from ray_apps.new_project.draft import Draft
-from ray_apps.new_project.roles import ROW
+from toque.ray_apps.new_project.columns import ColumnSummary
+from toque.ray_apps.new_project.draft import Draft
+from toque.ray_apps.new_project.roles import ROW
 
 
 def load_page(draft: Draft) -> str:
@@ -19,8 +19,8 @@ def load_page(draft: Draft) -> str:
 
 {"".join(line + chr(10) for line in imports)}import polars as pl
 
-from functions import context
-from functions.features import LoadedRows, load_rows
+from toque.functions import context
+from toque.functions.features import LoadedRows, load_rows
 from {draft.package}.features import CATEGORICAL, FEATURES, NUMERIC, view
 
 SOURCE = {quoted(str(draft.source.path))}

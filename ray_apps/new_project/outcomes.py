@@ -9,8 +9,8 @@ from typing import Literal
 
 import polars as pl
 
-from ray_apps.new_project.columns import ColumnSummary, cleaned
-from ray_apps.new_project.errors import InitError
+from toque.ray_apps.new_project.columns import ColumnSummary, cleaned
+from toque.ray_apps.new_project.errors import InitError
 
 Outcome = Literal["binary", "multiclass", "multilabel", "number", "count", "ranking", "vector"]
 OUTCOMES: tuple[Outcome, ...] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ray_apps.new_project.declared_page import (
+from toque.ray_apps.new_project.declared_page import (
     declared_load_page,
     declared_test_page,
     is_declared,
@@ -12,10 +12,10 @@ from ray_apps.new_project.declared_page import (
     reader_name,
     source_declaration,
 )
-from ray_apps.new_project.draft import Draft
-from ray_apps.new_project.load_page import key_type, load_page, quoted
-from ray_apps.new_project.outcomes import BY_NETWORK, CLASSIFIED, Outcome
-from ray_apps.new_project.readme import readme
+from toque.ray_apps.new_project.draft import Draft
+from toque.ray_apps.new_project.load_page import key_type, load_page, quoted
+from toque.ray_apps.new_project.outcomes import BY_NETWORK, CLASSIFIED, Outcome
+from toque.ray_apps.new_project.readme import readme
 
 _WIDTH = 100
 _REFERENCES: dict[Outcome, str] = {
@@ -87,7 +87,7 @@ def _features(draft: Draft) -> str:
     return f'''\
 """Features of {draft.name}, and what they are features of."""
 
-from featurestore import {", ".join(sorted(names))}
+from toque.featurestore import {", ".join(sorted(names))}
 
 {_names("NUMERIC", draft.checked.numeric)}
 {_names("CATEGORICAL", draft.checked.categorical)}
@@ -127,11 +127,11 @@ def _model(draft: Draft) -> str:
     return f'''\
 """The model of {draft.name}: what it predicts, how it learns, and what it must show before it is served."""
 
-from functions.evaluation import Gate
-from functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
-from functions.project import ModelDefinition
-from functions.training import {used}
-from registry import ModelPolicy
+from toque.functions.evaluation import Gate
+from toque.functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
+from toque.functions.project import ModelDefinition
+from toque.functions.training import {used}
+from toque.registry import ModelPolicy
 from {draft.package}.features import CATEGORICAL, NUMERIC, service
 
 # It must beat {_REFERENCES[roles.outcome]} by 5 %, on rows it has not seen; "linear" would name a linear model.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ray_apps.new_project.declared_page import is_declared
-from ray_apps.new_project.draft import Draft
+from toque.ray_apps.new_project.declared_page import is_declared
+from toque.ray_apps.new_project.draft import Draft
 
 _AGAIN = """ The file is a declared source: lines that are added to it are loaded by
 `toque run refresh_features`, or by the next `toque train`, each once; `toque sources` shows the loads."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import polars as pl
 
-from ray_apps.new_project.columns import ColumnSummary, Summaries, cleaned
-from ray_apps.new_project.errors import InitError
-from ray_apps.new_project.outcomes import Outcome, outcome_of, several_names, shape_of
+from toque.ray_apps.new_project.columns import ColumnSummary, Summaries, cleaned
+from toque.ray_apps.new_project.errors import InitError
+from toque.ray_apps.new_project.outcomes import Outcome, outcome_of, several_names, shape_of
 
 ROW = "row"
 """Key of a table without one: the number of the row."""

@@ -20,8 +20,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_apps.new_project.errors import InitError
-from ray_apps.new_project.findings import Finding, share, shown
+from toque.ray_apps.new_project.errors import InitError
+from toque.ray_apps.new_project.findings import Finding, share, shown
 
 Kind = Literal["csv", "parquet", "sqlite"]
 _KINDS: dict[str, Kind] = {

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ray_apps.new_project.errors import InitError
+from toque.ray_apps.new_project.errors import InitError
 
 
 def write_project(folder: Path, files: Mapping[str, str]) -> None:

@@ -3,7 +3,7 @@
 `with_oidc` puts both behind one interface for the doors. It knows nothing of requests, routes or workspaces' contents.
 """
 
-from ray_apps.oidc.settings import ClaimGrant, OidcSettings
-from ray_apps.oidc.verifier import OidcVerifier, with_oidc
+from toque.ray_apps.oidc.settings import ClaimGrant, OidcSettings
+from toque.ray_apps.oidc.verifier import OidcVerifier, with_oidc
 
 __all__ = ["ClaimGrant", "OidcSettings", "OidcVerifier", "with_oidc"]

@@ -1,4 +1,4 @@
-"""Tells whom a signed token on standard input stands for, or why it is refused: `python -m ray_apps.oidc < token`.
+"""Tells whom a signed token on standard input stands for, or why it is refused: `python -m toque.ray_apps.oidc < token`.
 
 The settings are those of `TOQUE_OIDC`. Exit codes: 0 accepted, 1 refused, 2 wrong or missing settings.
 """
@@ -9,14 +9,14 @@ import argparse
 import os
 import sys
 
-from ray_apps.oidc.settings import OidcSettings
-from ray_apps.oidc.verifier import OidcVerifier
-from registry import InvalidInput, Unavailable
+from toque.ray_apps.oidc.settings import OidcSettings
+from toque.ray_apps.oidc.verifier import OidcVerifier
+from toque.registry import InvalidInput, Unavailable
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check the token on standard input; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ray_apps.oidc", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m toque.ray_apps.oidc", description=__doc__)
     parser.parse_args(arguments)
     try:
         settings = OidcSettings.from_environment(os.environ)

@@ -15,9 +15,9 @@ from urllib.parse import quote_plus, urlencode
 
 from pydantic import BaseModel, ConfigDict
 
-from ray_apps.oidc.issuer_keys import Json, discovery, fetch_json
-from ray_apps.oidc.settings import OidcClient, OidcSettings, check_url
-from registry import InvalidInput, Unavailable
+from toque.ray_apps.oidc.issuer_keys import Json, discovery, fetch_json
+from toque.ray_apps.oidc.settings import OidcClient, OidcSettings, check_url
+from toque.registry import InvalidInput, Unavailable
 
 Post = Callable[[str, Mapping[str, str], tuple[str, str] | None], Json]
 _TIMEOUT_S: Final = 10.0

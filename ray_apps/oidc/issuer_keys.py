@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ray_apps.oidc.settings import OidcSettings, check_url
-from registry import Unavailable
+from toque.ray_apps.oidc.settings import OidcSettings, check_url
+from toque.registry import Unavailable
 
 if TYPE_CHECKING:
     from jwt import PyJWK

@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from registry import Grant, InvalidInput, Limits
-from registry.access import UNLIMITED
+from toque.registry import Grant, InvalidInput, Limits
+from toque.registry.access import UNLIMITED
 
 __all__ = ["Algorithm", "ClaimGrant", "OidcClient", "OidcSettings", "check_url"]
 

@@ -11,14 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from ray_apps.oidc.issuer_keys import IssuerKeys
-from ray_apps.oidc.settings import OidcSettings
-from registry import InvalidInput, Principal
+from toque.ray_apps.oidc.issuer_keys import IssuerKeys
+from toque.ray_apps.oidc.settings import OidcSettings
+from toque.registry import InvalidInput, Principal
 
 if TYPE_CHECKING:
     from jwt import PyJWK
 
-    from ray_apps.token_cache import AccessList
+    from toque.ray_apps.token_cache import AccessList
 
 NAME_PREFIX: Final = "oidc:"
 """Begins the name of every principal of an issuer; no token of the access list has such a name."""

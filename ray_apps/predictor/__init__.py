@@ -12,10 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ray_apps.predictor import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
-
 if TYPE_CHECKING:
-    from ray_apps.predictor.deploy.deployment import (
+    from toque.ray_apps.predictor.deploy.deployment import (
         POOL_APP,
         POOL_PREFIX,
         app_name,
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
         pool_prefix,
         route_prefix,
     )
-    from ray_apps.predictor.deploy.options import DedicatedOptions, PoolOptions, PredictorOptions
+    from toque.ray_apps.predictor.deploy.options import DedicatedOptions, PoolOptions, PredictorOptions
 
 __all__ = [
     "POOL_APP",

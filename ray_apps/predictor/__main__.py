@@ -1,6 +1,6 @@
 """Serve models of a store on this machine, without the rest of the platform: to try one out, or to measure it.
 
-python -m ray_apps.predictor --port 8000 [--grpc-port 8001] MODEL…    (the store and Redis are those of the environment)
+python -m toque.ray_apps.predictor --port 8000 [--grpc-port 8001] MODEL…    (the store and Redis are those of the environment)
 
 It starts a Ray of its own with Serve behind HAProxy, prints `ready` when all models answer, and ends everything
 it started on SIGINT or SIGTERM. SIGHUP deploys all models again, with the code that is on disk then, and prints
@@ -24,11 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.loopback import loopback_environment
+from toque.ray_apps.loopback import loopback_environment
 
 if TYPE_CHECKING:
-    from ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
-    from ray_apps.predictor.http.endpoint import Endpoint
+    from toque.ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
+    from toque.ray_apps.predictor.http.endpoint import Endpoint
 
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -37,8 +37,8 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.http.bypass.middlewares",
-    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "ray_apps.haproxy_supervisor.install",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "toque.ray_apps.predictor.http.bypass.middlewares",
+    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "toque.ray_apps.haproxy_supervisor.install",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # by default an HAProxy that is not there in 5 s, as on a busy machine, is killed
     "RAY_worker_niceness": "0",  # Ray's default of 15 lets any other program starve the replicas
@@ -73,7 +73,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     """The parsed and checked command line."""
-    parser = argparse.ArgumentParser(prog="python -m ray_apps.predictor", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m toque.ray_apps.predictor", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="each in replicas of its own")
     parser.add_argument(
         "--workspace", help="whose models; by default that of TOQUE_WORKSPACE, or else `default`"
@@ -139,8 +139,8 @@ def _serve_standalone(arguments: argparse.Namespace) -> None:
     import torch  # late, as the rest: with Ray, Serve's settings must be in the environment first
     import uvloop
 
-    from ray_apps.predictor.deploy.deployment import build_pool, build_predictor
-    from ray_apps.predictor.deploy.standalone import serve_standalone
+    from toque.ray_apps.predictor.deploy.deployment import build_pool, build_predictor
+    from toque.ray_apps.predictor.deploy.standalone import serve_standalone
 
     torch.set_num_threads(1)  # as a replica of less than two CPUs
     sys.setswitchinterval(0.001)
@@ -178,7 +178,7 @@ def _common(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _options(arguments: argparse.Namespace, **scale: Any) -> PredictorOptions:
-    from ray_apps.predictor.deploy.options import PredictorOptions  # late, as above
+    from toque.ray_apps.predictor.deploy.options import PredictorOptions  # late, as above
 
     return PredictorOptions.from_environment(
         os.environ,
@@ -210,7 +210,7 @@ def _dedicated_options(arguments: argparse.Namespace) -> PredictorOptions:
 
 
 def _pool_options(arguments: argparse.Namespace) -> PoolOptions:
-    from ray_apps.predictor.deploy.options import PoolOptions  # late, as above
+    from toque.ray_apps.predictor.deploy.options import PoolOptions  # late, as above
 
     return PoolOptions.from_environment(
         os.environ,
@@ -295,7 +295,7 @@ def _cluster(num_cpus: int) -> Iterator[None]:
 
 
 def _deploy_models(arguments: argparse.Namespace) -> None:
-    from ray_apps.predictor.deploy.deployment import deploy_model, deploy_pool  # late, as above
+    from toque.ray_apps.predictor.deploy.deployment import deploy_model, deploy_pool  # late, as above
 
     for model in arguments.models:
         deploy_model(model, _model_options(arguments))
@@ -310,7 +310,7 @@ def _deploy(arguments: argparse.Namespace) -> None:
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
-    from ray_apps.predictor.grpc import GRPC_APP, ProxyOptions, grpc_application
+    from toque.ray_apps.predictor.grpc import GRPC_APP, ProxyOptions, grpc_application
 
     serve.start(
         http_options=HTTPOptions(host="127.0.0.1", port=arguments.port),

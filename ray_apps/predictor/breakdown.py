@@ -1,7 +1,7 @@
 """Measures where the time of one request goes inside a replica, stage by stage, without any network.
 
-python -m ray_apps.predictor.breakdown [--columns 20]
-python -m ray_apps.predictor.breakdown --parameters 100M [--device cuda] [--rows 1]
+python -m toque.ray_apps.predictor.breakdown [--columns 20]
+python -m toque.ray_apps.predictor.breakdown --parameters 100M [--device cuda] [--rows 1]
 
 Each line is the median time of one stage of a request for one row of a small model, on this machine, repeated by
 itself; the last are the whole endpoint, from ASGI message in to ASGI message out, with and without the log.
@@ -28,20 +28,20 @@ import numpy as np
 import orjson
 import torch
 
-from functions.model_formats.program import export_program, save_program
-from functions.prediction_log import encode_prediction
-from functions.prediction_log.writing.wal import WriteAheadLog
-from ray_apps.admission import open_admission
-from ray_apps.predictor.http.auth import TokenAuthenticator
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.protocol.json import InferResponse, decode_request, encode_response
-from ray_apps.predictor.versions.cuda_graphs import REPEATS
-from ray_apps.predictor.versions.cuda_scoring import CudaScorer
-from ray_apps.predictor.versions.engine import Engine
-from ray_apps.predictor.versions.scoring import load_scorer
-from registry import Access, Registry, Signature, TensorSpec, open_store
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.prediction_log import encode_prediction
+from toque.functions.prediction_log.writing.wal import WriteAheadLog
+from toque.ray_apps.admission import open_admission
+from toque.ray_apps.predictor.http.auth import TokenAuthenticator
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.protocol.json import InferResponse, decode_request, encode_response
+from toque.ray_apps.predictor.versions.cuda_graphs import REPEATS
+from toque.ray_apps.predictor.versions.cuda_scoring import CudaScorer
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.ray_apps.predictor.versions.scoring import load_scorer
+from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 
 ROUNDS = 2_000
 SIZED_ROUNDS = 200
@@ -231,7 +231,7 @@ def number(text: str) -> int:
 
 def main() -> None:
     """Measure what the arguments ask for, and print one line a stage."""
-    parser = argparse.ArgumentParser(prog="python -m ray_apps.predictor.breakdown", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m toque.ray_apps.predictor.breakdown", description=__doc__)
     parser.add_argument("--columns", type=int, default=20)
     parser.add_argument("--parameters", type=number)
     parser.add_argument("--rows", type=int, default=1)

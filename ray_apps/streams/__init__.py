@@ -1,5 +1,5 @@
 """Consumers of streams as a Serve application: they share the partitions by leases, and take over from one that dies."""
 
-from ray_apps.streams.deployment import application
+from toque.ray_apps.streams.deployment import application
 
 __all__ = ["application"]

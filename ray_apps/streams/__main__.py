@@ -1,4 +1,4 @@
-"""Follow the stream sources of a platform in this process until it is ended: `python -m ray_apps.streams`."""
+"""Follow the stream sources of a platform in this process until it is ended: `python -m toque.ray_apps.streams`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import signal
 import threading
 from functools import cache
 
-from functions.runtime.context import context_of
-from ray_apps.streams.follower import Followers
-from registry import Access
+from toque.functions.runtime.context import context_of
+from toque.ray_apps.streams.follower import Followers
+from toque.registry import Access
 
 
 def main() -> None:

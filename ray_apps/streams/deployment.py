@@ -7,22 +7,22 @@ import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from clusters.profile import apply_profile
+from toque.clusters.profile import apply_profile
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
-    from functions.runtime.context import Context
+    from toque.functions.runtime.context import Context
 
 
 class StreamsReplica:
     """Follows the stream sources of all workspaces. It is unhealthy, and so replaced, when its thread has ended."""
 
     def __init__(self) -> None:
-        from functions.runtime.context import context_of  # late: only a replica needs it
-        from functions.runtime.process import enter_process
-        from ray_apps.streams.follower import Followers
-        from registry import Access
+        from toque.functions.runtime.context import context_of  # late: only a replica needs it
+        from toque.functions.runtime.process import enter_process
+        from toque.ray_apps.streams.follower import Followers
+        from toque.registry import Access
 
         apply_profile(os.environ)
         used = context_of(os.environ)
@@ -59,7 +59,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
     """
     from ray import serve  # late: the processes that start Ray import this package before it
 
-    from ray_apps.spread import laid_out  # late: as above
+    from toque.ray_apps.spread import laid_out  # late: as above
 
     chosen: dict[str, Any] = {"name": "streams", "ray_actor_options": {"num_cpus": 0}} | (options or {})
     deployment: Any = serve.deployment(StreamsReplica, **laid_out(chosen))

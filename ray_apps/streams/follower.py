@@ -10,18 +10,18 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from featurestore import FeatureStoreError
-from featurestore.errors import StreamRewritten
-from featurestore.streams.consumer import StreamConsumer
-from featurestore.streams.opening import open_stream
-from ray_apps.leader_lease import REDIS_BEAT_S, Leadership, Lease, RedisLease
-from ray_apps.streams.ownership import PartitionLeases, RedisMembers
-from ray_apps.streams.series import FAILURES, ConsumerSeries
-from registry.lease import STORE_BEAT_S, StoreLease
+from toque.featurestore import FeatureStoreError
+from toque.featurestore.errors import StreamRewritten
+from toque.featurestore.streams.consumer import StreamConsumer
+from toque.featurestore.streams.opening import open_stream
+from toque.ray_apps.leader_lease import REDIS_BEAT_S, Leadership, Lease, RedisLease
+from toque.ray_apps.streams.ownership import PartitionLeases, RedisMembers
+from toque.ray_apps.streams.series import FAILURES, ConsumerSeries
+from toque.registry.lease import STORE_BEAT_S, StoreLease
 
 if TYPE_CHECKING:
-    from featurestore import FeatureStore
-    from functions.runtime.context import Context
+    from toque.featurestore import FeatureStore
+    from toque.functions.runtime.context import Context
 
 LOOK_EVERY_S = 5.0
 _SHOW_EVERY_S = 1.0
@@ -128,7 +128,7 @@ def definition_of(features: FeatureStore, source: str) -> str:
 
 def leases_of(used: Context, source: str, partitions: Sequence[int]) -> PartitionLeases:
     """Make this consumer's leases on the partitions of a source: by Redis while it answers, else by the store."""
-    from functions.runtime.changes.announcer import connection  # late: only a replica needs it
+    from toque.functions.runtime.changes.announcer import connection  # late: only a replica needs it
 
     holder = f"{os.uname().nodename}/{os.getpid()}/{uuid.uuid4().hex}"
     name = f"stream-{used.workspace}-{source}"

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from redis import RedisError
 
-from ray_apps.leader_lease import Leadership
-from registry import Unavailable
+from toque.ray_apps.leader_lease import Leadership
+from toque.registry import Unavailable
 
 BEAT_S = 1.0
 MEMBER_TERM_S = 5.0

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from prometheus_client import Counter, Gauge
 
-from featurestore.streams.consumer import ConsumerCounts
+from toque.featurestore.streams.consumer import ConsumerCounts
 
 _LABELS = ("workspace", "source")
 LAG = Gauge(

@@ -1,6 +1,6 @@
 """Access: roles and grants, bearer tokens, workspaces, and cryptographic signatures of model versions."""
 
-from registry.access.grants import (
+from toque.registry.access.grants import (
     DEFAULT_WORKSPACE,
     EVERY_WORKSPACE,
     SERVICE_TIERS,
@@ -12,8 +12,8 @@ from registry.access.grants import (
     ServiceTier,
     check_workspace,
 )
-from registry.access.tokens import Access, TokenRecord
-from registry.access.workspaces import (
+from toque.registry.access.tokens import Access, TokenRecord
+from toque.registry.access.workspaces import (
     QueueShare,
     Workspace,
     split_workspace_url,

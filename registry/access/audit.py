@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from registry.access.grants import DEFAULT_WORKSPACE, EVERY_WORKSPACE
-from registry.access.tokens import Access, Tokens
-from registry.access.workspaces import workspace_store
-from registry.journal import Entry, Journal
-from registry.times import from_text
+from toque.registry.access.grants import DEFAULT_WORKSPACE, EVERY_WORKSPACE
+from toque.registry.access.tokens import Access, Tokens
+from toque.registry.access.workspaces import workspace_store
+from toque.registry.journal import Entry, Journal
+from toque.registry.times import from_text
 
 if TYPE_CHECKING:
-    from registry.store import ObjectStore
+    from toque.registry.store import ObjectStore
 
 REFUSALS: Final = "access/refusals/"
 """Prefix of the keys of refused requests, in the platform's store, by day."""

@@ -8,8 +8,8 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
-from registry.errors import InvalidInput
-from registry.names import check_name
+from toque.registry.errors import InvalidInput
+from toque.registry.names import check_name
 
 DEFAULT_WORKSPACE: Final = "default"
 """Workspace that every platform has; a team that is alone never names it."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from registry.access.grants import (
+from toque.registry.access.grants import (
     DEFAULT_WORKSPACE,
     EVERY_WORKSPACE,
     UNLIMITED,
@@ -27,14 +27,14 @@ from registry.access.grants import (
     check_workspace,
     make_grant,
 )
-from registry.access.workspaces import QueueShare, Workspace
-from registry.errors import AlreadyExists, InvalidInput, NotFound, RegistryError, Unavailable
-from registry.journal import Entry, Fold, Journal
-from registry.names import check_name
-from registry.times import Clock, as_utc, from_text, to_text, utc_now
+from toque.registry.access.workspaces import QueueShare, Workspace
+from toque.registry.errors import AlreadyExists, InvalidInput, NotFound, RegistryError, Unavailable
+from toque.registry.journal import Entry, Fold, Journal
+from toque.registry.names import check_name
+from toque.registry.times import Clock, as_utc, from_text, to_text, utc_now
 
 if TYPE_CHECKING:
-    from registry.store import ObjectStore
+    from toque.registry.store import ObjectStore
 
 REFRESH_EVERY_S = 1.0
 TOKEN_LIFETIME: Final = timedelta(days=90)

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from registry.access.grants import DEFAULT_WORKSPACE, UNLIMITED, Limits, check_workspace
+from toque.registry.access.grants import DEFAULT_WORKSPACE, UNLIMITED, Limits, check_workspace
 
 if TYPE_CHECKING:
-    from registry.store import ObjectStore
+    from toque.registry.store import ObjectStore
 
 _FOLDER = "workspaces"
 

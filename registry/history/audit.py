@@ -9,18 +9,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from registry.errors import Damaged, RegistryError
-from registry.history.folds import FoldOf, entries_fold, registry_fold
-from registry.history.published import Part, parts
-from registry.journal.adoption import find_adopted
-from registry.journal.deletions import deleted_journals
-from registry.journal.heads import Heads, journal_counts
-from registry.journal.high_water import lost, mark_of
-from registry.registry import Registry
+from toque.registry.errors import Damaged, RegistryError
+from toque.registry.history.folds import FoldOf, entries_fold, registry_fold
+from toque.registry.history.published import Part, parts
+from toque.registry.journal.adoption import find_adopted
+from toque.registry.journal.deletions import deleted_journals
+from toque.registry.journal.heads import Heads, journal_counts
+from toque.registry.journal.high_water import lost, mark_of
+from toque.registry.registry import Registry
 
 if TYPE_CHECKING:
-    from registry.journal import Entry
-    from registry.store import ObjectStore
+    from toque.registry.journal import Entry
+    from toque.registry.store import ObjectStore
 
 _READERS = 8
 _Expected = Mapping[int, str]  # number of entries of a journal -> digest of the last

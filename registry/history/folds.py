@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from registry.access import Access
-from registry.journal import Fold, Journal
-from registry.registry import Registry
+from toque.registry.access import Access
+from toque.registry.journal import Fold, Journal
+from toque.registry.registry import Registry
 
 if TYPE_CHECKING:
-    from registry.store import ObjectStore
+    from toque.registry.store import ObjectStore
 
 _ACTOR = "audit"
 FoldOf = Callable[["ObjectStore", str], Fold[Any] | None]

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from registry.errors import Damaged
-from registry.journal.adoption import adopt
-from registry.journal.heads import Head, Heads, last_entries, parse_heads
+from toque.registry.errors import Damaged
+from toque.registry.journal.adoption import adopt
+from toque.registry.journal.heads import Head, Heads, last_entries, parse_heads
 
 if TYPE_CHECKING:
-    from registry.audit_keys import AuditKeys
-    from registry.store import ObjectStore
-    from registry.times import Clock
+    from toque.registry.audit_keys import AuditKeys
+    from toque.registry.store import ObjectStore
+    from toque.registry.times import Clock
 
 _FOLDER = "heads/"
 _KIND = "published"

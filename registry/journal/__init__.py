@@ -1,8 +1,8 @@
 """Journals: numbered, chained entries with compare-and-append, and the states folded from them."""
 
-from registry.journal.conflict import Conflict
-from registry.journal.entry import Entry
-from registry.journal.fold import Fold
-from registry.journal.journal import Journal
+from toque.registry.journal.conflict import Conflict
+from toque.registry.journal.entry import Entry
+from toque.registry.journal.fold import Fold
+from toque.registry.journal.journal import Journal
 
 __all__ = ["Conflict", "Entry", "Fold", "Journal"]

@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from registry.errors import Damaged
-from registry.journal import snapshot
-from registry.journal.heads import Head, Heads, last_entries, parse_heads
+from toque.registry.errors import Damaged
+from toque.registry.journal import snapshot
+from toque.registry.journal.heads import Head, Heads, last_entries, parse_heads
 
 if TYPE_CHECKING:
-    from registry.audit_keys import AuditKeys
-    from registry.journal.entry import Entry
-    from registry.store import ObjectStore
-    from registry.times import Clock
+    from toque.registry.audit_keys import AuditKeys
+    from toque.registry.journal.entry import Entry
+    from toque.registry.store import ObjectStore
+    from toque.registry.times import Clock
 
 PATH = "audit/adopted.json"
 _KIND = "adopted"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry.errors import RegistryError
-from registry.journal.entry import Entry
+from toque.registry.errors import RegistryError
+from toque.registry.journal.entry import Entry
 
 
-class Conflict(RegistryError):  # noqa: N818 - as in `registry.errors`
+class Conflict(RegistryError):  # noqa: N818 - as in `toque.registry.errors`
     """Another writer's entry has the number that this one was to get: reread and decide again.
 
     number: of the entry; entry: the other writer's.

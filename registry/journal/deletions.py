@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from registry.journal.fold import Fold
-from registry.journal.journal import Journal
-from registry.times import Clock, utc_now
+from toque.registry.journal.fold import Fold
+from toque.registry.journal.journal import Journal
+from toque.registry.times import Clock, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from registry.store import ObjectStore
+    from toque.registry.store import ObjectStore
 
 PATH = "deletions"
 _DELETABLE = "invocations/"

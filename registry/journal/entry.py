@@ -10,8 +10,8 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from registry.errors import Damaged, InvalidInput, NewerFormat
-from registry.times import from_text, to_text
+from toque.registry.errors import Damaged, InvalidInput, NewerFormat
+from toque.registry.times import from_text, to_text
 
 FORMAT = 1
 """Newest format of an entry that is read here; one without the field `format` has the first, which all releases read.

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from copy import copy
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from registry.backoff import backoff_s
-from registry.errors import Damaged, NewerFormat, RegistryError
-from registry.journal import high_water, snapshot
-from registry.journal.conflict import Conflict
-from registry.journal.entry import NO_DIGEST, Entry
+from toque.registry.backoff import backoff_s
+from toque.registry.errors import Damaged, NewerFormat, RegistryError
+from toque.registry.journal import high_water, snapshot
+from toque.registry.journal.conflict import Conflict
+from toque.registry.journal.entry import NO_DIGEST, Entry
 
 if TYPE_CHECKING:
-    from registry.journal.journal import Journal
+    from toque.registry.journal.journal import Journal
 
 S = TypeVar("S")
 SNAPSHOT_EVERY = 64

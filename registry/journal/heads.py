@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from registry.errors import Damaged
-from registry.journal import snapshot
-from registry.journal.entry import Entry, parse_entry
-from registry.times import from_text, to_text
+from toque.registry.errors import Damaged
+from toque.registry.journal import snapshot
+from toque.registry.journal.entry import Entry, parse_entry
+from toque.registry.times import from_text, to_text
 
 if TYPE_CHECKING:
-    from registry.audit_keys import AuditKeys
-    from registry.store import ObjectStore
+    from toque.registry.audit_keys import AuditKeys
+    from toque.registry.store import ObjectStore
 
 _READERS = 16
 _SKIPPED = (

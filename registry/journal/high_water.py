@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry.errors import Damaged, RegistryError
-from registry.journal.journal import Journal
+from toque.registry.errors import Damaged, RegistryError
+from toque.registry.journal.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
-    from registry.store import ObjectStore
+    from toque.registry.store import ObjectStore
 
 _logger = logging.getLogger(__name__)
 _marks: dict[str, Mark] = {}

@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from registry.audit_keys import FILE_VARIABLE, KEY_VARIABLE
-from registry.errors import AlreadyExists, Damaged, InvalidInput, NotFound, Refused, Unavailable
-from registry.journal import adoption
-from registry.journal.conflict import Conflict
-from registry.journal.entry import NO_DIGEST, Entry, normalise_body, parse_entry
-from registry.names import check_key
-from registry.times import Clock, utc_now
+from toque.registry.audit_keys import FILE_VARIABLE, KEY_VARIABLE
+from toque.registry.errors import AlreadyExists, Damaged, InvalidInput, NotFound, Refused, Unavailable
+from toque.registry.journal import adoption
+from toque.registry.journal.conflict import Conflict
+from toque.registry.journal.entry import NO_DIGEST, Entry, normalise_body, parse_entry
+from toque.registry.names import check_key
+from toque.registry.times import Clock, utc_now
 
 if TYPE_CHECKING:
-    from registry.store import ObjectStore
+    from toque.registry.store import ObjectStore
 
 
 class Journal:

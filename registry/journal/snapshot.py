@@ -8,11 +8,11 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from registry.errors import Damaged, NewerFormat
+from toque.registry.errors import Damaged, NewerFormat
 
 if TYPE_CHECKING:
-    from registry.audit_keys import AuditKeys
-    from registry.store import ObjectStore
+    from toque.registry.audit_keys import AuditKeys
+    from toque.registry.store import ObjectStore
 
 SUFFIX = "/snapshot.json"
 _KIND = "snapshot"

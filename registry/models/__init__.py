@@ -1,12 +1,12 @@
 """Model versions with their files, lineage, approvals, aliases and traffic, and the rules for each."""
 
-from registry.models.layers import Claim
-from registry.models.lineage import Dependent, Lineage
-from registry.models.policy import AutomaticApproval, GateData, GateDemand, ModelPolicy
-from registry.models.signature import Signature, TensorSpec
-from registry.models.state import ModelState
-from registry.models.traffic import Arm, Condition, Holdout, LayerPart, LayerShare, Traffic, TrafficRule
-from registry.models.versions import Approval, GateOutcome, ModelVersion, Override, SignatureMark
+from toque.registry.models.layers import Claim
+from toque.registry.models.lineage import Dependent, Lineage
+from toque.registry.models.policy import AutomaticApproval, GateData, GateDemand, ModelPolicy
+from toque.registry.models.signature import Signature, TensorSpec
+from toque.registry.models.state import ModelState
+from toque.registry.models.traffic import Arm, Condition, Holdout, LayerPart, LayerShare, Traffic, TrafficRule
+from toque.registry.models.versions import Approval, GateOutcome, ModelVersion, Override, SignatureMark
 
 __all__ = [
     "Approval",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
-from registry.errors import AlreadyExists, GivenUp, InvalidInput, NotFound, Refused, Stale
-from registry.models.policy import ModelPolicy
-from registry.models.state import ModelState
-from registry.models.traffic import (
+from toque.registry.errors import AlreadyExists, GivenUp, InvalidInput, NotFound, Refused, Stale
+from toque.registry.models.policy import ModelPolicy
+from toque.registry.models.state import ModelState
+from toque.registry.models.traffic import (
     BUCKETS,
     CHAMPION,
     MAX_RULES,
@@ -20,8 +20,8 @@ from registry.models.traffic import (
     allocate,
     to_buckets,
 )
-from registry.models.versions import ModelVersion, jsonable
-from registry.names import check_name
+from toque.registry.models.versions import ModelVersion, jsonable
+from toque.registry.names import check_name
 
 Body = dict[str, Any]
 UNCHECKED: Final = "unchecked"

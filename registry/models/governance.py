@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from registry.models import decisions, reviews
-from registry.models.decisions import UNCHECKED, Expected
-from registry.models.layers import Layers
-from registry.models.policy import ModelPolicy
-from registry.models.state import ModelState
-from registry.models.traffic import CHAMPION, LayerPart, LayerShare, Traffic, TrafficRule
-from registry.models.versions import ModelVersion
+from toque.registry.models import decisions, reviews
+from toque.registry.models.decisions import UNCHECKED, Expected
+from toque.registry.models.layers import Layers
+from toque.registry.models.policy import ModelPolicy
+from toque.registry.models.state import ModelState
+from toque.registry.models.traffic import CHAMPION, LayerPart, LayerShare, Traffic, TrafficRule
+from toque.registry.models.versions import ModelVersion
 
 
 class Governance(Layers):

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from registry.errors import GivenUp, Refused, RegistryError
-from registry.journal import Entry, Fold, Journal
-from registry.models import decisions
-from registry.models.model_journals import ModelJournals
-from registry.models.state import ModelState
-from registry.models.traffic import BUCKETS, LayerPart, LayerShare, Ranges, allocate, size, to_buckets
-from registry.names import check_name
-from registry.times import Clock, utc_now
+from toque.registry.errors import GivenUp, Refused, RegistryError
+from toque.registry.journal import Entry, Fold, Journal
+from toque.registry.models import decisions
+from toque.registry.models.model_journals import ModelJournals
+from toque.registry.models.state import ModelState
+from toque.registry.models.traffic import BUCKETS, LayerPart, LayerShare, Ranges, allocate, size, to_buckets
+from toque.registry.names import check_name
+from toque.registry.times import Clock, utc_now
 
 _ATTEMPTS = 8
 _logger = logging.getLogger(__name__)

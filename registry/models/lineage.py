@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from registry.store import TableSnapshot
+from toque.registry.store import TableSnapshot
 
 
 class Lineage(BaseModel):

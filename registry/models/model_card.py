@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from registry.models.signature import TensorSpec
-from registry.models.state import ModelState
-from registry.models.versions import Approval, ModelVersion
-from registry.times import to_text
+from toque.registry.models.signature import TensorSpec
+from toque.registry.models.state import ModelState
+from toque.registry.models.versions import Approval, ModelVersion
+from toque.registry.times import to_text
 
 
 def model_card(state: ModelState, version: ModelVersion) -> str:

@@ -8,19 +8,19 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from registry.errors import InvalidInput, RegistryError
-from registry.journal import Entry, Fold, Journal
-from registry.journal.fold import PATIENCE_S
-from registry.models import state as model_state
-from registry.models.state import ModelState
-from registry.names import check_name
-from registry.times import Clock, utc_now
+from toque.registry.errors import InvalidInput, RegistryError
+from toque.registry.journal import Entry, Fold, Journal
+from toque.registry.journal.fold import PATIENCE_S
+from toque.registry.models import state as model_state
+from toque.registry.models.state import ModelState
+from toque.registry.names import check_name
+from toque.registry.times import Clock, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from registry.models.decisions import Body
-    from registry.store import ObjectStore
+    from toque.registry.models.decisions import Body
+    from toque.registry.store import ObjectStore
 
 S = TypeVar("S")
 _NAMES = "model-names/"

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from registry.errors import Damaged, NotFound, Refused
-from registry.journal import Entry
-from registry.models import decisions, reviews
-from registry.models.lineage import Dependent
-from registry.models.model_card import model_card
-from registry.models.policy import ModelPolicy
-from registry.models.registration import Registration
-from registry.models.signed_versions import SignedVersions
-from registry.models.state import ModelState, step
-from registry.models.versions import ModelVersion
-from registry.store import Progress, TableSnapshot
-from registry.times import as_utc
+from toque.registry.errors import Damaged, NotFound, Refused
+from toque.registry.journal import Entry
+from toque.registry.models import decisions, reviews
+from toque.registry.models.lineage import Dependent
+from toque.registry.models.model_card import model_card
+from toque.registry.models.policy import ModelPolicy
+from toque.registry.models.registration import Registration
+from toque.registry.models.signed_versions import SignedVersions
+from toque.registry.models.state import ModelState, step
+from toque.registry.models.versions import ModelVersion
+from toque.registry.store import Progress, TableSnapshot
+from toque.registry.times import as_utc
 
 
 class Verified(BaseModel):

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-from registry.access.signing import canonical
-from registry.names import check_name
-from registry.text_patterns import check_pattern
+from toque.registry.access.signing import canonical
+from toque.registry.names import check_name
+from toque.registry.text_patterns import check_pattern
 
 
 class GateData(BaseModel):
@@ -37,7 +37,7 @@ class GateData(BaseModel):
 class GateDemand(BaseModel):
     """Gate that the policy demands, with its limits and data.
 
-    limits: fields of `functions.evaluation.Gate`, or of `AnswerGate` for language models, other than the name; what is left out has
+    limits: fields of `toque.functions.evaluation.Gate`, or of `AnswerGate` for language models, other than the name; what is left out has
     that class's default.
     data: the rows to judge on; None: those that the caller chooses.
     """

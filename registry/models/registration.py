@@ -15,17 +15,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from registry.errors import InvalidInput, NotFound, Refused
-from registry.models import decisions
-from registry.models.code_files import executable_files
-from registry.models.lineage import Lineage
-from registry.models.model_journals import ModelJournals
-from registry.models.signature import Signature
-from registry.models.state import ModelState
-from registry.models.versions import ModelVersion, finite, jsonable
-from registry.names import check_name
-from registry.store import Blob, Progress
-from registry.store.blobs import Blobs, LocalFile, scan
+from toque.registry.errors import InvalidInput, NotFound, Refused
+from toque.registry.models import decisions
+from toque.registry.models.code_files import executable_files
+from toque.registry.models.lineage import Lineage
+from toque.registry.models.model_journals import ModelJournals
+from toque.registry.models.signature import Signature
+from toque.registry.models.state import ModelState
+from toque.registry.models.versions import ModelVersion, finite, jsonable
+from toque.registry.names import check_name
+from toque.registry.store import Blob, Progress
+from toque.registry.store.blobs import Blobs, LocalFile, scan
 
 _PATIENCE_S = 1200.0  # what was uploaded is worth waiting for, however many others register
 

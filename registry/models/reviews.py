@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from registry.errors import InvalidInput, Refused
-from registry.models.decisions import Body, require_version
-from registry.models.serving_tags import SERVING_TAGS
-from registry.models.state import ModelState
-from registry.models.versions import ModelVersion, finite
-from registry.names import check_name
+from toque.registry.errors import InvalidInput, Refused
+from toque.registry.models.decisions import Body, require_version
+from toque.registry.models.serving_tags import SERVING_TAGS
+from toque.registry.models.state import ModelState
+from toque.registry.models.versions import ModelVersion, finite
+from toque.registry.names import check_name
 
 _CEILING_WINDOW = timedelta(days=30)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-from registry.access import signing
-from registry.errors import AlreadyExists, Damaged, Refused, RegistryError
-from registry.models import decisions
-from registry.models.model_journals import ModelJournals
-from registry.models.serving_tags import serving_tags
-from registry.models.state import ModelState
-from registry.models.versions import ModelVersion, SignatureMark
+from toque.registry.access import signing
+from toque.registry.errors import AlreadyExists, Damaged, Refused, RegistryError
+from toque.registry.models import decisions
+from toque.registry.models.model_journals import ModelJournals
+from toque.registry.models.serving_tags import serving_tags
+from toque.registry.models.state import ModelState
+from toque.registry.models.versions import ModelVersion, SignatureMark
 
 
 class SignedVersions(ModelJournals):

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from registry.errors import RegistryError
-from registry.journal import Entry
-from registry.models.policy import ModelPolicy
-from registry.models.traffic import BUCKETS, CHAMPION, Arm, Holdout, LayerPart, Traffic, TrafficRule
-from registry.models.versions import (
+from toque.registry.errors import RegistryError
+from toque.registry.journal import Entry
+from toque.registry.models.policy import ModelPolicy
+from toque.registry.models.traffic import BUCKETS, CHAMPION, Arm, Holdout, LayerPart, Traffic, TrafficRule
+from toque.registry.models.versions import (
     Approval,
     GateOutcome,
     ModelVersion,
@@ -22,8 +22,8 @@ from registry.models.versions import (
     SignatureMark,
     jsonable,
 )
-from registry.store import Blob
-from registry.times import from_text, to_text
+from toque.registry.store import Blob
+from toque.registry.times import from_text, to_text
 
 SCHEMA = "4"
 _PAST_KEPT = 100  # earlier values of an alias, for rollback

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from registry.access.signing import fingerprint
-from registry.models.lineage import Lineage
-from registry.models.policy import ModelPolicy
-from registry.models.signature import Signature
-from registry.store import Blob
+from toque.registry.access.signing import fingerprint
+from toque.registry.models.lineage import Lineage
+from toque.registry.models.policy import ModelPolicy
+from toque.registry.models.signature import Signature
+from toque.registry.store import Blob
 
 
 class Approval(BaseModel):

@@ -1,8 +1,8 @@
 """Experiments and their runs with parameters, metrics and artifacts, and a search over them."""
 
-from registry.runs.experiments import Experiment
-from registry.runs.record import Point, RunRecord, Segment
-from registry.runs.remote_run import RunLog
-from registry.runs.run import Run
+from toque.registry.runs.experiments import Experiment
+from toque.registry.runs.record import Point, RunRecord, Segment
+from toque.registry.runs.remote_run import RunLog
+from toque.registry.runs.run import Run
 
 __all__ = ["Experiment", "Point", "Run", "RunLog", "RunRecord", "Segment"]

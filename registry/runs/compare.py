@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from registry.runs.record import Point, RunRecord
+from toque.registry.runs.record import Point, RunRecord
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from registry.errors import AlreadyExists, NotFound
-from registry.journal import Entry, Fold, Journal
-from registry.names import check_name
-from registry.runs.runs import Runs
-from registry.times import Clock, from_text, to_text, utc_now
+from toque.registry.errors import AlreadyExists, NotFound
+from toque.registry.journal import Entry, Fold, Journal
+from toque.registry.names import check_name
+from toque.registry.runs.runs import Runs
+from toque.registry.times import Clock, from_text, to_text, utc_now
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
-from registry.errors import Damaged
-from registry.journal import Entry
-from registry.models.versions import finite
-from registry.store import Blob, TableSnapshot
-from registry.times import from_text, to_text
+from toque.registry.errors import Damaged
+from toque.registry.journal import Entry
+from toque.registry.models.versions import finite
+from toque.registry.store import Blob, TableSnapshot
+from toque.registry.times import from_text, to_text
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "LOST"]
 SCHEMA = "1"

@@ -13,12 +13,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from registry.errors import InvalidInput
-from registry.names import check_name
-from registry.runs.record import RunRecord, Segment, Status, new_run_id, with_segments
+from toque.registry.errors import InvalidInput
+from toque.registry.names import check_name
+from toque.registry.runs.record import RunRecord, Segment, Status, new_run_id, with_segments
 
 if TYPE_CHECKING:
-    from registry.runs.run_store import RunStore
+    from toque.registry.runs.run_store import RunStore
 
 _COUNTED = "segments"  # a fact: how many segments the index's record contains
 

@@ -12,13 +12,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
 
-from registry.errors import InvalidInput, RegistryError
-from registry.runs.environment import Usage
-from registry.runs.record import Point, RunRecord, Segment, Status, with_segments
-from registry.store import TableSnapshot
+from toque.registry.errors import InvalidInput, RegistryError
+from toque.registry.runs.environment import Usage
+from toque.registry.runs.record import Point, RunRecord, Segment, Status, with_segments
+from toque.registry.store import TableSnapshot
 
 if TYPE_CHECKING:
-    from registry.runs.run_store import RunStore
+    from toque.registry.runs.run_store import RunStore
 
 FLUSH_EVERY_S = 2.0
 BEAT_EVERY_S = 10.0

@@ -11,15 +11,15 @@ from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from registry.errors import AlreadyExists, NotFound, Unavailable
-from registry.journal import Fold, Journal
-from registry.models.model_journals import ModelJournals, going_on
-from registry.names import check_key, check_name
-from registry.runs import record as run_record
-from registry.runs.record import Index, RunRecord, Segment, Status, with_segments
-from registry.store import Blob
-from registry.store.blobs import fetch, sha256_of
-from registry.times import Clock, from_text, to_text, utc_now
+from toque.registry.errors import AlreadyExists, NotFound, Unavailable
+from toque.registry.journal import Fold, Journal
+from toque.registry.models.model_journals import ModelJournals, going_on
+from toque.registry.names import check_key, check_name
+from toque.registry.runs import record as run_record
+from toque.registry.runs.record import Index, RunRecord, Segment, Status, with_segments
+from toque.registry.store import Blob
+from toque.registry.store.blobs import fetch, sha256_of
+from toque.registry.times import Clock, from_text, to_text, utc_now
 
 _BATCH = 16  # segments read at once
 LOST_AFTER = timedelta(seconds=60)  # without a heartbeat, which comes every ten

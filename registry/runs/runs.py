@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from registry.names import check_name
-from registry.runs.compare import comparison, plot
-from registry.runs.environment import environment
-from registry.runs.record import RunRecord, new_run_id, with_segments
-from registry.runs.run import Run
-from registry.runs.run_store import RunStore
-from registry.runs.search import Comparable, parse_order, parse_where
-from registry.store import TableSnapshot
+from toque.registry.names import check_name
+from toque.registry.runs.compare import comparison, plot
+from toque.registry.runs.environment import environment
+from toque.registry.runs.record import RunRecord, new_run_id, with_segments
+from toque.registry.runs.run import Run
+from toque.registry.runs.run_store import RunStore
+from toque.registry.runs.search import Comparable, parse_order, parse_where
+from toque.registry.store import TableSnapshot
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,7 +79,7 @@ class Runs(RunStore):
         limit: int = 1000,
         columns: Callable[[str], Comparable] | None = None,
     ) -> list[RunRecord]:
-        """Find runs for which `where` holds (MLflow's filter grammar; see `registry.runs.search`).
+        """Find runs for which `where` holds (MLflow's filter grammar; see `toque.registry.runs.search`).
 
         columns: resolves the names in `where`; None: those that a run has.
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from registry.errors import InvalidInput
-from registry.runs.record import RunRecord
+from toque.registry.errors import InvalidInput
+from toque.registry.runs.record import RunRecord
 
 Predicate = Callable[[Any], bool]
 _TOKEN = re.compile(

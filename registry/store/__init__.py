@@ -8,18 +8,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from registry.store.blobs import Blob
-from registry.store.clock_skew import clock_skew_s
-from registry.store.folder import FolderStore
-from registry.store.object_store import Aged, Announce, ObjectInfo, ObjectStore, Progress
-from registry.store.private_folder import private_folder, temporary_folder
-from registry.store.tables.naming import RESERVED_TABLES, TableSnapshot, check_table_name
-from registry.store.urls import open_store
+from toque.registry.store.blobs import Blob
+from toque.registry.store.clock_skew import clock_skew_s
+from toque.registry.store.folder import FolderStore
+from toque.registry.store.object_store import Aged, Announce, ObjectInfo, ObjectStore, Progress
+from toque.registry.store.private_folder import private_folder, temporary_folder
+from toque.registry.store.tables.naming import RESERVED_TABLES, TableSnapshot, check_table_name
+from toque.registry.store.urls import open_store
 
 if TYPE_CHECKING:
-    from registry.store.check import UnfitStore, check_store
-    from registry.store.tables.history import find_rows, remove_rows, table_names
-    from registry.store.tables.parts import (
+    from toque.registry.store.check import UnfitStore, check_store
+    from toque.registry.store.tables.history import find_rows, remove_rows, table_names
+    from toque.registry.store.tables.parts import (
         Part,
         add_parts,
         append_with_parts,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
         replace_with_parts,
         write_part,
     )
-    from registry.store.tables.row_ranges import PinnedRows
-    from registry.store.tables.table import Table
+    from toque.registry.store.tables.row_ranges import PinnedRows
+    from toque.registry.store.tables.table import Table
 
 __all__ = [
     "RESERVED_TABLES",

@@ -13,10 +13,10 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from registry.errors import Damaged, InvalidInput, NotFound
+from toque.registry.errors import Damaged, InvalidInput, NotFound
 
 if TYPE_CHECKING:
-    from registry.store.object_store import ObjectStore, Progress
+    from toque.registry.store.object_store import ObjectStore, Progress
 
 T = TypeVar("T")
 R = TypeVar("R")

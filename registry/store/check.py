@@ -15,11 +15,11 @@ from typing import Final
 
 import pyarrow as pa
 
-from registry.errors import AlreadyExists, RegistryError
-from registry.store.clock_skew import clock_skew_s
-from registry.store.object_store import ObjectStore
-from registry.store.tables.table import Table
-from registry.times import utc_now
+from toque.registry.errors import AlreadyExists, RegistryError
+from toque.registry.store.clock_skew import clock_skew_s
+from toque.registry.store.object_store import ObjectStore
+from toque.registry.store.tables.table import Table
+from toque.registry.times import utc_now
 
 MOST_SKEW_S: Final = 10.0
 _WRITERS, _ROUNDS = 8, 12

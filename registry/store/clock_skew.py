@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from registry.store.object_store import ObjectStore
+    from toque.registry.store.object_store import ObjectStore
 
 
 def clock_skew_s(store: ObjectStore, *, clock: Callable[[], float] = time.time) -> float:

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
-from registry.audit_keys import AuditKeys
-from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unavailable
-from registry.names import check_key
-from registry.store.object_store import Aged, ObjectInfo
-from registry.store.requests import REQUESTS, Operation
-from registry.store.series import observed
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unavailable
+from toque.registry.names import check_key
+from toque.registry.store.object_store import Aged, ObjectInfo
+from toque.registry.store.requests import REQUESTS, Operation
+from toque.registry.store.series import observed
 
 if TYPE_CHECKING:
-    from registry.store.object_store import Announce, Progress, Stream
+    from toque.registry.store.object_store import Announce, Progress, Stream
 
 _TMP = ".tmp"
 _CHUNK_BYTES = 1 << 20

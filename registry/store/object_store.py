@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from registry.audit_keys import AuditKeys
+    from toque.registry.audit_keys import AuditKeys
 
 Progress = Callable[[int], None]
 Announce = Callable[[str, str], None]

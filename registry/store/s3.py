@@ -19,17 +19,17 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from registry.audit_keys import AuditKeys
-from registry.errors import InvalidInput, NotFound, RegistryError, Unavailable
-from registry.names import check_key
-from registry.store.object_store import Aged, ObjectInfo
-from registry.store.requests import Operation
-from registry.store.s3_errors import s3_errors
-from registry.store.s3_session import new_session
-from registry.store.series import observed
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.errors import InvalidInput, NotFound, RegistryError, Unavailable
+from toque.registry.names import check_key
+from toque.registry.store.object_store import Aged, ObjectInfo
+from toque.registry.store.requests import Operation
+from toque.registry.store.s3_errors import s3_errors
+from toque.registry.store.s3_session import new_session
+from toque.registry.store.series import observed
 
 if TYPE_CHECKING:
-    from registry.store.object_store import Announce, Progress, Stream
+    from toque.registry.store.object_store import Announce, Progress, Stream
 
 _PART_BYTES = 32 << 20
 _MAX_PARTS = 9_000  # S3 allows 10,000

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
+from toque.registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
 
 _HTTP_SERVER_ERROR = 500
 

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 
 from prometheus_client import Counter, Histogram
 
-from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
-from registry.store.requests import REQUESTS as OF_PROCESS
-from registry.store.requests import Operation
+from toque.registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
+from toque.registry.store.requests import REQUESTS as OF_PROCESS
+from toque.registry.store.requests import Operation
 
 __all__ = ["observe", "observed"]
 

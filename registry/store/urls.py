@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from registry.audit_keys import AuditKeys
-from registry.errors import InvalidInput
-from registry.store.folder import FolderStore
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.errors import InvalidInput
+from toque.registry.store.folder import FolderStore
 
 if TYPE_CHECKING:
-    from registry.store.object_store import Announce
-    from registry.store.s3 import S3Store
+    from toque.registry.store.object_store import Announce
+    from toque.registry.store.s3 import S3Store
 
 _S3_SETTINGS = {"region", "endpoint", "sse", "kms_key"}
 
@@ -35,7 +35,7 @@ def open_store(
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
         return FolderStore(Path(unquote(parts.path)), audit_keys=audit_keys, announce=announce)
     if parts.scheme == "s3" and parts.netloc and set(query) <= _S3_SETTINGS:
-        from registry.store.s3 import S3Store  # late: boto3 is a third of this room's import
+        from toque.registry.store.s3 import S3Store  # late: boto3 is a third of this room's import
 
         settings = {name: values[-1] for name, values in query.items()}
         return S3Store(

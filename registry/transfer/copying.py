@@ -17,21 +17,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from registry.access.grants import DEFAULT_WORKSPACE
-from registry.access.workspaces import split_workspace_url
-from registry.errors import InvalidInput, NotFound, Refused, Unavailable
-from registry.history.folds import FoldOf
-from registry.store import ObjectStore
-from registry.transfer import marker as markers
-from registry.transfer.inventory import Inventory, Item
-from registry.transfer.kinds import is_deletable
-from registry.transfer.marker import CopyMarker
-from registry.transfer.moving import Mover, SourceChangedError, batches
-from registry.transfer.states import States
-from registry.transfer.verification import Verified, verify_copy
+from toque.registry.access.grants import DEFAULT_WORKSPACE
+from toque.registry.access.workspaces import split_workspace_url
+from toque.registry.errors import InvalidInput, NotFound, Refused, Unavailable
+from toque.registry.history.folds import FoldOf
+from toque.registry.store import ObjectStore
+from toque.registry.transfer import marker as markers
+from toque.registry.transfer.inventory import Inventory, Item
+from toque.registry.transfer.kinds import is_deletable
+from toque.registry.transfer.marker import CopyMarker
+from toque.registry.transfer.moving import Mover, SourceChangedError, batches
+from toque.registry.transfer.states import States
+from toque.registry.transfer.verification import Verified, verify_copy
 
 if TYPE_CHECKING:
-    from registry.store import Progress
+    from toque.registry.store import Progress
 
 _ATTEMPTS = 8
 _BATCH = 256

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from registry.store import ObjectInfo
-from registry.transfer.kinds import Kind, kind_of, numbered
+from toque.registry.store import ObjectInfo
+from toque.registry.transfer.kinds import Kind, kind_of, numbered
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SCHEMA = """

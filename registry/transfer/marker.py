@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from registry.errors import Damaged, NewerFormat
+from toque.registry.errors import Damaged, NewerFormat
 
 if TYPE_CHECKING:
-    from registry.store import ObjectStore
+    from toque.registry.store import ObjectStore
 
 FOLDER: Final = "copies/"
 _KEY = f"{FOLDER}marker.json"

@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from registry.errors import AlreadyExists, Damaged, NotFound, Refused
-from registry.store import ObjectStore, Progress
-from registry.store.blobs import sha256_of
-from registry.transfer.inventory import Item, as_us
-from registry.transfer.kinds import Kind
+from toque.registry.errors import AlreadyExists, Damaged, NotFound, Refused
+from toque.registry.store import ObjectStore, Progress
+from toque.registry.store.blobs import sha256_of
+from toque.registry.transfer.inventory import Item, as_us
+from toque.registry.transfer.kinds import Kind
 
 WORKERS = 16
 IN_MEMORY_BYTES = 4 << 20

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from registry.errors import NotFound
-from registry.store import ObjectInfo, ObjectStore
-from registry.transfer.inventory import Inventory, Item, as_us
-from registry.transfer.kinds import Kind, kind_of
-from registry.transfer.moving import Mover, SourceChangedError
+from toque.registry.errors import NotFound
+from toque.registry.store import ObjectInfo, ObjectStore
+from toque.registry.transfer.inventory import Inventory, Item, as_us
+from toque.registry.transfer.kinds import Kind, kind_of
+from toque.registry.transfer.moving import Mover, SourceChangedError
 
 _OWNED = ("runs/", "invocations/")  # rewritten by the owner of one run, and of no use without its process
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from registry.access.workspaces import workspace_store
-from registry.errors import RegistryError
-from registry.history.audit import audit
-from registry.store.tables.table import Table, dataset_of
+from toque.registry.access.workspaces import workspace_store
+from toque.registry.errors import RegistryError
+from toque.registry.history.audit import audit
+from toque.registry.store.tables.table import Table, dataset_of
 
 if TYPE_CHECKING:
-    from registry.history.folds import FoldOf
-    from registry.store import ObjectStore
-    from registry.transfer.inventory import Inventory
+    from toque.registry.history.folds import FoldOf
+    from toque.registry.store import ObjectStore
+    from toque.registry.transfer.inventory import Inventory
 
 _TABLES_AT_ONCE = 4
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import httpx
 
-from functions.runtime.durable.ledger import invocation_id
-from registry.times import from_text
 from tests.cluster import roles
 from tests.cluster.cluster import PREFIX, Cluster
 from tests.cluster.load import Outcome
 from tests.cluster.project import FIRED, MODEL
+from toque.functions.runtime.durable.ledger import invocation_id
+from toque.registry.times import from_text
 
 _FALLBACKS = re.compile(
     r'^haproxy_server_sessions_total\{.*server="SERVE_PROXY_ACTOR-fallback-.*\} (\S+)$', re.MULTILINE

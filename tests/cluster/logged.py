@@ -7,8 +7,8 @@ import os
 import sys
 from datetime import UTC, datetime
 
-from functions.prediction_log import latest_labels, outcomes, predictions
-from functions.runtime.context import context_of
+from toque.functions.prediction_log import latest_labels, outcomes, predictions
+from toque.functions.runtime.context import context_of
 
 if __name__ == "__main__":
     model = sys.argv[1]

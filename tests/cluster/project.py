@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from featurestore import Entity, FeatureService, FeatureView, Field, Float64, Int64
-from functions import Cron, context, function
-from functions.model_formats.program import export_program, save_program
-from functions.placement import Placement
-from functions.project import ModelDefinition
-from registry import AlreadyExists, ModelPolicy, Signature, TensorSpec
+from toque.featurestore import Entity, FeatureService, FeatureView, Field, Float64, Int64
+from toque.functions import Cron, context, function
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.placement import Placement
+from toque.functions.project import ModelDefinition
+from toque.registry import AlreadyExists, ModelPolicy, Signature, TensorSpec
 
 MODEL, FIRED = "sum", "tests/fired"
 TICK_SECONDS = (0, 30)

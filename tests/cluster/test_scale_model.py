@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import redis
 
-from load.capacity_model.model import Cluster as Modelled
-from load.capacity_model.model import Costs, Demand, chunks_s, parts, store_requests
 from tests.cluster import roles
 from tests.cluster.cluster import Cluster
 from tests.cluster.figures import store_requests_by_kind
+from toque.load.capacity_model.model import Cluster as Modelled
+from toque.load.capacity_model.model import Costs, Demand, chunks_s, parts, store_requests
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

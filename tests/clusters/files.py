@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-import clusters
+from toque import clusters
 
-FOLDER = Path(clusters.__file__).parent
+FOLDER = Path(clusters.__file__).resolve().parent
 ROOT = FOLDER.parent
 LAUNCHED = ["aws-gpu.yaml", "gcp.yaml", "on-premises.yaml", "local.yaml"]  # by `ray up`
 

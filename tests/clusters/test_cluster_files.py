@@ -11,12 +11,12 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from clusters.profile import Profile, missing_settings, settings_of
-from functions.runtime.run.cluster import AWAY_FROM_SERVING
-from ray_apps.deployment.node import NodeStart, node_resources
-from ray_apps.local.settings import Settings
 from tests.clusters.files import FOLDER, LAUNCHED, read
 from tests.clusters.variables import named_in, unread
+from toque.clusters.profile import Profile, missing_settings, settings_of
+from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING
+from toque.ray_apps.deployment.node import NodeStart, node_resources
+from toque.ray_apps.local.settings import Settings
 
 CLOUDS = ["aws-gpu.yaml", "gcp.yaml"]
 CLUSTERS = [*CLOUDS, "on-premises.yaml"]

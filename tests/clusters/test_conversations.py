@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from clusters.conversations import MOST_OF_SHARE
 from tests.clusters.test_haproxy import door, launch
 from tests.waiting import until
+from toque.clusters.conversations import MOST_OF_SHARE
 
 APPLICATION, NAMES = "generative", ("a", "b", "c")
 SYSTEM, LONG = {"role": "system", "content": "You help."}, "word " * 4_000

@@ -19,10 +19,10 @@ import pytest
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions, gRPCOptions
 
-from ray_apps.deployment.serve_settings import HAPROXY, serve_settings
-from ray_apps.haproxy_supervisor import processes_of
 from tests.ports import free_port
 from tests.waiting import until
+from toque.ray_apps.deployment.serve_settings import HAPROXY, serve_settings
+from toque.ray_apps.haproxy_supervisor import processes_of
 
 
 @pytest.fixture

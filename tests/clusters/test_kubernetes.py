@@ -14,9 +14,6 @@ from urllib.parse import urlsplit
 import pytest
 from ray._private.label_utils import parse_node_labels_string
 
-from clusters.profile import read_profile
-from functions.runtime.run.cluster import AWAY_FROM_SERVING
-from ray_apps.deployment.node import NodeStart, node_resources
 from tests.clusters.files import FOLDER
 from tests.clusters.manifests import (
     FOLDERS,
@@ -30,6 +27,9 @@ from tests.clusters.manifests import (
     render,
 )
 from tests.clusters.variables import named_in, unread
+from toque.clusters.profile import read_profile
+from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING
+from toque.ray_apps.deployment.node import NodeStart, node_resources
 
 SPOT = {"SPOT", "spot", "true"}
 every_folder = pytest.mark.parametrize("folder", FOLDERS)

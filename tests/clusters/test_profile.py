@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clusters.profile import (
+from toque.clusters.profile import (
     ProfileError,
     apply_profile,
     effective_profile,

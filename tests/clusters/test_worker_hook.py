@@ -23,7 +23,7 @@ _SERVE = "import ray.serve, ray.serve._private.utils as utils"
     ],
 )
 def test_serve_is_imported_without_pandas(before: str, after: str) -> None:
-    code = f"import sys; sys.path.insert(0, {_ROOT!r}); from clusters.worker_hook import lighten; {before}; {_SERVE}; {after}"
+    code = f"import sys; sys.path.insert(0, {_ROOT!r}); from toque.clusters.worker_hook import lighten; {before}; {_SERVE}; {after}"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=False
     )
@@ -41,7 +41,7 @@ def test_serve_is_imported_without_pandas(before: str, after: str) -> None:
 )
 def test_arrow_is_used_without_pandas_until_somebody_imports_it(after: str) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {_ROOT!r}); from clusters.worker_hook import lighten; lighten(); "
+        f"import sys; sys.path.insert(0, {_ROOT!r}); from toque.clusters.worker_hook import lighten; lighten(); "
         "import pyarrow as arrow, pyarrow.dataset, pyarrow.parquet; "
         "table = arrow.table({'a': arrow.array([1, None], arrow.int64())}); "
         "arrow.scalar(1); assert 'pandas' not in sys.modules; "

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from featurestore import (
+from tests.compat import tasks
+from toque.featurestore import (
     Aggregation,
     Entity,
     FeatureService,
@@ -26,15 +27,14 @@ from featurestore import (
     Windows,
     on_demand_feature_view,
 )
-from functions.evaluation import Gate
-from functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
-from functions.project import ModelDefinition
-from functions.retraining.policy import RetrainingPolicy
-from functions.retraining.windows import TrainingWindow
-from functions.rollout import Guardrail, RolloutPolicy, Slo
-from functions.training import TabularParams
-from registry import ModelPolicy
-from tests.compat import tasks
+from toque.functions.evaluation import Gate
+from toque.functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
+from toque.functions.project import ModelDefinition
+from toque.functions.retraining.policy import RetrainingPolicy
+from toque.functions.retraining.windows import TrainingWindow
+from toque.functions.rollout import Guardrail, RolloutPolicy, Slo
+from toque.functions.training import TabularParams
+from toque.registry import ModelPolicy
 
 DAY = timedelta(days=1)
 START = datetime(2013, 1, 1, tzinfo=UTC)

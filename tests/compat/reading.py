@@ -19,9 +19,11 @@ from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from functions import Context, Invocation, use_context
-from functions.alerting.jobs import alert_status
-from functions.monitoring import (
+from tests.compat import tasks
+from tests.compat.project import DAY, DRIFT, NOW, PERFORMANCE, QUALITY, SERVED_FROM, START
+from toque.functions import Context, Invocation, use_context
+from toque.functions.alerting.jobs import alert_status
+from toque.functions.monitoring import (
     alarms,
     monitor_status,
     results_table,
@@ -30,19 +32,17 @@ from functions.monitoring import (
     watch_performance,
     watch_quality,
 )
-from functions.prediction_log import outcomes, predictions
-from functions.project import load_project
-from functions.quotas import quotas
-from functions.retraining.jobs import inspections, retrains
-from functions.rollout import explain_rollout, look_at_rollout, rollout_budget, rollout_status
-from functions.runtime import FixedClock
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.triggers.schedule import Schedule, status
-from functions.training import load
-from ray_apps.mlflow import build_app
-from registry import Access, Journal, Registry, Table, Traffic, open_store
-from tests.compat import tasks
-from tests.compat.project import DAY, DRIFT, NOW, PERFORMANCE, QUALITY, SERVED_FROM, START
+from toque.functions.prediction_log import outcomes, predictions
+from toque.functions.project import load_project
+from toque.functions.quotas import quotas
+from toque.functions.retraining.jobs import inspections, retrains
+from toque.functions.rollout import explain_rollout, look_at_rollout, rollout_budget, rollout_status
+from toque.functions.runtime import FixedClock
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.triggers.schedule import Schedule, status
+from toque.functions.training import load
+from toque.ray_apps.mlflow import build_app
+from toque.registry import Access, Journal, Registry, Table, Traffic, open_store
 
 PROJECT = "tests.compat.project"
 MOMENTS = [START + days * DAY + timedelta(hours=1) for days in (0, 1, 2, 3, 4, 14, 25)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from functions import Cron, OnEvent, Retries, call, function, sleep, wait_for_event
+from toque.functions import Cron, OnEvent, Retries, call, function, sleep, wait_for_event
 
 
 class Basket(BaseModel):

@@ -16,24 +16,24 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Invocation, use_context
-from functions.monitoring import watch_drift, watch_performance, watch_quality
-from functions.prediction_log import default_wal_root, drain, outcomes
-from functions.rollout import end_rollout, rollout_status
-from functions.rollout.explain import SAME_WITHIN
-from functions.runtime import catalog
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.reference import current_reference
-from functions.runtime.triggers.events import publish, run_events
-from functions.runtime.triggers.schedule import run_due
-from ray_apps.cli.platform_folds import platform_fold
-from registry import Damaged, Registry, open_store, utc_now
-from registry.audit_keys import AuditKeys
-from registry.history import adopt_all, audit
 from tests.compat import reading, tasks
 from tests.compat.project import DAY, DRIFT, NOW, PERFORMANCE, QUALITY
 from tests.redis_server import running_redis
+from toque.functions import Context, Invocation, use_context
+from toque.functions.monitoring import watch_drift, watch_performance, watch_quality
+from toque.functions.prediction_log import default_wal_root, drain, outcomes
+from toque.functions.rollout import end_rollout, rollout_status
+from toque.functions.rollout.explain import SAME_WITHIN
+from toque.functions.runtime import catalog
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.reference import current_reference
+from toque.functions.runtime.triggers.events import publish, run_events
+from toque.functions.runtime.triggers.schedule import run_due
+from toque.ray_apps.cli.platform_folds import platform_fold
+from toque.registry import Damaged, Registry, open_store, utc_now
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.history import adopt_all, audit
 
 HERE = Path(__file__).parent
 EXPECTED: dict[str, Any] = json.loads((HERE / "store_0_1.json").read_text())

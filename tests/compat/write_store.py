@@ -30,12 +30,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from functions import Context, Invocation, use_context
-from functions.alerting.jobs import silence_alerts
-from functions.features.jobs import build_training_set
-from functions.maintenance.registry import tidy_registry
-from functions.monitoring import alarms, watch_drift, watch_performance, watch_quality
-from functions.prediction_log import (
+from tests.compat import project, reading, tasks
+from tests.compat.project import DAY, DRIFT, MODELS, NOW, PERFORMANCE, QUALITY, SERVED_FROM, START
+from tests.redis_server import running_redis
+from toque.functions import Context, Invocation, use_context
+from toque.functions.alerting.jobs import silence_alerts
+from toque.functions.features.jobs import build_training_set
+from toque.functions.maintenance.registry import tidy_registry
+from toque.functions.monitoring import alarms, watch_drift, watch_performance, watch_quality
+from toque.functions.prediction_log import (
     Label,
     LogWriter,
     default_wal_root,
@@ -44,9 +47,9 @@ from functions.prediction_log import (
     encode_prediction,
     micros,
 )
-from functions.quotas import set_quota
-from functions.retraining.jobs import request_retrain, retrain
-from functions.rollout import (
+from toque.functions.quotas import set_quota
+from toque.functions.retraining.jobs import request_retrain, retrain
+from toque.functions.rollout import (
     MetricValue,
     end_rollout,
     pause_rollout,
@@ -55,13 +58,13 @@ from functions.rollout import (
     start_rollout,
     tick_rollout,
 )
-from functions.runtime import FixedClock
-from functions.runtime.durable.invocation import executor_of, run_pending
-from functions.runtime.triggers.events import publish, run_events
-from functions.runtime.triggers.schedule import run_due
-from functions.training import train_tabular
-from ray_apps.mlflow import build_app
-from registry import (
+from toque.functions.runtime import FixedClock
+from toque.functions.runtime.durable.invocation import executor_of, run_pending
+from toque.functions.runtime.triggers.events import publish, run_events
+from toque.functions.runtime.triggers.schedule import run_due
+from toque.functions.training import train_tabular
+from toque.ray_apps.mlflow import build_app
+from toque.registry import (
     Access,
     Condition,
     LayerShare,
@@ -76,10 +79,7 @@ from registry import (
     TrafficRule,
     open_store,
 )
-from registry.times import to_text
-from tests.compat import project, reading, tasks
-from tests.compat.project import DAY, DRIFT, MODELS, NOW, PERFORMANCE, QUALITY, SERVED_FROM, START
-from tests.redis_server import running_redis
+from toque.registry.times import to_text
 
 PER_DAY = 36
 HOLD = str(Path(tempfile.gettempdir()) / "toque-compat-hold")

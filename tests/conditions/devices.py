@@ -87,8 +87,8 @@ def _run(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
 @contextmanager
 def card() -> Iterator[str]:
     """Have a device `cuda:0`; gives its name."""
-    import functions.training.loop.training_loop as loop
-    from kernels import encoder
+    import toque.functions.training.loop.training_loop as loop
+    from toque.kernels import encoder
 
     replaced: tuple[tuple[object, str, Callable[..., Any]], ...] = (
         (torch.cuda, "_lazy_init", lambda: None),

@@ -29,12 +29,12 @@ from deltalake.table import TableMerger, TableOptimizer
 from redis.client import Pipeline
 from redis.exceptions import NoPermissionError
 
-import featurestore.streams.table
-import functions.prediction_log.writing.drain
-import registry.store.tables.table
-from registry.errors import Forbidden, RegistryError, Unavailable
-from registry.store import FolderStore, ObjectStore
-from registry.store.tables.table import Table
+import toque.featurestore.streams.table
+import toque.functions.prediction_log.writing.drain
+import toque.registry.store.tables.table
+from toque.registry.errors import Forbidden, RegistryError, Unavailable
+from toque.registry.store import FolderStore, ObjectStore
+from toque.registry.store.tables.table import Table
 
 W = TypeVar("W")
 T = TypeVar("T")
@@ -290,7 +290,11 @@ _TABLE_WRITES: tuple[tuple[type, str], ...] = (
     (TableOptimizer, "compact"),
     (TableOptimizer, "z_order"),
 )
-_APPENDING = (registry.store.tables.table, functions.prediction_log.writing.drain, featurestore.streams.table)
+_APPENDING = (
+    toque.registry.store.tables.table,
+    toque.functions.prediction_log.writing.drain,
+    toque.featurestore.streams.table,
+)
 
 
 @contextmanager

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from registry.errors import Forbidden, Unavailable
-from registry.store import FolderStore
 from tests.conditions.faults import Fault, Faults, FaultyStore, KilledError, Verb, faulty_redis, run_cells
 from tests.redis_server import running_redis
+from toque.registry.errors import Forbidden, Unavailable
+from toque.registry.store import FolderStore
 
 
 class Pair:

@@ -16,14 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from functions import Context
-from functions.runtime import catalog
-from functions.runtime.errors import InvalidArguments
-from ray_apps.cli.main import parser as toque_parser
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.services import Services
-from registry import Access, open_store
 from tests.docs.pages import ROOT, Block, Page
+from toque.functions import Context
+from toque.functions.runtime import catalog
+from toque.functions.runtime.errors import InvalidArguments
+from toque.ray_apps.cli.main import parser as toque_parser
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.services import Services
+from toque.registry import Access, open_store
 
 _ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
 _OUR_FILE = re.compile(r"^(?:clusters|docs|examples|functions|load|ray_apps|registry|tests)/[\w./-]+\.\w+$")

@@ -13,14 +13,14 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from functions import Context
-from functions.runtime import catalog
-from functions.runtime.durable.invocation import executor_of, run_pending
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.services import Services
-from ray_apps.mlflow import build_app as build_mlflow
-from registry import Access, Registry, open_store
 from tests.redis_server import running_redis
+from toque.functions import Context
+from toque.functions.runtime import catalog
+from toque.functions.runtime.durable.invocation import executor_of, run_pending
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.services import Services
+from toque.ray_apps.mlflow import build_app as build_mlflow
+from toque.registry import Access, Registry, open_store
 
 DEADLINE_S = 60.0
 PROJECT = "examples.flights"

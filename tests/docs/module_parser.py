@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-DELEGATING = frozenset({"ray_apps.cli"})  # their parser is made in another module of theirs
+DELEGATING = frozenset({"toque.ray_apps.cli"})  # their parser is made in another module of theirs
 
 
 class Parsed(BaseException):

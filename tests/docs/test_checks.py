@@ -31,8 +31,8 @@ def words_of(text: str) -> list[list[str]]:
         "make no-such-target",
         "make up PROJEKT=clinic",
         "python -m no.such.module",
-        "python -m functions run no_such_function",
-        "python -m functions --module absent run drain_predictions --json '[]'",
+        "python -m toque.functions run no_such_function",
+        "python -m toque.functions --module absent run drain_predictions --json '[]'",
         "python -m pytest tests/no_such_test.py",
         "python no_such_file.py",
         "pip install -e '.[no-such-extra]'",
@@ -42,9 +42,9 @@ def words_of(text: str) -> list[list[str]]:
         "curl -d '{\"n\": 1}' http://127.0.0.1:8000/functions/drain_predictions",
         "curl -d '{' http://127.0.0.1:8000/v2/models/late/infer",
         "curl somewhere",
-        "ray job submitt -- python -m functions list",
-        "ray job submit --no-such-flag -- python -m functions list",
-        "ray job submit -- python -m functions run no_such_function",
+        "ray job submitt -- python -m toque.functions list",
+        "ray job submit --no-such-flag -- python -m toque.functions list",
+        "ray job submit -- python -m toque.functions run no_such_function",
         "ray up clusters/no_such_file.yaml",
         "no-such-program",
         'eval "$(toque status --no-such-flag)"',
@@ -64,7 +64,7 @@ def test_a_wrong_command_is_refused(command: str) -> None:
         "make up PROJECT=clinic",
         "curl -s -H 'Authorization: Bearer a' http://127.0.0.1:8000/v2/models/late/infer -d '{}'",
         "curl -X DELETE http://127.0.0.1:8000/invocations/0599",
-        "ray job submit --working-dir . -- python -m functions run drain_predictions --json '{}'",
+        "ray job submit --working-dir . -- python -m toque.functions run drain_predictions --json '{}'",
         "ray up clusters/local.yaml",
     ],
 )
@@ -103,10 +103,10 @@ def test_arguments_of_a_module_are_parsed_and_nothing_runs() -> None:
         ("functions", "list", "--no-such-flag"): "unrecognized arguments",
         ("functions", "work", "--until"): "unrecognized arguments",
         ("functions", "work", "--until-idle"): None,
-        ("load.scenarios.run", "--no-such-flag"): "unrecognized arguments",
-        ("load.benchmarks.statistics.bounds", "--no-such-flag"): "takes no arguments",
-        ("load.benchmarks.statistics.bounds",): None,
-        ("load.scenarios.verdicts.slo",): "does nothing",
+        ("toque.load.scenarios.run", "--no-such-flag"): "unrecognized arguments",
+        ("toque.load.benchmarks.statistics.bounds", "--no-such-flag"): "takes no arguments",
+        ("toque.load.benchmarks.statistics.bounds",): None,
+        ("toque.load.scenarios.verdicts.slo",): "does nothing",
         ("examples.flights.demo", "--request", "900"): "unrecognized arguments",
     }
     ran = subprocess.run(
@@ -148,9 +148,9 @@ def test_a_fence_that_is_not_closed_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "from functions import no_such_name",
+        "from toque.functions import no_such_name",
         "import no_such_module",
-        "from functions.tuning import Limits\nLimits(days=1)",
+        "from toque.functions.tuning import Limits\nLimits(days=1)",
         "1 +",
     ],
 )
@@ -161,7 +161,7 @@ def test_code_that_is_not_run_is_still_checked(code: str) -> None:
 
 def test_right_code_that_is_not_run_is_accepted() -> None:
     check_imports(
-        HERE, Block("python", "from functions.tuning import Limits\nLimits(hours=1)", 1, runs=False)
+        HERE, Block("python", "from toque.functions.tuning import Limits\nLimits(hours=1)", 1, runs=False)
     )
 
 

@@ -9,11 +9,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from examples.flights import FEATURES
-from ray_apps.cli import main
-from registry.access import signing
 from tests.docs.commands import commands_of
 from tests.docs.conftest import AskedPlatform
 from tests.docs.pages import ROOT, Page
+from toque.ray_apps.cli import main
+from toque.registry.access import signing
 
 pytestmark = pytest.mark.slow
 OF_THE_MACHINE = {

@@ -12,17 +12,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from functions import Context, Invocation, use_context
-from functions.__main__ import main as functions_main
-from functions.runtime import catalog
-from functions.runtime.durable.invocation import executor_of
-from functions.runtime.durable.record import Record
-from ray_apps.cli import main as toque_main
-from registry import open_store
 from tests.docs.commands import commands_of
 from tests.docs.conftest import PROJECT, AskedPlatform
 from tests.docs.pages import ROOT, Page
 from tests.waiting import until
+from toque.functions import Context, Invocation, use_context
+from toque.functions.__main__ import main as functions_main
+from toque.functions.runtime import catalog
+from toque.functions.runtime.durable.invocation import executor_of
+from toque.functions.runtime.durable.record import Record
+from toque.ray_apps.cli import main as toque_main
+from toque.registry import open_store
 
 FUNCTIONS, DURABLE = Page(ROOT / "docs" / "functions.md"), Page(ROOT / "docs" / "durable-functions.md")
 MODULES = ("hello", "orders", "texts")
@@ -71,7 +71,7 @@ def shell_commands(page: Page, program: str) -> list[list[str]]:
 
 def run_here(page: Page, capsys: pytest.CaptureFixture[str]) -> str:
     """What the page's commands without a platform print, one after the other."""
-    commands = shell_commands(page, "python -m functions")
+    commands = shell_commands(page, "python -m toque.functions")
     assert len(commands) >= 2
     for words in commands:
         assert functions_main(words) == 0, capsys.readouterr().err

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from functions.generative import CHAT, PROMPT, WEIGHTS, Prompt, register_generative
-from ray_apps.cli import main
 from tests.docs.commands import commands_of
 from tests.docs.conftest import AskedPlatform
 from tests.docs.pages import ROOT, Page
+from toque.functions.generative import CHAT, PROMPT, WEIGHTS, Prompt, register_generative
+from toque.ray_apps.cli import main
 
 pytestmark = pytest.mark.slow
 PAGE = Page(ROOT / "docs" / "generative.md")

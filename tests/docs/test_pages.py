@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from functions import Context, use_context
-from functions.runtime import catalog
-from registry import open_store
 from tests.docs.commands import CommandError, check, check_span, commands_of, module_commands
 from tests.docs.pages import LANGUAGES, ROOT, Block, Page, all_pages
+from toque.functions import Context, use_context
+from toque.functions.runtime import catalog
+from toque.registry import open_store
 
 PAGES = all_pages()
 MOST_WORDS = 2_000

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_apps.local import down
-from ray_apps.local.state_file import find_platform
 from tests.docs.pages import ROOT, Page
 from tests.ports import free_port
+from toque.ray_apps.local import down
+from toque.ray_apps.local.state_file import find_platform
 
 pytestmark = [pytest.mark.proof, pytest.mark.ray, pytest.mark.timeout(600)]
 PAGE = Page(ROOT / "docs" / "functions.md")

@@ -52,7 +52,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedTotal]:
     paths = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     environment = os.environ | {"PATH": paths, "PYTHONPATH": str(ROOT)}
     environment.pop("TOQUE_REDIS_URL", None)
-    command = page.moved(SERVE).replace("python -m ray_apps", "exec python -m ray_apps")
+    command = page.moved(SERVE).replace("python -m toque.ray_apps", "exec python -m toque.ray_apps")
     with (page.folder / "log").open("wb") as log:
         process = subprocess.Popen(
             ["bash", "-ec", command], cwd=page.folder, stdout=log, stderr=subprocess.STDOUT, env=environment

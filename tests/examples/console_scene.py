@@ -13,17 +13,17 @@ import httpx
 
 from examples.flights.features import flight_delay
 from examples.flights.model import delay_model
-from featurestore import Entity, FeatureService, FeatureView, Field, Float64, String
-from functions.evaluation import evaluate_gate
-from functions.monitoring.alarms import Alarm, Alarms
-from functions.quotas import set_quota
-from functions.rollout import start_rollout
-from functions.runtime.context import Context, context_of, use_context
-from functions.training import train_tabular
-from ray_apps.local.state_file import RunningPlatform
-from registry import Access, Entry, Journal, ModelVersion, Table, TableSnapshot
 from tests.ray_apps.console.tasks import Scene
 from tests.waiting import until
+from toque.featurestore import Entity, FeatureService, FeatureView, Field, Float64, String
+from toque.functions.evaluation import evaluate_gate
+from toque.functions.monitoring.alarms import Alarm, Alarms
+from toque.functions.quotas import set_quota
+from toque.functions.rollout import start_rollout
+from toque.functions.runtime.context import Context, context_of, use_context
+from toque.functions.training import train_tabular
+from toque.ray_apps.local.state_file import RunningPlatform
+from toque.registry import Access, Entry, Journal, ModelVersion, Table, TableSnapshot
 
 MODEL, RUNS = delay_model.name, 20
 EXPERIMENT = f"{MODEL}-sweep"

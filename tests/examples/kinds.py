@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from examples.loop import DAY, START
 from examples.policies import GOVERNANCE, RETRAINING, ROLLOUT
-from functions.evaluation import Gate
-from functions.monitoring import AnswerMonitor, DriftMonitor, PerformanceMonitor
-from functions.project import ModelDefinition
-from functions.training import FunctionTrainer, Trained, TrainingRequest
-from functions.tuning import Choice, Space
+from toque.functions.evaluation import Gate
+from toque.functions.monitoring import AnswerMonitor, DriftMonitor, PerformanceMonitor
+from toque.functions.project import ModelDefinition
+from toque.functions.training import FunctionTrainer, Trained, TrainingRequest
+from toque.functions.tuning import Choice, Space
 
 CROWDED, ROWS_A_DAY = 14, 150
 SPACE: Space = {"steps": Choice(choices=[5, 200])}

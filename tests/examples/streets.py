@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from examples.loop import DAY, START
 from examples.policies import GOVERNANCE, RETRAINING, ROLLOUT
-from functions.evaluation import Gate
-from functions.monitoring import PerformanceMonitor, VectorMonitor
-from functions.project import ModelDefinition
-from functions.training import Sklearn
-from functions.tuning import Choice, Space
+from toque.functions.evaluation import Gate
+from toque.functions.monitoring import PerformanceMonitor, VectorMonitor
+from toque.functions.project import ModelDefinition
+from toque.functions.training import Sklearn
+from toque.functions.tuning import Choice, Space
 
 TELEPHONES = 14  # the day on which people begin to type on them
 ROWS_A_DAY = 120

@@ -8,9 +8,9 @@ import pytest
 
 from examples.answers.data import DOCS, documents, questions
 from examples.answers.demo import K, answer, judged, prepared
-from functions import Context, use_context
-from registry import Table, open_store
 from tests.language_model import language_model_weights
+from toque.functions import Context, use_context
+from toque.registry import Table, open_store
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ import pytest
 from examples.flights import data
 from examples.flights.features import HOUR, WEATHER
 from examples.flights.model import delay_model
-from functions.monitoring import Alarm, DriftMonitor, alarms
-from functions.prediction_log import predictions_table
-from functions.prediction_log.records import PREDICTIONS
-from functions.retraining import jobs as module
-from functions.retraining.jobs import inspect_model, retrain, retrains
-from functions.runtime.context import Context, use_context
-from registry import Lineage, Signature, Table, TensorSpec, open_store
+from toque.functions.monitoring import Alarm, DriftMonitor, alarms
+from toque.functions.prediction_log import predictions_table
+from toque.functions.prediction_log.records import PREDICTIONS
+from toque.functions.retraining import jobs as module
+from toque.functions.retraining.jobs import inspect_model, retrain, retrains
+from toque.functions.runtime.context import Context, use_context
+from toque.registry import Lineage, Signature, Table, TensorSpec, open_store
 
 MODEL, DAY = delay_model.name, timedelta(days=1)
 TRAINED_FROM, SERVED_FROM = datetime(2013, 1, 2, tzinfo=UTC), datetime(2013, 2, 20, tzinfo=UTC)

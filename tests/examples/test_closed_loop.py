@@ -17,12 +17,12 @@ from examples.ranking.model import flight_order
 from examples.texts import loop as texts_loop
 from examples.texts.data import texts
 from examples.texts.model import package_model
-from functions.retraining.jobs import retrains
-from functions.rollout import rollout_status
-from functions.runtime.context import Context, use_context
-from registry import open_store
 from tests.examples import kinds
 from tests.examples.streets import SPACE, streets, typed
+from toque.functions.retraining.jobs import retrains
+from toque.functions.rollout import rollout_status
+from toque.functions.runtime.context import Context, use_context
+from toque.registry import open_store
 
 AT_EACH_CHANGE = ("tests.examples.streets", "onnx")
 EXAMPLES = {

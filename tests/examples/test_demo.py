@@ -17,19 +17,19 @@ import pytest
 
 from examples.flights.features import STORED, timetable
 from examples.flights.model import delay_model
-from featurestore import FeatureStore
-from functions.features.jobs import training_set_lineage
-from functions.prediction_log import predictions_table
-from functions.reporting import trace_prediction
-from functions.rollout import rollout_status
-from functions.runtime.context import Context, use_context
-from functions.training import train_tabular
-from ray_apps.local import down, processes
-from ray_apps.local.state_file import find_platform
-from registry import Access, Registry, Table, open_store
 from tests.examples.console_scene import on_the_demo, set_scene, tokens
 from tests.ray_apps.console.browser import LOOKS, Person, needs_chromium
 from tests.ray_apps.console.tasks import MOST_CLICKS, TASKS
+from toque.featurestore import FeatureStore
+from toque.functions.features.jobs import training_set_lineage
+from toque.functions.prediction_log import predictions_table
+from toque.functions.reporting import trace_prediction
+from toque.functions.rollout import rollout_status
+from toque.functions.runtime.context import Context, use_context
+from toque.functions.training import train_tabular
+from toque.ray_apps.local import down, processes
+from toque.ray_apps.local.state_file import find_platform
+from toque.registry import Access, Registry, Table, open_store
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 REQUESTS = 400
@@ -85,7 +85,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     command = [
         sys.executable,
         "-m",
-        "ray_apps.cli",
+        "toque.ray_apps.cli",
         "--home",
         str(home),
         "demo",

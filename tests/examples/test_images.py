@@ -9,14 +9,14 @@ import httpx
 import pytest
 
 from examples.images import Reading, pictures
-from functions import Context, use_context
-from functions.model_formats.torch_threads import torch_threads
-from functions.training import RecipeParams, train_recipe
-from ray_apps.predictor import PredictorOptions
-from ray_apps.predictor.deploy.deployment import build_predictor
-from ray_apps.predictor.deploy.standalone import EndpointRouter
-from registry import Access, open_store
-from registry.access import Grant
+from toque.functions import Context, use_context
+from toque.functions.model_formats.torch_threads import torch_threads
+from toque.functions.training import RecipeParams, train_recipe
+from toque.ray_apps.predictor import PredictorOptions
+from toque.ray_apps.predictor.deploy.deployment import build_predictor
+from toque.ray_apps.predictor.deploy.standalone import EndpointRouter
+from toque.registry import Access, open_store
+from toque.registry.access import Grant
 
 PARAMS = RecipeParams(lr=1e-2, epochs=6, batch_size=64, checkpoint_steps=5)
 STEPS = 6 * (1437 // 64)

@@ -10,9 +10,9 @@ import polars as pl
 from examples.flights import data
 from examples.flights.live import AIRPORTS, computed_offline, play
 from examples.flights.plans import ManualClock
-from featurestore import FeatureStore
-from registry import open_store
 from tests.redis_server import RedisServer
+from toque.featurestore import FeatureStore
+from toque.registry import open_store
 
 HOUR = timedelta(hours=1)
 

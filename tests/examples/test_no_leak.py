@@ -15,8 +15,8 @@ import pytest
 from examples.flights import data
 from examples.flights import features as flight_features
 from examples.flights.sources import weather_rows
-from featurestore import FeatureStore
-from registry import open_store
+from toque.featurestore import FeatureStore
+from toque.registry import open_store
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 WEEKS = datetime(2013, 2, 20, tzinfo=UTC)

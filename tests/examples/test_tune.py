@@ -9,12 +9,12 @@ import pytest
 
 from examples.capitals.asking import Door
 from examples.gpt import tune
-from functions.training import Lora, RecipeParams, TrainingDataError
-from registry import Access, Registry, open_store
 from tests.functions.training.conftest import context, one_thread
 from tests.functions.training.test_llm import base
 from tests.language_model import language_model_weights
 from tests.waiting import until
+from toque.functions.training import Lora, RecipeParams, TrainingDataError
+from toque.registry import Access, Registry, open_store
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")

@@ -15,8 +15,8 @@ import pytest
 
 from examples.flights.plans import BUDGET, DAY, END, FIRST, Plan, prepare
 from examples.flights.year import Outcome, Year, outcome, story
-from registry import Table
-from registry.store import FolderStore
+from toque.registry import Table
+from toque.registry.store import FolderStore
 
 KILLS = 50
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import redis
 
-from featurestore import (
+from tests.conditions.faults import FaultyStore, KilledError, Verb
+from tests.faults.templates import fill_once, redis_of_the_matrix
+from toque.featurestore import (
     BatchSource,
     CsvFiles,
     Entity,
@@ -22,18 +24,16 @@ from featurestore import (
     Float64,
     Int64,
 )
-from featurestore.errors import OnlineStoreUnavailable
-from functions import Context, use_context
-from functions.features.jobs import build_training_set, materialize, record_feature_health
-from functions.features.sources import load_source, refresh_features
-from functions.maintenance.features import compact_features, erase_features, expire_features
-from functions.training_data.index import SetRef
-from functions.training_data.jobs import delete_sample_set, write_sample_set
-from registry import Table, TableSnapshot
-from registry.errors import Forbidden, Unavailable
-from registry.history import audit
-from tests.conditions.faults import FaultyStore, KilledError, Verb
-from tests.faults.templates import fill_once, redis_of_the_matrix
+from toque.featurestore.errors import OnlineStoreUnavailable
+from toque.functions import Context, use_context
+from toque.functions.features.jobs import build_training_set, materialize, record_feature_health
+from toque.functions.features.sources import load_source, refresh_features
+from toque.functions.maintenance.features import compact_features, erase_features, expire_features
+from toque.functions.training_data.index import SetRef
+from toque.functions.training_data.jobs import delete_sample_set, write_sample_set
+from toque.registry import Table, TableSnapshot
+from toque.registry.errors import Forbidden, Unavailable
+from toque.registry.history import audit
 
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -195,7 +195,7 @@ def training_rows(world: FeatureWorld) -> object:
 
 def whole_sets(world: FeatureWorld) -> None:
     """Check that whatever version of the sample set is listed has all of its shards."""
-    from functions.training_data.index import read_index
+    from toque.functions.training_data.index import read_index
 
     world.check()
     assert world.set_ref is not None

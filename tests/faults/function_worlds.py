@@ -13,33 +13,33 @@ from typing import Any
 import pyarrow as pa
 import redis
 
-from functions import Context, use_context
-from functions.alerting.jobs import acknowledge_alert, alert_journal, silence_alerts
-from functions.maintenance.backup import back_up, restore
-from functions.maintenance.compaction import compact_open_days, compact_tables
-from functions.maintenance.costs import sum_costs
-from functions.maintenance.erasure.jobs import erase_subject, finish_erasures
-from functions.maintenance.erasure.record import Erasures
-from functions.maintenance.registry import tidy_registry
-from functions.maintenance.retention import apply_retention, set_retention
-from functions.monitoring import Alarm
-from functions.prediction_log import LogWriter, default_wal_root, drain_predictions, predictions
-from functions.prediction_log.records import PREDICTIONS
-from functions.prediction_log.tables import predictions_table
-from functions.quotas import remove_quota, set_quota
-from functions.rollout import RolloutPolicy, end_rollout, record_metric, start_rollout, tick_rollout
-from functions.rollout.errors import NoRollout, RolloutActive
-from functions.rollout.evidence.metrics import MetricValue, read_metric
-from functions.rollout.jobs import pause_rollout, resume_rollout, rollouts
-from functions.runtime.durable.admission.slots import quotas_in
-from registry import ModelPolicy, Registry, Table
-from registry.errors import Forbidden, Unavailable
-from registry.history import audit
-from registry.store import FolderStore
 from tests.conditions.faults import FaultyStore, KilledError, Verb
 from tests.faults.templates import fill_once, redis_of_the_matrix
 from tests.functions.prediction_log.logbook import T0, record
 from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions import Context, use_context
+from toque.functions.alerting.jobs import acknowledge_alert, alert_journal, silence_alerts
+from toque.functions.maintenance.backup import back_up, restore
+from toque.functions.maintenance.compaction import compact_open_days, compact_tables
+from toque.functions.maintenance.costs import sum_costs
+from toque.functions.maintenance.erasure.jobs import erase_subject, finish_erasures
+from toque.functions.maintenance.erasure.record import Erasures
+from toque.functions.maintenance.registry import tidy_registry
+from toque.functions.maintenance.retention import apply_retention, set_retention
+from toque.functions.monitoring import Alarm
+from toque.functions.prediction_log import LogWriter, default_wal_root, drain_predictions, predictions
+from toque.functions.prediction_log.records import PREDICTIONS
+from toque.functions.prediction_log.tables import predictions_table
+from toque.functions.quotas import remove_quota, set_quota
+from toque.functions.rollout import RolloutPolicy, end_rollout, record_metric, start_rollout, tick_rollout
+from toque.functions.rollout.errors import NoRollout, RolloutActive
+from toque.functions.rollout.evidence.metrics import MetricValue, read_metric
+from toque.functions.rollout.jobs import pause_rollout, resume_rollout, rollouts
+from toque.functions.runtime.durable.admission.slots import quotas_in
+from toque.registry import ModelPolicy, Registry, Table
+from toque.registry.errors import Forbidden, Unavailable
+from toque.registry.history import audit
+from toque.registry.store import FolderStore
 
 MODEL = "late"
 DAY = timedelta(days=1)
@@ -223,7 +223,7 @@ def with_idle_log(faulty: FaultyStore) -> PlatformWorld:
 
 
 def with_erasure(faulty: FaultyStore) -> PlatformWorld:
-    from functions.maintenance.erasure.subject import Subject
+    from toque.functions.maintenance.erasure.subject import Subject
 
     filled = with_idle_log(faulty)
     Erasures(filled.context.store).request(Subject(unit=UNIT), actor="ada", now=T0, text=False)
@@ -322,7 +322,7 @@ def metric(world: PlatformWorld) -> object:
 
 
 def retention_setting(world: PlatformWorld) -> object:
-    from functions.maintenance.retention import retention
+    from toque.functions.maintenance.retention import retention
 
     return world.read(retention)
 

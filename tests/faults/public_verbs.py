@@ -11,14 +11,14 @@ import inspect
 import re
 from collections.abc import Iterator
 
-from featurestore import FeatureStore
-from functions.prediction_log import LogWriter
-from functions.runtime import catalog
-from functions.runtime.durable.ledger import Ledger
-from ray_apps.cli.main import parser
-from ray_apps.gateway import app
-from registry import Registry, Role, Run, RunLog
-from registry.access import Access
+from toque.featurestore import FeatureStore
+from toque.functions.prediction_log import LogWriter
+from toque.functions.runtime import catalog
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.ray_apps.cli.main import parser
+from toque.ray_apps.gateway import app
+from toque.registry import Registry, Role, Run, RunLog
+from toque.registry.access import Access
 
 _CLASSES = (Registry, Run, RunLog, Access, FeatureStore, Ledger, LogWriter)
 _READING = re.compile(
@@ -186,7 +186,7 @@ def writing_methods() -> set[str]:
 
 def writing_functions() -> set[str]:
     """The platform's functions, but those that a viewer may call, which by that read."""
-    declared = [item for item in catalog.discover() if item.reference.startswith("functions.")]
+    declared = [item for item in catalog.discover() if item.reference.startswith("toque.functions.")]
     return {item.name for item in declared if not (item.http and item.role is Role.viewer)}
 
 

@@ -12,14 +12,14 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from registry import LayerShare, ModelPolicy, Registry, TableSnapshot
-from registry.access import Access, signing
-from registry.errors import AlreadyExists, NotFound, RegistryError, Stale
-from registry.history import audit
-from registry.runs import Run, RunLog
-from registry.runs.record import Segment
 from tests.conditions.faults import FaultyStore, Verb
 from tests.faults.templates import fill_once
+from toque.registry import LayerShare, ModelPolicy, Registry, TableSnapshot
+from toque.registry.access import Access, signing
+from toque.registry.errors import AlreadyExists, NotFound, RegistryError, Stale
+from toque.registry.history import audit
+from toque.registry.runs import Run, RunLog
+from toque.registry.runs.record import Segment
 
 MODEL, OTHER = "late", "late-2"
 POLICY = ModelPolicy(guarded=frozenset({"champion"}), approvals=0)
@@ -214,7 +214,7 @@ def register(world: RegistryWorld) -> None:
 
 
 def add_signature(world: RegistryWorld) -> None:
-    from registry.models.signed_versions import binding, digests  # of one verb alone
+    from toque.registry.models.signed_versions import binding, digests  # of one verb alone
 
     version = world.reader().get_version(MODEL, 1)
     bundle = signing.sign(binding(MODEL, version), digests(version), signing_key())

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from registry.store import FolderStore
 from tests.conditions.faults import FaultyStore
+from toque.registry.store import FolderStore
 
 _templates: dict[Callable[[FaultyStore], object], TemporaryDirectory[str]] = {}
 

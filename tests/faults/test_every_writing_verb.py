@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from registry.store import FolderStore
 from tests.conditions.faults import Verb, run_cells
 from tests.faults import feature_worlds, function_worlds, public_verbs, registry_worlds
 from tests.functions.runtime import test_fault_matrix
+from toque.registry.store import FolderStore
 
 VERBS: list[Verb[Any]] = [*registry_worlds.VERBS, *feature_worlds.VERBS, *function_worlds.VERBS]
 WORLDS = {verb.name for verb in VERBS}

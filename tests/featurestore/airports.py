@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore import (
+from toque.featurestore import (
     Entity,
     FeatureService,
     FeatureView,

@@ -11,9 +11,9 @@ import pytest
 import ray.data
 import redis
 
-from featurestore import FeatureStore
-from registry import open_store
 from tests.redis_server import RedisServer, running_redis
+from toque.featurestore import FeatureStore
+from toque.registry import open_store
 
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
 

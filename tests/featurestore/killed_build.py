@@ -9,11 +9,11 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from functions import Context, use_context
-from functions.features import jobs, large_training_sets
-from functions.features.build_record import BuildRecord
-from functions.features.jobs import build_training_set
-from registry import TableSnapshot, open_store
+from toque.functions import Context, use_context
+from toque.functions.features import jobs, large_training_sets
+from toque.functions.features.build_record import BuildRecord
+from toque.functions.features.jobs import build_training_set
+from toque.registry import TableSnapshot, open_store
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
 END = START + timedelta(days=30)

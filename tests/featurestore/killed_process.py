@@ -13,9 +13,9 @@ from typing import Any
 
 from redis.connection import AbstractConnection
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, Float64, String, compact
-from featurestore.online import Materializer
-from registry import open_store
+from toque.featurestore import Entity, FeatureStore, FeatureView, Field, Float64, String, compact
+from toque.featurestore.online import Materializer
+from toque.registry import open_store
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)

@@ -13,9 +13,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64, Int64, String
-from featurestore.definitions.dtypes import TIMESTAMP
-from registry import open_store
+from toque.featurestore import (
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    Float64,
+    Int64,
+    String,
+)
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.registry import open_store
 
 CASES = 500
 START = datetime(2013, 1, 1, 23, 59, 59, 999_994, tzinfo=UTC)  # midnight is among the moments

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from toque.featurestore import (
     Aggregation,
     BatchSource,
     CsvFiles,
@@ -29,10 +29,10 @@ from featurestore import (
     Windows,
     on_demand_feature_view,
 )
-from featurestore.applied import deserialize
-from functions import Context, use_context
-from functions.features import build_training_set, feature_catalog, feature_health
-from registry import Lineage, Table, open_store
+from toque.featurestore.applied import deserialize
+from toque.functions import Context, use_context
+from toque.functions.features import build_training_set, feature_catalog, feature_health
+from toque.registry import Lineage, Table, open_store
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 plane = Entity("plane")

@@ -17,7 +17,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from featurestore import (
+from tests.conditions.values import LARGEST_WHOLE, any_edge, numbers, whole_numbers
+from tests.featurestore.streams.events import clicks, messages
+from toque.featurestore import (
     BatchSource,
     Bool,
     CsvFiles,
@@ -39,15 +41,13 @@ from featurestore import (
     Vector,
     on_demand_feature_view,
 )
-from featurestore.definitions.dtypes import FeatureType, parse_type
-from featurestore.definitions.expectations import Expectation
-from featurestore.online.serving import Request
-from featurestore.retrieval import plan_retrieval
-from featurestore.rows import check_rows, conform
-from featurestore.sources.rows import check
-from featurestore.streams.decode import decode
-from tests.conditions.values import LARGEST_WHOLE, any_edge, numbers, whole_numbers
-from tests.featurestore.streams.events import clicks, messages
+from toque.featurestore.definitions.dtypes import FeatureType, parse_type
+from toque.featurestore.definitions.expectations import Expectation
+from toque.featurestore.online.serving import Request
+from toque.featurestore.retrieval import plan_retrieval
+from toque.featurestore.rows import check_rows, conform
+from toque.featurestore.sources.rows import check
+from toque.featurestore.streams.decode import decode
 
 AT = datetime(2024, 5, 1, tzinfo=UTC)
 Accepts = Callable[[FeatureType, Any, Sequence[Expectation]], bool]

@@ -10,17 +10,17 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from featurestore import Entity, FeatureService, FeatureView, Field, Float64, InvalidRows
-from functions import Context, use_context
-from functions.features.jobs import (
+from toque.featurestore import Entity, FeatureService, FeatureView, Field, Float64, InvalidRows
+from toque.functions import Context, use_context
+from toque.functions.features.jobs import (
     build_training_set,
     latest_feature_health,
     materialize,
     record_feature_health,
     training_set_lineage,
 )
-from functions.reporting.feature_page import feature_report
-from registry import InvalidInput, Table, TableSnapshot, open_store
+from toque.functions.reporting.feature_page import feature_report
+from toque.registry import InvalidInput, Table, TableSnapshot, open_store
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -117,7 +117,7 @@ def test_materialize_reports_how_far_it_is_and_how_fast(
     ctx: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[float, float, str]] = []
-    monkeypatch.setattr("functions.features.jobs.report_progress", lambda *at: told.append(at))
+    monkeypatch.setattr("toque.functions.features.jobs.report_progress", lambda *at: told.append(at))
     materialize(end=START + 9 * HOUR)
     (done, total, text) = told[-1]
     assert (done, total) == (5, 5)

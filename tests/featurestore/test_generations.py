@@ -9,7 +9,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from tests.conditions.definitions import dropped, redefined
+from toque.featurestore import (
     Aggregation,
     BatchSource,
     CsvFiles,
@@ -24,9 +25,8 @@ from featurestore import (
     String,
     Windows,
 )
-from featurestore.upkeep import expire
-from registry import Table
-from tests.conditions.definitions import dropped, redefined
+from toque.featurestore.upkeep import expire
+from toque.registry import Table
 
 DAY = datetime(2024, 5, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

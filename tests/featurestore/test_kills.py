@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from featurestore import FeatureStore
-from registry import open_store
 from tests.featurestore.killed_process import MINUTE, NOW, PLANES, START, WORK, row, view
+from toque.featurestore import FeatureStore
+from toque.registry import open_store
 
 SCRIPT = Path(__file__).with_name("killed_process.py")
 Begin = Callable[[], tuple[FeatureStore, list[str]]]

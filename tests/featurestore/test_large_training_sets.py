@@ -10,15 +10,15 @@ import pytest
 import ray
 import redis
 
-from featurestore import Entity, FeatureService, FeatureView, Field, Float64, InvalidRows, String
-from featurestore.offline import distributed
-from featurestore.offline.distributed import spread_files
-from featurestore.online import materialize
-from functions import Context, use_context
-from functions.features import joins_on_ray
-from functions.features.jobs import build_training_set, training_set_lineage
-from registry import Table, open_store
 from tests.memory import own_memory
+from toque.featurestore import Entity, FeatureService, FeatureView, Field, Float64, InvalidRows, String
+from toque.featurestore.offline import distributed
+from toque.featurestore.offline.distributed import spread_files
+from toque.featurestore.online import materialize
+from toque.functions import Context, use_context
+from toque.functions.features import joins_on_ray
+from toque.functions.features.jobs import build_training_set, training_set_lineage
+from toque.registry import Table, open_store
 
 pytestmark = pytest.mark.ray
 START = datetime(2013, 6, 1, tzinfo=UTC)

@@ -7,7 +7,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from tests.featurestore.airports import START, row, weather
+from toque.featurestore import (
     DType,
     FeatureStore,
     Field,
@@ -21,7 +22,6 @@ from featurestore import (
     String,
     UnixTimestamp,
 )
-from tests.featurestore.airports import START, row, weather
 
 
 @pytest.mark.parametrize(

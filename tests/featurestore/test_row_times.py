@@ -4,7 +4,16 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64, Int64, row_times
+from toque.featurestore import (
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    Float64,
+    Int64,
+    row_times,
+)
 
 NOON = datetime(2013, 6, 1, 12, tzinfo=UTC)
 airport = Entity("origin")

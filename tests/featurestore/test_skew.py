@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, Float64, String, skew_report
+from toque.featurestore import Entity, FeatureStore, FeatureView, Field, Float64, String, skew_report
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from toque.featurestore import (
     Entity,
     FeatureStore,
     FeatureView,
@@ -18,8 +18,8 @@ from featurestore import (
     view_course,
     view_statistics,
 )
-from featurestore import statistics as module
-from featurestore.statistics import statistics
+from toque.featurestore import statistics as module
+from toque.featurestore.statistics import statistics
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
 view = FeatureView(

@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from featurestore import (
+from tests.featurestore.airports import HOUR, START, row, service, traffic, weather
+from toque.featurestore import (
     FeatureService,
     FeatureStore,
 )
-from featurestore.definitions.dtypes import TIMESTAMP
-from tests.featurestore.airports import HOUR, START, row, service, traffic, weather
+from toque.featurestore.definitions.dtypes import TIMESTAMP
 
 
 def test_training_rows_come_back_in_order_with_duplicates_and_other_columns(offline_fs: FeatureStore) -> None:

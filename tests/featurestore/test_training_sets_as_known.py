@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from tests.conditions.clocks import any_delay
+from toque.featurestore import (
     Aggregation,
     BatchSource,
     CsvFiles,
@@ -21,10 +22,9 @@ from featurestore import (
     String,
     Windows,
 )
-from functions import Context, use_context
-from functions.features.jobs import build_training_set, training_set_lineage
-from registry import Table, TableSnapshot, open_store
-from tests.conditions.clocks import any_delay
+from toque.functions import Context, use_context
+from toque.functions.features.jobs import build_training_set, training_set_lineage
+from toque.registry import Table, TableSnapshot, open_store
 
 HAPPENED = datetime(2024, 5, 1, 8, tzinfo=UTC)
 LATER = timedelta(hours=1)

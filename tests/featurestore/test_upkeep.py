@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from toque.featurestore import (
     Entity,
     FeatureStore,
     FeatureView,
@@ -26,11 +26,11 @@ from featurestore import (
     erase,
     expire,
 )
-from featurestore.online import Materializer
-from functions import Context, use_context
-from functions.maintenance.features import compact_features, erase_features, expire_features
-from functions.runtime import catalog
-from registry import open_store
+from toque.featurestore.online import Materializer
+from toque.functions import Context, use_context
+from toque.functions.maintenance.features import compact_features, erase_features, expire_features
+from toque.functions.runtime import catalog
+from toque.registry import open_store
 
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -214,5 +214,5 @@ def test_the_maintenance_functions_cover_all_views(ctx: Context) -> None:
     assert [u.rows for u in expire_features({"late": 4.0})] == [2]
     assert [u.removed for u in erase_features(["late"], 2.0)] == [0]
     assert {"compact_features", "expire_features", "erase_features"} <= {
-        f.name for f in catalog.discover(["functions.maintenance.features"])
+        f.name for f in catalog.discover(["toque.functions.maintenance.features"])
     }

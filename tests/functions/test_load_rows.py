@@ -6,10 +6,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from featurestore import Entity, FeatureService, FeatureView, Field, Float64, Int64
-from functions import Context, context, use_context
-from functions.features import load_rows
-from registry import InvalidInput, Table, open_store
+from toque.featurestore import Entity, FeatureService, FeatureView, Field, Float64, Int64
+from toque.functions import Context, context, use_context
+from toque.functions.features import load_rows
+from toque.registry import InvalidInput, Table, open_store
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 house = Entity("house", join_keys=[Field("house", Int64)])

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from functions.evaluation import Gate
-from functions.monitoring import DriftMonitor, EstimateMonitor, PerformanceMonitor
-from functions.project import ModelDefinition, ProjectError, load_project
-from functions.rollout import RolloutPolicy
-from functions.training import TabularParams, XGBoost
+from toque.functions.evaluation import Gate
+from toque.functions.monitoring import DriftMonitor, EstimateMonitor, PerformanceMonitor
+from toque.functions.project import ModelDefinition, ProjectError, load_project
+from toque.functions.rollout import RolloutPolicy
+from toque.functions.training import TabularParams, XGBoost
 
 
 def definition(**changes: Any) -> ModelDefinition:

@@ -7,12 +7,12 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from functions.evaluation import Direction, FairnessRule, Gate, RobustnessRule, SliceRule
-from functions.evaluation.meanings import MEANINGS, Aspect, Loss, Outcome
-from functions.monitoring import EstimateMonitor, PerformanceMonitor
-from functions.project import ModelDefinition
-from functions.rollout import RolloutPolicy
-from functions.training import Sklearn
+from toque.functions.evaluation import Direction, FairnessRule, Gate, RobustnessRule, SliceRule
+from toque.functions.evaluation.meanings import MEANINGS, Aspect, Loss, Outcome
+from toque.functions.monitoring import EstimateMonitor, PerformanceMonitor
+from toque.functions.project import ModelDefinition
+from toque.functions.rollout import RolloutPolicy
+from toque.functions.training import Sklearn
 
 SETTINGS: dict[Aspect, Any] = {
     "gate.max_ece": {"gate": Gate(max_ece=0.05)},

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from functions import Context, use_context
-from functions.monitoring import Alarm, alarms
-from functions.project import ModelDefinition
-from functions.retraining import jobs as module
-from functions.retraining.challengers import Challenger
-from functions.retraining.jobs import RetrainResult, inspect_model, retrain, retrains
-from functions.retraining.policy import RULES, Blackout, RetrainingPolicy
-from functions.rollout import end_rollout, rollout_status
-from registry import AutomaticApproval, ModelPolicy, open_store
+from toque.functions import Context, use_context
+from toque.functions.monitoring import Alarm, alarms
+from toque.functions.project import ModelDefinition
+from toque.functions.retraining import jobs as module
+from toque.functions.retraining.challengers import Challenger
+from toque.functions.retraining.jobs import RetrainResult, inspect_model, retrain, retrains
+from toque.functions.retraining.policy import RULES, Blackout, RetrainingPolicy
+from toque.functions.rollout import end_rollout, rollout_status
+from toque.registry import AutomaticApproval, ModelPolicy, open_store
 
 DAY = timedelta(days=1)
 SEGMENTS = ("late-AA", "late-DL", "late-UA")

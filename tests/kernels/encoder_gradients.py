@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.encoder_cases import Case
+from toque.kernels.encoder_cases import Case
 
 
 def results_and_gradients(

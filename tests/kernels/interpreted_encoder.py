@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import encoder
-from kernels.encoder import encode_linear, encode_linear_reference
-from kernels.encoder_cases import CASES, TOLERANCES, Case
-from kernels.encoder_triton import encode_linear_triton
 from tests.kernels.encoder_gradients import greatest_gap, results_and_gradients
+from toque.kernels import encoder
+from toque.kernels.encoder import encode_linear, encode_linear_reference
+from toque.kernels.encoder_cases import CASES, TOLERANCES, Case
+from toque.kernels.encoder_triton import encode_linear_triton
 
 
 def agrees(case: Case, seed: int = 0) -> None:
@@ -74,8 +74,8 @@ def autocast_multiplies_in_its_dtype() -> None:
 
 
 def the_kernel_learns_what_the_operators_learn() -> None:
-    from functions.training.tabular.fitting import new_trainer, prepare
     from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
+    from toque.functions.training.tabular.fitting import new_trainer, prepare
 
     prepared, losses = prepare(examples(rows=250), COLUMNS, FAST), []
     for by_kernel in (False, True):

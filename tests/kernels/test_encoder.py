@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kernels.encoder import encode_linear, encode_linear_reference
-from kernels.encoder_cases import CASES, TOLERANCES, Case
 from tests.kernels.encoder_gradients import greatest_gap, results_and_gradients
+from toque.kernels.encoder import encode_linear, encode_linear_reference
+from toque.kernels.encoder_cases import CASES, TOLERANCES, Case
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -94,7 +94,7 @@ def test_a_traced_network_keeps_plain_operators():
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(place: int, shape: tuple[int, ...], message: str):
-    from kernels.encoder_triton import encode_linear_triton
+    from toque.kernels.encoder_triton import encode_linear_triton
 
     tensors = list(Case(7, 3, 2, 8).tensors())
     tensors[place] = torch.zeros(shape)
@@ -103,7 +103,7 @@ def test_shapes_that_do_not_fit_are_refused(place: int, shape: tuple[int, ...], 
 
 
 def test_a_gradient_for_numbers_is_refused_by_the_kernel():
-    from kernels.encoder_triton import encode_linear_triton
+    from toque.kernels.encoder_triton import encode_linear_triton
 
     numeric, *others = Case(7, 3, 2, 8).tensors()
     with pytest.raises(ValueError, match="use encode_linear_reference"):
@@ -131,7 +131,7 @@ def test_the_kernels_compile_for_a_card_within_its_shared_memory(tmp_path, monke
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from kernels import encoder_triton
+    from toque.kernels import encoder_triton
 
     built: dict[str, Any] = {}
     run = JITFunction.run

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import hash_strings
+from toque.kernels import hash_strings
 
 # Published XXH64 test vectors, seed 0: "" -> ef46db3751d8e999, "a" -> d24ec4f1a98c6e5b, "abc" -> 44bc2cf5ad770999.
 VECTORS = {"": 0xEF46DB3751D8E999, "a": 0xD24EC4F1A98C6E5B, "abc": 0x44BC2CF5AD770999}

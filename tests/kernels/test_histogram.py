@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from kernels.histogram import histogram, quantile_edges
-from kernels.histogram_cases import CASES, Case
+from toque.kernels.histogram import histogram, quantile_edges
+from toque.kernels.histogram_cases import CASES, Case
 
 
 def expected(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from load.capacity_model.fit import fit_cost, fit_shared
-from load.capacity_model.model import Cluster
-from load.capacity_model.needs import Wish, needs_of
-from load.capacity_model.points import Point, read_points, write_points
+from toque.load.capacity_model.fit import fit_cost, fit_shared
+from toque.load.capacity_model.model import Cluster
+from toque.load.capacity_model.needs import Wish, needs_of
+from toque.load.capacity_model.points import Point, read_points, write_points
 
 MEASURED = Path(__file__).parent / "capacity_points.json"
 
@@ -86,7 +86,7 @@ def replace_rates(knees: list[Point]) -> list[Point]:
 
 @pytest.mark.parametrize("kind", ["small", "wide"])
 def test_measured_configurations_are_told_from_the_others(kind: str):
-    # By `load.benchmarks.platform.capacity` on two cores at a load average of 30: 14 of these 16 were within 15 %, and all within 21 %.
+    # By `toque.load.benchmarks.platform.capacity` on two cores at a load average of 30: 14 of these 16 were within 15 %, and all within 21 %.
     points = [Point(**each) for each in json.loads(MEASURED.read_text())[kind]]
     errors = []
     for rows, replicas in {(point.rows, point.replicas) for point in points}:

@@ -2,10 +2,10 @@ import importlib
 
 import pytest
 
-from load.capacity_model import Cluster, Costs, Demand, parts, s3_price_a_month
-from load.capacity_model.measure import drain_seconds
-from load.capacity_model.model import nodes_needed, replicas_of, store_requests
-from registry import open_store
+from toque.load.capacity_model import Cluster, Costs, Demand, parts, s3_price_a_month
+from toque.load.capacity_model.measure import drain_seconds
+from toque.load.capacity_model.model import nodes_needed, replicas_of, store_requests
+from toque.registry import open_store
 
 LARGE = Demand(models=1_000, predictions_s=1e6, labels_s=1e5)
 
@@ -22,7 +22,7 @@ def test_a_commit_waits_for_its_requests():
     costs = Costs(row_s=0.0, commit_s=0.01, commit_turns=5, store_latency_s=0.03)
     drain = next(part for part in parts(Demand(10, 1e3), Cluster(3), costs) if part.name == "drain")
     assert drain.load == pytest.approx(10 / 10 * (0.01 + 5 * 0.03) / 8)
-    module = importlib.import_module("functions.prediction_log.writing.drain")
+    module = importlib.import_module("toque.functions.prediction_log.writing.drain")
     assert Cluster(3).commits_at_once == module.COMMITS_AT_ONCE
 
 
@@ -44,7 +44,7 @@ def test_replicas_and_nodes_follow_the_larger_of_models_and_traffic():
 
 def test_a_model_s_rows_are_decoded_for_its_own_table_alone(tmp_path, monkeypatch):
     """The drain's work is linear in rows, however many models share them, as the model says."""
-    drain = importlib.import_module("functions.prediction_log.writing.drain")
+    drain = importlib.import_module("toque.functions.prediction_log.writing.drain")
     decoded = []
     real = drain.prediction_columns
     monkeypatch.setattr(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from load.benchmarks.platform.first_hour import FIVE, TABLES, UNSEEN, first_hour
+from toque.load.benchmarks.platform.first_hour import FIVE, TABLES, UNSEEN, first_hour
 
 
 def test_five_tables_and_three_that_were_not_looked_at_are_measured():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from functions.evaluation.meanings import MEANINGS, Aspect
+from toque.functions.evaluation.meanings import MEANINGS, Aspect
 
 PAGE = Path(__file__).parents[2] / "docs" / "outcomes.md"
 BEGIN, END = "<!-- outcomes: written by tests/project/outcomes_page.py -->", "<!-- end of outcomes -->"

@@ -4,8 +4,8 @@ import ast
 import re
 from pathlib import Path
 
-from ray_apps.series import DECLARED_IN, all_series
 from tests.project.metrics_page import PAGE, page_with_table
+from toque.ray_apps.series import DECLARED_IN, all_series
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("clusters", "registry", "featurestore", "functions", "ray_apps")
@@ -25,7 +25,7 @@ def test_every_module_that_declares_a_series_is_listed() -> None:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in KINDS and node.args:
                 first = node.args[0]
                 if isinstance(first, ast.Constant) and str(first.value).startswith("toque_"):
-                    declaring.add(".".join(file.relative_to(ROOT).with_suffix("").parts))
+                    declaring.add(".".join(("toque", *file.relative_to(ROOT).with_suffix("").parts)))
     assert declaring == set(DECLARED_IN)
 
 

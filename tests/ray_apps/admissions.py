@@ -1,8 +1,8 @@
 """Admissions for tests: refusals stay in memory, and a busy machine's access list is waited for."""
 
-from ray_apps.admission import Admission
-from ray_apps.token_cache import TokenCache
-from registry import Access, Workspace
+from toque.ray_apps.admission import Admission
+from toque.ray_apps.token_cache import TokenCache
+from toque.registry import Access, Workspace
 
 
 class KeptRefusals:

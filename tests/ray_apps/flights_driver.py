@@ -23,23 +23,23 @@ import polars as pl
 import torch
 
 from examples.flights.data import flights
-from functions.model_formats.program import export_program, save_program
-from functions.prediction_log import LABELS_TABLE, predictions_table
-from functions.runtime.changes.announcer import Announcer
-from functions.runtime.clock import ReplayClock
-from ray_apps.local import down
-from ray_apps.local.audit_key import open_platform_store
-from ray_apps.local.state_file import find_platform
-from registry import Registry, Signature, Table, TensorSpec
 from tests.ports import free_port
 from tests.waiting import until
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.prediction_log import LABELS_TABLE, predictions_table
+from toque.functions.runtime.changes.announcer import Announcer
+from toque.functions.runtime.clock import ReplayClock
+from toque.ray_apps.local import down
+from toque.ray_apps.local.audit_key import open_platform_store
+from toque.ray_apps.local.state_file import find_platform
+from toque.registry import Registry, Signature, Table, TensorSpec
 
 MODEL = "late"
 MAY = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 HOURS, CARRIERS = 24, 24
 PROJECT = f"""
-from functions.project import ModelDefinition
+from toque.functions.project import ModelDefinition
 
 FEATURES = []
 MODELS = [ModelDefinition(name="{MODEL}", service="none", entities="none", label="late", numeric=("hour",),
@@ -281,7 +281,7 @@ def platform(folder: Path) -> Iterator[Driver]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TOQUE_", "RAY_"))}
     environment["TOQUE_CLOCK"] = "replay"
     ports = ["--project", "flights_project", "--port", str(free_port())]
-    command = [sys.executable, "-m", "ray_apps.cli", "--home", str(folder / "home"), "up", *ports]
+    command = [sys.executable, "-m", "toque.ray_apps.cli", "--home", str(folder / "home"), "up", *ports]
     started = subprocess.run(
         command, cwd=folder, env=environment, text=True, capture_output=True, timeout=300, check=False
     )

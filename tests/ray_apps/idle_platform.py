@@ -34,16 +34,18 @@ def main() -> None:
     if given.role is None:
         _measure(given)
         return
-    from functions.runtime.changes.feed import ChangeFeed  # late: only a process of the platform needs it
+    from toque.functions.runtime.changes.feed import (
+        ChangeFeed,  # late: only a process of the platform needs it
+    )
 
     with mock.patch.object(ChangeFeed, "covers", return_value=False) if given.polling else nullcontext():
         _run(given.role, given.seconds)
 
 
 def _measure(given: argparse.Namespace) -> None:
-    from load.benchmarks.serving.floor import small_mlp  # late: only the measuring process needs these
-    from load.benchmarks.serving.models import BenchmarkModel, register
     from tests.redis_server import RedisServer
+    from toque.load.benchmarks.serving.floor import small_mlp  # late: only the measuring process needs these
+    from toque.load.benchmarks.serving.models import BenchmarkModel, register
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -81,7 +83,7 @@ def _measure(given: argparse.Namespace) -> None:
 
 def _run(role: str, seconds: float) -> None:
     """Be a process of the platform, and print what it asked of the store once it has settled."""
-    from registry.store.requests import REQUESTS  # late: as above
+    from toque.registry.store.requests import REQUESTS  # late: as above
 
     kept = _started(role)
     _say("ready")
@@ -105,24 +107,24 @@ def _run(role: str, seconds: float) -> None:
 
 def _started(role: str) -> Any:
     if role == "ticker":
-        from ray_apps.ticker import TickerReplica
+        from toque.ray_apps.ticker import TickerReplica
 
         ticker = TickerReplica()
         while ticker._due._tasks is None:  # importing the functions takes long on a busy machine
             time.sleep(0.1)
         return ticker
     if role == "gateway":
-        from ray_apps.gateway import deployment
+        from toque.ray_apps.gateway import deployment
 
         gateway = deployment.build()
         gateway.state.services.catalogue()
         return gateway
     if role == "mlflow":
-        from ray_apps.mlflow.deployment import build
+        from toque.ray_apps.mlflow.deployment import build
 
         return build()
-    from ray_apps.predictor import PredictorOptions
-    from ray_apps.predictor.deploy.deployment import build_predictor
+    from toque.ray_apps.predictor import PredictorOptions
+    from toque.ray_apps.predictor.deploy.deployment import build_predictor
 
     return build_predictor(MODEL, PredictorOptions.from_environment(os.environ))
 

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from functions.prediction_log import LogWriter, default_wal_root
-from functions.runtime.context import Context
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.services import Services
-from registry import open_store
+from toque.functions.prediction_log import LogWriter, default_wal_root
+from toque.functions.runtime.context import Context
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.services import Services
+from toque.registry import open_store
 
 
 @contextmanager

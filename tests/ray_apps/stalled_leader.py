@@ -5,13 +5,13 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from functions import Cron, function
-from functions.runtime.context import context
-from functions.runtime.durable.invocation import run_pending
-from functions.runtime.triggers.schedule import Schedule, run_due
-from ray_apps.leader_lease import Leadership
-from ray_apps.ticker import Ticker
-from registry.lease import StoreLease
+from toque.functions import Cron, function
+from toque.functions.runtime.context import context
+from toque.functions.runtime.durable.invocation import run_pending
+from toque.functions.runtime.triggers.schedule import Schedule, run_due
+from toque.ray_apps.leader_lease import Leadership
+from toque.ray_apps.ticker import Ticker
+from toque.registry.lease import StoreLease
 
 EFFECTS = "TOQUE_TEST_EFFECTS"
 

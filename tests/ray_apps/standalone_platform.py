@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from functions.prediction_log import Label, LogWriter, default_wal_root, encode_labels
-from functions.runtime import catalog
-from functions.runtime.changes.announcer import Announcer
-from functions.runtime.clock import ReplayClock
-from functions.runtime.context import Context, use_context
-from registry import Access, Registry, open_store
 from tests.ports import free_port
 from tests.ray_apps.flights_driver import MAY, MODEL, Driver
 from tests.redis_server import RedisServer
 from tests.waiting import until
+from toque.functions.prediction_log import Label, LogWriter, default_wal_root, encode_labels
+from toque.functions.runtime import catalog
+from toque.functions.runtime.changes.announcer import Announcer
+from toque.functions.runtime.clock import ReplayClock
+from toque.functions.runtime.context import Context, use_context
+from toque.registry import Access, Registry, open_store
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def standalone_platform(folder: Path) -> Iterator[StandaloneDriver]:
     command = [
         sys.executable,
         "-m",
-        "ray_apps.predictor",
+        "toque.ray_apps.predictor",
         "--standalone",
         "--port",
         server.url.rpartition(":")[2],

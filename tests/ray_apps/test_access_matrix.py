@@ -14,15 +14,15 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from functions.runtime.context import Context
-from ray_apps import mlflow
-from ray_apps.admission import GuardedRoute
-from ray_apps.admission.guarded_route import rule_of
-from ray_apps.console.api import Api, ApiError
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.services import Services
-from registry import Access, Grant, Registry, Role, open_store
 from tests.ray_apps.access_matrix import BODIES, GATEWAY, MLFLOW
+from toque.functions.runtime.context import Context
+from toque.ray_apps import mlflow
+from toque.ray_apps.admission import GuardedRoute
+from toque.ray_apps.admission.guarded_route import rule_of
+from toque.ray_apps.console.api import Api, ApiError
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.services import Services
+from toque.registry import Access, Grant, Registry, Role, open_store
 
 WORKSPACE = "payments"
 MODEL = "churn"

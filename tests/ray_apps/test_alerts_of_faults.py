@@ -19,12 +19,12 @@ from typing import Any
 import httpx
 import pytest
 
-from functions.prediction_log.writing.wal_root import default_wal_root
-from ray_apps.local import RunningPlatform, down, processes
-from ray_apps.local.state_file import find_platform
 from tests.clusters.monitoring.alert_watch import PROGRAMS, Told, until, watch
 from tests.ports import free_port
 from tests.registry import s3_servers
+from toque.functions.prediction_log.writing.wal_root import default_wal_root
+from toque.ray_apps.local import RunningPlatform, down, processes
+from toque.ray_apps.local.state_file import find_platform
 
 pytestmark = [
     pytest.mark.proof,
@@ -42,9 +42,9 @@ CLEARED_WITHIN_S = 600  # the longest window of an alert is five minutes
 PROJECT = """
 from datetime import timedelta
 
-from featurestore import Entity, FeatureView, Field, Float64
-from functions import Retries, context, function
-from functions.features.jobs import record_feature_health
+from toque.featurestore import Entity, FeatureView, Field, Float64
+from toque.functions import Retries, context, function
+from toque.functions.features.jobs import record_feature_health
 
 VIEW = FeatureView("weather", [Entity("origin")], [Field("temp", Float64)])
 FEATURES, MODELS = [VIEW], []
@@ -81,7 +81,7 @@ class Platform:
         return answer.json()
 
     def toque(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "ray_apps.cli", "--home", str(self.home), *arguments]
+        command = [sys.executable, "-m", "toque.ray_apps.cli", "--home", str(self.home), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=self.home.parent)
         return done.stdout.strip()
 
@@ -128,7 +128,16 @@ def platform(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator
     home = folder / "home"
     log = default_wal_root(store.url)
     disk = small_disk(log)
-    command = [sys.executable, "-m", "ray_apps.cli", "--home", str(home), "up", "--project", "sample_project"]
+    command = [
+        sys.executable,
+        "-m",
+        "toque.ray_apps.cli",
+        "--home",
+        str(home),
+        "up",
+        "--project",
+        "sample_project",
+    ]
     try:
         started = subprocess.run(
             [*command, "--store", store.url, "--port", str(free_port())],

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_apps.clock_watch import measure_clock
-from registry import open_store
+from toque.ray_apps.clock_watch import measure_clock
+from toque.registry import open_store
 
 
 @pytest.mark.parametrize("ahead_s", [-40.0, 40.0])

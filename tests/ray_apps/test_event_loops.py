@@ -7,17 +7,17 @@ from typing import Any
 import httpx
 import pytest
 
-from functions.runtime import catalog
-from functions.runtime.context import Context
-from functions.runtime.function import function
-from ray_apps import mlflow
-from ray_apps.admission.json_limits import MAX_CONTAINERS, MAX_JSON_BYTES, MAX_VALUES
-from ray_apps.garbage_collector import freeze
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.row_bodies import MAX_ROWS
-from ray_apps.gateway.services import Services
-from registry import Access, open_store
 from tests.ray_apps.watchdog import MAX_MS, longest_gap_ms
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.function import function
+from toque.ray_apps import mlflow
+from toque.ray_apps.admission.json_limits import MAX_CONTAINERS, MAX_JSON_BYTES, MAX_VALUES
+from toque.ray_apps.garbage_collector import freeze
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.row_bodies import MAX_ROWS
+from toque.ray_apps.gateway.services import Services
+from toque.registry import Access, open_store
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from clusters.telemetry.metrics import parse
-from ray_apps.exporter import ClusterMetrics
+from toque.clusters.telemetry.metrics import parse
+from toque.ray_apps.exporter import ClusterMetrics
 
 pytestmark = pytest.mark.ray
 
@@ -32,7 +32,7 @@ def test_exporters_of_other_nodes_are_asked_and_absent_ones_named(
     here, nodes = context.get_node_id(), {"f" * 56: "10.255.0.9"}
     cluster = ClusterMetrics(f"file://{tmp_path}/store", nodes=lambda: nodes)
     # This node has the part of another one: its own id is the only one where Ray can start an exporter.
-    monkeypatch.setattr("ray_apps.exporter._own_node", lambda: ("0" * 56, "10.255.0.1"))
+    monkeypatch.setattr("toque.ray_apps.exporter._own_node", lambda: ("0" * 56, "10.255.0.1"))
     nodes[here] = "10.255.0.2"
     for _ in range(10):  # the first answer may come later than it is waited for
         text = cluster.text()

@@ -22,11 +22,11 @@ from typing import NamedTuple, Self
 import httpx
 import pytest
 
-from ray_apps.deployment.serve_settings import HAPROXY, serve_settings
-from ray_apps.haproxy_supervisor import processes_of
-from ray_apps.loopback import loopback_environment
 from tests.ports import free_port
 from tests.waiting import until
+from toque.ray_apps.deployment.serve_settings import HAPROXY, serve_settings
+from toque.ray_apps.haproxy_supervisor import processes_of
+from toque.ray_apps.loopback import loopback_environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 

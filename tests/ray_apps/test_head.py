@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ray_apps.head import AnswersHead
-from ray_apps.traced import TracedRequests
+from toque.ray_apps.head import AnswersHead
+from toque.ray_apps.traced import TracedRequests
 
 
 async def endless(_: Request) -> Response:

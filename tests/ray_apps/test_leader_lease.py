@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from redis import ConnectionError as RedisConnectionError
 
-from functions.runtime.changes.announcer import connection
-from ray_apps.leader_lease import Leadership, Lease, RedisLease
-from registry import ObjectStore, open_store
-from registry.lease import StoreLease
-from registry.store import Aged
 from tests.redis_server import RedisServer, running_redis
+from toque.functions.runtime.changes.announcer import connection
+from toque.ray_apps.leader_lease import Leadership, Lease, RedisLease
+from toque.registry import ObjectStore, open_store
+from toque.registry.lease import StoreLease
+from toque.registry.store import Aged
 
 
 @dataclass

@@ -17,18 +17,21 @@ FRAMES = ("pandas", "ray.data", "sklearn", "torch", "plotly.graph_objs._figure")
     ("imports", "without"),
     [
         (
-            "ray.serve._private.proxy, ray_apps.predictor.http.bypass",
+            "ray.serve._private.proxy, toque.ray_apps.predictor.http.bypass",
             TABLES,
         ),  # Serve's proxy, and each replica
-        ("ray.serve._private.replica, ray_apps.haproxy_supervisor, functions.runtime.process", TABLES),
-        ("ray.serve._private.replica, ray_apps.predictor.grpc.deployment", TABLES),
-        ("ray.serve._private.replica, functions.runtime.catalog as all; all.discover()", FRAMES),
+        (
+            "ray.serve._private.replica, toque.ray_apps.haproxy_supervisor, toque.functions.runtime.process",
+            TABLES,
+        ),
+        ("ray.serve._private.replica, toque.ray_apps.predictor.grpc.deployment", TABLES),
+        ("ray.serve._private.replica, toque.functions.runtime.catalog as all; all.discover()", FRAMES),
     ],
     ids=["proxy", "haproxy", "grpc", "functions"],
 )
 def test_a_process_imports_what_it_uses(imports: str, without: tuple[str, ...]) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {_ROOT!r}); from clusters.worker_hook import lighten; lighten(); "
+        f"import sys; sys.path.insert(0, {_ROOT!r}); from toque.clusters.worker_hook import lighten; lighten(); "
         f"import {imports}; print([each for each in {without} if sys.modules.get(each)])"
     )
     ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

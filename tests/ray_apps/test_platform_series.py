@@ -11,19 +11,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from featurestore import Entity, FeatureView, Field, Float64
-from functions import Context, use_context
-from functions.features.jobs import record_feature_health
-from functions.maintenance.backup import back_up, last_backup, restore
-from functions.monitoring.language.scores import LiveScore, keep_means
-from functions.prediction_log import LogWriter, losses_of
-from functions.prediction_log.writing.losses import Loss
-from functions.quotas import set_quota
-from functions.runtime.durable.dead_letters import DeadLetters
-from ray_apps.platform_series import Lag, PlatformSeries
-from ray_apps.published import FAMILIES
-from registry import Access, Grant, RegistryError, Role, open_store
 from tests.redis_server import RedisServer, running_redis
+from toque.featurestore import Entity, FeatureView, Field, Float64
+from toque.functions import Context, use_context
+from toque.functions.features.jobs import record_feature_health
+from toque.functions.maintenance.backup import back_up, last_backup, restore
+from toque.functions.monitoring.language.scores import LiveScore, keep_means
+from toque.functions.prediction_log import LogWriter, losses_of
+from toque.functions.prediction_log.writing.losses import Loss
+from toque.functions.quotas import set_quota
+from toque.functions.runtime.durable.dead_letters import DeadLetters
+from toque.ray_apps.platform_series import Lag, PlatformSeries
+from toque.ray_apps.published import FAMILIES
+from toque.registry import Access, Grant, RegistryError, Role, open_store
 
 NOW = datetime(2013, 6, 2, tzinfo=UTC)
 view = FeatureView("weather", [Entity("origin")], [Field("temp", Float64), Field("rain", Float64)])
@@ -80,7 +80,7 @@ def test_a_part_that_cannot_be_read_is_named_and_the_others_stay(
     def away(*_: Any, **__: Any) -> None:
         raise RegistryError("the store does not answer")
 
-    monkeypatch.setattr("ray_apps.platform_series.latest_feature_health", away)
+    monkeypatch.setattr("toque.ray_apps.platform_series.latest_feature_health", away)
     found = measured(context)
     assert found["toque_platform_readable", "features of default"] == 0.0
     assert found["toque_platform_readable", "functions of default"] == 1.0
@@ -196,7 +196,7 @@ def test_the_moment_of_the_newest_whole_backup_is_a_gauge(
     target = open_store(f"file://{tmp_path}/backup")
     assert measured(context)["toque_backup_timestamp_seconds",] == 0.0
     with monkeypatch.context() as patch:
-        patch.setattr("functions.maintenance.backup.copy_store", _refuse)
+        patch.setattr("toque.functions.maintenance.backup.copy_store", _refuse)
         with pytest.raises(RegistryError):
             back_up(context.store, None, target)
     assert measured(context)["toque_backup_timestamp_seconds",] == 0.0
@@ -206,7 +206,7 @@ def test_the_moment_of_the_newest_whole_backup_is_a_gauge(
     assert moment == done.whole_at.timestamp()
     with monkeypatch.context() as patch:
         damaged = replace(done, verified=replace(done.verified, findings=("a table lost a file",)))
-        patch.setattr("functions.maintenance.backup.copy_store", lambda *_, **__: damaged)
+        patch.setattr("toque.functions.maintenance.backup.copy_store", lambda *_, **__: damaged)
         back_up(context.store, None, target)
     assert measured(context)["toque_backup_timestamp_seconds",] == moment
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from load.benchmarks.serving import reflexes
+from toque.load.benchmarks.serving import reflexes
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from ray_apps.local import processes
-from registry import Entry, Journal, Refused
 from tests.ray_apps.flights_driver import DAY, MODEL, Delay, platform
 from tests.ray_apps.flights_season import ENDS, NOISE, QUICK, FlightSeason
 from tests.waiting import until
+from toque.ray_apps.local import processes
+from toque.registry import Entry, Journal, Refused
 
 _logger = logging.getLogger(__name__)
 pytestmark = [pytest.mark.proof, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]

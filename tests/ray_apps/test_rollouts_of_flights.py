@@ -12,10 +12,10 @@ from datetime import timedelta
 
 import pytest
 
-from registry import Journal, Refused
 from tests.ray_apps.flights_driver import CARRIERS, DAY, MODEL, Delay, log_loss, platform
 from tests.ray_apps.flights_season import ENDS, NOISE, POLICY, QUICK, FlightSeason
 from tests.ray_apps.standalone_platform import standalone_platform
+from toque.registry import Journal, Refused
 
 _logger = logging.getLogger(__name__)
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1_800)]

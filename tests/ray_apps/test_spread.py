@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 from ray.serve.config import AutoscalingConfig
 
-from ray_apps import gateway, mlflow, ticker
-from ray_apps.predictor import DedicatedOptions, PoolOptions, PredictorOptions, application, pool_application
-from ray_apps.predictor.deploy.dedicated import version_application
-from ray_apps.predictor.grpc import ProxyOptions, grpc_application
-from ray_apps.spread import NodePolicy, half_on_a_node, laid_out
+from toque.ray_apps import gateway, mlflow, ticker
+from toque.ray_apps.predictor import (
+    DedicatedOptions,
+    PoolOptions,
+    PredictorOptions,
+    application,
+    pool_application,
+)
+from toque.ray_apps.predictor.deploy.dedicated import version_application
+from toque.ray_apps.predictor.grpc import ProxyOptions, grpc_application
+from toque.ray_apps.spread import NodePolicy, half_on_a_node, laid_out
 
 STORE = "file:///nowhere"
 

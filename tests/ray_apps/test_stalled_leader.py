@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from functions.runtime.durable.ledger import Ledger
-from registry import ObjectStore, open_store
-from registry.journal import Journal
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.registry import ObjectStore, open_store
+from toque.registry.journal import Journal
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 120.0

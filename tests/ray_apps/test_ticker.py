@@ -3,10 +3,10 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from ray_apps import ticker as ticker_module
-from ray_apps.leader_lease import Leadership
-from ray_apps.ticker import Ticker, keep_lead, run_in_each, wait_prepared
 from tests.waiting import until
+from toque.ray_apps import ticker as ticker_module
+from toque.ray_apps.leader_lease import Leadership
+from toque.ray_apps.ticker import Ticker, keep_lead, run_in_each, wait_prepared
 
 
 def ticker(tasks: Mapping[str, Callable[[], object]], *, is_leader: bool = True) -> Ticker:

@@ -5,11 +5,11 @@ import threading
 
 import pytest
 
-from ray_apps.predictor.http.auth import TokenAuthenticator
-from ray_apps.predictor.protocol.errors import Denied, NotReady
-from ray_apps.token_cache import TokenCache, bearer_token
-from registry import Grant, Principal, Role, Unavailable
 from tests.ray_apps.admissions import admission_of
+from toque.ray_apps.predictor.http.auth import TokenAuthenticator
+from toque.ray_apps.predictor.protocol.errors import Denied, NotReady
+from toque.ray_apps.token_cache import TokenCache, bearer_token
+from toque.registry import Grant, Principal, Role, Unavailable
 
 
 class AccessList:

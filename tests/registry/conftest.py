@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from registry import ObjectStore, Registry, open_store
 from tests.conditions.servers import s3_server
 from tests.registry import s3_servers
+from toque.registry import ObjectStore, Registry, open_store
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_apps.predictor.versions.engine import Engine
-from registry import ObjectStore, Registry, Signature
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.registry import ObjectStore, Registry, Signature
 
 _SPEC = {"datatype": "FP32", "shape": [-1, 1]}
 SIGNATURE = Signature.model_validate(

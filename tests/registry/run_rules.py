@@ -7,9 +7,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from registry import AlreadyExists, InvalidInput, NotFound, Registry, Role, open_store
-from registry.access import Access
-from registry.runs import Run
+from toque.registry import AlreadyExists, InvalidInput, NotFound, Registry, Role, open_store
+from toque.registry.access import Access
+from toque.registry.runs import Run
 
 EXPERIMENTS = ["sweep", "final"]
 ACTORS = ["ada", "bob", "cleo"]

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from registry import Damaged, ObjectStore, Registry
 from tests.registry.replica import SIGNATURE, champion, replica
+from toque.registry import Damaged, ObjectStore, Registry
 
 
 def flip(store: ObjectStore, key: str, at: int) -> None:

@@ -10,8 +10,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from registry import ModelPolicy, NotFound, ObjectStore, Registry, Stale, Unavailable, open_store
-from registry.access import signing
+from toque.registry import ModelPolicy, NotFound, ObjectStore, Registry, Stale, Unavailable, open_store
+from toque.registry.access import signing
 
 VERBS = {"get", "find", "create", "put", "delete", "list", "upload", "download"}
 KEY = ec.generate_private_key(ec.SECP256R1()).private_bytes(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import Damaged, Journal, ObjectStore, Refused, Registry, open_store, utc_now
-from registry.audit_keys import AuditKeys
-from registry.journal import adoption, high_water
-from registry.journal.entry import parse_entry
+from toque.registry import Damaged, Journal, ObjectStore, Refused, Registry, open_store, utc_now
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.journal import adoption, high_water
+from toque.registry.journal.entry import parse_entry
 
 KEY, NEW_KEY = "ab" * 32, "cd" * 32
 PATH = "models/m/journal"

@@ -6,13 +6,13 @@ from pathlib import Path
 import boto3
 import pytest
 
-from registry import Access, InvalidInput, Journal, ObjectStore, Registry, open_store, utc_now
-from registry.access import workspace_store
-from registry.audit_keys import AuditKeys
-from registry.history import adopt_all, audit, publish_heads, read_published
-from registry.journal import high_water
-from registry.journal.deletions import Deletions
-from registry.journal.heads import journal_counts
+from toque.registry import Access, InvalidInput, Journal, ObjectStore, Registry, open_store, utc_now
+from toque.registry.access import workspace_store
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.history import adopt_all, audit, publish_heads, read_published
+from toque.registry.journal import high_water
+from toque.registry.journal.deletions import Deletions
+from toque.registry.journal.heads import journal_counts
 
 KEYS = AuditKeys(["ab" * 32])
 

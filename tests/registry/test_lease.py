@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import RegistryError, Unavailable
-from registry.lease import StoreLease
-from registry.store import FolderStore
 from tests.conditions.faults import KILLS, Fault, FaultyStore
+from toque.registry import RegistryError, Unavailable
+from toque.registry.lease import StoreLease
+from toque.registry.store import FolderStore
 
 FAULTS = [fault for fault in Fault if fault not in KILLS]
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, event, settings
 from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 
-from registry import ModelPolicy, ModelVersion, NotFound, Refused, Registry, Stale, open_store
 from tests.registry.run_rules import ACTORS, RunRules, actors
+from toque.registry import ModelPolicy, ModelVersion, NotFound, Refused, Registry, Stale, open_store
 
 ALIASES = ["champion", "candidate"]
 versions = st.integers(1, 5)
@@ -26,7 +26,7 @@ class RegistryMachine(RunRules):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(
-            "registry.journal.fold.SNAPSHOT_EVERY", 5
+            "toque.registry.journal.fold.SNAPSHOT_EVERY", 5
         )  # so that most states went through a snapshot
         memory = Path("/dev/shm")  # noqa: S108 - thousands of durable writes are slow on a disk
         self.folder = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)

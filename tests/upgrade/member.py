@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import upgrade_project as tasks  # type: ignore[import-not-found]  # the test writes it
 
-import functions
-from functions import Context, use_context
-from functions.prediction_log import Label, LogWriter, drain, encode_labels, encode_prediction, epoch_us
-from functions.runtime import catalog
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.triggers.events import publish, run_events
-from registry import Registry, open_store
+from toque import functions
+from toque.functions import Context, use_context
+from toque.functions.prediction_log import Label, LogWriter, drain, encode_labels, encode_prediction, epoch_us
+from toque.functions.runtime import catalog
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.triggers.events import publish, run_events
+from toque.registry import Registry, open_store
 
 MOST = 3  # submissions, which take long on a busy machine
 SUBMIT_EVERY = 3

@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Invocation, use_context
-from functions.prediction_log import drain, outcomes
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.durable.record import Record
-from ray_apps.cli.platform_folds import platform_fold
-from registry import Registry, open_store, utc_now
-from registry.history import audit
 from tests.redis_server import running_redis
+from toque.functions import Context, Invocation, use_context
+from toque.functions.prediction_log import drain, outcomes
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.durable.record import Record
+from toque.ray_apps.cli.platform_folds import platform_fold
+from toque.registry import Registry, open_store, utc_now
+from toque.registry.history import audit
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 HERE = Path(__file__).parent
@@ -34,7 +34,7 @@ BEFORE = (HERE / "version_before.txt").read_text().strip()
 ENOUGH = 5  # answers of each release while both work
 DEADLINE_S = 240.0
 PROJECT = """
-from functions import OnEvent, call, function
+from toque.functions import OnEvent, call, function
 from upgrade_changed import CHANGED
 
 @function
@@ -50,7 +50,7 @@ def take_order(order: str) -> str:
     return order
 """
 CHANGED = """
-from functions import call, function
+from toque.functions import call, function
 
 @function
 def one_more(number: int) -> int:
@@ -62,6 +62,11 @@ def changed(number: int) -> list[int]:
 
 CHANGED = changed
 """
+
+
+def as_before(text: str) -> str:
+    """Write imports as the release before had them: each folder was a package of its own."""
+    return text.replace("from toque import ", "import ").replace("from toque.", "from ")
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +94,10 @@ def folder(tmp_path: Path) -> Path:
     for release, name in enumerate(("before", "now")):
         place = tmp_path / f"project-{name}"
         place.mkdir()
-        (place / "upgrade_project.py").write_text(PROJECT)
-        (place / "upgrade_changed.py").write_text(CHANGED.format(release=release))
+        text = as_before if name == "before" else str
+        (place / "upgrade_project.py").write_text(text(PROJECT))
+        (place / "upgrade_changed.py").write_text(text(CHANGED.format(release=release)))
+        (place / "member.py").write_text(text((HERE / "member.py").read_text()))
     return tmp_path
 
 
@@ -105,7 +112,7 @@ def start(name: str, code: Path, folder: Path, redis_url: str) -> subprocess.Pop
         "PYTHONPATH": f"{code}{os.pathsep}{folder}/project-{name}",
         "TOQUE_PROJECT": "upgrade_project",
     }
-    command = [sys.executable, str(HERE / "member.py"), name, str(folder), redis_url]
+    command = [sys.executable, str(folder / f"project-{name}" / "member.py"), name, str(folder), redis_url]
     log = (folder / f"log-{name}").open("wb")
     return subprocess.Popen(
         command, cwd=code, env=environment, stderr=log, stdout=log, start_new_session=True

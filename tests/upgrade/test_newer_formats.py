@@ -5,16 +5,16 @@ import json
 import msgpack
 import pytest
 
-from functions.prediction_log.records import decode_prediction
-from functions.prediction_log.writing.columns import label_columns
-from functions.prediction_log.writing.stream import entries_of
-from functions.runtime.durable.ledger import Ledger
-from registry import Access, Journal, NewerFormat, ObjectStore, Registry, open_store
-from registry.audit_keys import AuditKeys
-from registry.history import audit
-from registry.journal import snapshot
-from registry.journal.entry import parse_entry
 from tests.functions.prediction_log.logbook import record
+from toque.functions.prediction_log.records import decode_prediction
+from toque.functions.prediction_log.writing.columns import label_columns
+from toque.functions.prediction_log.writing.stream import entries_of
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.registry import Access, Journal, NewerFormat, ObjectStore, Registry, open_store
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.history import audit
+from toque.registry.journal import snapshot
+from toque.registry.journal.entry import parse_entry
 
 UPGRADE = r"a newer one wrote it; upgrade this process \(docs/upgrade\.md\)"
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from clusters.monitoring.panels.costs import COSTS
-from clusters.monitoring.panels.features import FEATURES
-from clusters.monitoring.panels.models import MODELS
-from clusters.monitoring.panels.panel import Dashboard, Panel
-from clusters.monitoring.panels.platform import PLATFORM
-from clusters.monitoring.panels.rollouts import ROLLOUTS
-from clusters.monitoring.panels.training import TRAINING
+from toque.clusters.monitoring.panels.costs import COSTS
+from toque.clusters.monitoring.panels.features import FEATURES
+from toque.clusters.monitoring.panels.models import MODELS
+from toque.clusters.monitoring.panels.panel import Dashboard, Panel
+from toque.clusters.monitoring.panels.platform import PLATFORM
+from toque.clusters.monitoring.panels.rollouts import ROLLOUTS
+from toque.clusters.monitoring.panels.training import TRAINING
 
 __all__ = ["DASHBOARDS", "Dashboard", "Panel"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from clusters.monitoring.panels.panel import WORKSPACE, Dashboard, Panel
+from toque.clusters.monitoring.panels.panel import WORKSPACE, Dashboard, Panel
 
 COSTS: Final = Dashboard(
     "costs",

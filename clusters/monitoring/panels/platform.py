@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from clusters.monitoring.panels.panel import Dashboard, Panel, quantile, rate
+from toque.clusters.monitoring.panels.panel import Dashboard, Panel, quantile, rate
 
 PLATFORM: Final = Dashboard(
     "platform",

@@ -16,10 +16,10 @@ from typing import Any, TextIO
 
 import orjson
 
-from clusters.telemetry.identity import current_identity
-from clusters.telemetry.logs.access import ACCESS_LOGGER
-from clusters.telemetry.logs.redaction import Mask, redact
-from clusters.telemetry.logs.settings import LogSettings
+from toque.clusters.telemetry.identity import current_identity
+from toque.clusters.telemetry.logs.access import ACCESS_LOGGER
+from toque.clusters.telemetry.logs.redaction import Mask, redact
+from toque.clusters.telemetry.logs.settings import LogSettings
 
 __all__ = ["HumanLines", "JsonLines", "set_up_logs"]
 

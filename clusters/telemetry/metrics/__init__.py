@@ -6,9 +6,9 @@ nothing of what is counted.
 
 from __future__ import annotations
 
-from clusters.telemetry.metrics.bounded import OTHER, Bounded
-from clusters.telemetry.metrics.exposition import listen, node_metrics, parse, together
-from clusters.telemetry.metrics.flushing import (
+from toque.clusters.telemetry.metrics.bounded import OTHER, Bounded
+from toque.clusters.telemetry.metrics.exposition import listen, node_metrics, parse, together
+from toque.clusters.telemetry.metrics.flushing import (
     Durations,
     Rising,
     add_counts,
@@ -16,9 +16,9 @@ from clusters.telemetry.metrics.flushing import (
     flush_regularly,
     observe_all,
 )
-from clusters.telemetry.metrics.keeping import keep_series
-from clusters.telemetry.metrics.published import publish, render, withdraw
-from clusters.telemetry.metrics.values import PREFIX, folder_of_process
+from toque.clusters.telemetry.metrics.keeping import keep_series
+from toque.clusters.telemetry.metrics.published import publish, render, withdraw
+from toque.clusters.telemetry.metrics.values import PREFIX, folder_of_process
 
 __all__ = [
     "OTHER",

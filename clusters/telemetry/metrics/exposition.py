@@ -10,10 +10,10 @@ from prometheus_client import REGISTRY, Metric, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from clusters.telemetry.metrics.machine import machine_metrics
-from clusters.telemetry.metrics.node import collect
-from clusters.telemetry.metrics.published import read_published, render
-from clusters.telemetry.metrics.values import PREFIX
+from toque.clusters.telemetry.metrics.machine import machine_metrics
+from toque.clusters.telemetry.metrics.node import collect
+from toque.clusters.telemetry.metrics.published import read_published, render
+from toque.clusters.telemetry.metrics.values import PREFIX
 
 _NO_DISKS: Mapping[str, Path] = {}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from prometheus_client import Gauge
 
-from clusters.telemetry.metrics.node import fold_dead
-from clusters.telemetry.metrics.values import SUFFIX, folder_of_process, write_to_files
+from toque.clusters.telemetry.metrics.node import fold_dead
+from toque.clusters.telemetry.metrics.values import SUFFIX, folder_of_process, write_to_files
 
 FOLDED_FROM = 300
 """Number of files from which a process that starts folds those of dead ones, as nobody seems to read them."""

@@ -23,8 +23,8 @@ from prometheus_client import Metric
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.utils import floatToGoString
 
-from clusters.telemetry.metrics.processes import Member, folder_held, forget, living
-from clusters.telemetry.metrics.values import SUFFIX
+from toque.clusters.telemetry.metrics.processes import Member, folder_held, forget, living
+from toque.clusters.telemetry.metrics.values import SUFFIX
 
 FOLDED = "folded.json"
 KEPT_S = 7 * 24 * 3600.0

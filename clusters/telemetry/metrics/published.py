@@ -14,8 +14,8 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from clusters.telemetry.metrics.processes import PUBLISHED
-from clusters.telemetry.metrics.values import path_of_process
+from toque.clusters.telemetry.metrics.processes import PUBLISHED
+from toque.clusters.telemetry.metrics.values import path_of_process
 
 STALE_S = 180.0
 """Age from which what was published says nothing about now."""

@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Summary, valu
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
-from clusters.telemetry.metrics.processes import Member, join
+from toque.clusters.telemetry.metrics.processes import Member, join
 
 PREFIX = "toque_"
 SUFFIX = ".db"

@@ -5,7 +5,7 @@ the request is kept: failed and slow ones are, and a share of the rest. Only of 
 are few: each has spans, by OpenTelemetry's own API, so that a function's code can add its own.
 """
 
-from clusters.telemetry.tracing.active import (
+from toque.clusters.telemetry.tracing.active import (
     Tracing,
     active_tracing,
     flush_spans,
@@ -14,10 +14,10 @@ from clusters.telemetry.tracing.active import (
     tracer_of,
     use_tracing,
 )
-from clusters.telemetry.tracing.keeping import Keeper, Kept
-from clusters.telemetry.tracing.request_trace import RequestTrace, begin_request, current_request, mark
-from clusters.telemetry.tracing.settings import TraceSettings
-from clusters.telemetry.tracing.trace_context import TraceContext, new_span_id, new_trace_id
+from toque.clusters.telemetry.tracing.keeping import Keeper, Kept
+from toque.clusters.telemetry.tracing.request_trace import RequestTrace, begin_request, current_request, mark
+from toque.clusters.telemetry.tracing.settings import TraceSettings
+from toque.clusters.telemetry.tracing.trace_context import TraceContext, new_span_id, new_trace_id
 
 __all__ = [
     "Keeper",

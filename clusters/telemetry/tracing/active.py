@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from clusters.telemetry.logs.access import AccessLog
-from clusters.telemetry.tracing.keeping import Keeper
-from clusters.telemetry.tracing.settings import TraceSettings
+from toque.clusters.telemetry.logs.access import AccessLog
+from toque.clusters.telemetry.tracing.keeping import Keeper
+from toque.clusters.telemetry.tracing.settings import TraceSettings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Tracer
 
-    from clusters.telemetry.tracing.request_trace import RequestTrace
+    from toque.clusters.telemetry.tracing.request_trace import RequestTrace
 
 __all__ = [
     "Tracing",
@@ -58,7 +58,7 @@ class Tracing:
         """Make the spans of a kept request: one for the door, and below it one for each stage."""
         if self._tracer is None:
             return
-        from clusters.telemetry.tracing.spans import export_request  # late: with a collector only
+        from toque.clusters.telemetry.tracing.spans import export_request  # late: with a collector only
 
         attributes = {
             "http.response.status_code": status,
@@ -158,7 +158,7 @@ def provider_of(role: str, exporter: SpanExporter, cluster: str = "toque") -> Tr
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    from clusters.telemetry.tracing.spans import ChosenIds, Counted
+    from toque.clusters.telemetry.tracing.spans import ChosenIds, Counted
 
     named: dict[str, Any] = {
         "service.name": f"toque-{role.partition('/')[0]}",

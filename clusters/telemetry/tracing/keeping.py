@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal
 
-from clusters.telemetry.tracing.series import REQUESTS
+from toque.clusters.telemetry.tracing.series import REQUESTS
 
 __all__ = ["KEPT_PER_S", "Keeper", "Kept"]
 

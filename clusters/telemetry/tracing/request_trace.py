@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from time import perf_counter, time_ns
 from typing import Any
 
-from clusters.telemetry.identity import current_work
-from clusters.telemetry.tracing.active import active_tracing
-from clusters.telemetry.tracing.keeping import Kept
-from clusters.telemetry.tracing.trace_context import TraceContext, new_span_id, new_trace_id
+from toque.clusters.telemetry.identity import current_work
+from toque.clusters.telemetry.tracing.active import active_tracing
+from toque.clusters.telemetry.tracing.keeping import Kept
+from toque.clusters.telemetry.tracing.trace_context import TraceContext, new_span_id, new_trace_id
 
 __all__ = ["RequestTrace", "begin_request", "current_request", "mark"]
 

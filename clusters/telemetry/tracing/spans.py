@@ -11,14 +11,14 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from clusters.telemetry.tracing.series import SPANS
+from toque.clusters.telemetry.tracing.series import SPANS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from clusters.telemetry.tracing.request_trace import RequestTrace
+    from toque.clusters.telemetry.tracing.request_trace import RequestTrace
 
 __all__ = ["ChosenIds", "Counted", "export_request"]
 

@@ -5,10 +5,10 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.casting.composites import cast_composite
-from featurestore.definitions.dtypes import TIMESTAMP, DType
-from featurestore.definitions.fields import Field
-from featurestore.errors import InvalidRows
+from toque.featurestore.definitions.casting.composites import cast_composite
+from toque.featurestore.definitions.dtypes import TIMESTAMP, DType
+from toque.featurestore.definitions.fields import Field
+from toque.featurestore.errors import InvalidRows
 
 _REMEDY = "correct it, or declare a type that holds it"
 _TIMES = "give a time, or a text like 2024-05-01T10:00:00Z"

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.dtypes import Decimal, DType, List, Map, Vector
-from featurestore.definitions.fields import Field
-from featurestore.errors import InvalidRows
+from toque.featurestore.definitions.dtypes import Decimal, DType, List, Map, Vector
+from toque.featurestore.definitions.fields import Field
+from toque.featurestore.errors import InvalidRows
 
 CastItems: TypeAlias = Callable[[str, Field, pa.ChunkedArray], pa.ChunkedArray]
 """Casts a column of scalars, as `rows.cast_column` does."""

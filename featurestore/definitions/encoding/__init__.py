@@ -1,6 +1,6 @@
 """Encoding of a view's row as bytes, its fixed slots and what follows them."""
 
-from featurestore.definitions.encoding.rows import (
+from toque.featurestore.definitions.encoding.rows import (
     ENCODING_VERSION,
     HEADER_BYTES,
     Decoded,

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions.dtypes import MAX_PRECISION, Decimal, DType, FeatureType, Vector
-from featurestore.definitions.encoding import tails
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
-from featurestore.definitions.times import from_microseconds
-from featurestore.errors import UnreadableRow
+from toque.featurestore.definitions.dtypes import MAX_PRECISION, Decimal, DType, FeatureType, Vector
+from toque.featurestore.definitions.encoding import tails
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
+from toque.featurestore.definitions.times import from_microseconds
+from toque.featurestore.errors import UnreadableRow
 
 ENCODING_VERSION = 1
 HEADER = struct.Struct("<BIqq")

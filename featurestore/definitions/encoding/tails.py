@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions.dtypes import DType, FeatureType, List, Map
-from featurestore.definitions.times import from_microseconds
+from toque.featurestore.definitions.dtypes import DType, FeatureType, List, Map
+from toque.featurestore.definitions.times import from_microseconds
 
 NUMPY_SLOT = {"d": "<f8", "f": "<f4", "q": "<i8", "i": "<i4", "B": "u1", "I": "<u4"}
 _COUNT = struct.Struct("<I")

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.evaluation.checks.check import Check, at_least
-from functions.evaluation.checks.robustness import Predict, added, replaced
+from toque.functions.evaluation.checks.check import Check, at_least
+from toque.functions.evaluation.checks.robustness import Predict, added, replaced
 
 Floats = npt.NDArray[np.float64]
 _SEED = 2013

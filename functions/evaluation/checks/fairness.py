@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import special
 
-from functions.evaluation.checks.check import Check, at_most
+from toque.functions.evaluation.checks.check import Check, at_most
 
 Floats = npt.NDArray[np.float64]
 Measure = Literal["selection_rate", "true_positive_rate", "false_positive_rate", "calibration", "loss"]

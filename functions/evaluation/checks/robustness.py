@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.evaluation.checks.check import Check, at_most
-from functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.checks.check import Check, at_most
+from toque.functions.evaluation.errors import EvaluationError
 
 Floats = npt.NDArray[np.float64]
 Predict = Callable[[pa.Table], Floats]

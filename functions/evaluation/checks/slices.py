@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.evaluation.checks.check import Check, at_least
-from functions.evaluation.errors import EvaluationError
-from functions.stats.slices import Slice, slices_above
+from toque.functions.evaluation.checks.check import Check, at_least
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.stats.slices import Slice, slices_above
 
 Floats = npt.NDArray[np.float64]
 _MIN_ENTITIES = 10

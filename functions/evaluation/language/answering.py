@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import aiohttp
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.language.evaluation_set import EvaluationRow
-from functions.generative import (
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.language.evaluation_set import EvaluationRow
+from toque.functions.generative import (
     ADAPTER,
     CHAT_TEMPLATE,
     WEIGHTS,
@@ -28,7 +28,7 @@ from functions.generative import (
     read_prompt,
     read_settings,
 )
-from functions.generative.engines import (
+from toque.functions.generative.engines import (
     EngineDown,
     EngineProcess,
     EngineSpec,
@@ -36,7 +36,7 @@ from functions.generative.engines import (
     engine_environment,
     engine_of,
 )
-from registry import ModelVersion, Registry
+from toque.registry import ModelVersion, Registry
 
 __all__ = [
     "AskedVersion",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.language.scorers import Scorer
-from functions.model_formats.load import load
-from registry import ModelVersion, Registry, TensorSpec
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.language.scorers import Scorer
+from toque.functions.model_formats.load import load
+from toque.registry import ModelVersion, Registry, TensorSpec
 
 __all__ = ["check_classifier", "scores_of"]
 

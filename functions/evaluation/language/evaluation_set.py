@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.errors import EvaluationError
 
 __all__ = ["EvaluationRow", "asked_column", "order_of", "read_row", "read_rows"]
 

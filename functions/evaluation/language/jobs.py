@@ -9,26 +9,26 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from functions.evaluation.demanded_gate import (
+from toque.functions.evaluation.demanded_gate import (
     gate_in_force,
     refuse_training_data,
     require_demanded_data,
 )
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.language.answer_gate import AnswerGate, Judged, judge_answers
-from functions.evaluation.language.answering import answers_of, fetched
-from functions.evaluation.language.classifiers import check_classifier, scores_of
-from functions.evaluation.language.evaluation_set import EvaluationRow, read_rows
-from functions.evaluation.language.judge import AGREEMENT, Judge, JudgeAgreement, agreement, verdict
-from functions.evaluation.language.judging import Pair, calibrated, choices_of, question_of, read_pairs
-from functions.evaluation.language.likelihood_scores import judged_by_likelihood
-from functions.evaluation.language.scorers import Scorer
-from functions.evaluation.offline_gate import GateResult
-from functions.generative.engines import scratch_folder
-from functions.runtime.context import context
-from functions.runtime.declaration import Resources
-from functions.runtime.function import function
-from registry import ModelVersion, Table, TableSnapshot
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.language.answer_gate import AnswerGate, Judged, judge_answers
+from toque.functions.evaluation.language.answering import answers_of, fetched
+from toque.functions.evaluation.language.classifiers import check_classifier, scores_of
+from toque.functions.evaluation.language.evaluation_set import EvaluationRow, read_rows
+from toque.functions.evaluation.language.judge import AGREEMENT, Judge, JudgeAgreement, agreement, verdict
+from toque.functions.evaluation.language.judging import Pair, calibrated, choices_of, question_of, read_pairs
+from toque.functions.evaluation.language.likelihood_scores import judged_by_likelihood
+from toque.functions.evaluation.language.scorers import Scorer
+from toque.functions.evaluation.offline_gate import GateResult
+from toque.functions.generative.engines import scratch_folder
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Resources
+from toque.functions.runtime.function import function
+from toque.registry import ModelVersion, Table, TableSnapshot
 
 __all__ = ["calibrate_judge", "evaluate_answers", "evaluate_likelihoods"]
 

@@ -12,9 +12,9 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import special
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics.probabilities import Interval
-from registry import GateDemand
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.metrics.probabilities import Interval
+from toque.registry import GateDemand
 
 __all__ = [
     "AGREEMENT",

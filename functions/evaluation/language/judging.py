@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.language.answering import answers_of, fetched
-from functions.evaluation.language.evaluation_set import EvaluationRow
-from functions.evaluation.language.judge import (
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.language.answering import answers_of, fetched
+from toque.functions.evaluation.language.evaluation_set import EvaluationRow
+from toque.functions.evaluation.language.judge import (
     AGREEMENT,
     PREFERENCES,
     Judge,
@@ -20,7 +20,7 @@ from functions.evaluation.language.judge import (
     Preference,
     chosen,
 )
-from registry import Registry
+from toque.registry import Registry
 
 __all__ = ["Pair", "calibrated", "choices_of", "question_of", "read_pairs"]
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.language.evaluation_set import EvaluationRow
-from functions.model_formats.text_classifier import refuse_other_folders
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.language.evaluation_set import EvaluationRow
+from toque.functions.model_formats.text_classifier import refuse_other_folders
 
 __all__ = ["Likelihood", "Likelihoods", "read_model"]
 

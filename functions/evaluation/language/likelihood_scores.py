@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.language.answer_gate import AnswerGate, Judged, Scores, judge_scores
-from functions.evaluation.language.evaluation_set import EvaluationRow, order_of, read_rows
-from functions.evaluation.language.likelihood import Likelihood, Likelihoods, read_model
-from functions.evaluation.language.scorers import Scorer
-from functions.model_formats.matrices import named_column
-from functions.runtime.context import context
-from registry import ModelVersion
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.language.answer_gate import AnswerGate, Judged, Scores, judge_scores
+from toque.functions.evaluation.language.evaluation_set import EvaluationRow, order_of, read_rows
+from toque.functions.evaluation.language.likelihood import Likelihood, Likelihoods, read_model
+from toque.functions.evaluation.language.scorers import Scorer
+from toque.functions.model_formats.matrices import named_column
+from toque.functions.runtime.context import context
+from toque.registry import ModelVersion
 
 __all__ = ["judged_by_likelihood"]
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 import orjson
 import pyarrow as pa
 
-from functions.evaluation.batch_shards import ShardWork, numbered
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.language.answering import (
+from toque.functions.evaluation.batch_shards import ShardWork, numbered
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.language.answering import (
     AskedVersion,
     EngineAnswer,
     ask,
@@ -21,10 +21,10 @@ from functions.evaluation.language.answering import (
     prepare,
     running_engine,
 )
-from functions.evaluation.language.evaluation_set import asked_column, read_row
-from functions.generative.engines import EngineProcess, engine_environment, scratch_folder
-from registry import ModelVersion, Registry
-from registry.store import PinnedRows
+from toque.functions.evaluation.language.evaluation_set import asked_column, read_row
+from toque.functions.generative.engines import EngineProcess, engine_environment, scratch_folder
+from toque.registry import ModelVersion, Registry
+from toque.registry.store import PinnedRows
 
 __all__ = ["ANSWER_COLUMNS", "MOST_SHARD_ROWS", "SHARD_PROMPTS", "PromptScorer"]
 

@@ -11,8 +11,8 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.evaluation.errors import EvaluationError
-from functions.generative import declines
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.generative import declines
 
 __all__ = ["Scorer"]
 

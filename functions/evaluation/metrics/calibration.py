@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy import special
 
-from functions.evaluation.metrics.probabilities import Array, check_predictions
+from toque.functions.evaluation.metrics.probabilities import Array, check_predictions
 
 
 class ReliabilityPoint(BaseModel):

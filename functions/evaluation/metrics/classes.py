@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics.probabilities import CLIP, ece
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.metrics.probabilities import CLIP, ece
 
 _SUM_ATOL = 1e-3  # float32 softmax over a thousand classes
 ClassIndices = npt.NDArray[np.integer]

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics.numbers import mae
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.metrics.numbers import mae
 
 Floats = npt.NDArray[np.floating]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics.probabilities import CLIP, auc, ece
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.metrics.probabilities import CLIP, auc, ece
 
 Floats = npt.NDArray[np.floating]
 _THRESHOLD = 0.5

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.errors import EvaluationError
 
 Array = npt.NDArray[np.floating]
 Metric = Callable[[Array, Array], float]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.errors import EvaluationError
 
 Texts = npt.NDArray[np.object_]
 Floats = npt.NDArray[np.float64]

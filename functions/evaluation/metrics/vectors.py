@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.errors import EvaluationError
 
 Floats = npt.NDArray[np.floating]
 _SHORTEST = 1e-12  # a vector of nothing has no direction: it is as far from any other as an unrelated one

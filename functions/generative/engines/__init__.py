@@ -1,13 +1,13 @@
 """Engines: programs that answer for weights over OpenAI's API, each in a supervised process on a private port."""
 
-from functions.generative.engines.embedding import ask_embeddings
-from functions.generative.engines.engine import Engine, EngineDown, EngineRefusal, EngineSpec
-from functions.generative.engines.environment import engine_environment
-from functions.generative.engines.process import EngineProcess, Patience
-from functions.generative.engines.programs import engine_of
-from functions.generative.engines.running import EngineProcesses, Lease
-from functions.generative.engines.scratch import scratch_folder, sweep_scratch
-from functions.generative.engines.slots import QueueFull, Slot
+from toque.functions.generative.engines.embedding import ask_embeddings
+from toque.functions.generative.engines.engine import Engine, EngineDown, EngineRefusal, EngineSpec
+from toque.functions.generative.engines.environment import engine_environment
+from toque.functions.generative.engines.process import EngineProcess, Patience
+from toque.functions.generative.engines.programs import engine_of
+from toque.functions.generative.engines.running import EngineProcesses, Lease
+from toque.functions.generative.engines.scratch import scratch_folder, sweep_scratch
+from toque.functions.generative.engines.slots import QueueFull, Slot
 
 __all__ = [
     "Engine",

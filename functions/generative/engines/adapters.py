@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 
-from functions.generative.engines.engine import AdapterLoader, EngineDown, EngineRefusal
+from toque.functions.generative.engines.engine import AdapterLoader, EngineDown, EngineRefusal
 
 __all__ = ["RunningAdapters"]
 

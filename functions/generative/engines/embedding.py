@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import orjson
 
-from functions.generative.engines.engine import MODEL_NAME
-from functions.generative.engines.process import EngineProcess
+from toque.functions.generative.engines.engine import MODEL_NAME
+from toque.functions.generative.engines.process import EngineProcess
 
 __all__ = ["ask_embeddings"]
 

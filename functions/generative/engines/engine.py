@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import aiohttp
 import orjson
 
-from functions.generative import EngineSettings
+from toque.functions.generative import EngineSettings
 
 __all__ = [
     "MODEL_NAME",

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from functions.generative import EngineSettings
-from functions.generative.engines.engine import (
+from toque.functions.generative import EngineSettings
+from toque.functions.generative.engines.engine import (
     MODEL_NAME,
     NO_PLACE,
     AdapterLoader,

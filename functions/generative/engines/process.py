@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import aiohttp
 
-from functions.generative.engines.adapters import RunningAdapters
-from functions.generative.engines.engine import MODEL_NAME, Engine, EngineDown, EngineSpec
-from functions.generative.engines.slots import SlotQueue
+from toque.functions.generative.engines.adapters import RunningAdapters
+from toque.functions.generative.engines.engine import MODEL_NAME, Engine, EngineDown, EngineSpec
+from toque.functions.generative.engines.slots import SlotQueue
 
 __all__ = ["EngineProcess", "Patience"]
 

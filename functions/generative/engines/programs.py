@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 
-from functions.generative.engines.engine import Engine
-from functions.generative.engines.llama_cpp import LlamaCpp
-from functions.generative.engines.vllm import Vllm
+from toque.functions.generative.engines.engine import Engine
+from toque.functions.generative.engines.llama_cpp import LlamaCpp
+from toque.functions.generative.engines.vllm import Vllm
 
 __all__ = ["engine_of"]
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from functions.generative.engines.adapters import RunningAdapters
-from functions.generative.engines.engine import Engine, EngineDown, EngineSpec
-from functions.generative.engines.process import MOST_WAITING, EngineProcess, Patience
+from toque.functions.generative.engines.adapters import RunningAdapters
+from toque.functions.generative.engines.engine import Engine, EngineDown, EngineSpec
+from toque.functions.generative.engines.process import MOST_WAITING, EngineProcess, Patience
 
 __all__ = ["EngineProcesses", "Lease"]
 

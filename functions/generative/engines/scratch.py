@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from registry.store import temporary_folder
+from toque.registry.store import temporary_folder
 
 __all__ = ["scratch_folder", "sweep_scratch"]
 

@@ -8,7 +8,7 @@ from bisect import insort
 from collections.abc import Callable
 from typing import Final
 
-from registry import SERVICE_TIERS, ServiceTier
+from toque.registry import SERVICE_TIERS, ServiceTier
 
 __all__ = ["AHEAD_S", "QueueFull", "Slot", "SlotQueue"]
 

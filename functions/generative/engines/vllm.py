@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import aiohttp
 
-from functions.generative import EngineSettings
-from functions.generative.adapter_folder import check_shapes
-from functions.generative.engines.engine import (
+from toque.functions.generative import EngineSettings
+from toque.functions.generative.adapter_folder import check_shapes
+from toque.functions.generative.engines.engine import (
     MODEL_NAME,
     NO_PLACE,
     AdapterLoader,

@@ -1,14 +1,14 @@
 """Guardrails of a prompt: rules on what is asked and answered, declared with its version. Pure: texts in, findings out."""
 
-from functions.generative.guardrails.guardrails import Guardrails, GuardrailStage
-from functions.generative.guardrails.passage import (
+from toque.functions.generative.guardrails.guardrails import Guardrails, GuardrailStage
+from toque.functions.generative.guardrails.passage import (
     AnswerCheck,
     Finding,
     RequestCheck,
     check_answer,
     check_request,
 )
-from functions.generative.guardrails.rule import Guardrail
+from toque.functions.generative.guardrails.rule import Guardrail
 
 __all__ = [
     "AnswerCheck",

@@ -6,7 +6,7 @@ from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.generative.guardrails.rule import Guardrail
+from toque.functions.generative.guardrails.rule import Guardrail
 
 __all__ = ["GuardrailStage", "Guardrails"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from functions.generative.guardrails.guardrails import Guardrails, GuardrailStage
-from functions.generative.guardrails.rule import Guardrail, plain
+from toque.functions.generative.guardrails.guardrails import Guardrails, GuardrailStage
+from toque.functions.generative.guardrails.rule import Guardrail, plain
 
 __all__ = ["AnswerCheck", "Finding", "RequestCheck", "check_answer", "check_request"]
 

@@ -8,10 +8,10 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.generative.guardrails.injection import injection_families
-from functions.generative.guardrails.personal_data import KINDS, PersonalData, mask, spans
-from functions.generative.guardrails.schema import check_schema, fits_schema
-from registry.text_patterns import check_pattern, count_matches, replace_matches
+from toque.functions.generative.guardrails.injection import injection_families
+from toque.functions.generative.guardrails.personal_data import KINDS, PersonalData, mask, spans
+from toque.functions.generative.guardrails.schema import check_schema, fits_schema
+from toque.registry.text_patterns import check_pattern, count_matches, replace_matches
 
 __all__ = ["Guardrail", "plain"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from deltalake import DeltaTable
 
-from functions.maintenance.erasure.record import TableErasure
-from registry import Dependent, Registry, Table, TableSnapshot
-from registry.store import table_names
+from toque.functions.maintenance.erasure.record import TableErasure
+from toque.registry import Dependent, Registry, Table, TableSnapshot
+from toque.registry.store import table_names
 
 _NEVER_TRAINING_SETS = ("predictions/", "features/", "monitoring/", "labels", "scores/")
 

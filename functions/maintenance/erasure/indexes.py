@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from featurestore import FeatureStore
+from toque.featurestore import FeatureStore
 
 
 def drop_indexes(features: FeatureStore, tables: Iterable[str]) -> int:

@@ -5,30 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from functions.maintenance.erasure.affected import affected
-from functions.maintenance.erasure.indexes import drop_indexes
-from functions.maintenance.erasure.lease import only_erasure
-from functions.maintenance.erasure.places import (
+from toque.functions.maintenance.erasure.affected import affected
+from toque.functions.maintenance.erasure.indexes import drop_indexes
+from toque.functions.maintenance.erasure.lease import only_erasure
+from toque.functions.maintenance.erasure.places import (
     collect_prediction_ids,
     erase_from_objects,
     erase_from_tables,
     preview,
 )
-from functions.maintenance.erasure.record import (
+from toque.functions.maintenance.erasure.record import (
     Certificate,
     ErasurePreview,
     Erasures,
     PendingErasure,
     hash_of,
 )
-from functions.maintenance.erasure.redis_keys import clear_log, erase_online, forget_streams, rewrite_files
-from functions.maintenance.erasure.subject import Subject, Traces
-from functions.maintenance.errors import MaintenanceError
-from functions.prediction_log import PSEUDONYM_KEY, default_wal_root
-from functions.runtime.context import Context, context
-from functions.runtime.declaration import Cron, Retries
-from functions.runtime.function import function
-from registry import utc_now
+from toque.functions.maintenance.erasure.redis_keys import (
+    clear_log,
+    erase_online,
+    forget_streams,
+    rewrite_files,
+)
+from toque.functions.maintenance.erasure.subject import Subject, Traces
+from toque.functions.maintenance.errors import MaintenanceError
+from toque.functions.prediction_log import PSEUDONYM_KEY, default_wal_root
+from toque.functions.runtime.context import Context, context
+from toque.functions.runtime.declaration import Cron, Retries
+from toque.functions.runtime.function import function
+from toque.registry import utc_now
 
 LOG_PATIENCE_S = 60.0
 

@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from functions.maintenance.errors import MaintenanceError
-from functions.runtime.durable.heartbeat import repeated
-from registry import ObjectStore, RegistryError
-from registry.lease import StoreLease, passing_s
+from toque.functions.maintenance.errors import MaintenanceError
+from toque.functions.runtime.durable.heartbeat import repeated
+from toque.registry import ObjectStore, RegistryError
+from toque.registry.lease import StoreLease, passing_s
 
 BEAT_S = 10.0
 TERM_S = 60.0

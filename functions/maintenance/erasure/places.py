@@ -11,12 +11,17 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.maintenance.erasure.record import ErasurePreview, PendingErasure, TableErasure, TablePreview
-from functions.maintenance.erasure.subject import PREDICTION_ID, TEXT, UNIT, Traces
-from functions.runtime.durable.ledger import Ledger
-from registry import InvalidInput, ObjectStore, Table
-from registry.store import FolderStore, find_rows, remove_rows, table_names
-from registry.store.tables.history import HistoryMatch
+from toque.functions.maintenance.erasure.record import (
+    ErasurePreview,
+    PendingErasure,
+    TableErasure,
+    TablePreview,
+)
+from toque.functions.maintenance.erasure.subject import PREDICTION_ID, TEXT, UNIT, Traces
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.registry import InvalidInput, ObjectStore, Table
+from toque.registry.store import FolderStore, find_rows, remove_rows, table_names
+from toque.registry.store.tables.history import HistoryMatch
 
 _REMADE = re.compile(r"reports/|memos/|values/|monitoring/.+/reference/")
 _INVOCATION = re.compile(r"invocations/([0-9A-Za-z._-]+)/")

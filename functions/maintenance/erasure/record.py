@@ -8,8 +8,8 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.maintenance.erasure.subject import Subject, new_salt
-from registry import AlreadyExists, Dependent, ObjectStore, TableSnapshot
+from toque.functions.maintenance.erasure.subject import Subject, new_salt
+from toque.registry import AlreadyExists, Dependent, ObjectStore, TableSnapshot
 
 _PENDING = "erasures/pending/"
 

@@ -10,15 +10,15 @@ from urllib.parse import unquote
 
 from redis.exceptions import ResponseError
 
-from clusters.redis_clients import open_redis, primaries
-from featurestore import FeatureStore, FeatureView
-from featurestore.online.keys import prefix
-from featurestore.streams.rewrites import announce_rewrite
-from functions.maintenance.erasure.subject import Traces
-from functions.prediction_log import drain
-from functions.prediction_log.writing.adoption import KINDS
-from functions.prediction_log.writing.stream_of_0_1 import streams_of
-from registry import ObjectStore
+from toque.clusters.redis_clients import open_redis, primaries
+from toque.featurestore import FeatureStore, FeatureView
+from toque.featurestore.online.keys import prefix
+from toque.featurestore.streams.rewrites import announce_rewrite
+from toque.functions.maintenance.erasure.subject import Traces
+from toque.functions.prediction_log import drain
+from toque.functions.prediction_log.writing.adoption import KINDS
+from toque.functions.prediction_log.writing.stream_of_0_1 import streams_of
+from toque.registry import ObjectStore
 
 _REWRITE_S = 300.0
 

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from featurestore.definitions.stream_source import ASIDE_REASON, ASIDE_ROW
-from featurestore.sources.rows import REASON, ROW
-from functions.prediction_log import pseudonym
+from toque.featurestore.definitions.stream_source import ASIDE_REASON, ASIDE_ROW
+from toque.featurestore.sources.rows import REASON, ROW
+from toque.functions.prediction_log import pseudonym
 
 UNIT, ENTITIES, PREDICTION_ID, DATA = "unit", "entities", "prediction_id", "data"
 TEXT = "text of "

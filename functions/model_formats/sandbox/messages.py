@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.model_formats.sandbox.limits import SandboxLimits
-from registry.models import Signature
+from toque.functions.model_formats.sandbox.limits import SandboxLimits
+from toque.registry.models import Signature
 
 
 class LoadRequest(BaseModel):

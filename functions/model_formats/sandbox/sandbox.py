@@ -17,12 +17,12 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from functions.model_formats.errors import ArtifactRefused, TrainingError
-from functions.model_formats.formats import FORMATS, PROGRAM_FILE, PYTHON_MODEL, inspect
-from functions.model_formats.sandbox.limits import ALL_LIMITS, SandboxLimits
-from functions.model_formats.sandbox.messages import LoadRequest, Verdict, import_all
-from functions.model_formats.sandbox.verdicts import Verdicts, verdict_key
-from registry.models import Signature
+from toque.functions.model_formats.errors import ArtifactRefused, TrainingError
+from toque.functions.model_formats.formats import FORMATS, PROGRAM_FILE, PYTHON_MODEL, inspect
+from toque.functions.model_formats.sandbox.limits import ALL_LIMITS, SandboxLimits
+from toque.functions.model_formats.sandbox.messages import LoadRequest, Verdict, import_all
+from toque.functions.model_formats.sandbox.verdicts import Verdicts, verdict_key
+from toque.registry.models import Signature
 
 _log = logging.getLogger(__name__)
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "TOQUE_PROJECT")
@@ -133,7 +133,7 @@ class _Server:
     def __init__(self, environment: Mapping[str, str], modules: Sequence[str] = ()) -> None:
         paths = os.pathsep.join(dict.fromkeys(os.path.abspath(each) for each in sys.path))  # noqa: PTH100 - "" too
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
-            [sys.executable, "-P", "-m", "functions.model_formats.sandbox.server", *modules],
+            [sys.executable, "-P", "-m", "toque.functions.model_formats.sandbox.server", *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",

@@ -19,13 +19,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from functions.model_formats.errors import ArtifactRefused
-from functions.model_formats.formats import PYTHON_MODEL
-from functions.model_formats.load import check_example, load
-from functions.model_formats.sandbox.files import restrict_files
-from functions.model_formats.sandbox.limits import FILES, RESOURCES, SYSTEM_CALLS, limit_resources
-from functions.model_formats.sandbox.messages import LoadRequest, Verdict, import_all
-from functions.model_formats.sandbox.system_calls import forbid_system_calls
+from toque.functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.formats import PYTHON_MODEL
+from toque.functions.model_formats.load import check_example, load
+from toque.functions.model_formats.sandbox.files import restrict_files
+from toque.functions.model_formats.sandbox.limits import FILES, RESOURCES, SYSTEM_CALLS, limit_resources
+from toque.functions.model_formats.sandbox.messages import LoadRequest, Verdict, import_all
+from toque.functions.model_formats.sandbox.system_calls import forbid_system_calls
 
 IDLE_S = 60.0
 MAX_ANSWER = 1 << 14

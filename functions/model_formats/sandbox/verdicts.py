@@ -14,10 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import machine, python_version
 
-from functions.model_formats.formats import Format
-from registry.models import Signature
-from registry.store import private_folder
-from registry.store.blobs import LocalFile
+from toque.functions.model_formats.formats import Format
+from toque.registry.models import Signature
+from toque.registry.store import private_folder
+from toque.registry.store.blobs import LocalFile
 
 _log = logging.getLogger(__name__)
 

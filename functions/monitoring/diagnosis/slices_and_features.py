@@ -9,20 +9,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.evaluation.meanings import BY_REQUEST, Loss
-from functions.evaluation.realised_loss import score
-from functions.monitoring.drift.dataset_sketches import DatasetRows
-from functions.monitoring.logged_features import (
+from toque.functions.evaluation.meanings import BY_REQUEST, Loss
+from toque.functions.evaluation.realised_loss import score
+from toque.functions.monitoring.drift.dataset_sketches import DatasetRows
+from toque.functions.monitoring.logged_features import (
     FeatureColumns,
     feature_arrays,
     feature_table,
     has_vector_length,
     sample_rows,
 )
-from functions.monitoring.watch import MonitorRun, ReadRows
-from functions.stats.multivariate import domain_classifier
-from functions.stats.slices import worst_slices
-from registry import ModelVersion, Table
+from toque.functions.monitoring.watch import MonitorRun, ReadRows
+from toque.functions.stats.multivariate import domain_classifier
+from toque.functions.stats.slices import worst_slices
+from toque.registry import ModelVersion, Table
 
 
 class SliceOptions(BaseModel):

@@ -1,7 +1,7 @@
 """Causes of an alarm: features, slices, upstream tables, versions and incidents, ranked by the loss they explain.
 
 The loss of the rows that an alarm is about is compared with that of the weeks before, and the change split column by column
-(`functions.stats.decompose`). The parts of different columns overlap where the columns do: they rank, and do not add up.
+(`toque.functions.stats.decompose`). The parts of different columns overlap where the columns do: they rank, and do not add up.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.evaluation.meanings import BY_REQUEST, Loss
-from functions.evaluation.realised_loss import Scored, score
-from functions.monitoring.alarms import Alarm
-from functions.monitoring.logged_features import (
+from toque.functions.evaluation.meanings import BY_REQUEST, Loss
+from toque.functions.evaluation.realised_loss import Scored, score
+from toque.functions.monitoring.alarms import Alarm
+from toque.functions.monitoring.logged_features import (
     FeatureColumns,
     feature_arrays,
     feature_table,
     has_vector_length,
 )
-from functions.monitoring.quality.watch import Views
-from functions.monitoring.results import results_table
-from functions.monitoring.watch import MonitorRun, ReadRows
-from functions.stats.decompose import ColumnChange, decompose_change
-from registry import ModelVersion, Table
+from toque.functions.monitoring.quality.watch import Views
+from toque.functions.monitoring.results import results_table
+from toque.functions.monitoring.watch import MonitorRun, ReadRows
+from toque.functions.stats.decompose import ColumnChange, decompose_change
+from toque.registry import ModelVersion, Table
 
 Kind = Literal["feature", "slice", "table", "version", "incident"]
 _BEYOND_CHANCE = 3.0  # standard errors above which a part is reported

@@ -1,8 +1,1 @@
 """Drift of model inputs against a reference, on sketches of tables that can be added up."""
-
-from typing import TYPE_CHECKING
-
-from functions.renamed import moved_names
-
-if not TYPE_CHECKING:  # a type checker must not take every name as there
-    __getattr__ = moved_names(__name__, "functions.monitoring.drift.monitor")

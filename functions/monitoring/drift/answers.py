@@ -17,15 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
-from functions.monitoring.cohorts import Cohorts, epoch_us
-from functions.monitoring.drift.monitor import DriftMonitor, DriftState, judge
-from functions.monitoring.drift.reference import Reference
-from functions.monitoring.drift.tensor_summaries import summaries
-from functions.monitoring.drift.verdicts import alarms_of, findings_of
-from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
-from functions.stats.sketch import TableSketch
-from registry import ModelVersion
+from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
+from toque.functions.monitoring.cohorts import Cohorts, epoch_us
+from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, judge
+from toque.functions.monitoring.drift.reference import Reference
+from toque.functions.monitoring.drift.tensor_summaries import summaries
+from toque.functions.monitoring.drift.verdicts import alarms_of, findings_of
+from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.functions.stats.sketch import TableSketch
+from toque.registry import ModelVersion
 
 _SUBJECT = "answers"
 _MOST_LABELS = 20  # that are watched one by one

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from functions.stats.sketch import TableSketch
-from registry import Table
+from toque.functions.stats.sketch import TableSketch
+from toque.registry import Table
 
 if TYPE_CHECKING:
     import ray.data

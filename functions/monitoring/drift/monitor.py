@@ -14,11 +14,11 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.monitoring.cohorts import CohortState
-from functions.monitoring.drift.reference import NumberedSketch, Reference, rows_of, scaled
-from functions.stats import k_of_n
-from functions.stats.drift import ColumnDrift, DriftReport, compare
-from functions.stats.sketch import TableSketch
+from toque.functions.monitoring.cohorts import CohortState
+from toque.functions.monitoring.drift.reference import NumberedSketch, Reference, rows_of, scaled
+from toque.functions.stats import k_of_n
+from toque.functions.stats.drift import ColumnDrift, DriftReport, compare
+from toque.functions.stats.sketch import TableSketch
 
 Season = Literal["none", "day", "week", "year", "auto"]
 _SHORTEST_MONTH = timedelta(days=28)

@@ -15,10 +15,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from functions.monitoring.cohorts import Cohorts
-from functions.stats.moments import Floats
-from functions.stats.season import find_season
-from functions.stats.sketch import ColumnSketch, TableSketch
+from toque.functions.monitoring.cohorts import Cohorts
+from toque.functions.stats.moments import Floats
+from toque.functions.stats.season import find_season
+from toque.functions.stats.sketch import ColumnSketch, TableSketch
 
 NumberedSketch = tuple[int, TableSketch]
 """Number of a cohort, and its sketch."""

@@ -7,11 +7,11 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from functions.monitoring.alarms import Alarm, Monitor
-from functions.monitoring.cohorts import Cohorts
-from functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict
-from functions.monitoring.watch import MonitorRun
-from registry import ModelVersion
+from toque.functions.monitoring.alarms import Alarm, Monitor
+from toque.functions.monitoring.cohorts import Cohorts
+from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict
+from toque.functions.monitoring.watch import MonitorRun
+from toque.registry import ModelVersion
 
 _EXPLAINED = " spoiled by an incident"
 _NO_CAUSES: Mapping[str, str] = MappingProxyType({})

@@ -10,15 +10,22 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from functions.monitoring.cohorts import Cohorts, epoch_us
-from functions.monitoring.drift.dataset_sketches import LARGE_ROWS, DatasetRows, sketch_rows
-from functions.monitoring.drift.monitor import DriftMonitor, DriftState, judge
-from functions.monitoring.drift.reference import Cycle, Months, NumberedSketch, Reference, Season, season_of
-from functions.monitoring.drift.verdicts import alarms_of, findings_of
-from functions.monitoring.logged_features import FeatureColumns, feature_table, with_summaries
-from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
-from functions.stats.sketch import TableSketch
-from registry import ModelVersion, ObjectStore, Table
+from toque.functions.monitoring.cohorts import Cohorts, epoch_us
+from toque.functions.monitoring.drift.dataset_sketches import LARGE_ROWS, DatasetRows, sketch_rows
+from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, judge
+from toque.functions.monitoring.drift.reference import (
+    Cycle,
+    Months,
+    NumberedSketch,
+    Reference,
+    Season,
+    season_of,
+)
+from toque.functions.monitoring.drift.verdicts import alarms_of, findings_of
+from toque.functions.monitoring.logged_features import FeatureColumns, feature_table, with_summaries
+from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.functions.stats.sketch import TableSketch
+from toque.registry import ModelVersion, ObjectStore, Table
 
 _SUBJECT = "features"
 TIMES = ("event_timestamp", "prediction_time")

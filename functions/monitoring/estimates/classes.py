@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
-from functions.monitoring.cohorts import Cohorts, epoch_us
-from functions.monitoring.estimates.monitor import (
+from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
+from toque.functions.monitoring.cohorts import Cohorts, epoch_us
+from toque.functions.monitoring.estimates.monitor import (
     BLIND,
     SHARE_OF,
     SHARES,
@@ -29,15 +29,15 @@ from functions.monitoring.estimates.monitor import (
     load_estimate_state,
     result_row,
 )
-from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
-from functions.stats.class_estimate import (
+from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.functions.stats.class_estimate import (
     MOST_CLASSES,
     ClassSketch,
     estimate_class_losses,
     estimate_shares,
     realise_classes,
 )
-from functions.stats.estimate import (
+from toque.functions.stats.estimate import (
     Calibration,
     Estimate,
     ScoreSketch,
@@ -45,8 +45,8 @@ from functions.stats.estimate import (
     estimate_losses,
     realise,
 )
-from functions.stats.moments import Floats
-from registry import ModelVersion
+from toque.functions.stats.moments import Floats
+from toque.registry import ModelVersion
 
 _SUM_ATOL = 1e-3  # float32 softmax over a thousand classes
 

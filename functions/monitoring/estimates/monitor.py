@@ -14,13 +14,13 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.evaluation.meanings import MEANINGS, Loss
-from functions.evaluation.outcome_kinds import outcome_kind
-from functions.monitoring.cohorts import Cohorts, CohortState
-from functions.monitoring.watch import MonitorRun
-from functions.stats.class_estimate import ClassSketch
-from functions.stats.estimate import Estimate, ScoreSketch
-from registry import ModelVersion
+from toque.functions.evaluation.meanings import MEANINGS, Loss
+from toque.functions.evaluation.outcome_kinds import outcome_kind
+from toque.functions.monitoring.cohorts import Cohorts, CohortState
+from toque.functions.monitoring.watch import MonitorRun
+from toque.functions.stats.class_estimate import ClassSketch
+from toque.functions.stats.estimate import Estimate, ScoreSketch
+from toque.registry import ModelVersion
 
 COVARIATE_SHIFT = "labels follow features as they did (covariate shift)"
 LABEL_SHIFT = "only the shares of the classes changed, not what their rows look like (label shift)"

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.evaluation.meanings import Loss
-from functions.evaluation.realised_loss import score
-from functions.monitoring.cohorts import Cohorts, epoch_us
-from functions.monitoring.estimates.monitor import (
+from toque.functions.evaluation.meanings import Loss
+from toque.functions.evaluation.realised_loss import score
+from toque.functions.monitoring.cohorts import Cohorts, epoch_us
+from toque.functions.monitoring.estimates.monitor import (
     EstimateMonitor,
     EstimateResult,
     EstimateState,
@@ -22,10 +22,10 @@ from functions.monitoring.estimates.monitor import (
     load_estimate_state,
     result_row,
 )
-from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
-from functions.stats.direct_loss import LossModel
-from functions.stats.moments import Floats
-from registry import ModelVersion
+from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.functions.stats.direct_loss import LossModel
+from toque.functions.stats.moments import Floats
+from toque.registry import ModelVersion
 
 
 @dataclass(frozen=True, slots=True)

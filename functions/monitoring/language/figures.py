@@ -13,10 +13,10 @@ from typing import Any, Final
 import polars as pl
 import pyarrow as pa
 
-from functions.generative import declines
-from functions.monitoring.language.languages import language_of
-from functions.monitoring.language.logged_answers import LoggedAnswer
-from functions.monitoring.language.sample import Sample
+from toque.functions.generative import declines
+from toque.functions.monitoring.language.languages import language_of
+from toque.functions.monitoring.language.logged_answers import LoggedAnswer
+from toque.functions.monitoring.language.sample import Sample
 
 __all__ = ["FIGURES", "figure_table"]
 

@@ -9,20 +9,20 @@ from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.evaluation.language import Judge
-from functions.evaluation.language.classifiers import check_classifier, scores_of
-from functions.evaluation.language.judge import Preference
-from functions.evaluation.language.judging import Pair, calibrated, choices_of
-from functions.generative import GenerativeError, is_generative
-from functions.generative.engines import scratch_folder
-from functions.monitoring.jobs import watch_answers
-from functions.monitoring.language.scores import LiveScore, ScoreTable, keep_means, means, rule_of
-from functions.monitoring.language.scoring import judge_sample, score_sample
-from functions.monitoring.language.settings import LanguageMonitors, monitors_journal, watched_models
-from functions.monitoring.watch import MonitorResult
-from functions.runtime.context import context
-from functions.runtime.declaration import Cron, Resources, Retries
-from functions.runtime.function import function
+from toque.functions.evaluation.language import Judge
+from toque.functions.evaluation.language.classifiers import check_classifier, scores_of
+from toque.functions.evaluation.language.judge import Preference
+from toque.functions.evaluation.language.judging import Pair, calibrated, choices_of
+from toque.functions.generative import GenerativeError, is_generative
+from toque.functions.generative.engines import scratch_folder
+from toque.functions.monitoring.jobs import watch_answers
+from toque.functions.monitoring.language.scores import LiveScore, ScoreTable, keep_means, means, rule_of
+from toque.functions.monitoring.language.scoring import judge_sample, score_sample
+from toque.functions.monitoring.language.settings import LanguageMonitors, monitors_journal, watched_models
+from toque.functions.monitoring.watch import MonitorResult
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Cron, Resources, Retries
+from toque.functions.runtime.function import function
 
 __all__ = [
     "LanguageWatch",

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from functions.prediction_log.reading.logged_tensors import large_values, tensor_values
-from registry import ObjectStore
+from toque.functions.prediction_log.reading.logged_tensors import large_values, tensor_values
+from toque.registry import ObjectStore
 
 __all__ = ["ANSWER_COLUMNS", "LoggedAnswer", "logged_answers"]
 

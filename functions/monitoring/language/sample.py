@@ -11,11 +11,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.monitoring.language.logged_answers import ANSWER_COLUMNS, LoggedAnswer, logged_answers
-from functions.prediction_log import predictions
-from functions.prediction_log.reading.outcomes import read_columns
-from functions.prediction_log.sampling import is_sampled
-from registry import ObjectStore
+from toque.functions.monitoring.language.logged_answers import ANSWER_COLUMNS, LoggedAnswer, logged_answers
+from toque.functions.prediction_log import predictions
+from toque.functions.prediction_log.reading.outcomes import read_columns
+from toque.functions.prediction_log.sampling import is_sampled
+from toque.registry import ObjectStore
 
 __all__ = ["Sample", "as_frame"]
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter
 
-from functions.stats.comparison.betting import betting_cs
-from registry import ObjectStore, Table
+from toque.functions.stats.comparison.betting import betting_cs
+from toque.registry import ObjectStore, Table
 
 __all__ = ["KEY", "SCORES", "LiveScore", "ScoreTable", "keep_means", "kept_means", "means", "rule_of"]
 

@@ -14,13 +14,13 @@ from typing import Any, Final
 import polars as pl
 import pyarrow as pa
 
-from functions.evaluation.language import Judge, Scorer
-from functions.evaluation.language.answer_gate import ScoreAll
-from functions.evaluation.language.judge import Preference, verdict
-from functions.evaluation.language.judging import Pair
-from functions.monitoring.language.sample import Sample, as_frame
-from functions.monitoring.language.scores import KEY, ScoreTable, rule_of
-from functions.prediction_log import find_labels
+from toque.functions.evaluation.language import Judge, Scorer
+from toque.functions.evaluation.language.answer_gate import ScoreAll
+from toque.functions.evaluation.language.judge import Preference, verdict
+from toque.functions.evaluation.language.judging import Pair
+from toque.functions.monitoring.language.sample import Sample, as_frame
+from toque.functions.monitoring.language.scores import KEY, ScoreTable, rule_of
+from toque.functions.prediction_log import find_labels
 
 __all__ = ["JUDGE", "AskJudge", "judge_sample", "score_sample"]
 

@@ -8,10 +8,10 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.evaluation.language import Judge, Scorer
-from functions.monitoring.drift.answers import AnswerMonitor
-from functions.monitoring.language.sample import Sample
-from registry import Entry, Fold, Journal, ModelPolicy, ObjectStore
+from toque.functions.evaluation.language import Judge, Scorer
+from toque.functions.monitoring.drift.answers import AnswerMonitor
+from toque.functions.monitoring.language.sample import Sample
+from toque.registry import Entry, Fold, Journal, ModelPolicy, ObjectStore
 
 __all__ = ["LanguageMonitors", "monitors_journal", "watched_models"]
 

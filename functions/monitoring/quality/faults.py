@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from functions.monitoring.quality.monitor import (
+from toque.functions.monitoring.quality.monitor import (
     CohortSummary,
     Fault,
     Incident,
@@ -12,9 +12,9 @@ from functions.monitoring.quality.monitor import (
     QualityState,
     ViewAge,
 )
-from functions.monitoring.quality.profile import ColumnProfile
-from functions.monitoring.quality.units import JUMP, jump_of
-from functions.stats.drift import compare_rates
+from toque.functions.monitoring.quality.profile import ColumnProfile
+from toque.functions.monitoring.quality.units import JUMP, jump_of
+from toque.functions.stats.drift import compare_rates
 
 _CHANCE = 1e-4  # p-value of a share of nulls above which it is no incident
 _GONE_SHARE = 0.95  # share of the usual values that must be missing for a column to be gone, however often nulls were usual

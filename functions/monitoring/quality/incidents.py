@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from functions.monitoring.quality.faults import find_faults
-from functions.monitoring.quality.monitor import (
+from toque.functions.monitoring.quality.faults import find_faults
+from toque.functions.monitoring.quality.monitor import (
     CohortSummary,
     Fault,
     Incident,
@@ -14,7 +14,7 @@ from functions.monitoring.quality.monitor import (
     QualityVerdict,
     Span,
 )
-from functions.monitoring.quality.profile import ColumnProfile
+from toque.functions.monitoring.quality.profile import ColumnProfile
 
 _MAX_SPANS = 256  # incidents that the state keeps, for drift found later over the same rows
 

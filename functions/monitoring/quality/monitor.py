@@ -16,9 +16,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.monitoring.cohorts import CohortState
-from functions.monitoring.quality.profile import ColumnProfile, Range
-from functions.monitoring.quality.units import UNITS
+from toque.functions.monitoring.cohorts import CohortState
+from toque.functions.monitoring.quality.profile import ColumnProfile, Range
+from toque.functions.monitoring.quality.units import UNITS
 
 Fault = Literal["schema", "nulls", "ranges", "constant", "unit", "freshness", "volume", "duplicates"]
 
@@ -29,7 +29,7 @@ class QualityMonitor(BaseModel):
     columns: features that are watched; empty for all of the version's signature. ranges: least and most value of a column; those
         that its view expects (`InRange`) need not be repeated. max_age: of a view's newest row, by view; else what the
         view expects (`Freshness`), or its ttl.
-    units: unit of a column, one of `functions.monitoring.quality.units.UNITS`: then it is watched for a change to another.
+    units: unit of a column, one of `toque.functions.monitoring.quality.units.UNITS`: then it is watched for a change to another.
     cohort, delay: rows are judged by windows of prediction time, so long after their end.
     history: healthy cohorts that are remembered; min_history: below it constant, unit and volume are not judged.
     min_rows: a column or cohort with fewer rows is not judged.

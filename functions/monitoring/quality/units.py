@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from functions.stats.moments import Floats
+from toque.functions.stats.moments import Floats
 
 JUMP = 2.6
 """Spreads between cohorts from which a move is a jump."""

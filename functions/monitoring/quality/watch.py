@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore import FeatureStore, FeatureView, Freshness, InRange, UnknownDefinition, newest_event
-from functions.monitoring.alarms import Alarm
-from functions.monitoring.cohorts import Cohorts, epoch_us
-from functions.monitoring.drift.watch import TIMES
-from functions.monitoring.logged_features import FeatureColumns, feature_table, has_vector_length
-from functions.monitoring.quality.incidents import alarm_name, judge, spoiled
-from functions.monitoring.quality.monitor import (
+from toque.featurestore import FeatureStore, FeatureView, Freshness, InRange, UnknownDefinition, newest_event
+from toque.functions.monitoring.alarms import Alarm
+from toque.functions.monitoring.cohorts import Cohorts, epoch_us
+from toque.functions.monitoring.drift.watch import TIMES
+from toque.functions.monitoring.logged_features import FeatureColumns, feature_table, has_vector_length
+from toque.functions.monitoring.quality.incidents import alarm_name, judge, spoiled
+from toque.functions.monitoring.quality.monitor import (
     CohortSummary,
     Fault,
     QualityMonitor,
@@ -25,9 +25,9 @@ from functions.monitoring.quality.monitor import (
     QualityVerdict,
     ViewAge,
 )
-from functions.monitoring.quality.profile import ColumnProfile, Range
-from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
-from registry import ModelVersion, ObjectStore, Table
+from toque.functions.monitoring.quality.profile import ColumnProfile, Range
+from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.registry import ModelVersion, ObjectStore, Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.prediction_log.reading.logged_tensors import large_values, tensor_values
-from functions.prediction_log.reading.outcomes import read_columns
-from registry.models import Signature, TensorSpec
-from registry.store import ObjectStore
+from toque.functions.prediction_log.reading.logged_tensors import large_values, tensor_values
+from toque.functions.prediction_log.reading.outcomes import read_columns
+from toque.registry.models import Signature, TensorSpec
+from toque.registry.store import ObjectStore
 
 __all__ = ["ExactRow", "exact_rows", "newest_rows", "typed_predictions"]
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.prediction_log.errors import PredictionLogError
-from functions.prediction_log.tables import large_values_table
-from functions.prediction_log.tensors import read_value
-from registry.store import ObjectStore, Table
+from toque.functions.prediction_log.errors import PredictionLogError
+from toque.functions.prediction_log.tables import large_values_table
+from toque.functions.prediction_log.tensors import read_value
+from toque.registry.store import ObjectStore, Table
 
 __all__ = ["TEXT_COLUMNS", "answered_texts", "large_values", "tensor_values"]
 

@@ -11,16 +11,16 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.prediction_log.reading.logged_tensors import TEXT_COLUMNS, answered_texts
-from functions.prediction_log.reading.scan_cache import shared_labels, shared_rows
-from functions.prediction_log.reading.truth import (
+from toque.functions.prediction_log.reading.logged_tensors import TEXT_COLUMNS, answered_texts
+from toque.functions.prediction_log.reading.scan_cache import shared_labels, shared_rows
+from toque.functions.prediction_log.reading.truth import (
     FindSignature,
     is_text,
     with_class_numbers,
     with_texts,
     with_truth,
 )
-from functions.prediction_log.records import (
+from toque.functions.prediction_log.records import (
     CONTENT,
     CONTENT_LABELS,
     LABELS,
@@ -29,10 +29,10 @@ from functions.prediction_log.records import (
     OBSERVED_AHEAD,
     PREDICTIONS,
 )
-from functions.prediction_log.tables import LABELS_TABLE, predictions_table
-from registry import NotFound, Registry
-from registry.models import Signature
-from registry.store import ObjectStore, Table
+from toque.functions.prediction_log.tables import LABELS_TABLE, predictions_table
+from toque.registry import NotFound, Registry
+from toque.registry.models import Signature
+from toque.registry.store import ObjectStore, Table
 
 __all__ = ["find_labels", "latest_labels", "outcomes", "predicted_within", "predictions", "read_columns"]
 

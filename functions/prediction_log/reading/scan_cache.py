@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from functions.prediction_log.records import CONTENT_LABELS
-from kernels import hash_strings
+from toque.functions.prediction_log.records import CONTENT_LABELS
+from toque.kernels import hash_strings
 
 __all__ = ["shared_labels", "shared_rows", "shared_scans"]
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.prediction_log.records import ANSWER_TEXT, CONTENT, LABEL_TEXT, TRUTH
-from registry.models import Signature
+from toque.functions.prediction_log.records import ANSWER_TEXT, CONTENT, LABEL_TEXT, TRUTH
+from toque.registry.models import Signature
 
 FindSignature = Callable[[int], Signature | None]
 """Signature of a version of the model by its number; None if it has none."""

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from functions.prediction_log.frames import Frame, encode_frame
-from functions.prediction_log.writing.stream import Stream, WriterState
-from functions.prediction_log.writing.stream_of_0_1 import OldStream
-from functions.prediction_log.writing.wal import (
+from toque.functions.prediction_log.frames import Frame, encode_frame
+from toque.functions.prediction_log.writing.stream import Stream, WriterState
+from toque.functions.prediction_log.writing.stream_of_0_1 import OldStream
+from toque.functions.prediction_log.writing.wal import (
     CHUNK_BYTES,
     claim,
     intact_records,
@@ -23,7 +23,7 @@ from functions.prediction_log.writing.wal import (
     recover,
     segments_of,
 )
-from functions.prediction_log.writing.wal_root import roots_beside
+from toque.functions.prediction_log.writing.wal_root import roots_beside
 
 __all__ = ["KINDS", "adopt_all", "adopt_orphans"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from functions.prediction_log.records import (
+from toque.functions.prediction_log.records import (
     CONTENT,
     CONTENT_LABELS,
     EPOCH,
@@ -23,7 +23,7 @@ from functions.prediction_log.records import (
     decode_prediction,
     label_rows,
 )
-from functions.prediction_log.tensors import LARGE_BYTES, LoggedTensor
+from toque.functions.prediction_log.tensors import LARGE_BYTES, LoggedTensor
 
 __all__ = ["has_large_value", "label_columns", "large_columns", "prediction_columns"]
 

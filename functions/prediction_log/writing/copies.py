@@ -10,7 +10,7 @@ import os
 import socket
 from typing import Any
 
-from functions.prediction_log.writing.stream import Accepted, Stream
+from toque.functions.prediction_log.writing.stream import Accepted, Stream
 
 __all__ = ["CopyCheck"]
 

@@ -22,24 +22,24 @@ from deltalake.exceptions import CommitFailedError
 from prometheus_client import Counter
 from pydantic import BaseModel, ConfigDict
 
-from clusters.redis_clients import open_redis
-from functions.prediction_log.errors import PredictionLogError
-from functions.prediction_log.frames import Frame
-from functions.prediction_log.records import LABELS, LARGE, PREDICTIONS, decode_prediction
-from functions.prediction_log.tables import LABELS_TABLE, large_values_table, predictions_table
-from functions.prediction_log.writing.adoption import KINDS, adopt_orphans
-from functions.prediction_log.writing.columns import (
+from toque.clusters.redis_clients import open_redis
+from toque.functions.prediction_log.errors import PredictionLogError
+from toque.functions.prediction_log.frames import Frame
+from toque.functions.prediction_log.records import LABELS, LARGE, PREDICTIONS, decode_prediction
+from toque.functions.prediction_log.tables import LABELS_TABLE, large_values_table, predictions_table
+from toque.functions.prediction_log.writing.adoption import KINDS, adopt_orphans
+from toque.functions.prediction_log.writing.columns import (
     has_large_value,
     label_columns,
     large_columns,
     prediction_columns,
 )
-from functions.prediction_log.writing.series import DRAINED
-from functions.prediction_log.writing.stream import Stream
-from functions.prediction_log.writing.stream_of_0_1 import OldStream, streams_of
-from registry.access import DEFAULT_WORKSPACE
-from registry.store import ObjectStore, Table
-from registry.store.tables.settling import settle
+from toque.functions.prediction_log.writing.series import DRAINED
+from toque.functions.prediction_log.writing.stream import Stream
+from toque.functions.prediction_log.writing.stream_of_0_1 import OldStream, streams_of
+from toque.registry.access import DEFAULT_WORKSPACE
+from toque.registry.store import ObjectStore, Table
+from toque.registry.store.tables.settling import settle
 
 __all__ = ["DrainResult", "Share", "add_records", "drain", "waiting_writers"]
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from clusters.redis_clients import open_redis
-from functions.prediction_log.errors import PredictionLogError
-from functions.prediction_log.frames import Frame, encode_frame, read_frames
-from functions.prediction_log.writing.adoption import KINDS
-from functions.prediction_log.writing.drain import DrainResult, add_records
-from functions.prediction_log.writing.stream_of_0_1 import streams_of
-from registry.errors import NewerFormat
-from registry.store import ObjectStore
+from toque.clusters.redis_clients import open_redis
+from toque.functions.prediction_log.errors import PredictionLogError
+from toque.functions.prediction_log.frames import Frame, encode_frame, read_frames
+from toque.functions.prediction_log.writing.adoption import KINDS
+from toque.functions.prediction_log.writing.drain import DrainResult, add_records
+from toque.functions.prediction_log.writing.stream_of_0_1 import streams_of
+from toque.registry.errors import NewerFormat
+from toque.registry.store import ObjectStore
 
 __all__ = ["WriterExport", "add_exports", "export_streams"]
 

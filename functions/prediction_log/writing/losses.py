@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.prediction_log.writing.adoption import KINDS
-from functions.prediction_log.writing.stream import Stream, WriterState
-from functions.runtime.context import Context
-from functions.runtime.triggers import events
-from registry import Entry, Fold
-from registry.journal.journal import Journal
+from toque.functions.prediction_log.writing.adoption import KINDS
+from toque.functions.prediction_log.writing.stream import Stream, WriterState
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.triggers import events
+from toque.registry import Entry, Fold
+from toque.registry.journal.journal import Journal
 
 __all__ = ["LOSS_TOPIC", "SILENT_FOR", "Loss", "LossState", "losses_of", "report_losses"]
 

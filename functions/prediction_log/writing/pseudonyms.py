@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from functions.prediction_log.errors import PredictionLogError
+from toque.functions.prediction_log.errors import PredictionLogError
 
 __all__ = ["PSEUDONYM_KEY", "Pseudonyms", "pseudonym"]
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from prometheus_client import Counter, Gauge
 
-from clusters.telemetry.metrics import Rising, flush_regularly
+from toque.clusters.telemetry.metrics import Rising, flush_regularly
 
 __all__ = ["DRAINED", "WriterSeries"]
 

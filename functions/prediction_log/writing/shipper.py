@@ -15,15 +15,15 @@ from weakref import WeakSet
 
 from redis import RedisError
 
-from clusters.redis_clients import open_redis
-from functions.prediction_log.errors import LogUnconfirmedError
-from functions.prediction_log.writing.adoption import adopt_all
-from functions.prediction_log.writing.confirmations import Confirmations
-from functions.prediction_log.writing.copies import CopyCheck
-from functions.prediction_log.writing.series import WriterSeries
-from functions.prediction_log.writing.stream import Stream
-from functions.prediction_log.writing.wal import Chunk, WriteAheadLog
-from registry.access import DEFAULT_WORKSPACE
+from toque.clusters.redis_clients import open_redis
+from toque.functions.prediction_log.errors import LogUnconfirmedError
+from toque.functions.prediction_log.writing.adoption import adopt_all
+from toque.functions.prediction_log.writing.confirmations import Confirmations
+from toque.functions.prediction_log.writing.copies import CopyCheck
+from toque.functions.prediction_log.writing.series import WriterSeries
+from toque.functions.prediction_log.writing.stream import Stream
+from toque.functions.prediction_log.writing.wal import Chunk, WriteAheadLog
+from toque.registry.access import DEFAULT_WORKSPACE
 
 __all__ = ["LogWriter", "close_writers"]
 

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
-from clusters.redis_clients import is_cluster
-from functions.prediction_log.errors import PredictionLogError
-from functions.prediction_log.frames import Frame, read_frames
-from registry.access import DEFAULT_WORKSPACE
-from registry.errors import NewerFormat
+from toque.clusters.redis_clients import is_cluster
+from toque.functions.prediction_log.errors import PredictionLogError
+from toque.functions.prediction_log.frames import Frame, read_frames
+from toque.registry.access import DEFAULT_WORKSPACE
+from toque.registry.errors import NewerFormat
 
 __all__ = ["Accepted", "Stream", "WriterState", "entries_of"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from functions.prediction_log.frames import Frame
-from functions.prediction_log.writing.stream import Stream, entries_of
-from registry.access import DEFAULT_WORKSPACE
+from toque.functions.prediction_log.frames import Frame
+from toque.functions.prediction_log.writing.stream import Stream, entries_of
+from toque.registry.access import DEFAULT_WORKSPACE
 
 __all__ = ["OldStream", "streams_of"]
 

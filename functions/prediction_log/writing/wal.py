@@ -21,9 +21,15 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from functions.prediction_log.errors import LogFullError
-from functions.prediction_log.frames import HEADER_BYTES, Frame, encode_frame, intact_frames, whole_frames
-from registry.store import private_folder
+from toque.functions.prediction_log.errors import LogFullError
+from toque.functions.prediction_log.frames import (
+    HEADER_BYTES,
+    Frame,
+    encode_frame,
+    intact_frames,
+    whole_frames,
+)
+from toque.registry.store import private_folder
 
 __all__ = [
     "CHUNK_BYTES",

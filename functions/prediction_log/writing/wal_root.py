@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from registry.access import DEFAULT_WORKSPACE, split_workspace_url
-from registry.store import temporary_folder
+from toque.registry.access import DEFAULT_WORKSPACE, split_workspace_url
+from toque.registry.store import temporary_folder
 
 __all__ = ["default_wal_root", "roots_beside"]
 

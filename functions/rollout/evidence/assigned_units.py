@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from functions.evaluation.realised_loss import Scored
-from functions.rollout.evidence.sums import UnitCounts
-from functions.rollout.state import RolloutState
-from kernels.hashing import hash_strings
+from toque.functions.evaluation.realised_loss import Scored
+from toque.functions.rollout.evidence.sums import UnitCounts
+from toque.functions.rollout.state import RolloutState
+from toque.kernels.hashing import hash_strings
 
 SETTLE_US = (
     10_000_000  # until every replica has followed the traffic change, the split is not the declared one

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from functions.evaluation.realised_loss import Scored, score
-from functions.prediction_log import PINNED
-from functions.rollout.evidence.assigned_units import AssignedUnits, EventUnits, count_assigned
-from functions.rollout.evidence.metric_units import MetricCohort, MetricUnits
-from functions.rollout.evidence.metrics import FROM_TABLES, MetricRows, ReadMetric, metric_cohort
-from functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss
-from functions.rollout.policy import Guardrail, RolloutPolicy
-from functions.rollout.state import RolloutState, Stage
-from registry.models.traffic import BY_RULE, HOLDOUT
+from toque.functions.evaluation.realised_loss import Scored, score
+from toque.functions.prediction_log import PINNED
+from toque.functions.rollout.evidence.assigned_units import AssignedUnits, EventUnits, count_assigned
+from toque.functions.rollout.evidence.metric_units import MetricCohort, MetricUnits
+from toque.functions.rollout.evidence.metrics import FROM_TABLES, MetricRows, ReadMetric, metric_cohort
+from toque.functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss
+from toque.functions.rollout.policy import Guardrail, RolloutPolicy
+from toque.functions.rollout.state import RolloutState, Stage
+from toque.registry.models.traffic import BY_RULE, HOLDOUT
 
 _LAYOUT = 2
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -14,10 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from functions.rollout.evidence.cohort_sums import EPOCH, ReadOutcomes, SumsStore, cohort_due, randomised_rows
-from functions.rollout.evidence.sums import LateRows
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.state import RolloutState
+from toque.functions.rollout.evidence.cohort_sums import (
+    EPOCH,
+    ReadOutcomes,
+    SumsStore,
+    cohort_due,
+    randomised_rows,
+)
+from toque.functions.rollout.evidence.sums import LateRows
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.state import RolloutState
 
 
 class _Looks(BaseModel):

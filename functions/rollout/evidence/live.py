@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from functions.live_counts import BINS, KEPT_S, WINDOW_S, ArmTally, WindowCounts, window_at
-from functions.rollout.state import RolloutState
-from functions.rollout.traffic import CurrentTraffic, canary_share_of
-from registry.models.traffic import CHAMPION, HOLDOUT, OUTSIDE
+from toque.functions.live_counts import BINS, KEPT_S, WINDOW_S, ArmTally, WindowCounts, window_at
+from toque.functions.rollout.state import RolloutState
+from toque.functions.rollout.traffic import CurrentTraffic, canary_share_of
+from toque.registry.models.traffic import CHAMPION, HOLDOUT, OUTSIDE
 
 ReadLive = Callable[[str, Iterable[int]], Mapping[int, WindowCounts]]  # model, windows -> their counts
 LiveEvent = Literal["errors", "missing"]

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from functions.rollout.evidence.sums import MetricSums
-from functions.stats import ClusterSums
-from functions.stats.comparison.cluster_sums import exact_sum
+from toque.functions.rollout.evidence.sums import MetricSums
+from toque.functions.stats import ClusterSums
+from toque.functions.stats.comparison.cluster_sums import exact_sum
 
 Floats = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.int64]

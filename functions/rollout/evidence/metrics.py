@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from functions.evaluation.realised_loss import Scored
-from functions.prediction_log.sampling import is_sampled
-from functions.rollout.evidence.metric_units import MetricArm, MetricCohort
-from functions.rollout.policy import Guardrail
-from kernels.hashing import hash_strings
-from registry import ObjectStore, Table
+from toque.functions.evaluation.realised_loss import Scored
+from toque.functions.prediction_log.sampling import is_sampled
+from toque.functions.rollout.evidence.metric_units import MetricArm, MetricCohort
+from toque.functions.rollout.policy import Guardrail
+from toque.kernels.hashing import hash_strings
+from toque.registry import ObjectStore, Table
 
 METRIC = pa.schema(
     [

@@ -7,10 +7,10 @@ from datetime import datetime
 import polars as pl
 import pyarrow.compute as pc
 
-from functions.monitoring.language.scores import ScoreTable, rule_of
-from functions.monitoring.language.settings import monitors_journal
-from functions.rollout.evidence.metrics import METRIC, MetricRows
-from functions.runtime.context import Context
+from toque.functions.monitoring.language.scores import ScoreTable, rule_of
+from toque.functions.monitoring.language.settings import monitors_journal
+from toque.functions.rollout.evidence.metrics import METRIC, MetricRows
+from toque.functions.runtime.context import Context
 
 _COLUMNS = ("prediction_id", "shadow", "rule", "score")
 

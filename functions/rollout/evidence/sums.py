@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from functions.rollout.evidence.live import LiveEvidence
-from functions.stats import ClusterSums, SeriesSums
-from functions.stats.comparison.cluster_sums import exact_sum
+from toque.functions.rollout.evidence.live import LiveEvidence
+from toque.functions.stats import ClusterSums, SeriesSums
+from toque.functions.stats.comparison.cluster_sums import exact_sum
 
 Floats = npt.NDArray[np.float64]
 

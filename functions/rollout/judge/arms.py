@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from functions.rollout.judge.rule_input import Finding
-from functions.rollout.judge.verdict import Decision
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.state import RolloutState
+from toque.functions.rollout.judge.rule_input import Finding
+from toque.functions.rollout.judge.verdict import Decision
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.state import RolloutState
 
 
 def with_shared_alpha(policy: RolloutPolicy, state: RolloutState) -> RolloutPolicy:

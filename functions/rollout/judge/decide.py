@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
-from functions.rollout.evidence.sums import Evidence
-from functions.rollout.judge.arms import combine_decisions, with_shared_alpha
-from functions.rollout.judge.interval import improvement
-from functions.rollout.judge.live_rules import (
+from toque.functions.rollout.evidence.sums import Evidence
+from toque.functions.rollout.judge.arms import combine_decisions, with_shared_alpha
+from toque.functions.rollout.judge.interval import improvement
+from toque.functions.rollout.judge.live_rules import (
     LIVE_GUARDS,
     live_errors,
     live_latency,
@@ -23,12 +23,18 @@ from functions.rollout.judge.live_rules import (
     service_done,
     service_shadow_done,
 )
-from functions.rollout.judge.rollback_rules import errors, guardrails, mismatch, not_shown_harmless, slow
-from functions.rollout.judge.rule_input import Finding, RuleInput
-from functions.rollout.judge.slo import budget_burns, budget_spent
-from functions.rollout.judge.verdict import Action, Decision
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.state import RolloutState
+from toque.functions.rollout.judge.rollback_rules import (
+    errors,
+    guardrails,
+    mismatch,
+    not_shown_harmless,
+    slow,
+)
+from toque.functions.rollout.judge.rule_input import Finding, RuleInput
+from toque.functions.rollout.judge.slo import budget_burns, budget_spent
+from toque.functions.rollout.judge.verdict import Action, Decision
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.state import RolloutState
 
 __all__ = ["LIVE_RULES", "RULES", "Action", "Decision", "Finding", "decide"]
 

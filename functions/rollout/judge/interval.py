@@ -1,6 +1,6 @@
 """Statistics of a rollout: bounds of the improvement, and p-values of excess errors.
 
-A thin layer over `functions.stats` that adds dependence. Rows of one unit, and on request all rows of one cohort,
+A thin layer over `toque.functions.stats` that adds dependence. Rows of one unit, and on request all rows of one cohort,
 are one observation for the variance; cohorts may be like their neighbours, and few of them pay for their few degrees of freedom.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from scipy import special
 
-from functions.rollout.evidence.sums import MetricSums, PairedLoss
-from functions.rollout.policy import Guardrail, RolloutPolicy
-from functions.stats import SeriesSums, asymptotic_threshold, sequential_counts
+from toque.functions.rollout.evidence.sums import MetricSums, PairedLoss
+from toque.functions.rollout.policy import Guardrail, RolloutPolicy
+from toque.functions.stats import SeriesSums, asymptotic_threshold, sequential_counts
 
 _PRIOR_COUNTS = 5.0  # the prior around the null share weighs five events: quick from .5 % to 2 % errors at a tenth of traffic
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 
-from functions.live_counts import quantile_ms, slower
-from functions.rollout.evidence.live import LiveCounts, LiveEvent, LiveEvidence, guard_at
-from functions.rollout.judge.rollback_rules import canary_share, not_shown_harmless
-from functions.rollout.judge.rule_input import Finding, RuleInput
-from functions.stats import counted_quantile_p, excess_p, rate_below_p, rate_floor
+from toque.functions.live_counts import quantile_ms, slower
+from toque.functions.rollout.evidence.live import LiveCounts, LiveEvent, LiveEvidence, guard_at
+from toque.functions.rollout.judge.rollback_rules import canary_share, not_shown_harmless
+from toque.functions.rollout.judge.rule_input import Finding, RuleInput
+from toque.functions.stats import counted_quantile_p, excess_p, rate_below_p, rate_floor
 
 LIVE_GUARDS = {"live_errors": 0.5, "live_missing": 0.25, "live_latency": 0.25}
 """Rules that roll back, and the part of alpha that each has."""

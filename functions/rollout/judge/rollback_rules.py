@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from functions.rollout.evidence.sums import MetricSums
-from functions.rollout.judge.interval import excess_p_value, metric_change
-from functions.rollout.judge.rule_input import Finding, RuleInput
-from functions.rollout.policy import Guardrail
-from functions.stats import sequential_counts
+from toque.functions.rollout.evidence.sums import MetricSums
+from toque.functions.rollout.judge.interval import excess_p_value, metric_change
+from toque.functions.rollout.judge.rule_input import Finding, RuleInput
+from toque.functions.rollout.policy import Guardrail
+from toque.functions.stats import sequential_counts
 
 
 def errors(inputs: RuleInput) -> Finding:

@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.rollout.evidence.sums import Evidence
-from functions.rollout.judge.interval import Improvement
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.state import RolloutState
+from toque.functions.rollout.evidence.sums import Evidence
+from toque.functions.rollout.judge.interval import Improvement
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.state import RolloutState
 
 
 class Finding(BaseModel):

@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import numpy.typing as npt
 
-from functions.evaluation.realised_loss import Scored, score
-from functions.rollout.evidence.cohort_sums import ReadOutcomes, unpinned_rows
-from functions.rollout.evidence.sums import SloSums
-from functions.rollout.judge.rule_input import Finding, RuleInput
-from functions.rollout.policy import RolloutPolicy, Slo
+from toque.functions.evaluation.realised_loss import Scored, score
+from toque.functions.rollout.evidence.cohort_sums import ReadOutcomes, unpinned_rows
+from toque.functions.rollout.evidence.sums import SloSums
+from toque.functions.rollout.judge.rule_input import Finding, RuleInput
+from toque.functions.rollout.policy import RolloutPolicy, Slo
 
 # Long window, short window, and how many times as fast as allowed the budget burns in both.
 BURN_RATES = (

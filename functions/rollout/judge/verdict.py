@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.rollout.judge.rule_input import Finding
+from toque.functions.rollout.judge.rule_input import Finding
 
 Action = Literal["hold", "drop", "advance", "ramp", "promote", "roll_back", "inconclusive"]
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from functions.evaluation.errors import EvaluationError
-from functions.model_formats.versions import load_version
-from functions.prediction_log import outcomes
-from functions.rollout.budget import budget
-from functions.rollout.errors import RolloutError
-from functions.rollout.jobs import declared_policy, rollouts
-from functions.rollout.planning.plan import RolloutPlan, plan
-from functions.rollout.planning.replay import replayed_loss
-from functions.rollout.policy import RolloutPolicy
-from functions.runtime.context import context
-from functions.runtime.function import function
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.model_formats.versions import load_version
+from toque.functions.prediction_log import outcomes
+from toque.functions.rollout.budget import budget
+from toque.functions.rollout.errors import RolloutError
+from toque.functions.rollout.jobs import declared_policy, rollouts
+from toque.functions.rollout.planning.plan import RolloutPlan, plan
+from toque.functions.rollout.planning.replay import replayed_loss
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.runtime.context import context
+from toque.functions.runtime.function import function
 
 _COLUMNS = ("prediction_id", "version", "arm", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
 _VECTORS = ("numeric", "categorical")

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from scipy import special
 
-from functions.rollout.evidence.sums import PairedLoss
-from functions.rollout.policy import RolloutPolicy
-from functions.stats import asymptotic_threshold
-from functions.stats.comparison.cluster_sums import variance_ratio
+from toque.functions.rollout.evidence.sums import PairedLoss
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.stats import asymptotic_threshold
+from toque.functions.stats.comparison.cluster_sums import variance_ratio
 
 Floats = npt.NDArray[np.float64]
 POWER = 0.8

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.evaluation.realised_loss import Scorer, rescore
-from functions.prediction_log.records import ANSWER_TEXT
-from functions.rollout.evidence.cohort_sums import ReadOutcomes, sum_cohorts
-from functions.rollout.evidence.sums import PairedLoss
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.state import RolloutState
-from registry.models import Signature
+from toque.functions.evaluation.realised_loss import Scorer, rescore
+from toque.functions.prediction_log.records import ANSWER_TEXT
+from toque.functions.rollout.evidence.cohort_sums import ReadOutcomes, sum_cohorts
+from toque.functions.rollout.evidence.sums import PairedLoss
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.state import RolloutState
+from toque.registry.models import Signature
 
 
 class _DiscardingStore:

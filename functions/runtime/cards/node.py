@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from functions.runtime.cards.slices import share_of
+from toque.functions.runtime.cards.slices import share_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from redis import RedisError
 
-from clusters.redis_clients import open_redis
-from registry.store import ObjectStore
+from toque.clusters.redis_clients import open_redis
+from toque.registry.store import ObjectStore
 
 CHANNELS = "toque:changed:"
 TIMEOUT_S = 0.25  # a writer must not wait for a Redis that hangs

@@ -17,7 +17,7 @@ from typing import Any
 
 from redis import RedisError
 
-from functions.runtime.changes.announcer import Watched, connection
+from toque.functions.runtime.changes.announcer import Watched, connection
 
 SLOW_S = 10.0
 PING_S = 2.0

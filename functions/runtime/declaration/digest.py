@@ -19,9 +19,9 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from weakref import ref
 
-from functions.runtime.declaration.code_text import code_text, tree_text
-from functions.runtime.declaration.late_imports import INSTALLED, late_modules
-from functions.runtime.reference import reference
+from toque.functions.runtime.declaration.code_text import code_text, tree_text
+from toque.functions.runtime.declaration.late_imports import INSTALLED, late_modules
+from toque.functions.runtime.reference import reference
 
 _Texts = tuple[str, str]  # of code: without what no run depends on, and as it is written
 _sources: dict[int, tuple[ref[Any], _Texts]] = {}  # by id, for as long as what has it lives

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from functions.runtime.errors import DeclarationError
-from functions.runtime.signature import Signature
+from toque.functions.runtime.errors import DeclarationError
+from toque.functions.runtime.signature import Signature
 
 # JSON Schema's formats of values that name something beyond the workspace, and of secrets.
 _REACHING = frozenset(

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from types import CodeType
 
-from functions.runtime.declaration.code_text import tree_text
+from toque.functions.runtime.declaration.code_text import tree_text
 
 _SITES = {"site-packages", "dist-packages"}  # on the path: an environment may find packages in another one's
 INSTALLED = tuple(

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from types import FunctionType
 from typing import Any
 
-from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
-from functions.runtime.errors import DeclarationError
-from registry.access import Role
-from registry.errors import InvalidInput
+from toque.functions.runtime.declaration import Cron, OnEvent, Resources, Retries
+from toque.functions.runtime.errors import DeclarationError
+from toque.registry.access import Role
+from toque.registry.errors import InvalidInput
 
 _SECRET = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KINDS: dict[str, tuple[type, ...]] = {

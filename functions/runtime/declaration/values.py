@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from croniter import croniter
 
-from functions.runtime.cards.slices import is_slice
-from functions.runtime.environments.environment import Environment
-from functions.runtime.errors import DeclarationError
+from toque.functions.runtime.cards.slices import is_slice
+from toque.functions.runtime.environments.environment import Environment
+from toque.functions.runtime.errors import DeclarationError
 
 Overlap = Literal["skip", "queue", "replace"]
 CatchUp = Literal["latest", "all", "none"]

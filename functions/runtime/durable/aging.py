@@ -13,11 +13,11 @@ from functools import partial
 
 from pydantic import BaseModel
 
-from functions.runtime.durable.at_once import READERS, all_at_once, in_batches
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.queue import INDEX
-from functions.runtime.durable.record import Record
-from registry.journal.journal import Journal
+from toque.functions.runtime.durable.at_once import READERS, all_at_once, in_batches
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.queue import INDEX
+from toque.functions.runtime.durable.record import Record
+from toque.registry.journal.journal import Journal
 
 PROGRESS = "queues/retention.json"
 _CHILD = re.compile(r"([0-9a-f]{32})/[0-9]+")  # key of what a workflow submitted, after its id

@@ -16,29 +16,33 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from clusters.telemetry.tracing import flush_spans
-from functions.runtime.cards.slices import share_of
-from functions.runtime.context import Context, use_context
-from functions.runtime.durable.admission.slots import QuotaSlots, demand_of
-from functions.runtime.durable.admission.time_limit import TimeLimit, asked_to_save
-from functions.runtime.durable.code_versions import bound_to_other_code, code_changed_entry, earliest_start
-from functions.runtime.durable.concurrency import ConcurrencySlots
-from functions.runtime.durable.heartbeat import repeated, write_heartbeat
-from functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
-from functions.runtime.durable.patience import with_patience
-from functions.runtime.durable.record import Record
-from functions.runtime.durable.values import put_value
-from functions.runtime.durable.workflow import Preempted, Run, Suspended, Unrecorded, use_run
-from functions.runtime.errors import Cancelled, FunctionError, TimedOut
-from functions.runtime.receipt import Usage, meter
-from functions.runtime.run import cluster
-from functions.runtime.run.deadline import waited_s, with_deadline
-from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.run.execution import ErrorRecord, Outcome, run_to_end
-from functions.runtime.run.interruption import Interruptible
-from functions.runtime.series import DEAD_LETTERS, QUEUE_SECONDS, RETRIES
-from functions.runtime.spans import failed_span, run_span
-from registry.errors import RegistryError
+from toque.clusters.telemetry.tracing import flush_spans
+from toque.functions.runtime.cards.slices import share_of
+from toque.functions.runtime.context import Context, use_context
+from toque.functions.runtime.durable.admission.slots import QuotaSlots, demand_of
+from toque.functions.runtime.durable.admission.time_limit import TimeLimit, asked_to_save
+from toque.functions.runtime.durable.code_versions import (
+    bound_to_other_code,
+    code_changed_entry,
+    earliest_start,
+)
+from toque.functions.runtime.durable.concurrency import ConcurrencySlots
+from toque.functions.runtime.durable.heartbeat import repeated, write_heartbeat
+from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
+from toque.functions.runtime.durable.patience import with_patience
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.durable.values import put_value
+from toque.functions.runtime.durable.workflow import Preempted, Run, Suspended, Unrecorded, use_run
+from toque.functions.runtime.errors import Cancelled, FunctionError, TimedOut
+from toque.functions.runtime.receipt import Usage, meter
+from toque.functions.runtime.run import cluster
+from toque.functions.runtime.run.deadline import waited_s, with_deadline
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.run.execution import ErrorRecord, Outcome, run_to_end
+from toque.functions.runtime.run.interruption import Interruptible
+from toque.functions.runtime.series import DEAD_LETTERS, QUEUE_SECONDS, RETRIES
+from toque.functions.runtime.spans import failed_span, run_span
+from toque.registry.errors import RegistryError
 
 SLOT_RETRY_S = 0.25
 _ENDS = {"dead": DEAD_LETTERS, "failed": RETRIES}

@@ -11,8 +11,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from functions.runtime.durable.record import Record
-from functions.runtime.errors import CodeChanged
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.errors import CodeChanged
 
 START_PATIENCE_S = 2.0
 RESUME_PATIENCE_S = 60.0

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from functions.runtime.durable.heartbeat import lease_left_s
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.errors import UnknownInvocation
-from functions.runtime.run.declared import DeclaredFunction
-from registry.journal import Entry, Fold
-from registry.journal.journal import Journal
-from registry.times import to_text
+from toque.functions.runtime.durable.heartbeat import lease_left_s
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.errors import UnknownInvocation
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.registry.journal import Entry, Fold
+from toque.registry.journal.journal import Journal
+from toque.registry.times import to_text
 
 REFRESH_S = 0.2
 SlotHolders = dict[str, dict[str, Any]]  # worker -> invocation, time, and what it takes of a quota

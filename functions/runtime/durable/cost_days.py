@@ -18,11 +18,11 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.record import Record
-from functions.runtime.receipt import Total
-from registry.journal import Entry
-from registry.store import ObjectStore
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.receipt import Total
+from toque.registry.journal import Entry
+from toque.registry.store import ObjectStore
 
 _DAY: Final = timedelta(days=1)
 _SETTLED: Final = timedelta(minutes=10)  # for notes of invocations, and clocks that differ

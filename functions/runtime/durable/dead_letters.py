@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from registry.journal import Entry, Fold
-from registry.journal.journal import Journal
-from registry.store.object_store import ObjectStore
-from registry.times import Clock, utc_now
+from toque.registry.journal import Entry, Fold
+from toque.registry.journal.journal import Journal
+from toque.registry.store.object_store import ObjectStore
+from toque.registry.times import Clock, utc_now
 
 PATH = "dead_letters"
 

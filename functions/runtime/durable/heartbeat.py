@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from functions.runtime.durable.record import Record
-from functions.runtime.receipt import Usage
-from registry.errors import RegistryError
-from registry.journal import Journal
-from registry.store import ObjectStore
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.receipt import Usage
+from toque.registry.errors import RegistryError
+from toque.registry.journal import Journal
+from toque.registry.store import ObjectStore
 
 OVERDUE = 0.4  # of the lease, of which a heartbeat comes every third
 

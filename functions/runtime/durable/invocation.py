@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from functions.runtime import catalog
-from functions.runtime.context import Context, context
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.record import Record, Status
-from functions.runtime.durable.values import get_value
-from functions.runtime.errors import Cancelled, InvocationFailed
-from functions.runtime.run.log import Progress, Segment, find_progress, read_log
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import Context, context
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.record import Record, Status
+from toque.functions.runtime.durable.values import get_value
+from toque.functions.runtime.errors import Cancelled, InvocationFailed
+from toque.functions.runtime.run.log import Progress, Segment, find_progress, read_log
 
 R = TypeVar("R")
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.02, 0.5

@@ -18,21 +18,21 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from functions.runtime.durable.at_once import all_at_once
-from functions.runtime.durable.dead_letters import DeadLetters
-from functions.runtime.durable.heartbeat import last_beat
-from functions.runtime.durable.listing import list_unfinished, matching, newest_first
-from functions.runtime.durable.queue import ANNOUNCED_S, Note, QueueWriter
-from functions.runtime.durable.record import ENDED, Record, Status, fold_entry, initial_record
-from functions.runtime.durable.values import get_value, put_value
-from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
-from functions.runtime.receipt import Total, totals
-from functions.runtime.run.declared import DeclaredFunction
-from registry.journal import Conflict, Entry, Journal
-from registry.journal.deletions import Deletions
-from registry.journal.entry import normalise_body
-from registry.store import ObjectStore
-from registry.times import Clock, utc_now
+from toque.functions.runtime.durable.at_once import all_at_once
+from toque.functions.runtime.durable.dead_letters import DeadLetters
+from toque.functions.runtime.durable.heartbeat import last_beat
+from toque.functions.runtime.durable.listing import list_unfinished, matching, newest_first
+from toque.functions.runtime.durable.queue import ANNOUNCED_S, Note, QueueWriter
+from toque.functions.runtime.durable.record import ENDED, Record, Status, fold_entry, initial_record
+from toque.functions.runtime.durable.values import get_value, put_value
+from toque.functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
+from toque.functions.runtime.receipt import Total, totals
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.registry.journal import Conflict, Entry, Journal
+from toque.registry.journal.deletions import Deletions
+from toque.registry.journal.entry import normalise_body
+from toque.registry.store import ObjectStore
+from toque.registry.times import Clock, utc_now
 
 LEASE_S = 15.0
 

@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from functions.runtime.durable.queue import CHECKPOINT, INDEX, index
-from functions.runtime.durable.record import Record
-from registry.journal import Entry
-from registry.journal.journal import Journal
-from registry.store.object_store import ObjectStore
+from toque.functions.runtime.durable.queue import CHECKPOINT, INDEX, index
+from toque.functions.runtime.durable.record import Record
+from toque.registry.journal import Entry
+from toque.registry.journal.journal import Journal
+from toque.registry.store.object_store import ObjectStore
 
 READERS = 8  # records that are read at once: on S3 each entry is a request of tens of milliseconds
 NOTE_DELAY = timedelta(seconds=2)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from registry.errors import Forbidden, Unavailable
+from toque.registry.errors import Forbidden, Unavailable
 
 T = TypeVar("T")
 STORE_RETRY_S = 60.0

@@ -17,12 +17,12 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
-from functions.runtime.changes.feed import Watch
-from functions.runtime.durable.at_once import READERS, at_once
-from registry.journal import Conflict, Entry, Fold
-from registry.journal.journal import Journal
-from registry.store.object_store import ObjectStore
-from registry.times import Clock, utc_now
+from toque.functions.runtime.changes.feed import Watch
+from toque.functions.runtime.durable.at_once import READERS, at_once
+from toque.registry.journal import Conflict, Entry, Fold
+from toque.registry.journal.journal import Journal
+from toque.registry.store.object_store import ObjectStore
+from toque.registry.times import Clock, utc_now
 
 INDEX = "queues/index"
 CHECKPOINT = "queues/checkpoint.json"

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from functions.runtime.environments.environment import Environment
-from functions.runtime.receipt import NO_USAGE, Receipt, Usage
-from functions.runtime.reference import current_reference
-from registry.errors import NewerFormat
-from registry.journal import Entry
+from toque.functions.runtime.environments.environment import Environment
+from toque.functions.runtime.receipt import NO_USAGE, Receipt, Usage
+from toque.functions.runtime.reference import current_reference
+from toque.registry.errors import NewerFormat
+from toque.registry.journal import Entry
 
 Status = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
 ENDED = frozenset({"succeeded", "dead", "cancelled"})

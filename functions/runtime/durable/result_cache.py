@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from functions.runtime.context import context
-from functions.runtime.durable.values import get_value, put_value
-from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.run.execution import run_to_end
+from toque.functions.runtime.context import context
+from toque.functions.runtime.durable.values import get_value, put_value
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.run.execution import run_to_end
 
 
 def cached_result(function: DeclaredFunction, body: Callable[..., Any], /, **arguments: Any) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from functions.runtime.durable.record import Failure, StepFailure
-from functions.runtime.durable.values import get_value, put_value
-from functions.runtime.errors import FunctionError, RemoteError, SecretLeaked
-from functions.runtime.reference import reference, resolve
-from functions.runtime.secret import redact
-from registry.store import ObjectStore
+from toque.functions.runtime.durable.record import Failure, StepFailure
+from toque.functions.runtime.durable.values import get_value, put_value
+from toque.functions.runtime.errors import FunctionError, RemoteError, SecretLeaked
+from toque.functions.runtime.reference import reference, resolve
+from toque.functions.runtime.secret import redact
+from toque.registry.store import ObjectStore
 
 
 def put_error(store: ObjectStore, error: Exception) -> StepFailure:

@@ -7,9 +7,9 @@ import json
 import math
 from typing import Any
 
-from functions.runtime.errors import FunctionError
-from functions.runtime.secret import refuse_secrets
-from registry.store import ObjectStore
+from toque.functions.runtime.errors import FunctionError
+from toque.functions.runtime.secret import refuse_secrets
+from toque.registry.store import ObjectStore
 
 BY_REFERENCE_ABOVE_BYTES = 1 << 20
 

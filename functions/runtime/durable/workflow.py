@@ -18,17 +18,17 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from functions.runtime.durable.ledger import FollowedRecord, Ledger
-from functions.runtime.durable.patience import with_patience
-from functions.runtime.durable.record import Record, Step
-from functions.runtime.durable.stored_errors import get_error, is_whole, put_error
-from functions.runtime.durable.values import get_value, put_value
-from functions.runtime.errors import Cancelled, FunctionError, StepMismatch
-from functions.runtime.receipt import Usage
-from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.run.interruption import Interruptible
-from functions.runtime.spans import span
-from registry.errors import Forbidden, Unavailable
+from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
+from toque.functions.runtime.durable.patience import with_patience
+from toque.functions.runtime.durable.record import Record, Step
+from toque.functions.runtime.durable.stored_errors import get_error, is_whole, put_error
+from toque.functions.runtime.durable.values import get_value, put_value
+from toque.functions.runtime.errors import Cancelled, FunctionError, StepMismatch
+from toque.functions.runtime.receipt import Usage
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.run.interruption import Interruptible
+from toque.functions.runtime.spans import span
+from toque.registry.errors import Forbidden, Unavailable
 
 T = TypeVar("T")
 

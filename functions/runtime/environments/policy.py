@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from functions.runtime.environments.environment import Environment, name_of, release_of
-from functions.runtime.environments.process import MARKER
-from functions.runtime.errors import InvalidArguments
+from toque.functions.runtime.environments.environment import Environment, name_of, release_of
+from toque.functions.runtime.environments.process import MARKER
+from toque.functions.runtime.errors import InvalidArguments
 
 EVERY = "*"
 """Name that stands for every workspace in a policy."""

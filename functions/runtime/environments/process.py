@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from functions.runtime.environments.environment import Environment
+from toque.functions.runtime.environments.environment import Environment
 
 MARKER = "TOQUE_RUN_ENVIRONMENT"
 """Variable that holds the environment of a run's processes, as JSON."""

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
-from functions.runtime.context import context
-from functions.runtime.run.log import Recorder, Source
-from functions.runtime.secret import redact
+from toque.functions.runtime.context import context
+from toque.functions.runtime.run.log import Recorder, Source
+from toque.functions.runtime.secret import redact
 
 _recorder: Recorder | None = None
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from functions.runtime.errors import TimedOut
-from functions.runtime.run.execution import run_to_end
+from toque.functions.runtime.errors import TimedOut
+from toque.functions.runtime.run.execution import run_to_end
 
 GRACE_S = 5.0
 

@@ -1,6 +1,6 @@
 """Protocol of declared functions that the catalog, the executor and the workers use.
 
-`functions.runtime.function.Function` fulfils it; the modules that run functions do not import how they are
+`toque.functions.runtime.function.Function` fulfils it; the modules that run functions do not import how they are
 declared.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from functions.runtime.context import Context
-from functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
-from functions.runtime.run.execution import Outcome
-from functions.runtime.run.future import Future
-from functions.runtime.signature import Signature
-from registry.access import Role
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
+from toque.functions.runtime.run.execution import Outcome
+from toque.functions.runtime.run.future import Future
+from toque.functions.runtime.signature import Signature
+from toque.registry.access import Role
 
 
 class DeclaredFunction(Protocol):

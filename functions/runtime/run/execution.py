@@ -16,12 +16,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from functions.runtime.context import Context, context, use_context
-from functions.runtime.declaration import Retries
-from functions.runtime.errors import FunctionError, RemoteError, WorkerLost
-from functions.runtime.run.capture import captured, log_text
-from functions.runtime.secret import contains_secret, redact, use_secrets
-from functions.runtime.series import RUN_SECONDS, RUNS
+from toque.functions.runtime.context import Context, context, use_context
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.errors import FunctionError, RemoteError, WorkerLost
+from toque.functions.runtime.run.capture import captured, log_text
+from toque.functions.runtime.secret import contains_secret, redact, use_secrets
+from toque.functions.runtime.series import RUN_SECONDS, RUNS
 
 
 class RunPolicy(Protocol):

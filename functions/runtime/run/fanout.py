@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from functions.runtime.run import cluster
-from functions.runtime.run.future import Future
+from toque.functions.runtime.run import cluster
+from toque.functions.runtime.run.future import Future
 
 CLUSTER_IN_FLIGHT = 2048
 LOCAL_IN_FLIGHT = 16

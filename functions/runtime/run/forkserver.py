@@ -23,18 +23,20 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, Literal
 
-from clusters.telemetry.metrics import folder_of_process, keep_series
-from clusters.telemetry.tracing import flush_spans
-from functions.runtime.context import set_up_worker
-from functions.runtime.declaration import Retries
-from functions.runtime.errors import InvalidResult, TimedOut, WorkerLost
-from functions.runtime.reference import pack, unpack
-from functions.runtime.run.execution import Outcome
+from toque.clusters.telemetry.metrics import folder_of_process, keep_series
+from toque.clusters.telemetry.tracing import flush_spans
+from toque.functions.runtime.context import set_up_worker
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.errors import InvalidResult, TimedOut, WorkerLost
+from toque.functions.runtime.reference import pack, unpack
+from toque.functions.runtime.run.execution import Outcome
 
 START_PATIENCE_S = 60.0
 State = Literal["starting", "ready", "busy", "gone", "failed"]  # failed: died before it was ready
 Job = Callable[[], Outcome]
-PREIMPORTED = "functions."  # modules that start no thread when imported, and so may be imported before a fork
+PREIMPORTED = (
+    "toque.functions."  # modules that start no thread when imported, and so may be imported before a fork
+)
 
 
 class Child:
@@ -113,7 +115,7 @@ class _ForkServer:
             [
                 sys.executable,
                 "-c",
-                "from functions.runtime.run.forkserver import serve; serve()",
+                "from toque.functions.runtime.run.forkserver import serve; serve()",
                 self._address,
             ],
             stdin=subprocess.PIPE,

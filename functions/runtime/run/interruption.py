@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from functions.runtime.errors import Cancelled
+from toque.functions.runtime.errors import Cancelled
 
 
 class Interruptible:

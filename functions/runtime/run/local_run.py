@@ -7,10 +7,10 @@ import ctypes
 import threading
 from typing import Any
 
-from functions.runtime.declaration import ONCE, Retries
-from functions.runtime.errors import Cancelled
-from functions.runtime.run.execution import Outcome, run_with_retries
-from functions.runtime.run.forkserver import Child, Job
+from toque.functions.runtime.declaration import ONCE, Retries
+from toque.functions.runtime.errors import Cancelled
+from toque.functions.runtime.run.execution import Outcome, run_with_retries
+from toque.functions.runtime.run.forkserver import Child, Job
 
 
 class LocalRun:

@@ -18,10 +18,10 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from functions.runtime.secret import redact
-from registry.errors import Unavailable
-from registry.store import ObjectStore
-from registry.times import utc_now
+from toque.functions.runtime.secret import redact
+from toque.registry.errors import Unavailable
+from toque.registry.store import ObjectStore
+from toque.registry.times import utc_now
 
 FLUSH_S = 0.5
 SEGMENT_BYTES = 64 << 10

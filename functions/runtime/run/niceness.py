@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from functions.runtime.declaration import NICENESS
+from toque.functions.runtime.declaration import NICENESS
 
 __all__ = ["lower_priority"]
 

@@ -18,7 +18,7 @@ import ray
 from ray._private.grpc_utils import init_grpc_channel
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # no stub
 
-from functions.runtime.run import cluster
+from toque.functions.runtime.run import cluster
 
 EVERY_S = 1.0
 EACH_S = 0.005  # of a round for each node: of a thousand nodes each is asked every five seconds

@@ -26,11 +26,11 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from functions.runtime.cards.node import Node
-from functions.runtime.cards.slices import share_of
-from functions.runtime.errors import NoRoom
-from functions.runtime.run.capture import report_progress
-from functions.runtime.run.cluster import (
+from toque.functions.runtime.cards.node import Node
+from toque.functions.runtime.cards.slices import share_of
+from toque.functions.runtime.errors import NoRoom
+from toque.functions.runtime.run.capture import report_progress
+from toque.functions.runtime.run.cluster import (
     AWAY_FROM_SERVING,
     CARD,
     NODE_GROUP,
@@ -39,7 +39,7 @@ from functions.runtime.run.cluster import (
     away_from,
     card_selector,
 )
-from functions.runtime.run.deadline import paused
+from toque.functions.runtime.run.deadline import paused
 
 _UNBOUNDED = 10_000  # nodes of a type without a limit
 _MOST_COMING = 256  # of each type that the queue counts with

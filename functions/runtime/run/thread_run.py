@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from functions.runtime.declaration import ONCE
-from functions.runtime.run.execution import Outcome
-from functions.runtime.run.forkserver import Job
+from toque.functions.runtime.declaration import ONCE
+from toque.functions.runtime.run.execution import Outcome
+from toque.functions.runtime.run.forkserver import Job
 
 
 class ThreadRun:

@@ -14,11 +14,11 @@ from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from functions.runtime.errors import FunctionError
-from functions.runtime.run import cluster
-from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.run.execution import Outcome
-from functions.runtime.run.forkserver import Child, Job, State
+from toque.functions.runtime.errors import FunctionError
+from toque.functions.runtime.run import cluster
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.run.execution import Outcome
+from toque.functions.runtime.run.forkserver import Child, Job, State
 
 AFTER_FAILURE_S = 30.0
 IDLE_S = 5.0  # a waiting run may be blocked by a quota for long, and this worker holds resources

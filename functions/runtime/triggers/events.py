@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from functions.runtime import catalog
-from functions.runtime.changes.announcer import journals_in
-from functions.runtime.changes.feed import Watch, watch_of
-from functions.runtime.context import Context, context
-from functions.runtime.declaration import OnEvent
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.durable.ledger import Origin
-from functions.runtime.errors import InvalidArguments, KeyConflict
-from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.secret import refuse_secrets
-from functions.runtime.triggers.topic import topic_of
-from functions.runtime.triggers.waiter import PATH as WAITERS
-from functions.runtime.triggers.waiter import wake_waiters
-from registry.errors import InvalidInput, RegistryError
-from registry.journal import Entry, Fold, Journal
+from toque.functions.runtime import catalog
+from toque.functions.runtime.changes.announcer import journals_in
+from toque.functions.runtime.changes.feed import Watch, watch_of
+from toque.functions.runtime.context import Context, context
+from toque.functions.runtime.declaration import OnEvent
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.durable.ledger import Origin
+from toque.functions.runtime.errors import InvalidArguments, KeyConflict
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.secret import refuse_secrets
+from toque.functions.runtime.triggers.topic import topic_of
+from toque.functions.runtime.triggers.waiter import PATH as WAITERS
+from toque.functions.runtime.triggers.waiter import wake_waiters
+from toque.registry.errors import InvalidInput, RegistryError
+from toque.registry.journal import Entry, Fold, Journal
 
 LONGEST_CHAIN = 16
 ROUND_S = 5.0  # for how long one topic is delivered in one round

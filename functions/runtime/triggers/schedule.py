@@ -19,19 +19,19 @@ from typing import Any, Literal
 from croniter import croniter
 from pydantic import BaseModel
 
-from functions.runtime import catalog
-from functions.runtime.clock import aware
-from functions.runtime.context import Context
-from functions.runtime.declaration import Cron
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.durable.ledger import invocation_id
-from functions.runtime.durable.record import ENDED
-from functions.runtime.errors import FunctionError
-from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.series import LATENESS, SKIPPED
-from registry.access import DEFAULT_WORKSPACE
-from registry.journal import Entry, Fold
-from registry.journal.journal import Journal
+from toque.functions.runtime import catalog
+from toque.functions.runtime.clock import aware
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.declaration import Cron
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.durable.ledger import invocation_id
+from toque.functions.runtime.durable.record import ENDED
+from toque.functions.runtime.errors import FunctionError
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.series import LATENESS, SKIPPED
+from toque.registry.access import DEFAULT_WORKSPACE
+from toque.registry.journal import Entry, Fold
+from toque.registry.journal.journal import Journal
 
 _MOMENT = timedelta(microseconds=1)
 _SUBMITTED_WITHIN = timedelta(

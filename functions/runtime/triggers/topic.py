@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from functions.runtime.context import Context
-from registry.journal import Entry, Fold
-from registry.journal.journal import Journal
+from toque.functions.runtime.context import Context
+from toque.registry.journal import Entry, Fold
+from toque.registry.journal.journal import Journal
 
 KEYS_KEPT = 1024
 

@@ -12,16 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from functions.runtime.context import Context, context
-from functions.runtime.declaration import OnEvent
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.durable.patience import with_patience
-from functions.runtime.durable.record import ENDED
-from functions.runtime.durable.workflow import require_run, wait_for
-from functions.runtime.errors import UnknownInvocation
-from functions.runtime.triggers.topic import first_since, topic_of
-from registry.journal import Entry, Fold
-from registry.journal.journal import Journal
+from toque.functions.runtime.context import Context, context
+from toque.functions.runtime.declaration import OnEvent
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.durable.patience import with_patience
+from toque.functions.runtime.durable.record import ENDED
+from toque.functions.runtime.durable.workflow import require_run, wait_for
+from toque.functions.runtime.errors import UnknownInvocation
+from toque.functions.runtime.triggers.topic import first_since, topic_of
+from toque.registry.journal import Entry, Fold
+from toque.registry.journal.journal import Journal
 
 PATH = "event-waiters"
 CHECK_ENDED_S = 60.0

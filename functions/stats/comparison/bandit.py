@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from functions.stats.moments import Moments
+from toque.functions.stats.moments import Moments
 
 
 @dataclass(frozen=True, slots=True)

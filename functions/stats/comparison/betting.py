@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from functions.stats.moments import Floats, as_floats
+from toque.functions.stats.moments import Floats, as_floats
 
 _BLOCK = 256  # values taken at a time: a block of them times the grid stays in the cache
 _CAUTION = 0.5  # a bet risks at most this share of the capital

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from functions.stats.moments import Floats, as_comoments, as_floats, as_moments
+from toque.functions.stats.moments import Floats, as_comoments, as_floats, as_moments
 
 _FEWEST = 2  # units of an arm from which a variance can be estimated
 

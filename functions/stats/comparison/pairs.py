@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from functions.stats.moments import Floats, as_floats
+from toque.functions.stats.moments import Floats, as_floats
 
 __all__ = ["PairedCS", "paired_cs"]
 

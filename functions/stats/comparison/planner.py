@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from functions.stats.comparison.sequential import asymptotic_threshold
+from toque.functions.stats.comparison.sequential import asymptotic_threshold
 
 _RUNS = 4_000  # simulated experiments: 1.3 % standard error of the power, the same on every call
 _LOOKS = 400

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import scipy  # its parts are loaded when first used
 from scipy import special
 
-from functions.stats.moments import Floats, as_floats
+from toque.functions.stats.moments import Floats, as_floats
 
 
 @dataclass(frozen=True, slots=True)

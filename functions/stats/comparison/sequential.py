@@ -12,8 +12,8 @@ import numpy.typing as npt
 import scipy  # its parts are loaded when first used
 from scipy import special
 
-from functions.stats.comparison.effects import Effect, difference
-from functions.stats.moments import as_moments
+from toque.functions.stats.comparison.effects import Effect, difference
+from toque.functions.stats.moments import as_moments
 
 Alternative = Literal["two-sided", "greater", "less"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # its parts are loaded when first used
 from scipy import special
 
-from functions.stats.moments import Floats
+from toque.functions.stats.moments import Floats
 
 _NODES = 400  # of the integration over the paths that have not stopped
 _FAR = 9.0  # standard deviations beyond which nothing is left, where a side has no bound

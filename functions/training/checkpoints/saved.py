@@ -17,9 +17,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.training.checkpoints.index import Index
-from functions.training.params import RecipeParams, TabularParams, digest_of
-from registry import Journal, ObjectStore
+from toque.functions.training.checkpoints.index import Index
+from toque.functions.training.params import RecipeParams, TabularParams, digest_of
+from toque.registry import Journal, ObjectStore
 
 _ACTOR = "training"
 

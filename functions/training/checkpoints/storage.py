@@ -22,17 +22,17 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from functions.training.checkpoints.index import Index, Piece, place
-from functions.training.checkpoints.uploader import BLOCK_BYTES, digests_of
-from functions.training.checkpoints.uploads import Pace, upload
-from functions.training.errors import TrainingError
-from registry import ObjectStore
+from toque.functions.training.checkpoints.index import Index, Piece, place
+from toque.functions.training.checkpoints.uploader import BLOCK_BYTES, digests_of
+from toque.functions.training.checkpoints.uploads import Pace, upload
+from toque.functions.training.errors import TrainingError
+from toque.registry import ObjectStore
 
 _READERS = 8  # requests of a worker at a time
 Commit = Callable[[Index], None]
 
 
-class CheckpointDamaged(TrainingError):  # noqa: N818 - as in `registry.errors`
+class CheckpointDamaged(TrainingError):  # noqa: N818 - as in `toque.registry.errors`
     """Bytes of a checkpoint are absent or not those that were written: the one before it is used."""
 
 

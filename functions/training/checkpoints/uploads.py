@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from functions.training.checkpoints.uploader import Digests, upload_pieces
-from registry import ObjectStore, Unavailable
+from toque.functions.training.checkpoints.uploader import Digests, upload_pieces
+from toque.registry import ObjectStore, Unavailable
 
 APART_FROM_BYTES = 64 << 20
 """Size from which a part is worth a process, which takes a second or two of a processor to start."""

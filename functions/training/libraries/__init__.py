@@ -3,7 +3,7 @@
 Each is a value whose fields are its parameters. The library is imported when it trains, not before.
 """
 
-from functions.training.libraries.boosting import LightGBM, XGBoost
-from functions.training.libraries.sklearn import Sklearn
+from toque.functions.training.libraries.boosting import LightGBM, XGBoost
+from toque.functions.training.libraries.sklearn import Sklearn
 
 __all__ = ["LightGBM", "Sklearn", "XGBoost"]

@@ -11,19 +11,19 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from functions.evaluation.meanings import Outcome
-from functions.evaluation.metrics.ranking import TOP
-from functions.model_formats.categories import Categories
-from functions.model_formats.flavors import number_rows
-from functions.training.errors import TrainingError
-from functions.training.request import LOSS
-from functions.training.trained import Trained
-from functions.training.trainer import Trainer
+from toque.functions.evaluation.meanings import Outcome
+from toque.functions.evaluation.metrics.ranking import TOP
+from toque.functions.model_formats.categories import Categories
+from toque.functions.model_formats.flavors import number_rows
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.request import LOSS
+from toque.functions.training.trained import Trained
+from toque.functions.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from functions.training.request import TrainingRequest
+    from toque.functions.training.request import TrainingRequest
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+")
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, field_serializer
 
-from functions.model_formats.flavors import SKOPS_FILE, sklearn_rows
-from functions.runtime.declaration.digest import digest_of
-from functions.runtime.reference import reference
-from functions.training.errors import TrainingDataError, TrainingError
-from functions.training.trained import Trained
-from functions.training.trainer import Trainer
+from toque.functions.model_formats.flavors import SKOPS_FILE, sklearn_rows
+from toque.functions.runtime.declaration.digest import digest_of
+from toque.functions.runtime.reference import reference
+from toque.functions.training.errors import TrainingDataError, TrainingError
+from toque.functions.training.trained import Trained
+from toque.functions.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from functions.training.request import TrainingRequest
+    from toque.functions.training.request import TrainingRequest
 
 
 class Sklearn(Trainer):

@@ -3,9 +3,9 @@
 `transformers` and `peft` (the extra `llm`) are imported when a model is trained, not before.
 """
 
-from functions.training.llm.classifier import TextClassifier
-from functions.training.llm.fine_tune import FineTune, Preference, fine_tune
-from functions.training.llm.serving import serve_fine_tune
-from functions.training.llm.tuner import Lora
+from toque.functions.training.llm.classifier import TextClassifier
+from toque.functions.training.llm.fine_tune import FineTune, Preference, fine_tune
+from toque.functions.training.llm.serving import serve_fine_tune
+from toque.functions.training.llm.tuner import Lora
 
 __all__ = ["FineTune", "Lora", "Preference", "TextClassifier", "fine_tune", "serve_fine_tune"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, get_args
 
-from functions.evaluation.meanings import Outcome
-from functions.model_formats.text_classifier import MOST_TEXTS
-from functions.training.llm.tuner import Lora, Tuner
-from functions.training.params import RecipeParams
-from functions.training.trained import Trained
+from toque.functions.evaluation.meanings import Outcome
+from toque.functions.model_formats.text_classifier import MOST_TEXTS
+from toque.functions.training.llm.tuner import Lora, Tuner
+from toque.functions.training.params import RecipeParams
+from toque.functions.training.trained import Trained
 
 if TYPE_CHECKING:
-    from functions.training.request import TrainingRequest
+    from toque.functions.training.request import TrainingRequest
 
 _LEARNT: tuple[Outcome, ...] = ("binary", "multiclass", "multilabel")
 
@@ -48,6 +48,8 @@ class TextClassifier(Tuner):
 
     def __call__(self, request: TrainingRequest) -> Trained:
         """Train the classifier and write it as a Hugging Face folder."""
-        from functions.training.llm.classifier_job import train_classifier  # late: torch and transformers
+        from toque.functions.training.llm.classifier_job import (
+            train_classifier,  # late: torch and transformers
+        )
 
         return train_classifier(self, request)

@@ -13,27 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from functions.evaluation.meanings import Outcome
-from functions.evaluation.outcome_kinds import kind_for
-from functions.model_formats.matrices import text_matrix
-from functions.model_formats.text_classifier import texts_of
-from functions.runtime.context import context
-from functions.training.checkpoints.saved import Checkpoints, retention_of
-from functions.training.errors import TrainingDataError, TrainingError
-from functions.training.llm.classifier import TextClassifier
-from functions.training.llm.job import Tuned, base_folder, learnt_weights
-from functions.training.llm.network import Pretrained, classifier_tokenizer, new_classifier
-from functions.training.loop.distributed import run_workers
-from functions.training.loop.epoch import OnEpoch
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import ProcessGroup, SingleProcess
-from functions.training.loop.pulse import Notice, cadence_of
-from functions.training.loop.training_loop import Trainer, train
-from functions.training.params import weights_depend_on
-from functions.training.request import TrainingRequest, Watch
-from functions.training.splits import held_out_rows
-from functions.training.trained import Trained
-from registry import Run, Table, TableSnapshot
+from toque.functions.evaluation.meanings import Outcome
+from toque.functions.evaluation.outcome_kinds import kind_for
+from toque.functions.model_formats.matrices import text_matrix
+from toque.functions.model_formats.text_classifier import texts_of
+from toque.functions.runtime.context import context
+from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
+from toque.functions.training.errors import TrainingDataError, TrainingError
+from toque.functions.training.llm.classifier import TextClassifier
+from toque.functions.training.llm.job import Tuned, base_folder, learnt_weights
+from toque.functions.training.llm.network import Pretrained, classifier_tokenizer, new_classifier
+from toque.functions.training.loop.distributed import run_workers
+from toque.functions.training.loop.epoch import OnEpoch
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup, SingleProcess
+from toque.functions.training.loop.pulse import Notice, cadence_of
+from toque.functions.training.loop.training_loop import Trainer, train
+from toque.functions.training.params import weights_depend_on
+from toque.functions.training.request import TrainingRequest, Watch
+from toque.functions.training.splits import held_out_rows
+from toque.functions.training.trained import Trained
+from toque.registry import Run, Table, TableSnapshot
 
 _BINARY = ("0", "1")
 

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.runtime.context import context
-from functions.runtime.declaration import Resources
-from functions.runtime.environments import Environment
-from functions.runtime.function import function
-from functions.training.errors import TrainingDataError
-from functions.training.frame import TrainingJob, run_training
-from functions.training.llm.tuner import Lora, Tuner
-from functions.training.params import RecipeParams
-from functions.training.trained import Trained
-from functions.training.workers import SlowPolicy, Workers, workers_demand
-from registry import TableSnapshot
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Resources
+from toque.functions.runtime.environments import Environment
+from toque.functions.runtime.function import function
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.frame import TrainingJob, run_training
+from toque.functions.training.llm.tuner import Lora, Tuner
+from toque.functions.training.params import RecipeParams
+from toque.functions.training.trained import Trained
+from toque.functions.training.workers import SlowPolicy, Workers, workers_demand
+from toque.registry import TableSnapshot
 
 if TYPE_CHECKING:
-    from functions.training.request import TrainingRequest
+    from toque.functions.training.request import TrainingRequest
 
 
 class Preference(BaseModel):
@@ -56,7 +56,7 @@ class FineTune(Tuner):
 
     def __call__(self, request: TrainingRequest) -> Trained:
         """Fine-tune the model and write it as a Hugging Face folder."""
-        from functions.training.llm.job import train_model  # late: torch, transformers and Ray Train
+        from toque.functions.training.llm.job import train_model  # late: torch, transformers and Ray Train
 
         if request.training_set is None:
             raise TrainingDataError(

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from functions.training.errors import TrainingDataError
-from functions.training.llm.weight_files import WeightFile, weight_files
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.llm.weight_files import WeightFile, weight_files
 
 __all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "write_adapter", "write_weights"]
 

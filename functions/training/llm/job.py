@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from functions.model_formats.matrices import named_column
-from functions.runtime.context import context
-from functions.training.checkpoints.saved import Checkpoints, retention_of
-from functions.training.errors import TrainingError
-from functions.training.llm.fine_tune import FineTune
-from functions.training.llm.gguf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from functions.training.llm.network import Pretrained, adapted, new_network
-from functions.training.llm.preferences import Pairs, PreferenceTask, pair_of
-from functions.training.llm.texts import (
+from toque.functions.model_formats.matrices import named_column
+from toque.functions.runtime.context import context
+from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.llm.fine_tune import FineTune
+from toque.functions.training.llm.gguf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from toque.functions.training.llm.network import Pretrained, adapted, new_network
+from toque.functions.training.llm.preferences import Pairs, PreferenceTask, pair_of
+from toque.functions.training.llm.texts import (
     TextTask,
     answers_beyond,
     packed,
@@ -31,18 +31,18 @@ from functions.training.llm.texts import (
     tokens_of_text,
     within,
 )
-from functions.training.llm.tuner import Tuner
-from functions.training.loop.distributed import run_workers
-from functions.training.loop.epoch import OnEpoch
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import ProcessGroup
-from functions.training.loop.pulse import Notice, cadence_of
-from functions.training.loop.training_loop import Trainer, train
-from functions.training.params import weights_depend_on
-from functions.training.request import LOSS, TrainingRequest, Watch
-from functions.training.splits import held_out_rows
-from functions.training.trained import Trained
-from registry import Registry, Run, Signature, Table, TableSnapshot, TensorSpec
+from toque.functions.training.llm.tuner import Tuner
+from toque.functions.training.loop.distributed import run_workers
+from toque.functions.training.loop.epoch import OnEpoch
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup
+from toque.functions.training.loop.pulse import Notice, cadence_of
+from toque.functions.training.loop.training_loop import Trainer, train
+from toque.functions.training.params import weights_depend_on
+from toque.functions.training.request import LOSS, TrainingRequest, Watch
+from toque.functions.training.splits import held_out_rows
+from toque.functions.training.trained import Trained
+from toque.registry import Registry, Run, Signature, Table, TableSnapshot, TensorSpec
 
 _PARITY_ATOL = 1e-3
 _logger = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from functions.model_formats.text_classifier import fields_of
-from functions.training.errors import TrainingDataError
-from functions.training.llm.tuner import Lora
-from functions.training.llm.weight_files import WeightFile, weight_files
-from functions.training.loop.first_weights import Initialised, Rows, reset, without_weights
+from toque.functions.model_formats.text_classifier import fields_of
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.llm.tuner import Lora
+from toque.functions.training.llm.weight_files import WeightFile, weight_files
+from toque.functions.training.loop.first_weights import Initialised, Rows, reset, without_weights
 
 _ADAPTED = (
     "base_model.model.",

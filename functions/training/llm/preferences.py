@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from functions.training.errors import TrainingDataError
-from functions.training.llm.texts import IGNORED, Tokenizer, Tokens, tokens_of_chat
-from functions.training.loop.process_groups.process_group import ProcessGroup
-from functions.training.loop.task import CountedRows
-from functions.training.loop.training_loop import rows_of_worker
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.llm.texts import IGNORED, Tokenizer, Tokens, tokens_of_chat
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup
+from toque.functions.training.loop.task import CountedRows
+from toque.functions.training.loop.training_loop import rows_of_worker
 
 Pair = tuple[Tokens, Tokens]
 

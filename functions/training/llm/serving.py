@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from functions.generative import (
+from toque.functions.generative import (
     ADAPTER,
     ADAPTER_FOLDER,
     CHAT_TEMPLATE,
@@ -20,12 +20,12 @@ from functions.generative import (
     register_generative,
     weights_in,
 )
-from functions.generative.adapter_folder import CONFIG as ADAPTER_CONFIG
-from functions.runtime.context import context
-from functions.runtime.declaration import Resources
-from functions.runtime.function import function
-from functions.training.errors import TrainingDataError
-from registry import Lineage, ModelVersion, Registry
+from toque.functions.generative.adapter_folder import CONFIG as ADAPTER_CONFIG
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Resources
+from toque.functions.runtime.function import function
+from toque.functions.training.errors import TrainingDataError
+from toque.registry import Lineage, ModelVersion, Registry
 
 __all__ = ["serve_fine_tune"]
 
@@ -85,7 +85,7 @@ def serve_fine_tune(
 
 def _as_gguf(registry: Registry, kept: ModelVersion, folder: Path, form: str) -> Path:
     """Convert what was learnt, in `folder`, for the weights of a version."""
-    from functions.training.llm.gguf_files import write_adapter, write_weights  # late: torch
+    from toque.functions.training.llm.gguf_files import write_adapter, write_weights  # late: torch
 
     weights = registry.download(kept.model, kept.version, to=folder / "base", paths=[WEIGHTS]) / WEIGHTS
     made = folder / "made.gguf"

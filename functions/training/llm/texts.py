@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from functions.training.errors import TrainingDataError
-from functions.training.loop.task import CountedRows
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.loop.task import CountedRows
 
 IGNORED = -100  # label of a token that is read but not learnt, as torch and transformers have it
 

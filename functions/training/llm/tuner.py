@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from functions.training.errors import TrainingDataError
-from functions.training.params import RecipeParams
-from functions.training.splits import Split
-from functions.training.trainer import Trainer
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.params import RecipeParams
+from toque.functions.training.splits import Split
+from toque.functions.training.trainer import Trainer
 
 _BASE = re.compile(r"(.+)@(\d+)")
 _SETTINGS = RecipeParams.model_fields.keys() - {"seed"}  # which is of the trainer too, for the rows

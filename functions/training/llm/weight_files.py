@@ -16,9 +16,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from functions.generative.errors import GenerativeError
-from functions.generative.safetensors_header import SafetensorsHeader, read_header
-from functions.training.errors import TrainingDataError
+from toque.functions.generative.errors import GenerativeError
+from toque.functions.generative.safetensors_header import SafetensorsHeader, read_header
+from toque.functions.training.errors import TrainingDataError
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -11,8 +11,8 @@ import torch
 from torch import nn, optim
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from functions.training.errors import TrainingDataError
-from functions.training.named import Named
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.named import Named
 
 T = TypeVar("T")
 _LENGTHS = ("total_steps", "T_max")  # arguments of schedules that mean the number of all steps

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from functions.training.errors import TrainingError
+from toque.functions.training.errors import TrainingError
 
 
 class Compiled(nn.Module):

@@ -19,36 +19,36 @@ import ray.train.torch
 import torch
 import torch.distributed
 
-from clusters.telemetry.tracing import flush_spans
-from functions.model_formats.torch_threads import torch_threads
-from functions.runtime.context import context, use_context
-from functions.runtime.durable.admission.preemption import notice_of, preempted
-from functions.runtime.durable.workflow import Preempted
-from functions.runtime.errors import NoRoom
-from functions.runtime.process import enter_worker
-from functions.runtime.receipt import charge, holding
-from functions.runtime.run.cluster import AWAY_FROM_SERVING, away_from, card_selector
-from functions.runtime.run.niceness import lower_priority
-from functions.runtime.run.room import Asked, has_room_apart, room_between
-from functions.runtime.spans import current_position, run_span
-from functions.training.errors import TrainingError
-from functions.training.loop.cost import ResourceMeter, ResourceUse
-from functions.training.loop.epoch import Epoch, OnEpoch
-from functions.training.loop.interrupts import interruptible
-from functions.training.loop.keeping import Resting
-from functions.training.loop.process_groups.layer_split import LayerSplitGroup
-from functions.training.loop.process_groups.process_group import (
+from toque.clusters.telemetry.tracing import flush_spans
+from toque.functions.model_formats.torch_threads import torch_threads
+from toque.functions.runtime.context import context, use_context
+from toque.functions.runtime.durable.admission.preemption import notice_of, preempted
+from toque.functions.runtime.durable.workflow import Preempted
+from toque.functions.runtime.errors import NoRoom
+from toque.functions.runtime.process import enter_worker
+from toque.functions.runtime.receipt import charge, holding
+from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING, away_from, card_selector
+from toque.functions.runtime.run.niceness import lower_priority
+from toque.functions.runtime.run.room import Asked, has_room_apart, room_between
+from toque.functions.runtime.spans import current_position, run_span
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.loop.cost import ResourceMeter, ResourceUse
+from toque.functions.training.loop.epoch import Epoch, OnEpoch
+from toque.functions.training.loop.interrupts import interruptible
+from toque.functions.training.loop.keeping import Resting
+from toque.functions.training.loop.process_groups.layer_split import LayerSplitGroup
+from toque.functions.training.loop.process_groups.process_group import (
     ProcessGroup,
     ReplicatedGroup,
     ShardedGroup,
     SingleProcess,
 )
-from functions.training.loop.process_groups.slow_workers import SlowWorkers
-from functions.training.loop.pulse import Notice
-from functions.training.loop.series import show_epoch
-from functions.training.request import Watch
-from functions.training.workers import Sharding, Workers
-from registry import Run
+from toque.functions.training.loop.process_groups.slow_workers import SlowWorkers
+from toque.functions.training.loop.pulse import Notice
+from toque.functions.training.loop.series import show_epoch
+from toque.functions.training.request import Watch
+from toque.functions.training.workers import Sharding, Workers
+from toque.registry import Run
 
 __all__ = ["Sharding", "WorkerLoop", "Workers", "WorkersResult", "log_epoch", "run_on_cluster", "run_workers"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from functions.training.errors import TrainingError
+from toque.functions.training.errors import TrainingError
 
 Rows = Callable[[range], Tensor]
 """Reads some rows of a weight; a range over all of them reads the whole weight."""

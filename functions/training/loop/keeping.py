@@ -16,13 +16,13 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from functions.training.checkpoints.index import Index
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.checkpoints.storage import CheckpointDamaged, StoreReader, StoreWriter
-from functions.training.checkpoints.uploads import Pace
-from functions.training.errors import TrainingError
-from functions.training.loop.process_groups.process_group import ProcessGroup
-from functions.training.loop.pulse import Cadence, Notice, Pulse
+from toque.functions.training.checkpoints.index import Index
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.checkpoints.storage import CheckpointDamaged, StoreReader, StoreWriter
+from toque.functions.training.checkpoints.uploads import Pace
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup
+from toque.functions.training.loop.pulse import Cadence, Notice, Pulse
 
 _WRITING_SHARE = 0.25  # of an interval, at the end of which another checkpoint is written
 _MOST_WRITING_S = 300.0  # well within what a worker with a smaller part waits for the others

@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
-from functions.training.loop.process_groups.process_group import ProcessGroup
-from functions.training.loop.settings import Settings
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup
+from toque.functions.training.loop.settings import Settings
 
 _EVERY_S = 1.0
 _MOST_STEPS = 1_000_000

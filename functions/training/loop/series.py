@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge
 
-from clusters.telemetry.metrics import Bounded
-from functions.runtime.context import context
-from functions.training.loop.epoch import Epoch
+from toque.clusters.telemetry.metrics import Bounded
+from toque.functions.runtime.context import context
+from toque.functions.training.loop.epoch import Epoch
 
 __all__ = ["show_epoch"]
 

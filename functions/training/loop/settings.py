@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from functions.training.named import Named
-from functions.training.params import Nonfinite, Precision
+from toque.functions.training.named import Named
+from toque.functions.training.params import Nonfinite, Precision
 
 
 class Settings(Protocol):

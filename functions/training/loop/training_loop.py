@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from functions.runtime.spans import span
-from functions.training.errors import TrainingDataError, TrainingDiverged
-from functions.training.loop.compiling import Compiled, recompute_blocks
-from functions.training.loop.epoch import Epoch, OnEpoch, diverged, not_finite
-from functions.training.loop.first_weights import FirstWeights
-from functions.training.loop.process_groups.process_group import ProcessGroup, SingleProcess
-from functions.training.loop.settings import Settings
-from functions.training.loop.task import (
+from toque.functions.runtime.spans import span
+from toque.functions.training.errors import TrainingDataError, TrainingDiverged
+from toque.functions.training.loop.compiling import Compiled, recompute_blocks
+from toque.functions.training.loop.epoch import Epoch, OnEpoch, diverged, not_finite
+from toque.functions.training.loop.first_weights import FirstWeights
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup, SingleProcess
+from toque.functions.training.loop.settings import Settings
+from toque.functions.training.loop.task import (
     Batch,
     LearningTask,
     Order,
@@ -34,10 +34,10 @@ from functions.training.loop.task import (
     epoch_seed,
     uniform_order,
 )
-from functions.training.loop.updates import Updates
+from toque.functions.training.loop.updates import Updates
 
 if TYPE_CHECKING:
-    from functions.training.loop.keeping import Keeper
+    from toque.functions.training.loop.keeping import Keeper
 
 _logger = logging.getLogger(__name__)
 _RANK_STRIDE = 1_000_003  # so that no two workers share a random stream
@@ -346,7 +346,9 @@ def train(
     keeper: writes checkpoints, from which an interrupted training resumes.
     Raises: TrainingDiverged if a loss stops being a number; Resting if a machine will be taken; what a checkpoint raised.
     """
-    from functions.training.loop.keeping import Keeper  # late: trials of sweeps start a second sooner without
+    from toque.functions.training.loop.keeping import (
+        Keeper,  # late: trials of sweeps start a second sooner without
+    )
 
     keeper = keeper or Keeper(group, None)
     with group.memory():

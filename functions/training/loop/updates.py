@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from functions.training.loop.choices import new_optimizer, new_schedule
-from functions.training.loop.settings import Settings
+from toque.functions.training.loop.choices import new_optimizer, new_schedule
+from toque.functions.training.loop.settings import Settings
 
 _RISE = 0.25
 

@@ -3,8 +3,8 @@
 The package knows sizes of networks and of cards. It must not know how a training runs.
 """
 
-from functions.training.planning.cards import CARDS, Card
-from functions.training.planning.decoder import Decoder
-from functions.training.planning.plan import REACHED, Plan, Setup, plan, proposed
+from toque.functions.training.planning.cards import CARDS, Card
+from toque.functions.training.planning.decoder import Decoder
+from toque.functions.training.planning.plan import REACHED, Plan, Setup, plan, proposed
 
 __all__ = ["CARDS", "REACHED", "Card", "Decoder", "Plan", "Setup", "plan", "proposed"]

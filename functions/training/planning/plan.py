@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from functions.training.planning.cards import Card
-from functions.training.planning.decoder import Decoder
+from toque.functions.training.planning.cards import Card
+from toque.functions.training.planning.decoder import Decoder
 
 REACHED = 0.35  # of a card's peak; published runs of dense decoders reach .27 to .42
 USABLE = 0.92  # of a card's memory: the rest is the driver's, the libraries' and lost between blocks

@@ -13,25 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, example_arrays, load
-from functions.model_formats.program import export_program, save_program
-from functions.runtime.declaration.digest import digest_of
-from functions.training.checkpoints.saved import Checkpoints, retention_of
-from functions.training.errors import TrainingError
-from functions.training.loop.distributed import run_workers
-from functions.training.loop.epoch import OnEpoch
-from functions.training.loop.first_weights import FirstWeights, without_weights
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import ProcessGroup
-from functions.training.loop.pulse import Notice, cadence_of
-from functions.training.loop.training_loop import Trainer
-from functions.training.loop.training_loop import train as train_epochs
-from functions.training.params import RecipeParams, weights_depend_on
-from functions.training.recipe.recipe import Recipe
-from functions.training.request import LOSS, TrainingRequest, Watch
-from functions.training.trained import Trained
-from functions.training.workers import Sharding
-from registry import Run
+from toque.functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, example_arrays, load
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.runtime.declaration.digest import digest_of
+from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.loop.distributed import run_workers
+from toque.functions.training.loop.epoch import OnEpoch
+from toque.functions.training.loop.first_weights import FirstWeights, without_weights
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup
+from toque.functions.training.loop.pulse import Notice, cadence_of
+from toque.functions.training.loop.training_loop import Trainer
+from toque.functions.training.loop.training_loop import train as train_epochs
+from toque.functions.training.params import RecipeParams, weights_depend_on
+from toque.functions.training.recipe.recipe import Recipe
+from toque.functions.training.request import LOSS, TrainingRequest, Watch
+from toque.functions.training.trained import Trained
+from toque.functions.training.workers import Sharding
+from toque.registry import Run
 
 _PARITY_ATOL = 1e-4
 

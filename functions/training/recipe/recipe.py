@@ -6,7 +6,6 @@ A project's module names its recipes in `RECIPES`, as it names its models in `MO
 from __future__ import annotations
 
 import importlib
-import warnings
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -14,27 +13,21 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from functions.runtime.declaration.http_types import reaching_fields
-from functions.training.errors import TrainingDataError
-from registry.models import Signature
+from toque.functions.runtime.declaration.http_types import reaching_fields
+from toque.functions.training.errors import TrainingDataError
+from toque.registry.models import Signature
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from functions.training.loop.first_weights import FirstWeights
-    from functions.training.loop.task import LearningTask
+    from toque.functions.training.loop.first_weights import FirstWeights
+    from toque.functions.training.loop.task import LearningTask
 
 
 class Recipe(BaseModel, ABC):
     """Network of a project and the task it learns. The fields of a subclass are its options, such as widths."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "lesson" in vars(cls) and "task" not in vars(cls):  # the name of the method before
-            warnings.warn(f"{cls.__name__}.lesson() is called task() now", DeprecationWarning, stacklevel=2)
-            cls.task = vars(cls)["lesson"]  # type: ignore[method-assign]  # the class's own method, renamed
 
     @abstractmethod
     def network(self) -> nn.Module:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from functions.runtime.context import context
-from functions.runtime.declaration import Resources
-from functions.runtime.environments import Environment
-from functions.runtime.function import function
-from functions.training.frame import TrainingJob, run_training
-from functions.training.params import RecipeParams
-from functions.training.recipe.trainer import RecipeTrainer
-from functions.training.trained import Trained
-from functions.training.workers import SlowPolicy, Workers, workers_demand
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Resources
+from toque.functions.runtime.environments import Environment
+from toque.functions.runtime.function import function
+from toque.functions.training.frame import TrainingJob, run_training
+from toque.functions.training.params import RecipeParams
+from toque.functions.training.recipe.trainer import RecipeTrainer
+from toque.functions.training.trained import Trained
+from toque.functions.training.workers import SlowPolicy, Workers, workers_demand
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=workers_demand)

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from functions.runtime.context import context
-from functions.runtime.declaration.digest import digest_of
-from functions.training.errors import TrainingDataError
-from functions.training.params import RecipeParams
-from functions.training.recipe.recipe import Recipe, recipe_of
-from functions.training.trained import Trained
-from functions.training.trainer import Trainer
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration.digest import digest_of
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.params import RecipeParams
+from toque.functions.training.recipe.recipe import Recipe, recipe_of
+from toque.functions.training.trained import Trained
+from toque.functions.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from functions.training.request import TrainingRequest
+    from toque.functions.training.request import TrainingRequest
 
 
 class RecipeTrainer(Trainer):
@@ -33,7 +33,7 @@ class RecipeTrainer(Trainer):
 
     def __call__(self, request: TrainingRequest) -> Trained:
         """Train the network and write it as a program."""
-        from functions.training.recipe.job import RecipeJob, train_network  # late: torch and Ray Train
+        from toque.functions.training.recipe.job import RecipeJob, train_network  # late: torch and Ray Train
 
         found = self.found()
         known = {"training_set": request.training_set, "label": request.label}

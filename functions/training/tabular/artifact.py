@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, ScoringModel, load
-from functions.model_formats.program import export_program, save_program
-from functions.training.errors import TrainingError
-from functions.training.params import TabularParams
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.fitting import Fitted
-from functions.training.tabular.target import Target
-from registry.models import Signature, TensorSpec
+from toque.functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, ScoringModel, load
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.fitting import Fitted
+from toque.functions.training.tabular.target import Target
+from toque.registry.models import Signature, TensorSpec
 
 EXAMPLE_ROWS = 2
 _PARITY_ATOL = 1e-5

@@ -8,9 +8,9 @@ from typing import Self
 
 import pyarrow as pa
 
-from functions.training.errors import TrainingDataError
-from functions.training.splits import TIME_COLUMN
-from registry import Table, TableSnapshot
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.splits import TIME_COLUMN
+from toque.registry import Table, TableSnapshot
 
 
 @dataclass(frozen=True, slots=True)

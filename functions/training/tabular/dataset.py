@@ -10,16 +10,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from functions.model_formats.matrices import (
+from toque.functions.model_formats.matrices import (
     binary_labels,
     category_matrix,
     class_labels,
     number_labels,
     numeric_matrix,
 )
-from functions.training.errors import TrainingDataError
-from functions.training.params import Task
-from functions.training.splits import Split, held_out_rows
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.params import Task
+from toque.functions.training.splits import Split, held_out_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,25 +9,25 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from functions.training.loop.epoch import Epoch, OnEpoch
-from functions.training.loop.process_groups.process_group import ProcessGroup, SingleProcess
-from functions.training.loop.training_loop import Trainer, train
-from functions.training.params import TabularParams
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.dataset import (
+from toque.functions.training.loop.epoch import Epoch, OnEpoch
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup, SingleProcess
+from toque.functions.training.loop.training_loop import Trainer, train
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.dataset import (
     TabularData,
     split_rows,
     tabular_data,
 )
-from functions.training.tabular.network import TabularNet
-from functions.training.tabular.preprocessing import Preprocessing, fit_preprocessing
-from functions.training.tabular.scorer import TabularScorer
-from functions.training.tabular.target import Regression, Target, target_of
-from functions.training.tabular.task import Examples, LabelledRows, RowSource, TabularTask
-from functions.training.tabular.warm_start import WarmStart
+from toque.functions.training.tabular.network import TabularNet
+from toque.functions.training.tabular.preprocessing import Preprocessing, fit_preprocessing
+from toque.functions.training.tabular.scorer import TabularScorer
+from toque.functions.training.tabular.target import Regression, Target, target_of
+from toque.functions.training.tabular.task import Examples, LabelledRows, RowSource, TabularTask
+from toque.functions.training.tabular.warm_start import WarmStart
 
 if TYPE_CHECKING:
-    from functions.training.loop.keeping import Keeper
+    from toque.functions.training.loop.keeping import Keeper
 
 _SCORING_ROWS = 16_384  # rows scored at once: few enough for the cache of a core
 

@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from functions.runtime.context import context
-from functions.training.checkpoints.saved import Checkpoints, retention_of
-from functions.training.errors import TrainingDataError
-from functions.training.loop.distributed import run_workers
-from functions.training.loop.epoch import OnEpoch
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import ProcessGroup
-from functions.training.loop.pulse import Notice, cadence_of
-from functions.training.params import TabularParams, weights_depend_on
-from functions.training.request import TrainingRequest, Watch
-from functions.training.tabular.artifact import EXAMPLE_ROWS, tabular_signature, write_artifact
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.fitting import Fitted, fit, prepare
-from functions.training.tabular.out_of_core import prepare_on_disk
-from functions.training.tabular.sharded import ShardedSets, prepare_in_shards
-from functions.training.tabular.warm_start import WarmStart, load_warm_start
-from functions.training.trained import Trained
-from functions.training_data import ShardCache
-from registry import Registry, Run, Table, TableSnapshot
+from toque.functions.runtime.context import context
+from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.loop.distributed import run_workers
+from toque.functions.training.loop.epoch import OnEpoch
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup
+from toque.functions.training.loop.pulse import Notice, cadence_of
+from toque.functions.training.params import TabularParams, weights_depend_on
+from toque.functions.training.request import TrainingRequest, Watch
+from toque.functions.training.tabular.artifact import EXAMPLE_ROWS, tabular_signature, write_artifact
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.fitting import Fitted, fit, prepare
+from toque.functions.training.tabular.out_of_core import prepare_on_disk
+from toque.functions.training.tabular.sharded import ShardedSets, prepare_in_shards
+from toque.functions.training.tabular.warm_start import WarmStart, load_warm_start
+from toque.functions.training.trained import Trained
+from toque.functions.training_data import ShardCache
+from toque.registry import Registry, Run, Table, TableSnapshot
 
 
 @dataclass(frozen=True, slots=True)

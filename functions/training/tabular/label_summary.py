@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from functions.model_formats.matrices import binary_labels, class_labels, named_column, number_labels
-from functions.training.errors import TrainingDataError
-from functions.training.params import Task
-from functions.training.streamed_splits import HeldOut
-from functions.training.tabular.dataset import TabularData
-from functions.training.tabular.target import Regression, Target, target_of
+from toque.functions.model_formats.matrices import binary_labels, class_labels, named_column, number_labels
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.params import Task
+from toque.functions.training.streamed_splits import HeldOut
+from toque.functions.training.tabular.dataset import TabularData
+from toque.functions.training.tabular.target import Regression, Target, target_of
 
 _FEW_VALUES = 1_001  # of which more are no classes
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from functions.training.tabular.preprocessing import EncodedRows
-from functions.training.tabular.task import Examples
+from toque.functions.training.tabular.preprocessing import EncodedRows
+from toque.functions.training.tabular.task import Examples
 
 _ROWS = 100_000  # more rows do not move a line noticeably
 _ALPHA = 1.0

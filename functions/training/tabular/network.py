@@ -6,10 +6,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from functions.training.params import TabularParams
-from functions.training.tabular.line import Line
-from functions.training.tabular.preprocessing import Preprocessing
-from kernels.encoder import encode_linear
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.line import Line
+from toque.functions.training.tabular.preprocessing import Preprocessing
+from toque.kernels.encoder import encode_linear
 
 
 class TabularNet(nn.Module):

@@ -13,19 +13,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from functions.model_formats.matrices import category_matrix, numeric_matrix
-from functions.training.errors import TrainingDataError
-from functions.training.loop.rows.mmap_rows import Arrays, MmapRows
-from functions.training.params import TabularParams
-from functions.training.splits import TIME_COLUMN
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.dataset import TabularData, labels_of, split_rows
-from functions.training.tabular.fitting import Prepared
-from functions.training.tabular.preprocessing import EncodedRows, Preprocessing, fit_preprocessing
-from functions.training.tabular.target import target_of
-from functions.training.tabular.task import LabelledRows
-from functions.training.tabular.warm_start import WarmStart
-from registry import Table, TableSnapshot
+from toque.functions.model_formats.matrices import category_matrix, numeric_matrix
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.loop.rows.mmap_rows import Arrays, MmapRows
+from toque.functions.training.params import TabularParams
+from toque.functions.training.splits import TIME_COLUMN
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.dataset import TabularData, labels_of, split_rows
+from toque.functions.training.tabular.fitting import Prepared
+from toque.functions.training.tabular.preprocessing import EncodedRows, Preprocessing, fit_preprocessing
+from toque.functions.training.tabular.target import target_of
+from toque.functions.training.tabular.task import LabelledRows
+from toque.functions.training.tabular.warm_start import WarmStart
+from toque.registry import Table, TableSnapshot
 
 SAMPLE_ROWS = 1_000_000  # enough for every quantile, and for a category of one row in 100,000
 _EXAMPLE_ROWS = 64

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from functions.training.tabular.dataset import TabularData
-from kernels.encoder import piecewise_linear
+from toque.functions.training.tabular.dataset import TabularData
+from toque.kernels.encoder import piecewise_linear
 
 _PADDING = np.iinfo(np.int64).max  # behind every real hash, so a padded vocabulary stays sorted
 _NORMAL_IQR = 1.349  # the interquartile range of a standard normal

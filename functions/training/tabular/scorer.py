@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from functions.training.tabular.network import TabularNet
-from functions.training.tabular.target import Target
+from toque.functions.training.tabular.network import TabularNet
+from toque.functions.training.tabular.target import Target
 
 
 class TabularScorer(nn.Module):

@@ -17,23 +17,23 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from functions.model_formats.matrices import category_matrix, numeric_matrix
-from functions.training.errors import TrainingDataError
-from functions.training.loop.rows.sample_rows import SampleReader
-from functions.training.loop.task import Batch, Order
-from functions.training.params import TabularParams
-from functions.training.splits import TIME_COLUMN
-from functions.training.streamed_splits import HeldOut, streamed_split
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.dataset import TabularData
-from functions.training.tabular.fitting import Prepared
-from functions.training.tabular.label_summary import LabelSummary
-from functions.training.tabular.preprocessing import EncodedRows, Preprocessing, fit_preprocessing
-from functions.training.tabular.target import Target
-from functions.training.tabular.warm_start import WarmStart
-from functions.training_data import OpenSet, SetRef, ShardCache, Shuffle, versions, write_samples
-from functions.training_data.formats import Values
-from registry import ObjectStore, Table, TableSnapshot
+from toque.functions.model_formats.matrices import category_matrix, numeric_matrix
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.loop.rows.sample_rows import SampleReader
+from toque.functions.training.loop.task import Batch, Order
+from toque.functions.training.params import TabularParams
+from toque.functions.training.splits import TIME_COLUMN
+from toque.functions.training.streamed_splits import HeldOut, streamed_split
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.dataset import TabularData
+from toque.functions.training.tabular.fitting import Prepared
+from toque.functions.training.tabular.label_summary import LabelSummary
+from toque.functions.training.tabular.preprocessing import EncodedRows, Preprocessing, fit_preprocessing
+from toque.functions.training.tabular.target import Target
+from toque.functions.training.tabular.warm_start import WarmStart
+from toque.functions.training_data import OpenSet, SetRef, ShardCache, Shuffle, versions, write_samples
+from toque.functions.training_data.formats import Values
+from toque.registry import ObjectStore, Table, TableSnapshot
 
 SAMPLE_ROWS = 200_000  # from which medians, bins and vocabularies are learnt
 VALID_ROWS = 250_000  # of those held out, at most, by which training stops, is calibrated and measured

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from functions.evaluation.metrics.classes import CLASS_METRICS
-from functions.evaluation.metrics.numbers import NUMBER_METRICS
-from functions.evaluation.metrics.probabilities import METRICS
-from functions.training.errors import TrainingDataError
-from functions.training.params import Task
-from functions.training.tabular.calibration import fit_inverse_temperature
-from functions.training.tabular.dataset import TabularData, require_both_classes
-from registry.models import TensorSpec
+from toque.functions.evaluation.metrics.classes import CLASS_METRICS
+from toque.functions.evaluation.metrics.numbers import NUMBER_METRICS
+from toque.functions.evaluation.metrics.probabilities import METRICS
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.params import Task
+from toque.functions.training.tabular.calibration import fit_inverse_temperature
+from toque.functions.training.tabular.dataset import TabularData, require_both_classes
+from toque.registry.models import TensorSpec
 
 
 class Target(Protocol):

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from functions.training.loop.task import Batch, CountedRows, Order, epoch_seed, uniform_order
-from functions.training.tabular.preprocessing import EncodedRows
-from functions.training.tabular.target import Target
+from toque.functions.training.loop.task import Batch, CountedRows, Order, epoch_seed, uniform_order
+from toque.functions.training.tabular.preprocessing import EncodedRows
+from toque.functions.training.tabular.target import Target
 
 
 class RowSource(Protocol):

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from functions.runtime.context import context
-from functions.runtime.declaration import Demand, Resources
-from functions.runtime.function import function
-from functions.training.frame import TrainingJob, run_training
-from functions.training.params import TabularParams
-from functions.training.tabular.columns import Columns
-from functions.training.trained import Trained
-from functions.training.workers import Workers
-from registry import TableSnapshot
+from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration import Demand, Resources
+from toque.functions.runtime.function import function
+from toque.functions.training.frame import TrainingJob, run_training
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.trained import Trained
+from toque.functions.training.workers import Workers
+from toque.registry import TableSnapshot
 
 
 def _demand(num_workers: int, worker_cpus: float, priority: int, limit_s: float | None, **_: Any) -> Demand:

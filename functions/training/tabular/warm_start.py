@@ -11,15 +11,15 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE
-from functions.model_formats.program import load_program
-from functions.training.errors import TrainingDataError
-from functions.training.params import TabularParams
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.network import TabularNet
-from functions.training.tabular.preprocessing import Preprocessing
-from functions.training.tabular.target import Multiclass, Regression, Target
-from registry import Registry
+from toque.functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE
+from toque.functions.model_formats.program import load_program
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.network import TabularNet
+from toque.functions.training.tabular.preprocessing import Preprocessing
+from toque.functions.training.tabular.target import Multiclass, Regression, Target
+from toque.registry import Registry
 
 _SHAPE = ("task", "hidden", "embedding_dim", "bins")  # settings that the shapes of the weights follow from
 _PREPROCESSING = ("center", "inverse_scale", "left", "inverse_width", "vocabulary")

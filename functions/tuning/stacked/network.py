@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, silu
 
-from functions.training.tabular.network import TabularNet
+from toque.functions.training.tabular.network import TabularNet
 
 _TABLE, _LAYER = "embedding.weight", "layers.{}.{}"
 _EACH = 3  # modules of a hidden layer: linear, SiLU, dropout

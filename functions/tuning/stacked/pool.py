@@ -9,15 +9,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from functions.runtime.run.cluster import AWAY_FROM_SERVING
-from functions.training.errors import TrainingError
-from functions.training.tabular.fitting import Prepared
-from functions.tuning.ray_tune_asha import AshaSearcher
-from functions.tuning.stacked.states import Stack, StackStates
-from functions.tuning.stacked.sweep import WorkerLost, run_stacks
-from functions.tuning.stacked.worker import NiceStackWorker, Results
-from functions.tuning.tracking import TrialTracker
-from functions.tuning.trials import TrialResources
+from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.tabular.fitting import Prepared
+from toque.functions.tuning.ray_tune_asha import AshaSearcher
+from toque.functions.tuning.stacked.states import Stack, StackStates
+from toque.functions.tuning.stacked.sweep import WorkerLost, run_stacks
+from toque.functions.tuning.stacked.worker import NiceStackWorker, Results
+from toque.functions.tuning.tracking import TrialTracker
+from toque.functions.tuning.trials import TrialResources
 
 
 def run_stacked(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from functions.training.errors import TrainingError
-from functions.training.loop.epoch import Epoch
-from functions.training.params import TabularParams
-from functions.tuning.epoch_metrics import metrics_of
-from functions.tuning.pbt_state import Member
-from functions.tuning.trial_files import Snapshot, TrialFiles
-from registry import ObjectStore
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.loop.epoch import Epoch
+from toque.functions.training.params import TabularParams
+from toque.functions.tuning.epoch_metrics import metrics_of
+from toque.functions.tuning.pbt_state import Member
+from toque.functions.tuning.trial_files import Snapshot, TrialFiles
+from toque.registry import ObjectStore
 
 
 @dataclass(frozen=True, slots=True)

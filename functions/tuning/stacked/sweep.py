@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from functions.training.params import TabularParams
-from functions.tuning.epoch_metrics import FINISHED
-from functions.tuning.ray_tune_asha import SINCE, UNTIL, AshaSearcher
-from functions.tuning.stacked.states import Stack, StackStates
-from functions.tuning.stacked.trainer import stack_key
-from functions.tuning.stacked.worker import Results
-from functions.tuning.tracking import TrialTracker
+from toque.functions.training.params import TabularParams
+from toque.functions.tuning.epoch_metrics import FINISHED
+from toque.functions.tuning.ray_tune_asha import SINCE, UNTIL, AshaSearcher
+from toque.functions.tuning.stacked.states import Stack, StackStates
+from toque.functions.tuning.stacked.trainer import stack_key
+from toque.functions.tuning.stacked.worker import Results
+from toque.functions.tuning.tracking import TrialTracker
 
 _MOST_LOSSES = 3  # workers that a stack may lose before it ends an epoch
 

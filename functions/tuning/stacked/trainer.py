@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from functions.training.loop.epoch import Epoch, diverged
-from functions.training.loop.task import Batch, epoch_seed
-from functions.training.loop.training_loop import stream_of
-from functions.training.params import TabularParams
-from functions.training.tabular.fitting import Prepared, new_network, new_task
-from functions.tuning.stacked.network import StackedNet
-from functions.tuning.stacked.updates import StackedUpdates
-from functions.tuning.trial_files import Snapshot
+from toque.functions.training.loop.epoch import Epoch, diverged
+from toque.functions.training.loop.task import Batch, epoch_seed
+from toque.functions.training.loop.training_loop import stream_of
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.fitting import Prepared, new_network, new_task
+from toque.functions.tuning.stacked.network import StackedNet
+from toque.functions.tuning.stacked.updates import StackedUpdates
+from toque.functions.tuning.trial_files import Snapshot
 
 OWN = ("lr", "weight_decay", "dropout", "clip")  # settings in which trials of one stack may differ
 _SCORED_ROWS = 16_384  # rows scored at once, of all trials together

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from functions.training.loop.updates import one_cycle
-from functions.training.params import TabularParams
+from toque.functions.training.loop.updates import one_cycle
+from toque.functions.training.params import TabularParams
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # as torch.optim.AdamW has them by default
 _NORM_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it

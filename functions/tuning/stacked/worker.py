@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from functions.model_formats.torch_threads import torch_threads
-from functions.runtime.run.niceness import lower_priority
-from functions.training.loop.cost import ResourceMeter, ResourceUse
-from functions.training.loop.epoch import Epoch
-from functions.training.tabular.fitting import Prepared
-from functions.tuning.epoch_metrics import FINISHED, metrics_of
-from functions.tuning.stacked.states import Stack, StackStates
-from functions.tuning.stacked.trainer import StackedTrainer
+from toque.functions.model_formats.torch_threads import torch_threads
+from toque.functions.runtime.run.niceness import lower_priority
+from toque.functions.training.loop.cost import ResourceMeter, ResourceUse
+from toque.functions.training.loop.epoch import Epoch
+from toque.functions.training.tabular.fitting import Prepared
+from toque.functions.tuning.epoch_metrics import FINISHED, metrics_of
+from toque.functions.tuning.stacked.states import Stack, StackStates
+from toque.functions.tuning.stacked.trainer import StackedTrainer
 
 Results = dict[int, dict[str, Any] | str]
 """Metrics of a trial's epoch by number, with its share of what the process used; or why the trial failed."""

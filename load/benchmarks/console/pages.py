@@ -1,6 +1,6 @@
 """Pages of the console over a store of size: how long until a browser paints each, and how many bytes it loads.
 
-`python -m load.benchmarks.console.pages --store FOLDER` writes the store into FOLDER if it is not there (some minutes), serves the
+`python -m toque.load.benchmarks.console.pages --store FOLDER` writes the store into FOLDER if it is not there (some minutes), serves the
 gateway without Ray on this machine, and opens each page in Chromium: once for the first time in the process, then again. The
 floor is the sign-in page, which reads nothing. Before, costs are summed as the platform does every hour. Beside the time stand the CPU
 seconds of the gateway's processes, which other work on the machine changes little. Exit code 1 if a page took longer than `--limit`
@@ -26,9 +26,9 @@ from typing import Any
 
 import httpx
 
-from load.benchmarks.console.store import MODEL, Size, filled_store
-from load.benchmarks.timing import print_machine
-from registry import Access, ObjectStore
+from toque.load.benchmarks.console.store import MODEL, Size, filled_store
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import Access, ObjectStore
 
 FLOOR = "/ui/sign-in"
 PAGES = (
@@ -167,7 +167,7 @@ def _served(store: ObjectStore) -> Iterator[_Gateway]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = ("--factory", "--host", "127.0.0.1", "--port", str(port), "--log-level", "error")
-    command = [sys.executable, "-m", "uvicorn", "ray_apps.gateway.deployment:build", *options]
+    command = [sys.executable, "-m", "uvicorn", "toque.ray_apps.gateway.deployment:build", *options]
     with tempfile.TemporaryDirectory() as folder:  # which lacks what a development folder may have
         environment = os.environ | {"TOQUE_STORE": store.url, "PYTHONPATH": str(Path.cwd())}
         process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)

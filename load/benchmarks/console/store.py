@@ -22,16 +22,16 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from functions import function
-from functions.prediction_log import predictions_table
-from functions.prediction_log.records import PREDICTIONS
-from functions.runtime.durable.ledger import Ledger, invocation_id
-from functions.runtime.durable.queue import CHECKPOINT, index
-from functions.runtime.durable.values import put_value
-from registry import ModelPolicy, ObjectStore, Registry, Table, open_store
-from registry.journal.entry import NO_DIGEST, Entry
-from registry.runs.record import Point, RunRecord, Segment, with_segments
-from registry.store import folder as folder_store
+from toque.functions import function
+from toque.functions.prediction_log import predictions_table
+from toque.functions.prediction_log.records import PREDICTIONS
+from toque.functions.runtime.durable.ledger import Ledger, invocation_id
+from toque.functions.runtime.durable.queue import CHECKPOINT, index
+from toque.functions.runtime.durable.values import put_value
+from toque.registry import ModelPolicy, ObjectStore, Registry, Table, open_store
+from toque.registry.journal.entry import NO_DIGEST, Entry
+from toque.registry.runs.record import Point, RunRecord, Segment, with_segments
+from toque.registry.store import folder as folder_store
 
 DAYS = 30
 MODEL = "late-flights"

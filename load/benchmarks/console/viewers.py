@@ -1,8 +1,8 @@
 """Benchmark of the console's viewers: p99 of a served model while people follow live pages, and without them.
 
-python -m load.benchmarks.console.viewers [--rounds 3] [--seconds 30] [--rate 50] [--viewers 200]
+python -m toque.load.benchmarks.console.viewers [--rounds 3] [--seconds 30] [--rate 50] [--viewers 200]
 
-A platform of its own, in a temporary folder and on free ports, serves a small MLP as in `load.benchmarks.platform.counter`; one row is sent about
+A platform of its own, in a temporary folder and on free ports, serves a small MLP as in `toque.load.benchmarks.platform.counter`; one row is sent about
 `rate` times a second. Windows alone and windows with viewers take turns. A viewer is a page that is open: it holds the stream of its
 topics and gets the page's content whenever that has changed, or asks for the page if it is told to, as the console's script does. Of every four, one follows the models,
 one the model, one its traffic with rates and latencies, one the invocations; each two seconds an alias of the model and an invocation
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import httpx
 
-from load.benchmarks.platform.counter import (
+from toque.load.benchmarks.platform.counter import (
     MODEL,
     WARM_S,
     NotPossible,
@@ -42,11 +42,11 @@ from load.benchmarks.platform.counter import (
     tell,
     watched,
 )
-from load.benchmarks.serving.floor import small_mlp
-from load.benchmarks.serving.models import BenchmarkModel, register
-from load.benchmarks.serving.throughput import json_body
-from load.benchmarks.timing import print_machine
-from load.scenarios.sending.open_loop import OpenLoop, ask_steadily, at_once
+from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.benchmarks.serving.models import BenchmarkModel, register
+from toque.load.benchmarks.serving.throughput import json_body
+from toque.load.benchmarks.timing import print_machine
+from toque.load.scenarios.sending.open_loop import OpenLoop, ask_steadily, at_once
 
 MOST = 1.1  # times the p99 alone
 CHANGE_S, RETRY_S = 2.0, 2.0
@@ -160,7 +160,7 @@ def _viewers(platform: Platform, viewers: int) -> Iterator[Seen]:
     command = [
         sys.executable,
         "-m",
-        "load.benchmarks.console.viewers",
+        "toque.load.benchmarks.console.viewers",
         "--as-viewers",
         address,
         "--viewers",

@@ -1,6 +1,6 @@
 """Benchmark of many adapters on one base by llama.cpp: what each takes of the memory, and what all answer in a second.
 
-python -m load.benchmarks.generative.adapters WEIGHTS.gguf [--adapters 8] [--tokens 32] [--rounds 3] [--threads 2] [--rank 8]
+python -m toque.load.benchmarks.generative.adapters WEIGHTS.gguf [--adapters 8] [--tokens 32] [--rounds 3] [--threads 2] [--rank 8]
 
 Adapters of random numbers on all matrices of all layers; each has an engine, and all engines have the same weights. In turn: as many
 streams as there are adapters, all of one adapter, and then one of each. Then the engine of
@@ -23,9 +23,9 @@ from statistics import median
 
 import numpy as np
 
-from functions.generative import EngineSettings
-from functions.generative.engines import EngineProcesses, EngineSpec, Lease, Patience, engine_of
-from load.benchmarks.timing import print_machine
+from toque.functions.generative import EngineSettings
+from toque.functions.generative.engines import EngineProcesses, EngineSpec, Lease, Patience, engine_of
+from toque.load.benchmarks.timing import print_machine
 
 SETTINGS = EngineSettings(context_length=512, slots=8)
 IDLE_S = 1

@@ -1,6 +1,6 @@
 """Measures the gate of answers on a real language model: prompts made worse on purpose, and pairs of equal ones.
 
-python -m load.benchmarks.generative.answer_gate WEIGHTS.gguf [--rows 200] [--runs 8] [--threads 1] [--answers FILE] [--seconds 7200]
+python -m toque.load.benchmarks.generative.answer_gate WEIGHTS.gguf [--rows 200] [--runs 8] [--threads 1] [--answers FILE] [--seconds 7200]
 
 The task has a right answer: which city an order came from. The good prompt answers all rows in so many independent runs, sampled at
 temperature 1; each of 20 worse prompts answers them once, and is held against every run of the good one. Of an equal pair both sides have
@@ -28,13 +28,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from functions.evaluation.language import AnswerGate, Scorer, judge_answers
-from functions.evaluation.language.answering import AskedVersion, ask, fetched, prepare, running_engine
-from functions.evaluation.language.evaluation_set import EvaluationRow
-from functions.generative import EngineSettings, Prompt, register_generative
-from functions.generative.engines import engine_environment
-from load.benchmarks.timing import print_machine
-from registry import Registry, open_store
+from toque.functions.evaluation.language import AnswerGate, Scorer, judge_answers
+from toque.functions.evaluation.language.answering import AskedVersion, ask, fetched, prepare, running_engine
+from toque.functions.evaluation.language.evaluation_set import EvaluationRow
+from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.functions.generative.engines import engine_environment
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import Registry, open_store
 
 LEAST_BLOCKED, MOST_BLOCKED, EQUAL_PAIRS = 0.95, 0.05, 400
 MODEL: Final = "orders"

@@ -1,6 +1,6 @@
 """Benchmark of where HAProxy sends the turns of conversations: to the replica that has their prefix, or to the one with the fewest requests.
 
-python -m load.benchmarks.generative.conversations WEIGHTS.gguf [--rounds 3] [--conversations 8] [--turns 6] [--threads 1]
+python -m toque.load.benchmarks.generative.conversations WEIGHTS.gguf [--rounds 3] [--conversations 8] [--turns 6] [--threads 1]
 
 Two doors, each with an engine of its own, stand behind two HAProxies with the configuration that Serve writes: one chooses by
 conversation, as for language models, the other one as Serve does. They take turns, each time with conversations that are new, whose callers
@@ -29,13 +29,13 @@ import aiohttp
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions, gRPCOptions
 
-from functions.generative import EngineSettings, register_generative
-from load.benchmarks.generative.door import MODEL, Side, events, start, wait_ready
-from load.benchmarks.serving.throughput import free_port
-from load.benchmarks.timing import print_machine
-from registry import Access, Registry, open_store
+from toque.functions.generative import EngineSettings, register_generative
+from toque.load.benchmarks.generative.door import MODEL, Side, events, start, wait_ready
+from toque.load.benchmarks.serving.throughput import free_port
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import Access, Registry, open_store
 
-HAPROXY = Path(__file__).parents[3] / "clusters" / "haproxy.sh"
+HAPROXY = Path(__file__).resolve().parents[3] / "clusters" / "haproxy.sh"
 SLOTS, CONTEXT, ANSWER_TOKENS, THINKS_S = 8, 2_048, 8, (0.5, 4.0)
 WORDS = (
     "river",
@@ -150,7 +150,15 @@ def sides(stack: contextlib.ExitStack, weights: Path, threads: int) -> tuple[Sid
     token = Access(store, actor="bench").create_token("bench", "caller")
     ports = [free_port(), free_port()]
     for port in ports:
-        line = [sys.executable, "-m", "ray_apps.generative", "--port", str(port), "--threads", str(threads)]
+        line = [
+            sys.executable,
+            "-m",
+            "toque.ray_apps.generative",
+            "--port",
+            str(port),
+            "--threads",
+            str(threads),
+        ]
         start(stack, line, {**os.environ, "TOQUE_STORE": store.url, "TMPDIR": str(folder)})
         asyncio.run(
             wait_ready(Side(str(port), f"http://127.0.0.1:{port}/v1", {"authorization": f"Bearer {token}"}))

@@ -1,6 +1,6 @@
 """Benchmark of the door of language models: tokens a second and the first token through it, and of the engine alone.
 
-python -m load.benchmarks.generative.door WEIGHTS.gguf [--rounds 5] [--tokens 64] [--streams 1 8] [--threads N]
+python -m toque.load.benchmarks.generative.door WEIGHTS.gguf [--rounds 5] [--tokens 64] [--streams 1 8] [--threads N]
 
 Both are llama.cpp with the same settings and run beside each other; only one is asked at a time, and they take turns, so that a noisy
 neighbour hits both. The door is that of a platform with tokens, prediction log and Redis. The figures are the medians over all rounds; each
@@ -29,17 +29,17 @@ from typing import Any
 import aiohttp
 import orjson
 
-from functions.generative import EngineSettings, register_generative
-from load.benchmarks.serving.prediction_log import start_redis
-from load.benchmarks.serving.throughput import free_port
-from load.benchmarks.timing import print_machine
-from registry import Access, Registry, open_store
+from toque.functions.generative import EngineSettings, register_generative
+from toque.load.benchmarks.serving.prediction_log import start_redis
+from toque.load.benchmarks.serving.throughput import free_port
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import Access, Registry, open_store
 
 LEAST_SHARE, MOST_LATER_MS = 0.97, 5.0
 MODEL = "bench"
 SLOTS, CONTEXT = 8, 1_024
 START_S = 300.0
-_ROOT = Path(__file__).parents[3]
+_ROOT = Path(__file__).resolve().parents[3]
 _ENGINE = _ROOT / "functions" / "generative" / "engines" / "llama_cpp_server.py"
 _QUESTION = "Write a long story about a small town by the sea, and the people who live there. Story number"
 
@@ -145,7 +145,7 @@ def sides(stack: contextlib.ExitStack, weights: Path, threads: int | None) -> tu
     token = Access(store, actor="bench").create_token("bench", "caller")
     redis_url = f"redis://:bench@127.0.0.1:{start_redis(stack, folder)}/0"
     platform = {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis_url, "TOQUE_WAL": str(folder / "wal")}
-    door = ["-m", "ray_apps.generative", "--port", str(ports[1]), *computing]
+    door = ["-m", "toque.ray_apps.generative", "--port", str(ports[1]), *computing]
     start(stack, [sys.executable, *door], {**os.environ, **platform})
     return (
         Side("engine alone", f"http://127.0.0.1:{ports[0]}/v1", {"authorization": f"Bearer {key}"}),

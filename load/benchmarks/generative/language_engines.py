@@ -1,6 +1,6 @@
 """Benchmark of engines for language models on this machine: tokens a second of llama.cpp and of transformers, for one and eight answers.
 
-python -m load.benchmarks.generative.language_engines WEIGHTS.gguf [--rounds 3] [--tokens 32] [--threads 2]
+python -m toque.load.benchmarks.generative.language_engines WEIGHTS.gguf [--rounds 3] [--tokens 32] [--threads 2]
 
 Both read the same file: llama.cpp as it is, transformers with the weights as float32. They take turns in one process, greedy, on the same prompts.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from load.benchmarks.timing import print_machine
+from toque.load.benchmarks.timing import print_machine
 
 _PROMPT = "Once upon a time, in a small town by the sea, there lived an old man. Story"
 _ALONE, _TOGETHER = 1, 8

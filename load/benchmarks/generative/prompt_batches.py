@@ -1,6 +1,6 @@
 """Benchmark of batch inference of a language model: tokens a second beside the engine's own, and rows after kills.
 
-python -m load.benchmarks.generative.prompt_batches WEIGHTS.gguf [--prompts 1000] [--tokens 16] [--rounds 4] [--kills 5] [--threads 1]
+python -m toque.load.benchmarks.generative.prompt_batches WEIGHTS.gguf [--prompts 1000] [--tokens 16] [--rounds 4] [--kills 5] [--threads 1]
     [--parts speed kills]
 
 The floor is the same engine with all its slots busy, whose answers are thrown away. Both start an engine of their own for each round,
@@ -25,18 +25,18 @@ from statistics import median
 import aiohttp
 import pyarrow as pa
 
-from functions import Context, use_context
-from functions.evaluation.batch_inference import predict_batch
-from functions.generative import EngineSettings, Prompt, register_generative
-from functions.generative.engines import EngineProcess, EngineSpec, Patience, engine_of
-from load.benchmarks.timing import print_machine
-from registry import ObjectStore, Registry, Table, TableSnapshot, open_store
+from toque.functions import Context, use_context
+from toque.functions.evaluation.batch_inference import predict_batch
+from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.functions.generative.engines import EngineProcess, EngineSpec, Patience, engine_of
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import ObjectStore, Registry, Table, TableSnapshot, open_store
 
 LEAST_SHARE = 0.95
 MODEL, SLOTS, CONTEXT = "bench", 8, 256
 SETTINGS = EngineSettings(context_length=CONTEXT, slots=SLOTS)
 _RUN = (
-    "import sys; from load.benchmarks.generative.prompt_batches import answer; "
+    "import sys; from toque.load.benchmarks.generative.prompt_batches import answer; "
     "answer(sys.argv[1], int(sys.argv[2]), 'killed', int(sys.argv[3]), shard_rows=int(sys.argv[4]))"
 )
 

@@ -1,4 +1,4 @@
-"""Simulation of the monitors against stated bounds: `python -m load.benchmarks.monitoring.bounds`; exit 1 if one breaks.
+"""Simulation of the monitors against stated bounds: `python -m toque.load.benchmarks.monitoring.bounds`; exit 1 if one breaks.
 
 `--only PART` runs one part of it: `bounds`, the simulations; `rows`, `window`, `models`, what watching costs at size
 (`load/benchmarks/monitoring/scale.py`); `peers`, a table beside Evidently, and with `--peer-python PYTHON` beside NannyML too, run by the
@@ -21,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.monitoring import DriftMonitor, PerformanceMonitor
-from functions.monitoring.drift.monitor import compare_window
-from functions.monitoring.drift.reference import Cycle, NumberedSketch, Reference
-from functions.monitoring.performance import Cohort, PerformanceState, judge
-from functions.stats import ClusterSums, Cusum, Moments, TableSketch, drift, one_row_per_unit
-from load.benchmarks.monitoring.scale import an_hour_of_models, day_from_hours, rows_beyond_memory
-from load.benchmarks.monitoring.table import compare_with_peers
-from load.benchmarks.timing import print_machine
+from toque.functions.monitoring import DriftMonitor, PerformanceMonitor
+from toque.functions.monitoring.drift.monitor import compare_window
+from toque.functions.monitoring.drift.reference import Cycle, NumberedSketch, Reference
+from toque.functions.monitoring.performance import Cohort, PerformanceState, judge
+from toque.functions.stats import ClusterSums, Cusum, Moments, TableSketch, drift, one_row_per_unit
+from toque.load.benchmarks.monitoring.scale import an_hour_of_models, day_from_hours, rows_beyond_memory
+from toque.load.benchmarks.monitoring.table import compare_with_peers
+from toque.load.benchmarks.timing import print_machine
 
 Draw = Callable[[np.random.Generator, int], object]
 LEVEL = 0.05
@@ -235,7 +235,7 @@ def monitor_alarms(stream: npt.NDArray[np.float64], _: np.random.Generator) -> l
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every simulation; the exit code says whether every bound held."""
-    parser = argparse.ArgumentParser(prog="python -m load.benchmarks.monitoring.bounds")
+    parser = argparse.ArgumentParser(prog="python -m toque.load.benchmarks.monitoring.bounds")
     parser.add_argument("--peer-python", help="interpreter that has evidently and nannyml")
     parser.add_argument("--only", choices=list(PARTS))
     chosen = parser.parse_args(arguments)

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
-from functions.prediction_log import LABELS_TABLE, predictions_table
-from functions.prediction_log.records import LABELS, PREDICTIONS
-from functions.project import ModelDefinition
-from functions.runtime import Context
-from registry import Lineage, Signature, Table, TableSnapshot, TensorSpec, open_store
+from toque.functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
+from toque.functions.prediction_log import LABELS_TABLE, predictions_table
+from toque.functions.prediction_log.records import LABELS, PREDICTIONS
+from toque.functions.project import ModelDefinition
+from toque.functions.runtime import Context
+from toque.registry import Lineage, Signature, Table, TableSnapshot, TensorSpec, open_store
 
 HOUR = timedelta(hours=1)
 START = datetime(2026, 3, 2, tzinfo=UTC)

@@ -1,6 +1,6 @@
 """How often the language of a sentence is told rightly, by the translations that a Debian machine carries.
 
-`python -m load.benchmarks.monitoring.languages` reads messages of 60 to 300 characters from /usr/share/locale, at most 1,500 of each
+`python -m toque.load.benchmarks.monitoring.languages` reads messages of 60 to 300 characters from /usr/share/locale, at most 1,500 of each
 language, and prints the share that is told, that is called unknown, and that is taken for another language.
 """
 
@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from functions.monitoring.language.languages import UNKNOWN, language_of
+from toque.functions.monitoring.language.languages import UNKNOWN, language_of
 
 _LOCALES: Final = Path("/usr/share/locale")
 _LANGUAGES: Final = (

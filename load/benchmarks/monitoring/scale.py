@@ -1,6 +1,6 @@
 """Benchmark of monitoring at scale: rows beyond memory, a day from its hours, a thousand models an hour.
 
-Parts of `python -m load.benchmarks.monitoring.bounds`; each prints its figures and says which bounds held.
+Parts of `python -m toque.load.benchmarks.monitoring.bounds`; each prints its figures and says which bounds held.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 
-from functions.monitoring import (
+from toque.functions.monitoring import (
     reference_of_dataset,
     sketch_dataset,
     watch_drift,
     watch_performance,
     watch_quality,
 )
-from functions.monitoring.drift.monitor import DriftState, compare_window
-from functions.monitoring.drift.reference import Reference
-from functions.retraining.jobs import MODELS_PER_RUN, inspect_models
-from functions.runtime import use_context
-from functions.stats import TableSketch, drift
-from load.benchmarks.monitoring.fixtures import (
+from toque.functions.monitoring.drift.monitor import DriftState, compare_window
+from toque.functions.monitoring.drift.reference import Reference
+from toque.functions.retraining.jobs import MODELS_PER_RUN, inspect_models
+from toque.functions.runtime import use_context
+from toque.functions.stats import TableSketch, drift
+from toque.load.benchmarks.monitoring.fixtures import (
     DRIFT,
     HOUR,
     PERFORMANCE,
@@ -39,9 +39,9 @@ from load.benchmarks.monitoring.fixtures import (
     MonitoredStore,
     declare,
 )
-from load.benchmarks.prep.features_big import GIB, cluster, memory_watch
-from load.benchmarks.timing import timed
-from registry import ObjectStore
+from toque.load.benchmarks.prep.features_big import GIB, cluster, memory_watch
+from toque.load.benchmarks.timing import timed
+from toque.registry import ObjectStore
 
 COLUMNS, BLOCK_ROWS, SHIFT_SD = 20, 250_000, 0.2
 MOST_GIB, MOST_GROWTH, MOST_SLOWER = 3.0, 1.25, 1.2

@@ -41,8 +41,8 @@ def figures_of(name: str, python: str) -> dict[str, Any]:
 
 def _run(name: str, python: str, what: str) -> dict[str, Any]:
     done = subprocess.run(
-        [python, "-m", "load.peers.monitoring", name, what],
-        cwd=Path(__file__).parents[3],
+        [python, "-m", "toque.load.peers.monitoring", name, what],
+        cwd=Path(__file__).resolve().parents[3],
         env=os.environ | _QUIET,
         capture_output=True,
         text=True,

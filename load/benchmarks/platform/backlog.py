@@ -1,4 +1,4 @@
-"""Benchmark of a backlog of durable invocations on a slow store: `python -m load.benchmarks.platform.backlog`.
+"""Benchmark of a backlog of durable invocations on a slow store: `python -m toque.load.benchmarks.platform.backlog`.
 
 One leader's executor takes in, starts and settles them, bodies in threads of its process, with each request to the store delayed. Bounds:
 60 starts a second at 50 ms a request, no round over a minute, and none lost. Exit code 1 if one does not hold.
@@ -13,11 +13,11 @@ import time
 from collections import Counter
 from typing import Any
 
-from functions import Context, function, use_context
-from functions.runtime.durable.executor import Executor, launcher
-from functions.runtime.durable.ledger import Ledger
-from load.benchmarks.timing import print_machine
-from registry import open_store
+from toque.functions import Context, function, use_context
+from toque.functions.runtime.durable.executor import Executor, launcher
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import open_store
 
 STARTS, ROUND_S = 60.0, 60.0
 WORKERS = 256

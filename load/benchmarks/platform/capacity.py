@@ -1,6 +1,6 @@
 """Benchmark of the capacity model: each configuration is left out, told from the others, and compared with what was measured.
 
-python -m load.benchmarks.platform.capacity [--rows 1 8 32 128] [--rounds 2] [--seconds 4] [--save FILE]
+python -m toque.load.benchmarks.platform.capacity [--rows 1 8 32 128] [--rounds 2] [--seconds 4] [--save FILE]
 
 A platform of its own, in a temporary folder and on free ports, serves a small MLP and one of 8.4 million weights, each in one replica
 and in two. A point is the processor time that a request takes in the replicas, so a busy machine says nearly the same as an idle one. The
@@ -19,16 +19,16 @@ from pathlib import Path
 
 import httpx
 
-from load.benchmarks.platform.capacity_project import REPLICAS
-from load.benchmarks.platform.counter import NotPossible as NotStarted
-from load.benchmarks.platform.counter import started
-from load.benchmarks.serving.floor import small_mlp
-from load.benchmarks.serving.models import BenchmarkModel, WideMlp, register
-from load.benchmarks.timing import print_machine
-from load.capacity_model.fit import fit_cost
-from load.capacity_model.points import Point
-from load.capacity_model.probe import Probe
-from load.scenarios.target import NotPossible, Target
+from toque.load.benchmarks.platform.capacity_project import REPLICAS
+from toque.load.benchmarks.platform.counter import NotPossible as NotStarted
+from toque.load.benchmarks.platform.counter import started
+from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.benchmarks.serving.models import BenchmarkModel, WideMlp, register
+from toque.load.benchmarks.timing import print_machine
+from toque.load.capacity_model.fit import fit_cost
+from toque.load.capacity_model.points import Point
+from toque.load.capacity_model.probe import Probe
+from toque.load.scenarios.target import NotPossible, Target
 
 MOST = 0.15  # relative error of a configuration that was left out
 KINDS = ("small", "wide")
@@ -65,7 +65,9 @@ def measured(folder: Path, given: argparse.Namespace) -> dict[str, list[Point]]:
     models = {name: made[name.split("-")[0]] for name in REPLICAS}
     token = register(store_url, folder / "artifacts", models)
     found: dict[str, list[Point]] = {kind: [] for kind in KINDS}
-    with started(home, store_url, project="load.benchmarks.platform.capacity_project", cpus=8) as platform:
+    with started(
+        home, store_url, project="toque.load.benchmarks.platform.capacity_project", cpus=8
+    ) as platform:
         redis_url = json.loads((home / "up.json").read_text())["redis_url"]
         for name in REPLICAS:
             target = Target(str(platform.client.base_url).rstrip("/"), token, name)

@@ -1,6 +1,6 @@
 """Benchmark of serving beside trainings: p99 of a served model with two dozen experiments, and alone.
 
-python -m load.benchmarks.platform.counter [--rounds 3] [--seconds 30] [--rate 50] [--experiments 24] [--at-once 2]
+python -m toque.load.benchmarks.platform.counter [--rounds 3] [--seconds 30] [--rate 50] [--experiments 24] [--at-once 2]
 
 A platform of its own, in a temporary folder and on free ports, serves a small MLP; one row is sent about `rate` times a second,
 whatever became of those before, and its time is from when it was due. Windows alone and windows beside experiments take
@@ -34,15 +34,15 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from functions.runtime.declaration import NICENESS
-from load.benchmarks.platform.counter_project import MODELS
-from load.benchmarks.serving.floor import small_mlp
-from load.benchmarks.serving.models import BenchmarkModel, register
-from load.benchmarks.serving.throughput import free_port, json_body
-from load.benchmarks.timing import print_machine
-from load.benchmarks.training.tabular import COLUMNS, synthetic_table
-from load.scenarios.sending.open_loop import OpenLoop, ask_steadily, at_once
-from registry import Table, TableSnapshot, open_store
+from toque.functions.runtime.declaration import NICENESS
+from toque.load.benchmarks.platform.counter_project import MODELS
+from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.benchmarks.serving.models import BenchmarkModel, register
+from toque.load.benchmarks.serving.throughput import free_port, json_body
+from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.training.tabular import COLUMNS, synthetic_table
+from toque.load.scenarios.sending.open_loop import OpenLoop, ask_steadily, at_once
+from toque.registry import Table, TableSnapshot, open_store
 
 MOST = 2.0  # times the p99 alone
 CPUS = 2
@@ -240,12 +240,12 @@ def started(
     home: Path,
     store_url: str,
     *,
-    project: str = "load.benchmarks.platform.counter_project",
+    project: str = "toque.load.benchmarks.platform.counter_project",
     cpus: int = CPUS,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Platform]:
     """Start a platform on this store, and end it afterwards. Raises: NotPossible if it does not start."""
-    toque = [sys.executable, "-m", "ray_apps.cli", "--home", str(home)]
+    toque = [sys.executable, "-m", "toque.ray_apps.cli", "--home", str(home)]
     start = [
         "up",
         "--store",

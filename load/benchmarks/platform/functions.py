@@ -1,4 +1,4 @@
-"""Benchmark of functions against bare Ray, in one run: `python -m load.benchmarks.platform.functions`.
+"""Benchmark of functions against bare Ray, in one run: `python -m toque.load.benchmarks.platform.functions`.
 
 Bare Ray and ours take turns, so that what else the machine does hits both. Bounds: `.remote` within 1.3x, a map
 of 1,000 within 1.2x, 100 durable invocations accepted a second on a folder from eight callers at a time (one alone
@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import ray
 
-from functions import Context, function, use_context
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.invocation import executor_of, ledger_of
-from functions.runtime.durable.ledger import Ledger
-from load.benchmarks.timing import Timing, print_machine
-from registry import Access, ObjectStore, open_store
+from toque.functions import Context, function, use_context
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.invocation import executor_of, ledger_of
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.load.benchmarks.timing import Timing, print_machine
+from toque.registry import Access, ObjectStore, open_store
 
 ROUNDS = 300
 MAPS = 7
@@ -172,10 +172,13 @@ def _submit_many(url: str) -> None:
 def _gateway(url: str) -> bool:
     """Benchmark a no-op through the gateway against a bare ASGI application, in turns."""
     token = Access(open_store(url), actor="bench").create_token("bench", "operator")
-    environment = os.environ | {"TOQUE_STORE": url, "TOQUE_PROJECT": "load.benchmarks.platform.functions"}
+    environment = os.environ | {
+        "TOQUE_STORE": url,
+        "TOQUE_PROJECT": "toque.load.benchmarks.platform.functions",
+    }
     with (
-        _served("ray_apps.gateway.deployment:build", "--factory", environment=environment) as gateway,
-        _served("load.benchmarks.platform.functions:floor", environment=environment) as bare,
+        _served("toque.ray_apps.gateway.deployment:build", "--factory", environment=environment) as gateway,
+        _served("toque.load.benchmarks.platform.functions:floor", environment=environment) as bare,
     ):
         _ask(gateway, token)  # imports the functions
         turns = [

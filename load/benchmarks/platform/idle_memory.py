@@ -1,4 +1,4 @@
-"""Memory of a platform on this machine: `python -m load.benchmarks.platform.idle_memory HOME`, while `toque up` runs there.
+"""Memory of a platform on this machine: `python -m toque.load.benchmarks.platform.idle_memory HOME`, while `toque up` runs there.
 
 Prints each process with its resident size (RSS), which counts shared pages in every process, its proportional size (PSS), whose sum is
 what the machine gives, and its processor time; and how long the start took. Wait for a minute before: what checks a model's files ends when it

@@ -1,4 +1,4 @@
-"""Benchmark of the registry: run `python -m load.benchmarks.platform.registry [--peer-python PATH]`.
+"""Benchmark of the registry: run `python -m toque.load.benchmarks.platform.registry [--peer-python PATH]`.
 
 Requests are counted by a store that counts, times are on a folder (every write reaches the disk). The peer is
 MLflow on SQLite, run by the interpreter of an environment that has it, since it cannot share ours; without
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from load.benchmarks.timing import Timing, print_machine, timed
-from registry import Fold, Journal, ModelPolicy, ObjectStore, Registry, Run, RunRecord, open_store
-from registry.audit_keys import AuditKeys
-from registry.runs.record import SCHEMA, Index, decode, encode, step
+from toque.load.benchmarks.timing import Timing, print_machine, timed
+from toque.registry import Fold, Journal, ModelPolicy, ObjectStore, Registry, Run, RunRecord, open_store
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.runs.record import SCHEMA, Index, decode, encode, step
 
 WRITES = {"create", "put", "upload", "delete"}
 SEARCHED_RUNS = 10_000

@@ -1,4 +1,4 @@
-"""Benchmark of features computed from others: run `python -m load.benchmarks.prep.computed_features [--rows 1000000]`.
+"""Benchmark of features computed from others: run `python -m toque.load.benchmarks.prep.computed_features [--rows 1000000]`.
 
 On demand: one function in three forms, a Python function called row by row, arrays and frames, in a batch of a training set
 and for requests of 1 and 100 rows; the baseline is the row form, in the same run. Derived: the rows that follow from two inputs,
@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from featurestore import (
+from toque.featurestore import (
     Derived,
     Entity,
     FeatureView,
@@ -29,16 +29,16 @@ from featurestore import (
     RequestSource,
     String,
 )
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from featurestore.definitions.on_demand import to_python
-from featurestore.definitions.on_demand_inputs import ValueInputs
-from featurestore.definitions.views import projection
-from featurestore.offline.derived import InputRows, derive
-from featurestore.offline.pinned_retrieval import finish
-from featurestore.retrieval import plan_retrieval
-from featurestore.rows import offline_schema
-from load.benchmarks.timing import Timing, print_machine, timed
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.on_demand import to_python
+from toque.featurestore.definitions.on_demand_inputs import ValueInputs
+from toque.featurestore.definitions.views import projection
+from toque.featurestore.offline.derived import InputRows, derive
+from toque.featurestore.offline.pinned_retrieval import finish
+from toque.featurestore.retrieval import plan_retrieval
+from toque.featurestore.rows import offline_schema
+from toque.load.benchmarks.timing import Timing, print_machine, timed
 
 ask = RequestSource("ask", [Field("amount", Float64), Field("count", Int64), Field("word", String)])
 MADE = [Field("ratio", Float64), Field("length", Int64)]

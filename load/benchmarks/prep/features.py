@@ -1,4 +1,4 @@
-"""Benchmark of the feature store: run `python -m load.benchmarks.prep.features [--feast PYTHON] [--rows 1000000]`.
+"""Benchmark of the feature store: run `python -m toque.load.benchmarks.prep.features [--feast PYTHON] [--rows 1000000]`.
 
 Each case runs in a process of its own, so that its peak memory is its own. Baselines, in the same run: for the online
 store plain MGET and MSET of the same bytes on the same redis-server; for the training set polars' `join_asof`; for
@@ -23,8 +23,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore import FeatureStore, FeatureView, Windows, aggregations
-from load.benchmarks.prep.fixtures import (
+from toque.featurestore import FeatureStore, FeatureView, Windows, aggregations
+from toque.load.benchmarks.prep.fixtures import (
     FEATURES,
     KEYS,
     NOW,
@@ -34,8 +34,8 @@ from load.benchmarks.prep.fixtures import (
     redis_server,
     wide,
 )
-from load.benchmarks.timing import Timing, print_machine, timed
-from registry import open_store
+from toque.load.benchmarks.timing import Timing, print_machine, timed
+from toque.registry import open_store
 
 FEAST_ROWS = 50_000  # that Feast materializes; at its rate more would take minutes
 training = FeatureView("training", wide.entities, wide.schema)
@@ -55,7 +55,7 @@ def main() -> None:
             command = [
                 sys.executable,
                 "-m",
-                "load.benchmarks.prep.features",
+                "toque.load.benchmarks.prep.features",
                 "--case",
                 case,
                 "--folder",
@@ -231,7 +231,7 @@ def bench_feast(arguments: argparse.Namespace) -> None:
     if not arguments.feast:
         print("Feast: not measured; give --feast the python of an environment with feast[redis]")
         return
-    script = Path(__file__).parents[2] / "peers" / "feast.py"
+    script = Path(__file__).resolve().parents[2] / "peers" / "feast.py"
     command = [arguments.feast, str(script), arguments.folder, arguments.redis]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=arguments.folder)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

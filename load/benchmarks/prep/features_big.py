@@ -1,4 +1,4 @@
-"""Benchmark of training sets larger than memory: run `python -m load.benchmarks.prep.features_big [--entities 100000,300000]`.
+"""Benchmark of training sets larger than memory: run `python -m toque.load.benchmarks.prep.features_big [--entities 100000,300000]`.
 
 Ten feature rows for each entity row, simulated on disk piece by piece, joined over a Ray cluster of this machine and
 written to Parquet. Prints the time an entity row, which should not grow, and the memory of all processes together, each
@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import ray
 
-from featurestore import FeatureStore
-from load.benchmarks.prep.fixtures import FEATURES, NOW, entity_rows, feature_rows, wide
-from load.benchmarks.timing import print_machine
-from registry import open_store
+from toque.featurestore import FeatureStore
+from toque.load.benchmarks.prep.fixtures import FEATURES, NOW, entity_rows, feature_rows, wide
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import open_store
 
 PIECE = 1_000_000
 KEYS_SHARE = 5  # feature rows a key, so that more rows are more keys

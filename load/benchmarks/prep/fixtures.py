@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import redis
 
-from featurestore import Entity, FeatureView, Field, Float64
-from featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore import Entity, FeatureView, Field, Float64
+from toque.featurestore.definitions.dtypes import TIMESTAMP
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 NOW = START + timedelta(days=400)

@@ -1,4 +1,4 @@
-"""Benchmark of large tables: run `python -m load.benchmarks.prep.large_data batch|training_sets [--rows 500000,2000000]`.
+"""Benchmark of large tables: run `python -m toque.load.benchmarks.prep.large_data batch|training_sets [--rows 500000,2000000]`.
 
 Scores tables of 20 columns, or joins features to them, on a Ray cluster of this machine, and prints rows a second and how
 much the driver's own memory grew, which should not depend on the rows. `--share 1` joins in the driver, for comparison.
@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from featurestore import Entity, FeatureService, FeatureView, Field, Float64, String
-from functions import Context, use_context
-from functions.evaluation.batch_inference import predict_batch
-from functions.features import build_training_set
-from functions.training import TabularParams, train_tabular
-from load.benchmarks.prep.features_big import cluster
-from load.benchmarks.timing import print_machine
-from registry import Table, open_store
+from toque.featurestore import Entity, FeatureService, FeatureView, Field, Float64, String
+from toque.functions import Context, use_context
+from toque.functions.evaluation.batch_inference import predict_batch
+from toque.functions.features import build_training_set
+from toque.functions.training import TabularParams, train_tabular
+from toque.load.benchmarks.prep.features_big import cluster
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import Table, open_store
 
 COLUMNS = [f"x{number}" for number in range(20)]
 PIECE, KEYS = 500_000, 20_000

@@ -1,6 +1,6 @@
 """Benchmark of reading 90 days of a busy model's log: compacted, with an hour's small files, and with a day's.
 
-python -m load.benchmarks.prep.log_reading [--days 90] [--rows 86400] [--rounds 5]
+python -m toque.load.benchmarks.prep.log_reading [--days 90] [--rows 86400] [--rounds 5]
 
 A drain every ten seconds adds a file, here of ten rows. So there are 360 small files before an hourly compaction, which is the worst
 that upkeep leaves now, and 8,640 before a nightly one. Read are the columns that a monitor of losses reads; a ratio is to the compacted log in the same round.
@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake.transaction import AddAction, RemoveAction
 
-from functions.prediction_log import predictions, predictions_table
-from functions.prediction_log.records import LOGGED, PREDICTIONS
-from load.benchmarks.timing import print_machine
-from registry import ObjectStore, Table, open_store
-from registry.store.tables.upkeep import compact_days
+from toque.functions.prediction_log import predictions, predictions_table
+from toque.functions.prediction_log.records import LOGGED, PREDICTIONS
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import ObjectStore, Table, open_store
+from toque.registry.store.tables.upkeep import compact_days
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 COLUMNS = (

@@ -1,4 +1,4 @@
-"""Benchmark of batch sources: run `python -m load.benchmarks.prep.sources [--rows 2000000,8000000]`.
+"""Benchmark of batch sources: run `python -m toque.load.benchmarks.prep.sources [--rows 2000000,8000000]`.
 
 Loads Parquet files of ten columns into a source's table, beside polars, which scans the same files and writes them to one, in
 turn in the same run. Each load is a process of its own, whose greatest memory is printed, so that it shows whether that grows
@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from featurestore import BatchSource, Field, Float64, Int64, ParquetFiles
-from load.benchmarks.timing import print_machine
+from toque.featurestore import BatchSource, Field, Float64, Int64, ParquetFiles
+from toque.load.benchmarks.timing import print_machine
 
 FILE_ROWS = 500_000
 FLOATS = [f"f{n}" for n in range(8)]
@@ -35,7 +35,7 @@ took = time.perf_counter() - began
 print(took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, rows)
 """
 _LOAD = """
-from load.benchmarks.prep.sources import loaded
+from toque.load.benchmarks.prep.sources import loaded
 rows = loaded(folder)
 """
 _POLARS = """
@@ -63,8 +63,8 @@ def write_file(folder: Path, number: int) -> Path:
 
 def loaded(folder: Path) -> int:
     """Load what is new in the folder; returns the rows."""
-    from featurestore import FeatureStore  # late: its import is part of what is timed
-    from registry import open_store
+    from toque.featurestore import FeatureStore  # late: its import is part of what is timed
+    from toque.registry import open_store
 
     schema = [Field("key", Int64), *(Field(name, Float64) for name in FLOATS)]
     source = BatchSource("rows", ParquetFiles(f"{folder}/in/*.parquet"), schema, timestamp="at")

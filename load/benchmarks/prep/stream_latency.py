@@ -1,4 +1,4 @@
-"""Benchmark of a stream's latency: run `python -m load.benchmarks.prep.stream_latency [--rate 10000] [--seconds 30] [--reads 1000000]`.
+"""Benchmark of a stream's latency: run `python -m toque.load.benchmarks.prep.stream_latency [--rate 10000] [--seconds 30] [--reads 1000000]`.
 
 Messages are sent at a rate by a process of their own, consumed by another, and read online by a third, one of them a probe every 50 ms: the
 time is taken from when its event was to be sent to when it is in the online row of its key. In the end every row that was read is
@@ -23,11 +23,11 @@ import numpy as np
 import polars as pl
 import redis
 
-from featurestore import FeatureStore
-from load.benchmarks.prep.fixtures import redis_server
-from load.benchmarks.prep.streams import USERS, event, follower, view_of
-from load.benchmarks.timing import print_machine
-from registry import open_store
+from toque.featurestore import FeatureStore
+from toque.load.benchmarks.prep.fixtures import redis_server
+from toque.load.benchmarks.prep.streams import USERS, event, follower, view_of
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import open_store
 
 PROBE, PROBES_S, STEP_S = "probe", 0.05, 0.01
 READ_AT_ONCE, PAUSE_S = 200, 0.002

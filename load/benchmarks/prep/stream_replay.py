@@ -1,4 +1,4 @@
-"""Benchmark of filling a view anew from stored events: run `python -m load.benchmarks.prep.stream_replay [--events 500000,2000000]`.
+"""Benchmark of filling a view anew from stored events: run `python -m toque.load.benchmarks.prep.stream_replay [--events 500000,2000000]`.
 
 Each size is a process of its own. Printed are the time, beside that of reading all events and writing them sorted to one Parquet file,
 and how far the process's own memory grew in either, which for the filling should not follow the events.
@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore import (
+from toque.featurestore import (
     Aggregation,
     Entity,
     FeatureStore,
@@ -32,12 +32,12 @@ from featurestore import (
     String,
     Windows,
 )
-from featurestore.streams.decode import Place, event_schema, rejected_schema
-from featurestore.streams.replay import fill_views
-from featurestore.streams.table import Move, StreamTable
-from featurestore.windows.aggregations import Function
-from load.benchmarks.timing import print_machine
-from registry import open_store
+from toque.featurestore.streams.decode import Place, event_schema, rejected_schema
+from toque.featurestore.streams.replay import fill_views
+from toque.featurestore.streams.table import Move, StreamTable
+from toque.featurestore.windows.aggregations import Function
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import open_store
 
 USERS, COMMITTED = 100_000, 100_000
 HOUR = timedelta(hours=1)
@@ -122,7 +122,7 @@ def main() -> None:
                 command = [
                     sys.executable,
                     "-m",
-                    "load.benchmarks.prep.stream_replay",
+                    "toque.load.benchmarks.prep.stream_replay",
                     "--measured",
                     what,
                     folder,

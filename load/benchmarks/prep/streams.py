@@ -1,4 +1,4 @@
-"""Benchmark of streams: run `python -m load.benchmarks.prep.streams [--events 200000] [--feast PYTHON]`.
+"""Benchmark of streams: run `python -m toque.load.benchmarks.prep.streams [--events 200000] [--feast PYTHON]`.
 
 Measured are events a second from a Redis stream into both stores by one consumer, whose view has a count, sum and mean of an hour and of
 a day for 10,000 users; beside it, on the same messages and redis-server, a plain polars loop without late, doubled or corrected events
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 
-from featurestore import (
+from toque.featurestore import (
     Aggregation,
     Entity,
     FeatureStore,
@@ -37,12 +37,12 @@ from featurestore import (
     String,
     Windows,
 )
-from featurestore.streams.consumer import StreamConsumer
-from featurestore.streams.opening import open_stream
-from featurestore.windows.aggregations import Function
-from load.benchmarks.prep.fixtures import redis_server
-from load.benchmarks.timing import print_machine
-from registry import open_store
+from toque.featurestore.streams.consumer import StreamConsumer
+from toque.featurestore.streams.opening import open_stream
+from toque.featurestore.windows.aggregations import Function
+from toque.load.benchmarks.prep.fixtures import redis_server
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import open_store
 
 USERS, BATCH = 10_000, 20_000
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -203,7 +203,7 @@ def pushed_by_feast(folder: Path, url: str, python: str) -> dict[str, Any]:
         }
     )
     pq.write_table(table, folder / "pushed.parquet")
-    script = Path(__file__).parents[2] / "peers" / "feast_push.py"
+    script = Path(__file__).resolve().parents[2] / "peers" / "feast_push.py"
     done = subprocess.run(
         [python, "-P", str(script), str(folder), url], check=True, capture_output=True, text=True
     )

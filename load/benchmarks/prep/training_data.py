@@ -1,4 +1,4 @@
-"""Benchmark of training data: run `python -m load.benchmarks.prep.training_data loader|limit [--peer-python PYTHON]`.
+"""Benchmark of training data: run `python -m toque.load.benchmarks.prep.training_data loader|limit [--peer-python PYTHON]`.
 
 `loader` reads pictures and packed tokens as batches, by ours and by the loaders of an interpreter that has `mosaicml-streaming` and
 `webdataset`, in turns. `limit` trains the tabular network from shards of a set many times the memory that its process may have
@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from functions import Context, use_context
-from functions.training import TabularParams, train_tabular
-from functions.training_data import (
+from toque.functions import Context, use_context
+from toque.functions.training import TabularParams, train_tabular
+from toque.functions.training_data import (
     DecodeImages,
     OpenSet,
     Reading,
@@ -36,9 +36,9 @@ from functions.training_data import (
     Shuffle,
     write_samples,
 )
-from load.benchmarks.timing import print_machine
-from load.peers import training_data as peers
-from registry import ObjectStore, Table, TableSnapshot, open_store
+from toque.load.benchmarks.timing import print_machine
+from toque.load.peers import training_data as peers
+from toque.registry import ObjectStore, Table, TableSnapshot, open_store
 
 BATCH = {"image": 64, "text": 16}
 LENGTH, SIDE, PIECE = 2_048, 224, 250_000
@@ -195,7 +195,7 @@ def _limit(folder: Path, arguments: argparse.Namespace) -> None:
                 f'ulimit -s {_STACK_KB}; exec "$0" "$@"',
                 sys.executable,
                 "-m",
-                "load.benchmarks.prep.training_data",
+                "toque.load.benchmarks.prep.training_data",
                 "train-limited",
             ],
             input=json.dumps(asked),

@@ -1,4 +1,4 @@
-"""Benchmark of nearest neighbours: run `python -m load.benchmarks.prep.vectors [--rows 100000] [--length 384] [--searches 300]`.
+"""Benchmark of nearest neighbours: run `python -m toque.load.benchmarks.prep.vectors [--rows 100000] [--length 384] [--searches 300]`.
 
 With `--folder` the rows and the index stay there, and what is there is not made again: `--until build` makes them, and a later run
 searches, each in a process of its own, whose greatest memory it prints.
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, Int64, String, Vector, VectorIndex
-from load.benchmarks.timing import print_machine
-from registry import open_store
+from toque.featurestore import Entity, FeatureStore, FeatureView, Field, Int64, String, Vector, VectorIndex
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import open_store
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 CENTRES, DIRECTIONS, GROUPS = 2_000, 24, 64

@@ -1,6 +1,6 @@
 """Benchmark of dedicated versions: the cost of a hop to another replica, for one-row requests.
 
-python -m load.benchmarks.serving.dedicated [--seconds 4] [--rounds 3] [--connections 1 16]
+python -m toque.load.benchmarks.serving.dedicated [--seconds 4] [--rounds 3] [--connections 1 16]
 
 Both models are the same small MLP behind one HAProxy, one replica each (of the second: one endpoint, and one replica of
 its one version), measured in turns by `wrk`, with authentication and log. Needs wrk.
@@ -16,9 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from load.benchmarks.serving.floor import small_mlp
-from load.benchmarks.serving.models import BenchmarkModel, register
-from load.benchmarks.serving.throughput import (
+from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.benchmarks.serving.models import BenchmarkModel, register
+from toque.load.benchmarks.serving.throughput import (
     Target,
     free_port,
     json_body,
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     ]
     redis = [redis_binary(), "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder)]
     redis += ["--requirepass", "bench", "--save", ""]
-    ours = [sys.executable, "-m", "ray_apps.predictor", "--port", str(port), "--num-cpus", "4"]
+    ours = [sys.executable, "-m", "toque.ray_apps.predictor", "--port", str(port), "--num-cpus", "4"]
     ours += ["shared", "--dedicated", "dedicated"]
     environment = {"TOQUE_STORE": store_url, "TOQUE_REDIS_URL": f"redis://:bench@127.0.0.1:{redis_port}/0"}
     log = folder / "ours.log"

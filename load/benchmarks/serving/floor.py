@@ -1,6 +1,6 @@
-"""Floor of `load.benchmarks.serving.throughput`: a request with nothing but ASGI, json and the torch model.
+"""Floor of `toque.load.benchmarks.serving.throughput`: a request with nothing but ASGI, json and the torch model.
 
-uvicorn load.benchmarks.serving.floor:app
+uvicorn toque.load.benchmarks.serving.floor:app
 """
 
 from __future__ import annotations

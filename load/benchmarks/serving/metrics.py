@@ -1,16 +1,16 @@
 """Benchmark of Prometheus's series: a predictor that counts its requests and one that does not, in turns.
 
-python -m load.benchmarks.serving.metrics [--traces 0.01] [--starts 6] [--rounds 4] [--seconds 1]
+python -m toque.load.benchmarks.serving.metrics [--traces 0.01] [--starts 6] [--rounds 4] [--seconds 1]
 
-As `load.benchmarks.serving.prediction_log` measures, both with the log. With --traces a third one also keeps a share of the
+As `toque.load.benchmarks.serving.prediction_log` measures, both with the log. With --traces a third one also keeps a share of the
 requests' traces and sends them to a collector in this process: what both cost together.
 """
 
 from __future__ import annotations
 
-from load.benchmarks.serving.prediction_log import Variant, argument_parser, compare
-from load.benchmarks.serving.traces import collector
-from load.benchmarks.timing import print_machine
+from toque.load.benchmarks.serving.prediction_log import Variant, argument_parser, compare
+from toque.load.benchmarks.serving.traces import collector
+from toque.load.benchmarks.timing import print_machine
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64
-from functions.model_formats.program import export_program, save_program
-from load.benchmarks.serving.floor import COLUMNS, SmallMlp, small_mlp
-from registry import Access, ModelVersion, ObjectStore, Registry, Signature, TensorSpec, open_store
+from toque.featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64
+from toque.functions.model_formats.program import export_program, save_program
+from toque.load.benchmarks.serving.floor import COLUMNS, SmallMlp, small_mlp
+from toque.registry import Access, ModelVersion, ObjectStore, Registry, Signature, TensorSpec, open_store
 
 WIDE = 2_048
 ROW = [round(0.1 * i, 1) for i in range(COLUMNS)]

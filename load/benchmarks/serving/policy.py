@@ -1,8 +1,8 @@
 """Benchmark of traffic changes: the time until a change holds in all replicas, as callers see it.
 
-python -m load.benchmarks.serving.policy [--replicas 2] [--changes 40] [--callers 8]
+python -m toque.load.benchmarks.serving.policy [--replicas 2] [--changes 40] [--callers 8]
 
-The small MLP of `load.benchmarks.serving.throughput` in replicas on Serve behind HAProxy, two versions of it. While callers ask without a pause, the
+The small MLP of `toque.load.benchmarks.serving.throughput` in replicas on Serve behind HAProxy, two versions of it. While callers ask without a pause, the
 champion is changed by one append and changed back. A change is as old as the last answer of the version that it
 dismissed: from when the append returned to when that answer was there. The exit code is 1 if one took more than a second,
 or a request failed.
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import httpx
 
-from load.benchmarks.serving.floor import small_mlp
-from load.benchmarks.serving.models import BenchmarkModel, another_version, register
-from load.benchmarks.serving.throughput import (
+from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.benchmarks.serving.models import BenchmarkModel, another_version, register
+from toque.load.benchmarks.serving.throughput import (
     Target,
     free_port,
     json_body,
@@ -32,8 +32,8 @@ from load.benchmarks.serving.throughput import (
     wait_for,
     wait_until_ready,
 )
-from load.benchmarks.timing import print_machine
-from registry import Registry, open_store
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import Registry, open_store
 
 MOST_S = 1.0
 WATCHED_S = 2.0  # after a change, for the last answer of the old champion
@@ -106,7 +106,7 @@ def main() -> None:
         registry = Registry(open_store(store_url), actor="bench")
         second = another_version(registry, folder / "second", "mlp", served).version
         log = folder / "ours.log"
-        command = [sys.executable, "-m", "ray_apps.predictor", "--port", str(port), "mlp"]
+        command = [sys.executable, "-m", "toque.ray_apps.predictor", "--port", str(port), "mlp"]
         command += ["--replicas", str(given.replicas), "--no-log"]
         child = stack.enter_context(process(command, log, {"TOQUE_STORE": store_url}))
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}

@@ -1,8 +1,8 @@
 """Benchmark of the pool: latencies of ten hot models, without and with 190 cold ones.
 
-python -m load.benchmarks.serving.pool [--seconds 20] [--hot 100] [--cold 3] [--models 200] [--fit 60] [--standalone]
+python -m toque.load.benchmarks.serving.pool [--seconds 20] [--hot 100] [--cold 3] [--models 200] [--fit 60] [--standalone]
 
-All models are the small MLP of `load.benchmarks.serving.throughput`. The pool has two replicas behind Serve's HAProxy (--standalone: one
+All models are the small MLP of `toque.load.benchmarks.serving.throughput`. The pool has two replicas behind Serve's HAProxy (--standalone: one
 process without Ray) and memory for `--fit` models in each. Requests are sent on a schedule (open loop) and timed
 from the moment they were due: `--hot` a second to ten models in turns, and `--cold` a second to the others, each of
 which has mostly to be loaded first. Phases without and with the cold ones take turns.
@@ -26,11 +26,17 @@ from typing import Any
 import httpx
 import torch
 
-from functions.model_formats.program import export_program, save_program
-from load.benchmarks.serving.floor import COLUMNS, small_mlp
-from load.benchmarks.serving.models import ROW
-from load.benchmarks.serving.throughput import free_port, json_body, process, redis_binary, wait_until_ready
-from registry import Access, Registry, Signature, TensorSpec, open_store
+from toque.functions.model_formats.program import export_program, save_program
+from toque.load.benchmarks.serving.floor import COLUMNS, small_mlp
+from toque.load.benchmarks.serving.models import ROW
+from toque.load.benchmarks.serving.throughput import (
+    free_port,
+    json_body,
+    process,
+    redis_binary,
+    wait_until_ready,
+)
+from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 
 HOT = 10
 FOOTPRINT_BYTES = 300 << 10
@@ -146,7 +152,7 @@ def main() -> None:
         port, redis_port = free_port(), free_port()
         redis = [redis_binary(), "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder)]
         redis += ["--requirepass", "bench", "--appendonly", "yes", "--save", ""]
-        ours = [sys.executable, "-m", "ray_apps.predictor", "--pool", "--port", str(port)]
+        ours = [sys.executable, "-m", "toque.ray_apps.predictor", "--pool", "--port", str(port)]
         ours += ["--pool-bytes", str(arguments.fit * FOOTPRINT_BYTES)]
         ours += ["--standalone"] * arguments.standalone
         environment = {

@@ -1,10 +1,10 @@
 """Benchmark of the prediction log: one predictor that logs and one that does not, in turns; or one for each mode of the log.
 
-python -m load.benchmarks.serving.prediction_log [--modes | --code BEFORE NOW] [--starts 6] [--rounds 4] [--seconds 1]
+python -m toque.load.benchmarks.serving.prediction_log [--modes | --code BEFORE NOW] [--starts 6] [--rounds 4] [--seconds 1]
     [--connections 1 16 64]
 
 With --code both log, one by the code in each of two folders, such as two worktrees. With --modes the baseline is mode `file`; Redis has a replica, since it runs on the predictors' machine and mode `two_nodes` then
-waits for one. Each in one process, without Ray and HAProxy, with the small MLP of `load.benchmarks.serving.throughput` and a Redis that the log is shipped to. A
+waits for one. Each in one process, without Ray and HAProxy, with the small MLP of `toque.load.benchmarks.serving.throughput` and a Redis that the log is shipped to. A
 round is all of them, one after the other, so a neighbour that comes hits all. Two processes of the same program differ by some
 percent for as long as they live, so they are started several times: a ratio is the mean over starts of the median over rounds,
 with its standard error. The CPU of a request is the process's own, answering, shipping and following the policy together.
@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from load.benchmarks.serving.floor import small_mlp
-from load.benchmarks.serving.models import BenchmarkModel, register
-from load.benchmarks.serving.throughput import (
+from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.benchmarks.serving.models import BenchmarkModel, register
+from toque.load.benchmarks.serving.throughput import (
     Target,
     free_port,
     json_body,
@@ -34,7 +34,7 @@ from load.benchmarks.serving.throughput import (
     wait_for,
     wait_for_port,
 )
-from load.benchmarks.timing import print_machine
+from toque.load.benchmarks.timing import print_machine
 
 
 @dataclass
@@ -98,7 +98,15 @@ def start(stack: contextlib.ExitStack, folder: Path, variants: list[Variant]) ->
 
     def serve(name: str, flags: list[str], own: dict[str, str]) -> Server:
         port, log = free_port(), folder / f"{name}.log"
-        command = [sys.executable, "-m", "ray_apps.predictor", "--port", str(port), "mlp", "--standalone"]
+        command = [
+            sys.executable,
+            "-m",
+            "toque.ray_apps.predictor",
+            "--port",
+            str(port),
+            "mlp",
+            "--standalone",
+        ]
         child = stack.enter_context(process([*command, *flags], log, environment | own))
         target = Target(name, f"http://127.0.0.1:{port}/v2/models/mlp/infer", headers, json_body())
         wait_for(target, child, log)

@@ -1,6 +1,6 @@
 """Benchmark of the reflexes: how soon a bad canary on Serve is rolled back, and people are told.
 
-python -m load.benchmarks.serving.reflexes [--runs 50] [--at-once 5] [--fault fails slow healthy] [--share 0.1] [--per-minute 10000]
+python -m toque.load.benchmarks.serving.reflexes [--runs 50] [--at-once 5] [--fault fails slow healthy] [--share 0.1] [--per-minute 10000]
 
 Starts a platform of its own, with the platform's defaults for every guard, and `--at-once` models whose alerts go to a web server of
 this process. Each run rolls a version of a model out into a canary, whose users meet the fault from its first answer on: `fails`, five
@@ -33,13 +33,13 @@ import httpx
 import numpy as np
 import torch
 
-from functions.model_formats.program import export_program, save_program
-from functions.runtime.changes.announcer import Announcer
-from load.benchmarks.platform.counter import Platform, started
-from load.benchmarks.serving.throughput import free_port
-from load.benchmarks.timing import print_machine
-from registry import Registry, Signature, TensorSpec, open_store
-from registry.audit_keys import AuditKeys
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.runtime.changes.announcer import Announcer
+from toque.load.benchmarks.platform.counter import Platform, started
+from toque.load.benchmarks.serving.throughput import free_port
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import Registry, Signature, TensorSpec, open_store
+from toque.registry.audit_keys import AuditKeys
 
 FAULTS = ("fails", "slow", "healthy")
 CODES, KNOWN = 200, 100  # values of an input: those that the failing version knows are the first hundred
@@ -54,8 +54,8 @@ POLICY = {
     "error_margin": 0.5,
 }  # into the canary at once; no guard is changed
 PROJECT = """
-from functions.alerting import AlertPolicy, Webhook
-from functions.project import ModelDefinition
+from toque.functions.alerting import AlertPolicy, Webhook
+from toque.functions.project import ModelDefinition
 
 FEATURES = []
 MODELS = [ModelDefinition(name=name, service="none", entities="none", label="y", numeric=("x",), monitors=(),

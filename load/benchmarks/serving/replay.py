@@ -1,6 +1,6 @@
 """Benchmark of the replay: predictions of four kinds of models are served, logged, drained and scored again, bit for bit.
 
-python -m load.benchmarks.serving.replay [--rows 10000] [--connections 24] [--models xgboost sklearn torch-image torch-text]
+python -m toque.load.benchmarks.serving.replay [--rows 10000] [--connections 24] [--models xgboost sklearn torch-image torch-text]
 
 Each model makes batches of up to 16 rows, and requests have one row or three, so that most rows are scored beside others. The
 predictor is a process of its own; the replay runs in this one. For comparison each row is also scored alone, which tells how many
@@ -26,15 +26,15 @@ from typing import Any
 import httpx
 import numpy as np
 
-from functions import Context, use_context
-from functions.evaluation.log_replay import compare, load_scorer, replay_predictions
-from functions.prediction_log import drain
-from functions.prediction_log.reading.exact import exact_rows, newest_rows
-from load.benchmarks.serving.prediction_log import start_redis
-from load.benchmarks.serving.replayed_models import REPLAYED, ReplayedModel
-from load.benchmarks.serving.throughput import Target, free_port, process, wait_for
-from load.benchmarks.timing import print_machine
-from registry import Access, Registry, open_store, utc_now
+from toque.functions import Context, use_context
+from toque.functions.evaluation.log_replay import compare, load_scorer, replay_predictions
+from toque.functions.prediction_log import drain
+from toque.functions.prediction_log.reading.exact import exact_rows, newest_rows
+from toque.load.benchmarks.serving.prediction_log import start_redis
+from toque.load.benchmarks.serving.replayed_models import REPLAYED, ReplayedModel
+from toque.load.benchmarks.serving.throughput import Target, free_port, process, wait_for
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import Access, Registry, open_store, utc_now
 
 TAGS = {"max_batch_rows": "16", "max_batch_wait_ms": "3"}
 ROWS_OF_A_REQUEST = (1, 1, 3)
@@ -110,7 +110,7 @@ def measure(name: str, arguments: argparse.Namespace, stack: contextlib.ExitStac
     token = register(url, folder / name, name, model)
     redis_url = f"redis://:bench@127.0.0.1:{start_redis(stack, folder)}/0"
     port, log = free_port(), folder / f"{name}.log"
-    command = [sys.executable, "-m", "ray_apps.predictor", "--port", str(port), name, "--standalone"]
+    command = [sys.executable, "-m", "toque.ray_apps.predictor", "--port", str(port), name, "--standalone"]
     child = stack.enter_context(process(command, log, {"TOQUE_STORE": url, "TOQUE_REDIS_URL": redis_url}))
     address = f"http://127.0.0.1:{port}/v2/models/{name}/infer"
     first, own = body_of(model.rows(np.random.default_rng(1), 1), "first")

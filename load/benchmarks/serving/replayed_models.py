@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from functions.model_formats.program import export_program, save_program
-from registry import Signature, TensorSpec
+from toque.functions.model_formats.program import export_program, save_program
+from toque.registry import Signature, TensorSpec
 
 __all__ = ["REPLAYED", "ReplayedModel"]
 

@@ -1,6 +1,6 @@
 """Benchmark of the predictor's throughput against a bare ASGI floor, with a breakdown of one request.
 
-python -m load.benchmarks.serving.throughput [--seconds 4] [--rounds 3] [--connections 1 16 64] [--grpc] [--batching] [--standalone]
+python -m toque.load.benchmarks.serving.throughput [--seconds 4] [--rounds 3] [--connections 1 16 64] [--grpc] [--batching] [--standalone]
 
 Both servers run at once on this machine, each in one process behind nothing (floor) or behind Serve's HAProxy
 (ours), and are measured in turns by `wrk`, so that a noisy neighbour hits both. The model is the same small MLP,
@@ -38,8 +38,8 @@ from pathlib import Path
 
 import torch
 
-from load.benchmarks.serving.floor import COLUMNS, small_mlp
-from load.benchmarks.serving.models import (
+from toque.load.benchmarks.serving.floor import COLUMNS, small_mlp
+from toque.load.benchmarks.serving.models import (
     LONG_ROW,
     ROW,
     BenchmarkModel,
@@ -51,9 +51,9 @@ from load.benchmarks.serving.models import (
     register,
     split_models,
 )
-from load.peers import serving as serving_peers
-from load.scenarios.sending.h2load import ask_by_h2load
-from load.scenarios.sending.open_loop import ask_steadily
+from toque.load.peers import serving as serving_peers
+from toque.load.scenarios.sending.h2load import ask_by_h2load
+from toque.load.scenarios.sending.open_loop import ask_steadily
 
 BATCH_ROWS = 32
 
@@ -260,7 +260,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         run(arguments, Path(name))
     if not arguments.batching:
-        subprocess.run([sys.executable, "-m", "ray_apps.predictor.breakdown"], check=True)
+        subprocess.run([sys.executable, "-m", "toque.ray_apps.predictor.breakdown"], check=True)
 
 
 def our_targets(arguments: argparse.Namespace, token: str, port: int, grpc_port: int) -> list[Target]:
@@ -359,14 +359,14 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         sys.executable,
         "-m",
         "uvicorn",
-        "load.benchmarks.serving.floor:app",
+        "toque.load.benchmarks.serving.floor:app",
         "--port",
         str(floor_port),
         "--loop",
         "uvloop",
     ]
     floor += ["--http", "httptools", "--log-level", "warning", "--no-access-log", "--lifespan", "off"]
-    ours = [sys.executable, "-m", "ray_apps.predictor", "--port", str(our_port), *models]
+    ours = [sys.executable, "-m", "toque.ray_apps.predictor", "--port", str(our_port), *models]
     ours += ["--num-cpus", str(max(os.cpu_count() or 1, len(models)))]  # idle replicas need room, not time
     ours += ["--grpc-port", str(grpc_port)] if arguments.grpc else []
     ours += ["--standalone"] if arguments.standalone else []

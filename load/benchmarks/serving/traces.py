@@ -1,8 +1,8 @@
 """Benchmark of traces: a predictor without them, and ones that keep a share of the requests and send their spans, in turns.
 
-python -m load.benchmarks.serving.traces [--before CHECKOUT] [--shares 0.01] [--starts 6] [--rounds 4] [--seconds 1]
+python -m toque.load.benchmarks.serving.traces [--before CHECKOUT] [--shares 0.01] [--starts 6] [--rounds 4] [--seconds 1]
 
-As `load.benchmarks.serving.prediction_log` measures, all of them with the log. A collector in this process takes the spans. With
+As `toque.load.benchmarks.serving.prediction_log` measures, all of them with the log. A collector in this process takes the spans. With
 --before the baseline is the code of another checkout, such as one of the release before: what the stamps cost that every
 request has. The spans that came are counted, so that a run in which none came is no proof.
 --stamps measures only what the stamps of one request cost, in CPU time of this process's thread, the best of nine.
@@ -19,10 +19,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from clusters.telemetry.tracing import Keeper, Tracing, begin_request, mark, use_tracing
-from clusters.telemetry.tracing.active import provider_of
-from load.benchmarks.serving.prediction_log import Variant, argument_parser, compare
-from load.benchmarks.timing import print_machine
+from toque.clusters.telemetry.tracing import Keeper, Tracing, begin_request, mark, use_tracing
+from toque.clusters.telemetry.tracing.active import provider_of
+from toque.load.benchmarks.serving.prediction_log import Variant, argument_parser, compare
+from toque.load.benchmarks.timing import print_machine
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Simulation of the statistics, each against a stated bound: `python -m load.benchmarks.statistics.bounds`; exit 1 if one breaks.
+"""Simulation of the statistics, each against a stated bound: `python -m toque.load.benchmarks.statistics.bounds`; exit 1 if one breaks.
 
 A false-alarm share may exceed its level by four standard errors. Every simulation is seeded.
 """
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy import stats
 
-from functions.stats import (
+from toque.functions.stats import (
     Adwin,
     CoMoments,
     Cusum,
@@ -30,7 +30,7 @@ from functions.stats import (
     stratified_effect,
     winsorize,
 )
-from load.benchmarks.timing import print_machine, timed
+from toque.load.benchmarks.timing import print_machine, timed
 
 Floats = npt.NDArray[np.float64]
 Look = Callable[[np.random.Generator], Iterator[Effect]]

@@ -1,6 +1,6 @@
 """Simulation of the tests under peeking at every batch, their power against theory, and their delays.
 
-`python -m load.benchmarks.statistics.peeking`; exit 1 if a bound breaks. Beside `load.benchmarks.statistics.bounds`, which watches means.
+`python -m toque.load.benchmarks.statistics.peeking`; exit 1 if a bound breaks. Beside `toque.load.benchmarks.statistics.bounds`, which watches means.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from functions.stats import (
+from toque.functions.stats import (
     Moments,
     asymptotic_cs,
     asymptotic_threshold,
@@ -20,8 +20,8 @@ from functions.stats import (
     quantile_test,
     sequential_counts,
 )
-from load.benchmarks.statistics.bounds import ALPHA, RUNS, report
-from load.benchmarks.timing import print_machine
+from toque.load.benchmarks.statistics.bounds import ALPHA, RUNS, report
+from toque.load.benchmarks.timing import print_machine
 
 Run = Callable[[np.random.Generator], bool]
 LOOKS = 50

@@ -1,4 +1,4 @@
-"""Benchmark of checkpoints beside steps: `python -m load.benchmarks.training.checkpoints --store s3://bucket/prefix?… [--gib 2]`.
+"""Benchmark of checkpoints beside steps: `python -m toque.load.benchmarks.training.checkpoints --store s3://bucket/prefix?… [--gib 2]`.
 
 A network of linear layers under AdamW, whose state (weights and two moments) is `--gib` large, is trained in one process with
 `--threads` threads. Steps without a checkpoint are the floor; steps while one is written to the store take turns with them, so that a
@@ -32,14 +32,18 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from functions.training import RecipeParams
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop.first_weights import Initialised, reset, without_weights
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import ProcessGroup, ShardedGroup, SingleProcess
-from functions.training.loop.training_loop import Trainer
-from load.benchmarks.timing import print_machine
-from registry import ObjectStore, open_store
+from toque.functions.training import RecipeParams
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.loop.first_weights import Initialised, reset, without_weights
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import (
+    ProcessGroup,
+    ShardedGroup,
+    SingleProcess,
+)
+from toque.functions.training.loop.training_loop import Trainer
+from toque.load.benchmarks.timing import print_machine
+from toque.registry import ObjectStore, open_store
 
 WIDTH, LEAST_ROWS, STEPS = 2_048, 16, 10_000  # more steps than are taken
 LAYER_BYTES = 3 * 4 * WIDTH * (WIDTH + 1)  # weights and two moments

@@ -1,6 +1,6 @@
 """A month of a 64-card cluster with twelve teams, decided by the platform's own queue rule.
 
-python -m load.benchmarks.training.gpu_month [--days 30] [--load 1.05] [--seed 1]
+python -m toque.load.benchmarks.training.gpu_month [--days 30] [--load 1.05] [--seed 1]
 
 Jobs are drawn as the Philly trace of Microsoft (Jeon et al., USENIX ATC 2019) is modelled by Narayanan et al., "Heterogeneity-Aware
 Cluster Scheduling Policies for Deep Learning Workloads", OSDI 2020: of 1, 2, 4 and 8 cards in 70, 10, 15 and 5 of a hundred, and
@@ -25,10 +25,10 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from functions.runtime.cards.node import Node
-from functions.runtime.durable.admission.occupancy import Shares, Spent
-from functions.runtime.durable.admission.request import Quota, QuotaRequest
-from functions.runtime.durable.admission.rule import next_look, schedule
+from toque.functions.runtime.cards.node import Node
+from toque.functions.runtime.durable.admission.occupancy import Shares, Spent
+from toque.functions.runtime.durable.admission.request import Quota, QuotaRequest
+from toque.functions.runtime.durable.admission.rule import next_look, schedule
 
 CARDS, EACH = 64, 8
 NODES = [Node(f"node-{number}", EACH) for number in range(CARDS // EACH)]

@@ -1,4 +1,4 @@
-"""Benchmark of the numeric core: `python -m load.benchmarks.training.kernels [--cases cpu,card]`.
+"""Benchmark of the numeric core: `python -m toque.load.benchmarks.training.kernels [--cases cpu,card]`.
 
 cpu: the histogram beside a binary search for each value in NumPy, the hashes beside one call of xxhash a string.
 card: the encoder's Triton kernels, forward and with gradients, beside torch's operators, eager and through torch.compile, on a CUDA
@@ -19,12 +19,12 @@ import torch
 import xxhash
 from torch import Tensor
 
-from kernels import hash_strings, histogram
-from kernels.encoder import encode_linear, encode_linear_reference, piecewise_linear
-from kernels.encoder_cases import BENCHMARKS as ENCODERS
-from kernels.encoder_cases import Case as Encoder
-from kernels.histogram_cases import BENCHMARKS, Case
-from load.benchmarks.timing import Timing, print_machine, timed
+from toque.kernels import hash_strings, histogram
+from toque.kernels.encoder import encode_linear, encode_linear_reference, piecewise_linear
+from toque.kernels.encoder_cases import BENCHMARKS as ENCODERS
+from toque.kernels.encoder_cases import Case as Encoder
+from toque.kernels.histogram_cases import BENCHMARKS, Case
+from toque.load.benchmarks.timing import Timing, print_machine, timed
 
 _COPIED_BYTES = 1 << 30
 _LEAST_SHARE = 0.70

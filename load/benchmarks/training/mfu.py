@@ -1,6 +1,6 @@
 """Share of a card's peak (MFU) that training a decoder of 1.2 billion weights reaches: the platform's loop beside a plain one.
 
-python -m load.benchmarks.training.mfu [--steps 20] [--rounds 2]
+python -m toque.load.benchmarks.training.mfu [--steps 20] [--rounds 2]
 
 The plain loop does as torchtitan's for one card: blocks compiled one by one, FSDP2 with its mixed precision, a compiled loss, gradients
 clipped, fused AdamW. Both train the same network from the same weights on the same rows in bfloat16; a step counts once the card is
@@ -29,14 +29,14 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
-from functions.training.llm.texts import Rows, TextTask
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.task import epoch_seed, uniform_order
-from functions.training.loop.training_loop import Trainer
-from functions.training.loop.updates import one_cycle
-from functions.training.params import RecipeParams
-from functions.training.planning import CARDS, Card, Decoder, Setup, plan
-from load.benchmarks.timing import print_machine
+from toque.functions.training.llm.texts import Rows, TextTask
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.task import epoch_seed, uniform_order
+from toque.functions.training.loop.training_loop import Trainer
+from toque.functions.training.loop.updates import one_cycle
+from toque.functions.training.params import RecipeParams
+from toque.functions.training.planning import CARDS, Card, Decoder, Setup, plan
+from toque.load.benchmarks.timing import print_machine
 
 LEAST_RATIO, WARM_UPS, LR, CLIP = 0.95, 5, 3e-4, 1.0
 BILLION = Decoder(16, 2_048, 32, 8, 64, 8_192, 128_256, tied=True)

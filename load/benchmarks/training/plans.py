@@ -1,6 +1,6 @@
 """Plans of trainings beside short runs: memory and step time of small decoders on this machine's processor.
 
-python -m load.benchmarks.training.plans
+python -m toque.load.benchmarks.training.plans
 
 Each run is a process of its own. The first model's rate calibrates the time of all; memory is not calibrated. The exit code is 1 if a
 plan's memory is more than 10 % off, or its time more than 15 %.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from functions.training.planning import Card, Decoder, Setup, plan
+from toque.functions.training.planning import Card, Decoder, Setup, plan
 
 MOST_MEMORY, MOST_TIME, STEPS = 0.10, 0.15, 3
 _RETURNED, _KEPT = (
@@ -80,7 +80,7 @@ def main() -> None:
 def _child(number: int, malloc: str) -> tuple[float, float]:
     """Run a case in a process of its own. malloc: bytes from which a freed block goes back to the system."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": malloc, "MALLOC_TRIM_THRESHOLD_": malloc}
-    command = [sys.executable, "-m", "load.benchmarks.training.plans", "--one", str(number)]
+    command = [sys.executable, "-m", "toque.load.benchmarks.training.plans", "--one", str(number)]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     memory, seconds = json.loads(done.stdout.splitlines()[-1])
     return memory, seconds
@@ -103,9 +103,9 @@ def _steps(model: Decoder, setup: Setup) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from functions.training.llm.texts import Rows, TextTask
-    from functions.training.loop.training_loop import Trainer
-    from functions.training.params import RecipeParams
+    from toque.functions.training.llm.texts import Rows, TextTask
+    from toque.functions.training.loop.training_loop import Trainer
+    from toque.functions.training.params import RecipeParams
 
     config = LlamaConfig(
         num_hidden_layers=model.layers, hidden_size=model.width, num_attention_heads=model.heads,

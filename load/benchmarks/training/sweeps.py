@@ -1,7 +1,7 @@
 """Benchmark of sweeps: early stopping beside the full grid, and stacked trials beside trials one by one.
 
-python -m load.benchmarks.training.sweeps --flights FILE [--trials 16] [--epochs 9]
-python -m load.benchmarks.training.sweeps --stack 32 [--trials 64] [--epochs 9] [--rows 2000] [--rounds 3]
+python -m toque.load.benchmarks.training.sweeps --flights FILE [--trials 16] [--epochs 9]
+python -m toque.load.benchmarks.training.sweeps --stack 32 [--trials 64] [--epochs 9] [--rows 2000] [--rounds 3]
 
 FILE is what `python -m examples.flights.table FILE` writes; January to March is learnt. The exit code is 1 if the sweep's best
 validation loss is more than 1 % above that of the full grid, or if it took more than 30 % of its epochs.
@@ -25,17 +25,17 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-import functions.tuning.sweep  # noqa: F401 - read now, so that neither of the two ways pays for it
-from functions import Context, use_context
-from functions.training.params import TabularParams
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.fitting import Prepared, fit, new_trainer, prepare
-from functions.tuning.jobs import tune_tabular
-from functions.tuning.space import DEFAULT_SPACE, Space, draw_points
-from functions.tuning.stacked.trainer import OWN, StackedTrainer
-from load.benchmarks.timing import print_machine
-from load.benchmarks.training.tabular import COLUMNS, flight_columns, synthetic_table
-from registry import Table, open_store
+import toque.functions.tuning.sweep  # noqa: F401 - read now, so that neither of the two ways pays for it
+from toque.functions import Context, use_context
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.fitting import Prepared, fit, new_trainer, prepare
+from toque.functions.tuning.jobs import tune_tabular
+from toque.functions.tuning.space import DEFAULT_SPACE, Space, draw_points
+from toque.functions.tuning.stacked.trainer import OWN, StackedTrainer
+from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.training.tabular import COLUMNS, flight_columns, synthetic_table
+from toque.registry import Table, open_store
 
 MOST_LOSS, MOST_EPOCHS = 1.01, 0.30
 MOST_TIME, ROUNDING, SMALL_ROWS = 0.35, 1e-5, 2_000

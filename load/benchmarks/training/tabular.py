@@ -1,4 +1,4 @@
-"""Benchmark of training and scoring on one core: `python -m load.benchmarks.training.tabular [--cases speed,bundled,flights,delays]`.
+"""Benchmark of training and scoring on one core: `python -m toque.load.benchmarks.training.tabular [--cases speed,bundled,flights,delays]`.
 
 speed: a bare torch loop over the same encoded tensors with the same network and optimiser, and the bare network on arrays
 that are already loaded, are the baselines, in the same process. Start-up of Ray is not part of it.
@@ -20,18 +20,18 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from functions.evaluation.baselines import number_linear
-from functions.model_formats.load import ScoringModel
-from functions.model_formats.table_inputs import table_inputs
-from functions.training.params import TabularParams
-from functions.training.tabular.artifact import tabular_signature, write_artifact
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.fitting import Fitted, Prepared, fit, new_trainer, prepare
-from functions.training.tabular.out_of_core import prepare_on_disk
-from functions.training.tabular.preprocessing import EncodedRows
-from load.benchmarks.timing import Timing, print_machine, timed
-from load.peers.training import BUNDLED, PATIENT, Learner, boosted, bundled, delays, linear, loss, ours
-from registry import Table, open_store
+from toque.functions.evaluation.baselines import number_linear
+from toque.functions.model_formats.load import ScoringModel
+from toque.functions.model_formats.table_inputs import table_inputs
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.artifact import tabular_signature, write_artifact
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.fitting import Fitted, Prepared, fit, new_trainer, prepare
+from toque.functions.training.tabular.out_of_core import prepare_on_disk
+from toque.functions.training.tabular.preprocessing import EncodedRows
+from toque.load.benchmarks.timing import Timing, print_machine, timed
+from toque.load.peers.training import BUNDLED, PATIENT, Learner, boosted, bundled, delays, linear, loss, ours
+from toque.registry import Table, open_store
 
 ROWS, FEATURES, CATEGORIES = 160_000, 25, 6
 COLUMNS = Columns([f"x{n}" for n in range(FEATURES)], [f"c{n}" for n in range(CATEGORIES)], "y")

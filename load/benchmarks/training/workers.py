@@ -1,6 +1,6 @@
 """Benchmark of a second training worker: rows a second with one worker and with two, beside a bare torch loop.
 
-python -m load.benchmarks.training.workers [--rounds 7]
+python -m toque.load.benchmarks.training.workers [--rounds 7]
 
 The bare loop is the same network, optimiser and batch of 4,096 rows in all under torch's DistributedDataParallel on gloo; both
 learn from the same encoded rows, one thread a worker. One worker and two, bare and ours, take turns in the same two processes,
@@ -29,10 +29,14 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
-from functions.training.loop.process_groups.process_group import ProcessGroup, ReplicatedGroup, SingleProcess
-from functions.training.tabular.fitting import Prepared, new_trainer, prepare
-from load.benchmarks.timing import print_machine
-from load.benchmarks.training.tabular import COLUMNS, PARAMS, synthetic_table
+from toque.functions.training.loop.process_groups.process_group import (
+    ProcessGroup,
+    ReplicatedGroup,
+    SingleProcess,
+)
+from toque.functions.training.tabular.fitting import Prepared, new_trainer, prepare
+from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.training.tabular import COLUMNS, PARAMS, synthetic_table
 
 WORKERS = 2
 LEAST = 1.7  # times one worker

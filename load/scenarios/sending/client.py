@@ -1,6 +1,6 @@
 """Process of the native client: sends its share of a plan and writes what it counts, a line of JSON every half second.
 
-`python -m load.scenarios.run` starts it: `python -m load.scenarios.sending.client PLAN INDEX COUNTS`. It says `ready` when it is connected, and
+`python -m toque.load.scenarios.run` starts it: `python -m toque.load.scenarios.sending.client PLAN INDEX COUNTS`. It says `ready` when it is connected, and
 begins at the moment (seconds since the epoch) that it reads then; a further line ends it early.
 """
 
@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from load.scenarios.plan import Plan, check_of
-from load.scenarios.sending.connections import Address, precise_loop, send_arrivals
-from load.scenarios.sending.windows import Tally
+from toque.load.scenarios.plan import Plan, check_of
+from toque.load.scenarios.sending.connections import Address, precise_loop, send_arrivals
+from toque.load.scenarios.sending.windows import Tally
 
 _EVERY_S = 0.5
 

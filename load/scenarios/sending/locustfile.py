@@ -1,6 +1,6 @@
 """Locust users that send a plan by an open loop, in as many worker processes and on as many machines as there are.
 
-`python -m load.scenarios.run` starts a master and its workers when a scenario says `client = "locust"`; on another machine a worker joins by
+`python -m toque.load.scenarios.run` starts a master and its workers when a scenario says `client = "locust"`; on another machine a worker joins by
 `locust -f load/scenarios/sending/locustfile.py --worker --master-host HOST`, with TOQUE_TOKEN in its environment. The plan comes to the workers
 from the master, and what they count goes back to it.
 
@@ -22,8 +22,8 @@ from locust import FastHttpUser, events
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
-from load.scenarios.plan import Part, Plan, check_of
-from load.scenarios.sending.windows import Tally
+from toque.load.scenarios.plan import Part, Plan, check_of
+from toque.load.scenarios.sending.windows import Tally
 
 NAME = "infer"  # in locust's own statistics
 _LEAD_S = 1.0  # from the last worker's arrival until the warm-up begins

@@ -17,7 +17,7 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from load.scenarios.sending.connections import Address, precise_loop, send_arrivals
+from toque.load.scenarios.sending.connections import Address, precise_loop, send_arrivals
 
 __all__ = ["OpenLoop", "ask_steadily", "at_once"]
 

@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from load.scenarios.plan import Plan, plan_of
-from load.scenarios.scenario import Scenario
-from load.scenarios.sending.connections import Address
-from load.scenarios.sending.windows import Windows
-from load.scenarios.target import NotPossible, Target
-from load.scenarios.verdicts.result import LoadRun
-from load.scenarios.verdicts.slo import broken
+from toque.load.scenarios.plan import Plan, plan_of
+from toque.load.scenarios.scenario import Scenario
+from toque.load.scenarios.sending.connections import Address
+from toque.load.scenarios.sending.windows import Windows
+from toque.load.scenarios.target import NotPossible, Target
+from toque.load.scenarios.verdicts.result import LoadRun
+from toque.load.scenarios.verdicts.slo import broken
 
 __all__ = ["NotPossible", "Sending", "put_load", "start_sending"]
 
@@ -96,7 +96,7 @@ class Sending:
         environment = os.environ | ({"TOQUE_TOKEN": token} if token else {})
         for index in range(self.plan.processes):
             self._start(
-                ["load.scenarios.sending.client", str(self._plan_file), str(index), str(self._counts(index))], environment
+                ["toque.load.scenarios.sending.client", str(self._plan_file), str(index), str(self._counts(index))], environment
             )  # fmt: skip
         for process in self._processes:
             assert process.stdout is not None  # noqa: S101 - a pipe was asked for

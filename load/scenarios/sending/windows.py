@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from load.scenarios.verdicts.histogram import BINS, Counts, bin_of, counts_of, quantile_ms
+from toque.load.scenarios.verdicts.histogram import BINS, Counts, bin_of, counts_of, quantile_ms
 
 __all__ = ["Measured", "Tally", "Window", "Windows"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from load.scenarios.verdicts.histogram import BINS, upper_ms
-from load.scenarios.verdicts.result import LoadRun
+from toque.load.scenarios.verdicts.histogram import BINS, upper_ms
+from toque.load.scenarios.verdicts.result import LoadRun
 
 __all__ = ["Difference", "compare"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from load.scenarios.scenario import Scenario
-from load.scenarios.sending.windows import Measured, Window
-from load.scenarios.verdicts.slo import Finding, judge
+from toque.load.scenarios.scenario import Scenario
+from toque.load.scenarios.sending.windows import Measured, Window
+from toque.load.scenarios.verdicts.slo import Finding, judge
 
 __all__ = ["LoadRun"]
 

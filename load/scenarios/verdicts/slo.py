@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from load.scenarios.scenario import Objectives
-from load.scenarios.sending.windows import Measured
+from toque.load.scenarios.scenario import Objectives
+from toque.load.scenarios.sending.windows import Measured
 
 __all__ = ["Finding", "broken", "judge"]
 

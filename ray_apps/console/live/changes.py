@@ -22,11 +22,11 @@ from typing import Final, Protocol
 from anyio import to_thread
 from redis import RedisError
 
-from functions.live_counts import read_figures
-from functions.runtime.changes.announcer import journals_in
-from functions.runtime.changes.feed import Watch, feed_of
-from ray_apps.console.figures import figure_texts
-from registry import ObjectStore, Unavailable, workspace_store
+from toque.functions.live_counts import read_figures
+from toque.functions.runtime.changes.announcer import journals_in
+from toque.functions.runtime.changes.feed import Watch, feed_of
+from toque.ray_apps.console.figures import figure_texts
+from toque.registry import ObjectStore, Unavailable, workspace_store
 
 MAX_TOPICS: Final = 8
 MAX_STREAMS: Final = 400

@@ -18,9 +18,9 @@ import httpx
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ray_apps.admission import Admission, NotAdmitted
-from ray_apps.admission.guarded_route import WORKSPACE_HEADERS, client_of, header
-from registry import Grant
+from toque.ray_apps.admission import Admission, NotAdmitted
+from toque.ray_apps.admission.guarded_route import WORKSPACE_HEADERS, client_of, header
+from toque.registry import Grant
 
 PART: Final = "toque.part"
 """Key of the scope of a request for a page's content alone, without what stands around it."""

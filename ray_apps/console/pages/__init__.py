@@ -10,8 +10,8 @@ from typing import Protocol
 
 from fastapi import APIRouter
 
-from ray_apps.console.entry import Entry
-from ray_apps.console.pages import (
+from toque.ray_apps.console.entry import Entry
+from toque.ray_apps.console.pages import (
     audit,
     costs,
     events,
@@ -27,7 +27,7 @@ from ray_apps.console.pages import (
     runs,
     tokens,
 )
-from ray_apps.console.pages.registry import models, rollouts, traffic, versions
+from toque.ray_apps.console.pages.registry import models, rollouts, traffic, versions
 
 
 class PageModule(Protocol):

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import Query
 from starlette.responses import Response
 
-from ray_apps.console.charts import draw_bars
-from ray_apps.console.entry import Entry
-from ray_apps.console.page import Page
-from ray_apps.console.route import page_for, pages_router
-from registry import Role
+from toque.ray_apps.console.charts import draw_bars
+from toque.ray_apps.console.entry import Entry
+from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.route import page_for, pages_router
+from toque.registry import Role
 
 router = pages_router()
 ENTRY = Entry("Costs", "costs")

@@ -10,11 +10,11 @@ from fastapi import Header, Query
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response, StreamingResponse
 
-from ray_apps.admission import ANY_MODEL
-from ray_apps.console.live import MAX_TOPICS, OpenPage, is_topic
-from ray_apps.console.page import Page
-from ray_apps.console.route import PREFIX, console_of, page_for, pages_router, proof_of_forms
-from registry import Role
+from toque.ray_apps.admission import ANY_MODEL
+from toque.ray_apps.console.live import MAX_TOPICS, OpenPage, is_topic
+from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.route import PREFIX, console_of, page_for, pages_router, proof_of_forms
+from toque.registry import Role
 
 router = pages_router()
 ENTRY = None

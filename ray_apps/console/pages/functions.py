@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 from starlette.responses import Response
 
-from ray_apps.console.api import ApiError
-from ray_apps.console.entry import Entry
-from ray_apps.console.page import Page
-from ray_apps.console.route import CHANGE, Form, page_for, pages_router
-from registry import Role
+from toque.ray_apps.console.api import ApiError
+from toque.ray_apps.console.entry import Entry
+from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.route import CHANGE, Form, page_for, pages_router
+from toque.registry import Role
 
 router = pages_router()
 ENTRY = Entry("Functions", "functions")

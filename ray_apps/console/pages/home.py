@@ -8,11 +8,11 @@ from typing import Annotated, Any, Final
 
 from starlette.responses import RedirectResponse, Response
 
-from ray_apps.admission import OPEN
-from ray_apps.console.entry import Entry
-from ray_apps.console.page import Page, Told
-from ray_apps.console.route import page_for, pages_router
-from registry import Role
+from toque.ray_apps.admission import OPEN
+from toque.ray_apps.console.entry import Entry
+from toque.ray_apps.console.page import Page, Told
+from toque.ray_apps.console.route import page_for, pages_router
+from toque.registry import Role
 
 router = pages_router()
 ENTRY = Entry("Home", "")

@@ -11,12 +11,12 @@ from fastapi import Query
 from markupsafe import Markup
 from starlette.responses import Response
 
-from functions.runtime.durable.record import ENDED, Status
-from ray_apps.console.entry import Entry
-from ray_apps.console.lineage import Node, draw_columns
-from ray_apps.console.page import Page
-from ray_apps.console.route import CHANGE, Form, page_for, pages_router
-from registry import Role
+from toque.functions.runtime.durable.record import ENDED, Status
+from toque.ray_apps.console.entry import Entry
+from toque.ray_apps.console.lineage import Node, draw_columns
+from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.route import CHANGE, Form, page_for, pages_router
+from toque.registry import Role
 
 router = pages_router()
 ENTRY = Entry("Invocations", "invocations")

@@ -8,8 +8,8 @@ from typing import Annotated
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ray_apps.console.page import Page
-from ray_apps.console.route import ANYBODY, pages_router
+from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.route import ANYBODY, pages_router
 
 router = pages_router()
 ENTRY = None

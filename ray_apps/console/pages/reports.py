@@ -7,10 +7,10 @@ from typing import Annotated, Final, Literal
 from fastapi import Query
 from starlette.responses import HTMLResponse, Response
 
-from ray_apps.console.entry import Entry
-from ray_apps.console.page import Page
-from ray_apps.console.route import FRAME_POLICY, FRAMED_SANDBOX, SANDBOX, page_for, pages_router
-from registry import Role
+from toque.ray_apps.console.entry import Entry
+from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.route import FRAME_POLICY, FRAMED_SANDBOX, SANDBOX, page_for, pages_router
+from toque.registry import Role
 
 router = pages_router()
 ENTRY = Entry("Reports", "reports")

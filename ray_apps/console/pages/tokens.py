@@ -6,10 +6,10 @@ from typing import Annotated
 
 from starlette.responses import Response
 
-from ray_apps.console.entry import Entry
-from ray_apps.console.page import Page
-from ray_apps.console.route import CHANGE, Form, page_for, pages_router
-from registry import Role
+from toque.ray_apps.console.entry import Entry
+from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.route import CHANGE, Form, page_for, pages_router
+from toque.registry import Role
 
 router = pages_router()
 ENTRY = Entry("Tokens", "tokens", role="admin")

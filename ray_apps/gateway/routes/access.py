@@ -9,14 +9,14 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
-from ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, admitted_of, allowed
-from ray_apps.gateway.problems import Problem
-from ray_apps.gateway.services import services_of
-from ray_apps.gateway.wire import Expiry, Json, Name
-from registry import Access, NotFound, Principal, Role
-from registry.access import EVERY_WORKSPACE, UNLIMITED, Grant, Limits, QueueShare, Workspace
-from registry.access.tokens import TOKEN_LIFETIME
-from registry.times import utc_now
+from toque.ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, admitted_of, allowed
+from toque.ray_apps.gateway.problems import Problem
+from toque.ray_apps.gateway.services import services_of
+from toque.ray_apps.gateway.wire import Expiry, Json, Name
+from toque.registry import Access, NotFound, Principal, Role
+from toque.registry.access import EVERY_WORKSPACE, UNLIMITED, Grant, Limits, QueueShare, Workspace
+from toque.registry.access.tokens import TOKEN_LIFETIME
+from toque.registry.times import utc_now
 
 router = APIRouter(route_class=GuardedRoute, tags=["access"])
 

@@ -13,11 +13,11 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from ray_apps.admission import GuardedRoute, NotAdmitted, admitted_of, allowed
-from ray_apps.gateway.services import services_of
-from ray_apps.gateway.wire import Json, Time
-from registry import EVERY_WORKSPACE, Principal, Role
-from registry.access.audit import AuditEntry, Kind, newest_first
+from toque.ray_apps.admission import GuardedRoute, NotAdmitted, admitted_of, allowed
+from toque.ray_apps.gateway.services import services_of
+from toque.ray_apps.gateway.wire import Json, Time
+from toque.registry import EVERY_WORKSPACE, Principal, Role
+from toque.registry.access.audit import AuditEntry, Kind, newest_first
 
 router = APIRouter(route_class=GuardedRoute, tags=["access"])
 

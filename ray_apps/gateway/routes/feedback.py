@@ -11,15 +11,15 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from clusters.telemetry.metrics import observe_all
-from functions.prediction_log import OBSERVED_AHEAD, Label, encode_labels
-from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.gateway.metrics import LABEL_DELAY, LABELS
-from ray_apps.gateway.problems import Problem
-from ray_apps.gateway.row_bodies import rows_schema, take_rows
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json, Time
-from registry import Principal, Role
+from toque.clusters.telemetry.metrics import observe_all
+from toque.functions.prediction_log import OBSERVED_AHEAD, Label, encode_labels
+from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.gateway.metrics import LABEL_DELAY, LABELS
+from toque.ray_apps.gateway.problems import Problem
+from toque.ray_apps.gateway.row_bodies import rows_schema, take_rows
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.wire import Json, Time
+from toque.registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["data"])
 

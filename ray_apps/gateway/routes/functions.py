@@ -8,16 +8,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel
 
-from functions.runtime.context import Context, use_context
-from functions.runtime.durable.invocation import Invocation
-from functions.runtime.run.declared import DeclaredFunction
-from ray_apps.admission import GuardedRoute, admitted_of, allowed
-from ray_apps.gateway.http_functions import get_http, list_http
-from ray_apps.gateway.problems import Problem, problem_of_failure, problem_of_function
-from ray_apps.gateway.routes.invocations import InvocationState, state_of, state_of_record
-from ray_apps.gateway.services import Services, context_of, services_of
-from ray_apps.gateway.wire import Json, json_of
-from registry import Principal, Role
+from toque.functions.runtime.context import Context, use_context
+from toque.functions.runtime.durable.invocation import Invocation
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.ray_apps.admission import GuardedRoute, admitted_of, allowed
+from toque.ray_apps.gateway.http_functions import get_http, list_http
+from toque.ray_apps.gateway.problems import Problem, problem_of_failure, problem_of_function
+from toque.ray_apps.gateway.routes.invocations import InvocationState, state_of, state_of_record
+from toque.ray_apps.gateway.services import Services, context_of, services_of
+from toque.ray_apps.gateway.wire import Json, json_of
+from toque.registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["functions"])
 

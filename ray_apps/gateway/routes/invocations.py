@@ -13,20 +13,20 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from redis import RedisError
 
-from functions.runtime.context import Context
-from functions.runtime.durable.cost_days import CostRow, KnownCosts, costs_of, costs_since, known_costs
-from functions.runtime.durable.invocation import Invocation, ledger_of
-from functions.runtime.durable.record import Record
-from functions.runtime.durable.values import get_value
-from functions.runtime.errors import FunctionError
-from functions.runtime.receipt import Prices
-from functions.runtime.request_report import platform_totals
-from functions.runtime.run.log import Progress, Segment, find_progress
-from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.gateway.problems import Problem, status_of
-from ray_apps.gateway.services import Services, context_of, services_of
-from ray_apps.gateway.wire import Json, Name, json_of
-from registry import DEFAULT_WORKSPACE, Principal, Role
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.durable.cost_days import CostRow, KnownCosts, costs_of, costs_since, known_costs
+from toque.functions.runtime.durable.invocation import Invocation, ledger_of
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.durable.values import get_value
+from toque.functions.runtime.errors import FunctionError
+from toque.functions.runtime.receipt import Prices
+from toque.functions.runtime.request_report import platform_totals
+from toque.functions.runtime.run.log import Progress, Segment, find_progress
+from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.gateway.problems import Problem, status_of
+from toque.ray_apps.gateway.services import Services, context_of, services_of
+from toque.ray_apps.gateway.wire import Json, Name, json_of
+from toque.registry import DEFAULT_WORKSPACE, Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["invocations"])
 _KNOWN_WITHIN_S = 0.2

@@ -7,12 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
-from ray_apps.admission import ANY_MODEL, OPEN, GuardedRoute, NotAdmitted, allowed
-from ray_apps.gateway.routes.schedules import statuses
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json
-from ray_apps.model_paths import models_path
-from registry import DEFAULT_WORKSPACE, NotFound, Principal, Role
+from toque.ray_apps.admission import ANY_MODEL, OPEN, GuardedRoute, NotAdmitted, allowed
+from toque.ray_apps.gateway.routes.schedules import statuses
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.wire import Json
+from toque.ray_apps.model_paths import models_path
+from toque.registry import DEFAULT_WORKSPACE, NotFound, Principal, Role
 
 router = APIRouter(route_class=GuardedRoute)
 

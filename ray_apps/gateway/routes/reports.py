@@ -10,11 +10,11 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
-from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.console.route import SANDBOX
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json
-from registry import NotFound, ObjectStore, Principal, Role
+from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.console.route import SANDBOX
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.wire import Json
+from toque.registry import NotFound, ObjectStore, Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["reports"])
 

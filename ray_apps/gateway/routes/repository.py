@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, StrictBool
 
-from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json
-from registry import DEFAULT_WORKSPACE, ModelState, Principal, Role
+from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.wire import Json
+from toque.registry import DEFAULT_WORKSPACE, ModelState, Principal, Role
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -54,8 +54,8 @@ def index(
     states: Iterable[ModelState], *, deployed: Collection[str], workspace: str = DEFAULT_WORKSPACE
 ) -> list[IndexEntry]:
     """Make the index entries of a workspace's models; deployed: names of the running Serve applications."""
-    from ray_apps.predictor import app_name, pool_app  # late: they bring Ray Serve, which takes seconds
-    from ray_apps.predictor.versions.routes import wanted_versions
+    from toque.ray_apps.predictor import app_name, pool_app  # late: they bring Ray Serve, which takes seconds
+    from toque.ray_apps.predictor.versions.routes import wanted_versions
 
     found: list[IndexEntry] = []
     for state in states:

@@ -14,13 +14,13 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
-from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.gateway.problems import Problem
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json, Name
-from ray_apps.mlflow.model_files import NeedsAcceptance, register_source
-from ray_apps.mlflow.wire import DELETED
-from registry import Principal, Registry, Role, RunRecord
+from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.gateway.problems import Problem
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.wire import Json, Name
+from toque.ray_apps.mlflow.model_files import NeedsAcceptance, register_source
+from toque.ray_apps.mlflow.wire import DELETED
+from toque.registry import Principal, Registry, Role, RunRecord
 
 router = APIRouter(route_class=GuardedRoute, tags=["runs"])
 

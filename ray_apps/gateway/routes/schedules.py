@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from functions.runtime.context import Context
-from functions.runtime.triggers import schedule
-from ray_apps.gateway.problems import Problem
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.triggers import schedule
+from toque.ray_apps.gateway.problems import Problem
 
 
 def statuses(context: Context) -> list[dict[str, Any]]:

@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
-from ray_apps.admission import ANY_MODEL, GuardedRoute, allowed
-from ray_apps.admission.guarded_route import header
-from ray_apps.gateway.services import services_of
-from ray_apps.gateway.wire import Json
-from ray_apps.token_cache import bearer_token
-from registry import Principal, Role
+from toque.ray_apps.admission import ANY_MODEL, GuardedRoute, allowed
+from toque.ray_apps.admission.guarded_route import header
+from toque.ray_apps.gateway.services import services_of
+from toque.ray_apps.gateway.wire import Json
+from toque.ray_apps.token_cache import bearer_token
+from toque.registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["access"])
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
-from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json, Name
-from registry import Principal, Role
+from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.wire import Json, Name
+from toque.registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["data"])
 
@@ -34,7 +34,7 @@ async def get_trace(
     await services.ready()
 
     def found() -> dict[str, Any]:
-        from functions.reporting import find_request  # late: it is there once the functions are
+        from toque.functions.reporting import find_request  # late: it is there once the functions are
 
         now = context.clock()
         models = [model] if model is not None else context.registry().list_models()

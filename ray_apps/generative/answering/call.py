@@ -7,17 +7,17 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
-from clusters.telemetry.tracing import RequestTrace
-from functions.generative import Finding
-from functions.generative.engines import Lease, Slot
-from ray_apps.admission.token_budget import Reservation
-from ray_apps.generative.load import Load
-from ray_apps.generative.openai.answers import AnswerRecord
-from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, Ask
-from ray_apps.generative.versions import GenerativeVersion
-from ray_apps.predictor.versions.routes import Routes
-from registry import ServiceTier
-from registry.models.traffic import Traffic
+from toque.clusters.telemetry.tracing import RequestTrace
+from toque.functions.generative import Finding
+from toque.functions.generative.engines import Lease, Slot
+from toque.ray_apps.admission.token_budget import Reservation
+from toque.ray_apps.generative.load import Load
+from toque.ray_apps.generative.openai.answers import AnswerRecord
+from toque.ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, Ask
+from toque.ray_apps.generative.versions import GenerativeVersion
+from toque.ray_apps.predictor.versions.routes import Routes
+from toque.registry import ServiceTier
+from toque.registry.models.traffic import Traffic
 
 __all__ = ["ENGINE_S", "Call"]
 

@@ -7,16 +7,16 @@ import os
 import time
 from typing import Final
 
-from clusters.telemetry.tracing import current_request
-from functions.prediction_log import PINNED
-from ray_apps.generative.answering.call import Call
-from ray_apps.generative.load import LoadMeter
-from ray_apps.generative.openai.errors import ApiRefusal
-from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, Ask
-from ray_apps.generative.versions import GenerativeVersion
-from ray_apps.predictor.inference.live import LiveCounter
-from ray_apps.predictor.protocol.errors import NotFound
-from ray_apps.predictor.versions.follower import VersionFollower
+from toque.clusters.telemetry.tracing import current_request
+from toque.functions.prediction_log import PINNED
+from toque.ray_apps.generative.answering.call import Call
+from toque.ray_apps.generative.load import LoadMeter
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, Ask
+from toque.ray_apps.generative.versions import GenerativeVersion
+from toque.ray_apps.predictor.inference.live import LiveCounter
+from toque.ray_apps.predictor.protocol.errors import NotFound
+from toque.ray_apps.predictor.versions.follower import VersionFollower
 
 __all__ = ["VersionChooser"]
 

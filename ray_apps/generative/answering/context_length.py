@@ -7,10 +7,10 @@ from typing import Any
 
 import orjson
 
-from functions.generative import EngineSettings
-from functions.generative.engines import EngineProcess, EngineRefusal
-from ray_apps.generative.openai.errors import ApiRefusal, refusal_by_engine
-from ray_apps.generative.openai.requests import EMBEDDING, Ask
+from toque.functions.generative import EngineSettings
+from toque.functions.generative.engines import EngineProcess, EngineRefusal
+from toque.ray_apps.generative.openai.errors import ApiRefusal, refusal_by_engine
+from toque.ray_apps.generative.openai.requests import EMBEDDING, Ask
 
 __all__ = ["check_context"]
 

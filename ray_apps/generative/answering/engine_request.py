@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import aiohttp
 
-from functions.generative import GenerativeError
-from functions.generative.engines import EngineProcess, EngineRefusal
-from ray_apps.generative.openai.errors import ApiRefusal, refusal_by_engine
-from ray_apps.generative.openai.requests import CHAT, EMBEDDING, Ask
-from ray_apps.generative.versions import GenerativeVersion
+from toque.functions.generative import GenerativeError
+from toque.functions.generative.engines import EngineProcess, EngineRefusal
+from toque.ray_apps.generative.openai.errors import ApiRefusal, refusal_by_engine
+from toque.ray_apps.generative.openai.requests import CHAT, EMBEDDING, Ask
+from toque.ray_apps.generative.versions import GenerativeVersion
 
 __all__ = ["engine_body", "engine_refusal"]
 

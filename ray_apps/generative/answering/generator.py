@@ -11,18 +11,18 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from clusters.telemetry.tracing import mark
-from functions.generative.engines import EngineDown, QueueFull, ask_embeddings
-from functions.live_counts import End, end_of
-from functions.prediction_log import PINNED
-from functions.runtime.receipt import TokenPrice
-from ray_apps.admission.request_limits import TooManyRequests
-from ray_apps.admission.token_budget import Reservation, TokenBudgets
-from ray_apps.generative.answering.call import ENGINE_S, Call
-from ray_apps.generative.answering.choosing import VersionChooser
-from ray_apps.generative.answering.context_length import check_context
-from ray_apps.generative.answering.engine_request import engine_body, engine_refusal
-from ray_apps.generative.answering.guarding import (
+from toque.clusters.telemetry.tracing import mark
+from toque.functions.generative.engines import EngineDown, QueueFull, ask_embeddings
+from toque.functions.live_counts import End, end_of
+from toque.functions.prediction_log import PINNED
+from toque.functions.runtime.receipt import TokenPrice
+from toque.ray_apps.admission.request_limits import TooManyRequests
+from toque.ray_apps.admission.token_budget import Reservation, TokenBudgets
+from toque.ray_apps.generative.answering.call import ENGINE_S, Call
+from toque.ray_apps.generative.answering.choosing import VersionChooser
+from toque.ray_apps.generative.answering.context_length import check_context
+from toque.ray_apps.generative.answering.engine_request import engine_body, engine_refusal
+from toque.ray_apps.generative.answering.guarding import (
     FILTERED,
     changes,
     finding_tensors,
@@ -30,7 +30,7 @@ from ray_apps.generative.answering.guarding import (
     guarded_request,
     refusal_of,
 )
-from ray_apps.generative.answering.recording import (
+from toque.ray_apps.generative.answering.recording import (
     IN_VIEW,
     LoggedRow,
     embedding_tensors,
@@ -38,33 +38,33 @@ from ray_apps.generative.answering.recording import (
     request_tensors,
     response_tensors,
 )
-from ray_apps.generative.answering.shadows import GenerativeShadows
-from ray_apps.generative.load import LoadMeter
-from ray_apps.generative.openai.answers import (
+from toque.ray_apps.generative.answering.shadows import GenerativeShadows
+from toque.ray_apps.generative.load import LoadMeter
+from toque.ray_apps.generative.openai.answers import (
     AnswerRecord,
     EventStream,
     as_choice,
     record_of,
     with_completion_logprobs,
 )
-from ray_apps.generative.openai.errors import ApiRefusal, error_document, refusal_by_engine
-from ray_apps.generative.openai.requests import COMPLETION, EMBEDDING, Ask
-from ray_apps.generative.openai.response_stream import ResponseStream
-from ray_apps.generative.openai.responses import items_of, response_of
-from ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
-from ray_apps.generative.openai.service_tier import granted_tier
-from ray_apps.generative.openai.tools import calls_by_schema, check_tools, with_call
-from ray_apps.generative.series import TokenSeries
-from ray_apps.generative.versions import GenerativeVersion
-from ray_apps.predictor.http.endpoint import JSON, Answer, Request
-from ray_apps.predictor.inference.caller import Caller
-from ray_apps.predictor.inference.live import LiveCounter
-from ray_apps.predictor.inference.recording import Failure, Recorder
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import PredictorError
-from ray_apps.predictor.versions.follower import VersionFollower
-from registry import Limits, ModelPolicy
-from registry.models.traffic import is_shadowed
+from toque.ray_apps.generative.openai.errors import ApiRefusal, error_document, refusal_by_engine
+from toque.ray_apps.generative.openai.requests import COMPLETION, EMBEDDING, Ask
+from toque.ray_apps.generative.openai.response_stream import ResponseStream
+from toque.ray_apps.generative.openai.responses import items_of, response_of
+from toque.ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
+from toque.ray_apps.generative.openai.service_tier import granted_tier
+from toque.ray_apps.generative.openai.tools import calls_by_schema, check_tools, with_call
+from toque.ray_apps.generative.series import TokenSeries
+from toque.ray_apps.generative.versions import GenerativeVersion
+from toque.ray_apps.predictor.http.endpoint import JSON, Answer, Request
+from toque.ray_apps.predictor.inference.caller import Caller
+from toque.ray_apps.predictor.inference.live import LiveCounter
+from toque.ray_apps.predictor.inference.recording import Failure, Recorder
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.protocol.errors import PredictorError
+from toque.ray_apps.predictor.versions.follower import VersionFollower
+from toque.registry import Limits, ModelPolicy
+from toque.registry.models.traffic import is_shadowed
 
 __all__ = ["Generator"]
 

@@ -9,11 +9,11 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from functions.generative import Finding, Prompt, check_answer, check_request
-from ray_apps.generative.openai.answers import AnswerRecord
-from ray_apps.generative.openai.errors import ApiRefusal
-from ray_apps.generative.openai.requests import EMBEDDING, Ask
-from ray_apps.predictor.protocol.datatypes import Array
+from toque.functions.generative import Finding, Prompt, check_answer, check_request
+from toque.ray_apps.generative.openai.answers import AnswerRecord
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.requests import EMBEDDING, Ask
+from toque.ray_apps.predictor.protocol.datatypes import Array
 
 __all__ = ["FILTERED", "changes", "finding_tensors", "guard_answer", "guarded_request", "refusal_of"]
 

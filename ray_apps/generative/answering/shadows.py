@@ -13,28 +13,33 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from functions.generative.engines import EngineDown, Lease, QueueFull
-from functions.runtime.receipt import TokenPrice
-from ray_apps.generative.answering.call import ENGINE_S, Call
-from ray_apps.generative.answering.engine_request import engine_body
-from ray_apps.generative.answering.guarding import finding_tensors, guard_answer, guarded_request, refusal_of
-from ray_apps.generative.answering.recording import (
+from toque.functions.generative.engines import EngineDown, Lease, QueueFull
+from toque.functions.runtime.receipt import TokenPrice
+from toque.ray_apps.generative.answering.call import ENGINE_S, Call
+from toque.ray_apps.generative.answering.engine_request import engine_body
+from toque.ray_apps.generative.answering.guarding import (
+    finding_tensors,
+    guard_answer,
+    guarded_request,
+    refusal_of,
+)
+from toque.ray_apps.generative.answering.recording import (
     IN_VIEW,
     LoggedRow,
     live_outputs,
     request_tensors,
     response_tensors,
 )
-from ray_apps.generative.openai.answers import record_of
-from ray_apps.generative.openai.errors import ApiRefusal
-from ray_apps.generative.openai.requests import EMBEDDING, Ask
-from ray_apps.generative.openai.tools import calls_by_schema, check_tools, with_call
-from ray_apps.generative.versions import GenerativeVersion
-from ray_apps.predictor.inference.live import LiveCounter
-from ray_apps.predictor.inference.recording import Failure, Recorder
-from ray_apps.predictor.protocol.errors import PredictorError
-from registry import ModelPolicy
-from registry.models.traffic import Traffic
+from toque.ray_apps.generative.openai.answers import record_of
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.requests import EMBEDDING, Ask
+from toque.ray_apps.generative.openai.tools import calls_by_schema, check_tools, with_call
+from toque.ray_apps.generative.versions import GenerativeVersion
+from toque.ray_apps.predictor.inference.live import LiveCounter
+from toque.ray_apps.predictor.inference.recording import Failure, Recorder
+from toque.ray_apps.predictor.protocol.errors import PredictorError
+from toque.registry import ModelPolicy
+from toque.registry.models.traffic import Traffic
 
 __all__ = ["GenerativeShadows", "ShadowAsk"]
 

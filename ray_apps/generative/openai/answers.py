@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import orjson
 
-from functions.generative import declines
-from functions.generative.engines import EngineDown
-from ray_apps.generative.openai.requests import COMPLETION
+from toque.functions.generative import declines
+from toque.functions.generative.engines import EngineDown
+from toque.ray_apps.generative.openai.requests import COMPLETION
 
 __all__ = ["AnswerRecord", "EventStream", "as_choice", "record_of", "with_completion_logprobs"]
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from ray_apps.predictor.protocol.errors import PredictorError
+from toque.ray_apps.predictor.protocol.errors import PredictorError
 
 __all__ = ["ApiRefusal", "error_document", "refusal_by_engine"]
 

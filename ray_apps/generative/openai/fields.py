@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.errors import ApiRefusal
 
 __all__ = ["ROLES", "check_logprobs", "check_numbers", "joined_messages", "texts_to_embed"]
 

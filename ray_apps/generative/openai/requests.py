@@ -8,11 +8,16 @@ from typing import Any, Final
 
 import orjson
 
-from ray_apps.generative.openai import responses
-from ray_apps.generative.openai.errors import ApiRefusal
-from ray_apps.generative.openai.fields import check_logprobs, check_numbers, joined_messages, texts_to_embed
-from ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
-from ray_apps.generative.openai.service_tier import check_tier
+from toque.ray_apps.generative.openai import responses
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.fields import (
+    check_logprobs,
+    check_numbers,
+    joined_messages,
+    texts_to_embed,
+)
+from toque.ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
+from toque.ray_apps.generative.openai.service_tier import check_tier
 
 __all__ = ["CHAT", "COMPLETION", "EMBEDDING", "RESPONSE", "Ask", "parse_request"]
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import orjson
 
-from ray_apps.generative.openai.answers import AnswerRecord, EventStream
-from ray_apps.generative.openai.responses import call_item, items_of, response_of, text_item, text_part
+from toque.ray_apps.generative.openai.answers import AnswerRecord, EventStream
+from toque.ray_apps.generative.openai.responses import call_item, items_of, response_of, text_item, text_part
 
 __all__ = ["ResponseStream"]
 

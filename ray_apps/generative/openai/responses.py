@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.errors import ApiRefusal
 
 __all__ = ["FIELDS", "chat_of", "items_of", "response_of"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ray_apps.generative.openai.errors import ApiRefusal
-from registry import SERVICE_TIERS, Limits, ServiceTier
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.registry import SERVICE_TIERS, Limits, ServiceTier
 
 __all__ = ["FIELD", "check_tier", "granted_tier"]
 

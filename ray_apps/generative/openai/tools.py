@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.errors import ApiRefusal
 
 __all__ = ["calls_by_schema", "check_tools", "with_call"]
 

@@ -1,6 +1,6 @@
 """A version's own deployment on Serve, and how a model's endpoint deploys, holds and asks it.
 
-The deployment is a Serve application without a route, as `ray_apps.predictor.deploy.names` names it. It
+The deployment is a Serve application without a route, as `toque.ray_apps.predictor.deploy.names` names it. It
 alone loads the version; the model's endpoint has the protocol, the split, the log and all else.
 """
 
@@ -22,24 +22,30 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from functions.runtime.process import enter_process
-from ray_apps.garbage_collector import freeze
-from ray_apps.loopback import bind_to_loopback
-from ray_apps.predictor.deploy.latency import LatencyMeter
-from ray_apps.predictor.deploy.names import VERSION_PREFIX, version_app
-from ray_apps.predictor.deploy.options import DedicatedOptions, PredictorOptions
-from ray_apps.predictor.deploy.process import configure_process, sandbox_of
-from ray_apps.predictor.deploy.reaper import DeploymentHolds, Reaper
-from ray_apps.predictor.deploy.remote import DeploymentState, DeploymentStatus, RemotePredict, Reply
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import BadRequest, DeviceFailed, NotReady, Overloaded, PredictorError
-from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError, fetch_version, tried_first
-from ray_apps.spread import laid_out
-from registry import Registry, open_store
-from registry.access import workspace_store
-from registry.audit_keys import AuditKeys
-from registry.errors import RegistryError
-from registry.store import temporary_folder
+from toque.functions.runtime.process import enter_process
+from toque.ray_apps.garbage_collector import freeze
+from toque.ray_apps.loopback import bind_to_loopback
+from toque.ray_apps.predictor.deploy.latency import LatencyMeter
+from toque.ray_apps.predictor.deploy.names import VERSION_PREFIX, version_app
+from toque.ray_apps.predictor.deploy.options import DedicatedOptions, PredictorOptions
+from toque.ray_apps.predictor.deploy.process import configure_process, sandbox_of
+from toque.ray_apps.predictor.deploy.reaper import DeploymentHolds, Reaper
+from toque.ray_apps.predictor.deploy.remote import DeploymentState, DeploymentStatus, RemotePredict, Reply
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.protocol.errors import (
+    BadRequest,
+    DeviceFailed,
+    NotReady,
+    Overloaded,
+    PredictorError,
+)
+from toque.ray_apps.predictor.versions.loaded import LoadedVersion, LoadError, fetch_version, tried_first
+from toque.ray_apps.spread import laid_out
+from toque.registry import Registry, open_store
+from toque.registry.access import workspace_store
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.errors import RegistryError
+from toque.registry.store import temporary_folder
 
 __all__ = ["ServeDeployments", "VersionReplica", "device_of", "version_application"]
 
@@ -117,7 +123,7 @@ class TimedVersionReplica(VersionReplica):
 
 
 def _load(model: str, number: int, options: PredictorOptions) -> LoadedVersion:
-    from ray_apps.predictor.versions.scoring import load_scorer  # late: only replicas need torch
+    from toque.ray_apps.predictor.versions.scoring import load_scorer  # late: only replicas need torch
 
     platform = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
     store = workspace_store(platform, options.workspace)

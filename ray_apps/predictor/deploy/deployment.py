@@ -10,43 +10,43 @@ from typing import Any
 
 from ray import serve
 
-from featurestore import FeatureStore
-from functions.live_counts import Tally, live_publisher
-from functions.prediction_log import PSEUDONYM_KEY, Pseudonyms, close_writers
-from functions.runtime.changes.announcer import journals_in
-from functions.runtime.changes.feed import watch_of
-from functions.runtime.clock import clock_named
-from functions.runtime.context import context_of
-from functions.runtime.process import enter_process
-from ray_apps.admission import flush_refusals, open_admission
-from ray_apps.garbage_collector import freeze
-from ray_apps.predictor.deploy.dedicated import ServeDeployments
-from ray_apps.predictor.deploy.latency import LatencyMeter, TimedEndpoint
-from ray_apps.predictor.deploy.names import app_name, in_workspace, pool_app, pool_prefix, route_prefix
-from ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
-from ray_apps.predictor.deploy.pool import Pool
-from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
-from ray_apps.predictor.deploy.process import configure_process, sandbox_of
-from ray_apps.predictor.deploy.remote import DedicatedVersions
-from ray_apps.predictor.deploy.replica import confirmation_of, deployment_of, open_log
-from ray_apps.predictor.deploy.series import PoolSeries, connect, connect_door
-from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
-from ray_apps.predictor.http.body import LargeBodies
-from ray_apps.predictor.http.bypass import register_bypass
-from ray_apps.predictor.http.endpoint import Endpoint
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference.embedding import embed
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.inference.series import ModelSeries
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.versions.engine import POLL_S, Engine, VersionLoader
-from ray_apps.predictor.versions.loaded import tried_first
-from ray_apps.siblings import ask_another, others_answer
-from registry import Registry, open_store
-from registry.access import workspace_store
-from registry.audit_keys import AuditKeys
-from registry.store import temporary_folder
+from toque.featurestore import FeatureStore
+from toque.functions.live_counts import Tally, live_publisher
+from toque.functions.prediction_log import PSEUDONYM_KEY, Pseudonyms, close_writers
+from toque.functions.runtime.changes.announcer import journals_in
+from toque.functions.runtime.changes.feed import watch_of
+from toque.functions.runtime.clock import clock_named
+from toque.functions.runtime.context import context_of
+from toque.functions.runtime.process import enter_process
+from toque.ray_apps.admission import flush_refusals, open_admission
+from toque.ray_apps.garbage_collector import freeze
+from toque.ray_apps.predictor.deploy.dedicated import ServeDeployments
+from toque.ray_apps.predictor.deploy.latency import LatencyMeter, TimedEndpoint
+from toque.ray_apps.predictor.deploy.names import app_name, in_workspace, pool_app, pool_prefix, route_prefix
+from toque.ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
+from toque.ray_apps.predictor.deploy.pool import Pool
+from toque.ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
+from toque.ray_apps.predictor.deploy.process import configure_process, sandbox_of
+from toque.ray_apps.predictor.deploy.remote import DedicatedVersions
+from toque.ray_apps.predictor.deploy.replica import confirmation_of, deployment_of, open_log
+from toque.ray_apps.predictor.deploy.series import PoolSeries, connect, connect_door
+from toque.ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
+from toque.ray_apps.predictor.http.body import LargeBodies
+from toque.ray_apps.predictor.http.bypass import register_bypass
+from toque.ray_apps.predictor.http.endpoint import Endpoint
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference.embedding import embed
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.inference.series import ModelSeries
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.versions.engine import POLL_S, Engine, VersionLoader
+from toque.ray_apps.predictor.versions.loaded import tried_first
+from toque.ray_apps.siblings import ask_another, others_answer
+from toque.registry import Registry, open_store
+from toque.registry.access import workspace_store
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.store import temporary_folder
 
 __all__ = [
     "POOL_APP",
@@ -133,7 +133,7 @@ class _ReplicaResources:
 
         retain: versions kept after the policy dropped them. version_loader: by default loads into this process.
         """
-        from ray_apps.predictor.versions.scoring import load_scorer  # late: only replicas need torch
+        from toque.ray_apps.predictor.versions.scoring import load_scorer  # late: only replicas need torch
 
         registry = Registry(self._store, actor=f"predictor/{model}")
         journal = journals_in(self._store, registry.follow(model).journal.path)

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from operator import mul
 from typing import NamedTuple
 
-from ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS
-from ray_apps.predictor.http.endpoint import Answer, Endpoint, Message, Request
-from ray_apps.predictor.protocol.errors import DeadlineExceeded
+from toque.ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS
+from toque.ray_apps.predictor.http.endpoint import Answer, Endpoint, Message, Request
+from toque.ray_apps.predictor.protocol.errors import DeadlineExceeded
 
 __all__ = ["Average", "LatencyMeter", "LatencySummary", "TimedEndpoint", "Window"]
 

@@ -6,8 +6,8 @@ dots in their names, and HAProxy takes them as they are, so no two workspaces sh
 
 from __future__ import annotations
 
-from ray_apps.model_paths import models_path
-from registry.access import DEFAULT_WORKSPACE
+from toque.ray_apps.model_paths import models_path
+from toque.registry.access import DEFAULT_WORKSPACE
 
 __all__ = [
     "VERSION_PREFIX",

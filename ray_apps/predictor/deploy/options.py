@@ -8,13 +8,13 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from functions.model_formats.sandbox import SandboxLimits
-from functions.prediction_log import LogMode, default_wal_root, log_mode_of
-from functions.runtime.context import context_of
-from ray_apps.oidc import OidcSettings
-from ray_apps.predictor.deploy.scaling import Policy
-from ray_apps.predictor.http.body import MAX_HELD_BYTES
-from registry.access import DEFAULT_WORKSPACE, check_workspace, workspace_url
+from toque.functions.model_formats.sandbox import SandboxLimits
+from toque.functions.prediction_log import LogMode, default_wal_root, log_mode_of
+from toque.functions.runtime.context import context_of
+from toque.ray_apps.oidc import OidcSettings
+from toque.ray_apps.predictor.deploy.scaling import Policy
+from toque.ray_apps.predictor.http.body import MAX_HELD_BYTES
+from toque.registry.access import DEFAULT_WORKSPACE, check_workspace, workspace_url
 
 __all__ = ["DedicatedOptions", "PoolOptions", "PredictorOptions"]
 

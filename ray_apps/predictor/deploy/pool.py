@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ray_apps.predictor.http.endpoint import Answer, Request
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.protocol.errors import NotFound, NotReady, Overloaded, PredictorError
-from ray_apps.predictor.versions.engine import Engine
-from ray_apps.predictor.versions.loaded import OVERHEAD_BYTES, memory_of
+from toque.ray_apps.predictor.http.endpoint import Answer, Request
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.protocol.errors import NotFound, NotReady, Overloaded, PredictorError
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.ray_apps.predictor.versions.loaded import OVERHEAD_BYTES, memory_of
 
 __all__ = ["Pool"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import orjson
 
-from ray_apps.predictor.deploy.pool import Pool
-from ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
-from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
-from ray_apps.predictor.protocol.errors import NotFound
-from registry import InvalidInput
-from registry.names import check_name
+from toque.ray_apps.predictor.deploy.pool import Pool
+from toque.ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
+from toque.ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
+from toque.ray_apps.predictor.protocol.errors import NotFound
+from toque.registry import InvalidInput
+from toque.registry.names import check_name
 
 __all__ = ["PoolEndpoint"]
 

@@ -8,9 +8,9 @@ from functools import cache
 
 import ray
 
-from clusters.profile import apply_profile
-from functions.model_formats.sandbox import Sandbox, SandboxLimits
-from registry.store import temporary_folder
+from toque.clusters.profile import apply_profile
+from toque.functions.model_formats.sandbox import Sandbox, SandboxLimits
+from toque.registry.store import temporary_folder
 
 __all__ = ["configure_process", "sandbox_of"]
 

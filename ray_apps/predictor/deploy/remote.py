@@ -2,7 +2,7 @@
 
 A version is loaded by running its deployment and letting it answer its example, so one that does not start or
 answer never takes traffic. Endpoint replicas report again and again which versions they hold; the reaper
-(`ray_apps.predictor.deploy.reaper`) ends the others, because another endpoint replica may still need a version.
+(`toque.ray_apps.predictor.deploy.reaper`) ends the others, because another endpoint replica may still need a version.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import BadRequest, NotReady
-from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError
-from registry.models import ModelVersion
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.protocol.errors import BadRequest, NotReady
+from toque.ray_apps.predictor.versions.loaded import LoadedVersion, LoadError
+from toque.registry.models import ModelVersion
 
 __all__ = [
     "DedicatedVersions",

@@ -7,10 +7,10 @@ from typing import Any
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from functions.prediction_log import LogWriter
-from ray_apps.predictor.deploy.options import PredictorOptions
-from ray_apps.predictor.inference.confirmation import Confirmation
-from ray_apps.spread import laid_out
+from toque.functions.prediction_log import LogWriter
+from toque.ray_apps.predictor.deploy.options import PredictorOptions
+from toque.ray_apps.predictor.inference.confirmation import Confirmation
+from toque.ray_apps.spread import laid_out
 
 __all__ = ["confirmation_of", "deployment_of", "open_log"]
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from prometheus_client import Counter, Gauge
 
-from clusters.telemetry.metrics import Rising, flush_regularly
-from ray_apps.predictor.deploy.pool import Pool
-from ray_apps.predictor.http.endpoint import Endpoint
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference import series
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.series import ModelSeries
-from ray_apps.predictor.versions.batching import Batcher
+from toque.clusters.telemetry.metrics import Rising, flush_regularly
+from toque.ray_apps.predictor.deploy.pool import Pool
+from toque.ray_apps.predictor.http.endpoint import Endpoint
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference import series
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.inference.series import ModelSeries
+from toque.ray_apps.predictor.versions.batching import Batcher
 
 __all__ = ["PoolSeries", "connect", "connect_door"]
 

@@ -12,13 +12,13 @@ from urllib.parse import unquote
 import orjson
 import uvicorn
 
-from functions.prediction_log import close_writers
-from ray_apps.admission.admission import ANY_MODEL
-from ray_apps.model_paths import models_path
-from ray_apps.predictor.grpc import GrpcServer
-from ray_apps.predictor.http.auth import READ, WORKSPACE, Authenticator
-from ray_apps.predictor.http.connections import TimedProtocol
-from ray_apps.predictor.http.endpoint import (
+from toque.functions.prediction_log import close_writers
+from toque.ray_apps.admission.admission import ANY_MODEL
+from toque.ray_apps.model_paths import models_path
+from toque.ray_apps.predictor.grpc import GrpcServer
+from toque.ray_apps.predictor.http.auth import READ, WORKSPACE, Authenticator
+from toque.ray_apps.predictor.http.connections import TimedProtocol
+from toque.ray_apps.predictor.http.endpoint import (
     JSON,
     Answer,
     Endpoint,
@@ -28,8 +28,8 @@ from ray_apps.predictor.http.endpoint import (
     Send,
     echoed_headers,
 )
-from ray_apps.predictor.protocol.errors import BadRequest
-from registry.access import DEFAULT_WORKSPACE
+from toque.ray_apps.predictor.protocol.errors import BadRequest
+from toque.registry.access import DEFAULT_WORKSPACE
 
 __all__ = ["EndpointRouter", "serve_standalone"]
 

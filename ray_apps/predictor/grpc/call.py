@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
-from clusters.telemetry.tracing import RequestTrace, begin_request, is_tracing
-from ray_apps.predictor.grpc.status import Metadata, trailing_metadata
-from ray_apps.predictor.protocol.errors import DeadlineExceeded
+from toque.clusters.telemetry.tracing import RequestTrace, begin_request, is_tracing
+from toque.ray_apps.predictor.grpc.status import Metadata, trailing_metadata
+from toque.ray_apps.predictor.protocol.errors import DeadlineExceeded
 
 __all__ = ["Call"]
 

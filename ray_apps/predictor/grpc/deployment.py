@@ -11,18 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from clusters.profile import apply_profile
-from functions.runtime.context import context_of
-from functions.runtime.process import enter_process
-from ray_apps.admission import flush_refusals, open_admission
-from ray_apps.oidc import OidcSettings
-from ray_apps.predictor.grpc.http_models import HttpModels
-from ray_apps.predictor.grpc.limits import Limits
-from ray_apps.predictor.grpc.server import GrpcServer
-from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
-from ray_apps.spread import DOOR, SHARE, laid_out, one_on_each_door
-from registry import open_store
-from registry.audit_keys import AuditKeys
+from toque.clusters.profile import apply_profile
+from toque.functions.runtime.context import context_of
+from toque.functions.runtime.process import enter_process
+from toque.ray_apps.admission import flush_refusals, open_admission
+from toque.ray_apps.oidc import OidcSettings
+from toque.ray_apps.predictor.grpc.http_models import HttpModels
+from toque.ray_apps.predictor.grpc.limits import Limits
+from toque.ray_apps.predictor.grpc.server import GrpcServer
+from toque.ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
+from toque.ray_apps.spread import DOOR, SHARE, laid_out, one_on_each_door
+from toque.registry import open_store
+from toque.registry.audit_keys import AuditKeys
 
 __all__ = ["GRPC_APP", "ProxyOptions", "grpc_application"]
 

@@ -9,9 +9,9 @@ from urllib.parse import quote
 import orjson
 from google.protobuf import json_format  # type: ignore[import-untyped]  # it ships no types
 
-from ray_apps.model_paths import models_path
-from ray_apps.predictor.protocol import messages
-from ray_apps.predictor.protocol.errors import BadRequest
+from toque.ray_apps.model_paths import models_path
+from toque.ray_apps.predictor.protocol import messages
+from toque.ray_apps.predictor.protocol.errors import BadRequest
 
 __all__ = ["DOCUMENTS", "Document", "model_path"]
 

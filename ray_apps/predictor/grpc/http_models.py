@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from ray_apps.predictor.grpc.status import UnreachableError
-from ray_apps.predictor.http.endpoint import Answer
+from toque.ray_apps.predictor.grpc.status import UnreachableError
+from toque.ray_apps.predictor.http.endpoint import Answer
 
 __all__ = ["HttpModels"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import grpc
 
-from ray_apps.predictor.grpc.limits import Limits
-from ray_apps.predictor.grpc.service import Models, make_handler
-from ray_apps.predictor.http.auth import Authenticator
+from toque.ray_apps.predictor.grpc.limits import Limits
+from toque.ray_apps.predictor.grpc.service import Models, make_handler
+from toque.ray_apps.predictor.http.auth import Authenticator
 
 __all__ = ["GrpcServer"]
 

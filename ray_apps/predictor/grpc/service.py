@@ -14,19 +14,25 @@ from typing import Any, Final, Protocol
 import grpc
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
-from clusters.telemetry.tracing import mark
-from ray_apps.admission.admission import ANY_MODEL, Rule
-from ray_apps.predictor.grpc.call import Call
-from ray_apps.predictor.grpc.documents import DOCUMENTS, Document, model_path
-from ray_apps.predictor.grpc.limits import Limits
-from ray_apps.predictor.grpc.status import HttpRefusal, Refusal, UnreachableError, http_status_of, refusal_of
-from ray_apps.predictor.grpc.turns import Turn, Turns
-from ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
-from ray_apps.predictor.http.body import LargeBodies
-from ray_apps.predictor.http.endpoint import JSON, Answer
-from ray_apps.predictor.protocol.errors import BadRequest, Overloaded, PredictorError, TooLarge
-from ray_apps.predictor.protocol.limits import SMALL_BYTES
-from ray_apps.predictor.protocol.messages import (
+from toque.clusters.telemetry.tracing import mark
+from toque.ray_apps.admission.admission import ANY_MODEL, Rule
+from toque.ray_apps.predictor.grpc.call import Call
+from toque.ray_apps.predictor.grpc.documents import DOCUMENTS, Document, model_path
+from toque.ray_apps.predictor.grpc.limits import Limits
+from toque.ray_apps.predictor.grpc.status import (
+    HttpRefusal,
+    Refusal,
+    UnreachableError,
+    http_status_of,
+    refusal_of,
+)
+from toque.ray_apps.predictor.grpc.turns import Turn, Turns
+from toque.ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
+from toque.ray_apps.predictor.http.body import LargeBodies
+from toque.ray_apps.predictor.http.endpoint import JSON, Answer
+from toque.ray_apps.predictor.protocol.errors import BadRequest, Overloaded, PredictorError, TooLarge
+from toque.ray_apps.predictor.protocol.limits import SMALL_BYTES
+from toque.ray_apps.predictor.protocol.messages import (
     METHODS,
     SERVICE,
     ModelInferRequest,
@@ -36,7 +42,7 @@ from ray_apps.predictor.protocol.messages import (
     ServerLiveResponse,
     ServerReadyResponse,
 )
-from ray_apps.predictor.protocol.protobuf import PROTOBUF, length_delimited, parse_message
+from toque.ray_apps.predictor.protocol.protobuf import PROTOBUF, length_delimited, parse_message
 
 __all__ = ["Models", "make_handler"]
 

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 import orjson
 from grpc import StatusCode
 
-from ray_apps.predictor.http.endpoint import Answer
-from ray_apps.predictor.protocol.errors import PredictorError
+from toque.ray_apps.predictor.http.endpoint import Answer
+from toque.ray_apps.predictor.protocol.errors import PredictorError
 
 __all__ = [
     "RETURNED_HEADERS",

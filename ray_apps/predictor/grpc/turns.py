@@ -7,7 +7,7 @@ from collections import Counter
 from types import TracebackType
 from typing import Self
 
-from ray_apps.predictor.protocol.errors import Overloaded
+from toque.ray_apps.predictor.protocol.errors import Overloaded
 
 __all__ = ["Turn", "Turns"]
 

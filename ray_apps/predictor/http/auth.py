@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final, Protocol
 
-from ray_apps.admission.admission import ANY_MODEL, Admission, Admitted, NotAdmitted, Rule
-from ray_apps.model_paths import models_path
-from ray_apps.predictor.protocol.errors import Denied, NotFound, NotReady, Overloaded, PredictorError
-from registry import DEFAULT_WORKSPACE, EVERY_WORKSPACE, InvalidInput, Limits, Principal, Role
-from registry.access import check_workspace
+from toque.ray_apps.admission.admission import ANY_MODEL, Admission, Admitted, NotAdmitted, Rule
+from toque.ray_apps.model_paths import models_path
+from toque.ray_apps.predictor.protocol.errors import Denied, NotFound, NotReady, Overloaded, PredictorError
+from toque.registry import DEFAULT_WORKSPACE, EVERY_WORKSPACE, InvalidInput, Limits, Principal, Role
+from toque.registry.access import check_workspace
 
 __all__ = ["INFER", "READ", "WORKSPACE", "Authenticator", "NoAuthentication", "TokenAuthenticator"]
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from ray_apps.predictor.protocol.errors import BadRequest, Overloaded, TooLarge
-from ray_apps.predictor.protocol.limits import SMALL_BYTES
+from toque.ray_apps.predictor.protocol.errors import BadRequest, Overloaded, TooLarge
+from toque.ray_apps.predictor.protocol.limits import SMALL_BYTES
 
 if TYPE_CHECKING:
-    from ray_apps.predictor.http.endpoint import Request
+    from toque.ray_apps.predictor.http.endpoint import Request
 
 __all__ = ["MAX_HELD_BYTES", "LargeBodies", "read_body"]
 

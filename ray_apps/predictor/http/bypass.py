@@ -16,11 +16,11 @@ from typing import Any
 from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 
-from ray_apps.deployment.deregistration import answer_until_deregistered, note_request
-from ray_apps.deployment.proxy_class import load_proxy_class_here
-from ray_apps.loopback import bind_to_loopback
-from ray_apps.predictor.http.connections import TimedProtocol
-from ray_apps.predictor.http.unanswered import App, answered
+from toque.ray_apps.deployment.deregistration import answer_until_deregistered, note_request
+from toque.ray_apps.deployment.proxy_class import load_proxy_class_here
+from toque.ray_apps.loopback import bind_to_loopback
+from toque.ray_apps.predictor.http.connections import TimedProtocol
+from toque.ray_apps.predictor.http.unanswered import App, answered
 
 __all__ = ["BypassMiddleware", "middlewares", "register_bypass", "unregister_bypass"]
 

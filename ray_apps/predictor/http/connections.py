@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from ray_apps.predictor.write_coalescing import CoalescingProtocol
+from toque.ray_apps.predictor.write_coalescing import CoalescingProtocol
 
 __all__ = ["BYTES_PER_S", "HEAD_S", "MAX_CONNECTIONS", "MAX_HEAD_BYTES", "TimedProtocol"]
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import orjson
 
-from clusters.telemetry.tracing import begin_request
-from ray_apps.admission.admission import Admitted
-from ray_apps.predictor.http.bypass import DIRECT
-from ray_apps.predictor.protocol.errors import BadRequest, Denied, Overloaded, PredictorError
-from ray_apps.predictor.write_coalescing import WRITE_BATCH, WriteBatch
+from toque.clusters.telemetry.tracing import begin_request
+from toque.ray_apps.admission.admission import Admitted
+from toque.ray_apps.predictor.http.bypass import DIRECT
+from toque.ray_apps.predictor.protocol.errors import BadRequest, Denied, Overloaded, PredictorError
+from toque.ray_apps.predictor.write_coalescing import WRITE_BATCH, WriteBatch
 
 __all__ = ["JSON", "Answer", "Endpoint", "Message", "Receive", "Request", "Send", "echoed_headers"]
 

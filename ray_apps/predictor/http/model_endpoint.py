@@ -9,23 +9,23 @@ from typing import Any
 
 import orjson
 
-from clusters.telemetry.tracing import mark
-from ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
-from ray_apps.predictor.http.body import LargeBodies, read_body
-from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
-from ray_apps.predictor.inference.caller import Caller
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.protocol.errors import BadRequest, DeadlineExceeded, NotFound
-from ray_apps.predictor.protocol.json import (
+from toque.clusters.telemetry.tracing import mark
+from toque.ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
+from toque.ray_apps.predictor.http.body import LargeBodies, read_body
+from toque.ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
+from toque.ray_apps.predictor.inference.caller import Caller
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.protocol.errors import BadRequest, DeadlineExceeded, NotFound
+from toque.ray_apps.predictor.protocol.json import (
     InferRequest,
     InferResponse,
     decode_request,
     encode_response,
 )
-from ray_apps.predictor.protocol.limits import SMALL_BYTES
-from ray_apps.predictor.protocol.protobuf import PROTOBUF, decode_message, encode_message
-from ray_apps.predictor.versions.loaded import LoadedVersion
-from ray_apps.predictor.versions.model_config import model_config
+from toque.ray_apps.predictor.protocol.limits import SMALL_BYTES
+from toque.ray_apps.predictor.protocol.protobuf import PROTOBUF, decode_message, encode_message
+from toque.ray_apps.predictor.versions.loaded import LoadedVersion
+from toque.ray_apps.predictor.versions.model_config import model_config
 
 __all__ = ["ModelEndpoint", "metadata"]
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-import clusters
+from toque import clusters
 
 __all__ = ["App", "answered"]
 

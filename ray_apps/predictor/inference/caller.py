@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Final, TypeVar
 
-from ray_apps.predictor.protocol.errors import CallerGone
-from ray_apps.predictor.write_coalescing import WriteBatch
+from toque.ray_apps.predictor.protocol.errors import CallerGone
+from toque.ray_apps.predictor.write_coalescing import WriteBatch
 
 __all__ = ["Caller"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ray_apps.predictor.protocol.errors import NotLogged
+from toque.ray_apps.predictor.protocol.errors import NotLogged
 
 __all__ = ["Confirmation", "ConfirmedLog"]
 

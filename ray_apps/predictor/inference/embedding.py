@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import BadRequest, NotReady
-from ray_apps.predictor.protocol.json import InferRequest
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.protocol.errors import BadRequest, NotReady
+from toque.ray_apps.predictor.protocol.json import InferRequest
 
 __all__ = ["embed"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from functions.model_formats import explanation
-from functions.model_formats.explanation import BASELINES, CannotExplain, ExplainRequest
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import BadRequest
-from ray_apps.predictor.versions.loaded import LoadedVersion
+from toque.functions.model_formats import explanation
+from toque.functions.model_formats.explanation import BASELINES, CannotExplain, ExplainRequest
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.protocol.errors import BadRequest
+from toque.ray_apps.predictor.versions.loaded import LoadedVersion
 
 __all__ = ["ExplainRequest", "Explainer", "parse_explain"]
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from functions.prediction_log.tensors import LoggedTensor
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.versions.in_view import InView
+from toque.functions.prediction_log.tensors import LoggedTensor
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.versions.in_view import InView
 
 __all__ = ["Held", "held_values", "is_plain", "plain", "vectors"]
 

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featurestore.errors import InvalidRows
-from ray_apps.predictor.inference.request_names import RequestNames
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import BadRequest, NotReady
-from ray_apps.predictor.versions.loaded import LoadedVersion
-from registry.models import TensorSpec
+from toque.featurestore.errors import InvalidRows
+from toque.ray_apps.predictor.inference.request_names import RequestNames
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.protocol.errors import BadRequest, NotReady
+from toque.ray_apps.predictor.versions.loaded import LoadedVersion
+from toque.registry.models import TensorSpec
 
 __all__ = [
     "FeatureSource",

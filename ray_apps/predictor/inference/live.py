@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from functions.live_counts import End, SplitArm, Tally, end_of, is_usable
-from functions.prediction_log import LOAD_TEST, PINNED
-from ray_apps.predictor.inference.series import ModelSeries
-from ray_apps.predictor.protocol.errors import PredictorError
-from registry.models.traffic import CHAMPION, Traffic
+from toque.functions.live_counts import End, SplitArm, Tally, end_of, is_usable
+from toque.functions.prediction_log import LOAD_TEST, PINNED
+from toque.ray_apps.predictor.inference.series import ModelSeries
+from toque.ray_apps.predictor.protocol.errors import PredictorError
+from toque.registry.models.traffic import CHAMPION, Traffic
 
 __all__ = ["LiveCounter"]
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from clusters.telemetry.tracing import RequestTrace, current_request
-from functions.live_counts import End, Tally, end_of
-from functions.prediction_log import LOAD_TEST, PINNED, epoch_us
-from ray_apps.predictor.inference.caller import Caller
-from ray_apps.predictor.inference.explain import Explainer, ExplainRequest, parse_explain
-from ray_apps.predictor.inference.keys import (
+from toque.clusters.telemetry.tracing import RequestTrace, current_request
+from toque.functions.live_counts import End, Tally, end_of
+from toque.functions.prediction_log import LOAD_TEST, PINNED, epoch_us
+from toque.ray_apps.predictor.inference.caller import Caller
+from toque.ray_apps.predictor.inference.explain import Explainer, ExplainRequest, parse_explain
+from toque.ray_apps.predictor.inference.keys import (
     FeatureSource,
     KeyedRows,
     ModelInputs,
@@ -24,14 +24,14 @@ from ray_apps.predictor.inference.keys import (
     look_up,
     parse_keys,
 )
-from ray_apps.predictor.inference.live import LiveCounter
-from ray_apps.predictor.inference.pending_champion import PendingChampion
-from ray_apps.predictor.inference.recording import Failure, Recorder
-from ray_apps.predictor.inference.routing_key import is_load_test, routing_key
-from ray_apps.predictor.inference.series import ModelSeries
-from ray_apps.predictor.inference.shadows import ShadowJob, Shadows
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import (
+from toque.ray_apps.predictor.inference.live import LiveCounter
+from toque.ray_apps.predictor.inference.pending_champion import PendingChampion
+from toque.ray_apps.predictor.inference.recording import Failure, Recorder
+from toque.ray_apps.predictor.inference.routing_key import is_load_test, routing_key
+from toque.ray_apps.predictor.inference.series import ModelSeries
+from toque.ray_apps.predictor.inference.shadows import ShadowJob, Shadows
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.protocol.errors import (
     BadRequest,
     Denied,
     NotFound,
@@ -40,12 +40,12 @@ from ray_apps.predictor.protocol.errors import (
     Overloaded,
     PredictorError,
 )
-from ray_apps.predictor.protocol.json import InferRequest, InferResponse, is_large
-from ray_apps.predictor.versions.engine import Engine
-from ray_apps.predictor.versions.loaded import LoadedVersion
-from ray_apps.predictor.versions.routes import Routes
-from ray_apps.predictor.write_coalescing import WriteBatch
-from registry.models.traffic import Traffic, is_shadowed
+from toque.ray_apps.predictor.protocol.json import InferRequest, InferResponse, is_large
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.ray_apps.predictor.versions.loaded import LoadedVersion
+from toque.ray_apps.predictor.versions.routes import Routes
+from toque.ray_apps.predictor.write_coalescing import WriteBatch
+from toque.registry.models.traffic import Traffic, is_shadowed
 
 __all__ = ["Predictor"]
 

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from functions.prediction_log import LogFullError, Pseudonyms, encode_prediction
-from functions.prediction_log.records import RowTrace
-from ray_apps.predictor.inference.confirmation import Confirmation
-from ray_apps.predictor.inference.held_values import held_values, is_plain, plain
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.versions.batching import place_of
-from ray_apps.predictor.versions.in_view import NOTHING_IN_VIEW, InView
-from ray_apps.predictor.write_coalescing import WriteBatch
+from toque.functions.prediction_log import LogFullError, Pseudonyms, encode_prediction
+from toque.functions.prediction_log.records import RowTrace
+from toque.ray_apps.predictor.inference.confirmation import Confirmation
+from toque.ray_apps.predictor.inference.held_values import held_values, is_plain, plain
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.versions.batching import place_of
+from toque.ray_apps.predictor.versions.in_view import NOTHING_IN_VIEW, InView
+from toque.ray_apps.predictor.write_coalescing import WriteBatch
 
 __all__ = ["Failure", "Log", "Recorder"]
 

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from featurestore import BatchSource, FeatureService, FeatureView
-from featurestore.definitions import DType
-from featurestore.retrieval import plan_retrieval
-from ray_apps.predictor.protocol.errors import BadRequest, unknown_name
+from toque.featurestore import BatchSource, FeatureService, FeatureView
+from toque.featurestore.definitions import DType
+from toque.featurestore.retrieval import plan_retrieval
+from toque.ray_apps.predictor.protocol.errors import BadRequest, unknown_name
 
 __all__ = ["RequestNames"]
 

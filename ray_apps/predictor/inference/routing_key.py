@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ray_apps.predictor.protocol.errors import BadRequest
+from toque.ray_apps.predictor.protocol.errors import BadRequest
 
 __all__ = ["is_load_test", "routing_key"]
 

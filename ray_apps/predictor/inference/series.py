@@ -1,6 +1,6 @@
 """Prometheus series of one model's requests, by version and arm.
 
-The event loop counts in numbers of its own; see `clusters.telemetry.metrics.flushing`.
+The event loop counts in numbers of its own; see `toque.clusters.telemetry.metrics.flushing`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from clusters.telemetry.metrics import OTHER, Bounded, Durations, Rising, flush_regularly
+from toque.clusters.telemetry.metrics import OTHER, Bounded, Durations, Rising, flush_regularly
 
 __all__ = ["ArmSeries", "ModelSeries"]
 

@@ -11,12 +11,12 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ray_apps.predictor.inference.keys import KeyedRows, ModelInputs
-from ray_apps.predictor.inference.live import LiveCounter
-from ray_apps.predictor.inference.recording import Failure, Recorder
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.versions.loaded import LoadedVersion
-from registry.models.traffic import Traffic
+from toque.ray_apps.predictor.inference.keys import KeyedRows, ModelInputs
+from toque.ray_apps.predictor.inference.live import LiveCounter
+from toque.ray_apps.predictor.inference.recording import Failure, Recorder
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.versions.loaded import LoadedVersion
+from toque.registry.models.traffic import Traffic
 
 __all__ = ["ShadowJob", "Shadows"]
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_apps.predictor.protocol.errors import BadRequest, TooLarge
-from ray_apps.predictor.protocol.limits import MAX_ITEMS, SMALL_BYTES
+from toque.ray_apps.predictor.protocol.errors import BadRequest, TooLarge
+from toque.ray_apps.predictor.protocol.limits import MAX_ITEMS, SMALL_BYTES
 
 __all__ = [
     "DTYPES",

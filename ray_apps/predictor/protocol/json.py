@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ray_apps.predictor.protocol.datatypes import (
+from toque.ray_apps.predictor.protocol.datatypes import (
     Array,
     cast,
     datatype_of,
@@ -27,8 +27,8 @@ from ray_apps.predictor.protocol.datatypes import (
     refuse_truths,
     unpack,
 )
-from ray_apps.predictor.protocol.errors import BadRequest, TooLarge, unknown_name
-from ray_apps.predictor.protocol.limits import (
+from toque.ray_apps.predictor.protocol.errors import BadRequest, TooLarge, unknown_name
+from toque.ray_apps.predictor.protocol.limits import (
     MAX_JSON_VALUES,
     SLICE_VALUES,
     SMALL_BYTES,

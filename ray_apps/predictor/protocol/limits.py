@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ray_apps.predictor.protocol.errors import TooLarge
+from toque.ray_apps.predictor.protocol.errors import TooLarge
 
 __all__ = [
     "MAX_FIELDS",

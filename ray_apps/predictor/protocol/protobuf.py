@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
-from ray_apps.predictor.protocol.datatypes import (
+from toque.ray_apps.predictor.protocol.datatypes import (
     Array,
     datatype_of,
     dtype_of,
@@ -26,8 +26,8 @@ from ray_apps.predictor.protocol.datatypes import (
     packed,
     unpack,
 )
-from ray_apps.predictor.protocol.errors import BadRequest, TooLarge
-from ray_apps.predictor.protocol.json import (
+from toque.ray_apps.predictor.protocol.errors import BadRequest, TooLarge
+from toque.ray_apps.predictor.protocol.json import (
     MAX_TENSORS,
     OWN_PARAMETERS,
     TENSOR_PARAMETERS,
@@ -39,8 +39,8 @@ from ray_apps.predictor.protocol.json import (
     check_shape,
     with_decoded,
 )
-from ray_apps.predictor.protocol.limits import MAX_FIELDS, MAX_JSON_VALUES, MAX_TYPED_BYTES, SMALL_BYTES
-from ray_apps.predictor.protocol.messages import ModelInferRequest, ModelInferResponse
+from toque.ray_apps.predictor.protocol.limits import MAX_FIELDS, MAX_JSON_VALUES, MAX_TYPED_BYTES, SMALL_BYTES
+from toque.ray_apps.predictor.protocol.messages import ModelInferRequest, ModelInferResponse
 
 __all__ = ["PROTOBUF", "decode_message", "encode_message", "length_delimited", "parse_message"]
 

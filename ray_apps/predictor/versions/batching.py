@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clusters.telemetry.tracing import RequestTrace, current_request
-from functions.prediction_log import BatchPlace
-from ray_apps.predictor.protocol.datatypes import Array
-from registry.models import Signature
+from toque.clusters.telemetry.tracing import RequestTrace, current_request
+from toque.functions.prediction_log import BatchPlace
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.registry.models import Signature
 
 __all__ = ["BatchedOutputs", "Batcher", "Batching", "BatchingError", "place_of"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ray_apps.predictor.versions.cuda_device import CapturedGraph, Device, Outputs
+from toque.ray_apps.predictor.versions.cuda_device import CapturedGraph, Device, Outputs
 
 __all__ = ["MAX_PADDED_ROWS", "REPEATS", "GraphCache"]
 

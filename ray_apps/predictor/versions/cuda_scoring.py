@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernels.hashing import hash_strings
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import DeviceFailed, DeviceOutOfMemory
-from ray_apps.predictor.versions.cuda_device import Device, Outputs, is_out_of_memory
-from ray_apps.predictor.versions.cuda_graphs import MAX_PADDED_ROWS, REPEATS, GraphCache
-from ray_apps.predictor.versions.loaded import Scorer
-from ray_apps.predictor.versions.parity import difference, has_open_rows, rows_are_independent, samples
-from registry.models import Signature
+from toque.kernels.hashing import hash_strings
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.protocol.errors import DeviceFailed, DeviceOutOfMemory
+from toque.ray_apps.predictor.versions.cuda_device import Device, Outputs, is_out_of_memory
+from toque.ray_apps.predictor.versions.cuda_graphs import MAX_PADDED_ROWS, REPEATS, GraphCache
+from toque.ray_apps.predictor.versions.loaded import Scorer
+from toque.ray_apps.predictor.versions.parity import difference, has_open_rows, rows_are_independent, samples
+from toque.registry.models import Signature
 
 __all__ = ["CudaScorer", "StagingBuffer", "UnfitForDevice"]
 

@@ -8,22 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from functions.runtime.changes.feed import Watch
-from ray_apps.predictor.versions.follower import (
+from toque.functions.runtime.changes.feed import Watch
+from toque.ray_apps.predictor.versions.follower import (
     POLL_S,
     FollowedModel,
     JournalFollower,
     JournalSource,
     VersionFollower,
 )
-from ray_apps.predictor.versions.loaded import (
+from toque.ray_apps.predictor.versions.loaded import (
     ArtifactSource,
     LoadedVersion,
     ScorerLoader,
     fetch_version,
     memory_of,
 )
-from registry.models import ModelVersion
+from toque.registry.models import ModelVersion
 
 __all__ = ["POLL_S", "Engine", "FollowedModel", "JournalFollower", "VersionLoader", "VersionSource"]
 

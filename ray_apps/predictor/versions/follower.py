@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from functions.runtime.changes.feed import Watch
-from ray_apps.predictor.protocol.errors import NotFound
-from ray_apps.predictor.versions.loaded import LoadError
-from ray_apps.predictor.versions.routes import ReadyVersion, Routes, plan_routes, wanted_versions
-from registry.errors import RegistryError
-from registry.models import ModelPolicy, ModelVersion
-from registry.models.traffic import Traffic
+from toque.functions.runtime.changes.feed import Watch
+from toque.ray_apps.predictor.protocol.errors import NotFound
+from toque.ray_apps.predictor.versions.loaded import LoadError
+from toque.ray_apps.predictor.versions.routes import ReadyVersion, Routes, plan_routes, wanted_versions
+from toque.registry.errors import RegistryError
+from toque.registry.models import ModelPolicy, ModelVersion
+from toque.registry.models.traffic import Traffic
 
 __all__ = ["POLL_S", "FollowedModel", "JournalFollower", "JournalSource", "VersionFollower"]
 

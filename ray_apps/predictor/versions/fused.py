@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, replace_pattern, wrap
 
-from kernels.encoder import encode_linear
+from toque.kernels.encoder import encode_linear
 
 __all__ = ["fuse"]
 
@@ -33,7 +33,7 @@ def _operators(
     weight: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    """What `kernels.encoder.encode_linear_reference` is in a saved program."""
+    """What `toque.kernels.encoder.encode_linear_reference` is in a saved program."""
     embedded = _aten.flatten.using_ints(_aten.embedding.default(table, category), 1)
     above = _aten.sub.Tensor(_aten.unsqueeze.default(numeric, 2), left)
     shares = _aten.clamp.default(_aten.mul.Tensor(above, inverse_width), 0.0, 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from registry.models import Signature, TensorSpec
+from toque.registry.models import Signature, TensorSpec
 
 __all__ = ["NOTHING_IN_VIEW", "InView"]
 

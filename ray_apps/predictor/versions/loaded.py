@@ -13,16 +13,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from functions.model_formats.selected_inputs import select_inputs
-from ray_apps.predictor.protocol.datatypes import DTYPES, Array
-from ray_apps.predictor.protocol.errors import BadRequest, PredictorError
-from ray_apps.predictor.versions.batching import Batcher, Batching
-from ray_apps.predictor.versions.in_view import InView
-from ray_apps.predictor.versions.missing_features import MissingFeaturesPolicy, predict_abstaining
-from ray_apps.predictor.versions.statistics import VersionStatistics
-from registry.errors import RegistryError
-from registry.models import ModelVersion, Signature, TensorSpec
-from registry.models.serving_tags import serving_tags
+from toque.functions.model_formats.selected_inputs import select_inputs
+from toque.ray_apps.predictor.protocol.datatypes import DTYPES, Array
+from toque.ray_apps.predictor.protocol.errors import BadRequest, PredictorError
+from toque.ray_apps.predictor.versions.batching import Batcher, Batching
+from toque.ray_apps.predictor.versions.in_view import InView
+from toque.ray_apps.predictor.versions.missing_features import MissingFeaturesPolicy, predict_abstaining
+from toque.ray_apps.predictor.versions.statistics import VersionStatistics
+from toque.registry.errors import RegistryError
+from toque.registry.models import ModelVersion, Signature, TensorSpec
+from toque.registry.models.serving_tags import serving_tags
 
 __all__ = [
     "ArtifactSource",

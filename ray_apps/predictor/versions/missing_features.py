@@ -16,8 +16,8 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import orjson
 
-from ray_apps.predictor.protocol.datatypes import DTYPES, Array
-from registry.models import Signature
+from toque.ray_apps.predictor.protocol.datatypes import DTYPES, Array
+from toque.registry.models import Signature
 
 __all__ = ["MissingFeaturesPolicy", "PolicyError", "predict_abstaining"]
 

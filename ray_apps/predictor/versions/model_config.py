@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ray_apps.predictor.protocol.json import MAX_ELEMENTS
-from ray_apps.predictor.versions.batching import Batching
-from registry.models.signature import Signature, TensorSpec
+from toque.ray_apps.predictor.protocol.json import MAX_ELEMENTS
+from toque.ray_apps.predictor.versions.batching import Batching
+from toque.registry.models.signature import Signature, TensorSpec
 
 __all__ = ["model_config"]
 

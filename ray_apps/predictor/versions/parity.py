@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ray_apps.predictor.protocol.datatypes import Array
-from registry.models import Signature
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.registry.models import Signature
 
 __all__ = ["difference", "has_open_rows", "rows_are_independent", "samples"]
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from registry.models.traffic import BY_RULE, Traffic
+from toque.registry.models.traffic import BY_RULE, Traffic
 
 __all__ = ["ReadyVersion", "Routes", "plan_routes", "wanted_versions"]
 

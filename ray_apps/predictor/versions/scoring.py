@@ -3,7 +3,7 @@
 `ScoringModel` checks and converts whatever it is given; the predictor has done that already, against the same
 signature. For a small model the wrappers cost as much as the model, so the program's own function is called on
 plain attributes. A program that cannot be called so, or answers its example differently then, is left to
-`ScoringModel`. Where a CUDA device was reserved, the program runs there (`ray_apps.predictor.versions.cuda_scoring`).
+`ScoringModel`. Where a CUDA device was reserved, the program runs there (`toque.ray_apps.predictor.versions.cuda_scoring`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import torch
 from torch.fx.graph import CodeGen
 from torch.nn import functional
 
-from functions.model_formats.load import PROGRAM_FILE, ScoringModel, example_arrays, load
-from functions.model_formats.program import load_program
-from kernels.hashing import hash_strings
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import DeviceFailed, DeviceOutOfMemory
-from ray_apps.predictor.versions.cuda_device import CudaDevice, Device, Outputs
-from ray_apps.predictor.versions.cuda_scoring import CudaScorer, UnfitForDevice
-from ray_apps.predictor.versions.fused import fuse
-from ray_apps.predictor.versions.loaded import Scorer
-from ray_apps.predictor.versions.parity import samples
-from registry.models import Signature
+from toque.functions.model_formats.load import PROGRAM_FILE, ScoringModel, example_arrays, load
+from toque.functions.model_formats.program import load_program
+from toque.kernels.hashing import hash_strings
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.protocol.errors import DeviceFailed, DeviceOutOfMemory
+from toque.ray_apps.predictor.versions.cuda_device import CudaDevice, Device, Outputs
+from toque.ray_apps.predictor.versions.cuda_scoring import CudaScorer, UnfitForDevice
+from toque.ray_apps.predictor.versions.fused import fuse
+from toque.ray_apps.predictor.versions.loaded import Scorer
+from toque.ray_apps.predictor.versions.parity import samples
+from toque.registry.models import Signature
 
 __all__ = ["DirectScorer", "load_scorer", "place_on_device"]
 

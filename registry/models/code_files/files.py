@@ -25,11 +25,11 @@ from io import BytesIO
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from registry.models.code_files.archives import open_archive
-from registry.models.code_files.pickles import executes_code
+from toque.registry.models.code_files.archives import open_archive
+from toque.registry.models.code_files.pickles import executes_code
 
 if TYPE_CHECKING:
-    from registry.store.blobs import LocalFile
+    from toque.registry.store.blobs import LocalFile
 
 _SUFFIXES: Final = """
 json jsonl ndjson txt md rst csv tsv yaml yml toml ini cfg xml jinja jinja2 log vocab merges tiktoken bpe html svg

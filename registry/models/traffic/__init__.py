@@ -1,7 +1,7 @@
 """Traffic of a model: which version answers which unit, by arms of buckets, and before them by rules."""
 
-from registry.models.traffic.rules import BY_RULE, MAX_RULES, Condition, Named, TrafficRule
-from registry.models.traffic.split import (
+from toque.registry.models.traffic.rules import BY_RULE, MAX_RULES, Condition, Named, TrafficRule
+from toque.registry.models.traffic.split import (
     BUCKETS,
     CHAMPION,
     HOLDOUT,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-from registry.models.traffic.split import BUCKETS, CHAMPION, Arm, Ranges, Traffic, allocate, to_buckets
+from toque.registry.models.traffic.split import BUCKETS, CHAMPION, Arm, Ranges, Traffic, allocate, to_buckets
 
 
 class Move(BaseModel):

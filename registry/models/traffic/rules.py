@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 Named = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-]  # the pattern of `registry.names`, for schemas
+]  # the pattern of `toque.registry.names`, for schemas
 Text = Annotated[str, StringConstraints(max_length=256)]
 BY_RULE = "rule:"
 """Prefix of the arms of requests that a rule sends; no arm of a split has a colon in its name."""

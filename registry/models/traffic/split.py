@@ -15,8 +15,8 @@ from hashlib import blake2b
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from registry.errors import InvalidInput
-from registry.models.traffic.rules import BY_RULE, Named, TrafficRule
+from toque.registry.errors import InvalidInput
+from toque.registry.models.traffic.rules import BY_RULE, Named, TrafficRule
 
 BUCKETS = 10_000
 CHAMPION = "champion"

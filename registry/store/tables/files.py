@@ -16,12 +16,12 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow import fs
 
-from registry.errors import Forbidden, Unavailable
+from toque.registry.errors import Forbidden, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from registry.store.object_store import ObjectStore
+    from toque.registry.store.object_store import ObjectStore
 
 # In what deltalake raises, of many classes, for a request that its S3 client gave up, and for one that was refused.
 _REQUEST_FAILED, _REQUEST_REFUSED = "Error performing ", "lacked the necessary privileges"

@@ -24,9 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from registry.backoff import backoff_s
-from registry.errors import AlreadyExists, InvalidInput, Unavailable
-from registry.store.tables.log_actions import (
+from toque.registry.backoff import backoff_s
+from toque.registry.errors import AlreadyExists, InvalidInput, Unavailable
+from toque.registry.store.tables.log_actions import (
     Action,
     actions_of,
     commit_info,
@@ -37,12 +37,12 @@ from registry.store.tables.log_actions import (
     with_additions,
     with_removals,
 )
-from registry.store.tables.naming import is_stream
-from registry.store.tables.settling import settle
+from toque.registry.store.tables.naming import is_stream
+from toque.registry.store.tables.settling import settle
 
 if TYPE_CHECKING:
-    from registry.store.object_store import ObjectStore
-    from registry.store.tables.table import Table
+    from toque.registry.store.object_store import ObjectStore
+    from toque.registry.store.tables.table import Table
 
 _LOG = "_delta_log/"
 _PARALLEL = 8

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from registry.errors import InvalidInput
+from toque.registry.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from registry.store.tables.history import Choice
+    from toque.registry.store.tables.history import Choice
 
 Action = dict[str, Any]
 

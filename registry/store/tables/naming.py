@@ -10,8 +10,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from registry.errors import InvalidInput
-from registry.names import check_name
+from toque.registry.errors import InvalidInput
+from toque.registry.names import check_name
 
 RESERVED_TABLES: Final = frozenset(
     {

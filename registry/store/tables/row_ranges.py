@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from registry.store.tables.table import Table, dataset_of
+from toque.registry.store.tables.table import Table, dataset_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds

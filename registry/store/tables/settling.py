@@ -9,10 +9,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from registry.errors import Unavailable
+from toque.registry.errors import Unavailable
 
 if TYPE_CHECKING:
-    from registry.store.object_store import ObjectStore
+    from toque.registry.store.object_store import ObjectStore
 
 _FOLDER = "file://"
 

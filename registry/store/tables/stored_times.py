@@ -6,7 +6,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from registry.errors import InvalidInput
+from toque.registry.errors import InvalidInput
 
 STORED_TIME: Final = pa.timestamp("us", "UTC")
 

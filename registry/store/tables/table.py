@@ -12,18 +12,18 @@ from deltalake import CommitProperties, DeltaTable, Transaction, WriterPropertie
 from deltalake.exceptions import CommitFailedError, SchemaMismatchError, TableNotFoundError
 from pyarrow import fs
 
-from registry.backoff import backoff_s
-from registry.errors import InvalidInput, NotFound, Unavailable
-from registry.names import check_name
-from registry.store.tables.files import file_system, request_errors
-from registry.store.tables.naming import TableSnapshot, is_log, is_stream
-from registry.store.tables.settling import settle
-from registry.store.tables.stored_times import with_stored_times
+from toque.registry.backoff import backoff_s
+from toque.registry.errors import InvalidInput, NotFound, Unavailable
+from toque.registry.names import check_name
+from toque.registry.store.tables.files import file_system, request_errors
+from toque.registry.store.tables.naming import TableSnapshot, is_log, is_stream
+from toque.registry.store.tables.settling import settle
+from toque.registry.store.tables.stored_times import with_stored_times
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
-    from registry.store.object_store import ObjectStore
+    from toque.registry.store.object_store import ObjectStore
 
 _PATIENCE_S = 60.0
 # A snapshot named today is readable in years: Delta would forget old versions after 30 days. A reader gets every commit
@@ -180,7 +180,7 @@ class Table:
 
     def head(self, rows: int, *, version: int | None = None) -> pa.Table:
         """Read the first rows of a version, in the order of `read`. Raises: NotFound if there is no such table or version."""
-        from registry.store.tables.row_ranges import PinnedRows  # late: it reads tables of this module
+        from toque.registry.store.tables.row_ranges import PinnedRows  # late: it reads tables of this module
 
         pinned = PinnedRows(self, self.version() if version is None else version)
         return next(pinned.slices(0, rows, rows=rows), pinned.schema.empty_table())
@@ -192,7 +192,7 @@ class Table:
 
         Raises: NotFound if there is no such table or version.
         """
-        from registry.store.tables.row_ranges import PinnedRows  # late: it reads tables of this module
+        from toque.registry.store.tables.row_ranges import PinnedRows  # late: it reads tables of this module
 
         rows = PinnedRows(self, self.version() if version is None else version)
         names = None if columns is None else [name for name in rows.schema.names if name in columns]

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from clusters.monitoring.dashboards import FOLDER, main, render
-from clusters.monitoring.panels import DASHBOARDS, Dashboard
-from clusters.monitoring.queries import plain_query
 from tests.clusters.monitoring.answers import prometheus_that_answers
+from toque.clusters.monitoring.dashboards import FOLDER, main, render
+from toque.clusters.monitoring.panels import DASHBOARDS, Dashboard
+from toque.clusters.monitoring.queries import plain_query
 
 SERIES = re.compile(r"\btoque_[a-z0-9_]+")
 METRICS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
@@ -34,7 +34,7 @@ def queries() -> list[str]:
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda each: each.name)
 def test_the_file_is_what_the_panels_say(dashboard: Dashboard) -> None:
     assert (FOLDER / f"{dashboard.name}.json").read_text() == render(dashboard), (
-        "run `python -m clusters.monitoring.dashboards write`"
+        "run `python -m toque.clusters.monitoring.dashboards write`"
     )
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from clusters.redis_clients import open_redis
 from tests.clusters.redis_clients.servers import Cluster, SentinelService, Server, wait_for
+from toque.clusters.redis_clients import open_redis
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from clusters.redis_clients import InvalidRedisUrl, RedisAddress, open_redis, redis_url_of
+from toque.clusters.redis_clients import InvalidRedisUrl, RedisAddress, open_redis, redis_url_of
 
 
 @pytest.mark.parametrize(

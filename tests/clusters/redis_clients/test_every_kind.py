@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from clusters.redis_clients import is_cluster, open_redis_async, primaries
-from functions import Context
-from functions.prediction_log import LogWriter, drain
-from functions.prediction_log.writing.losses import report_losses
-from functions.prediction_log.writing.stream import Stream
-from registry import open_store
 from tests.clusters.redis_clients.servers import SentinelService, wait_for
 from tests.functions.prediction_log.logbook import all_rows, record
+from toque.clusters.redis_clients import is_cluster, open_redis_async, primaries
+from toque.functions import Context
+from toque.functions.prediction_log import LogWriter, drain
+from toque.functions.prediction_log.writing.losses import report_losses
+from toque.functions.prediction_log.writing.stream import Stream
+from toque.registry import open_store
 
 
 def test_commands_scripts_and_pipelines(client: Any) -> None:

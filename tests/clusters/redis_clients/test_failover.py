@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from redis.exceptions import AuthenticationError, BusyLoadingError, ReadOnlyError, RedisError
 
-from clusters.redis_clients import open_redis, open_redis_async
-from featurestore.online.connections import ConnectionCache
 from tests.clusters.redis_clients.servers import Cluster, SentinelService, Server, wait_for
+from toque.clusters.redis_clients import open_redis, open_redis_async
+from toque.featurestore.online.connections import ConnectionCache
 
 
 class Writer:

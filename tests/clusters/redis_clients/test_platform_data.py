@@ -4,12 +4,12 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, Float64
-from functions.maintenance.erasure.redis_keys import clear_log, rewrite_files
-from functions.prediction_log import LogWriter, drain
-from functions.runtime import ReplayClock
-from registry import open_store
 from tests.functions.prediction_log.logbook import all_rows, record
+from toque.featurestore import Entity, FeatureStore, FeatureView, Field, Float64
+from toque.functions.maintenance.erasure.redis_keys import clear_log, rewrite_files
+from toque.functions.prediction_log import LogWriter, drain
+from toque.functions.runtime import ReplayClock
+from toque.registry import open_store
 
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
 

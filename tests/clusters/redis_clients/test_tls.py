@@ -11,11 +11,11 @@ import pytest
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from clusters.redis_clients import open_redis, open_redis_async, redis_url_of
 from tests.clusters.redis_clients.certificates import Authority
 from tests.clusters.redis_clients.servers import ACL, PASSWORD, USER, Server, wait_for
 from tests.conditions.servers import oldest_redis, redis_on_path
 from tests.ports import free_port
+from toque.clusters.redis_clients import open_redis, open_redis_async, redis_url_of
 
 PROGRAM = redis_on_path() or oldest_redis()  # that of the wheel was built without TLS
 

@@ -7,7 +7,7 @@ import os
 import pytest
 from prometheus_client import REGISTRY
 
-from clusters.telemetry.tracing import Keeper, TraceContext, TraceSettings, new_span_id
+from toque.clusters.telemetry.tracing import Keeper, TraceContext, TraceSettings, new_span_id
 
 LOW, HIGH = "f" * 18 + "0" * 14, "0" * 18 + "f" * 14  # below and above any share
 

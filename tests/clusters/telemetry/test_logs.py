@@ -14,9 +14,9 @@ from logging.handlers import MemoryHandler
 import pytest
 from ray.serve._private.logging_utils import redirected_print
 
-from clusters.telemetry.identity import current_work
-from clusters.telemetry.logs import AccessLog, LogSettings, set_up_logs
-from clusters.telemetry.logs.access import ACCESS_LOGGER
+from toque.clusters.telemetry.identity import current_work
+from toque.clusters.telemetry.logs import AccessLog, LogSettings, set_up_logs
+from toque.clusters.telemetry.logs.access import ACCESS_LOGGER
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clusters.telemetry.metrics.machine import machine_metrics, oom_kills, parse_devices
+from toque.clusters.telemetry.metrics.machine import machine_metrics, oom_kills, parse_devices
 
 SMI = "0, 87, 40536, 81559\n1, [N/A], 0, 81559\n"  # as nvidia-smi 550 prints two devices
 

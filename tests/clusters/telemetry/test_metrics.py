@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import Metric
 
-from clusters.telemetry.metrics import node_metrics, render, together
-from clusters.telemetry.metrics.node import FOLDED, collect, fold_dead
-from clusters.telemetry.metrics.processes import folder_held
+from toque.clusters.telemetry.metrics import node_metrics, render, together
+from toque.clusters.telemetry.metrics.node import FOLDED, collect, fold_dead
+from toque.clusters.telemetry.metrics.processes import folder_held
 
 ROOT = Path(__file__).parents[3]
 BEGIN = """
@@ -21,7 +21,7 @@ BEGIN = """
     early = Counter("toque_early", "Counted before the set-up.", ("kind",))
     held = early.labels("held")
     held.inc(3)
-    from clusters.telemetry import metrics as telemetry
+    from toque.clusters.telemetry import metrics as telemetry
     telemetry.keep_series(sys.argv[2], Path(sys.argv[1]))
     late = Counter("toque_late", "Counted after it.")
     seconds = Histogram("toque_wait_seconds", "Waits.", buckets=(0.1, 1.0))

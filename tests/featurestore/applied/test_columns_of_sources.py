@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from featurestore import (
+from tests.conditions.definitions import added, any_wrong_column, dropped, redefined, renamed
+from toque.featurestore import (
     Aggregation,
     BatchSource,
     CsvFiles,
@@ -22,7 +23,6 @@ from featurestore import (
     String,
     Windows,
 )
-from tests.conditions.definitions import added, any_wrong_column, dropped, redefined, renamed
 
 FIELDS = [Field("user", String), Field("amount", Float64), Field("items", List(String))]
 FILES = BatchSource("bought", CsvFiles("/nowhere/*.csv"), FIELDS, timestamp="at", timezone="UTC")

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from featurestore import (
+from tests.featurestore.airports import HOUR, START, airport, row, service, weather
+from toque.featurestore import (
     Entity,
     FeatureService,
     FeatureStore,
@@ -17,7 +18,6 @@ from featurestore import (
     InvalidDefinition,
     UnknownDefinition,
 )
-from tests.featurestore.airports import HOUR, START, airport, row, service, weather
 
 
 def test_apply_shows_a_plan_and_records_every_version(offline_fs: FeatureStore) -> None:

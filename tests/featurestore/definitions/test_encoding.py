@@ -6,19 +6,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore.definitions.dtypes import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
-from featurestore.definitions.encoding import RowLayout, precedence
-from featurestore.definitions.fields import (
+from toque.featurestore.definitions.dtypes import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from toque.featurestore.definitions.encoding import RowLayout, precedence
+from toque.featurestore.definitions.fields import (
     Entity,
     Field,
 )
-from featurestore.definitions.views import (
+from toque.featurestore.definitions.views import (
     FeatureView,
 )
-from featurestore.errors import InvalidRows, UnreadableRow
-from featurestore.online.keys import RequestKeys, row_keys
-from featurestore.online.serving import Lookup
-from featurestore.rows import conform
+from toque.featurestore.errors import InvalidRows, UnreadableRow
+from toque.featurestore.online.keys import RequestKeys, row_keys
+from toque.featurestore.online.serving import Lookup
+from toque.featurestore.rows import conform
 
 AT = datetime(2013, 6, 1, tzinfo=UTC)
 FIELDS = [

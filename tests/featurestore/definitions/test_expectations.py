@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake.transaction import AddAction
 
-from featurestore import (
+from toque.featurestore import (
     Entity,
     FeatureStore,
     FeatureView,
@@ -28,9 +28,9 @@ from featurestore import (
     newest_event,
     view_health,
 )
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.offline.tables import storable
-from featurestore.rows import conform
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.offline.tables import storable
+from toque.featurestore.rows import conform
 
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from toque.featurestore import (
     Bool,
     Field,
     Float32,
@@ -25,12 +25,12 @@ from featurestore import (
     UnixTimestamp,
     on_demand_feature_view,
 )
-from featurestore.applied import deserialize
-from featurestore.definitions.on_demand import to_arrow, to_python
-from featurestore.definitions.on_demand_inputs import ValueInputs
-from featurestore.definitions.views import digest
-from featurestore.offline.pinned_retrieval import finish
-from featurestore.retrieval import plan_retrieval
+from toque.featurestore.applied import deserialize
+from toque.featurestore.definitions.on_demand import to_arrow, to_python
+from toque.featurestore.definitions.on_demand_inputs import ValueInputs
+from toque.featurestore.definitions.views import digest
+from toque.featurestore.offline.pinned_retrieval import finish
+from toque.featurestore.retrieval import plan_retrieval
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 ask = RequestSource(

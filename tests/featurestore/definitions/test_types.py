@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore import (
+from toque.featurestore import (
     Bool,
     Decimal,
     Entity,
@@ -38,11 +38,11 @@ from featurestore import (
     on_demand_feature_view,
     view_statistics,
 )
-from featurestore.definitions.dtypes import FeatureType, parse_type
-from featurestore.definitions.encoding import RowLayout
-from featurestore.definitions.times import from_microseconds
-from featurestore.rows import conform
-from registry import open_store
+from toque.featurestore.definitions.dtypes import FeatureType, parse_type
+from toque.featurestore.definitions.encoding import RowLayout
+from toque.featurestore.definitions.times import from_microseconds
+from toque.featurestore.rows import conform
+from toque.registry import open_store
 
 AT = datetime(2013, 6, 1, tzinfo=UTC)
 FIELDS = [

@@ -11,7 +11,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from tests.seeds import seeds
+from toque.featurestore import (
     Derived,
     Entity,
     FeatureService,
@@ -25,9 +26,8 @@ from featurestore import (
     InvalidRows,
     UnknownDefinition,
 )
-from featurestore.applied import deserialize
-from registry import open_store
-from tests.seeds import seeds
+from toque.featurestore.applied import deserialize
+from toque.registry import open_store
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

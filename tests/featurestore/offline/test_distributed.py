@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 import ray
 
-from featurestore import (
+from tests.featurestore.oracle import Cases, features_of, store_of
+from toque.featurestore import (
     Aggregation,
     Entity,
     FeatureService,
@@ -26,9 +27,8 @@ from featurestore import (
     UnexpectedRows,
     Windows,
 )
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.offline import distributed
-from tests.featurestore.oracle import Cases, features_of, store_of
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.offline import distributed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 import ray
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, Float64
-from featurestore.offline import distributed
-from registry import open_store
 from tests.registry.short_lived_credentials import ShortLived, short_lived
+from toque.featurestore import Entity, FeatureStore, FeatureView, Field, Float64
+from toque.featurestore.offline import distributed
+from toque.registry import open_store
 
 pytestmark = pytest.mark.ray
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)

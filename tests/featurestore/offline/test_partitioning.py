@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from featurestore.offline.partitioning import ENTITIES, PART, ROWS, key_hashes, pack, unpack
+from toque.featurestore.offline.partitioning import ENTITIES, PART, ROWS, key_hashes, pack, unpack
 
 TABLE = pa.table(
     {"plane": [f"N{n % 50}" for n in range(1_000)], "place": [n % 3 for n in range(1_000)], "x": range(1_000)}

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, Float64
+from toque.featurestore import Entity, FeatureStore, FeatureView, Field, Float64
 
 START = datetime(2010, 1, 1, tzinfo=UTC)
 DAYS, A_DAY = 1_200, 8

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.definitions.dtypes import TIMESTAMP, Float64, String
-from featurestore.definitions.encoding import RowLayout, precedence
-from featurestore.definitions.fields import (
+from toque.featurestore.definitions.dtypes import TIMESTAMP, Float64, String
+from toque.featurestore.definitions.encoding import RowLayout, precedence
+from toque.featurestore.definitions.fields import (
     Field,
 )
-from featurestore.offline.point_in_time import join
+from toque.featurestore.offline.point_in_time import join
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 MICRO = timedelta(microseconds=1)

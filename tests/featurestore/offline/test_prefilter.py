@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.encoding import microseconds
-from featurestore.offline import versions
-from featurestore.offline.partitioning import key_hashes
-from featurestore.offline.pinned_retrieval import attach, stored_view, typed_keys
-from featurestore.offline.prefilter import Prefilter
-from featurestore.rows import offline_schema
 from tests.featurestore.oracle import Cases, features_of, store_of
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.definitions.encoding import microseconds
+from toque.featurestore.offline import versions
+from toque.featurestore.offline.partitioning import key_hashes
+from toque.featurestore.offline.pinned_retrieval import attach, stored_view, typed_keys
+from toque.featurestore.offline.prefilter import Prefilter
+from toque.featurestore.rows import offline_schema
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 KEYS = ["plane", "place"]

@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, Float64
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.offline import distributed
-from featurestore.offline import tables as offline
-from featurestore.offline.versions import File
+from toque.featurestore import Entity, FeatureStore, FeatureView, Field, Float64
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.offline import distributed
+from toque.featurestore.offline import tables as offline
+from toque.featurestore.offline.versions import File
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
 late = FeatureView("late", [Entity("plane")], [Field("x", Float64)])

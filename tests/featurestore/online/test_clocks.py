@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, Float64, InvalidRows
-from featurestore.online.serving import CLOCK_SKEW
 from tests.conditions.clocks import FAR_SKEWS, any_skew, skewed
+from toque.featurestore import Entity, FeatureStore, FeatureView, Field, Float64, InvalidRows
+from toque.featurestore.online.serving import CLOCK_SKEW
 
 HOUR = timedelta(hours=1)
 view = FeatureView("v", [Entity("user")], [Field("x", Float64)], ttl=2 * HOUR)

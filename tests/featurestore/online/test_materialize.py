@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurestore import (
+from tests.featurestore.killed_process import MINUTE, NOW, PLANES, START, row, view
+from toque.featurestore import (
     Entity,
     FeatureStore,
     FeatureView,
@@ -24,10 +25,9 @@ from featurestore import (
     InvalidRows,
     OnlineStoreUnavailable,
 )
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.online import Materializer
-from registry import open_store
-from tests.featurestore.killed_process import MINUTE, NOW, PLANES, START, row, view
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.online import Materializer
+from toque.registry import open_store
 
 
 def assert_online_equals_offline(fs: FeatureStore, now: datetime) -> None:

@@ -9,8 +9,8 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, Float64, OnlineStoreUnavailable
-from featurestore.online.redis_store import NEWEST_WINS
+from toque.featurestore import Entity, FeatureStore, FeatureView, Field, Float64, OnlineStoreUnavailable
+from toque.featurestore.online.redis_store import NEWEST_WINS
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from featurestore import Field, Float64, InvalidDefinition, InvalidRows, String, UnexpectedRows
-from featurestore.sources import (
+from tests.featurestore.conftest import NOW
+from toque.featurestore import Field, Float64, InvalidDefinition, InvalidRows, String, UnexpectedRows
+from toque.featurestore.sources import (
     BatchSource,
     CsvFiles,
     DeltaRows,
@@ -22,9 +23,8 @@ from featurestore.sources import (
     SourceTable,
     SqlTable,
 )
-from featurestore.sources import backfill as backfills
-from registry import ObjectStore, open_store
-from tests.featurestore.conftest import NOW
+from toque.featurestore.sources import backfill as backfills
+from toque.registry import ObjectStore, open_store
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 DAYS = 12

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from featurestore import (
+from tests.conditions.clocks import Change, any_change
+from tests.featurestore.conftest import NOW
+from toque.featurestore import (
     BatchSource,
     CsvFiles,
     DeltaRows,
@@ -27,10 +29,8 @@ from featurestore import (
     UnexpectedRows,
     UnreadableSource,
 )
-from featurestore.sources import SourceTable, files, loading
-from registry import ObjectStore, open_store
-from tests.conditions.clocks import Change, any_change
-from tests.featurestore.conftest import NOW
+from toque.featurestore.sources import SourceTable, files, loading
+from toque.registry import ObjectStore, open_store
 
 MOMENT = datetime(2024, 5, 1, 10, tzinfo=UTC)
 TIMES = pa.timestamp("us", "UTC")

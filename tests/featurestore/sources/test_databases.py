@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore import Field, Float64, InvalidDefinition, String, UnreadableSource
-from featurestore.sources import BatchSource, IcebergRows, SourceTable, SqlTable
-from registry import ObjectStore, open_store
 from tests.featurestore.conftest import NOW
 from tests.featurestore.sources.postgres import PostgresServer, postgres_folder
 from tests.waiting import until
+from toque.featurestore import Field, Float64, InvalidDefinition, String, UnreadableSource
+from toque.featurestore.sources import BatchSource, IcebergRows, SourceTable, SqlTable
+from toque.registry import ObjectStore, open_store
 
 
 @pytest.fixture

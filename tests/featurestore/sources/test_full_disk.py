@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurestore import BatchSource, Field, Float64, ParquetFiles
-from featurestore.sources import SourceTable, running_load
-from registry import open_store
 from tests.featurestore.conftest import NOW
+from toque.featurestore import BatchSource, Field, Float64, ParquetFiles
+from toque.featurestore.sources import SourceTable, running_load
+from toque.registry import open_store
 
 ROWS = 40_000
 

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from toque.featurestore import (
     BatchSource,
     CsvFiles,
     Derived,
@@ -24,8 +24,8 @@ from featurestore import (
     String,
     UnknownDefinition,
 )
-from functions import Context, use_context
-from functions.features import (
+from toque.functions import Context, use_context
+from toque.functions.features import (
     RefreshError,
     build_training_set,
     load_source,
@@ -34,9 +34,9 @@ from functions.features import (
     training_set_lineage,
     version_origins,
 )
-from functions.maintenance.erasure.jobs import erase_subject
-from functions.runtime.errors import MissingSecret
-from registry import Lineage, Table, open_store
+from toque.functions.maintenance.erasure.jobs import erase_subject
+from toque.functions.runtime.errors import MissingSecret
+from toque.registry import Lineage, Table, open_store
 
 plane = Entity("plane", dtype=String)
 COLUMNS = [Field("plane", String), Field("delay", Float64)]

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from featurestore import (
+from tests.featurestore.conftest import NOW
+from toque.featurestore import (
     Decimal,
     Field,
     Float64,
@@ -29,8 +30,8 @@ from featurestore import (
     UnreadableSource,
     Vector,
 )
-from featurestore.applied.deserialize import batch_source
-from featurestore.sources import (
+from toque.featurestore.applied.deserialize import batch_source
+from toque.featurestore.sources import (
     BatchSource,
     CsvFiles,
     DeltaRows,
@@ -39,9 +40,8 @@ from featurestore.sources import (
     SqlTable,
     running_load,
 )
-from featurestore.sources import loading as loads
-from registry import ObjectStore, open_store
-from tests.featurestore.conftest import NOW
+from toque.featurestore.sources import loading as loads
+from toque.registry import ObjectStore, open_store
 
 HEADER = "tail,at,delay\n"
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from tests.seeds import seeds
+from toque.featurestore import (
     Aggregation,
     BatchSource,
     CsvFiles,
@@ -24,8 +25,7 @@ from featurestore import (
     UnknownDefinition,
     Windows,
 )
-from registry import open_store
-from tests.seeds import seeds
+from toque.registry import open_store
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from featurestore import Aggregation, FeatureStore, FeatureView, Field, Float64, Windows
-from featurestore.definitions.times import to_microseconds
 from tests.featurestore.conftest import SettableClock
 from tests.featurestore.streams.events import clicks, user
 from tests.featurestore.streams.history import Known, MemoryLog, brute_known, brute_row, row_time
+from toque.featurestore import Aggregation, FeatureStore, FeatureView, Field, Float64, Windows
+from toque.featurestore.definitions.times import to_microseconds
 
 WINDOW = timedelta(hours=1)
 USERS = [f"u{n}" for n in range(5)]

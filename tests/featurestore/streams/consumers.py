@@ -10,11 +10,11 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from featurestore import FeatureStore, UnreadableSource
-from featurestore.streams.consumer import StreamConsumer
-from featurestore.streams.rewrites import rewrites_of
-from featurestore.streams.table import StreamTable
 from tests.featurestore.streams.history import MemoryLog
+from toque.featurestore import FeatureStore, UnreadableSource
+from toque.featurestore.streams.consumer import StreamConsumer
+from toque.featurestore.streams.rewrites import rewrites_of
+from toque.featurestore.streams.table import StreamTable
 
 
 class Killed(BaseException):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from featurestore import Entity, Field, Float64, InRange, RedisStream, StreamSource, String
-from featurestore.definitions.stream_source import Messages
+from toque.featurestore import Entity, Field, Float64, InRange, RedisStream, StreamSource, String
+from toque.featurestore.definitions.stream_source import Messages
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

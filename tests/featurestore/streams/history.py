@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from featurestore.definitions.stream_source import Connection, Messages
-from featurestore.definitions.times import to_microseconds
-from featurestore.errors import MessagesLost
 from tests.conditions.logs import AMOUNTS, BROKEN, DELAYS_S, next_message
 from tests.featurestore.streams.events import START
+from toque.featurestore.definitions.stream_source import Connection, Messages
+from toque.featurestore.definitions.times import to_microseconds
+from toque.featurestore.errors import MessagesLost
 
 US = timedelta(microseconds=1)
 

@@ -13,10 +13,10 @@ from typing import Any
 import confluent_kafka
 from confluent_kafka import Producer
 
-from featurestore import KafkaTopic
-from featurestore.definitions.stream_source import Connection
-from featurestore.definitions.times import to_microseconds
 from tests.featurestore.streams.history import MemoryLog
+from toque.featurestore import KafkaTopic
+from toque.featurestore.definitions.stream_source import Connection
+from toque.featurestore.definitions.times import to_microseconds
 
 PARTITIONS = 4  # of a topic that the mock cluster makes by itself
 BROKERS = 3

@@ -13,14 +13,6 @@ from typing import Any
 
 import pytest
 
-from featurestore import FeatureStore, FeatureView, InRange, UnreadableSource
-from featurestore.definitions.stream_source import Messages
-from featurestore.errors import MessagesLost, StreamRewritten
-from featurestore.streams import consumer, held_events
-from featurestore.streams.consumer import StreamConsumer
-from featurestore.streams.replay import fill_views, read_again
-from featurestore.streams.table import StreamTable
-from registry import open_store
 from tests.conditions.logs import AMOUNTS, LARGE_AMOUNTS
 from tests.featurestore.conftest import SettableClock
 from tests.featurestore.streams.checks import check_offline, check_online, check_stored_once, views
@@ -29,6 +21,14 @@ from tests.featurestore.streams.events import clicks
 from tests.featurestore.streams.history import BEGIN, MemoryConnection, MemoryLog, send_some
 from tests.featurestore.streams.kafka import Broker, KafkaLog
 from tests.seeds import seeds
+from toque.featurestore import FeatureStore, FeatureView, InRange, UnreadableSource
+from toque.featurestore.definitions.stream_source import Messages
+from toque.featurestore.errors import MessagesLost, StreamRewritten
+from toque.featurestore.streams import consumer, held_events
+from toque.featurestore.streams.consumer import StreamConsumer
+from toque.featurestore.streams.replay import fill_views, read_again
+from toque.featurestore.streams.table import StreamTable
+from toque.registry import open_store
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from featurestore import (
+from tests.featurestore.streams.events import clicks, user
+from toque.featurestore import (
     Aggregation,
     FeatureStore,
     FeatureView,
@@ -23,7 +24,6 @@ from featurestore import (
     String,
     Windows,
 )
-from tests.featurestore.streams.events import clicks, user
 
 HOUR = timedelta(hours=1)
 sums = Windows([Aggregation("sum", HOUR, "amount")])

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore import Bool, Field, Float32, Float64, Int64, String, UnixTimestamp
-from featurestore.definitions.stream_source import Messages
-from featurestore.streams.decode import Place, decode
 from tests.featurestore.streams.events import MINUTE, START, clicks, event, messages
+from toque.featurestore import Bool, Field, Float32, Float64, Int64, String, UnixTimestamp
+from toque.featurestore.definitions.stream_source import Messages
+from toque.featurestore.streams.decode import Place, decode
 
 NOW = START + timedelta(hours=2)
 

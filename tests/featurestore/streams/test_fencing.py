@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from featurestore import UnreadableSource
-from featurestore.definitions.stream_source import Messages
-from featurestore.errors import ConsumerFenced
-from featurestore.streams.commits import Commits
-from featurestore.streams.consumer import StreamConsumer
-from featurestore.streams.decode import Place, decode
-from featurestore.streams.table import StreamTable
-from registry import open_store
 from tests.featurestore.streams.events import MINUTE, START, clicks, event, messages
 from tests.featurestore.streams.history import MemoryConnection, MemoryLog
 from tests.waiting import until
+from toque.featurestore import UnreadableSource
+from toque.featurestore.definitions.stream_source import Messages
+from toque.featurestore.errors import ConsumerFenced
+from toque.featurestore.streams.commits import Commits
+from toque.featurestore.streams.consumer import StreamConsumer
+from toque.featurestore.streams.decode import Place, decode
+from toque.featurestore.streams.table import StreamTable
+from toque.registry import open_store
 
 NOW = START + 120 * MINUTE
 

@@ -12,17 +12,17 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from featurestore import FeatureStore
-from featurestore.rows import conform
-from featurestore.streams import filling
-from featurestore.streams.decode import Place, event_schema, rejected_schema
-from featurestore.streams.refresh import new_rows
-from featurestore.streams.replay import fill_views
-from featurestore.streams.table import Move, StreamTable
-from registry import open_store
 from tests.featurestore.streams.checks import views
 from tests.featurestore.streams.events import START
 from tests.memory import own_memory
+from toque.featurestore import FeatureStore
+from toque.featurestore.rows import conform
+from toque.featurestore.streams import filling
+from toque.featurestore.streams.decode import Place, event_schema, rejected_schema
+from toque.featurestore.streams.refresh import new_rows
+from toque.featurestore.streams.replay import fill_views
+from toque.featurestore.streams.table import Move, StreamTable
+from toque.registry import open_store
 
 COMMITTED = 20_000
 

@@ -13,12 +13,12 @@ import pytest
 import redis
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, TIMESTAMP_NOT_AVAILABLE
 
-from featurestore import InvalidDefinition, KafkaTopic, RedisStream, UnreadableSource
-from featurestore.definitions.stream_source import Connection, Messages, StreamReader
-from featurestore.errors import MessagesLost
-from featurestore.streams import redis_stream
 from tests.conditions.logs import REDIS_LOSSES, REDIS_TRIMS, fill
 from tests.featurestore.streams.kafka import Broker
+from toque.featurestore import InvalidDefinition, KafkaTopic, RedisStream, UnreadableSource
+from toque.featurestore.definitions.stream_source import Connection, Messages, StreamReader
+from toque.featurestore.errors import MessagesLost
+from toque.featurestore.streams import redis_stream
 
 Send = Callable[[int, list[int]], None]
 

@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from featurestore import Aggregation, FeatureStore, FeatureView, Field, Float64, Windows, last_k
-from featurestore.streams import StreamTable
-from featurestore.streams.decode import Place, decode
-from featurestore.streams.table import Move
 from tests.featurestore.conftest import SettableClock
 from tests.featurestore.streams.events import MINUTE, START, clicks, event, messages, user
 from tests.seeds import seeds
+from toque.featurestore import Aggregation, FeatureStore, FeatureView, Field, Float64, Windows, last_k
+from toque.featurestore.streams import StreamTable
+from toque.featurestore.streams.decode import Place, decode
+from toque.featurestore.streams.table import Move
 
 HOUR = timedelta(hours=1)
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from featurestore import InvalidDefinition, KafkaTopic, SchemaRegistry, StreamSource, UnreadableSource
-from featurestore.streams.consumer import StreamConsumer
-from featurestore.streams.opening import connect
-from featurestore.streams.table import StreamTable
-from registry import open_store
 from tests.featurestore.streams.events import START, clicks, event
 from tests.featurestore.streams.kafka import Broker
 from tests.featurestore.streams.schema_registry import Registry, wire
 from tests.waiting import until
+from toque.featurestore import InvalidDefinition, KafkaTopic, SchemaRegistry, StreamSource, UnreadableSource
+from toque.featurestore.streams.consumer import StreamConsumer
+from toque.featurestore.streams.opening import connect
+from toque.featurestore.streams.table import StreamTable
+from toque.registry import open_store
 
 CLICK = {
     "type": "record",

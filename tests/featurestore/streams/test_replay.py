@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from featurestore import FeatureStore, InRange, UnreadableSource
-from featurestore.definitions.stream_source import Messages
-from featurestore.errors import ConsumerFenced, MessagesLost, StreamRewritten
-from featurestore.streams import filling
-from featurestore.streams.consumer import StreamConsumer
-from featurestore.streams.replay import fill_views, read_again
-from featurestore.streams.rewrites import rewrites_of
 from tests.featurestore.conftest import SettableClock
 from tests.featurestore.streams.checks import check_offline, check_online, check_stored_once, views
 from tests.featurestore.streams.consumers import Killed, killed_after
 from tests.featurestore.streams.events import event
 from tests.featurestore.streams.history import BEGIN, MemoryConnection, MemoryLog, send_some
+from toque.featurestore import FeatureStore, InRange, UnreadableSource
+from toque.featurestore.definitions.stream_source import Messages
+from toque.featurestore.errors import ConsumerFenced, MessagesLost, StreamRewritten
+from toque.featurestore.streams import filling
+from toque.featurestore.streams.consumer import StreamConsumer
+from toque.featurestore.streams.replay import fill_views, read_again
+from toque.featurestore.streams.rewrites import rewrites_of
 
 PARTITIONS = 3
 WRONG = [InRange("amount", least=2, most=10)]

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore.errors import ConsumerFenced
-from featurestore.streams import table as stream_table
-from featurestore.streams.decode import Place, decode
-from featurestore.streams.table import Move, StreamTable
-from registry import Table, open_store
 from tests.featurestore.streams.events import MINUTE, START, clicks, event, messages
+from toque.featurestore.errors import ConsumerFenced
+from toque.featurestore.streams import table as stream_table
+from toque.featurestore.streams.decode import Place, decode
+from toque.featurestore.streams.table import Move, StreamTable
+from toque.registry import Table, open_store
 
 NOW = START + 120 * MINUTE
 

@@ -11,15 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore import Aggregation, FeatureStore, FeatureView, Field, Float64, Windows
-from featurestore.streams import view_faults
-from featurestore.streams.consumer import StreamConsumer
-from featurestore.streams.held_events import HeldEvents
-from featurestore.streams.view_faults import ViewFaults
 from tests.featurestore.conftest import SettableClock
 from tests.featurestore.streams.events import clicks, event, user
 from tests.featurestore.streams.history import BEGIN, MemoryLog
 from tests.waiting import until
+from toque.featurestore import Aggregation, FeatureStore, FeatureView, Field, Float64, Windows
+from toque.featurestore.streams import view_faults
+from toque.featurestore.streams.consumer import StreamConsumer
+from toque.featurestore.streams.held_events import HeldEvents
+from toque.featurestore.streams.view_faults import ViewFaults
 
 HOUR = timedelta(hours=1)
 SOURCE = clicks(reads=clicks().reads, commit_every=timedelta(microseconds=1))

@@ -7,7 +7,7 @@ import struct
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from featurestore import Entity, FeatureView, Field, Int64, Metric, String, Vector, VectorIndex
+from toque.featurestore import Entity, FeatureView, Field, Int64, Metric, String, Vector, VectorIndex
 
 START = datetime(2013, 1, 1, 23, 59, 59, 999_990, tzinfo=UTC)  # midnight is among the moments
 MICRO = timedelta(microseconds=1)

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from featurestore import (
+from tests.conditions.faults import FragileStore, KilledError
+from tests.featurestore.vectors.test_search_in_time import Cases
+from toque.featurestore import (
     Entity,
     FeatureStore,
     FeatureView,
@@ -24,14 +26,12 @@ from featurestore import (
     VectorIndex,
     compact,
 )
-from featurestore.offline.tables import OfflineStore
-from featurestore.vectors import refreshing, searched
-from featurestore.vectors.builds import Loader
-from featurestore.vectors.inverted_lists import codes_for, lists_for
-from registry import open_store
-from registry.journal import Journal
-from tests.conditions.faults import FragileStore, KilledError
-from tests.featurestore.vectors.test_search_in_time import Cases
+from toque.featurestore.offline.tables import OfflineStore
+from toque.featurestore.vectors import refreshing, searched
+from toque.featurestore.vectors.builds import Loader
+from toque.featurestore.vectors.inverted_lists import codes_for, lists_for
+from toque.registry import open_store
+from toque.registry.journal import Journal
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 SIZE = 16

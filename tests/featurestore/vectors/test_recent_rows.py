@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from featurestore import (
+from toque.featurestore import (
     Entity,
     FeatureStore,
     FeatureView,
@@ -18,7 +18,7 @@ from featurestore import (
     Vector,
     VectorIndex,
 )
-from featurestore.online.recent import RecentKeys
+from toque.featurestore.online.recent import RecentKeys
 
 view = FeatureView(
     "pages",

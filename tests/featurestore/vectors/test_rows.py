@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from featurestore import Entity, FeatureView, Field, String, Vector
-from featurestore.rows import offline_schema
-from featurestore.vectors.rows import VectorRows, write_vectors
+from toque.featurestore import Entity, FeatureView, Field, String, Vector
+from toque.featurestore.rows import offline_schema
+from toque.featurestore.vectors.rows import VectorRows, write_vectors
 
 LENGTH = 3
 view = FeatureView("docs", [Entity("doc", dtype=String)], [Field("v", Vector(LENGTH)), Field("lang", String)])

@@ -10,10 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from featurestore import FeatureStore, Neighbours, UnknownDefinition, compact
-from featurestore.vectors import FOLLOWERS, following
-from registry import open_store
-from registry.store import remove_rows
 from tests.featurestore.vectors.histories import (
     METRICS,
     MICRO,
@@ -26,6 +22,10 @@ from tests.featurestore.vectors.histories import (
     history,
     then,
 )
+from toque.featurestore import FeatureStore, Neighbours, UnknownDefinition, compact
+from toque.featurestore.vectors import FOLLOWERS, following
+from toque.registry import open_store
+from toque.registry.store import remove_rows
 
 FEW = 40
 AFTER = START + MOMENTS * MICRO

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.definitions.dtypes import Float64, Int64
-from featurestore.errors import InvalidDefinition, InvalidRows
-from featurestore.windows.aggregations import Aggregation, Windows, aggregate_windows, aggregations
+from toque.featurestore.definitions.dtypes import Float64, Int64
+from toque.featurestore.errors import InvalidDefinition, InvalidRows
+from toque.featurestore.windows.aggregations import Aggregation, Windows, aggregate_windows, aggregations
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 ALL = ("count", "sum", "mean", "min", "max", "std")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from featurestore.windows.aggregations import Windows, aggregations
 from tests.conditions.values import DBL_MAX, any_extreme, any_whole, numbers, whole_numbers
+from toque.featurestore.windows.aggregations import Windows, aggregations
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 FLOAT64 = pa.float64()

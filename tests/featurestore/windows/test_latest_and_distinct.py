@@ -12,10 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore import DistinctSketch, Entity, FeatureStore, FeatureView, InvalidDefinition, InvalidRows
-from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.windows.aggregations import Aggregation, Windows, aggregate_windows, aggregations, last_k
-from featurestore.windows.distinct import STANDARD_ERROR
+from toque.featurestore import (
+    DistinctSketch,
+    Entity,
+    FeatureStore,
+    FeatureView,
+    InvalidDefinition,
+    InvalidRows,
+)
+from toque.featurestore.definitions.dtypes import TIMESTAMP
+from toque.featurestore.windows.aggregations import (
+    Aggregation,
+    Windows,
+    aggregate_windows,
+    aggregations,
+    last_k,
+)
+from toque.featurestore.windows.distinct import STANDARD_ERROR
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -130,7 +143,7 @@ def test_sketches_merge_to_the_sketch_of_everything() -> None:
 
 def test_many_keys_and_windows_are_those_of_polars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "featurestore.windows.windowing.PIECE_EVENTS", 3_000
+        "toque.featurestore.windows.windowing.PIECE_EVENTS", 3_000
     )  # so that there are several pieces
     rng = np.random.default_rng(5)
     minutes = np.sort(rng.integers(0, 30_000, 40_000))

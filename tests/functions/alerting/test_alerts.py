@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from functions import Context, use_context
-from functions.alerting import Alert, AlertPolicy, SinkDownError, SinkRefusedError, Webhook
-from functions.alerting.jobs import (
+from tests.functions.alerting.test_decide import HOUR, T0, alarm
+from tests.waiting import until
+from toque.functions import Context, use_context
+from toque.functions.alerting import Alert, AlertPolicy, SinkDownError, SinkRefusedError, Webhook
+from toque.functions.alerting.jobs import (
     acknowledge_alert,
     alert_journal,
     alert_status,
@@ -23,14 +25,12 @@ from functions.alerting.jobs import (
     silence_alerts,
     tell_people,
 )
-from functions.project import ModelDefinition
-from functions.runtime.context import context, context_of
-from functions.runtime.durable.executor import THREADS
-from functions.runtime.durable.invocation import executor_of, ledger_of, run_pending
-from functions.runtime.durable.record import Record
-from registry import Journal, NotFound, open_store
-from tests.functions.alerting.test_decide import HOUR, T0, alarm
-from tests.waiting import until
+from toque.functions.project import ModelDefinition
+from toque.functions.runtime.context import context, context_of
+from toque.functions.runtime.durable.executor import THREADS
+from toque.functions.runtime.durable.invocation import executor_of, ledger_of, run_pending
+from toque.functions.runtime.durable.record import Record
+from toque.registry import Journal, NotFound, open_store
 
 DEFINITION = ModelDefinition(name="late", service="s", entities="e", label="y", numeric=("x",))
 
@@ -51,7 +51,7 @@ def clock() -> Clock:
 def used(tmp_path: Path, web: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
     sinks = (Webhook(name="all", url=web.url), Webhook(name="loud", url=web.url, least="critical"))
     definition = DEFINITION.model_copy(update={"alerts": AlertPolicy(owner="ada", sinks=sinks)})
-    code = "from functions.project import ModelDefinition\n\nFEATURES = ()\n"
+    code = "from toque.functions.project import ModelDefinition\n\nFEATURES = ()\n"
     code += f"MODELS = [ModelDefinition.model_validate_json({definition.model_dump_json()!r})]\n"
     (tmp_path / "alerted.py").write_text(code)  # a file: workers in processes of their own import it too
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -203,7 +203,7 @@ def test_an_alert_leaves_at_once_in_the_process_that_dispatches_it(
     used: Context, web: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside serving, a process takes up to half a minute to start."""
-    monkeypatch.setattr("functions.runtime.durable.executor.launcher.Child", None)
+    monkeypatch.setattr("toque.functions.runtime.durable.executor.launcher.Child", None)
     tell_people(alarm())
     (one,) = ledger_of(used).invocations()
     followed = ledger_of(used).follow(one.id)
@@ -223,7 +223,7 @@ def test_alerts_go_by_processes_while_all_threads_hang(
         over.wait()
 
     with monkeypatch.context() as patch:
-        patch.setattr("functions.alerting.jobs.deliver", hang)
+        patch.setattr("toque.functions.alerting.jobs.deliver", hang)
         for number in range(THREADS):
             tell_people(alarm(number + 2, subject=f"hung-{number}"))
         run_pending(used)

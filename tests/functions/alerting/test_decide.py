@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from functions.alerting import AlertPolicy, AlertState, Email, Webhook, decide, step
-from functions.monitoring import Alarm
-from registry import Entry
+from toque.functions.alerting import AlertPolicy, AlertState, Email, Webhook, decide, step
+from toque.functions.monitoring import Alarm
+from toque.registry import Entry
 
 T0 = datetime(2013, 5, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

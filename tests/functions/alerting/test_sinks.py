@@ -8,8 +8,16 @@ from typing import Any
 
 import pytest
 
-from functions.alerting import Alert, AlertPolicy, Email, SinkDownError, SinkRefusedError, Webhook, deliver
 from tests.functions.alerting.test_decide import HOUR, T0, alarm
+from toque.functions.alerting import (
+    Alert,
+    AlertPolicy,
+    Email,
+    SinkDownError,
+    SinkRefusedError,
+    Webhook,
+    deliver,
+)
 
 POLICY = AlertPolicy(owner="ada", runbook="https://x.example/drift")
 NOWHERE = 9  # the port of discard: nobody listens

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from functions import Context, use_context
-from registry import open_store
+from toque.functions import Context, use_context
+from toque.registry import open_store
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-import functions.evaluation.batch_inference as batch
-from functions import Context, use_context
-from functions.evaluation.batch_inference import predict_batch
-from functions.training import TrainingDataError, train_tabular
-from registry import InvalidInput, Table, open_store
+import toque.functions.evaluation.batch_inference as batch
 from tests.functions.training.tabular_setup import FAST, NAMES, examples
+from toque.functions import Context, use_context
+from toque.functions.evaluation.batch_inference import predict_batch
+from toque.functions.training import TrainingDataError, train_tabular
+from toque.registry import InvalidInput, Table, open_store
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import pytest
 import ray
 from ray._private.state import actors
 
-from functions import Context, use_context
-from functions.evaluation.batch_inference import ShardWork, predict_batch
-from functions.training import train_tabular
-from registry import Table, TableSnapshot, open_store
 from tests.functions.training.tabular_setup import FAST, NAMES, examples
 from tests.memory import own_memory
+from toque.functions import Context, use_context
+from toque.functions.evaluation.batch_inference import ShardWork, predict_batch
+from toque.functions.training import train_tabular
+from toque.registry import Table, TableSnapshot, open_store
 
 pytestmark = pytest.mark.ray
 OPTIONS = {"shard_rows": 100, "keep": ["carrier"]}

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from functions.evaluation import (
+from tests.functions.training.tabular_setup import FAST, NAMES, examples
+from toque.functions.evaluation import (
     EvaluationError,
     FairnessRule,
     Gate,
@@ -15,9 +16,8 @@ from functions.evaluation import (
     evaluate_gate,
     gate_in_force,
 )
-from functions.training import train_tabular
-from registry import GateData, GateDemand, Lineage, ModelPolicy, Refused, Table, TableSnapshot
-from tests.functions.training.tabular_setup import FAST, NAMES, examples
+from toque.functions.training import train_tabular
+from toque.registry import GateData, GateDemand, Lineage, ModelPolicy, Refused, Table, TableSnapshot
 
 START, DAY = datetime(2013, 1, 1, tzinfo=UTC), timedelta(days=1)
 LIMITS = {"max_log_loss_ratio": {"constant": 0.99}, "min_rows": 100}

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.evaluation import (
+from toque.functions.evaluation import (
     Direction,
     EvaluationError,
     FairnessRule,
@@ -22,12 +22,12 @@ from functions.evaluation import (
     log_loss,
     reliability,
 )  # fmt: skip
-from functions.evaluation.checks.behaviour import judge_behaviour
-from functions.evaluation.checks.fairness import Judged, fairness_gap, judge_fairness
-from functions.evaluation.checks.robustness import judge_robustness
-from functions.evaluation.checks.slices import judge_slices
-from functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
-from functions.evaluation.outcome_kinds import BINARY
+from toque.functions.evaluation.checks.behaviour import judge_behaviour
+from toque.functions.evaluation.checks.fairness import Judged, fairness_gap, judge_fairness
+from toque.functions.evaluation.checks.robustness import judge_robustness
+from toque.functions.evaluation.checks.slices import judge_slices
+from toque.functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
+from toque.functions.evaluation.outcome_kinds import BINARY
 
 N = 4_000
 

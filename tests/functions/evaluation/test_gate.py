@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from functions.evaluation import Gate, judge
+from toque.functions.evaluation import Gate, judge
 
 GOOD = {"log_loss": 0.5, "auc": 0.75, "ece": 0.02}
 RATIOS = {"constant": 0.9, "logistic": 0.97, "champion": 0.99}

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions import Context, use_context
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.log_replay import ReplayResult, compare, replay_predictions
-from functions.prediction_log.frames import Frame
-from functions.prediction_log.reading.exact import ExactRow
-from functions.prediction_log.records import BatchPlace
-from functions.prediction_log.tensors import LoggedTensor
-from functions.prediction_log.writing.drain import add_records
-from registry import Signature, TensorSpec, open_store
 from tests.functions.prediction_log.logbook import T0, record
+from toque.functions import Context, use_context
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.log_replay import ReplayResult, compare, replay_predictions
+from toque.functions.prediction_log.frames import Frame
+from toque.functions.prediction_log.reading.exact import ExactRow
+from toque.functions.prediction_log.records import BatchPlace
+from toque.functions.prediction_log.tensors import LoggedTensor
+from toque.functions.prediction_log.writing.drain import add_records
+from toque.registry import Signature, TensorSpec, open_store
 
 SIGNATURE = Signature(
     inputs=[TensorSpec(name="x", datatype="FP64", shape=[-1, 2])],
@@ -161,7 +161,7 @@ def register_xgboost(used: Context, folder: Path) -> Any:
 
 
 def test_a_version_of_the_registry_replays_what_was_logged(context: Context, tmp_path: Path) -> None:
-    from functions.model_formats.load import load
+    from toque.functions.model_formats.load import load
 
     _, x = register_xgboost(context, tmp_path / "artifact")
     signature = context.registry().get_version("late", 1).signature

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import f1_score, log_loss, mean_poisson_deviance, ndcg_score, roc_auc_score
 from sklearn.metrics.pairwise import cosine_distances
 
-from functions.evaluation import (
+from toque.functions.evaluation import (
     Direction,
     EvaluationError,
     FairnessRule,
@@ -19,18 +19,18 @@ from functions.evaluation import (
     RobustnessRule,
     SliceRule,
 )
-from functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
-from functions.evaluation.gate import judge
-from functions.evaluation.meanings import MEANINGS, Outcome
-from functions.evaluation.metrics.counts import COUNT_METRICS, poisson_deviance
-from functions.evaluation.metrics.multilabel import LABEL_METRICS, by_label
-from functions.evaluation.metrics.ranking import RANKING_METRICS, ndcg_loss, padded
-from functions.evaluation.metrics.texts import TEXT_METRICS, edit_distance, edits, token_distance_of
-from functions.evaluation.metrics.vectors import VECTOR_METRICS
-from functions.evaluation.outcome_kinds import kind_for, kind_of
-from functions.model_formats.errors import TrainingDataError
-from registry import Lineage, ModelVersion
-from registry.models import Signature, TensorSpec
+from toque.functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
+from toque.functions.evaluation.gate import judge
+from toque.functions.evaluation.meanings import MEANINGS, Outcome
+from toque.functions.evaluation.metrics.counts import COUNT_METRICS, poisson_deviance
+from toque.functions.evaluation.metrics.multilabel import LABEL_METRICS, by_label
+from toque.functions.evaluation.metrics.ranking import RANKING_METRICS, ndcg_loss, padded
+from toque.functions.evaluation.metrics.texts import TEXT_METRICS, edit_distance, edits, token_distance_of
+from toque.functions.evaluation.metrics.vectors import VECTOR_METRICS
+from toque.functions.evaluation.outcome_kinds import kind_for, kind_of
+from toque.functions.model_formats.errors import TrainingDataError
+from toque.registry import Lineage, ModelVersion
+from toque.registry.models import Signature, TensorSpec
 
 NAMES = ("autumn", "summer", "winter")
 ROWS, ITEMS = 2_000, 5

@@ -3,7 +3,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from functions.evaluation import (
+from tests.functions.training.tabular_setup import CATEGORICAL, FAST, NAMES, NUMERIC, examples
+from toque.functions.evaluation import (
     EvaluationError,
     Gate,
     Invariance,
@@ -12,12 +13,11 @@ from functions.evaluation import (
     evaluate_gate,
     offline_gate,
 )
-from functions.evaluation.baselines import constant, logistic
-from functions.evaluation.metrics.probabilities import log_loss
-from functions.model_formats.program import export_program, save_program
-from functions.training import train_tabular
-from registry import Lineage, Signature, Table, TensorSpec
-from tests.functions.training.tabular_setup import CATEGORICAL, FAST, NAMES, NUMERIC, examples
+from toque.functions.evaluation.baselines import constant, logistic
+from toque.functions.evaluation.metrics.probabilities import log_loss
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.training import train_tabular
+from toque.registry import Lineage, Signature, Table, TensorSpec
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.evaluation import EvaluationError, OffPolicy, doubly_robust, ips, judge_split, snips
 from tests.conditions.units import ONCE, Units, in_arm, level_of
+from toque.functions.evaluation import EvaluationError, OffPolicy, doubly_robust, ips, judge_split, snips
 
 REWARD, LOGGED, TARGET = [1.0, 0.0, 2.0, 1.0], [0.5, 0.25, 0.5, 0.8], [0.25, 0.5, 1.0, 0.4]
 # weights .5, 2, 2, .5; w·r = .5, 0, 4, .5

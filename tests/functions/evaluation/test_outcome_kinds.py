@@ -2,11 +2,11 @@
 
 import pytest
 
-from functions import Context, use_context
-from functions.evaluation import Gate, evaluate_gate
-from functions.training import train_tabular
-from registry import Table, TableSnapshot, open_store
 from tests.functions.training.test_tasks import MULTI, NAMES, NUMBER, prices, seasons
+from toque.functions import Context, use_context
+from toque.functions.evaluation import Gate, evaluate_gate
+from toque.functions.training import train_tabular
+from toque.registry import Table, TableSnapshot, open_store
 
 
 @pytest.fixture(scope="module")

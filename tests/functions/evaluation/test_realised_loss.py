@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.evaluation.realised_loss import score
+from toque.functions.evaluation.realised_loss import score
 
 AT = datetime(2013, 5, 1, tzinfo=UTC)
 

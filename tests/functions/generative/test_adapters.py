@@ -12,8 +12,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from functions.generative import EngineSettings
-from functions.generative.engines import (
+from tests.functions.generative.test_engine_process import until
+from toque.functions.generative import EngineSettings
+from toque.functions.generative.engines import (
     EngineDown,
     EngineProcesses,
     EngineRefusal,
@@ -22,7 +23,6 @@ from functions.generative.engines import (
     Patience,
     engine_of,
 )
-from tests.functions.generative.test_engine_process import until
 
 PROGRAM = f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("routes_of_vllm.py")} "$@"\n'
 SETTINGS = EngineSettings(slots=2, adapter_rank=8)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from functions.generative import declines
-from registry import ModelPolicy
+from toque.functions.generative import declines
+from toque.registry import ModelPolicy
 
 DECLINING = [
     "I'm sorry, but I can't help with that.",

@@ -13,8 +13,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from functions.generative import EngineSettings
-from functions.generative.engines import (
+from toque.functions.generative import EngineSettings
+from toque.functions.generative.engines import (
     EngineDown,
     EngineProcess,
     EngineProcesses,
@@ -22,8 +22,8 @@ from functions.generative.engines import (
     engine_environment,
     engine_of,
 )
-from functions.generative.engines.process import Patience
-from functions.generative.engines.vllm import Vllm
+from toque.functions.generative.engines.process import Patience
+from toque.functions.generative.engines.vllm import Vllm
 
 ROOT = Path(__file__).parents[3]
 SMALL = EngineSettings(context_length=128, slots=1)
@@ -162,8 +162,8 @@ async def test_an_idle_engine_ends_and_the_next_request_starts_it(weights: Path,
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from functions.generative import EngineSettings
-from functions.generative.engines import EngineProcess, EngineSpec, engine_of
+from toque.functions.generative import EngineSettings
+from toque.functions.generative.engines import EngineProcess, EngineSpec, engine_of
 
 async def main():
     spec = EngineSpec(Path(sys.argv[1]), settings=EngineSettings(context_length=128, slots=1), threads=1)

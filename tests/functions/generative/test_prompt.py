@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from functions.generative import GenerativeError, Prompt, difference
+from toque.functions.generative import GenerativeError, Prompt, difference
 
 PROMPT = Prompt.model_validate(
     {

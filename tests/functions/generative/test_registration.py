@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from safetensors.numpy import save_file
 
-from functions.generative import (
+from toque.functions.generative import (
     ADAPTER,
     ADAPTER_FOLDER,
     CHAT,
@@ -23,8 +23,8 @@ from functions.generative import (
     is_generative,
     register_generative,
 )
-from functions.generative.adapter_folder import check_shapes
-from registry import NotFound, Registry, open_store
+from toque.functions.generative.adapter_folder import check_shapes
+from toque.registry import NotFound, Registry, open_store
 
 
 @pytest.fixture

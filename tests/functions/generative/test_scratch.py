@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from functions.generative.engines import engine_of, scratch_folder, sweep_scratch
+from toque.functions.generative.engines import engine_of, scratch_folder, sweep_scratch
 
 HOLD = """
 import sys
-from functions.generative.engines import scratch_folder
+from toque.functions.generative.engines import scratch_folder
 with scratch_folder() as folder:
     (folder / "weights.gguf").write_bytes(b"w" * 1_000)
     print(folder, flush=True)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.generative.engines.slots import AHEAD_S, QueueFull, Slot, SlotQueue
-from registry import SERVICE_TIERS, ServiceTier
+from toque.functions.generative.engines.slots import AHEAD_S, QueueFull, Slot, SlotQueue
+from toque.registry import SERVICE_TIERS, ServiceTier
 
 TIERS = st.sampled_from(SERVICE_TIERS)
 GAPS_S = st.sampled_from([0.0, 1.0, 30.0, AHEAD_S, AHEAD_S + 1])

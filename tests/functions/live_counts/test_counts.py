@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from functions.live_counts import (
+from tests.conditions.units import Units, populations
+from toque.functions.live_counts import (
     BINS,
     ArmTally,
     End,
@@ -21,11 +22,10 @@ from functions.live_counts import (
     end_of,
     quantile_ms,
 )
-from functions.live_counts.counts import decode, encode
-from functions.live_counts.latency_bins import lower_edge_ms, slower
-from functions.live_counts.tally import MAX_UNITS, is_usable
-from functions.live_counts.windows import WINDOW_S
-from tests.conditions.units import Units, populations
+from toque.functions.live_counts.counts import decode, encode
+from toque.functions.live_counts.latency_bins import lower_edge_ms, slower
+from toque.functions.live_counts.tally import MAX_UNITS, is_usable
+from toque.functions.live_counts.windows import WINDOW_S
 
 CHAMPION = SplitArm(7, 1, "champion", 0.9)
 CANARY = SplitArm(7, 2, "canary", 0.1)

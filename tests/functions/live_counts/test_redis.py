@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from redis import RedisError
 
-from clusters.redis_clients import open_redis
-from functions.live_counts import End, LivePublisher, LiveReader, SplitArm, Tally, window_at
-from functions.live_counts.publisher import live_publisher
 from tests.redis_server import running_redis
+from toque.clusters.redis_clients import open_redis
+from toque.functions.live_counts import End, LivePublisher, LiveReader, SplitArm, Tally, window_at
+from toque.functions.live_counts.publisher import live_publisher
 
 CANARY = SplitArm(7, 2, "canary", 0.1)
 

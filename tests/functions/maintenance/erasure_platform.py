@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 
-from featurestore import Entity, FeatureService, FeatureView, Field, Float64
-from functions import Context, function, use_context
-from functions.features.jobs import build_training_set
-from functions.prediction_log import (
+from toque.featurestore import Entity, FeatureService, FeatureView, Field, Float64
+from toque.functions import Context, function, use_context
+from toque.functions.features.jobs import build_training_set
+from toque.functions.prediction_log import (
     Label,
     LogWriter,
     default_wal_root,
@@ -24,8 +24,8 @@ from functions.prediction_log import (
     encode_labels,
     encode_prediction,
 )
-from functions.runtime.durable.ledger import Ledger
-from registry import Lineage, Table, TableSnapshot, open_store
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.registry import Lineage, Table, TableSnapshot, open_store
 
 UNIT, RIDER = "unit-5f2e8a1c", "rider-9b7d4403"
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)

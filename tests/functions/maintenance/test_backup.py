@@ -12,17 +12,6 @@ from typing import Any
 import pytest
 import redis
 
-from functions import Context, Invocation, use_context
-from functions.maintenance.backup import back_up, restore
-from functions.prediction_log import Label, LogWriter, drain, encode_labels, outcomes
-from functions.prediction_log.writing.export import WriterExport
-from functions.prediction_log.writing.stream import Stream
-from functions.runtime import catalog
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.invocation import ledger_of
-from ray_apps.cli.platform_folds import platform_fold
-from registry import NewerFormat, ObjectStore, Refused, Table, open_store
-from registry.transfer import find_marker
 from tests.compat import reading, tasks
 from tests.compat.project import DAY, NOW
 from tests.compat.test_store_of_0_1 import IDS, NOTES, unpacked
@@ -30,6 +19,17 @@ from tests.conditions.faults import FragileStore, KilledError
 from tests.functions.prediction_log.logbook import record
 from tests.redis_server import running_redis
 from tests.waiting import until
+from toque.functions import Context, Invocation, use_context
+from toque.functions.maintenance.backup import back_up, restore
+from toque.functions.prediction_log import Label, LogWriter, drain, encode_labels, outcomes
+from toque.functions.prediction_log.writing.export import WriterExport
+from toque.functions.prediction_log.writing.stream import Stream
+from toque.functions.runtime import catalog
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.ray_apps.cli.platform_folds import platform_fold
+from toque.registry import NewerFormat, ObjectStore, Refused, Table, open_store
+from toque.registry.transfer import find_marker
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_what_only_redis_holds_is_in_the_backup_once(
         drains.append(done)
         return done
 
-    monkeypatch.setattr("functions.maintenance.backup.drain", drain_and_write)
+    monkeypatch.setattr("toque.functions.maintenance.backup.drain", drain_and_write)
     done = back_up(
         source, redis_url, backup, report=lambda line: line.startswith("listing") and real(source, redis_url)
     )
@@ -162,7 +162,7 @@ def test_what_only_redis_holds_is_in_the_backup_once(
     restored = open_store(f"file://{tmp_path}/b")
     assert restore(backup, restored).records == 0  # the copy has them
     assert labelled(restored) == {"a": 1.0, "b": 1.0, "c": 1.0}
-    monkeypatch.setattr("functions.maintenance.backup.drain", lambda *_, **__: None)
+    monkeypatch.setattr("toque.functions.maintenance.backup.drain", lambda *_, **__: None)
     writing.answer("d")
     assert back_up(source, redis_url, backup).records == 2
     again = open_store(f"file://{tmp_path}/c")
@@ -176,7 +176,7 @@ def test_a_killed_restore_is_taken_up_again(tmp_path: Path, redis_url: str, writ
     writing.answer("a")
     with pytest.MonkeyPatch.context() as patch:
         back_up(source, redis_url, backup)
-        patch.setattr("functions.maintenance.backup.drain", lambda *_, **__: None)
+        patch.setattr("toque.functions.maintenance.backup.drain", lambda *_, **__: None)
         writing.answer("b")
         assert back_up(source, redis_url, backup).records == 2
     for fatal in range(1, 100):

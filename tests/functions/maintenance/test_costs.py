@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from functions import function
-from functions.maintenance import costs
-from functions.runtime.durable.cost_days import costs_since
-from functions.runtime.durable.ledger import Ledger
-from registry import open_store
+from toque.functions import function
+from toque.functions.maintenance import costs
+from toque.functions.runtime.durable.cost_days import costs_since
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.registry import open_store
 
 NOW = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 _USAGE = {"run_s": 2.0, "cpu_s": 1.5, "gpu_s": 0.0, "peak_memory_bytes": 1, "store_reads": 3, "store_writes": 1}  # fmt: skip

@@ -12,17 +12,6 @@ import pytest
 from deltalake import DeltaTable
 from pydantic import ValidationError
 
-from functions import Context, use_context
-from functions.maintenance.erasure.jobs import erase_subject, finish_erasures, preview_erasure
-from functions.maintenance.erasure.lease import only_erasure
-from functions.maintenance.erasure.record import Erasures
-from functions.maintenance.erasure.subject import Subject, Traces
-from functions.maintenance.errors import MaintenanceError
-from functions.prediction_log import outcomes, pseudonym
-from functions.prediction_log.records import TENSOR
-from functions.runtime.durable.ledger import Ledger
-from registry import Journal, Table
-from registry.store import FolderStore
 from tests.conditions.faults import FragileStore, KilledError
 from tests.functions.maintenance.erasure_platform import (
     RIDER,
@@ -36,6 +25,17 @@ from tests.functions.maintenance.erasure_platform import (
     traces_in,
 )
 from tests.redis_server import RedisServer, running_redis
+from toque.functions import Context, use_context
+from toque.functions.maintenance.erasure.jobs import erase_subject, finish_erasures, preview_erasure
+from toque.functions.maintenance.erasure.lease import only_erasure
+from toque.functions.maintenance.erasure.record import Erasures
+from toque.functions.maintenance.erasure.subject import Subject, Traces
+from toque.functions.maintenance.errors import MaintenanceError
+from toque.functions.prediction_log import outcomes, pseudonym
+from toque.functions.prediction_log.records import TENSOR
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.registry import Journal, Table
+from toque.registry.store import FolderStore
 
 
 @pytest.fixture

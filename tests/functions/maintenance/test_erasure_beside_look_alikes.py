@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 
-from featurestore.sources.rows import REASON, ROW
-from functions import Context, use_context
-from functions.maintenance.erasure.jobs import erase_subject, preview_erasure
-from functions.maintenance.erasure.subject import MIN_TEXT, Subject, Traces
-from registry import Table, open_store
 from tests.conditions.ids import IDS, ids, look_alikes
+from toque.featurestore.sources.rows import REASON, ROW
+from toque.functions import Context, use_context
+from toque.functions.maintenance.erasure.jobs import erase_subject, preview_erasure
+from toque.functions.maintenance.erasure.subject import MIN_TEXT, Subject, Traces
+from toque.registry import Table, open_store
 
 
 def context_in(folder: Path) -> Context:

@@ -11,14 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from functions.maintenance.erasure.lease import TERM_S, Holder, only_erasure
-from functions.maintenance.erasure.places import erase_from_tables
-from functions.maintenance.erasure.record import PendingErasure
-from functions.maintenance.erasure.subject import Subject, Traces
-from functions.maintenance.errors import MaintenanceError
-from registry import RegistryError, Table, Unavailable, utc_now
-from registry.store import FolderStore
 from tests.conditions.faults import KILLS, Fault, FaultyStore
+from toque.functions.maintenance.erasure.lease import TERM_S, Holder, only_erasure
+from toque.functions.maintenance.erasure.places import erase_from_tables
+from toque.functions.maintenance.erasure.record import PendingErasure
+from toque.functions.maintenance.erasure.subject import Subject, Traces
+from toque.functions.maintenance.errors import MaintenanceError
+from toque.registry import RegistryError, Table, Unavailable, utc_now
+from toque.registry.store import FolderStore
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_machine_whose_clock_differs_takes_no_lease_that_is_held(
 ):
     with only_erasure(store):
         moved = utc_now() + skew
-        monkeypatch.setattr("registry.times.utc_now", lambda: moved)
+        monkeypatch.setattr("toque.registry.times.utc_now", lambda: moved)
         with pytest.raises(MaintenanceError):
             Holder(store, clock=skew.total_seconds)
 

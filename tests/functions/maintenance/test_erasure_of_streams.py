@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from featurestore import Aggregation, FeatureStore, FeatureView, Windows
-from featurestore.errors import StreamRewritten
-from featurestore.streams.consumer import StreamConsumer
-from featurestore.streams.rewrites import rewrites_of
-from functions import Context, use_context
-from functions.maintenance.compaction import compact_open_days, compact_tables
-from functions.maintenance.erasure.jobs import erase_subject
-from registry import open_store
 from tests.featurestore.conftest import spare_redis
 from tests.featurestore.streams.events import clicks, user
 from tests.featurestore.streams.history import MemoryLog
 from tests.redis_server import RedisServer
+from toque.featurestore import Aggregation, FeatureStore, FeatureView, Windows
+from toque.featurestore.errors import StreamRewritten
+from toque.featurestore.streams.consumer import StreamConsumer
+from toque.featurestore.streams.rewrites import rewrites_of
+from toque.functions import Context, use_context
+from toque.functions.maintenance.compaction import compact_open_days, compact_tables
+from toque.functions.maintenance.erasure.jobs import erase_subject
+from toque.registry import open_store
 
 __all__ = ["spare_redis"]
 

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from functions import Context, use_context
-from functions.maintenance.history import publish_journal_heads
-from functions.runtime.errors import MissingSecret
-from registry import open_store
-from registry.audit_keys import AuditKeys
-from registry.history import audit, read_published
+from toque.functions import Context, use_context
+from toque.functions.maintenance.history import publish_journal_heads
+from toque.functions.runtime.errors import MissingSecret
+from toque.registry import open_store
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.history import audit, read_published
 
 
 def test_heads_of_all_workspaces_are_published_where_the_environment_says(

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from functions import Context, use_context
-from functions.maintenance.registry import tidy_registry
-from functions.runtime import catalog
-from registry import open_store
+from toque.functions import Context, use_context
+from toque.functions.maintenance.registry import tidy_registry
+from toque.functions.runtime import catalog
+from toque.registry import open_store
 
 
 def test_unused_files_and_lost_runs_are_tidied_and_the_rest_stays(
@@ -30,7 +30,7 @@ def test_unused_files_and_lost_runs_are_tidied_and_the_rest_stays(
     with use_context(context):
         tidied = tidy_registry(grace_days=0.0)
         assert (tidied.files, tidied.lost_runs, tidied.left_over) == ([orphan], [], 1)
-        monkeypatch.setattr("registry.runs.run_store.LOST_AFTER", timedelta(0))
+        monkeypatch.setattr("toque.registry.runs.run_store.LOST_AFTER", timedelta(0))
         assert tidy_registry().lost_runs == [run.id]
         tidied = tidy_registry()
     assert (tidied.files, tidied.lost_runs, tidied.left_over) == ([], [], 0)
@@ -39,5 +39,7 @@ def test_unused_files_and_lost_runs_are_tidied_and_the_rest_stays(
 
 
 def test_the_platform_has_it_declared():
-    assert "functions.maintenance.registry" in catalog.PLATFORM
-    assert "tidy_registry" in {each.name for each in catalog.discover(["functions.maintenance.registry"])}
+    assert "toque.functions.maintenance.registry" in catalog.PLATFORM
+    assert "tidy_registry" in {
+        each.name for each in catalog.discover(["toque.functions.maintenance.registry"])
+    }

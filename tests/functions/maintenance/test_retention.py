@@ -13,16 +13,22 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from featurestore import Entity, FeatureView, Field, Float64
-from functions import Context, function, use_context
-from functions.maintenance import compaction
-from functions.maintenance.compaction import compact_open_days, compact_tables
-from functions.maintenance.retention import Expired, Retention, apply_retention, retention, set_retention
-from functions.prediction_log.records import LABELS, PREDICTIONS
-from functions.runtime import catalog
-from functions.runtime.durable.ledger import Ledger
-from registry import InvalidInput, Table, open_store
-from registry.store.tables.upkeep import vacuum_table
+from toque.featurestore import Entity, FeatureView, Field, Float64
+from toque.functions import Context, function, use_context
+from toque.functions.maintenance import compaction
+from toque.functions.maintenance.compaction import compact_open_days, compact_tables
+from toque.functions.maintenance.retention import (
+    Expired,
+    Retention,
+    apply_retention,
+    retention,
+    set_retention,
+)
+from toque.functions.prediction_log.records import LABELS, PREDICTIONS
+from toque.functions.runtime import catalog
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.registry import InvalidInput, Table, open_store
+from toque.registry.store.tables.upkeep import vacuum_table
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from functions import Context, function
-from functions.maintenance.retention import _drop_invocations
-from functions.runtime.durable.aging import Walk
-from functions.runtime.durable.at_once import READERS
-from functions.runtime.durable.dead_letters import DeadLetters
-from functions.runtime.durable.ledger import Ledger
-from registry import utc_now
-from registry.journal.deletions import deleted_journals
-from registry.store import FolderStore, ObjectStore
 from tests.conditions.faults import Fault, FaultyStore, KilledError, Verb, run_cells
+from toque.functions import Context, function
+from toque.functions.maintenance.retention import _drop_invocations
+from toque.functions.runtime.durable.aging import Walk
+from toque.functions.runtime.durable.at_once import READERS
+from toque.functions.runtime.durable.dead_letters import DeadLetters
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.registry import utc_now
+from toque.registry.journal.deletions import deleted_journals
+from toque.registry.store import FolderStore, ObjectStore
 
 DAYS = 30
 LARGE = 1_100_000

@@ -15,8 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from skops.io import dump
 
-from functions.model_formats.derive import derive_signature, read_rows
-from functions.model_formats.errors import ArtifactRefused, TrainingDataError
+from toque.functions.model_formats.derive import derive_signature, read_rows
+from toque.functions.model_formats.errors import ArtifactRefused, TrainingDataError
 
 X = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int)

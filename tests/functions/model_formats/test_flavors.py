@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from functions.model_formats.errors import ArtifactRefused
-from functions.model_formats.flavors import FLAVORS
-from functions.model_formats.formats import FORMATS, format_of
-from functions.model_formats.sandbox import Sandbox, SandboxLimits
-from functions.training import load
-from registry import Registry, Signature, TensorSpec, open_store
+from toque.functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.flavors import FLAVORS
+from toque.functions.model_formats.formats import FORMATS, format_of
+from toque.functions.model_formats.sandbox import Sandbox, SandboxLimits
+from toque.functions.training import load
+from toque.registry import Registry, Signature, TensorSpec, open_store
 
 ROWS = 60
 COLUMNS = ["distance", "wind", "delay"]

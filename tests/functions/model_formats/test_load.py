@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from functions.model_formats.errors import ArtifactRefused, TrainingDataError
-from functions.model_formats.load import load
-from functions.model_formats.sandbox import Sandbox, SandboxLimits
-from functions.training.tabular.artifact import tabular_signature, write_artifact
-from functions.training.tabular.fitting import fit, prepare
-from kernels.hashing import hash_strings
-from registry.models import Signature
 from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
+from toque.functions.model_formats.errors import ArtifactRefused, TrainingDataError
+from toque.functions.model_formats.load import load
+from toque.functions.model_formats.sandbox import Sandbox, SandboxLimits
+from toque.functions.training.tabular.artifact import tabular_signature, write_artifact
+from toque.functions.training.tabular.fitting import fit, prepare
+from toque.kernels.hashing import hash_strings
+from toque.registry.models import Signature
 
 
 @pytest.fixture(scope="module")

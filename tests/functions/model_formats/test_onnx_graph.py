@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from functions.model_formats.derive import derive_signature
-from functions.model_formats.errors import ArtifactRefused
-from functions.model_formats.load import load
-from functions.model_formats.onnx_graph import open_graph, refuse_other_files
-from registry import Signature, TensorSpec
+from toque.functions.model_formats.derive import derive_signature
+from toque.functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.load import load
+from toque.functions.model_formats.onnx_graph import open_graph, refuse_other_files
+from toque.registry import Signature, TensorSpec
 
 SECRET = b"what stands in a file of the worker"
 SIGNATURE = Signature(

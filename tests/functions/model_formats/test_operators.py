@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from functions.model_formats.errors import ArtifactRefused
-from functions.model_formats.operators import is_allowed
-from functions.model_formats.program import export_program, load_program, save_program
+from toque.functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.operators import is_allowed
+from toque.functions.model_formats.program import export_program, load_program, save_program
 
 MARK, SIZE = 0x5A, 4096
 

@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from functions.model_formats.errors import ArtifactRefused, TrainingError
-from functions.model_formats.program import (
+from tests.functions.training.tabular_setup import TensorMaker
+from toque.functions.model_formats.errors import ArtifactRefused, TrainingError
+from toque.functions.model_formats.program import (
     copy_without_samples,
     export_program,
     inspect_program,
     load_program,
     save_program,
 )
-from tests.functions.training.tabular_setup import TensorMaker
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"

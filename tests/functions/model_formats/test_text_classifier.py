@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from functions.evaluation.language.likelihood import read_model
-from functions.model_formats.errors import ArtifactRefused
-from functions.model_formats.text_classifier import read_text_classifier, refuse_other_folders
-from registry import Signature, TensorSpec
+from toque.functions.evaluation.language.likelihood import read_model
+from toque.functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.text_classifier import read_text_classifier, refuse_other_folders
+from toque.registry import Signature, TensorSpec
 
 SIGNATURE = Signature(
     inputs=[TensorSpec(name="text", datatype="BYTES", shape=[-1, 1])],

@@ -11,10 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.prediction_log import LABELS_TABLE, predictions_table
-from functions.prediction_log.records import LABELS, PREDICTIONS
-from functions.runtime import Context
-from registry import Lineage, ObjectStore, Registry, Signature, Table, TableSnapshot, TensorSpec, open_store
+from toque.functions.prediction_log import LABELS_TABLE, predictions_table
+from toque.functions.prediction_log.records import LABELS, PREDICTIONS
+from toque.functions.runtime import Context
+from toque.registry import (
+    Lineage,
+    ObjectStore,
+    Registry,
+    Signature,
+    Table,
+    TableSnapshot,
+    TensorSpec,
+    open_store,
+)
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -8,8 +8,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64, Freshness, InRange
-from functions.monitoring import (
+from tests.functions.monitoring.conftest import ServedModel
+from toque.featurestore import (
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    Float64,
+    Freshness,
+    InRange,
+)
+from toque.functions.monitoring import (
     Alarm,
     DriftMonitor,
     QualityMonitor,
@@ -18,11 +28,10 @@ from functions.monitoring import (
     watch_drift,
     watch_quality,
 )
-from functions.monitoring import alarms as alarms_of
-from functions.retraining.policy import RetrainingPolicy, RetrainState, Situation, decide
-from functions.runtime import use_context
-from registry import Table
-from tests.functions.monitoring.conftest import ServedModel
+from toque.functions.monitoring import alarms as alarms_of
+from toque.functions.retraining.policy import RetrainingPolicy, RetrainState, Situation, decide
+from toque.functions.runtime import use_context
+from toque.registry import Table
 
 MODEL = "late"
 DAY = timedelta(days=1)

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.monitoring import (
+from tests.functions.monitoring.conftest import START, ServedModel
+from toque.functions.monitoring import (
     Alarm,
     DriftMonitor,
     OperationsMonitor,
@@ -25,13 +26,12 @@ from functions.monitoring import (
     watch_performance,
     watch_quality,
 )
-from functions.monitoring import alarms as alarms_of
-from functions.monitoring.performance import PerformanceMonitor
-from functions.prediction_log import LABELS_TABLE
-from functions.prediction_log.records import LABELS
-from functions.runtime import use_context
-from registry import Table
-from tests.functions.monitoring.conftest import START, ServedModel
+from toque.functions.monitoring import alarms as alarms_of
+from toque.functions.monitoring.performance import PerformanceMonitor
+from toque.functions.prediction_log import LABELS_TABLE
+from toque.functions.prediction_log.records import LABELS
+from toque.functions.runtime import use_context
+from toque.registry import Table
 
 MODEL = "late"
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.monitoring import (
+from tests.functions.monitoring.conftest import ServedModel
+from toque.functions.monitoring import (
     EstimateMonitor,
     alarms,
     estimate_performance,
@@ -18,12 +19,11 @@ from functions.monitoring import (
     watch_performance,
     watch_quality,
 )
-from functions.monitoring.alarms import Alarms
-from functions.monitoring.results import record
-from functions.monitoring.watch import MonitorRun
-from functions.runtime import use_context
-from registry import Table, open_store
-from tests.functions.monitoring.conftest import ServedModel
+from toque.functions.monitoring.alarms import Alarms
+from toque.functions.monitoring.results import record
+from toque.functions.monitoring.watch import MonitorRun
+from toque.functions.runtime import use_context
+from toque.registry import Table, open_store
 
 MODEL = "late"
 WATCHES: tuple[Callable[[], Any], ...] = (
@@ -105,7 +105,7 @@ def test_fifty_kills_change_no_alarm_and_no_finding(
         ("drift", False),
     }
     reaper, other = Reaper(50), type(served)(open_store(f"file://{tmp_path}/other"), tmp_path)
-    monkeypatch.setattr("functions.monitoring.watch.record", reaper.around(record))
+    monkeypatch.setattr("toque.functions.monitoring.watch.record", reaper.around(record))
     monkeypatch.setattr(MonitorRun, "save_state", reaper.around(MonitorRun.save_state))
     monkeypatch.setattr(Alarms, "report", reaper.around(Alarms.report))
     assert story(other) == undisturbed

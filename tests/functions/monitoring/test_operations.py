@@ -8,14 +8,14 @@ from datetime import datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from functions.monitoring import OperationsMonitor, results_table, standing_alarms, watch_operations
-from functions.monitoring.operations import Served, judge
-from functions.prediction_log import predictions_table
-from functions.prediction_log.records import PREDICTIONS
-from functions.runtime import use_context
-from functions.runtime.receipt import Prices
-from registry import Table
 from tests.functions.monitoring.conftest import MODEL, START, ServedModel
+from toque.functions.monitoring import OperationsMonitor, results_table, standing_alarms, watch_operations
+from toque.functions.monitoring.operations import Served, judge
+from toque.functions.prediction_log import predictions_table
+from toque.functions.prediction_log.records import PREDICTIONS
+from toque.functions.runtime import use_context
+from toque.functions.runtime.receipt import Prices
+from toque.registry import Table
 
 HOUR = timedelta(hours=1)
 MONITOR = OperationsMonitor(p99_ms=100, capacity=2, max_busy=0.5, delay=timedelta(0))

@@ -5,8 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.monitoring.performance import Cohort, PerformanceMonitor, PerformanceState, Verdict, judge
-from functions.rollout import ClusterSums
+from toque.functions.monitoring.performance import (
+    Cohort,
+    PerformanceMonitor,
+    PerformanceState,
+    Verdict,
+    judge,
+)
+from toque.functions.rollout import ClusterSums
 
 MONITOR = PerformanceMonitor()
 

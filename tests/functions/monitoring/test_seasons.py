@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict, judge
-from functions.monitoring.drift.reference import Cycle, Months, Reference, season_of
-from functions.stats.sketch import TableSketch
+from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict, judge
+from toque.functions.monitoring.drift.reference import Cycle, Months, Reference, season_of
+from toque.functions.stats.sketch import TableSketch
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 HOURLY = DriftMonitor(cohort=HOUR, window=3, season="week", min_effect=0.1)

@@ -8,13 +8,13 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
-from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64
-from functions.monitoring import SkewMonitor, standing_alarms, watch_skew
-from functions.prediction_log import predictions_table
-from functions.prediction_log.records import PREDICTIONS
-from functions.runtime import use_context
-from registry import Table
 from tests.functions.monitoring.conftest import DAY, MODEL, START, ServedModel
+from toque.featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64
+from toque.functions.monitoring import SkewMonitor, standing_alarms, watch_skew
+from toque.functions.prediction_log import predictions_table
+from toque.functions.prediction_log.records import PREDICTIONS
+from toque.functions.runtime import use_context
+from toque.registry import Table
 
 HOUR = timedelta(hours=1)
 MONITOR = SkewMonitor(hours=24, delay=timedelta(0), sample=0)

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from functions.monitoring import VectorMonitor, standing_alarms, watch_embeddings
-from functions.runtime import use_context
-from functions.stats.text import text_vectors
 from tests.functions.monitoring.conftest import MODEL, ServedModel
+from toque.functions.monitoring import VectorMonitor, standing_alarms, watch_embeddings
+from toque.functions.runtime import use_context
+from toque.functions.stats.text import text_vectors
 
 MONITOR = VectorMonitor(
     embeddings={"place": ("wind", "hour")}, texts=("carrier",), window=3, delay=timedelta(0), max_rows=100

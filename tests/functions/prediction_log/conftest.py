@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from registry import open_store
-from registry.store import ObjectStore
 from tests.redis_server import RedisServer, running_redis
+from toque.registry import open_store
+from toque.registry.store import ObjectStore
 
 
 @pytest.fixture

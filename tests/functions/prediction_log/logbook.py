@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from functions.prediction_log import LogWriter, encode_prediction, epoch_us, predictions
-from registry.store import ObjectStore
+from toque.functions.prediction_log import LogWriter, encode_prediction, epoch_us, predictions
+from toque.registry.store import ObjectStore
 
 T0 = datetime(2013, 5, 1, 12, tzinfo=UTC)
 

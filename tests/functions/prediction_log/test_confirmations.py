@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from functions.prediction_log import log_mode_of
-from functions.prediction_log.writing.confirmations import Confirmations
+from toque.functions.prediction_log import log_mode_of
+from toque.functions.prediction_log.writing.confirmations import Confirmations
 
 
 async def test_one_report_ends_all_waits_up_to_its_number():

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import redis
 
-from functions import Context, use_context
-from functions.prediction_log import (
+from tests.functions.prediction_log.logbook import T0, all_rows, record, write
+from tests.waiting import until
+from toque.functions import Context, use_context
+from toque.functions.prediction_log import (
     DrainResult,
     LogFullError,
     LogWriter,
@@ -23,20 +25,18 @@ from functions.prediction_log import (
     drain_predictions,
     predictions_table,
 )
-from functions.prediction_log.errors import PredictionLogError
-from functions.prediction_log.frames import encode_frame
-from functions.prediction_log.records import PREDICTIONS
-from functions.prediction_log.writing.drain import Share, waiting_writers
-from functions.prediction_log.writing.series import DRAINED
-from functions.prediction_log.writing.stream import Stream
-from registry import Table, open_store
-from registry.store import ObjectStore
-from registry.store.tables import settling
-from tests.functions.prediction_log.logbook import T0, all_rows, record, write
-from tests.waiting import until
+from toque.functions.prediction_log.errors import PredictionLogError
+from toque.functions.prediction_log.frames import encode_frame
+from toque.functions.prediction_log.records import PREDICTIONS
+from toque.functions.prediction_log.writing.drain import Share, waiting_writers
+from toque.functions.prediction_log.writing.series import DRAINED
+from toque.functions.prediction_log.writing.stream import Stream
+from toque.registry import Table, open_store
+from toque.registry.store import ObjectStore
+from toque.registry.store.tables import settling
 
 drain_module = sys.modules[
-    "functions.prediction_log.writing.drain"
+    "toque.functions.prediction_log.writing.drain"
 ]  # the package has a function of the same name
 
 

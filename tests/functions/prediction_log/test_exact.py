@@ -9,17 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.prediction_log import PredictionLogError, predictions, predictions_table
-from functions.prediction_log.frames import Frame
-from functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows, typed_predictions
-from functions.prediction_log.records import BatchPlace
-from functions.prediction_log.tables import large_values_table
-from functions.prediction_log.tensors import LARGE_BYTES, LoggedTensor, read_value
-from functions.prediction_log.writing.drain import add_records
-from registry import Signature, Table, TensorSpec, open_store
-from registry.store import ObjectStore
-from registry.store.tables.upkeep import compact_table
 from tests.functions.prediction_log.logbook import T0, record
+from toque.functions.prediction_log import PredictionLogError, predictions, predictions_table
+from toque.functions.prediction_log.frames import Frame
+from toque.functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows, typed_predictions
+from toque.functions.prediction_log.records import BatchPlace
+from toque.functions.prediction_log.tables import large_values_table
+from toque.functions.prediction_log.tensors import LARGE_BYTES, LoggedTensor, read_value
+from toque.functions.prediction_log.writing.drain import add_records
+from toque.registry import Signature, Table, TensorSpec, open_store
+from toque.registry.store import ObjectStore
+from toque.registry.store.tables.upkeep import compact_table
 
 NANS = np.array([0x7FF8000000000123, 0xFFF4000000000001, 0x8000000000000000], np.uint64).view(np.float64)
 BARE: dict[str, Any] = {

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from functions.prediction_log import drain
-from registry import open_store
 from tests.functions.prediction_log.logbook import all_rows
 from tests.waiting import until
+from toque.functions.prediction_log import drain
+from toque.registry import open_store
 
 WRITER = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from functions.prediction_log import LogWriter, encode_prediction
+from toque.functions.prediction_log import LogWriter, encode_prediction
 log = LogWriter(Path(sys.argv[1]), "predictions", sys.argv[2], poll_s=0.005, tidy_every_s=0.1, segment_bytes=50_000)
 vector, out = np.zeros((1, 20), np.float32), np.zeros((1, 1), np.float32)
 for i in range(int(sys.argv[4])):
@@ -38,8 +38,8 @@ log.close(timeout_s=30)
 DRAINER = """
 import sys
 from pathlib import Path
-from functions.prediction_log import drain
-from registry import open_store
+from toque.functions.prediction_log import drain
+from toque.registry import open_store
 import redis
 while True:
     try:

@@ -11,23 +11,23 @@ from typing import Any
 import pytest
 import redis
 
-from functions import Context
-from functions.prediction_log import LOSS_TOPIC, LogWriter, drain, losses_of
-from functions.prediction_log.frames import encode_frame
-from functions.prediction_log.writing.losses import Loss, decide, report_losses
-from functions.prediction_log.writing.stream import Stream, WriterState
-from functions.prediction_log.writing.wal import WriteAheadLog, segments_of
-from functions.runtime.triggers.topic import topic_of
-from registry import open_store
 from tests.functions.prediction_log.logbook import all_rows, record
 from tests.functions.prediction_log.test_kills import Child
 from tests.waiting import until
+from toque.functions import Context
+from toque.functions.prediction_log import LOSS_TOPIC, LogWriter, drain, losses_of
+from toque.functions.prediction_log.frames import encode_frame
+from toque.functions.prediction_log.writing.losses import Loss, decide, report_losses
+from toque.functions.prediction_log.writing.stream import Stream, WriterState
+from toque.functions.prediction_log.writing.wal import WriteAheadLog, segments_of
+from toque.functions.runtime.triggers.topic import topic_of
+from toque.registry import open_store
 
 SILENT = timedelta(seconds=1)
 DYING = """
 import os, signal, sys, time
 from pathlib import Path
-from functions.prediction_log import LogWriter
+from toque.functions.prediction_log import LogWriter
 from tests.functions.prediction_log.logbook import record
 log = LogWriter(Path(sys.argv[1]), "predictions", sys.argv[2], poll_s=0.01)
 log.append(record("shipped"))

@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 import redis
 
-from functions.prediction_log import LogUnconfirmedError, LogWriter, drain
-from functions.prediction_log.writing.stream import Stream
-from registry.store import ObjectStore
 from tests.functions.prediction_log.logbook import all_rows, record
 from tests.functions.prediction_log.test_kills import Child
 from tests.redis_server import RedisServer
 from tests.waiting import until
+from toque.functions.prediction_log import LogUnconfirmedError, LogWriter, drain
+from toque.functions.prediction_log.writing.stream import Stream
+from toque.registry.store import ObjectStore
 
 VICTIMS = """
 import os, signal, sys
 from pathlib import Path
-from functions.prediction_log import LogWriter
-from functions.prediction_log.writing.confirmations import Confirmations
-from functions.prediction_log.writing.stream import Stream
+from toque.functions.prediction_log import LogWriter
+from toque.functions.prediction_log.writing.confirmations import Confirmations
+from toque.functions.prediction_log.writing.stream import Stream
 from tests.functions.prediction_log.logbook import record
 
 def victim(root, url, mode, step):

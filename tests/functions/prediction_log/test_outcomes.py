@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from functions.prediction_log import (
+from tests.functions.prediction_log.logbook import T0, record, write
+from toque.functions.prediction_log import (
     LOAD_TEST,
     Label,
     default_wal_root,
@@ -21,9 +22,8 @@ from functions.prediction_log import (
     predictions_table,
     shared_scans,
 )
-from functions.prediction_log.reading import scan_cache as shared
-from registry.store import ObjectStore, Table
-from tests.functions.prediction_log.logbook import T0, record, write
+from toque.functions.prediction_log.reading import scan_cache as shared
+from toque.registry.store import ObjectStore, Table
 
 
 def label(name: str, value: float, hour: int, *, received: int = 0) -> Label:

@@ -5,7 +5,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from functions.prediction_log.records import (
+from toque.functions.prediction_log.records import (
     _KEPT_BYTES,
     _packers,
     decode_prediction,

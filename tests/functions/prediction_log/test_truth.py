@@ -11,21 +11,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.evaluation.realised_loss import score
-from functions.prediction_log import (
+from toque.functions.evaluation.realised_loss import score
+from toque.functions.prediction_log import (
     LABELS_TABLE,
     Label,
     encode_labels,
     outcomes,
     predictions_table,
 )
-from functions.prediction_log.records import CONTENT_LABELS, LABELS, PREDICTIONS, TRUTH, label_rows
-from functions.prediction_log.tables import large_values_table
-from functions.prediction_log.tensors import LARGE_BYTES
-from functions.prediction_log.writing.columns import label_columns, large_columns, prediction_columns
-from ray_apps.predictor.inference.recording import Recorder
-from registry import Registry, Table, open_store
-from registry.models import Signature, TensorSpec
+from toque.functions.prediction_log.records import CONTENT_LABELS, LABELS, PREDICTIONS, TRUTH, label_rows
+from toque.functions.prediction_log.tables import large_values_table
+from toque.functions.prediction_log.tensors import LARGE_BYTES
+from toque.functions.prediction_log.writing.columns import label_columns, large_columns, prediction_columns
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.registry import Registry, Table, open_store
+from toque.registry.models import Signature, TensorSpec
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)
 END = datetime(2024, 1, 2, tzinfo=UTC)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import redis
 
-from functions.prediction_log import drain
-from functions.prediction_log.writing.stream import Stream
-from registry.store import ObjectStore
 from tests.functions.prediction_log.logbook import all_rows, record, write
 from tests.waiting import until
+from toque.functions.prediction_log import drain
+from toque.functions.prediction_log.writing.stream import Stream
+from toque.registry.store import ObjectStore
 
 MODULE = sys.modules[drain.__module__]  # its name in the package is the function's
 

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from functions.prediction_log.errors import LogFullError
-from functions.prediction_log.frames import HEADER_BYTES, encode_frame, read_frames, whole_frames
-from functions.prediction_log.writing import wal
-from functions.prediction_log.writing.wal import (
+from toque.functions.prediction_log.errors import LogFullError
+from toque.functions.prediction_log.frames import HEADER_BYTES, encode_frame, read_frames, whole_frames
+from toque.functions.prediction_log.writing import wal
+from toque.functions.prediction_log.writing.wal import (
     SegmentReader,
     WriteAheadLog,
     claim,
@@ -303,7 +303,7 @@ def test_a_living_writer_cannot_be_claimed_and_a_closed_one_can(tmp_path: Path):
 CHILD = """
 import sys
 from pathlib import Path
-from functions.prediction_log.writing.wal import WriteAheadLog
+from toque.functions.prediction_log.writing.wal import WriteAheadLog
 log = WriteAheadLog(Path(sys.argv[1]), segment_bytes=4_000)
 print(log.folder, flush=True)
 while True:

@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from functions.live_counts import (
+from tests.conditions.units import Units, in_arm
+from tests.functions.reflexes.simulation import BEGAN
+from toque.functions.live_counts import (
     BINS,
     WINDOW_S,
     ArmTally,
@@ -17,14 +19,12 @@ from functions.live_counts import (
     bin_of,
     window_at,
 )
-from functions.reflexes.champion import BASELINE_WINDOWS, SPANS, ServiceFinding, judge_champion
-from functions.reflexes.reflexes import EVERY_S
-from functions.rollout import Evidence, RolloutPolicy, RolloutState, decide
-from functions.rollout.evidence.live import LiveEvidence, live_evidence
-from functions.rollout.judge.decide import LIVE_RULES, Decision
-from registry.models.traffic import Arm, Traffic
-from tests.conditions.units import Units, in_arm
-from tests.functions.reflexes.simulation import BEGAN
+from toque.functions.reflexes.champion import BASELINE_WINDOWS, SPANS, ServiceFinding, judge_champion
+from toque.functions.reflexes.reflexes import EVERY_S
+from toque.functions.rollout import Evidence, RolloutPolicy, RolloutState, decide
+from toque.functions.rollout.evidence.live import LiveEvidence, live_evidence
+from toque.functions.rollout.judge.decide import LIVE_RULES, Decision
+from toque.registry.models.traffic import Arm, Traffic
 
 CHAMPION, CANARY = 1, 2
 BEFORE, SPLIT = 6, 7  # registry entries

@@ -9,12 +9,12 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from functions.live_counts import BINS, WINDOW_S, ArmTally, Failures
-from functions.reflexes.champion import BASELINE_WINDOWS, SPANS, ServiceFinding, judge_champion
-from functions.reflexes.reflexes import EVERY_S
-from functions.rollout import Evidence, RolloutPolicy, RolloutState, Slo, decide
-from functions.rollout.evidence.live import GUARD_WINDOWS, LiveCounts, LiveEvidence, guard_at
-from functions.rollout.judge.decide import LIVE_RULES, Decision
+from toque.functions.live_counts import BINS, WINDOW_S, ArmTally, Failures
+from toque.functions.reflexes.champion import BASELINE_WINDOWS, SPANS, ServiceFinding, judge_champion
+from toque.functions.reflexes.reflexes import EVERY_S
+from toque.functions.rollout import Evidence, RolloutPolicy, RolloutState, Slo, decide
+from toque.functions.rollout.evidence.live import GUARD_WINDOWS, LiveCounts, LiveEvidence, guard_at
+from toque.functions.rollout.judge.decide import LIVE_RULES, Decision
 
 BEGAN = datetime(2027, 1, 4, 9, 0, 13, tzinfo=UTC)
 FLUSH_S = 1.0  # a process sends once a second; and so it is at most two seconds old

@@ -7,13 +7,13 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from functions.rollout import RolloutPolicy
-from functions.rollout.evidence.sums import Evidence
-from functions.rollout.judge.live_rules import not_shown_to_serve
-from functions.rollout.judge.rule_input import RuleInput
 from tests.conditions.units import ALL, ONE_BROKEN, Units, in_arm, parameters
 from tests.functions.reflexes.callers import CANARY, CHAMPION, CallerWorld
 from tests.seeds import seeds
+from toque.functions.rollout import RolloutPolicy
+from toque.functions.rollout.evidence.sums import Evidence
+from toque.functions.rollout.judge.live_rules import not_shown_to_serve
+from toque.functions.rollout.judge.rule_input import RuleInput
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 AT_ONCE = RolloutPolicy(promote_by="service", canary_min=timedelta(0), ramp_hold=timedelta(0))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.rollout import RolloutPolicy
 from tests.functions.reflexes.simulation import Arm, canary_ticks, seconds_to_roll_back
+from toque.functions.rollout import RolloutPolicy
 
 HEALTHY = Arm(fails=0.001)
 RUNS = 50

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from functions.live_counts import ArmTally, Failures
-from functions.reflexes.champion import judge_champion
-from functions.rollout import Slo
 from tests.conditions.units import Units, parameters
 from tests.functions.reflexes.simulation import Arm, Day, Second, champion_ticks
+from toque.functions.live_counts import ArmTally, Failures
+from toque.functions.reflexes.champion import judge_champion
+from toque.functions.rollout import Slo
 
 HOUR = 4_260  # seconds of a world before its champion breaks: the hour before and the span
 

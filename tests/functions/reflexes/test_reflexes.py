@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.live_counts import BINS, ArmTally, Failures, SplitArm, WindowCounts, window_at
-from functions.monitoring import TOPIC, Alarm, Alarms
-from functions.reflexes.reflexes import Reflexes
-from functions.rollout import RolloutPolicy
-from functions.rollout.jobs import rollouts
-from functions.runtime.changes.feed import Watch
-from functions.runtime.context import Context, use_context
-from functions.runtime.triggers.topic import topic_of
-from registry import ObjectStore, Signature, TensorSpec, open_store
+from toque.functions.live_counts import BINS, ArmTally, Failures, SplitArm, WindowCounts, window_at
+from toque.functions.monitoring import TOPIC, Alarm, Alarms
+from toque.functions.reflexes.reflexes import Reflexes
+from toque.functions.rollout import RolloutPolicy
+from toque.functions.rollout.jobs import rollouts
+from toque.functions.runtime.changes.feed import Watch
+from toque.functions.runtime.context import Context, use_context
+from toque.functions.runtime.triggers.topic import topic_of
+from toque.registry import ObjectStore, Signature, TensorSpec, open_store
 
 MODEL = "late"
 SIGNATURE = Signature(
@@ -272,7 +272,7 @@ def test_a_fault_that_lasts_does_not_become_the_usual(world: World) -> None:
 @pytest.fixture
 def going_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "functions.reflexes.reflexes.declared_policy", lambda _model: RolloutPolicy(go_back=True)
+        "toque.functions.reflexes.reflexes.declared_policy", lambda _model: RolloutPolicy(go_back=True)
     )
 
 
@@ -372,7 +372,9 @@ def test_one_model_that_fails_does_not_keep_the_others(world: World, monkeypatch
 
 def test_people_are_told_in_the_tick_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once: list[str] = []
-    monkeypatch.setattr("functions.reflexes.reflexes.tell_people", lambda alarm: at_once.append(alarm.key))
+    monkeypatch.setattr(
+        "toque.functions.reflexes.reflexes.tell_people", lambda alarm: at_once.append(alarm.key)
+    )
     world.canary()
     world.serve(1, fails={2: 0.1})
     running = world.reflexes()

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from functions.features.jobs import feature_health, record_feature_health
-from functions.features.view_figures import feature_course, feature_health_history, feature_statistics
-from functions.reporting.feature_page import feature_report
-from functions.reporting.logged_requests import list_predictions
-from functions.runtime.errors import InvalidArguments
+from toque.functions.features.jobs import feature_health, record_feature_health
+from toque.functions.features.view_figures import feature_course, feature_health_history, feature_statistics
+from toque.functions.reporting.feature_page import feature_report
+from toque.functions.reporting.logged_requests import list_predictions
+from toque.functions.runtime.errors import InvalidArguments
 
 HUGE = (1e300, 1e9, -1.0, 0)
 

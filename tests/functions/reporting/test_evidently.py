@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from functions.monitoring.logged_features import FeatureColumns
-from functions.reporting import evidently_report
-from functions.reporting.evidently_page import _escaped, _page
-from functions.runtime import use_context
 from tests.functions.monitoring.conftest import MODEL, served  # noqa: F401 - a fixture
+from toque.functions.monitoring.logged_features import FeatureColumns
+from toque.functions.reporting import evidently_report
+from toque.functions.reporting.evidently_page import _escaped, _page
+from toque.functions.runtime import use_context
 
 
 @pytest.mark.slow

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from functions import Context, use_context
-from functions.model_formats.load import PROGRAM_FILE
-from functions.model_formats.program import export_program, save_program
-from functions.prediction_log import predictions_table
-from functions.prediction_log.records import TRACED_PREDICTIONS
-from functions.reporting import explain_prediction
-from registry import NotFound, Signature, Table, TensorSpec, open_store
+from toque.functions import Context, use_context
+from toque.functions.model_formats.load import PROGRAM_FILE
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.prediction_log import predictions_table
+from toque.functions.prediction_log.records import TRACED_PREDICTIONS
+from toque.functions.reporting import explain_prediction
+from toque.registry import NotFound, Signature, Table, TensorSpec, open_store
 
 AT = datetime(2026, 3, 2, 9, tzinfo=UTC)
 SIGNATURE = Signature(

@@ -10,16 +10,16 @@ import plotly.graph_objects as go
 import pyarrow as pa
 import pytest
 
-from functions.evaluation import EvaluationError
-from functions.evaluation.outcome_kinds import BINARY, NUMBER
-from functions.monitoring import Alarm, PerformanceEstimate
-from functions.prediction_log.records import PREDICTIONS
-from functions.reporting import TimelineEvent, timeline, trace_prediction, weeks
-from functions.reporting.html import document, figure_html, json_for_script
-from functions.reporting.page import Latency, ReportContent, render
-from functions.reporting.timeline import from_alarms, from_model, from_retrains
-from functions.reporting.weekly import answers, labels, rescore, served
-from registry import Journal, Registry, Signature, TensorSpec, open_store
+from toque.functions.evaluation import EvaluationError
+from toque.functions.evaluation.outcome_kinds import BINARY, NUMBER
+from toque.functions.monitoring import Alarm, PerformanceEstimate
+from toque.functions.prediction_log.records import PREDICTIONS
+from toque.functions.reporting import TimelineEvent, timeline, trace_prediction, weeks
+from toque.functions.reporting.html import document, figure_html, json_for_script
+from toque.functions.reporting.page import Latency, ReportContent, render
+from toque.functions.reporting.timeline import from_alarms, from_model, from_retrains
+from toque.functions.reporting.weekly import answers, labels, rescore, served
+from toque.registry import Journal, Registry, Signature, TensorSpec, open_store
 
 MONDAY = datetime(2013, 7, 1, tzinfo=UTC)
 

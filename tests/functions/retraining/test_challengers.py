@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from functions.evaluation import Gate
-from functions.project import ModelDefinition
-from functions.retraining.challengers import Challenger, _judge, best_of
-from functions.training import train_tabular
-from registry import Table
 from tests.functions.training.conftest import context, one_thread  # noqa: F401 - fixtures
 from tests.functions.training.test_tasks import MULTI, NAMES, NUMBER, prices, seasons
+from toque.functions.evaluation import Gate
+from toque.functions.project import ModelDefinition
+from toque.functions.retraining.challengers import Challenger, _judge, best_of
+from toque.functions.training import train_tabular
+from toque.registry import Table
 
 LENIENT = Gate(max_ece=None, max_log_loss_ratio={"constant": 1.5})
 

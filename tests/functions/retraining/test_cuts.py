@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from functions.retraining.cuts import Cut, newest_fifth, newest_span
-from functions.training import TrainingDataError
-from registry import Table, open_store
+from toque.functions.retraining.cuts import Cut, newest_fifth, newest_span
+from toque.functions.training import TrainingDataError
+from toque.registry import Table, open_store
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

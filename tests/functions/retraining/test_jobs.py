@@ -15,16 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from featurestore import Entity, FeatureService, FeatureView, Field, Float64, String
-from functions import Context, use_context
-from functions.evaluation import Gate
-from functions.features.jobs import build_training_set, training_set_lineage
-from functions.monitoring import Alarm, alarms
-from functions.project import ModelDefinition, Project, load_project
-from functions.retraining import challengers
-from functions.retraining import jobs as module
-from functions.retraining.heartbeat import last_seen
-from functions.retraining.jobs import (
+from tests.waiting import until
+from toque.featurestore import Entity, FeatureService, FeatureView, Field, Float64, String
+from toque.functions import Context, use_context
+from toque.functions.evaluation import Gate
+from toque.functions.features.jobs import build_training_set, training_set_lineage
+from toque.functions.monitoring import Alarm, alarms
+from toque.functions.project import ModelDefinition, Project, load_project
+from toque.functions.retraining import challengers
+from toque.functions.retraining import jobs as module
+from toque.functions.retraining.heartbeat import last_seen
+from toque.functions.retraining.jobs import (
     RetrainResult,
     inspect_model,
     inspect_models,
@@ -33,7 +34,7 @@ from functions.retraining.jobs import (
     retrain,
     retrains,
 )
-from functions.retraining.policy import (
+from toque.functions.retraining.policy import (
     RetrainingPolicy,
     RetrainState,
     Running,
@@ -41,13 +42,12 @@ from functions.retraining.policy import (
     decide,
     step,
 )
-from functions.retraining.windows import TrainingWindow
-from functions.rollout import rollout_status
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.durable.workflow import Run, use_run
-from functions.training import FunctionTrainer, TabularParams, Trained, TrainingRequest, train_tabular
-from registry import AutomaticApproval, ModelPolicy, Table, TableSnapshot, open_store
-from tests.waiting import until
+from toque.functions.retraining.windows import TrainingWindow
+from toque.functions.rollout import rollout_status
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.durable.workflow import Run, use_run
+from toque.functions.training import FunctionTrainer, TabularParams, Trained, TrainingRequest, train_tabular
+from toque.registry import AutomaticApproval, ModelPolicy, Table, TableSnapshot, open_store
 
 MODEL, DAY = "late", timedelta(days=1)
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -559,7 +559,7 @@ def test_many_models_are_inspected_together_and_one_that_fails_alone(
             raise ValueError("its table is gone")
         return ()
 
-    monkeypatch.setattr("functions.retraining.jobs.run_monitors", watch)
+    monkeypatch.setattr("toque.functions.retraining.jobs.run_monitors", watch)
     with pytest.raises(ExceptionGroup, match="1 of 3 inspections failed") as failed:
         inspect_models(["late-0", "late-1", "late-2"])
     assert looked == ["late-0", "late-1", "late-2"]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from functions.monitoring import Alarm
-from functions.retraining.policy import (
+from toque.functions.monitoring import Alarm
+from toque.functions.retraining.policy import (
     Blackout,
     Finished,
     RetrainingPolicy,
@@ -18,7 +18,7 @@ from functions.retraining.policy import (
     decide,
     retrains_in_vain,
 )
-from functions.retraining.windows import TrainingWindow
+from toque.functions.retraining.windows import TrainingWindow
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
-from functions import Context, use_context
-from functions.monitoring import Alarm, alarms
-from functions.project import ModelDefinition
-from functions.retraining import jobs as module
-from functions.retraining.jobs import RetrainResult, inspect_model, retrain, retrains
-from functions.retraining.policy import Blackout, RetrainingPolicy
-from functions.runtime.durable.attempt import Attempt, run_attempt
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.queue import QueueWriter
-from functions.runtime.durable.record import Record
-from functions.runtime.durable.workflow import Run, use_run
-from registry import open_store
+from toque.functions import Context, use_context
+from toque.functions.monitoring import Alarm, alarms
+from toque.functions.project import ModelDefinition
+from toque.functions.retraining import jobs as module
+from toque.functions.retraining.jobs import RetrainResult, inspect_model, retrain, retrains
+from toque.functions.retraining.policy import Blackout, RetrainingPolicy
+from toque.functions.runtime.durable.attempt import Attempt, run_attempt
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.queue import QueueWriter
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.durable.workflow import Run, use_run
+from toque.registry import open_store
 
 MODEL, DAY = "late", timedelta(days=1)
 POLICY = RetrainingPolicy(cooldown=10 * DAY, backoff=1.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from functions.retraining.windows import TrainingWindow
+from toque.functions.retraining.windows import TrainingWindow
 
 END = datetime(2013, 7, 1, tzinfo=UTC)
 AT = np.datetime64("2010-07-01") + np.arange(0, 1_096).astype("timedelta64[D]")  # three years of days

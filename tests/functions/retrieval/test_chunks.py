@@ -1,4 +1,4 @@
-from functions.retrieval import chunks_of
+from toque.functions.retrieval import chunks_of
 
 PAGE = """# Kitchen
 

@@ -6,14 +6,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore import Entity, FeatureView, Field, Float64
-from functions import Context
-from functions.evaluation import EvaluationError
-from functions.generative import EngineSettings, register_generative
-from functions.retrieval import document_view, jobs
-from functions.retrieval.jobs import evaluate_retrieval, refresh_documents, retrieve
-from registry import InvalidInput, Table, TableSnapshot
 from tests.language_model import language_model_weights
+from toque.featurestore import Entity, FeatureView, Field, Float64
+from toque.functions import Context
+from toque.functions.evaluation import EvaluationError
+from toque.functions.generative import EngineSettings, register_generative
+from toque.functions.retrieval import document_view, jobs
+from toque.functions.retrieval.jobs import evaluate_retrieval, refresh_documents, retrieve
+from toque.registry import InvalidInput, Table, TableSnapshot
 
 PAGES = {
     "ovens": "# Ovens\n\nAn oven is heated to 200 degrees before the bread is baked.",

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from functions.evaluation import EvaluationError
-from functions.retrieval import score_retrieval
-from functions.retrieval.scores import score_step
+from toque.functions.evaluation import EvaluationError
+from toque.functions.retrieval import score_retrieval
+from toque.functions.retrieval.scores import score_step
 
 
 @pytest.mark.parametrize(

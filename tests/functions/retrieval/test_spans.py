@@ -7,15 +7,15 @@ import pyarrow as pa
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-from clusters.telemetry.tracing import Keeper, Tracing, flush_spans, use_tracing
-from clusters.telemetry.tracing.active import provider_of
-from functions import Context
-from functions.generative import GenerativeError, call_tool
-from functions.retrieval import document_view
-from functions.retrieval.jobs import refresh_documents, retrieve
-from functions.runtime.spans import run_span
-from load.otlp_receiver import Receiver, Span, receiving
-from registry import Table
+from toque.clusters.telemetry.tracing import Keeper, Tracing, flush_spans, use_tracing
+from toque.clusters.telemetry.tracing.active import provider_of
+from toque.functions import Context
+from toque.functions.generative import GenerativeError, call_tool
+from toque.functions.retrieval import document_view
+from toque.functions.retrieval.jobs import refresh_documents, retrieve
+from toque.functions.runtime.spans import run_span
+from toque.load.otlp_receiver import Receiver, Span, receiving
+from toque.registry import Table
 
 OPERATION = "gen_ai.operation.name"
 

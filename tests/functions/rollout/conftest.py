@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.prediction_log import LABELS_TABLE, PINNED, outcomes, predictions_table
-from functions.prediction_log.records import LABELS, PREDICTIONS
-from functions.rollout.controller import Rollouts
-from registry import ObjectStore, Refused, Stale, Table, TrafficRule, open_store
-from registry.models.traffic import OUTSIDE, Arm, Traffic, allocate, to_buckets
+from toque.functions.prediction_log import LABELS_TABLE, PINNED, outcomes, predictions_table
+from toque.functions.prediction_log.records import LABELS, PREDICTIONS
+from toque.functions.rollout.controller import Rollouts
+from toque.registry import ObjectStore, Refused, Stale, Table, TrafficRule, open_store
+from toque.registry.models.traffic import OUTSIDE, Arm, Traffic, allocate, to_buckets
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.rollout.controller import Rollouts
-from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
-from functions.rollout.explain import explain
-from functions.rollout.judge.decide import decide
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.tick_result import TickResult
-from registry import TrafficRule, open_store
 from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions.rollout.controller import Rollouts
+from toque.functions.rollout.errors import NoRollout, RolloutActive, RolloutError
+from toque.functions.rollout.explain import explain
+from toque.functions.rollout.judge.decide import decide
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.tick_result import TickResult
+from toque.registry import TrafficRule, open_store
 
 POLICY = RolloutPolicy(shadow_min_labels=200)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from functions.rollout.policy import RolloutPolicy, Slo
-from functions.rollout.tick_result import TickResult
-from registry.models.traffic import Traffic
 from tests.functions.rollout.conftest import MODEL, RolloutPlatform
+from toque.functions.rollout.policy import RolloutPolicy, Slo
+from toque.functions.rollout.tick_result import TickResult
+from toque.registry.models.traffic import Traffic
 
 DAY = timedelta(days=1)
 ENDS = ("promoted", "rolled_back", "inconclusive")

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from functions.project import ModelDefinition
-from functions.rollout import (
+from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions.project import ModelDefinition
+from toque.functions.rollout import (
     RolloutPolicy,
     end_rollout,
     explain_rollout,
@@ -20,10 +21,9 @@ from functions.rollout import (
     start_rollout,
     tick_rollout,
 )
-from functions.runtime import Context, use_context
-from functions.runtime.errors import InvalidArguments
-from registry import ModelPolicy, Registry
-from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions.runtime import Context, use_context
+from toque.functions.runtime.errors import InvalidArguments
+from toque.registry import ModelPolicy, Registry
 
 MODEL = "late"
 POLICY = RolloutPolicy(shadow_min_labels=200)

@@ -10,20 +10,20 @@ import numpy as np
 import orjson
 import pytest
 
-from functions.evaluation.realised_loss import score
-from functions.generative import register_generative
-from functions.prediction_log import LABELS_TABLE, Label, encode_labels, outcomes, predictions_table
-from functions.prediction_log.writing.columns import label_columns, prediction_columns
-from functions.rollout import Guardrail, RolloutError, RolloutPolicy, rollout_status, start_rollout
-from functions.rollout.controller import Rollouts
-from functions.runtime import Context, use_context
-from ray_apps.generative.answering.recording import IN_VIEW, request_tensors, response_tensors
-from ray_apps.generative.openai.answers import AnswerRecord
-from ray_apps.generative.openai.requests import CHAT, Ask
-from ray_apps.predictor.inference.recording import Recorder
-from registry import Registry, Table
 from tests.functions.rollout.conftest import MODEL, RolloutPlatform
 from tests.functions.rollout.test_ramps import LiveWorld
+from toque.functions.evaluation.realised_loss import score
+from toque.functions.generative import register_generative
+from toque.functions.prediction_log import LABELS_TABLE, Label, encode_labels, outcomes, predictions_table
+from toque.functions.prediction_log.writing.columns import label_columns, prediction_columns
+from toque.functions.rollout import Guardrail, RolloutError, RolloutPolicy, rollout_status, start_rollout
+from toque.functions.rollout.controller import Rollouts
+from toque.functions.runtime import Context, use_context
+from toque.ray_apps.generative.answering.recording import IN_VIEW, request_tensors, response_tensors
+from toque.ray_apps.generative.openai.answers import AnswerRecord
+from toque.ray_apps.generative.openai.requests import CHAT, Ask
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.registry import Registry, Table
 
 HOUR = timedelta(hours=1)
 POLICY = RolloutPolicy(

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.prediction_log.records import LABELS, PREDICTIONS
-from functions.prediction_log.tables import LABELS_TABLE, predictions_table
-from functions.rollout.policy import RolloutPolicy
-from registry.store import Table
 from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions.prediction_log.records import LABELS, PREDICTIONS
+from toque.functions.prediction_log.tables import LABELS_TABLE, predictions_table
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.registry.store import Table
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from functions.prediction_log import outcomes
-from functions.rollout import (
+from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions.prediction_log import outcomes
+from toque.functions.rollout import (
     NoRollout,
     RolloutError,
     RolloutPolicy,
@@ -22,9 +23,8 @@ from functions.rollout import (
     start_rollout,
     tick_rollout,
 )
-from functions.runtime import Context, use_context
-from registry import Holdout, LayerShare, ModelPolicy, Refused, Registry, open_store
-from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions.runtime import Context, use_context
+from toque.registry import Holdout, LayerShare, ModelPolicy, Refused, Registry, open_store
 
 MODEL = "late"
 POLICY = RolloutPolicy(

@@ -11,13 +11,13 @@ from types import ModuleType, SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from functions.prediction_log import PINNED, predictions_table
-from functions.prediction_log.records import PREDICTIONS
-from functions.rollout import RolloutPolicy, Slo, error_budgets
-from functions.rollout.objectives import ErrorBudget
-from functions.runtime.clock import FixedClock
-from functions.runtime.context import Context, use_context
-from registry import ObjectStore, Table, open_store
+from toque.functions.prediction_log import PINNED, predictions_table
+from toque.functions.prediction_log.records import PREDICTIONS
+from toque.functions.rollout import RolloutPolicy, Slo, error_budgets
+from toque.functions.rollout.objectives import ErrorBudget
+from toque.functions.runtime.clock import FixedClock
+from toque.functions.runtime.context import Context, use_context
+from toque.registry import ObjectStore, Table, open_store
 
 NOW = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 PROJECT = "project_of_objectives"

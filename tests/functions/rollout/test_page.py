@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from functions.reporting import rollout_record, rollout_report
-from functions.reporting.rollout_page import read_rollout, render_rollout
-from functions.reporting.rollout_record import thinned
-from functions.rollout import Guardrail, RolloutError, RolloutPolicy, list_rollouts
-from functions.runtime import Context, use_context
 from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions.reporting import rollout_record, rollout_report
+from toque.functions.reporting.rollout_page import read_rollout, render_rollout
+from toque.functions.reporting.rollout_record import thinned
+from toque.functions.rollout import Guardrail, RolloutError, RolloutPolicy, list_rollouts
+from toque.functions.runtime import Context, use_context
 
 POLICY = RolloutPolicy(
     shadow_min_labels=200, canary_share=0.4, guardrails=(Guardrail(name="late", margin=0.5),)

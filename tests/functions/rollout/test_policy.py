@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from functions.rollout.policy import Guardrail, RolloutPolicy
+from toque.functions.rollout.policy import Guardrail, RolloutPolicy
 
 PAGE = Path(__file__).parents[3] / "docs" / "rollout.md"
 

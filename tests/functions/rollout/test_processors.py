@@ -6,16 +6,16 @@ import json
 
 import pytest
 
-from functions.rollout.explain import _alike
-from functions.rollout.judge.decide import Decision, Finding
 from tests.conditions import processors
 from tests.conditions.processors import Processor
+from toque.functions.rollout.explain import _alike
+from toque.functions.rollout.judge.decide import Decision, Finding
 
 AGAIN = """
 import json, sys, tarfile, tempfile
-from functions.rollout.controller import rollout_journal
-from functions.rollout.explain import explain
-from registry import open_store, utc_now
+from toque.functions.rollout.controller import rollout_journal
+from toque.functions.rollout.explain import explain
+from toque.registry import open_store, utc_now
 with tempfile.TemporaryDirectory() as folder:
     with tarfile.open("tests/compat/store_0_1.tar.gz") as archive:
         archive.extractall(folder, filter="data")
@@ -26,8 +26,8 @@ with tempfile.TemporaryDirectory() as folder:
 """
 SUMS = """
 import numpy as np
-from functions.rollout.evidence.metric_units import MetricArm, MetricCohort, MetricUnits
-from functions.rollout.evidence.sums import MetricSums, PairedLoss
+from toque.functions.rollout.evidence.metric_units import MetricArm, MetricCohort, MetricUnits
+from toque.functions.rollout.evidence.sums import MetricSums, PairedLoss
 rng = np.random.default_rng(1)
 loss, units, metric = PairedLoss(), MetricUnits(), MetricSums()
 for _ in range(5):

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.rollout.controller import Rollouts
-from functions.rollout.policy import RolloutPolicy
-from registry import Registry, open_store
 from tests.functions.rollout.conftest import DAY, MODEL, START, RolloutPlatform, TrafficRegistry
 from tests.functions.rollout.victim import rollouts_of, tick
 from tests.ray_apps.flights_driver import Flights, load_flights
+from toque.functions.rollout.controller import Rollouts
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.registry import Registry, open_store
 
 _logger = logging.getLogger(__name__)
 KILLS = 50

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.live_counts import BINS, ArmTally, Failures, SplitArm, WindowCounts, window_at
-from functions.rollout.controller import Rollouts
-from functions.rollout.errors import RolloutError
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.tick_result import TickResult
-from registry.models.traffic import Traffic
 from tests.functions.rollout.conftest import MODEL, RolloutPlatform
+from toque.functions.live_counts import BINS, ArmTally, Failures, SplitArm, WindowCounts, window_at
+from toque.functions.rollout.controller import Rollouts
+from toque.functions.rollout.errors import RolloutError
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.tick_result import TickResult
+from toque.registry.models.traffic import Traffic
 
 MINUTE = timedelta(minutes=1)
 RAMP = RolloutPolicy(

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from functions.evaluation.language import Scorer
-from functions.monitoring.language import LanguageMonitors
-from functions.monitoring.language.jobs import set_language_monitors, watch_language_model
-from functions.rollout import Guardrail, RolloutError, start_rollout
-from functions.rollout.jobs import rollouts
-from functions.runtime import Context, use_context
-from registry import Registry
-from registry.models.traffic import Traffic
 from tests.functions.rollout.conftest import MODEL, RolloutPlatform
 from tests.functions.rollout.test_language_models import POLICY, chat, chats
 from tests.functions.rollout.test_ramps import LiveWorld
+from toque.functions.evaluation.language import Scorer
+from toque.functions.monitoring.language import LanguageMonitors
+from toque.functions.monitoring.language.jobs import set_language_monitors, watch_language_model
+from toque.functions.rollout import Guardrail, RolloutError, start_rollout
+from toque.functions.rollout.jobs import rollouts
+from toque.functions.runtime import Context, use_context
+from toque.registry import Registry
+from toque.registry.models.traffic import Traffic
 
 __all__ = ["chat"]
 JSON = Guardrail(name="json", source="score", margin=0.1)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from functions.rollout.evidence.sums import ArmCounts, Evidence, PairedLoss
-from functions.rollout.judge.decide import decide
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.state import RolloutState
+from toque.functions.rollout.evidence.sums import ArmCounts, Evidence, PairedLoss
+from toque.functions.rollout.judge.decide import decide
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.state import RolloutState
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -7,9 +7,9 @@ import signal
 from datetime import datetime
 from typing import Any
 
-from functions.prediction_log import outcomes
-from functions.rollout.controller import Rollouts
-from registry import Registry, open_store
+from toque.functions.prediction_log import outcomes
+from toque.functions.rollout.controller import Rollouts
+from toque.registry import Registry, open_store
 
 
 class FusedStore:

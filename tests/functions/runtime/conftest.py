@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from functions import Context, use_context
-from functions.runtime.durable.invocation import executor_of
-from registry import open_store
 from tests.waiting import until
+from toque.functions import Context, use_context
+from toque.functions.runtime.durable.invocation import executor_of
+from toque.registry import open_store
 
 
 @pytest.fixture

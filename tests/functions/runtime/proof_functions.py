@@ -8,11 +8,11 @@ from pathlib import Path
 
 import ray
 
-from functions import Cron, Retries, call, function
-from functions.runtime.context import context
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.triggers.schedule import Schedule, run_due
+from toque.functions import Cron, Retries, call, function
+from toque.functions.runtime.context import context
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.triggers.schedule import Schedule, run_due
 
 STEPS = 10
 

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from functions import Invocation, Retries, call, function
+from toque.functions import Invocation, Retries, call, function
 
 HANGING = (0, 1)
 

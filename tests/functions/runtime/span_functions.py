@@ -6,7 +6,7 @@ import logging
 
 from opentelemetry import trace
 
-from functions import call, function
+from toque.functions import call, function
 
 
 @function

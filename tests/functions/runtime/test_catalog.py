@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import ray.cloudpickle
 
-import functions
-from functions import function
-from functions.runtime import catalog
-from functions.runtime.errors import UnknownFunction
+from toque import functions
+from toque.functions import function
+from toque.functions.runtime import catalog
+from toque.functions.runtime.errors import UnknownFunction
 
 
 def test_every_function_of_the_platform_can_be_called_by_json() -> None:
-    found = [each for each in catalog.discover() if each.reference.startswith("functions.")]
+    found = [each for each in catalog.discover() if each.reference.startswith("toque.functions.")]
     assert {"build_training_set", "train_tabular", "retrain"} <= {each.name for each in found}
     for each in found:
         assert json.dumps(each.input_schema)
@@ -30,13 +30,15 @@ def test_no_function_that_another_test_declared_within_itself_is_in_the_catalog(
 
 def test_every_module_that_declares_a_function_is_found() -> None:
     """A schedule of one that is not never fires."""
-    script = "import sys; from functions.runtime import catalog; catalog.discover(); print(*sys.modules)"
+    script = (
+        "import sys; from toque.functions.runtime import catalog; catalog.discover(); print(*sys.modules)"
+    )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     root = Path(functions.__file__).parent
     declaring = [
         each for each in root.rglob("*.py") if re.search(r"^@function\b", each.read_text(), re.MULTILINE)
     ]
-    names = [".".join(each.relative_to(root.parent).with_suffix("").parts) for each in declaring]
+    names = [".".join(each.relative_to(root.parents[1]).with_suffix("").parts) for each in declaring]
     assert len(names) > 20
     assert {name.removesuffix(".__init__") for name in names} <= {*found.stdout.split()}
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from functions.runtime import FixedClock, ReplayClock, clock, system_clock
-from functions.runtime.context import context_of, unpacked
+from toque.functions.runtime import FixedClock, ReplayClock, clock, system_clock
+from toque.functions.runtime.context import context_of, unpacked
 
 NOON = datetime(2013, 5, 1, 12, tzinfo=UTC)
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from functions import Context, Retries, context, function
-from functions.runtime.errors import (
+from toque.functions import Context, Retries, context, function
+from toque.functions.runtime.errors import (
     Cancelled,
     InvalidArguments,
     InvalidResult,
@@ -239,6 +239,6 @@ def test_what_only_waits_for_others_is_a_thread_of_its_caller(backend: str) -> N
     def process() -> int:
         return os.getpid()
 
-    process.__module__ = "functions.sample"  # it is for the platform's own
+    process.__module__ = "toque.functions.sample"  # it is for the platform's own
     here = function(in_thread=True, timeout_s=60)(process)
     assert here.remote().result() == os.getpid()

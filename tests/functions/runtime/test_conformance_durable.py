@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Cron, Invocation, Retries, call, function, sleep, wait_for
-from functions.runtime import FixedClock
-from functions.runtime.durable.invocation import ledger_of, run_pending
-from functions.runtime.errors import Cancelled, InvocationFailed, KeyConflict
-from functions.runtime.triggers.schedule import Schedule, run_due
+from toque.functions import Context, Cron, Invocation, Retries, call, function, sleep, wait_for
+from toque.functions.runtime import FixedClock
+from toque.functions.runtime.durable.invocation import ledger_of, run_pending
+from toque.functions.runtime.errors import Cancelled, InvocationFailed, KeyConflict
+from toque.functions.runtime.triggers.schedule import Schedule, run_due
 
 pytestmark = pytest.mark.usefixtures("backend", "used")
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from functions import Context
-from functions.runtime.durable import invocation as invocations
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.ledger import Ledger
+from toque.functions import Context
+from toque.functions.runtime.durable import invocation as invocations
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.ledger import Ledger
 
 ROOT = Path(__file__).parents[3]
 

@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-import functions.project
-from functions.runtime.definitions import ProjectError, declarations, model_definition
+import toque.functions.project
+from toque.functions.runtime.definitions import ProjectError, declarations, model_definition
 
 
 @dataclass(frozen=True)
@@ -44,5 +44,5 @@ def test_a_model_without_a_name_is_refused(module: ModuleType) -> None:
 
 
 def test_a_loaded_project_holds_model_definitions_only(module: ModuleType) -> None:
-    with pytest.raises(functions.project.ProjectError, match="is no ModelDefinition"):
-        functions.project.load_project("named_project")
+    with pytest.raises(toque.functions.project.ProjectError, match="is no ModelDefinition"):
+        toque.functions.project.load_project("named_project")

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Cron, call, function, sleep, use_context, wait_for
-from functions.runtime.durable import patience
-from functions.runtime.durable.executor import Executor, intake, launcher
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.record import Record
-from functions.runtime.triggers import schedule
-from functions.runtime.triggers.events import publish
-from registry.store import FolderStore, ObjectStore
 from tests.conditions.faults import Fault, FaultyStore, Verb, run_cells
 from tests.functions.runtime.durable.direct import run_once
+from toque.functions import Context, Cron, call, function, sleep, use_context, wait_for
+from toque.functions.runtime.durable import patience
+from toque.functions.runtime.durable.executor import Executor, intake, launcher
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.triggers import schedule
+from toque.functions.runtime.triggers.events import publish
+from toque.registry.store import FolderStore, ObjectStore
 
 effects: Counter[str] = Counter()
 bank_answers = [True]

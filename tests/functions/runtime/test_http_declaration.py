@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from pydantic import AnyUrl, BaseModel, FilePath, SecretStr
 
-from functions import function
-from functions.runtime import catalog
-from functions.runtime.errors import DeclarationError
-from registry import Role
+from toque.functions import function
+from toque.functions.runtime import catalog
+from toque.functions.runtime.errors import DeclarationError
+from toque.registry import Role
 
 
 class Target(BaseModel):
@@ -84,7 +84,9 @@ def test_how_it_is_called_travels_with_a_function_made_within_another() -> None:
 def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
     """A new function of the platform stands here before anybody calls it by HTTP."""
     catalog.discover()
-    found = {each.name: each for each in catalog.all_functions() if each.reference.startswith("functions.")}
+    found = {
+        each.name: each for each in catalog.all_functions() if each.reference.startswith("toque.functions.")
+    }
     by_python = {name for name, each in found.items() if not each.http}
     roles = {
         role.name: {name for name, each in found.items() if each.http and each.role is role} for role in Role

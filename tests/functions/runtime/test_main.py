@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from functions.__main__ import main
-from functions.runtime import catalog, context
+from toque.functions.__main__ import main
+from toque.functions.runtime import catalog, context
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_an_unknown_name_is_exit_code_one_and_suggests_a_known_one(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert "no function 'append_wrd'; did you mean 'append_word'?" in ask(capsys, "run", "append_wrd", code=1)
-    assert "no function 'zzz'; `python -m functions list`" in ask(capsys, "submit", "zzz", code=1)
+    assert "no function 'zzz'; `python -m toque.functions list`" in ask(capsys, "submit", "zzz", code=1)
     arguments = json.dumps({"path": str(tmp_path / "t"), "word": "x"})
     identifier = ask(capsys, "submit", "append_word", "--json", arguments)
     for command in ("show", "cancel", "redrive", "purge", "logs"):

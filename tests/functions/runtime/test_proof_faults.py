@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Retries, function
-from functions.runtime.durable import patience
-from functions.runtime.durable.attempt import Attempt, run_attempt
-from functions.runtime.durable.code_versions import RESUME_PATIENCE_S
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.invocation import Invocation, executor_of, ledger_of
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.errors import InvalidResult, InvocationFailed
-from registry import Unavailable, open_store, utc_now
-from registry.store.object_store import ObjectStore
+from toque.functions import Context, Retries, function
+from toque.functions.runtime.durable import patience
+from toque.functions.runtime.durable.attempt import Attempt, run_attempt
+from toque.functions.runtime.durable.code_versions import RESUME_PATIENCE_S
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.invocation import Invocation, executor_of, ledger_of
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.errors import InvalidResult, InvocationFailed
+from toque.registry import Unavailable, open_store, utc_now
+from toque.registry.store.object_store import ObjectStore
 
 
 @function

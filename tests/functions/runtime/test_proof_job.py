@@ -1,4 +1,4 @@
-"""`ray job submit … -- python -m functions run NAME --json …`: an exit code and a result that a script can use."""
+"""`ray job submit … -- python -m toque.functions run NAME --json …`: an exit code and a result that a script can use."""
 
 import json
 import os

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from functions import Context, use_context
-from functions.runtime.durable import invocation as invocations
-from functions.runtime.triggers.schedule import run_due, status
-from registry import open_store
+from toque.functions import Context, use_context
+from toque.functions.runtime.durable import invocation as invocations
+from toque.functions.runtime.triggers.schedule import run_due, status
+from toque.registry import open_store
 
 ROOT = Path(__file__).parents[3]
 STEPS = range(10)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from redis import RedisError
 
-from functions.runtime.changes.announcer import connection
-from functions.runtime.request_report import RequestReport, platform_totals, read_reports
-from registry.store.requests import RequestCounts
 from tests.redis_server import RedisServer, running_redis
+from toque.functions.runtime.changes.announcer import connection
+from toque.functions.runtime.request_report import RequestReport, platform_totals, read_reports
+from toque.registry.store.requests import RequestCounts
 
 DAY = date(2026, 3, 1)
 

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
-from functions import Context, Retries, call, context, function, use_context
-from functions.runtime.errors import (
+from toque.functions import Context, Retries, call, context, function, use_context
+from toque.functions.runtime.errors import (
     DeclarationError,
     InvocationFailed,
     MissingSecret,
@@ -17,8 +17,8 @@ from functions.runtime.errors import (
     SecretLeaked,
     UndeclaredSecret,
 )
-from functions.runtime.secret import redact
-from functions.runtime.triggers.events import publish
+from toque.functions.runtime.secret import redact
+from toque.functions.runtime.triggers.events import publish
 
 VALUE = "s3cr3t/väl=ue with 'quotes'"
 

@@ -3,9 +3,9 @@
 import pytest
 from prometheus_client import REGISTRY
 
-from functions import function
-from functions.runtime.declaration import Retries
-from functions.runtime.function import Function
+from toque.functions import function
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.function import Function
 
 
 @function(retries=Retries(max_attempts=3, backoff_s=0.001))

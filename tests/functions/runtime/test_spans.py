@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from clusters.telemetry.identity import current_work
-from clusters.telemetry.tracing import Keeper, Tracing, begin_request, use_tracing
-from functions import Context
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.spans import current_position
-from load.otlp_receiver import Receiver, receiving
 from tests.functions.runtime import span_functions
+from toque.clusters.telemetry.identity import current_work
+from toque.clusters.telemetry.tracing import Keeper, Tracing, begin_request, use_tracing
+from toque.functions import Context
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.spans import current_position
+from toque.load.otlp_receiver import Receiver, receiving
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -83,8 +83,8 @@ def test_without_tracing_runs_are_recorded_as_before():
 
 
 def test_the_digest_of_a_function_does_not_depend_on_whether_its_process_is_traced():
-    from functions.runtime.declaration.digest import digest_of
-    from functions.training.loop.training_loop import train
+    from toque.functions.runtime.declaration.digest import digest_of
+    from toque.functions.training.loop.training_loop import train
 
     with use_tracing(None):
         without = digest_of(train)

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from functions import function
-from functions.runtime.run import cluster
+from toque.functions import function
+from toque.functions.runtime.run import cluster
 
 
 @function

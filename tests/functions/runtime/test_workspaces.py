@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from functions.prediction_log import default_wal_root
-from functions.runtime import catalog
-from functions.runtime.context import Context, context_of, projects_of
-from functions.runtime.declaration import Cron
-from functions.runtime.function import function
-from functions.runtime.triggers import schedule
-from functions.runtime.triggers.schedule import Schedule
+from toque.functions.prediction_log import default_wal_root
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import Context, context_of, projects_of
+from toque.functions.runtime.declaration import Cron
+from toque.functions.runtime.function import function
+from toque.functions.runtime.triggers import schedule
+from toque.functions.runtime.triggers.schedule import Schedule
 
 PROJECTS = {"default": "teams.base", "payments": "teams.payments", "search": "teams.payments.search"}
 
@@ -57,7 +57,7 @@ def test_unclear_projects_are_refused(text: str):
 @pytest.mark.parametrize(
     ("module", "seen"),
     [
-        ("functions.training", {"default", "payments", "search"}),
+        ("toque.functions.training", {"default", "payments", "search"}),
         ("teams.shared", {"default", "payments", "search"}),
         ("teams.base.jobs", {"default"}),
         ("teams.payments", {"payments"}),

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from functions.evaluation import reliability
-from functions.rollout import ClusterSums
-from functions.stats import (
+from toque.functions.evaluation import reliability
+from toque.functions.rollout import ClusterSums
+from toque.functions.stats import (
     Moments,
     benjamini_hochberg,
     betting_cs,

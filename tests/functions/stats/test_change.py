@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from functions.stats import Adwin, Cusum, Moments, PageHinkley
+from toque.functions.stats import Adwin, Cusum, Moments, PageHinkley
 
 FRESH = [
     Cusum(mean=0.2, sd=0.4, shift=0.25, threshold=5.0),

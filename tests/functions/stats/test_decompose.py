@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from functions.stats.decompose import decompose_change
+from toque.functions.stats.decompose import decompose_change
 
 N = 4_000
 

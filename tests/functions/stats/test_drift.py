@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from functions.stats import TableSketch, benjamini_hochberg, drift, holm, k_of_n, one_row_per_unit
-from functions.stats.drift import (
+from toque.functions.stats import TableSketch, benjamini_hochberg, drift, holm, k_of_n, one_row_per_unit
+from toque.functions.stats.drift import (
     ColumnSketch,
     compare,
     compare_categories,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from functions.stats.estimate import (
+from toque.functions.stats.estimate import (
     Calibration,
     Estimate,
     ScoreSketch,

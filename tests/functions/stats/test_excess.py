@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from functions.stats import (
+from toque.functions.stats import (
     counted_quantile_p,
     excess_p,
     quantile_test,

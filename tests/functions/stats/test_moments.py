@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.stats import CoMoments, Moments
+from toque.functions.stats import CoMoments, Moments
 
 numbers = st.floats(-1e6, 1e6)
 samples = st.lists(numbers, max_size=30)

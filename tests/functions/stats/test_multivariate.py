@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from functions.stats.multivariate import _aucs, _mmd_squared, domain_classifier, mmd
+from toque.functions.stats.multivariate import _aucs, _mmd_squared, domain_classifier, mmd
 
 
 def table(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from functions.stats import (
+from toque.functions.stats import (
     Moments,
     asymptotic_cs,
     epsilon_greedy,
@@ -13,7 +13,7 @@ from functions.stats import (
     plan_run,
     thompson,
 )
-from functions.stats.comparison.planner import stopping_times
+from toque.functions.stats.comparison.planner import stopping_times
 
 
 def test_the_fixed_size_is_the_textbook_one():

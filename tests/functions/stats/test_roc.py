@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from functions.evaluation.metrics.probabilities import auc
-from functions.stats.roc import auc_with_error
+from toque.functions.evaluation.metrics.probabilities import auc
+from toque.functions.stats.roc import auc_with_error
 
 
 def test_by_hand() -> None:

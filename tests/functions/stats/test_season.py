@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from functions.stats.season import find_season, seasonality
+from toque.functions.stats.season import find_season, seasonality
 
 
 def test_the_p_value_is_that_of_scipys_analysis_of_variance():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from functions.stats import SeriesSums
-from functions.stats.comparison.cluster_sums import exact_sum, variance_ratio
 from tests.conditions import days as conditions
 from tests.conditions.days import Days
+from toque.functions.stats import SeriesSums
+from toque.functions.stats.comparison.cluster_sums import exact_sum, variance_ratio
 
 
 def series(values: np.ndarray, sizes: np.ndarray) -> SeriesSums:

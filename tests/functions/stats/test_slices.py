@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from functions.stats import ratio
-from functions.stats.slices import _contrast, slices_above, worst_slices
+from toque.functions.stats import ratio
+from toque.functions.stats.slices import _contrast, slices_above, worst_slices
 
 
 def table(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:

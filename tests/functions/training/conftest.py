@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from functions import Context, use_context
-from functions.model_formats.torch_threads import torch_threads
-from registry import Table, TableSnapshot, open_store
 from tests.functions.training.tabular_setup import examples
+from toque.functions import Context, use_context
+from toque.functions.model_formats.torch_threads import torch_threads
+from toque.registry import Table, TableSnapshot, open_store
 
 
 @pytest.fixture(scope="package", autouse=True)

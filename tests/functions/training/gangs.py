@@ -1,12 +1,12 @@
 """A gang whose workers hold cards of Ray's that nobody has plugged in, and compute on CPUs; everything else of it is real."""
 
-from functions import Demand, function
-from functions.runtime.context import context
-from functions.training import Trained
-from functions.training.frame import TrainingJob, run_training
-from functions.training.recipe.trainer import RecipeTrainer
-from functions.training.workers import Workers
 from tests.functions.training.recipes import FAST
+from toque.functions import Demand, function
+from toque.functions.runtime.context import context
+from toque.functions.training import Trained
+from toque.functions.training.frame import TrainingJob, run_training
+from toque.functions.training.recipe.trainer import RecipeTrainer
+from toque.functions.training.workers import Workers
 
 
 class FakeCards(Workers):

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import ShardedGroup
-from functions.training.loop.pulse import Cadence
-from functions.training.loop.training_loop import train
-from registry import open_store
 from tests.functions.training.forked import join_group
 from tests.functions.training.recipes import FAST, trainer
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import ShardedGroup
+from toque.functions.training.loop.pulse import Cadence
+from toque.functions.training.loop.training_loop import train
+from toque.registry import open_store
 
 INTERVAL, WORKERS = 3, 2
 PARAMS = FAST.model_copy(update={"epochs": 10, "clip": 0.5})

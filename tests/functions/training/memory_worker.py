@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from functions.training import RecipeParams
-from functions.training.loop.first_weights import Initialised, reset, without_weights
-from functions.training.loop.process_groups.process_group import ReplicatedGroup, ShardedGroup
-from functions.training.loop.training_loop import Trainer, train
 from tests.functions.training.forked import on_workers
 from tests.functions.training.recipes import Sums, TiedStack, trainer
+from toque.functions.training import RecipeParams
+from toque.functions.training.loop.first_weights import Initialised, reset, without_weights
+from toque.functions.training.loop.process_groups.process_group import ReplicatedGroup, ShardedGroup
+from toque.functions.training.loop.training_loop import Trainer, train
 
 WIDTH, BLOCKS = 768, 16
 BLOCK_BYTES = 4 * 2 * (WIDTH * WIDTH + WIDTH)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from functions.training import RecipeParams
-from functions.training.llm.texts import IGNORED, TextTask
-from functions.training.loop.task import epoch_seed, uniform_order
-from functions.training.loop.updates import one_cycle
+from toque.functions.training import RecipeParams
+from toque.functions.training.llm.texts import IGNORED, TextTask
+from toque.functions.training.loop.task import epoch_seed, uniform_order
+from toque.functions.training.loop.updates import one_cycle
 
 
 def learn_alone(

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 
-from functions import Context, use_context
-from functions.project import ModelDefinition
+from toque.functions import Context, use_context
+from toque.functions.project import ModelDefinition
 
 
 @contextmanager

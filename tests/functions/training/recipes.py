@@ -8,11 +8,11 @@ import ray
 import torch
 from torch import nn
 
-from functions.training import Recipe, RecipeParams
-from functions.training.loop.process_groups import slow_workers
-from functions.training.loop.process_groups.process_group import ProcessGroup
-from functions.training.loop.training_loop import Trainer
-from registry import Signature, TensorSpec
+from toque.functions.training import Recipe, RecipeParams
+from toque.functions.training.loop.process_groups import slow_workers
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup
+from toque.functions.training.loop.training_loop import Trainer
+from toque.registry import Signature, TensorSpec
 
 
 class Twice(nn.Module):

@@ -6,13 +6,17 @@ import sys
 import torch
 import torch.distributed
 
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop.epoch import Epoch
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup
-from functions.training.loop.training_loop import train
-from registry import open_store
 from tests.functions.training.recipes import FAST, trainer
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.loop.epoch import Epoch
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import (
+    ProcessGroup,
+    ReplicatedGroup,
+    ShardedGroup,
+)
+from toque.functions.training.loop.training_loop import train
+from toque.registry import open_store
 
 QUICK = FAST.model_copy(update={"batch_size": 200})  # two steps an epoch, since each takes many messages
 

@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
-from functions.training import Preference, RecipeParams
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.llm.fine_tune import FineTune
-from functions.training.llm.job import preference_task, text_task
-from functions.training.llm.network import Pretrained, new_network
-from functions.training.llm.preferences import PreferenceTask
-from functions.training.loop.epoch import Epoch
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.layer_split import LayerSplitGroup
-from functions.training.loop.process_groups.process_group import ProcessGroup, ShardedGroup
-from functions.training.loop.training_loop import Trainer, train
-from functions.training.named import Named
-from registry import open_store
 from tests.functions.training.forked import on_workers
 from tests.functions.training.recipes import FAST, Stack, Sums
 from tests.functions.training.tuned_worker import rows
+from toque.functions.training import Preference, RecipeParams
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.llm.fine_tune import FineTune
+from toque.functions.training.llm.job import preference_task, text_task
+from toque.functions.training.llm.network import Pretrained, new_network
+from toque.functions.training.llm.preferences import PreferenceTask
+from toque.functions.training.loop.epoch import Epoch
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.layer_split import LayerSplitGroup
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup, ShardedGroup
+from toque.functions.training.loop.training_loop import Trainer, train
+from toque.functions.training.named import Named
+from toque.registry import open_store
 
 WORKERS, TENSOR, CUT_AT = 4, 2, 1
 # AdamW moves a weight whose gradient is nothing but rounding as far as any other, unless eps is larger than that.

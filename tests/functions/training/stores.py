@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from functions.training.checkpoints.uploads import Pace, upload_apart
-from registry import ObjectStore
+from toque.functions.training.checkpoints.uploads import Pace, upload_apart
+from toque.registry import ObjectStore
 
 
 @dataclass

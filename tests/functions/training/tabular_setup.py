@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.params import TabularParams
-from functions.training.tabular.columns import Columns
-from functions.tuning.space import Choice, Range
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.tuning.space import Choice, Range
 
 NUMERIC = ["wind", "load", "seats"]
 CATEGORICAL = ["carrier", "route"]

@@ -6,17 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import Metadata
 
-from functions import Context
-from functions.training import train_tabular
-from functions.training.checkpoints.index import Index
-from functions.training.checkpoints.saved import Checkpoints, Retention, Saved
-from functions.training.loop.epoch import Epoch
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.tabular.fitting import Fitted, fit, prepare
-from registry import Conflict, ObjectStore
-from registry.journal.heads import journal_counts
 from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, examples
+from toque.functions import Context
+from toque.functions.training import train_tabular
+from toque.functions.training.checkpoints.index import Index
+from toque.functions.training.checkpoints.saved import Checkpoints, Retention, Saved
+from toque.functions.training.loop.epoch import Epoch
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.tabular.fitting import Fitted, fit, prepare
+from toque.registry import Conflict, ObjectStore
+from toque.registry.journal.heads import journal_counts
 
 LAST = 3
 

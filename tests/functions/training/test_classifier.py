@@ -5,18 +5,25 @@ import pyarrow as pa
 import pytest
 import torch
 
-from functions.evaluation import Gate
-from functions.evaluation.offline_gate import evaluate_gate
-from functions.model_formats.sandbox import Sandbox, SandboxLimits
-from functions.project import ModelDefinition
-from functions.training import ArtifactRefused, Lora, RecipeParams, TextClassifier, TrainingDataError, load
-from functions.training.llm.classifier_job import ClassifierTask, LabelledTexts, classifier_task
-from functions.training.llm.network import Pretrained, new_classifier
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.training_loop import Trainer
-from functions.training.model import train_declared
-from registry import Signature, Table, TensorSpec
 from tests.functions.training.test_llm import SMALL, WORDS, base
+from toque.functions.evaluation import Gate
+from toque.functions.evaluation.offline_gate import evaluate_gate
+from toque.functions.model_formats.sandbox import Sandbox, SandboxLimits
+from toque.functions.project import ModelDefinition
+from toque.functions.training import (
+    ArtifactRefused,
+    Lora,
+    RecipeParams,
+    TextClassifier,
+    TrainingDataError,
+    load,
+)
+from toque.functions.training.llm.classifier_job import ClassifierTask, LabelledTexts, classifier_task
+from toque.functions.training.llm.network import Pretrained, new_classifier
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.training_loop import Trainer
+from toque.functions.training.model import train_declared
+from toque.registry import Signature, Table, TensorSpec
 
 transformers = pytest.importorskip("transformers")
 

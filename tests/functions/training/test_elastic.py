@@ -8,13 +8,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from functions import use_context
-from functions.runtime.run import room
-from functions.training import train_recipe
-from functions.training.loop import distributed
-from functions.training.loop.process_groups import slow_workers
 from tests.functions.training.recipes import FAST
 from tests.waiting import until
+from toque.functions import use_context
+from toque.functions.runtime.run import room
+from toque.functions.training import train_recipe
+from toque.functions.training.loop import distributed
+from toque.functions.training.loop.process_groups import slow_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.proof]
 LONG = FAST.model_copy(update={"epochs": 40})

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from functions.project import ModelDefinition
-from functions.training import Sklearn, TabularParams, Trainer, TrainingDataError, train_model
-from registry import Table
 from tests.functions.training.projects import project_of
+from toque.functions.project import ModelDefinition
+from toque.functions.training import Sklearn, TabularParams, Trainer, TrainingDataError, train_model
+from toque.registry import Table
 
 ROWS = 240
 FEW = TabularParams(epochs=1, split="random")

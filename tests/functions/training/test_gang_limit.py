@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import ray
 
-from functions import Context
-from functions.quotas import admissions
-from functions.training import train_recipe
 from tests.functions.runtime.run.polled import polled_executor
 from tests.functions.training.gangs import train_gang
 from tests.functions.training.recipes import FAST
 from tests.functions.training.test_gangs import curves
 from tests.waiting import until
+from toque.functions import Context
+from toque.functions.quotas import admissions
+from toque.functions.training import train_recipe
 
 pytestmark = [
     pytest.mark.ray,

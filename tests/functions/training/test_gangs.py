@@ -10,14 +10,14 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from functions import Context
-from functions.quotas import admissions
-from functions.runtime.run.room import cards
-from functions.training import train_recipe
 from tests.functions.runtime.run.polled import polled_executor
 from tests.functions.training.gangs import train_gang
 from tests.functions.training.recipes import FAST
 from tests.waiting import until
+from toque.functions import Context
+from toque.functions.quotas import admissions
+from toque.functions.runtime.run.room import cards
+from toque.functions.training import train_recipe
 
 pytestmark = [
     pytest.mark.ray,

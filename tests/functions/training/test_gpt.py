@@ -9,10 +9,10 @@ import torch
 from examples.gpt.__main__ import generate, summary
 from examples.gpt.data import Windows, notes
 from examples.gpt.recipe import GptRecipe
-from functions import use_context
-from functions.training import RecipeParams, load, train_recipe
-from functions.training.checkpoints.saved import Checkpoints
 from tests.functions.training.tabular_setup import KillsItsWorker
+from toque.functions import use_context
+from toque.functions.training import RecipeParams, load, train_recipe
+from toque.functions.training.checkpoints.saved import Checkpoints
 
 TINY = {"context": 32, "width": 16, "heads": 2, "layers": 1}
 PARAMS = RecipeParams(lr=1e-2, epochs=2, batch_size=32)

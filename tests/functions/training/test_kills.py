@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from examples.flights import data
-from functions import Context
-from functions.training import train_tabular
-from registry import Journal, Table, TableSnapshot, open_store
 from tests.functions.training.tabular_setup import FAST, examples
 from tests.functions.training.victim import SHARD_ROWS
+from toque.functions import Context
+from toque.functions.training import train_tabular
+from toque.registry import Journal, Table, TableSnapshot, open_store
 
 pytestmark = pytest.mark.ray
 

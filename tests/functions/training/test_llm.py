@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from functions.training import RecipeParams, TrainingDataError
-from functions.training.llm import FineTune, Lora, fine_tune
-from functions.training.llm.job import text_task, write_folder
-from functions.training.llm.network import Pretrained, adapted, new_network
-from functions.training.llm.texts import IGNORED, Tokens, packed, tokens_of_chat
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.training_loop import Trainer
-from registry import Signature, Table, TensorSpec
 from tests.functions.training.peft_alone import learn_alone
+from toque.functions.training import RecipeParams, TrainingDataError
+from toque.functions.training.llm import FineTune, Lora, fine_tune
+from toque.functions.training.llm.job import text_task, write_folder
+from toque.functions.training.llm.network import Pretrained, adapted, new_network
+from toque.functions.training.llm.texts import IGNORED, Tokens, packed, tokens_of_chat
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.training_loop import Trainer
+from toque.registry import Signature, Table, TensorSpec
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

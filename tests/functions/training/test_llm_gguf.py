@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from functions.generative import (
+from toque.functions.generative import (
     ADAPTER,
     ADAPTER_FOLDER,
     WEIGHTS,
@@ -15,8 +15,8 @@ from functions.generative import (
     read_settings,
     register_generative,
 )
-from functions.training import TrainingDataError, serve_fine_tune
-from registry import Lineage, Signature, TableSnapshot, TensorSpec
+from toque.functions.training import TrainingDataError, serve_fine_tune
+from toque.registry import Lineage, Signature, TableSnapshot, TensorSpec
 
 gguf = pytest.importorskip("gguf")
 transformers = pytest.importorskip("transformers")

@@ -7,9 +7,6 @@ import sys
 import pytest
 import torch
 
-from functions.training import fine_tune
-from functions.training.loop.process_groups.process_group import SingleProcess
-from registry import Table
 from tests.functions.training.forked import answers
 from tests.functions.training.split_worker import STEADY
 from tests.functions.training.test_llm import SMALL, base
@@ -24,6 +21,9 @@ from tests.functions.training.tuned_worker import (
     losses,
     rows,
 )
+from toque.functions.training import fine_tune
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.registry import Table
 
 transformers = pytest.importorskip("transformers")
 

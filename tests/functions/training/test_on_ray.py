@@ -11,20 +11,20 @@ import pytest
 import ray
 
 from examples.flights_xgboost.data import take_offs
-from functions import use_context
-from functions.training import train_tabular
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.tabular.fitting import new_trainer, prepare
-from functions.tuning import tune_model
-from functions.tuning.jobs import Choice, Exploit, Limits, Range, tune_tabular
-from functions.tuning.pbt_state import Decision
-from functions.tuning.ray_tune_asha import TrialStates
-from functions.tuning.stacked.pool import RayPool
-from functions.tuning.stacked.states import Stack, StackStates
-from functions.tuning.stacked.sweep import WorkerLost
-from functions.tuning.trials import TrialResources
-from registry import Table
 from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, POPULATION, KillsItsWorker, examples
+from toque.functions import use_context
+from toque.functions.training import train_tabular
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.tabular.fitting import new_trainer, prepare
+from toque.functions.tuning import tune_model
+from toque.functions.tuning.jobs import Choice, Exploit, Limits, Range, tune_tabular
+from toque.functions.tuning.pbt_state import Decision
+from toque.functions.tuning.ray_tune_asha import TrialStates
+from toque.functions.tuning.stacked.pool import RayPool
+from toque.functions.tuning.stacked.states import Stack, StackStates
+from toque.functions.tuning.stacked.sweep import WorkerLost
+from toque.functions.tuning.trials import TrialResources
+from toque.registry import Table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

@@ -8,10 +8,10 @@ from ray._private.label_utils import parse_node_labels_string  # what `ray start
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
-from functions.evaluation.batch_inference import predict_batch
-from functions.training import train_tabular
-from functions.tuning.jobs import tune_tabular
 from tests.functions.training.tabular_setup import FAST, NAMES
+from toque.functions.evaluation.batch_inference import predict_batch
+from toque.functions.training import train_tabular
+from toque.functions.tuning.jobs import tune_tabular
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
 TRAINING = {  # what the actors that compute are called in Ray; Tune wraps a trial twice

@@ -6,16 +6,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from functions.training import TrainingDataError
-from functions.training.llm import FineTune, Preference, fine_tune, preferences
-from functions.training.llm.job import preference_task
-from functions.training.llm.network import Pretrained, new_network
-from functions.training.llm.preferences import Pairs, log_likelihoods
-from functions.training.llm.texts import IGNORED
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.training_loop import Trainer
-from registry import Table
 from tests.functions.training.test_llm import NUMBERS, PARAMS, SMALL, SPEC, base
+from toque.functions.training import TrainingDataError
+from toque.functions.training.llm import FineTune, Preference, fine_tune, preferences
+from toque.functions.training.llm.job import preference_task
+from toque.functions.training.llm.network import Pretrained, new_network
+from toque.functions.training.llm.preferences import Pairs, log_likelihoods
+from toque.functions.training.llm.texts import IGNORED
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.training_loop import Trainer
+from toque.registry import Table
 
 transformers = pytest.importorskip("transformers")
 

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.training_loop import train
 from tests.functions.training.recipes import trainer
 from tests.functions.training.shard_worker import QUICK
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.training_loop import train
 
 
 @pytest.mark.slow

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from examples.gpt.tune import from_gguf
-from functions.training import RecipeParams
-from functions.training.llm import FineTune, Lora, fine_tune
-from functions.training.llm.job import SIGNATURE, text_task
-from functions.training.llm.network import Pretrained, adapted, new_network
-from functions.training.llm.texts import TextTask, learnt_tokens
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.training_loop import Trainer
-from registry import Table
 from tests.functions.training.peft_alone import learn_alone
 from tests.language_model import language_model_weights
+from toque.functions.training import RecipeParams
+from toque.functions.training.llm import FineTune, Lora, fine_tune
+from toque.functions.training.llm.job import SIGNATURE, text_task
+from toque.functions.training.llm.network import Pretrained, adapted, new_network
+from toque.functions.training.llm.texts import TextTask, learnt_tokens
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.training_loop import Trainer
+from toque.registry import Table
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")

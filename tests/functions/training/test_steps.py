@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from functions.training import TrainingError
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop.compiling import Compiled
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.training_loop import Trainer, train
-from functions.training.tabular.fitting import new_trainer, prepare
 from tests.functions.training.recipes import FAST, Stack, trainer
 from tests.functions.training.tabular_setup import COLUMNS, examples
 from tests.functions.training.tabular_setup import FAST as TABULAR
+from toque.functions.training import TrainingError
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.loop.compiling import Compiled
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.training_loop import Trainer, train
+from toque.functions.training.tabular.fitting import new_trainer, prepare
 
 
 def close(one: Trainer, other: Trainer) -> None:

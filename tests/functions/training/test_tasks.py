@@ -7,18 +7,18 @@ import torch
 from sklearn import metrics as sk
 from torch.nn.functional import cross_entropy
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics.classes import accuracy, class_brier, class_log_loss, top_ece
-from functions.evaluation.metrics.numbers import mae, r2, rmse
-from functions.model_formats.table_inputs import table_inputs
-from functions.training import TabularParams, TrainingDataError, load, train_tabular
-from functions.training.tabular.calibration import fit_inverse_temperature
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.dataset import tabular_data
-from functions.training.tabular.fitting import prepare
-from functions.tuning.space import Choice, draw_points
-from registry import Table
 from tests.functions.training.tabular_setup import FAST
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.metrics.classes import accuracy, class_brier, class_log_loss, top_ece
+from toque.functions.evaluation.metrics.numbers import mae, r2, rmse
+from toque.functions.model_formats.table_inputs import table_inputs
+from toque.functions.training import TabularParams, TrainingDataError, load, train_tabular
+from toque.functions.training.tabular.calibration import fit_inverse_temperature
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.dataset import tabular_data
+from toque.functions.training.tabular.fitting import prepare
+from toque.functions.tuning.space import Choice, draw_points
+from toque.registry import Table
 
 COLUMNS = Columns(["a", "b"], ["c"], "y")
 NAMES = {"label": "y", "numeric": ["a", "b"], "categorical": ["c"]}
@@ -205,7 +205,7 @@ def steep(count=2_000, seed=0):
 
 
 def test_a_number_that_is_a_line_is_not_lost_to_a_line(context, tmp_path):
-    from functions.evaluation.baselines import number_linear
+    from toque.functions.evaluation.baselines import number_linear
 
     train, later = steep(), steep(seed=1)
     snapshot = Table(context.store, "steep").append(train)

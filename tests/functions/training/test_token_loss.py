@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from functions.training.llm.texts import IGNORED, Rows, TextTask, Tokens, answers_beyond, packed, within
-from functions.training.loop.training_loop import Trainer
-from functions.training.loop.updates import Updates
 from tests.functions.training.forked import answers
 from tests.functions.training.token_worker import PARAMS, PIECES, WORDS, WORKERS, Bigram, bigram, losses, task
+from toque.functions.training.llm.texts import IGNORED, Rows, TextTask, Tokens, answers_beyond, packed, within
+from toque.functions.training.loop.training_loop import Trainer
+from toque.functions.training.loop.updates import Updates
 
 
 def of_a_token(net: Bigram, rows: Rows) -> Tensor:

@@ -18,12 +18,14 @@ from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from functions.evaluation import Gate, evaluate_gate
-from functions.evaluation.batch_inference import predict_batch
-from functions.evaluation.meanings import MEANINGS
-from functions.model_formats.load import load
-from functions.project import ModelDefinition
-from functions.training import (
+from tests.functions.training.projects import project_of
+from tests.functions.training.test_tasks import prices, seasons
+from toque.functions.evaluation import Gate, evaluate_gate
+from toque.functions.evaluation.batch_inference import predict_batch
+from toque.functions.evaluation.meanings import MEANINGS
+from toque.functions.model_formats.load import load
+from toque.functions.project import ModelDefinition
+from toque.functions.training import (
     FunctionTrainer,
     LightGBM,
     Sklearn,
@@ -36,12 +38,10 @@ from functions.training import (
     XGBoost,
     train_model,
 )
-from functions.training.llm import FineTune, fine_tune
-from functions.training.recipe.train import train_recipe
-from functions.training.workers import Workers
-from registry import Table
-from tests.functions.training.projects import project_of
-from tests.functions.training.test_tasks import prices, seasons
+from toque.functions.training.llm import FineTune, fine_tune
+from toque.functions.training.recipe.train import train_recipe
+from toque.functions.training.workers import Workers
+from toque.registry import Table
 
 SPLIT = {"split": "random", "valid_fraction": 0.2}
 
@@ -145,7 +145,7 @@ def own(request: TrainingRequest) -> Trained:
     """Fit a pipeline and write it: all that a user's function has to do."""
     from skops.io import dump
 
-    from functions.model_formats.flavors import sklearn_rows
+    from toque.functions.model_formats.flavors import sklearn_rows
 
     rows = request.train_rows
     model = pipeline(c=request.parameters.get("c", 1.0), outcome=request.outcome)

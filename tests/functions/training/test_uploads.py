@@ -11,18 +11,18 @@ from hashlib import sha256
 import psutil
 import pytest
 
-from functions.training.checkpoints import uploads
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.checkpoints.uploader import BLOCK_BYTES, Pieces, digests_of
-from functions.training.checkpoints.uploads import Pace, upload, upload_apart
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.pulse import Cadence
-from functions.training.loop.training_loop import train
-from registry import RegistryError, Unavailable
 from tests.functions.training.recipes import FAST, trainer
 from tests.functions.training.stores import Killed
 from tests.waiting import until
+from toque.functions.training.checkpoints import uploads
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.checkpoints.uploader import BLOCK_BYTES, Pieces, digests_of
+from toque.functions.training.checkpoints.uploads import Pace, upload, upload_apart
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.pulse import Cadence
+from toque.functions.training.loop.training_loop import train
+from toque.registry import RegistryError, Unavailable
 
 PIECES = [memoryview(b"we"), memoryview(b"ights"), memoryview(b"")]
 

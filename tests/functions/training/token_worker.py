@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functions.training.llm.texts import IGNORED, Rows, TextTask
-from functions.training.loop.process_groups.process_group import ProcessGroup, ReplicatedGroup
-from functions.training.loop.training_loop import Trainer
-from functions.training.params import RecipeParams
 from tests.functions.training.forked import on_workers
+from toque.functions.training.llm.texts import IGNORED, Rows, TextTask
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup, ReplicatedGroup
+from toque.functions.training.loop.training_loop import Trainer
+from toque.functions.training.params import RecipeParams
 
 WORKERS, WORDS, LENGTH = 2, 8, 24
 PIECES = (1, 2, 3)

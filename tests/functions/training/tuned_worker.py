@@ -13,16 +13,20 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from functions.training import Lora, Preference, RecipeParams
-from functions.training.llm.fine_tune import FineTune
-from functions.training.llm.job import preference_task, text_task
-from functions.training.llm.network import Pretrained, new_network
-from functions.training.llm.preferences import PreferenceTask
-from functions.training.llm.texts import IGNORED, Rows, TextTask
-from functions.training.loop.process_groups.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup
-from functions.training.loop.training_loop import Trainer, train
 from tests.functions.training.forked import on_workers
 from tests.functions.training.memory_worker import taken
+from toque.functions.training import Lora, Preference, RecipeParams
+from toque.functions.training.llm.fine_tune import FineTune
+from toque.functions.training.llm.job import preference_task, text_task
+from toque.functions.training.llm.network import Pretrained, new_network
+from toque.functions.training.llm.preferences import PreferenceTask
+from toque.functions.training.llm.texts import IGNORED, Rows, TextTask
+from toque.functions.training.loop.process_groups.process_group import (
+    ProcessGroup,
+    ReplicatedGroup,
+    ShardedGroup,
+)
+from toque.functions.training.loop.training_loop import Trainer, train
 
 WORKERS = 2
 PARAMS = RecipeParams(lr=5e-3, epochs=2, batch_size=4, weight_decay=0.0)

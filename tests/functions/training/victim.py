@@ -8,13 +8,13 @@ import sys
 
 import ray
 
-from functions import Context, use_context
-from functions.evaluation.batch_inference import predict_batch
-from functions.training import train_tabular
-from functions.training.params import TabularParams
-from functions.tuning.jobs import tune_tabular
-from registry import TableSnapshot, open_store
 from tests.functions.training.tabular_setup import FAST, NAMES, POPULATION
+from toque.functions import Context, use_context
+from toque.functions.evaluation.batch_inference import predict_batch
+from toque.functions.training import train_tabular
+from toque.functions.training.params import TabularParams
+from toque.functions.tuning.jobs import tune_tabular
+from toque.registry import TableSnapshot, open_store
 
 LONG = TabularParams(hidden=(64, 32), batch_size=64, epochs=30, patience=30)
 SHARD_ROWS = 5_000  # enough commits that one who looks slowly still comes before the last

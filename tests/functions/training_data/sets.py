@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from functions.training_data import OpenSet, Shuffle, write_samples
-from functions.training_data.formats import KEY
+from toque.functions.training_data import OpenSet, Shuffle, write_samples
+from toque.functions.training_data.formats import KEY
 
 
 def samples(rows: int, *, first: int = 0) -> pa.Table:

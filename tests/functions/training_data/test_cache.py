@@ -9,10 +9,10 @@ import threading
 import numpy as np
 import pytest
 
-from functions.training_data import OpenSet, ShardCache, write_samples
-from functions.training_data import cache as cache_module
-from registry import Damaged, open_store
 from tests.functions.training_data.sets import samples
+from toque.functions.training_data import OpenSet, ShardCache, write_samples
+from toque.functions.training_data import cache as cache_module
+from toque.registry import Damaged, open_store
 
 
 @pytest.fixture
@@ -112,9 +112,9 @@ def test_what_a_killed_process_left_is_removed(store, tmp_path):
     index = some_set(store, shards=2)
     script = (
         "import os, signal, sys\n"
-        "from functions.training_data import OpenSet, ShardCache, SetRef, cache\n"
+        "from toque.functions.training_data import OpenSet, ShardCache, SetRef, cache\n"
         "from pathlib import Path\n"
-        "from registry import open_store\n"
+        "from toque.registry import open_store\n"
         "cache.unpack_shard = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "store = open_store(sys.argv[1])\n"
         "index = OpenSet.of(store, SetRef(name='set', version=1)).index\n"

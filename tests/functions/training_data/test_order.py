@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from functions.training_data.order import InOrder, Shuffle, ShuffledOrder, batch_variance_ratio, drawn
+from toque.functions.training_data.order import InOrder, Shuffle, ShuffledOrder, batch_variance_ratio, drawn
 
 shards = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 shuffles = st.builds(

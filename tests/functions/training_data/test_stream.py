@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from functions.training_data import (
+from tests.functions.training_data.sets import opened, samples
+from toque.functions.training_data import (
     DecodeImages,
     Mixture,
     OpenSet,
@@ -20,9 +21,8 @@ from functions.training_data import (
     Shuffle,
     write_samples,
 )
-from functions.training_data.folders import encode_png
-from registry import open_store
-from tests.functions.training_data.sets import opened, samples
+from toque.functions.training_data.folders import encode_png
+from toque.registry import open_store
 
 ROWS = 157
 

@@ -6,7 +6,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.tuning.asha import AshaScheduler, rung_after
+from toque.functions.tuning.asha import AshaScheduler, rung_after
 
 EPOCHS = 9  # rungs at 1 and 4
 

@@ -5,14 +5,15 @@ import pytest
 import torch
 from ray.train._internal.session import _FutureTrainingResult
 
-from functions.training.errors import TrainingDataError, TrainingError
-from functions.training.loop.updates import one_cycle
-from functions.training.params import TabularParams
-from functions.training.tabular.fitting import new_trainer, prepare
-from functions.tuning.pbt_lineage import Stretch, lineage
-from functions.tuning.pbt_state import Decision, Member, PbtState
-from functions.tuning.ray_tune_pbt import resume_population, tune_checkpoint
-from functions.tuning.space import (
+from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
+from toque.functions.training.errors import TrainingDataError, TrainingError
+from toque.functions.training.loop.updates import one_cycle
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.fitting import new_trainer, prepare
+from toque.functions.tuning.pbt_lineage import Stretch, lineage
+from toque.functions.tuning.pbt_state import Decision, Member, PbtState
+from toque.functions.tuning.ray_tune_pbt import resume_population, tune_checkpoint
+from toque.functions.tuning.space import (
     DEFAULT_SPACE,
     Choice,
     Exploit,
@@ -21,8 +22,7 @@ from functions.tuning.space import (
     population_points,
     population_space,
 )
-from functions.tuning.trial_files import Snapshot, TrialFiles
-from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
+from toque.functions.tuning.trial_files import Snapshot, TrialFiles
 
 SPACE = {"lr": Range(low=1e-3, high=1e-2, log=True), "batch_size": Choice(choices=[128, 256, 512])}
 BASE = TabularParams(lr=2e-3, batch_size=512, epochs=6, patience=6)

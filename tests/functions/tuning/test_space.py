@@ -1,9 +1,9 @@
 import pytest
 
-from functions.training.errors import TrainingDataError
-from functions.training.params import TabularParams
-from functions.training.trained import Cost
-from functions.tuning.space import DEFAULT_SPACE, Choice, Limits, Range, draw_points, grid_points
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.params import TabularParams
+from toque.functions.training.trained import Cost
+from toque.functions.tuning.space import DEFAULT_SPACE, Choice, Limits, Range, draw_points, grid_points
 
 BASE = TabularParams()
 

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from functions.training import (
+from tests.functions.training.projects import project_of
+from tests.functions.training.test_trainers import SPLIT, definition, late, own
+from toque.functions.training import (
     FunctionTrainer,
     LightGBM,
     TrainingDataError,
@@ -14,13 +16,11 @@ from functions.training import (
     XGBoost,
     train_model,
 )
-from functions.training.llm import FineTune
-from functions.tuning import Choice, Limits, Range, tune_model
-from functions.tuning import model as sweeps
-from functions.tuning.rungs import Rungs, RungWatch
-from registry import Table
-from tests.functions.training.projects import project_of
-from tests.functions.training.test_trainers import SPLIT, definition, late, own
+from toque.functions.training.llm import FineTune
+from toque.functions.tuning import Choice, Limits, Range, tune_model
+from toque.functions.tuning import model as sweeps
+from toque.functions.tuning.rungs import Rungs, RungWatch
+from toque.registry import Table
 
 SPACE = {"max_depth": Range(low=2, high=6, integer=True), "lr": Range(low=0.02, high=0.5, log=True)}
 

@@ -6,11 +6,11 @@ import asyncio
 import sys
 from collections.abc import Mapping
 
-from ray_apps.admission import open_admission
-from ray_apps.predictor.grpc import GrpcServer, Limits
-from ray_apps.predictor.http.auth import TokenAuthenticator
-from ray_apps.predictor.http.endpoint import Answer
-from registry import open_store
+from toque.ray_apps.admission import open_admission
+from toque.ray_apps.predictor.grpc import GrpcServer, Limits
+from toque.ray_apps.predictor.http.auth import TokenAuthenticator
+from toque.ray_apps.predictor.http.endpoint import Answer
+from toque.registry import open_store
 
 
 class Models:

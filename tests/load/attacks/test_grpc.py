@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from load.attacks.grpc import ATTACKS
-from load.attacks.target import Target
-from registry import Access, open_store
 from tests.ports import free_port
+from toque.load.attacks.grpc import ATTACKS
+from toque.load.attacks.target import Target
+from toque.registry import Access, open_store
 
 MOST_BYTES = 100 << 20
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from clusters.monitoring.panels import DASHBOARDS
-from functions.placement import Placement
-from functions.project import load_project
-from load.panels.__main__ import fill
-from load.panels.project import ANSWERING, CODES, KEYED, POOLED
 from tests.language_model import language_model_weights
+from toque.clusters.monitoring.panels import DASHBOARDS
+from toque.functions.placement import Placement
+from toque.functions.project import load_project
+from toque.load.panels.__main__ import fill
+from toque.load.panels.project import ANSWERING, CODES, KEYED, POOLED
 
 
 def test_the_project_serves_models_alone_and_more_in_a_pool():
-    models = load_project("load.panels.project").models
+    models = load_project("toque.load.panels.project").models
     assert {name for name, each in models.items() if each.placement == Placement()} == {
         ANSWERING, CODES, KEYED,
     }  # fmt: skip

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from load.scenarios.scenario import Scenario
-from load.scenarios.sending.windows import Window
-from load.scenarios.shape import Steady
-from load.scenarios.verdicts.histogram import bin_of
-from load.scenarios.verdicts.result import LoadRun
+from toque.load.scenarios.scenario import Scenario
+from toque.load.scenarios.sending.windows import Window
+from toque.load.scenarios.shape import Steady
+from toque.load.scenarios.verdicts.histogram import bin_of
+from toque.load.scenarios.verdicts.result import LoadRun
 
 
 def run_of(

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from load.scenarios.knee import Criterion, Step, find_knee, search
-from load.scenarios.scenario import Scenario
-from load.scenarios.shape import Steady
-from load.scenarios.target import Target
 from tests.load.scenarios.stub_server import StubServer
+from toque.load.scenarios.knee import Criterion, Step, find_knee, search
+from toque.load.scenarios.scenario import Scenario
+from toque.load.scenarios.shape import Steady
+from toque.load.scenarios.target import Target
 
 
 def queue(knee: float, *, unlucky: frozenset[int] = frozenset()):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from load.scenarios.plan import plan_of
-from load.scenarios.scenario import Ask, Scenario
+from toque.load.scenarios.plan import plan_of
+from toque.load.scenarios.scenario import Ask, Scenario
 
 METADATA = {"name": "m", "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]}
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import uvicorn
 
-from load.scenarios.plan import plan_of
-from load.scenarios.run import main
-from load.scenarios.scenario import Scenario
-from load.scenarios.sending.processes import put_load, start_sending
-from load.scenarios.target import NotPossible, Target, find_target
-from load.scenarios.verdicts.histogram import quantile_ms
-from load.scenarios.verdicts.result import LoadRun
+from toque.load.scenarios.plan import plan_of
+from toque.load.scenarios.run import main
+from toque.load.scenarios.scenario import Scenario
+from toque.load.scenarios.sending.processes import put_load, start_sending
+from toque.load.scenarios.target import NotPossible, Target, find_target
+from toque.load.scenarios.verdicts.histogram import quantile_ms
+from toque.load.scenarios.verdicts.result import LoadRun
 
 TOKEN = "t0ken"
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from load.scenarios.plan import Part, Plan
-from load.scenarios.scenario import Scenario
-from load.scenarios.shape import Ramp, Spike, Steady, Steps, Wave, arrivals
-from load.scenarios.verdicts.histogram import BINS, bin_of, counts_of, quantile_ms, upper_ms
+from toque.load.scenarios.plan import Part, Plan
+from toque.load.scenarios.scenario import Scenario
+from toque.load.scenarios.shape import Ramp, Spike, Steady, Steps, Wave, arrivals
+from toque.load.scenarios.verdicts.histogram import BINS, bin_of, counts_of, quantile_ms, upper_ms
 
 SHAPES = [
     Steady(rate=200, seconds=10),

@@ -11,11 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from load.capacity_model.cpu_time import platform_processes, spent_s
-from load.soak.__main__ import _small_disk
-from load.soak.disturbances import Disturbances
-from load.soak.samples import held_by
 from tests.waiting import until
+from toque.load.capacity_model.cpu_time import platform_processes, spent_s
+from toque.load.soak.__main__ import _small_disk
+from toque.load.soak.disturbances import Disturbances
+from toque.load.soak.samples import held_by
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from load.soak.samples import Held, Sample, role_of
-from load.soak.verdict import growths, memory_by_role, unexcused
+from toque.load.soak.samples import Held, Sample, role_of
+from toque.load.soak.verdict import growths, memory_by_role, unexcused
 
 
 def history(

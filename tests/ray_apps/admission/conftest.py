@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import ObjectStore, open_store
+from toque.registry import ObjectStore, open_store
 
 
 @pytest.fixture

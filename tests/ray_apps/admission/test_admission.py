@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from ray_apps.admission import ANY_MODEL, Admission, NotAdmitted, Rule
-from ray_apps.token_cache import TokenCache
-from registry import Access, Grant, Limits, ObjectStore, Role
-from registry.times import utc_now
 from tests.ray_apps.admissions import KeptRefusals
+from toque.ray_apps.admission import ANY_MODEL, Admission, NotAdmitted, Rule
+from toque.ray_apps.token_cache import TokenCache
+from toque.registry import Access, Grant, Limits, ObjectStore, Role
+from toque.registry.times import utc_now
 
 READ = Rule((Role.viewer,))
 CALL = Rule((Role.caller,))
@@ -189,7 +189,7 @@ def test_refusals_are_counted_from_zero() -> None:
     # a series that begins with its first refusal has not increased by it, as Prometheus sees it
     code = """
 from prometheus_client import REGISTRY
-import ray_apps.admission
+import toque.ray_apps.admission
 print([REGISTRY.get_sample_value("toque_access_refusals_total", {"status": each}) for each in ("401", "403", "429")])
 """
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

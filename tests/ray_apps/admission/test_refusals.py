@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ray_apps.admission.refusals import MAX_OF_CALLER, MAX_UNKNOWN, RefusalLog
-from registry import Access, ObjectStore, Registry, Unavailable
-from registry.access.audit import newest_first
+from toque.ray_apps.admission.refusals import MAX_OF_CALLER, MAX_UNKNOWN, RefusalLog
+from toque.registry import Access, ObjectStore, Registry, Unavailable
+from toque.registry.access.audit import newest_first
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 

@@ -12,23 +12,23 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from functions.prediction_log import LogWriter
-from functions.runtime.context import Context
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.services import Services
-from ray_apps.mlflow import build_app as build_mlflow
-from registry import ObjectStore, Registry
-from registry.access.audit import newest_first
 from tests.ports import free_port
 from tests.waiting import until
+from toque.functions.prediction_log import LogWriter
+from toque.functions.runtime.context import Context
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.services import Services
+from toque.ray_apps.mlflow import build_app as build_mlflow
+from toque.registry import ObjectStore, Registry
+from toque.registry.access.audit import newest_first
 
 # Refuses something and ends: at once, by SIGTERM as Ray's workers take it, or while the log's thread has begun to
 # write, which the store of this case does not before the main thread is through.
 DOOR = """
 import signal, sys, threading
-from ray_apps.admission.refusals import RefusalLog
-from registry import open_store
-from registry.store import FolderStore
+from toque.ray_apps.admission.refusals import RefusalLog
+from toque.registry import open_store
+from toque.registry.store import FolderStore
 
 class Late(FolderStore):
     def create(self, key, data):
@@ -60,14 +60,14 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 # The gateway with MLflow's protocol beside it in a replica of Serve, which a signal has Serve stop.
 SERVED = """
 import os, signal, sys, threading
-from ray_apps.predictor.__main__ import SERVE_ENVIRONMENT, _cluster, _haproxy_folder
+from toque.ray_apps.predictor.__main__ import SERVE_ENVIRONMENT, _cluster, _haproxy_folder
 
 os.environ.update(SERVE_ENVIRONMENT)
 stop = threading.Event()
 with _haproxy_folder(), _cluster(2):
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     from ray import serve
-    from ray_apps.gateway.deployment import application
+    from toque.ray_apps.gateway.deployment import application
 
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
     serve.run(application({"with_mlflow": True}), name="gateway", route_prefix="/")
@@ -100,8 +100,8 @@ def test_the_last_refusal_is_written_before_the_process_ends(folder_store: Objec
 @pytest.mark.parametrize(
     ("module", "path"),
     [
-        (("ray_apps.generative",), "/v1/models"),
-        (("ray_apps.predictor", "--standalone", "smol"), "/v2/models/smol"),
+        (("toque.ray_apps.generative",), "/v1/models"),
+        (("toque.ray_apps.predictor", "--standalone", "smol"), "/v2/models/smol"),
     ],
     ids=["generative", "predictor"],
 )

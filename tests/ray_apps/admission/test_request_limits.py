@@ -2,8 +2,8 @@
 
 import pytest
 
-from ray_apps.admission.request_limits import RequestLimits, TooManyRequests
-from registry import Limits
+from toque.ray_apps.admission.request_limits import RequestLimits, TooManyRequests
+from toque.registry import Limits
 
 
 def test_a_rate_that_is_set_later_counts_from_then_on() -> None:

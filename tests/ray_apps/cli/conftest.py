@@ -11,12 +11,12 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from functions import function
-from functions.runtime.context import Context
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.services import Services
-from ray_apps.mlflow import build_app as build_mlflow
-from registry import Access, Registry, open_store
+from toque.functions import function
+from toque.functions.runtime.context import Context
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.services import Services
+from toque.ray_apps.mlflow import build_app as build_mlflow
+from toque.registry import Access, Registry, open_store
 
 
 @dataclass

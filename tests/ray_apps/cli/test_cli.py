@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from functions.runtime.durable.invocation import run_pending
-from ray_apps.cli import main
+from toque.functions.runtime.durable.invocation import run_pending
+from toque.ray_apps.cli import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -205,7 +205,7 @@ def test_the_demo_of_the_project_is_run_with_its_arguments_and_exit_code(
 def test_a_project_is_found_where_one_stands_and_what_is_not_there_is_told_before_anything_starts(
     tmp_path: Path,
 ) -> None:
-    code = "from functions import function\n\n\n@function\ndef greet(name: str) -> str:\n    return f'hello {name}'\n"
+    code = "from toque.functions import function\n\n\n@function\ndef greet(name: str) -> str:\n    return f'hello {name}'\n"
     (tmp_path / "hello.py").write_text(code)
     toque = Path(sys.executable).with_name("toque")  # as installed: Python does not look here by itself
     words = {

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-import functions.alerting.jobs
-import functions.features.jobs
-import functions.monitoring
-import functions.monitoring.language.jobs
-import functions.reporting
-import functions.rollout  # noqa: F401  # these declare what the commands call
-from ray_apps.cli import main
-from ray_apps.cli.client import Client, _running
-from ray_apps.cli.main import GROUPS, parser
-from ray_apps.local.settings import Ports, Settings
-from ray_apps.local.state_file import FILE, RunningPlatform
+import toque.functions.alerting.jobs
+import toque.functions.features.jobs
+import toque.functions.monitoring
+import toque.functions.monitoring.language.jobs
+import toque.functions.reporting
+import toque.functions.rollout  # noqa: F401  # these declare what the commands call
+from toque.ray_apps.cli import main
+from toque.ray_apps.cli.client import Client, _running
+from toque.ray_apps.cli.main import GROUPS, parser
+from toque.ray_apps.local.settings import Ports, Settings
+from toque.ray_apps.local.state_file import FILE, RunningPlatform
 
 # httpx itself imports rich where that is installed, for a command line of its own.
 HEAVY = (
@@ -320,7 +320,7 @@ def test_a_plain_command_imports_nothing_heavy(platform: Any, model: str) -> Non
     """The platform's address and token are in the environment; a second process is the user's own."""
     program = (
         "import sys\n"
-        "from ray_apps.cli.main import main\n"
+        "from toque.ray_apps.cli.main import main\n"
         f"for words in {PLAIN}:\n"
         "    assert main(words.split()) == 0, words\n"
         f"print([each for each in {HEAVY} if each in sys.modules], file=sys.stderr)\n"
@@ -331,7 +331,7 @@ def test_a_plain_command_imports_nothing_heavy(platform: Any, model: str) -> Non
 
 def test_building_the_parser_imports_not_even_the_http_client() -> None:
     program = (
-        "import sys; from ray_apps.cli.main import parser; parser().format_help(); "
+        "import sys; from toque.ray_apps.cli.main import parser; parser().format_help(); "
         f"sys.exit([each for each in {(*HEAVY, 'httpx', 'pydantic', 'rich')} if each in sys.modules] != [])"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from deltalake.exceptions import DeltaError
 
-from ray_apps.cli import main
-from ray_apps.cli.commands.training import train
-from ray_apps.cli.disk import full_disk
-from ray_apps.cli.errors import Failed, Refused
-from registry import Unavailable
+from toque.ray_apps.cli import main
+from toque.ray_apps.cli.commands.training import train
+from toque.ray_apps.cli.disk import full_disk
+from toque.ray_apps.cli.errors import Failed, Refused
+from toque.registry import Unavailable
 
 
 def behind(error: Exception, cause: BaseException) -> Exception:

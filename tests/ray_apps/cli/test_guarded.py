@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_apps.cli import main
-from ray_apps.cli.client import Client
-from registry import ModelPolicy, Refused, Registry
+from toque.ray_apps.cli import main
+from toque.ray_apps.cli.client import Client
+from toque.registry import ModelPolicy, Refused, Registry
 
 GUARDED = ModelPolicy(guarded=frozenset({"champion"}), approvals=1)
 

@@ -4,11 +4,11 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import functions.alerting.jobs  # noqa: F401 - declares what the commands call
-from functions.monitoring import Alarm, alarms
-from functions.monitoring.results import record
-from functions.runtime import use_context
-from ray_apps.cli import main
+import toque.functions.alerting.jobs  # noqa: F401 - declares what the commands call
+from toque.functions.monitoring import Alarm, alarms
+from toque.functions.monitoring.results import record
+from toque.functions.runtime import use_context
+from toque.ray_apps.cli import main
 
 
 def incident(number: int, **changes: Any) -> Alarm:

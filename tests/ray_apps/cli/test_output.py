@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_apps.cli import output as show
-from ray_apps.cli.layout import laid_out, shortened
-from ray_apps.cli.output import Column
+from toque.ray_apps.cli import output as show
+from toque.ray_apps.cli.layout import laid_out, shortened
+from toque.ray_apps.cli.output import Column
 
 WIDTHS = st.integers(min_value=1, max_value=200)
 IDENTIFIERS = st.text("0123456789abcdef", min_size=1, max_size=40)
@@ -94,7 +94,7 @@ def test_tsv_is_what_went_in(rows: list[Any]) -> None:
     [
         ("short", 10, "short"),
         ("wind: 100.0% of 150 values are missing", 24, "wind: 100.0% … missing"),
-        ("functions.monitoring.jobs", 11, "funct….jobs"),
+        ("toque.functions.monitoring.jobs", 11, "funct….jobs"),
         ("3f2a9c4d5e6f708192a3b4c5d6e7f809", 8, "3f2a9c4d5e6f708192a3b4c5d6e7f809"),
         ("74512 rows", 3, "74512 …"),
         ("since 2013-05-01 10:00 it was late", 33, "since 2013-05-01 10:00 … was late"),

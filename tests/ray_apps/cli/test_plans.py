@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ray_apps.cli import main
 from tests.functions.training.planning.test_plan import SMOLLM2
+from toque.ray_apps.cli import main
 
 LARGE = SMOLLM2 | {
     "hidden_size": 8192, "intermediate_size": 28_672, "num_attention_heads": 64, "num_hidden_layers": 80,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from toque.featurestore import (
     BatchSource,
     CsvFiles,
     Entity,
@@ -23,12 +23,12 @@ from featurestore import (
     Vector,
     VectorIndex,
 )
-from functions.maintenance.backup import back_up, restore
-from ray_apps.cli.platform_folds import platform_fold
-from registry import ObjectStore, open_store
-from registry.history import audit
-from registry.journal import fold, snapshot
-from registry.transfer import copy_store
+from toque.functions.maintenance.backup import back_up, restore
+from toque.ray_apps.cli.platform_folds import platform_fold
+from toque.registry import ObjectStore, open_store
+from toque.registry.history import audit
+from toque.registry.journal import fold, snapshot
+from toque.registry.transfer import copy_store
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 LOADS = 3

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ray_apps.cli.progress import invocation_bar, transfer_bar
-from registry import Registry, open_store
+from toque.ray_apps.cli.progress import invocation_bar, transfer_bar
+from toque.registry import Registry, open_store
 
 
 def test_a_bar_is_full_when_all_is_stored(tmp_path: Path):

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-import functions.evaluation.log_replay  # noqa: F401 - declares what the command calls
-from functions.model_formats.load import load
-from functions.prediction_log import epoch_us
-from functions.prediction_log.frames import Frame
-from functions.prediction_log.tensors import LoggedTensor
-from functions.prediction_log.writing.drain import add_records
-from ray_apps.cli import main
-from registry import utc_now
+import toque.functions.evaluation.log_replay  # noqa: F401 - declares what the command calls
 from tests.functions.evaluation.test_log_replay import register_xgboost
 from tests.functions.prediction_log.logbook import record
+from toque.functions.model_formats.load import load
+from toque.functions.prediction_log import epoch_us
+from toque.functions.prediction_log.frames import Frame
+from toque.functions.prediction_log.tensors import LoggedTensor
+from toque.functions.prediction_log.writing.drain import add_records
+from toque.ray_apps.cli import main
+from toque.registry import utc_now
 
 
 def test_what_differs_is_shown_and_is_the_exit_code(platform: Any, tmp_path: Path, capsys: Any) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from functions.prediction_log.writing.columns import _row_ids
-from ray_apps.cli.command import Given
-from ray_apps.cli.commands.serving import predict
-from ray_apps.cli.commands.serving.predict import label_of
-from ray_apps.cli.errors import UsageError
-from ray_apps.cli.rows_file import ROWS_A_REQUEST, read_rows
+from toque.functions.prediction_log.writing.columns import _row_ids
+from toque.ray_apps.cli.command import Given
+from toque.ray_apps.cli.commands.serving import predict
+from toque.ray_apps.cli.commands.serving.predict import label_of
+from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.rows_file import ROWS_A_REQUEST, read_rows
 
 FRAME = pl.DataFrame(
     {

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_apps.cli import main
-from ray_apps.cli.commands.platform.history import address_of
-from registry import Journal, ObjectStore, open_store
 from tests.redis_server import running_redis
+from toque.ray_apps.cli import main
+from toque.ray_apps.cli.commands.platform.history import address_of
+from toque.registry import Journal, ObjectStore, open_store
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_copy_killed_by_force_is_taken_up_again(
 ):
     words = ["store", "copy", source.url, str(tmp_path / "target")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ray_apps.cli", *words],
+        [sys.executable, "-m", "toque.ray_apps.cli", *words],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,

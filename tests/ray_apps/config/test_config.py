@@ -11,10 +11,10 @@ from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
-from clusters.profile import Profile
-from functions.placement import Placement
-from ray_apps.config.builders import PredictorArgs, ticker
-from ray_apps.deployment.serve_config import serve_config
+from toque.clusters.profile import Profile
+from toque.functions.placement import Placement
+from toque.ray_apps.config.builders import PredictorArgs, ticker
+from toque.ray_apps.deployment.serve_config import serve_config
 
 PLACED = {
     "alone": Placement(),

@@ -12,17 +12,6 @@ import pytest
 import redis
 from fastapi import FastAPI
 
-from functions import Cron
-from functions.runtime.changes.announcer import announcer_of
-from functions.runtime.clock import FixedClock
-from functions.runtime.context import Context
-from functions.runtime.triggers import schedule
-from ray_apps.console.live import open_pages
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.routes import invocations
-from ray_apps.gateway.services import Services
-from ray_apps.oidc import OidcSettings
-from registry import Access, open_store
 from tests.ray_apps.console.browser import chromium  # noqa: F401  # a fixture
 from tests.ray_apps.console.sample_features import fill_features
 from tests.ray_apps.console.sample_monitors import fill_monitors
@@ -32,11 +21,22 @@ from tests.ray_apps.console.sample_runs import fill_runs
 from tests.ray_apps.console.sample_work import FUNCTION, fill_work
 from tests.ray_apps.gateway.conftest import MemoryLabelLog
 from tests.redis_server import RedisServer, running_redis
+from toque.functions import Cron
+from toque.functions.runtime.changes.announcer import announcer_of
+from toque.functions.runtime.clock import FixedClock
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.triggers import schedule
+from toque.ray_apps.console.live import open_pages
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.routes import invocations
+from toque.ray_apps.gateway.services import Services
+from toque.ray_apps.oidc import OidcSettings
+from toque.registry import Access, open_store
 
 ORIGIN = "http://gateway"
 PROJECT = "tests.ray_apps.console.sample_project"
 DISCOVERED = (
-    "functions.reporting", "functions.alerting.jobs", "functions.features.jobs", "functions.monitoring.language.jobs", "functions.quotas",
+    "toque.functions.reporting", "toque.functions.alerting.jobs", "toque.functions.features.jobs", "toque.functions.monitoring.language.jobs", "toque.functions.quotas",
 )  # fmt: skip
 
 

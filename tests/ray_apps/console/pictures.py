@@ -21,11 +21,6 @@ import pyarrow as pa
 import redis
 from PIL import Image
 
-from featurestore import FeatureStore
-from functions import Demand, function
-from functions.quotas import set_quota
-from functions.runtime.context import use_context
-from registry import open_store
 from tests.ray_apps.console.browser import CHROMIUM, PHONE, Served, person, serve
 from tests.ray_apps.console.conftest import make_platform
 from tests.ray_apps.console.sample_features import SOURCE, VIEW, fill_features
@@ -35,6 +30,11 @@ from tests.ray_apps.console.sample_predictions import fill_predictions
 from tests.ray_apps.console.sample_runs import RUNS, fill_runs
 from tests.ray_apps.console.sample_work import WORK, Work, fill_work
 from tests.redis_server import RedisServer
+from toque.featurestore import FeatureStore
+from toque.functions import Demand, function
+from toque.functions.quotas import set_quota
+from toque.functions.runtime.context import use_context
+from toque.registry import open_store
 
 
 @dataclass(frozen=True, slots=True)

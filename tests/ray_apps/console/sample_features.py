@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from featurestore import (
+from tests.ray_apps.console.sample_platform import NOW
+from toque.featurestore import (
     BatchSource,
     CsvFiles,
     Entity,
@@ -18,9 +19,8 @@ from featurestore import (
     Float64,
     String,
 )
-from functions.features.jobs import HEALTH_TABLE
-from registry import ObjectStore, Table
-from tests.ray_apps.console.sample_platform import NOW
+from toque.functions.features.jobs import HEALTH_TABLE
+from toque.registry import ObjectStore, Table
 
 VIEW, SOURCE = "flight_weather", "rain_gauges"
 UNREADABLE = "<b>april<i>.csv"

@@ -1,6 +1,6 @@
 """Functions of the console's sample platform, in a module of their own so that executors can import it."""
 
-from functions import Retries, function
+from toque.functions import Retries, function
 
 
 @function(http=True, timeout_s=600, retries=Retries(max_attempts=3))

@@ -4,14 +4,14 @@ import math
 from datetime import timedelta
 from typing import Any
 
-from functions.evaluation.language import Scorer
-from functions.monitoring.alarms import Alarm, Alarms
-from functions.monitoring.language import LanguageMonitors
-from functions.monitoring.language.scores import ScoreTable, rule_of
-from functions.monitoring.language.scoring import score_row
-from functions.monitoring.results import record
-from registry import Journal, ObjectStore
 from tests.ray_apps.console.sample_platform import MODEL, NOW
+from toque.functions.evaluation.language import Scorer
+from toque.functions.monitoring.alarms import Alarm, Alarms
+from toque.functions.monitoring.language import LanguageMonitors
+from toque.functions.monitoring.language.scores import ScoreTable, rule_of
+from toque.functions.monitoring.language.scoring import score_row
+from toque.functions.monitoring.results import record
+from toque.registry import Journal, ObjectStore
 
 _DAYS = 20
 

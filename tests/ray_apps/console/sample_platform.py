@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from functions.live_counts import BINS, WINDOW_S, ArmTally, Failures, SplitArm, bin_of, window_at
-from functions.live_counts.counts import encode
-from functions.live_counts.windows import counts_key
-from functions.model_formats.load import PROGRAM_FILE
-from functions.model_formats.program import export_program, save_program
-from functions.rollout import RolloutPolicy
-from registry import (
+from tests.functions.rollout.conftest import RolloutPlatform, TrafficRegistry
+from toque.functions.live_counts import BINS, WINDOW_S, ArmTally, Failures, SplitArm, bin_of, window_at
+from toque.functions.live_counts.counts import encode
+from toque.functions.live_counts.windows import counts_key
+from toque.functions.model_formats.load import PROGRAM_FILE
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.rollout import RolloutPolicy
+from toque.registry import (
     Arm,
     Lineage,
     ModelPolicy,
@@ -24,7 +25,6 @@ from registry import (
     TensorSpec,
     Traffic,
 )
-from tests.functions.rollout.conftest import RolloutPlatform, TrafficRegistry
 
 NOW = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 MODEL = "late-flights"

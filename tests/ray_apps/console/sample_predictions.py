@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from functions.prediction_log import LABELS_TABLE, predictions_table
-from functions.prediction_log.records import LABELS, TRACED_PREDICTIONS
-from registry import ObjectStore, Table
 from tests.ray_apps.console.sample_platform import NOW
+from toque.functions.prediction_log import LABELS_TABLE, predictions_table
+from toque.functions.prediction_log.records import LABELS, TRACED_PREDICTIONS
+from toque.registry import ObjectStore, Table
 
 MODEL = "price-of-fuel"  # whose log nothing else fills
 TRACE = "0af7651916cd43dd8448eb211c80319c"

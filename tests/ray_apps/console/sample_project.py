@@ -3,8 +3,8 @@
 from datetime import timedelta
 from types import SimpleNamespace
 
-from functions.rollout import RolloutPolicy, Slo
 from tests.ray_apps.console.sample_predictions import MODEL
+from toque.functions.rollout import RolloutPolicy, Slo
 
 FEATURES: list[object] = []
 MODELS = [

@@ -5,9 +5,9 @@ import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from registry import ObjectStore, Registry
-from registry.runs.record import Point, RunRecord, Segment
 from tests.ray_apps.console.sample_platform import MODEL, NOW
+from toque.registry import ObjectStore, Registry
+from toque.registry.runs.record import Point, RunRecord, Segment
 
 EXPERIMENT = MODEL
 RUNS = tuple(f"{0x19C000000000 + number:012x}{number:020x}" for number in range(8))

@@ -3,12 +3,12 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from functions.runtime.durable.ledger import Ledger, Origin, invocation_id
-from functions.runtime.durable.values import put_value
-from functions.runtime.run.log import Recorder
-from registry import ObjectStore
 from tests.ray_apps.console import sample_functions
 from tests.ray_apps.console.sample_platform import NOW
+from toque.functions.runtime.durable.ledger import Ledger, Origin, invocation_id
+from toque.functions.runtime.durable.values import put_value
+from toque.functions.runtime.run.log import Recorder
+from toque.registry import ObjectStore
 
 _USAGE = {
     "run_s": 12.25,

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from functions.live_counts import End, SplitArm, live_publisher
 from tests.ray_apps.console import test_pages
 from tests.ray_apps.console.browser import LOOKS, Person, Served, needs_chromium, person, serve
 from tests.ray_apps.console.conftest import make_platform
 from tests.ray_apps.console.sample_platform import MODEL
 from tests.waiting import until
+from toque.functions.live_counts import End, SplitArm, live_publisher
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 VERSION = f"/ui/models/{MODEL}/versions/5"

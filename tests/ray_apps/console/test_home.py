@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from functions.monitoring.alarms import Alarms
-from registry import ModelPolicy
 from tests.ray_apps.console.conftest import Platform, make_platform
 from tests.ray_apps.console.sample_monitors import raise_alarm
 from tests.ray_apps.console.sample_platform import MODEL, NOW
 from tests.ray_apps.console.sample_runs import RUNS
 from tests.ray_apps.console.sample_work import WORK, Work
 from tests.ray_apps.console.test_pages import HOSTILE, Markup
+from toque.functions.monitoring.alarms import Alarms
+from toque.registry import ModelPolicy
 
 
 def part(page: str, title: str) -> str:
@@ -72,8 +72,8 @@ async def test_versions_that_wait_are_paged_by_cursor_each_once(
         for _ in range(3):
             registry.create_version(model, tmp_path / "v")
     registry.as_actor("ada").approve("zeta", 2)
-    monkeypatch.setattr("ray_apps.console.pages.registry.models.ROWS", 2)
-    monkeypatch.setattr("ray_apps.gateway.routes.models.reviews._AHEAD", 1)
+    monkeypatch.setattr("toque.ray_apps.console.pages.registry.models.ROWS", 2)
+    monkeypatch.setattr("toque.ray_apps.gateway.routes.models.reviews._AHEAD", 1)
     visitor, path = await platform.signed_in("viewer"), "/ui/approvals"
     seen: list[str] = []
     while path:

@@ -5,10 +5,10 @@ import re
 import pytest
 from markupsafe import escape
 
-from functions.runtime.durable.invocation import ledger_of
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_work import WORK, Work
 from tests.ray_apps.console.test_pages import HOSTILE, Markup
+from toque.functions.runtime.durable.invocation import ledger_of
 
 
 def rows(page: str) -> list[str]:
@@ -31,7 +31,7 @@ async def test_invocations_are_listed_by_state_and_function(platform: Platform) 
 
 
 async def test_invocations_are_paged_by_cursor(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_apps.console.pages.invocations.ROWS", 4)
+    monkeypatch.setattr("toque.ray_apps.console.pages.invocations.ROWS", 4)
     visitor = await platform.signed_in("viewer")
     path, found = "/ui/invocations", []
     while path:

@@ -12,16 +12,16 @@ import pyarrow as pa
 import pytest
 from fastapi import Request
 
-from functions.reporting.html import write_page
-from functions.runtime.changes.announcer import announcer_of
-from functions.runtime.changes.feed import Watch
-from ray_apps.console.live import LiveChanges, OpenPage, is_topic
-from ray_apps.console.live import changes as live
-from ray_apps.console.route import _in_session, proof_of_forms
-from registry import Journal, ObjectStore, Registry, Table, open_store
 from tests.ray_apps.console.conftest import Platform, Visitor
 from tests.ray_apps.console.sample_platform import MODEL
 from tests.ray_apps.console.test_pages import PAGES, VERSION
+from toque.functions.reporting.html import write_page
+from toque.functions.runtime.changes.announcer import announcer_of
+from toque.functions.runtime.changes.feed import Watch
+from toque.ray_apps.console.live import LiveChanges, OpenPage, is_topic
+from toque.ray_apps.console.live import changes as live
+from toque.ray_apps.console.route import _in_session, proof_of_forms
+from toque.registry import Journal, ObjectStore, Registry, Table, open_store
 
 # Pages that follow something: no explanation, which loads a model, and no list of tokens, which tells when they were used.
 _LIVE = [each for each in PAGES if "explain" not in each and "tokens" not in each]

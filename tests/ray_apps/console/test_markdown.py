@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from ray_apps.console.markdown import render_markdown
-from ray_apps.console.pages.registry import versions
-from ray_apps.mlflow.models import CreateModel, DescribeModel
-from ray_apps.mlflow.versions import CreateVersion
-from registry import InvalidInput, Registry, open_store
-from registry.models.decisions import LONGEST_DESCRIPTION
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_platform import MODEL
+from toque.ray_apps.console.markdown import render_markdown
+from toque.ray_apps.console.pages.registry import versions
+from toque.ray_apps.mlflow.models import CreateModel, DescribeModel
+from toque.ray_apps.mlflow.versions import CreateVersion
+from toque.registry import InvalidInput, Registry, open_store
+from toque.registry.models.decisions import LONGEST_DESCRIPTION
 
 
 async def test_a_card_is_rendered_beside_the_event_loop(

@@ -4,18 +4,18 @@ import re
 
 import pytest
 
-from functions.monitoring.alarms import Alarms
-from functions.runtime.context import use_context
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_monitors import raise_alarm
 from tests.ray_apps.console.sample_platform import MODEL, NOW
 from tests.ray_apps.console.test_pages import HOSTILE, Markup
+from toque.functions.monitoring.alarms import Alarms
+from toque.functions.runtime.context import use_context
 
 PAGE = f"/ui/monitors/{MODEL}"
 
 
 def alerts(platform: Platform):
-    from functions.alerting.jobs import alert_status
+    from toque.functions.alerting.jobs import alert_status
 
     with use_context(platform.context):
         return alert_status(MODEL)
@@ -53,7 +53,7 @@ async def test_scores_of_live_answers_stand_by_version_and_arm_with_their_interv
 async def test_the_alarms_of_a_model_are_paged_by_cursor(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_apps.console.pages.monitors.ROWS", 2)
+    monkeypatch.setattr("toque.ray_apps.console.pages.monitors.ROWS", 2)
     visitor = await platform.signed_in("viewer")
     page = (await visitor.get(PAGE)).text
     following = re.search(r'rel="next" href="([^"]+)"', page)

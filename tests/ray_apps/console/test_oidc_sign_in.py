@@ -12,11 +12,11 @@ from urllib.parse import parse_qsl, unquote_plus, urlsplit
 import httpx
 import pytest
 
-from ray_apps.oidc import OidcSettings
-from ray_apps.oidc.code_flow import CodeFlow, post_form
-from registry import InvalidInput
 from tests.ray_apps.console.conftest import Platform, Visitor, make_platform
 from tests.ray_apps.oidc.conftest import Issuer, issuer
+from toque.ray_apps.oidc import OidcSettings
+from toque.ray_apps.oidc.code_flow import CodeFlow, post_form
+from toque.registry import InvalidInput
 
 __all__ = ["issuer"]
 CLIENT = {"id": "toque-console"}

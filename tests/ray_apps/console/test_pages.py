@@ -8,18 +8,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from ray_apps.console import pages
-from ray_apps.console.app import STATIC
-from ray_apps.console.lineage import draw_lineage
-from ray_apps.console.rendering import number, percent, size, time_of
-from ray_apps.console.route import ANYBODY, CHANGE, pages_router
-from ray_apps.gateway.deployed import DeployedModels
-from registry import Registry
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_features import SOURCE, VIEW
 from tests.ray_apps.console.sample_platform import MODEL
 from tests.ray_apps.console.sample_runs import RUNS
 from tests.ray_apps.console.sample_work import WORK
+from toque.ray_apps.console import pages
+from toque.ray_apps.console.app import STATIC
+from toque.ray_apps.console.lineage import draw_lineage
+from toque.ray_apps.console.rendering import number, percent, size, time_of
+from toque.ray_apps.console.route import ANYBODY, CHANGE, pages_router
+from toque.ray_apps.gateway.deployed import DeployedModels
+from toque.registry import Registry
 
 VERSION = f"/ui/models/{MODEL}/versions/5"
 PAGES = (
@@ -368,7 +368,7 @@ async def test_a_page_that_fails_says_so_and_shows_nothing_of_the_failure(
     platform: Platform, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     visitor = await platform.signed_in("viewer")
-    monkeypatch.setattr("ray_apps.console.pages.registry.models.ROWS", "not a number")
+    monkeypatch.setattr("toque.ray_apps.console.pages.registry.models.ROWS", "not a number")
     answer = await visitor.get("/ui/models")
     assert answer.status_code in {422, 500}
     assert "Traceback" not in answer.text
@@ -412,15 +412,16 @@ def test_pages_know_the_platform_by_its_api_alone() -> None:
             names = node.names if isinstance(node, ast.Import | ast.ImportFrom) else ()
             module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
             found |= {f"{module}{each.name}" for each in names}
-    rooms = ("registry", "functions", "featurestore", "kernels", "redis", "deltalake", "clusters")
-    states = "functions.runtime.durable.record"
+    ours = ("registry", "functions", "featurestore", "kernels", "clusters")
+    rooms = ("redis", "deltalake", *(f"toque.{room}." for room in ours))
+    states = "toque.functions.runtime.durable.record"
     assert {each for each in found if each.startswith(rooms)} == {
-        "registry.Role",
+        "toque.registry.Role",
         f"{states}.ENDED",
         f"{states}.Status",
     }
-    own = ("ray_apps.console.", "ray_apps.admission.")
-    assert all(each.startswith(own) for each in found if each.startswith("ray_apps."))
+    own = ("toque.ray_apps.console.", "toque.ray_apps.admission.")
+    assert all(each.startswith(own) for each in found if each.startswith("toque.ray_apps."))
 
 
 @pytest.mark.parametrize("served", [{"pool"}, {"gateway", f"predictor-{MODEL}-2"}, None])

@@ -6,16 +6,16 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
-from featurestore import FeatureStore
-from functions.prediction_log import predictions_table
-from functions.prediction_log.records import TRACED_PREDICTIONS
-from ray_apps.console.pages.predictions import _explained
-from registry import Table
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_features import VIEW
 from tests.ray_apps.console.sample_platform import NOW
 from tests.ray_apps.console.sample_predictions import MODEL, TRACE, row
 from tests.ray_apps.console.test_pages import HOSTILE, Markup
+from toque.featurestore import FeatureStore
+from toque.functions.prediction_log import predictions_table
+from toque.functions.prediction_log.records import TRACED_PREDICTIONS
+from toque.ray_apps.console.pages.predictions import _explained
+from toque.registry import Table
 
 LIST = f"/ui/predictions?model={MODEL}"
 

@@ -2,12 +2,12 @@
 
 import re
 
-from functions import Demand, function
-from functions.quotas import set_quota
-from functions.runtime.context import use_context
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_platform import MODEL
 from tests.ray_apps.console.sample_work import Work
+from toque.functions import Demand, function
+from toque.functions.quotas import set_quota
+from toque.functions.runtime.context import use_context
 
 
 @function(http=True, demand=lambda **_: Demand(cpus=4, gpus=1))

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from ray_apps.console.rendering import NOTHING, duration, spans
+from toque.ray_apps.console.rendering import NOTHING, duration, spans
 
 
 def plain(text: str) -> str:

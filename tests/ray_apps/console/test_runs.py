@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from registry.runs.record import Point, RunRecord, Segment
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_platform import MODEL, NOW
 from tests.ray_apps.console.sample_runs import EXPERIMENT, RUNS
 from tests.ray_apps.console.sample_work import WORK
 from tests.ray_apps.console.test_pages import HOSTILE, Markup
+from toque.registry.runs.record import Point, RunRecord, Segment
 
 LIST = f"/ui/experiments/{EXPERIMENT}"
 
@@ -31,7 +31,7 @@ async def test_runs_are_searched_in_the_language_of_the_api(platform: Platform) 
 
 
 async def test_runs_are_paged_by_cursor(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_apps.console.pages.runs.ROWS", 3)
+    monkeypatch.setattr("toque.ray_apps.console.pages.runs.ROWS", 3)
     visitor = await platform.signed_in("viewer")
     path, found = LIST, []
     while path:

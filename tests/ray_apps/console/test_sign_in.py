@@ -6,11 +6,11 @@ from urllib.parse import quote
 
 import pytest
 
-from ray_apps.console.origins import safe_next
-from ray_apps.console.sessions import CODE_LIFETIME, SESSION_LIFETIME, Sessions
-from registry import open_store
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_platform import MODEL, NOW
+from toque.ray_apps.console.origins import safe_next
+from toque.ray_apps.console.sessions import CODE_LIFETIME, SESSION_LIFETIME, Sessions
+from toque.registry import open_store
 
 
 @dataclass

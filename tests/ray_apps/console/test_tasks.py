@@ -10,20 +10,20 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from functions.alerting.jobs import alert_status
-from functions.prediction_log import LABELS_TABLE
-from functions.prediction_log.records import LABELS
-from functions.quotas import set_quota
-from functions.rollout import rollout_status
-from functions.runtime.context import use_context
-from functions.runtime.durable.invocation import ledger_of
-from registry import Access, Table
 from tests.ray_apps.console.browser import LOOKS, Person, Served, needs_chromium, person, serve
 from tests.ray_apps.console.conftest import make_platform
 from tests.ray_apps.console.sample_platform import MODEL, NOW
 from tests.ray_apps.console.sample_runs import RUNS
 from tests.ray_apps.console.sample_work import WORK
 from tests.ray_apps.console.tasks import MOST_CLICKS, TASKS, Scene, Task
+from toque.functions.alerting.jobs import alert_status
+from toque.functions.prediction_log import LABELS_TABLE
+from toque.functions.prediction_log.records import LABELS
+from toque.functions.quotas import set_quota
+from toque.functions.rollout import rollout_status
+from toque.functions.runtime.context import use_context
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.registry import Access, Table
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 SCENE = Scene(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_apps.deployment.checks import check_promises, judged
-from ray_apps.deployment.probe import NodeReport
-from registry import open_store
+from toque.ray_apps.deployment.checks import check_promises, judged
+from toque.ray_apps.deployment.probe import NodeReport
+from toque.registry import open_store
 
 NOW = 1_800_000_000.0
 

@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from clusters.profile import Profile
-from ray_apps.deployment.doors import wait_open, why_not
-from ray_apps.deployment.errors import DeploymentError
+from toque.clusters.profile import Profile
+from toque.ray_apps.deployment.doors import wait_open, why_not
+from toque.ray_apps.deployment.errors import DeploymentError
 
 
 class Door(BaseHTTPRequestHandler):

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from ray_apps.deployment import draining, notices
-from ray_apps.deployment.draining import left_on
-from ray_apps.deployment.errors import DeploymentError
-from ray_apps.deployment.notices import aws_notice, gcp_notice, wait_for_notice
+from toque.ray_apps.deployment import draining, notices
+from toque.ray_apps.deployment.draining import left_on
+from toque.ray_apps.deployment.errors import DeploymentError
+from toque.ray_apps.deployment.notices import aws_notice, gcp_notice, wait_for_notice
 
 
 def details(**places: list[tuple[str, str]]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_apps.deployment.errors import DeploymentError
-from ray_apps.deployment.first_token import TokenFile, TokenSecret, ensure_first_token
-from registry import EVERY_WORKSPACE, Access, ObjectStore, open_store
+from toque.ray_apps.deployment.errors import DeploymentError
+from toque.ray_apps.deployment.first_token import TokenFile, TokenSecret, ensure_first_token
+from toque.registry import EVERY_WORKSPACE, Access, ObjectStore, open_store
 
 
 @pytest.fixture

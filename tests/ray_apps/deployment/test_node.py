@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from clusters.profile import ProfileError, effective_profile
-from ray_apps.deployment.errors import DeploymentError
-from ray_apps.deployment.node import NodeStart, node_environment, node_resources, ray_start
-from ray_apps.deployment.start_ray import PASSWORD
+from toque.clusters.profile import ProfileError, effective_profile
+from toque.ray_apps.deployment.errors import DeploymentError
+from toque.ray_apps.deployment.node import NodeStart, node_environment, node_resources, ray_start
+from toque.ray_apps.deployment.start_ray import PASSWORD
 
 PLATFORM = {
     "TOQUE_STORE": "s3://bucket/toque",
@@ -82,14 +82,14 @@ def test_the_password_of_the_heads_redis_is_on_no_command_line(more: tuple[str, 
     assert not [argument for argument in command if "pass/word" in argument or "redis-password" in argument]
     assert ("--no-monitor" in command) == bool(more)
     assert environment[PASSWORD] == "pass/word"
-    assert command[2] == "ray_apps.deployment.start_ray"
+    assert command[2] == "toque.ray_apps.deployment.start_ray"
     worker = parsed(address="head", kind="cpu")
     assert PASSWORD not in node_environment(worker, PLATFORM)
 
 
 def test_ray_gets_the_password_from_the_environment_and_its_processes_do_not() -> None:
     program = (
-        "import os, sys; from ray.scripts import scripts; from ray_apps.deployment import start_ray\n"
+        "import os, sys; from ray.scripts import scripts; from toque.ray_apps.deployment import start_ray\n"
         "scripts.cli = lambda arguments, prog_name: print(arguments, start_ray.PASSWORD in os.environ)\n"
         "start_ray.main()"
     )

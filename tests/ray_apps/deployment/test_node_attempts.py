@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from clusters.profile import Profile
-from ray_apps.deployment import node
-from ray_apps.deployment.errors import DeploymentError
-from ray_apps.deployment.node import NODE_PORTS, NodeStart, node_environment, ray_start, start_node
 from tests.ports import free_port
+from toque.clusters.profile import Profile
+from toque.ray_apps.deployment import node
+from toque.ray_apps.deployment.errors import DeploymentError
+from toque.ray_apps.deployment.node import NODE_PORTS, NodeStart, node_environment, ray_start, start_node
 
 ATTEMPT = """
 import os, pathlib, socket, subprocess, sys, time

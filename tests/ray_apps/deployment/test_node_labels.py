@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ray._private.label_utils import parse_node_labels_string
 
-from clusters.profile import Profile
-from functions.runtime.run.cluster import AWAY_FROM_SERVING
-from ray_apps.deployment.node import NodeStart, ray_start
+from toque.clusters.profile import Profile
+from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING
+from toque.ray_apps.deployment.node import NodeStart, ray_start
 
 
 def labels_of(node: NodeStart, autoscalers_name: str) -> dict[str, str]:

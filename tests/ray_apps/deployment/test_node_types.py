@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_apps.deployment.node_types import autoscaling_file, node_groups
+from toque.ray_apps.deployment.node_types import autoscaling_file, node_groups
 
 TYPES = {
     "head": {"resources": {"CPU": 0}},

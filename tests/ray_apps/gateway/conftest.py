@@ -10,11 +10,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from functions.runtime.clock import FixedClock
-from functions.runtime.context import Context
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.services import Services
-from registry import Access, open_store
+from toque.functions.runtime.clock import FixedClock
+from toque.functions.runtime.context import Context
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.services import Services
+from toque.registry import Access, open_store
 
 SAMPLES = Path(__file__).with_name("sample_functions.py")
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 from redis.exceptions import BusyLoadingError
 
-from functions import Retries, context, function
+from toque.functions import Retries, context, function
 
 
 class Sum(BaseModel):

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from clusters.telemetry.metrics import parse
-from ray_apps.gateway.openapi import _renamed
 from tests.ray_apps.gateway.conftest import Gateway
+from toque.clusters.telemetry.metrics import parse
+from toque.ray_apps.gateway.openapi import _renamed
 
 
 async def test_without_a_token_only_health_answers(gateway: Gateway) -> None:

@@ -12,15 +12,15 @@ import pytest
 import schemathesis
 from schemathesis import engine
 
-from featurestore import Entity, FeatureView, Field, Float64, String
-from functions.prediction_log import LogWriter
-from functions.runtime import catalog
-from functions.runtime.context import Context
-from ray_apps.discovery import discover
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.services import Services
-from registry import Access, ModelPolicy, Registry, open_store
 from tests.redis_server import running_redis
+from toque.featurestore import Entity, FeatureView, Field, Float64, String
+from toque.functions.prediction_log import LogWriter
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import Context
+from toque.ray_apps.discovery import discover
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.services import Services
+from toque.registry import Access, ModelPolicy, Registry, open_store
 
 SEED = 20130701
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
@@ -138,9 +138,9 @@ def test_a_hundred_requests_find_no_5xx_and_no_undocumented_response(
     ("examples", "phases", "prefix"),
     [
         pytest.param(
-            3, ["coverage", "fuzzing", "stateful"], "functions.rollout.", id="one-package-every-phase"
+            3, ["coverage", "fuzzing", "stateful"], "toque.functions.rollout.", id="one-package-every-phase"
         ),
-        pytest.param(14, ["fuzzing"], "functions.", id="every-package"),
+        pytest.param(14, ["fuzzing"], "toque.functions.", id="every-package"),
     ],
 )
 def test_a_thousand_requests_find_no_5xx_and_no_undocumented_response(

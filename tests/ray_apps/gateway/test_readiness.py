@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from ray_apps.gateway.readiness import CHECK_EVERY_S, STALE_AFTER_S, Readiness
-from registry import Unavailable
 from tests.ray_apps.gateway.conftest import Gateway
+from toque.ray_apps.gateway.readiness import CHECK_EVERY_S, STALE_AFTER_S, Readiness
+from toque.registry import Unavailable
 
 
 class Store:

@@ -11,13 +11,13 @@ import pytest
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from functions.runtime.context import Context
-from ray_apps.admission import RequestLimits
-from ray_apps.console.route import STRANGERS_FORM_BYTES, STRANGERS_LIMITS
-from ray_apps.console.sessions import Sessions
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.services import Services
-from registry.store import FolderStore
+from toque.functions.runtime.context import Context
+from toque.ray_apps.admission import RequestLimits
+from toque.ray_apps.console.route import STRANGERS_FORM_BYTES, STRANGERS_LIMITS
+from toque.ray_apps.console.sessions import Sessions
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.services import Services
+from toque.registry.store import FolderStore
 
 PIECE = 1 << 10
 
@@ -98,7 +98,7 @@ async def test_no_route_reads_more_than_a_small_form_of_a_stranger(app: FastAPI,
 
 
 async def test_a_form_that_trickles_is_given_up(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_apps.console.route._STRANGERS_PATIENCE_S", 0.01)
+    monkeypatch.setattr("toque.ray_apps.console.route._STRANGERS_PATIENCE_S", 0.01)
     assert await send(app, "POST", "/ui/sign-in") == (408, 0)
 
 

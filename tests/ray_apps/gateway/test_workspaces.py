@@ -10,14 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
-from featurestore import Entity, FeatureView, Field, Float64
-from functions import context, function
-from functions.runtime import catalog
-from functions.runtime.context import Context
-from ray_apps.gateway.app import build_app
-from ray_apps.gateway.services import Services
-from registry import Access, open_store
 from tests.ray_apps.gateway.conftest import Gateway, MemoryLabelLog
+from toque.featurestore import Entity, FeatureView, Field, Float64
+from toque.functions import context, function
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import Context
+from toque.ray_apps.gateway.app import build_app
+from toque.ray_apps.gateway.services import Services
+from toque.registry import Access, open_store
 
 TEAMS = ("payments", "search")
 

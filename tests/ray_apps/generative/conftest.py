@@ -13,25 +13,25 @@ import openai
 import pytest
 import uvicorn
 
-from functions.generative import EngineSettings, register_generative
-from functions.generative.engines import EngineProcesses, Patience, engine_environment, engine_of
-from functions.prediction_log.tensors import LoggedTensor, read_value
-from ray_apps.admission.token_budget import TokenBudgets
-from ray_apps.generative.__main__ import mounted
-from ray_apps.generative.answering.generator import Generator
-from ray_apps.generative.door import GenerativeDoor
-from ray_apps.generative.load import LoadMeter
-from ray_apps.generative.models import GenerativeModels
-from ray_apps.generative.versions import VersionStarter
-from ray_apps.predictor.http.auth import TokenAuthenticator
-from ray_apps.predictor.inference.live import LiveCounter
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.versions.follower import VersionFollower
-from registry import Access, Limits, Registry, open_store
-from registry.access import workspace_store
 from tests.language_model import language_model_weights, write_small_model
 from tests.ports import free_port
 from tests.ray_apps.admissions import patient_admission
+from toque.functions.generative import EngineSettings, register_generative
+from toque.functions.generative.engines import EngineProcesses, Patience, engine_environment, engine_of
+from toque.functions.prediction_log.tensors import LoggedTensor, read_value
+from toque.ray_apps.admission.token_budget import TokenBudgets
+from toque.ray_apps.generative.__main__ import mounted
+from toque.ray_apps.generative.answering.generator import Generator
+from toque.ray_apps.generative.door import GenerativeDoor
+from toque.ray_apps.generative.load import LoadMeter
+from toque.ray_apps.generative.models import GenerativeModels
+from toque.ray_apps.generative.versions import VersionStarter
+from toque.ray_apps.predictor.http.auth import TokenAuthenticator
+from toque.ray_apps.predictor.inference.live import LiveCounter
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.versions.follower import VersionFollower
+from toque.registry import Access, Limits, Registry, open_store
+from toque.registry.access import workspace_store
 
 MODEL, TOOLED = "smol", "smol-tools"
 TEMPLATE = Path(__file__).with_name("tools_template.jinja")

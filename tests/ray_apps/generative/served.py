@@ -18,9 +18,9 @@ from typing import Any
 
 import openai
 
-from ray_apps.predictor.__main__ import SERVE_ENVIRONMENT, _cluster, _haproxy_folder
-from registry import Access, ObjectStore
 from tests.ports import free_port
+from toque.ray_apps.predictor.__main__ import SERVE_ENVIRONMENT, _cluster, _haproxy_folder
+from toque.registry import Access, ObjectStore
 
 REPLICA = b"ray::ServeReplica:generative"
 
@@ -64,8 +64,8 @@ def main() -> None:
             signal.signal(number, lambda *_: stop.set())
         from ray import serve  # late: Serve's settings must be in the environment first
 
-        from ray_apps.config.builders import generative
-        from ray_apps.generative.options import APP, ROUTE_PREFIX
+        from toque.ray_apps.config.builders import generative
+        from toque.ray_apps.generative.options import APP, ROUTE_PREFIX
 
         serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
         options = {"num_cpus": 0, "engine_threads": 1, **json.loads(sys.argv[2])}

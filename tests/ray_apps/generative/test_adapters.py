@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from functions.generative import EngineSettings, register_generative
-from functions.generative.engines import EngineProcess, EngineProcesses, EngineSpec, engine_of
 from tests import waiting
 from tests.ray_apps.generative.conftest import VLLM, ServedDoor
 from tests.ray_apps.generative.test_promotions import write_adapter
+from toque.functions.generative import EngineSettings, register_generative
+from toque.functions.generative.engines import EngineProcess, EngineProcesses, EngineSpec, engine_of
 
 SMALL = EngineSettings(context_length=128, slots=1)
 PROMPT = "The capital of Italy is"

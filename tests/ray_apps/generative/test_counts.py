@@ -7,10 +7,10 @@ import numpy as np
 import orjson
 import pytest
 
-from functions.live_counts import End, Tally, is_usable
-from ray_apps.generative.answering.recording import live_outputs, response_tensors
-from ray_apps.generative.openai.answers import AnswerRecord, EventStream, record_of
-from ray_apps.predictor.inference.live import LiveCounter
+from toque.functions.live_counts import End, Tally, is_usable
+from toque.ray_apps.generative.answering.recording import live_outputs, response_tensors
+from toque.ray_apps.generative.openai.answers import AnswerRecord, EventStream, record_of
+from toque.ray_apps.predictor.inference.live import LiveCounter
 
 
 class Asked:

@@ -5,11 +5,11 @@ from typing import Any
 
 from prometheus_client import REGISTRY
 
-from clusters.telemetry.metrics import flush_now
-from functions.generative import EngineSettings, Prompt, register_generative
-from registry import ModelPolicy
 from tests.ray_apps.generative.conftest import ServedDoor
 from tests.waiting import until
+from toque.clusters.telemetry.metrics import flush_now
+from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.registry import ModelPolicy
 
 MODEL, SAID = "french", "Je ne peux pas."
 

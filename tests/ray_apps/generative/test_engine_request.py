@@ -12,11 +12,11 @@ import orjson
 import pytest
 from aiohttp import web
 
-from functions.generative import EngineSettings, Prompt
-from functions.generative.engines.llama_cpp import LlamaCpp
-from ray_apps.generative.answering.engine_request import engine_body, engine_refusal
-from ray_apps.generative.openai.errors import ApiRefusal
-from ray_apps.generative.openai.requests import CHAT, parse_request
+from toque.functions.generative import EngineSettings, Prompt
+from toque.functions.generative.engines.llama_cpp import LlamaCpp
+from toque.ray_apps.generative.answering.engine_request import engine_body, engine_refusal
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.requests import CHAT, parse_request
 
 FAULT = orjson.dumps({"error": {"message": "boom", "type": "server_error"}})
 ODD = orjson.dumps({"error": {"message": "roles must alternate", "type": "server_error"}})

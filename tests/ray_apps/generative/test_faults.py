@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
-from functions.generative import EngineSettings, register_generative
-from functions.generative.engines import EngineProcess, Patience
-from registry.errors import Unavailable
-from registry.store import FolderStore
 from tests import waiting
 from tests.ray_apps.generative.conftest import ServedDoor
+from toque.functions.generative import EngineSettings, register_generative
+from toque.functions.generative.engines import EngineProcess, Patience
+from toque.registry.errors import Unavailable
+from toque.registry.store import FolderStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 

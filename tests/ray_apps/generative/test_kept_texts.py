@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from functions.generative import EngineSettings, register_generative
-from functions.prediction_log.sampling import is_sampled
-from functions.runtime.receipt import Prices, TokenPrice
-from ray_apps.generative.answering.recording import LoggedRow, response_tensors
-from ray_apps.generative.openai.answers import AnswerRecord
-from ray_apps.generative.options import GenerativeOptions
-from registry import ModelPolicy
 from tests.ray_apps.generative.conftest import ServedDoor
 from tests.waiting import until
+from toque.functions.generative import EngineSettings, register_generative
+from toque.functions.prediction_log.sampling import is_sampled
+from toque.functions.runtime.receipt import Prices, TokenPrice
+from toque.ray_apps.generative.answering.recording import LoggedRow, response_tensors
+from toque.ray_apps.generative.openai.answers import AnswerRecord
+from toque.ray_apps.generative.options import GenerativeOptions
+from toque.registry import ModelPolicy
 
 MODEL, IDS = "sparing", 0
 PRICES = {"support": {"prompt_million": 2.0, "cached_million": 0.5, "answer_million": 8.0}}

@@ -5,11 +5,11 @@ from typing import Any
 import openai
 import pytest
 
-from ray_apps.generative.load import LoadMeter
-from ray_apps.predictor.deploy.latency import REPORTS
-from ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS, TOKENS
 from tests.ray_apps.generative.conftest import MODEL, ServedDoor
 from tests.waiting import until
+from toque.ray_apps.generative.load import LoadMeter
+from toque.ray_apps.predictor.deploy.latency import REPORTS
+from toque.ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS, TOKENS
 
 ASKED: Any = [{"role": "user", "content": "What is 2+2?"}]
 

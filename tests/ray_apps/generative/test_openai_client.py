@@ -9,14 +9,14 @@ import numpy as np
 import openai
 import pytest
 
-from functions.generative import EngineSettings, register_generative
-from functions.generative.engines import EngineProcess, EngineSpec
-from functions.generative.engines.vllm import Vllm
-from ray_apps.generative.answering.context_length import check_context
-from ray_apps.generative.openai.errors import ApiRefusal
-from ray_apps.generative.openai.requests import EMBEDDING, parse_request
 from tests import waiting
 from tests.ray_apps.generative.conftest import MODEL, SLOTS, TOOLED, VLLM, ServedDoor
+from toque.functions.generative import EngineSettings, register_generative
+from toque.functions.generative.engines import EngineProcess, EngineSpec
+from toque.functions.generative.engines.vllm import Vllm
+from toque.ray_apps.generative.answering.context_length import check_context
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.requests import EMBEDDING, parse_request
 
 EMBEDDER = "embedder"
 ASKED = [{"role": "user", "content": "What is 2+2?"}]

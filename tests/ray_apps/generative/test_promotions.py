@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.generative import EngineSettings, Prompt, register_generative
 from tests import waiting
 from tests.ray_apps.generative.conftest import ServedDoor
+from toque.functions.generative import EngineSettings, Prompt, register_generative
 
 MODEL = "promoted"
 SETTINGS = EngineSettings(context_length=256, slots=8, max_tokens=160)

@@ -5,10 +5,10 @@ from typing import Any
 import orjson
 import pytest
 
-from functions.generative import Guardrails, check_request
-from ray_apps.generative.openai.errors import ApiRefusal
-from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, parse_request
 from tests.conditions.messages import LOOK_ALIKE_ROLES, NOT_TEXTS, hidden
+from toque.functions.generative import Guardrails, check_request
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, parse_request
 
 
 def refused(kind: str, **fields: Any) -> ApiRefusal:

@@ -6,11 +6,11 @@ import openai
 import orjson
 import pytest
 
-from ray_apps.generative.openai.errors import ApiRefusal
-from ray_apps.generative.openai.requests import CHAT, RESPONSE, parse_request
-from ray_apps.generative.openai.response_stream import ResponseStream
 from tests.ray_apps.generative.conftest import MODEL, TOOLED, ServedDoor
 from tests.ray_apps.generative.test_openai_client import TOOL
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.requests import CHAT, RESPONSE, parse_request
+from toque.ray_apps.generative.openai.response_stream import ResponseStream
 
 FUNCTION = {"type": "function", **TOOL["function"]}
 

@@ -9,10 +9,10 @@ from typing import Any
 import openai
 import pytest
 
-from functions.generative import EngineSettings, register_generative
-from registry import ObjectStore, Registry, open_store
 from tests.ray_apps.generative.served import REPLICA, pids, served_door
 from tests.waiting import until
+from toque.functions.generative import EngineSettings, register_generative
+from toque.registry import ObjectStore, Registry, open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof, pytest.mark.slow, pytest.mark.timeout(550)]
 

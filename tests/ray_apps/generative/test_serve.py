@@ -13,10 +13,10 @@ from typing import Any
 import openai
 import pytest
 
-from functions.generative import EngineSettings, Prompt, register_generative
-from registry import ObjectStore, Registry, open_store
 from tests.ray_apps.generative.served import REPLICA, pids, served_door
 from tests.waiting import until
+from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.registry import ObjectStore, Registry, open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.slow]
 GUARDED, GREEDY = "guarded", {"temperature": 0, "max_tokens": 16}

@@ -10,16 +10,16 @@ import openai
 import pytest
 from prometheus_client import REGISTRY
 
-from functions.generative import EngineSettings, register_generative
-from functions.generative.engines import EngineProcess
-from ray_apps.generative.openai.errors import ApiRefusal
-from ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, parse_request
-from ray_apps.generative.openai.service_tier import granted_tier
-from ray_apps.generative.series import EngineSeries
-from registry import SERVICE_TIERS, Limits, ServiceTier
 from tests.ray_apps.generative.conftest import ServedDoor
 from tests.ray_apps.generative.test_faults import slow_client
 from tests.waiting import until
+from toque.functions.generative import EngineSettings, register_generative
+from toque.functions.generative.engines import EngineProcess
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, parse_request
+from toque.ray_apps.generative.openai.service_tier import granted_tier
+from toque.ray_apps.generative.series import EngineSeries
+from toque.registry import SERVICE_TIERS, Limits, ServiceTier
 
 MODEL = "busy"
 SETTINGS = EngineSettings(context_length=4_096, slots=1, max_tokens=4_096)

@@ -6,8 +6,8 @@ from typing import Any
 import openai
 import pytest
 
-from functions.generative import EngineSettings, register_generative
 from tests.ray_apps.generative.conftest import ServedDoor
+from toque.functions.generative import EngineSettings, register_generative
 
 MODEL = "statuses"
 

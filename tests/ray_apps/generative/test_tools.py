@@ -7,11 +7,11 @@ import orjson
 import pytest
 from jsonschema import Draft202012Validator
 
-from ray_apps.generative.openai.answers import EventStream, with_completion_logprobs
-from ray_apps.generative.openai.errors import ApiRefusal
-from ray_apps.generative.openai.tools import calls_by_schema, check_tools, with_call
 from tests.ray_apps.generative.conftest import MODEL, TOOLED
 from tests.ray_apps.generative.test_openai_client import TOOL
+from toque.ray_apps.generative.openai.answers import EventStream, with_completion_logprobs
+from toque.ray_apps.generative.openai.errors import ApiRefusal
+from toque.ray_apps.generative.openai.tools import calls_by_schema, check_tools, with_call
 
 NAMED = {"type": "function", "function": {"name": "weather"}}
 TREE = {

@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 
-from functions.generative import EngineSettings, Prompt, register_generative
 from tests.ray_apps.generative.conftest import TEMPLATE, ServedDoor
+from toque.functions.generative import EngineSettings, Prompt, register_generative
 
 MODEL = "split"
 SETTINGS = EngineSettings(context_length=256, slots=8, max_tokens=4)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from functions.generative import EngineSettings, Prompt, register_generative
-from functions.generative.engines import EngineProcesses, engine_of
-from ray_apps.generative.versions import VersionStarter
-from ray_apps.predictor.versions.loaded import LoadError
-from registry import Registry, open_store
+from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.functions.generative.engines import EngineProcesses, engine_of
+from toque.ray_apps.generative.versions import VersionStarter
+from toque.ray_apps.predictor.versions.loaded import LoadError
+from toque.registry import Registry, open_store
 
 ROUTES = Path(__file__).parents[2] / "functions/generative/routes_of_vllm.py"
 PROGRAM = """#!/bin/sh

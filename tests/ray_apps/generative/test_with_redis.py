@@ -15,19 +15,19 @@ import httpx
 import pytest
 import redis
 
-from functions.generative import EngineSettings, Prompt, register_generative
-from functions.monitoring import alarms
-from functions.prediction_log import LogMode, close_writers, drain, predictions
-from functions.reflexes import Reflexes, reflexes_of
-from functions.rollout import RolloutPolicy, start_rollout
-from functions.runtime.context import Context, use_context
-from ray_apps.generative.__main__ import mounted
-from ray_apps.generative.build import build_door
-from ray_apps.generative.options import GenerativeOptions
-from ray_apps.predictor.http.auth import TokenAuthenticator
-from registry import Access, Registry, open_store
 from tests.ray_apps.admissions import patient_admission
 from tests.redis_server import RedisServer, running_redis
+from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.functions.monitoring import alarms
+from toque.functions.prediction_log import LogMode, close_writers, drain, predictions
+from toque.functions.reflexes import Reflexes, reflexes_of
+from toque.functions.rollout import RolloutPolicy, start_rollout
+from toque.functions.runtime.context import Context, use_context
+from toque.ray_apps.generative.__main__ import mounted
+from toque.ray_apps.generative.build import build_door
+from toque.ray_apps.generative.options import GenerativeOptions
+from toque.ray_apps.predictor.http.auth import TokenAuthenticator
+from toque.registry import Access, Registry, open_store
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(900)]
 

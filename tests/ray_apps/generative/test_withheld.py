@@ -9,10 +9,10 @@ import openai
 import pytest
 from prometheus_client import REGISTRY
 
-from functions.generative import EngineSettings, Finding, Prompt, register_generative
-from ray_apps.generative.series import TokenSeries
 from tests.ray_apps.generative.conftest import MODEL as PLAIN
 from tests.ray_apps.generative.conftest import ServedDoor
+from toque.functions.generative import EngineSettings, Finding, Prompt, register_generative
+from toque.ray_apps.generative.series import TokenSeries
 
 MODEL = "guarded"
 RULES = {

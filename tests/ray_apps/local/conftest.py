@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_apps.local import processes
-from ray_apps.local.processes import ProcessSession
 from tests.ray_apps.local.shared_platform import SharedPlatform
+from toque.ray_apps.local import processes
+from toque.ray_apps.local.processes import ProcessSession
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ray_apps.local import RunningPlatform, down, status
-from ray_apps.local.state_file import find_platform
 from tests.ports import free_port
+from toque.ray_apps.local import RunningPlatform, down, status
+from toque.ray_apps.local.state_file import find_platform
 
 SAMPLE = '''
-from functions import function
+from toque.functions import function
 FEATURES, MODELS = [], []
 
 @function(http=True)
@@ -23,8 +23,8 @@ def sample_add(a: int, b: int = 1) -> int:
 '''
 # Each run is a process that starts: a schedule of every second would take more than the tests beside it.
 PAYMENTS = '''
-from functions import function
-from functions.runtime.declaration import Cron
+from toque.functions import function
+from toque.functions.runtime.declaration import Cron
 
 @function(http=True)
 def charge(amount: float) -> float:
@@ -43,7 +43,7 @@ def toque(folder: Path, home: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("TOQUE_", "RAY_"))
     }
-    command = [sys.executable, "-m", "ray_apps.cli", "--home", str(home), *arguments]
+    command = [sys.executable, "-m", "toque.ray_apps.cli", "--home", str(home), *arguments]
     # A shell that runs the tests in the background has them ignore Ctrl-C, and what they start inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(

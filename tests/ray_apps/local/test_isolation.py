@@ -10,8 +10,8 @@ import tritonclient.grpc as triton
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ray_apps.local import RunningPlatform
 from tests.ray_apps.local.shared_platform import SharedPlatform
+from toque.ray_apps.local import RunningPlatform
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ray_apps.local.errors import PortTaken
-from ray_apps.local.ports import PortHolder, choose_ports, find_holder
-from ray_apps.local.settings import Ports
+from toque.ray_apps.local.errors import PortTaken
+from toque.ray_apps.local.ports import PortHolder, choose_ports, find_holder
+from toque.ray_apps.local.settings import Ports
 
 HOST = "127.0.0.1"
 

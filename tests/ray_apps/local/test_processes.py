@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from ray_apps.local import processes
-from ray_apps.local.processes import Process, ProcessSession
 from tests.waiting import until
+from toque.ray_apps.local import processes
+from toque.ray_apps.local.processes import Process, ProcessSession
 
 Begin = Callable[..., ProcessSession]
 

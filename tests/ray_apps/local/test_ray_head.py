@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ray_apps.local import ray_head
-from ray_apps.local.errors import StartFailed
-from ray_apps.local.processes import ProcessSession
-from ray_apps.local.settings import Ports, Settings
-from ray_apps.local.state_file import RunningPlatform
+from toque.ray_apps.local import ray_head
+from toque.ray_apps.local.errors import StartFailed
+from toque.ray_apps.local.processes import ProcessSession
+from toque.ray_apps.local.settings import Ports, Settings
+from toque.ray_apps.local.state_file import RunningPlatform
 
 
 @pytest.mark.parametrize(

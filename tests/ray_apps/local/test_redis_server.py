@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from ray_apps.local import processes, redis_server
-from ray_apps.local.errors import StartFailed
-from ray_apps.local.processes import ProcessSession
-from ray_apps.local.settings import Settings
 from tests.ports import free_port
+from toque.ray_apps.local import processes, redis_server
+from toque.ray_apps.local.errors import StartFailed
+from toque.ray_apps.local.processes import ProcessSession
+from toque.ray_apps.local.settings import Settings
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from ray_apps.local import ray_head
-from ray_apps.local.lifecycle import run_folder
-from ray_apps.local.ports import Ports
-from ray_apps.local.settings import CLUSTER_FILE, Settings
-from ray_apps.local.state_file import RunningPlatform, boot_id, delete_state_file, find_platform
-from ray_apps.oidc import OidcSettings
+from toque.ray_apps.local import ray_head
+from toque.ray_apps.local.lifecycle import run_folder
+from toque.ray_apps.local.ports import Ports
+from toque.ray_apps.local.settings import CLUSTER_FILE, Settings
+from toque.ray_apps.local.state_file import RunningPlatform, boot_id, delete_state_file, find_platform
+from toque.ray_apps.oidc import OidcSettings
 
 
 def made(home: Path) -> RunningPlatform:
@@ -159,8 +159,8 @@ def test_the_http_middlewares_that_serve_is_given_can_be_imported(tmp_path: Path
 
 UP = """
 import os, sys
-import ray_apps.local
-from ray_apps.cli.main import main
+import toque.ray_apps.local
+from toque.ray_apps.cli.main import main
 
 class Watch:
     seen = []
@@ -177,7 +177,7 @@ def up(settings, report):
 
 assert "ray" not in sys.modules
 sys.meta_path.insert(0, Watch)
-ray_apps.local.up = up
+toque.ray_apps.local.up = up
 main(["--home", sys.argv[1], "up", "--project", "examples.flights"])
 """
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ray_apps.local.settings import Ports, Settings
-from ray_apps.local.state_file import RunningPlatform
-from ray_apps.local.status import PartStatus, _doors
 from tests.ports import free_port
+from toque.ray_apps.local.settings import Ports, Settings
+from toque.ray_apps.local.state_file import RunningPlatform
+from toque.ray_apps.local.status import PartStatus, _doors
 
 
 def running(home: Path, *, streams: bool, generative: int) -> RunningPlatform:

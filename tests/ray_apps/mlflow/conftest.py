@@ -14,9 +14,9 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 
-from ray_apps.gateway.beside import Beside
-from ray_apps.mlflow import build_app
-from registry import Access, Registry, Role, open_store
+from toque.ray_apps.gateway.beside import Beside
+from toque.ray_apps.mlflow import build_app
+from toque.registry import Access, Registry, Role, open_store
 
 DEADLINE_S = 30.0
 

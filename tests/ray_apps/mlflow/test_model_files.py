@@ -12,13 +12,13 @@ from mlflow.models import infer_signature
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from functions.model_formats.errors import ArtifactRefused
-from functions.model_formats.load import load
-from functions.model_formats.mlflow_files import name_as_served, read_mlmodel
-from functions.model_formats.program import load_program
-from ray_apps.mlflow.model_files import require_trusted
-from ray_apps.mlflow.signature import signature_in
-from registry import InvalidInput, ModelPolicy, Registry, open_store
+from toque.functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.load import load
+from toque.functions.model_formats.mlflow_files import name_as_served, read_mlmodel
+from toque.functions.model_formats.program import load_program
+from toque.ray_apps.mlflow.model_files import require_trusted
+from toque.ray_apps.mlflow.signature import signature_in
+from toque.registry import InvalidInput, ModelPolicy, Registry, open_store
 
 # a library that MLflow itself brings along, at its import
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")

@@ -1,8 +1,8 @@
 import pytest
 
-from registry import ModelPolicy, Refused, Registry
 from tests.ray_apps.mlflow.conftest import Client, TrackingServer
 from tests.ray_apps.mlflow.test_tracking import begin
+from toque.registry import ModelPolicy, Refused, Registry
 
 
 async def logged(client: Client, files: dict[str, bytes]) -> str:

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from registry import Damaged, NotFound
 from tests.ray_apps.mlflow.conftest import Client, TrackingServer
+from toque.registry import Damaged, NotFound
 
 
 async def begin(client: Client, experiment: str = "exp", **fields: object) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ray_apps.mlflow import runs, versions, wire
-from ray_apps.mlflow.models import ModelTag
+from toque.ray_apps.mlflow import runs, versions, wire
+from toque.ray_apps.mlflow.models import ModelTag
 
 LONG_KEY, LONG_VALUE = "k" * (wire.MAX_KEY_CHARS + 1), "v" * (wire.MAX_VALUE_CHARS + 1)
 

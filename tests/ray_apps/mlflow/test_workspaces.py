@@ -13,11 +13,11 @@ from fastapi.routing import APIRoute
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from ray_apps.admission.guarded_route import rule_of
-from ray_apps.mlflow import build_app
-from ray_apps.mlflow.deployment import build
-from registry import Access, Grant, Registry, open_store, workspace_store
 from tests.ray_apps.mlflow.conftest import TrackingServer, run_client
+from toque.ray_apps.admission.guarded_route import rule_of
+from toque.ray_apps.mlflow import build_app
+from toque.ray_apps.mlflow.deployment import build
+from toque.registry import Access, Grant, Registry, open_store, workspace_store
 
 GRANTS = {
     "ada": ["operator:payments"],

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from ray_apps.oidc import OidcSettings
+from toque.ray_apps.oidc import OidcSettings
 
 AUDIENCE = "toque"
 GRANTS = [

@@ -7,16 +7,16 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from functions.runtime.context import Context
-from ray_apps.admission import open_admission
-from ray_apps.gateway.app import build_app as build_gateway
-from ray_apps.gateway.services import Services
-from ray_apps.mlflow import build_app as build_mlflow
-from ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
-from ray_apps.predictor.grpc.deployment import ProxyOptions
-from ray_apps.predictor.http.auth import TokenAuthenticator
-from registry import Access, ObjectStore, Registry, open_store, workspace_store
 from tests.ray_apps.oidc.conftest import Issuer
+from toque.functions.runtime.context import Context
+from toque.ray_apps.admission import open_admission
+from toque.ray_apps.gateway.app import build_app as build_gateway
+from toque.ray_apps.gateway.services import Services
+from toque.ray_apps.mlflow import build_app as build_mlflow
+from toque.ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
+from toque.ray_apps.predictor.grpc.deployment import ProxyOptions
+from toque.ray_apps.predictor.http.auth import TokenAuthenticator
+from toque.registry import Access, ObjectStore, Registry, open_store, workspace_store
 
 
 @pytest.fixture

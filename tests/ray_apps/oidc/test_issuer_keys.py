@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from ray_apps.oidc.issuer_keys import KEEP_S, RENEW_S, RETRY_S, IssuerKeys, fetch_json
-from ray_apps.oidc.settings import OidcSettings
-from registry import InvalidInput, Unavailable
 from tests.ray_apps.oidc.conftest import GRANTS, Issuer
+from toque.ray_apps.oidc.issuer_keys import KEEP_S, RENEW_S, RETRY_S, IssuerKeys, fetch_json
+from toque.ray_apps.oidc.settings import OidcSettings
+from toque.registry import InvalidInput, Unavailable
 
 
 class Clock:

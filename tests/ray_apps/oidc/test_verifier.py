@@ -10,12 +10,12 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ray_apps.oidc import OidcVerifier, with_oidc
-from ray_apps.oidc.__main__ import main
-from ray_apps.oidc.issuer_keys import RENEW_S, IssuerKeys
-from ray_apps.token_cache import TokenCache
-from registry import Access, Principal, Unavailable, open_store
 from tests.ray_apps.oidc.conftest import Issuer, unsigned
+from toque.ray_apps.oidc import OidcVerifier, with_oidc
+from toque.ray_apps.oidc.__main__ import main
+from toque.ray_apps.oidc.issuer_keys import RENEW_S, IssuerKeys
+from toque.ray_apps.token_cache import TokenCache
+from toque.registry import Access, Principal, Unavailable, open_store
 
 
 def found(issuer: Issuer, token: str, **settings: object) -> Principal | None:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from ray_apps.predictor.http.auth import TokenAuthenticator
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.versions.engine import Engine
-from registry import Access, Registry, Signature, TensorSpec, open_store
 from tests.ray_apps.admissions import patient_admission
 from tests.redis_server import RedisServer, running_redis
+from toque.ray_apps.predictor.http.auth import TokenAuthenticator
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 
 SIGNATURE = Signature(
     inputs=[

@@ -12,17 +12,17 @@ import pytest
 import schemathesis
 from schemathesis import engine
 
-from ray_apps.predictor.deploy.pool import Pool
-from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
-from ray_apps.predictor.deploy.standalone import EndpointRouter
-from ray_apps.predictor.http.auth import TokenAuthenticator
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.versions.engine import Engine
-from registry import Access, Registry, open_store
 from tests.ray_apps.admissions import patient_admission
 from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_fake_scorer
+from toque.ray_apps.predictor.deploy.pool import Pool
+from toque.ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
+from toque.ray_apps.predictor.deploy.standalone import EndpointRouter
+from toque.ray_apps.predictor.http.auth import TokenAuthenticator
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.registry import Access, Registry, open_store
 
 SEED = 20130701
 PHASES = ("examples", "coverage", "fuzzing", "stateful")

@@ -22,8 +22,9 @@ from typing import Any
 import pytest
 import torch
 
-from functions.model_formats.program import export_program, save_program
-from functions.prediction_log import (
+from tests.functions.prediction_log.test_kills import DRAINER, Child
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.prediction_log import (
     Label,
     LogWriter,
     default_wal_root,
@@ -32,12 +33,11 @@ from functions.prediction_log import (
     outcomes,
     predictions,
 )
-from functions.runtime.changes.announcer import Announcer
-from ray_apps.predictor.grpc import HttpModels
-from ray_apps.predictor.grpc.status import UnreachableError
-from registry import Access, Registry, Signature, TensorSpec, open_store
-from registry.store import ObjectStore
-from tests.functions.prediction_log.test_kills import DRAINER, Child
+from toque.functions.runtime.changes.announcer import Announcer
+from toque.ray_apps.predictor.grpc import HttpModels
+from toque.ray_apps.predictor.grpc.status import UnreachableError
+from toque.registry import Access, Registry, Signature, TensorSpec, open_store
+from toque.registry.store import ObjectStore
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
@@ -67,7 +67,7 @@ class Replica:
         command = [
             sys.executable,
             "-m",
-            "ray_apps.predictor",
+            "toque.ray_apps.predictor",
             "--standalone",
             "--port",
             str(self.port),

@@ -12,16 +12,16 @@ from typing import Any
 import httpx
 import pytest
 
-from functions.monitoring import alarms
-from functions.prediction_log import close_writers
-from functions.reflexes import Reflexes, reflexes_of
-from functions.rollout import RolloutPolicy, start_rollout
-from functions.runtime.context import Context, use_context
-from ray_apps.predictor import PredictorOptions
-from ray_apps.predictor.deploy.deployment import build_predictor
-from ray_apps.predictor.deploy.standalone import EndpointRouter
-from registry import Registry, open_store
 from tests.ray_apps.predictor.conftest import SIGNATURE, load_fake_scorer, tensors
+from toque.functions.monitoring import alarms
+from toque.functions.prediction_log import close_writers
+from toque.functions.reflexes import Reflexes, reflexes_of
+from toque.functions.rollout import RolloutPolicy, start_rollout
+from toque.functions.runtime.context import Context, use_context
+from toque.ray_apps.predictor import PredictorOptions
+from toque.ray_apps.predictor.deploy.deployment import build_predictor
+from toque.ray_apps.predictor.deploy.standalone import EndpointRouter
+from toque.registry import Registry, open_store
 
 AT_ONCE = RolloutPolicy(
     promote_by="service", ramp_hold=timedelta(0), error_margin=0.9, canary_share=0.5, min_shadow_share=0.1
@@ -31,7 +31,7 @@ AT_ONCE = RolloutPolicy(
 @pytest.fixture
 def used(tmp_path: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A platform with a champion and a second version of one model."""
-    monkeypatch.setattr("ray_apps.predictor.deploy.deployment.tried_first", lambda *_: load_fake_scorer)
+    monkeypatch.setattr("toque.ray_apps.predictor.deploy.deployment.tried_first", lambda *_: load_fake_scorer)
     url = f"file://{tmp_path}/store"
     (tmp_path / "model.json").write_text('{"value": 0.25}')
     registry = Registry(open_store(url), actor="ada")

@@ -11,17 +11,17 @@ import orjson
 import pytest
 from tritonclient.grpc import service_pb2
 
-from functions.live_counts import ArmTally, SplitArm, Tally
-from functions.prediction_log.writing.columns import prediction_columns
-from ray_apps.predictor.deploy.standalone import EndpointRouter
-from ray_apps.predictor.grpc import GrpcServer, Limits
-from ray_apps.predictor.http.auth import TokenAuthenticator
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference.series import ModelSeries
-from registry import Access, Registry, Signature, TensorSpec
 from tests.ports import free_port
 from tests.ray_apps.admissions import patient_admission
 from tests.ray_apps.predictor.conftest import SIGNATURE, ServedModel, tensors
+from toque.functions.live_counts import ArmTally, SplitArm, Tally
+from toque.functions.prediction_log.writing.columns import prediction_columns
+from toque.ray_apps.predictor.deploy.standalone import EndpointRouter
+from toque.ray_apps.predictor.grpc import GrpcServer, Limits
+from toque.ray_apps.predictor.http.auth import TokenAuthenticator
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference.series import ModelSeries
+from toque.registry import Access, Registry, Signature, TensorSpec
 
 MOST_BYTES = 1 << 20
 UNITS = [f"u{number}" for number in range(12)]  # of which some are the canary's

@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from functions import Context, use_context
-from functions.evaluation.log_replay import replay_predictions
-from functions.prediction_log.frames import Frame
-from functions.prediction_log.tables import large_values_table
-from functions.prediction_log.writing.drain import add_records
-from load.benchmarks.serving.replayed_models import REPLAYED
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.protocol.json import InferRequest
-from ray_apps.predictor.versions.engine import Engine
-from ray_apps.predictor.versions.scoring import load_scorer
-from registry import Registry, Table, open_store, utc_now
 from tests.ray_apps.predictor.conftest import MemoryLog
+from toque.functions import Context, use_context
+from toque.functions.evaluation.log_replay import replay_predictions
+from toque.functions.prediction_log.frames import Frame
+from toque.functions.prediction_log.tables import large_values_table
+from toque.functions.prediction_log.writing.drain import add_records
+from toque.load.benchmarks.serving.replayed_models import REPLAYED
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.protocol.json import InferRequest
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.ray_apps.predictor.versions.scoring import load_scorer
+from toque.registry import Registry, Table, open_store, utc_now
 
 REQUESTS = 30
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from registry import Registry, Signature, TensorSpec, open_store
 from tests.ports import free_port
 from tests.ray_apps.predictor.test_serve import _replicas
 from tests.waiting import until
+from toque.registry import Registry, Signature, TensorSpec, open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -88,7 +88,7 @@ def url(tmp_path: Path, case: Case) -> Iterator[str]:
     environment = os.environ | {"TOQUE_STORE": store.url, "TOQUE_PROJECT": "sleepy_project"}
     paths = [str(tmp_path / "project"), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, "-m", "ray_apps.predictor", "--port", str(port), "--no-authentication"]
+    command = [sys.executable, "-m", "toque.ray_apps.predictor", "--port", str(port), "--no-authentication"]
     command += ["--max-replicas", "4", "--target-latency-ms", str(case.target_ms), *case.arguments]
     log = tmp_path / "log"
     with log.open("wb") as out:

@@ -24,15 +24,15 @@ import torch
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 
-from functions.model_formats.program import export_program, save_program
-from functions.prediction_log import default_wal_root, drain, predictions
-from functions.runtime.changes.announcer import Announcer
-from load.otlp_receiver import Receiver, Span, receiving
-from ray_apps.cli.main import main as cli_main
-from registry import Access, Registry, Signature, TensorSpec, open_store
 from tests.ports import free_port
 from tests.ray_apps.served_gateway import gateway_of
 from tests.waiting import until
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.prediction_log import default_wal_root, drain, predictions
+from toque.functions.runtime.changes.announcer import Announcer
+from toque.load.otlp_receiver import Receiver, Span, receiving
+from toque.ray_apps.cli.main import main as cli_main
+from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -122,7 +122,7 @@ def serving(folder: Path, redis: Any, collector: Receiver, places: list[str]) ->
     }
     environment = os.environ | {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis.url} | traced
     ports = ["--port", str(made.port), "--grpc-port", str(made.grpc_port)]
-    command = [sys.executable, "-m", "ray_apps.predictor", *ports, *places]
+    command = [sys.executable, "-m", "toque.ray_apps.predictor", *ports, *places]
     with (folder / "log").open("wb") as log:
         made.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:

@@ -18,16 +18,16 @@ import httpx
 import pytest
 import torch
 
-from functions.model_formats.program import export_program, save_program
-from functions.runtime.changes.announcer import Announcer
-from load.scenarios.plan import plan_of
-from load.scenarios.scenario import Scenario
-from load.scenarios.sending.processes import start_sending
-from load.scenarios.shape import Steady
-from load.scenarios.target import Target
-from registry import Access, Registry, Signature, TensorSpec, open_store
 from tests.redis_server import RedisServer
 from tests.waiting import until
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.runtime.changes.announcer import Announcer
+from toque.load.scenarios.plan import plan_of
+from toque.load.scenarios.scenario import Scenario
+from toque.load.scenarios.sending.processes import start_sending
+from toque.load.scenarios.shape import Steady
+from toque.load.scenarios.target import Target
+from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 
 pytestmark = [pytest.mark.proof, pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -120,7 +120,7 @@ def platform(folder: Path, models: list[str], arguments: list[str]) -> Iterator[
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(register, models))
         token = Access(store, actor="ada").create_token("load", "predictor")
-        command = [sys.executable, "-m", "ray_apps.predictor", "--port", str(port), *arguments]
+        command = [sys.executable, "-m", "toque.ray_apps.predictor", "--port", str(port), *arguments]
         environment = os.environ | {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis.url}
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)

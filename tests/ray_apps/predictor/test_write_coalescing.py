@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ray_apps.predictor import write_coalescing
-from ray_apps.predictor.write_coalescing import CoalescedTransport, WriteBatch, current_batch
+from toque.ray_apps.predictor import write_coalescing
+from toque.ray_apps.predictor.write_coalescing import CoalescedTransport, WriteBatch, current_batch
 
 
 class Wire:

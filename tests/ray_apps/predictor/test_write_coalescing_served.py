@@ -13,9 +13,9 @@ import uvicorn
 import uvloop
 from uvicorn.config import HTTP_PROTOCOLS
 
-from ray_apps.predictor.http.bypass import middlewares
-from ray_apps.predictor.http.connections import TimedProtocol
-from ray_apps.predictor.write_coalescing import CoalescingProtocol
+from toque.ray_apps.predictor.http.bypass import middlewares
+from toque.ray_apps.predictor.http.connections import TimedProtocol
+from toque.ray_apps.predictor.write_coalescing import CoalescingProtocol
 
 BIG = 8 << 20
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from featurestore import (
+from toque.featurestore import (
     Aggregation,
     Entity,
     FeatureStore,

@@ -13,8 +13,8 @@ from typing import Self
 
 import redis
 
-from functions.runtime.context import Context, context_of
 from tests.waiting import until
+from toque.functions.runtime.context import Context, context_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -55,7 +55,7 @@ class Following:
     def _start(self) -> subprocess.Popen[bytes]:
         environment = os.environ | self.settings | {"PYTHONPATH": str(ROOT)}
         with (self.folder / "log").open("ab") as to:
-            command = [sys.executable, "-m", "ray_apps.streams"]
+            command = [sys.executable, "-m", "toque.ray_apps.streams"]
             return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=to, stderr=to)
 
     def kill(self, number: int) -> None:

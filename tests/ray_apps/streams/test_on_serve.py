@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from ray import serve
 
-from ray_apps.streams import application
 from tests.ray_apps.streams.clicking import EVENTS_URL, PARTITIONS, Clicks, spent
 from tests.ray_apps.streams.following import Following, owners, wait_for
 from tests.redis_server import RedisServer
+from toque.ray_apps.streams import application
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(280)]
 

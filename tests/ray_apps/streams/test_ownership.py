@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from redis import RedisError
 
-from ray_apps.leader_lease import Leadership
-from ray_apps.streams.ownership import PartitionLeases
+from toque.ray_apps.leader_lease import Leadership
+from toque.ray_apps.streams.ownership import PartitionLeases
 
 
 @dataclass

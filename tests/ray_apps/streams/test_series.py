@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
-from featurestore import FeatureStore, InvalidDefinition
-from featurestore.streams.consumer import ConsumerCounts
-from functions.runtime.context import context_of
-from ray_apps.streams.follower import Follower
-from ray_apps.streams.series import ConsumerSeries
-from registry import open_store
 from tests.ray_apps.streams.clicking import clicks, spent
 from tests.waiting import until
+from toque.featurestore import FeatureStore, InvalidDefinition
+from toque.featurestore.streams.consumer import ConsumerCounts
+from toque.functions.runtime.context import context_of
+from toque.ray_apps.streams.follower import Follower
+from toque.ray_apps.streams.series import ConsumerSeries
+from toque.registry import open_store
 
 
 def counted(name: str, source: str) -> float:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from featurestore import FeatureStore
 from tests.featurestore.conftest import SettableClock
 from tests.featurestore.streams.checks import check_offline, check_online, check_stored_once, views
 from tests.featurestore.streams.history import send_some
@@ -17,6 +16,7 @@ from tests.featurestore.streams.kafka import BROKERS, Broker, KafkaLog
 from tests.ray_apps.streams.clicking import EVENTS_URL, Clicks, spent
 from tests.ray_apps.streams.following import Following, wait_for
 from tests.redis_server import RedisServer
+from toque.featurestore import FeatureStore
 
 pytestmark = pytest.mark.proof
 

@@ -2,7 +2,7 @@ from itertools import product
 
 import pytest
 
-from registry import Grant, InvalidInput, Principal, Role
+from toque.registry import Grant, InvalidInput, Principal, Role
 
 MODELS = (None, "churn", "fraud")
 SPACES = ("default", "payments")

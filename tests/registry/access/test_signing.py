@@ -8,9 +8,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from registry import Damaged, InvalidInput, ModelPolicy, ObjectStore, Refused, Registry
-from registry.access import signing
 from tests.registry.replica import SIGNATURE, champion, replica
+from toque.registry import Damaged, InvalidInput, ModelPolicy, ObjectStore, Refused, Registry
+from toque.registry.access import signing
 
 THEIRS = json.loads(Path(__file__).with_name("model_signing_bundle.json").read_text())
 FILES = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in THEIRS["files"].items()}
@@ -237,7 +237,7 @@ def test_a_changed_or_lost_signature_is_found_and_refused_at_load(
 
 
 def test_a_signature_survives_a_snapshot(model: Registry, ada_key: bytes, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("registry.journal.fold.SNAPSHOT_EVERY", 2)
+    monkeypatch.setattr("toque.registry.journal.fold.SNAPSHOT_EVERY", 2)
     version = model.sign_version("m", 1, ada_key)
     model.set_version_tags("m", 1, {"a": "b"})
     model.set_version_tags("m", 1, {"a": "c"})

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from registry import (
+from toque.registry import (
     EVERY_WORKSPACE,
     Access,
     AlreadyExists,
@@ -16,8 +16,8 @@ from registry import (
     Role,
     Unavailable,
 )
-from registry.access import QueueShare
-from registry.journal import Journal
+from toque.registry.access import QueueShare
+from toque.registry.journal import Journal
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 

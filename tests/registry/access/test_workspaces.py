@@ -1,6 +1,6 @@
 import pytest
 
-from registry import (
+from toque.registry import (
     InvalidInput,
     ObjectStore,
     Registry,

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from registry import Conflict, Damaged, Fold, Journal, ObjectStore, open_store
-from registry.journal import Entry
+from toque.registry import Conflict, Damaged, Fold, Journal, ObjectStore, open_store
+from toque.registry.journal import Entry
 
 
 def add(total: int, entry: Entry) -> int:
@@ -181,7 +181,7 @@ def test_a_failed_snapshot_fails_no_transaction(folder_store: ObjectStore, monke
     fold = sum_of(folder_store)
 
     def refuse(*_: object) -> None:
-        from registry import Unavailable
+        from toque.registry import Unavailable
 
         raise Unavailable("away")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from registry import Access, Damaged, ModelPolicy, ObjectStore, Registry, open_store
-from registry.audit_keys import AuditKeys
-from registry.history import audit
-from registry.journal import Fold, high_water
+from toque.registry import Access, Damaged, ModelPolicy, ObjectStore, Registry, open_store
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.history import audit
+from toque.registry.journal import Fold, high_water
 
 KEY = "ab" * 32
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from registry import (
+from toque.registry import (
     AlreadyExists,
     Conflict,
     Damaged,
@@ -16,7 +16,7 @@ from registry import (
     ObjectStore,
     Unavailable,
 )
-from registry.journal.entry import NO_DIGEST
+from toque.registry.journal.entry import NO_DIGEST
 
 
 def journal(store: ObjectStore, actor: str = "ada") -> Journal:

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from registry.models.code_files import executable_files, open_archive
-from registry.models.code_files.pickles import executes_code
-from registry.store.blobs import scan
+from toque.registry.models.code_files import executable_files, open_archive
+from toque.registry.models.code_files.pickles import executes_code
+from toque.registry.store.blobs import scan
 
 
 class Evil:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import Registry, open_store
+from toque.registry import Registry, open_store
 
 
 def _register(url: str, path: Path, me: int, count: int) -> list[int]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import InvalidInput, ModelPolicy, NotFound, Refused, Registry, Stale, open_store
+from toque.registry import InvalidInput, ModelPolicy, NotFound, Refused, Registry, Stale, open_store
 
 GUARDED = ModelPolicy(guarded=frozenset({"champion"}), approvals=1, gates=("offline",))
 

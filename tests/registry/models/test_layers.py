@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from registry import (
+from toque.registry import (
     Arm,
     Entry,
     Holdout,
@@ -28,8 +28,8 @@ from registry import (
     Traffic,
     open_store,
 )
-from registry.models.state import ModelState, decode, encode, step
-from registry.models.traffic import BUCKETS, HOLDOUT, OUTSIDE, allocate, size
+from toque.registry.models.state import ModelState, decode, encode, step
+from toque.registry.models.traffic import BUCKETS, HOLDOUT, OUTSIDE, allocate, size
 
 MODELS = ("pricing", "ranker", "search")
 UNITS = [f"user-{n}" for n in range(2_000)]

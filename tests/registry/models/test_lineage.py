@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from registry import (
+from toque.registry import (
     Dependent,
     InvalidInput,
     Lineage,

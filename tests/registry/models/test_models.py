@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from registry import (
+from toque.registry import (
     AlreadyExists,
     InvalidInput,
     Journal,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from registry import (
+from toque.registry import (
     AutomaticApproval,
     GateData,
     GateDemand,

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from registry import Signature, TensorSpec
-from registry.models.versions import jsonable
+from toque.registry import Signature, TensorSpec
+from toque.registry.models.versions import jsonable
 
 OUT = [{"name": "probability", "datatype": "FP32", "shape": [-1, 1]}]
 

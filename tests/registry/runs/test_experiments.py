@@ -1,6 +1,6 @@
 import pytest
 
-from registry import AlreadyExists, InvalidInput, NotFound, ObjectStore, Registry
+from toque.registry import AlreadyExists, InvalidInput, NotFound, ObjectStore, Registry
 
 
 def test_an_experiment_can_be_created_before_its_first_run(store: ObjectStore):
@@ -55,7 +55,7 @@ def test_absent_names_are_not_found(reg: Registry):
 
 
 def test_notes_survive_a_snapshot(reg: Registry, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("registry.journal.fold.SNAPSHOT_EVERY", 2)
+    monkeypatch.setattr("toque.registry.journal.fold.SNAPSHOT_EVERY", 2)
     for number in range(5):
         reg.create_experiment(f"e{number}", title=f"Title {number}")
     reg.change_experiment("e0", deleted=True)

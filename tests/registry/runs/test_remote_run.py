@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from registry import InvalidInput, NotFound, ObjectStore, Point, Registry, RunLog, Segment
+from toque.registry import InvalidInput, NotFound, ObjectStore, Point, Registry, RunLog, Segment
 
 AT = datetime(2013, 7, 1, tzinfo=UTC)
 
@@ -26,7 +26,7 @@ def test_each_write_is_stored_before_it_returns(store: ObjectStore):
 
 
 def test_a_silent_remote_run_is_running_until_it_is_ended(reg: Registry, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("registry.runs.run_store.LOST_AFTER", timedelta(0))
+    monkeypatch.setattr("toque.registry.runs.run_store.LOST_AFTER", timedelta(0))
     log = RunLog.begin(reg, "exp")
     assert reg.search_runs("exp")[0].status == "RUNNING"
     assert reg.reap_runs("exp") == []

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from registry import (
+from tests.waiting import until
+from toque.registry import (
     Damaged,
     InvalidInput,
     NotFound,
@@ -22,8 +23,7 @@ from registry import (
     Unavailable,
     open_store,
 )
-from registry.runs.record import Segment
-from tests.waiting import until
+from toque.registry.runs.record import Segment
 
 DEADLINE_S = 20.0
 
@@ -115,7 +115,7 @@ def test_a_thousand_points_are_one_write(reg: Registry, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         type(reg.store), "create", lambda self, key, data: (creates.append(key), create(self, key, data))[1]
     )
-    monkeypatch.setattr("registry.runs.run.FLUSH_EVERY_S", 60.0)
+    monkeypatch.setattr("toque.registry.runs.run.FLUSH_EVERY_S", 60.0)
     for step in range(1000):
         run.log_metric("loss", step, step=step)
     run.flush()
@@ -162,7 +162,7 @@ def test_workers_that_log_to_one_run_lose_nothing(processes: ForkServerContext, 
 
 KILLED = """
 import os, signal, sys
-from registry import Registry, open_store
+from toque.registry import Registry, open_store
 run = Registry(open_store(sys.argv[1]), actor="ada").start_run("exp", name="doomed")
 run.log_metric("kept", 1.0)
 run.flush()
@@ -181,7 +181,7 @@ def test_a_killed_run_keeps_what_was_stored_and_shows_as_lost(
     assert done.returncode == -signal.SIGKILL
     reg = Registry(open_store(folder_url), actor="bob")
     assert reg.search_runs("exp")[0].status == "RUNNING"  # its heart beat a moment ago
-    monkeypatch.setattr("registry.runs.run_store.LOST_AFTER", timedelta(0))
+    monkeypatch.setattr("toque.registry.runs.run_store.LOST_AFTER", timedelta(0))
     (record,) = reg.search_runs("exp", "attributes.status = 'LOST' and metrics.kept = 1")
     assert record.id == done.stdout.strip()
     assert "lost" not in record.metrics
@@ -277,7 +277,7 @@ def test_runs_end_without_leaving_threads(reg: Registry):
 def test_a_handle_by_id_leaves_no_thread_once_all_is_stored(reg: Registry, monkeypatch: pytest.MonkeyPatch):
     import threading
 
-    monkeypatch.setattr("registry.runs.run.FLUSH_EVERY_S", 0.01)
+    monkeypatch.setattr("toque.registry.runs.run.FLUSH_EVERY_S", 0.01)
     run = reg.start_run("exp")
     run.finish()
     for number in range(5):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import InvalidInput, RunRecord
-from registry.runs.search import _like_expression, parse_order, parse_where
+from toque.registry import InvalidInput, RunRecord
+from toque.registry.runs.search import _like_expression, parse_order, parse_where
 
 NAN = float("nan")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from registry import ObjectStore, open_store
-from registry.store import UnfitStore, check_store
 from tests.registry import s3_servers
+from toque.registry import ObjectStore, open_store
+from toque.registry.store import UnfitStore, check_store
 
 
 def test_a_store_that_keeps_its_promises_passes_and_is_left_empty(store: ObjectStore) -> None:

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from registry import Forbidden, Table, open_store
-from registry.store import check_store
-from registry.store.tables.files import file_system
 from tests.registry.short_lived_credentials import ShortLived, short_lived
+from toque.registry import Forbidden, Table, open_store
+from toque.registry.store import check_store
+from toque.registry.store.tables.files import file_system
 
 
 @pytest.fixture(scope="module")

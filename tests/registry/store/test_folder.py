@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from registry import AlreadyExists, InvalidInput, open_store
-from registry.store import FolderStore
+from toque.registry import AlreadyExists, InvalidInput, open_store
+from toque.registry.store import FolderStore
 
 # Forks a writer that kills itself before the n-th of the system calls a write is made of, for n = 0, 1, …
 # until one lives to the end; prints each writer's exit status.
 WRITERS = """
 import os, signal, sys
 from pathlib import Path
-from registry import open_store
+from toque.registry import open_store
 
 calls, die_at = 0, 0
 
@@ -110,7 +110,7 @@ def test_a_relative_folder_is_refused():
 # Writes one object now and one at exit, each in new folders, and says how often either synced a file or folder.
 AT_EXIT = """
 import atexit, os, sys
-from registry import open_store
+from toque.registry import open_store
 
 url, verb = sys.argv[1:]
 store, synced, sync = open_store(url), [], os.fsync

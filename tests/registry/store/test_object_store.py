@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from botocore.exceptions import ClientError
 
-from registry import (
+from toque.registry import (
     AlreadyExists,
     Forbidden,
     InvalidInput,
@@ -257,7 +257,7 @@ def test_everything_written_to_s3_names_its_kms_key(
 ):
     if os.environ.get("TOQUE_TEST_S3") == "seaweedfs":
         pytest.skip("SeaweedFS has no KMS")
-    monkeypatch.setattr("registry.store.s3._PART_BYTES", 5 << 20)
+    monkeypatch.setattr("toque.registry.store.s3._PART_BYTES", 5 << 20)
     url = f"s3://toque/kms-{uuid.uuid4().hex}?endpoint={s3_endpoint}&sse=aws:kms&kms_key={KMS_KEY}"
     store = pickle.loads(pickle.dumps(open_store(url)))  # noqa: S301  # its own bytes
     assert (store.url, store.within("workspaces/w").url) == (url, url.replace("?", "/workspaces/w?"))
@@ -300,7 +300,9 @@ def test_a_missing_bucket_says_so(s3_endpoint: str):
 
 
 def test_a_server_that_is_away_is_unavailable(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("registry.store.s3._CONFIG", boto3.session.Config(retries={"total_max_attempts": 1}))
+    monkeypatch.setattr(
+        "toque.registry.store.s3._CONFIG", boto3.session.Config(retries={"total_max_attempts": 1})
+    )
     with pytest.raises(Unavailable):
         open_store("s3://toque/x?endpoint=http://127.0.0.1:9").get("a")
 

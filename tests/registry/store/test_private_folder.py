@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from registry import Forbidden, open_store
-from registry.store import private_folder, temporary_folder
+from toque.registry import Forbidden, open_store
+from toque.registry.store import private_folder, temporary_folder
 
 
 def mode(path: Path) -> int:

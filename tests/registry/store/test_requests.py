@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from registry import ObjectStore
-from registry.store import clock_skew_s, folder, s3, series
-from registry.store.requests import Charged, Operation, RequestCounts
+from toque.registry import ObjectStore
+from toque.registry.store import clock_skew_s, folder, s3, series
+from toque.registry.store.requests import Charged, Operation, RequestCounts
 
 
 class OfThisThread(RequestCounts):

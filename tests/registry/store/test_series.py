@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
-from registry import AlreadyExists, open_store
-from registry.errors import Damaged
-from registry.store import series
+from toque.registry import AlreadyExists, open_store
+from toque.registry.errors import Damaged
+from toque.registry.store import series
 
 
 @pytest.fixture

@@ -4,9 +4,18 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from registry import InvalidInput, Journal, ObjectStore, Refused, Registry, Table, open_store, workspace_store
-from registry.audit_keys import AuditKeys
-from registry.transfer import copy_store, find_marker
+from toque.registry import (
+    InvalidInput,
+    Journal,
+    ObjectStore,
+    Refused,
+    Registry,
+    Table,
+    open_store,
+    workspace_store,
+)
+from toque.registry.audit_keys import AuditKeys
+from toque.registry.transfer import copy_store, find_marker
 
 KEYS = AuditKeys(["ab" * 32])
 

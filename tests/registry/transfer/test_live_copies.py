@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from registry import Journal, ObjectStore, Table, open_store
-from registry.errors import RegistryError
-from registry.journal.heads import journal_counts
-from registry.store.tables.upkeep import drop_days
-from registry.transfer import copy_store, find_marker
-from registry.transfer.copying import _Copy
 from tests.conditions.faults import FragileStore, KilledError
+from toque.registry import Journal, ObjectStore, Table, open_store
+from toque.registry.errors import RegistryError
+from toque.registry.journal.heads import journal_counts
+from toque.registry.store.tables.upkeep import drop_days
+from toque.registry.transfer import copy_store, find_marker
+from toque.registry.transfer.copying import _Copy
 
 WRITERS = 4
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from functions.runtime.context import Context
-from functions.runtime.durable.admission.request import Quota
-from registry.access import DEFAULT_WORKSPACE, Access
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.durable.admission.request import Quota
+from toque.registry.access import DEFAULT_WORKSPACE, Access
 
 
 def allotment_in(used: Context) -> Callable[[], Quota]:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from functions.runtime.durable.admission.occupancy import Shares
-from functions.runtime.durable.admission.request import QuotaRequest
+from toque.functions.runtime.durable.admission.occupancy import Shares
+from toque.functions.runtime.durable.admission.request import QuotaRequest
 
 _VALID_S = 60.0  # longer than an executor with runs and nothing that waits goes without posting
 

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from functions.runtime.cards.node import Node
-from functions.runtime.cards.slices import is_slice, share_of
-from functions.runtime.durable.admission.request import QuotaRequest
+from toque.functions.runtime.cards.node import Node
+from toque.functions.runtime.cards.slices import is_slice, share_of
+from toque.functions.runtime.durable.admission.request import QuotaRequest
 
 _SLACK = 1e-9
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple
 
-from functions.runtime.cards.node import Node
-from functions.runtime.cards.slices import share_of
-from functions.runtime.durable.admission.capacity import Room, held_by
-from functions.runtime.durable.admission.request import (
+from toque.functions.runtime.cards.node import Node
+from toque.functions.runtime.cards.slices import share_of
+from toque.functions.runtime.durable.admission.capacity import Room, held_by
+from toque.functions.runtime.durable.admission.request import (
     EVERYONE,
     SLACK,
     YIELD_S,
@@ -18,7 +18,7 @@ from functions.runtime.durable.admission.request import (
     QuotaRequest,
     Quotas,
 )
-from functions.runtime.receipt import Prices
+from toque.functions.runtime.receipt import Prices
 
 Owner = tuple[str, str]  # workspace and team
 _KINDS = ("cpus", "gpus", "at_once")

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from functions.runtime.context import Context
-from functions.runtime.durable.ledger import FollowedRecord, Ledger
-from functions.runtime.durable.record import Record
-from functions.runtime.durable.workflow import current_run
-from functions.runtime.errors import FunctionError
-from registry.errors import Unavailable
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.durable.workflow import current_run
+from toque.functions.runtime.errors import FunctionError
+from toque.registry.errors import Unavailable
 
 _READ_EVERY_S = 5.0
 

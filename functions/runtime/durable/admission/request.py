@@ -10,9 +10,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.runtime.cards.slices import share_of
-from functions.runtime.declaration import Demand
-from registry.access import DEFAULT_WORKSPACE
+from toque.functions.runtime.cards.slices import share_of
+from toque.functions.runtime.declaration import Demand
+from toque.registry.access import DEFAULT_WORKSPACE
 
 EVERYONE = "everyone"
 YIELD_S = 45.0

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import MAXYEAR, datetime, timedelta
 
-from functions.runtime.cards.node import Node
-from functions.runtime.durable.admission.capacity import held_by
-from functions.runtime.durable.admission.occupancy import Blocked, Occupancy, Shares
-from functions.runtime.durable.admission.request import (
+from toque.functions.runtime.cards.node import Node
+from toque.functions.runtime.durable.admission.capacity import held_by
+from toque.functions.runtime.durable.admission.occupancy import Blocked, Occupancy, Shares
+from toque.functions.runtime.durable.admission.request import (
     EVERYONE,
     YIELD_S,
     QuotaRequest,

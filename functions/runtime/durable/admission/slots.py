@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from functions.runtime import catalog
-from functions.runtime.cards.node import Node
-from functions.runtime.declaration import Demand
-from functions.runtime.durable.admission.board import Board, Posted
-from functions.runtime.durable.admission.occupancy import Shares, Spent
-from functions.runtime.durable.admission.request import (
+from toque.functions.runtime import catalog
+from toque.functions.runtime.cards.node import Node
+from toque.functions.runtime.declaration import Demand
+from toque.functions.runtime.durable.admission.board import Board, Posted
+from toque.functions.runtime.durable.admission.occupancy import Shares, Spent
+from toque.functions.runtime.durable.admission.request import (
     EVERYONE,
     MAX_SHARE,
     Quota,
@@ -27,21 +27,21 @@ from functions.runtime.durable.admission.request import (
     team_of,
     why_unsatisfiable,
 )
-from functions.runtime.durable.admission.rule import Decision, schedule
-from functions.runtime.durable.admission.spending import Spending
-from functions.runtime.durable.concurrency import ConcurrencySlots, SlotHolders
-from functions.runtime.durable.heartbeat import last_beat
-from functions.runtime.durable.ledger import FollowedRecord, Ledger
-from functions.runtime.durable.record import Record
-from functions.runtime.errors import DeclarationError, FunctionError, OverQuota
-from functions.runtime.receipt import Prices, Usage
-from functions.runtime.run.declared import DeclaredFunction
-from registry.access import DEFAULT_WORKSPACE
-from registry.journal.entry import Entry
-from registry.journal.fold import Fold
-from registry.journal.journal import Journal
-from registry.store.object_store import ObjectStore
-from registry.times import from_text, to_text, utc_now
+from toque.functions.runtime.durable.admission.rule import Decision, schedule
+from toque.functions.runtime.durable.admission.spending import Spending
+from toque.functions.runtime.durable.concurrency import ConcurrencySlots, SlotHolders
+from toque.functions.runtime.durable.heartbeat import last_beat
+from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.errors import DeclarationError, FunctionError, OverQuota
+from toque.functions.runtime.receipt import Prices, Usage
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.registry.access import DEFAULT_WORKSPACE
+from toque.registry.journal.entry import Entry
+from toque.registry.journal.fold import Fold
+from toque.registry.journal.journal import Journal
+from toque.registry.store.object_store import ObjectStore
+from toque.registry.times import from_text, to_text, utc_now
 
 JOURNAL = "places"
 _LOOK_S = 30.0  # at most, from one decision to the next while experiments run and none waits

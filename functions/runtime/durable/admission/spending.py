@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from functions.runtime.durable.admission.occupancy import Spent
-from functions.runtime.receipt import Usage
-from registry.journal.entry import Entry
-from registry.journal.fold import Fold
-from registry.journal.journal import Journal
-from registry.store.object_store import ObjectStore
+from toque.functions.runtime.durable.admission.occupancy import Spent
+from toque.functions.runtime.receipt import Usage
+from toque.registry.journal.entry import Entry
+from toque.registry.journal.fold import Fold
+from toque.registry.journal.journal import Journal
+from toque.registry.store.object_store import ObjectStore
 
 JOURNAL = "spending"
 _MONTHS = 13

@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from functions.runtime.declaration import Demand
-from functions.runtime.durable.workflow import Run
-from functions.runtime.errors import Cancelled
-from functions.runtime.run.deadline import waited_s
-from functions.runtime.run.declared import DeclaredFunction
-from registry.errors import Unavailable
+from toque.functions.runtime.declaration import Demand
+from toque.functions.runtime.durable.workflow import Run
+from toque.functions.runtime.errors import Cancelled
+from toque.functions.runtime.run.deadline import waited_s
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.registry.errors import Unavailable
 
 SAVE_S = 30.0
 """Seconds before its limit at which a run is asked to save; fewer than an executor gives to one that it asks to yield."""

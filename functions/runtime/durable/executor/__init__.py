@@ -1,7 +1,7 @@
 """Executor of durable invocations: reads the queues, starts workers, admits experiments, and notices workers that died."""
 
-from functions.runtime.durable.executor.executor import Executor
-from functions.runtime.durable.executor.launcher import THREADS, run_in_worker
+from toque.functions.runtime.durable.executor.executor import Executor
+from toque.functions.runtime.durable.executor.launcher import THREADS, run_in_worker
 
 __all__ = ["THREADS", "Executor"]
 

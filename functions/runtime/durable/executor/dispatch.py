@@ -10,14 +10,14 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
-from functions.runtime.durable.attempt import AttemptResult
-from functions.runtime.durable.executor.launcher import Launcher
-from functions.runtime.durable.ledger import FollowedRecord
-from functions.runtime.durable.record import Record
-from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.run.execution import Outcome
-from functions.runtime.run.node_watch import Nodes
-from functions.runtime.run.warm_workers import Worker
+from toque.functions.runtime.durable.attempt import AttemptResult
+from toque.functions.runtime.durable.executor.launcher import Launcher
+from toque.functions.runtime.durable.ledger import FollowedRecord
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.run.execution import Outcome
+from toque.functions.runtime.run.node_watch import Nodes
+from toque.functions.runtime.run.warm_workers import Worker
 
 LOOK_EVERY_S = 0.5
 _UNDECIDED = {"queued", "running"}

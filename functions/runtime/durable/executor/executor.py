@@ -16,27 +16,31 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
-from functions.runtime import catalog
-from functions.runtime.context import Context
-from functions.runtime.durable.admission.slots import refused_entry
-from functions.runtime.durable.at_once import at_once
-from functions.runtime.durable.attempt import AttemptResult
-from functions.runtime.durable.code_versions import RESUME_PATIENCE_S, code_changed_entry, earliest_start
-from functions.runtime.durable.concurrency import ConcurrencySlots
-from functions.runtime.durable.executor.dispatch import Dispatch
-from functions.runtime.durable.executor.experiments import Experiments
-from functions.runtime.durable.executor.intake import Announced, Intake
-from functions.runtime.durable.executor.launcher import Launcher
-from functions.runtime.durable.executor.losses import record_handover, record_loss
-from functions.runtime.durable.heartbeat import Sign, last_sign, next_look_s, node_is_lost
-from functions.runtime.durable.ledger import FollowedRecord, Ledger
-from functions.runtime.durable.record import ENDED, Record
-from functions.runtime.errors import EnvironmentFailed, NoRoom, UnknownFunction, UnknownInvocation
-from functions.runtime.run import cluster
-from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.run.node_watch import Nodes, NodeWatch, node_watch
-from functions.runtime.series import WAITING, WORKERS
-from registry.errors import Unavailable
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.durable.admission.slots import refused_entry
+from toque.functions.runtime.durable.at_once import at_once
+from toque.functions.runtime.durable.attempt import AttemptResult
+from toque.functions.runtime.durable.code_versions import (
+    RESUME_PATIENCE_S,
+    code_changed_entry,
+    earliest_start,
+)
+from toque.functions.runtime.durable.concurrency import ConcurrencySlots
+from toque.functions.runtime.durable.executor.dispatch import Dispatch
+from toque.functions.runtime.durable.executor.experiments import Experiments
+from toque.functions.runtime.durable.executor.intake import Announced, Intake
+from toque.functions.runtime.durable.executor.launcher import Launcher
+from toque.functions.runtime.durable.executor.losses import record_handover, record_loss
+from toque.functions.runtime.durable.heartbeat import Sign, last_sign, next_look_s, node_is_lost
+from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
+from toque.functions.runtime.durable.record import ENDED, Record
+from toque.functions.runtime.errors import EnvironmentFailed, NoRoom, UnknownFunction, UnknownInvocation
+from toque.functions.runtime.run import cluster
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.run.node_watch import Nodes, NodeWatch, node_watch
+from toque.functions.runtime.series import WAITING, WORKERS
+from toque.registry.errors import Unavailable
 
 ROUND_S = 5.0  # for how long one round starts what is due; the next goes on with the rest
 RECORDS_AT_ONCE = 128

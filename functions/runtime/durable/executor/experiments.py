@@ -10,19 +10,19 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from functions.runtime.cards.node import Node
-from functions.runtime.context import Context
-from functions.runtime.durable.admission.allotment import allotment_in
-from functions.runtime.durable.admission.board import board_of
-from functions.runtime.durable.admission.preemption import ask_to_yield
-from functions.runtime.durable.admission.request import YIELD_S
-from functions.runtime.durable.admission.slots import Admissions, QuotaSlots
-from functions.runtime.durable.heartbeat import last_beat
-from functions.runtime.durable.ledger import FollowedRecord, Ledger
-from functions.runtime.durable.record import Record
-from functions.runtime.run import cluster, room
-from functions.runtime.series import PREEMPTIONS
-from registry.errors import Unavailable
+from toque.functions.runtime.cards.node import Node
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.durable.admission.allotment import allotment_in
+from toque.functions.runtime.durable.admission.board import board_of
+from toque.functions.runtime.durable.admission.preemption import ask_to_yield
+from toque.functions.runtime.durable.admission.request import YIELD_S
+from toque.functions.runtime.durable.admission.slots import Admissions, QuotaSlots
+from toque.functions.runtime.durable.heartbeat import last_beat
+from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.run import cluster, room
+from toque.functions.runtime.series import PREEMPTIONS
+from toque.registry.errors import Unavailable
 
 CARDS_EVERY_S = 2.0
 _logger = logging.getLogger(__name__)

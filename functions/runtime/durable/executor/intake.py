@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from functions.runtime.changes.announcer import journals_in
-from functions.runtime.changes.feed import watch_of
-from functions.runtime.context import Context
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.queue import ANNOUNCED_S, Note, QueueReader, Unfinished
-from functions.runtime.durable.record import Record
+from toque.functions.runtime.changes.announcer import journals_in
+from toque.functions.runtime.changes.feed import watch_of
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.queue import ANNOUNCED_S, Note, QueueReader, Unfinished
+from toque.functions.runtime.durable.record import Record
 
 CHECKPOINT_EVERY_S = 5.0
 

@@ -8,26 +8,26 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
-from functions.runtime import catalog
-from functions.runtime.context import Context
-from functions.runtime.declaration import Demand
-from functions.runtime.durable.admission.slots import demand_of, refused_entry
-from functions.runtime.durable.attempt import Attempt, run_attempt
-from functions.runtime.durable.ledger import FollowedRecord, Ledger
-from functions.runtime.durable.record import Record
-from functions.runtime.environments import EnvironmentRefused
-from functions.runtime.errors import NoRoom
-from functions.runtime.process import enter_worker
-from functions.runtime.run import cluster
-from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.run.execution import Outcome
-from functions.runtime.run.forkserver import Child
-from functions.runtime.run.interruption import end_process
-from functions.runtime.run.niceness import lower_priority
-from functions.runtime.run.node_watch import Nodes
-from functions.runtime.run.room import refuse_impossible
-from functions.runtime.run.thread_run import ThreadRun
-from functions.runtime.run.warm_workers import Worker, WorkerPool
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.declaration import Demand
+from toque.functions.runtime.durable.admission.slots import demand_of, refused_entry
+from toque.functions.runtime.durable.attempt import Attempt, run_attempt
+from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.environments import EnvironmentRefused
+from toque.functions.runtime.errors import NoRoom
+from toque.functions.runtime.process import enter_worker
+from toque.functions.runtime.run import cluster
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.run.execution import Outcome
+from toque.functions.runtime.run.forkserver import Child
+from toque.functions.runtime.run.interruption import end_process
+from toque.functions.runtime.run.niceness import lower_priority
+from toque.functions.runtime.run.node_watch import Nodes
+from toque.functions.runtime.run.room import refuse_impossible
+from toque.functions.runtime.run.thread_run import ThreadRun
+from toque.functions.runtime.run.warm_workers import Worker, WorkerPool
 
 NODES_PATIENCE_S = 60.0  # in which nodes join a cluster that starts
 THREADS = 8  # runs in this process at a time; where they hang, others get processes

@@ -8,13 +8,13 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from functions.runtime.durable.heartbeat import last_beat
-from functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
-from functions.runtime.durable.record import Record
-from functions.runtime.errors import FunctionError
-from functions.runtime.receipt import Usage
-from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.series import DEAD_LETTERS, LOST
+from toque.functions.runtime.durable.heartbeat import last_beat
+from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.errors import FunctionError
+from toque.functions.runtime.receipt import Usage
+from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.series import DEAD_LETTERS, LOST
 
 
 def record_loss(

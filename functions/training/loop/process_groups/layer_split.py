@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import nn
 
-from functions.training.errors import TrainingError
-from functions.training.loop.first_weights import FirstWeights
-from functions.training.loop.process_groups.process_group import ShardedGroup
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.loop.first_weights import FirstWeights
+from toque.functions.training.loop.process_groups.process_group import ShardedGroup
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

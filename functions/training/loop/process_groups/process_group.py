@@ -12,8 +12,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from functions.training.loop.first_weights import FirstWeights, Held, fill
-from functions.training.loop.process_groups.host_memory import freed_memory_kept, return_freed_memory
+from toque.functions.training.loop.first_weights import FirstWeights, Held, fill
+from toque.functions.training.loop.process_groups.host_memory import freed_memory_kept, return_freed_memory
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from functions.training.loop.process_groups.process_group import ProcessGroup
+from toque.functions.training.loop.process_groups.process_group import ProcessGroup
 
 _EVERY = 30  # looks, of which there is about one a second
 _WIDTH, _TIMES = 256, 5

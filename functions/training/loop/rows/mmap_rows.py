@@ -17,15 +17,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from functions.renamed import old_names
-from registry.store import private_folder, temporary_folder
+from toque.registry.store import private_folder, temporary_folder
 
 _FILE, _LOCK, _DONE = "rows", "lock", "done.json"
 _MEMORY_PART = 0.5  # a file below this part of memory is kept by the page cache, and needs no read-ahead
@@ -135,7 +134,3 @@ def _release(folder: Path, lock: int, file: int) -> None:
     else:
         shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
-
-
-if not TYPE_CHECKING:  # a type checker must not take every name as there
-    __getattr__ = old_names(__name__, {"Spool": "MmapRows"})

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from functions.training.loop.task import Batch, CountedRows, Order
-from functions.training_data.cache import ShardCache
-from functions.training_data.formats import Values
-from functions.training_data.order import EpochOrder, Shuffle, ShuffledOrder
-from functions.training_data.rows import OpenSet, SampleRows
-from functions.training_data.stream import Decode
+from toque.functions.training.loop.task import Batch, CountedRows, Order
+from toque.functions.training_data.cache import ShardCache
+from toque.functions.training_data.formats import Values
+from toque.functions.training_data.order import EpochOrder, Shuffle, ShuffledOrder
+from toque.functions.training_data.rows import OpenSet, SampleRows
+from toque.functions.training_data.stream import Decode
 
 _AHEAD = 3  # steps that are kept: the one that is computed, those that are read
 _FETCHED_AHEAD = 65_536  # places of the order whose shards are fetched

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_apps.cli.arguments import Argument, arg, flag, limit, repeatable
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.errors import UsageError
-from ray_apps.cli.output import columns, listing, message, newest_first
+from toque.ray_apps.cli.arguments import Argument, arg, flag, limit, repeatable
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.output import columns, listing, message, newest_first
 
 ROLES = ("viewer", "caller", "labeller", "operator", "approver", "admin")
 TIERS = ("flex", "default", "priority")

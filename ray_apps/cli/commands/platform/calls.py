@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ray_apps.cli.arguments import INVOCATION, arg, flag, limit, read_json
-from ray_apps.cli.client import Client
-from ray_apps.cli.command import Commands, Given, add, find_project_here, group
-from ray_apps.cli.output import columns, complain, facts, listing, message, see_page, value
-from ray_apps.cli.progress import invocation_bar
+from toque.ray_apps.cli.arguments import INVOCATION, arg, flag, limit, read_json
+from toque.ray_apps.cli.client import Client
+from toque.ray_apps.cli.command import Commands, Given, add, find_project_here, group
+from toque.ray_apps.cli.output import columns, complain, facts, listing, message, see_page, value
+from toque.ray_apps.cli.progress import invocation_bar
 
 POLL_S = 0.2
 ENDED = frozenset({"succeeded", "dead", "cancelled"})
@@ -59,7 +59,7 @@ def _run(given: Given) -> int:
     """Call a function and print its result."""
     arguments = read_json(given.json)
     if given.here:
-        from functions.__main__ import main  # late: it imports every function
+        from toque.functions.__main__ import main  # late: it imports every function
 
         find_project_here()
         os.environ |= {"TOQUE_WORKSPACE": given.workspace} if given.workspace else {}

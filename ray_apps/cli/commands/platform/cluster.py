@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_apps.cli.arguments import arg, flag
-from ray_apps.cli.client import STATE_FILE
-from ray_apps.cli.command import Commands, Given, add, find_project_here, group
-from ray_apps.cli.errors import Failed, UsageError
-from ray_apps.cli.output import columns, note, table, value
+from toque.ray_apps.cli.arguments import arg, flag
+from toque.ray_apps.cli.client import STATE_FILE
+from toque.ray_apps.cli.command import Commands, Given, add, find_project_here, group
+from toque.ray_apps.cli.errors import Failed, UsageError
+from toque.ray_apps.cli.output import columns, note, table, value
 
 if TYPE_CHECKING:
-    from ray_apps.deployment.first_token import TokenPlace
+    from toque.ray_apps.deployment.first_token import TokenPlace
 
-# ray_apps.deployment is imported by the commands that need it: it brings Ray, or the store.
+# toque.ray_apps.deployment is imported by the commands that need it: it brings Ray, or the store.
 
 _SETTINGS = columns("setting | value | variable | from: source")
 _DEPLOYED = columns("application | state")
@@ -64,9 +64,9 @@ def register(commands: Commands) -> None:
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn what is wrong with a profile, a cluster or its store into the command's error."""
-    from clusters.profile import ProfileError
-    from ray_apps.deployment.errors import DeploymentError
-    from registry.errors import RegistryError
+    from toque.clusters.profile import ProfileError
+    from toque.ray_apps.deployment.errors import DeploymentError
+    from toque.registry.errors import RegistryError
 
     try:
         yield
@@ -78,11 +78,11 @@ def explained() -> Iterator[None]:
 
 def _config(given: Given) -> None:
     """Show every setting of the deployment profile, its variable, and where its value comes from."""
-    from clusters.profile import effective_profile, settings_of
+    from toque.clusters.profile import effective_profile, settings_of
 
     with explained():
         if given.serve:
-            from ray_apps.deployment.deploy import make_config
+            from toque.ray_apps.deployment.deploy import make_config
 
             find_project_here()
             value(make_config(effective_profile(os.environ)))
@@ -97,7 +97,7 @@ def _config(given: Given) -> None:
 
 def _node_start(given: Given) -> int:
     """Start Ray on this machine as a node of a cluster, with the settings of the profile."""
-    from ray_apps.deployment.node import NodeStart, start_node
+    from toque.ray_apps.deployment.node import NodeStart, start_node
 
     with explained():
         node = NodeStart.parse(
@@ -112,8 +112,8 @@ def _node_start(given: Given) -> int:
 
 def _node_drain(given: Given) -> None:
     """Move the replicas of this machine elsewhere, close its doors, and return when it may end."""
-    from ray_apps.deployment.draining import drain
-    from ray_apps.deployment.notices import wait_for_notice
+    from toque.ray_apps.deployment.draining import drain
+    from toque.ray_apps.deployment.notices import wait_for_notice
 
     with explained():
         within_s = given.within
@@ -130,7 +130,7 @@ def _deploy(given: Given) -> int:
         return _deploy_from(given)
     if not os.environ.get("TOQUE_PROFILE") and Path(given.home, STATE_FILE).exists():
         return _deploy_here(given)
-    from ray_apps.deployment.deploy import deploy
+    from toque.ray_apps.deployment.deploy import deploy
 
     find_project_here()
     with explained():
@@ -150,7 +150,7 @@ def _deploy(given: Given) -> int:
 
 def _deploy_here(given: Given) -> int:
     """Add the models that were declared since `toque up` to the platform on this machine."""
-    from ray_apps.local import LocalError, Settings, up
+    from toque.ray_apps.local import LocalError, Settings, up
 
     find_project_here()
     settings = Settings.of(os.environ, home=Path(given.home))
@@ -165,7 +165,7 @@ def _deploy_here(given: Given) -> int:
 
 
 def _token_place(given: Given) -> TokenPlace:
-    from ray_apps.deployment.first_token import TokenFile, TokenSecret
+    from toque.ray_apps.deployment.first_token import TokenFile, TokenSecret
 
     if given.token_secret:
         return TokenSecret(given.token_secret)
@@ -174,7 +174,7 @@ def _token_place(given: Given) -> TokenPlace:
 
 def _deploy_from(given: Given) -> int:
     """Submit the same command as a job of the cluster, and show what it prints until it ends."""
-    from ray_apps.deployment.remote import run_on_cluster
+    from toque.ray_apps.deployment.remote import run_on_cluster
 
     options = {"--token-file": given.token_file, "--token-secret": given.token_secret, "--wait": given.wait}
     words = ["deploy", *(f"{name}={text}" for name, text in options.items() if text)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import webbrowser
 
-from ray_apps.cli.arguments import flag
-from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.output import message
+from toque.ray_apps.cli.arguments import flag
+from toque.ray_apps.cli.command import Commands, Given, add
+from toque.ray_apps.cli.output import message
 
 _PRINT = flag("--print", "print the address instead of opening it, for a browser on another machine")
 

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ray_apps.cli.arguments import arg
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.errors import Failed, UsageError
-from ray_apps.cli.output import chosen, columns, message, note, say, table, value
+from toque.ray_apps.cli.arguments import arg
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.errors import Failed, UsageError
+from toque.ray_apps.cli.output import chosen, columns, message, note, say, table, value
 
 if TYPE_CHECKING:
-    from ray_apps.local import Settings
-    from registry import ObjectStore
-    from registry.audit_keys import AuditKeys
-    from registry.history import AuditReport
+    from toque.ray_apps.local import Settings
+    from toque.registry import ObjectStore
+    from toque.registry.audit_keys import AuditKeys
+    from toque.registry.history import AuditReport
 
-# registry and ray_apps.local are imported by what needs them: they bring the tables, half a second.
+# registry and toque.ray_apps.local are imported by what needs them: they bring the tables, half a second.
 
 _MODEL = arg("model", "audit this model's journals only", nargs="?")
 _HEADS = arg("--heads TARGET", "compare with the heads published there: a folder, or the url of a store")
@@ -51,8 +51,8 @@ def register(commands: Commands) -> None:
 
 def _audit(given: Given) -> int:
     """Fold every journal again and look for forged history; exit code 1 if there is some."""
-    from registry import utc_now
-    from registry.history import publish_heads
+    from toque.registry import utc_now
+    from toque.registry.history import publish_heads
 
     with failing():
         store = open_audited(given)
@@ -91,8 +91,8 @@ def _list(given: Given) -> None:
 
 def _adopt(given: Given) -> None:
     """Accept what a store holds that is older than its audit keys; nothing else should write meanwhile."""
-    from registry import open_store, utc_now
-    from registry.history import adopt_all
+    from toque.registry import open_store, utc_now
+    from toque.registry.history import adopt_all
 
     with failing():
         store = open_store(_settings(given).store_url, audit_keys=_keys(given))
@@ -102,7 +102,7 @@ def _adopt(given: Given) -> None:
 
 def _rotate(given: Given) -> None:
     """Add a key to the key file: it makes MACs from now on, and the others still verify."""
-    from registry.audit_keys import key_id
+    from toque.registry.audit_keys import key_id
 
     file, key = _key_file(given), secrets.token_hex(32)
     _write(file, [*file.read_text().splitlines(), key])
@@ -111,9 +111,9 @@ def _rotate(given: Given) -> None:
 
 def _retire(given: Given) -> None:
     """Take a key out of the key file, after an audit: what it made counts up to now, and nothing after."""
-    from registry import utc_now
-    from registry.audit_keys import key_id, read_keys
-    from registry.history import adopt_all
+    from toque.registry import utc_now
+    from toque.registry.audit_keys import key_id, read_keys
+    from toque.registry.history import adopt_all
 
     file = _key_file(given)
     with failing():
@@ -133,8 +133,8 @@ def _retire(given: Given) -> None:
 
 
 def _report(store: ObjectStore, model: str | None, heads: str | None) -> AuditReport:
-    from ray_apps.cli.platform_folds import platform_fold
-    from registry.history import audit, read_published
+    from toque.ray_apps.cli.platform_folds import platform_fold
+    from toque.registry.history import audit, read_published
 
     published, problems = read_published(_target(heads), store.audit_keys) if heads else ([], [])
     if heads and not published and not problems:
@@ -144,7 +144,7 @@ def _report(store: ObjectStore, model: str | None, heads: str | None) -> AuditRe
 
 
 def _settings(given: Given) -> Settings:
-    from ray_apps.local import Settings
+    from toque.ray_apps.local import Settings
 
     given_url = getattr(given, "store", None)
     store_url = address_of(given, given_url) if given_url else None
@@ -156,7 +156,7 @@ def address_of(given: Given, text: str) -> str:
 
     A bucket whose url names no region or endpoint is one at the server of the platform's own store.
     """
-    from ray_apps.local import Settings
+    from toque.ray_apps.local import Settings
 
     if "://" not in text:
         return Path(text).absolute().as_uri()
@@ -168,7 +168,7 @@ def address_of(given: Given, text: str) -> str:
 
 
 def _keys(given: Given) -> AuditKeys:
-    from registry.audit_keys import AuditKeys
+    from toque.registry.audit_keys import AuditKeys
 
     keys, file = AuditKeys.of_environment(os.environ), _settings(given).audit_key_file
     return keys if keys or not file.exists() else AuditKeys.of_file(file)
@@ -179,9 +179,9 @@ def open_audited(given: Given, url: str | None = None) -> ObjectStore:
 
     url: of another than the one that is given or found here.
     """
-    from ray_apps.local.audit_key import is_key_of
-    from registry import open_store
-    from registry.audit_keys import AuditKeys
+    from toque.ray_apps.local.audit_key import is_key_of
+    from toque.registry import open_store
+    from toque.registry.audit_keys import AuditKeys
 
     settings, keys = _settings(given), AuditKeys.of_environment(os.environ)
     address = url or settings.store_url
@@ -203,14 +203,14 @@ def store_url_of(given: Given) -> str:
 
 def open_copy(url: str, of: ObjectStore) -> ObjectStore:
     """Open the store that another is copied to, under the same audit keys."""
-    from registry import open_store
+    from toque.registry import open_store
 
     return open_store(url, audit_keys=of.audit_keys)
 
 
 def _target(target: str) -> ObjectStore:
     """Open where heads are published: a url, or the path of a folder."""
-    from registry import open_store
+    from toque.registry import open_store
 
     return open_store(target if "://" in target else Path(target).absolute().as_uri())
 
@@ -227,7 +227,7 @@ def _key_file(given: Given) -> Path:
 
 
 def _write(file: Path, lines: list[str]) -> None:
-    from ray_apps.local.state_file import write_private
+    from toque.ray_apps.local.state_file import write_private
 
     write_private(file, "".join(f"{line}\n" for line in lines))
 
@@ -235,7 +235,7 @@ def _write(file: Path, lines: list[str]) -> None:
 @contextmanager
 def failing() -> Iterator[None]:
     """Turn the registry's errors into one line. Raises: Failed; UsageError for a malformed url or key."""
-    from registry import InvalidInput, RegistryError
+    from toque.registry import InvalidInput, RegistryError
 
     try:
         yield

@@ -8,14 +8,14 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from ray_apps.cli.arguments import INVOCATION, arg, flag, limit
-from ray_apps.cli.client import Client, call
-from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.commands.platform.calls import exit_code, follow
-from ray_apps.cli.errors import UsageError
-from ray_apps.cli.output import Column, chosen, columns, listing, newest_first, say
+from toque.ray_apps.cli.arguments import INVOCATION, arg, flag, limit
+from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.command import Commands, Given, add
+from toque.ray_apps.cli.commands.platform.calls import exit_code, follow
+from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.output import Column, chosen, columns, listing, newest_first, say
 
-# functions.runtime would bring Ray, two seconds; its segments of a log are plain JSON, and so are its receipts.
+# toque.functions.runtime would bring Ray, two seconds; its segments of a log are plain JSON, and so are its receipts.
 
 POLL_S = 0.5
 _OVERLAP_MS = 10_000  # as the runtime's own reader: another process may name its segment by an earlier moment

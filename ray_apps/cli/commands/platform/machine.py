@@ -14,18 +14,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_apps.cli.arguments import arg, flag
-from ray_apps.cli.command import Commands, Given, add, find_project_here
-from ray_apps.cli.commands.platform.cluster import explained
-from ray_apps.cli.errors import Failed, UsageError
-from ray_apps.cli.output import chosen, columns, message, note, table, value
+from toque.ray_apps.cli.arguments import arg, flag
+from toque.ray_apps.cli.command import Commands, Given, add, find_project_here
+from toque.ray_apps.cli.commands.platform.cluster import explained
+from toque.ray_apps.cli.errors import Failed, UsageError
+from toque.ray_apps.cli.output import chosen, columns, message, note, table, value
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-    from ray_apps.local import Settings
+    from toque.ray_apps.local import Settings
 
-# ray_apps.local is imported by the commands that need it: it brings Redis and the tables, half a second.
+# toque.ray_apps.local is imported by the commands that need it: it brings Redis and the tables, half a second.
 
 # What Ray Data and Tune would print would tear a demo's bars apart.
 _QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
@@ -65,7 +65,7 @@ def settings_of(given: Given) -> Settings:
     """Settings from the environment and the command line. Raises: UsageError for a value that cannot be."""
     from pydantic import ValidationError
 
-    from ray_apps.local import Settings
+    from toque.ray_apps.local import Settings
 
     try:
         return Settings.of(
@@ -93,7 +93,7 @@ def wrong_fields(error: ValidationError) -> str:
 
 def _up(given: Given) -> None:
     """Start the platform on this machine."""
-    from ray_apps.local import up
+    from toque.ray_apps.local import up
 
     settings = settings_of(given)
     os.environ.update(
@@ -116,7 +116,7 @@ def _up(given: Given) -> None:
 
 def _modules(projects: str) -> list[str]:
     """The modules of the projects of all workspaces. Raises: UsageError if they cannot be read."""
-    from functions.runtime.context import projects_of
+    from toque.functions.runtime.context import projects_of
 
     try:
         return list(projects_of(projects).values())
@@ -127,7 +127,7 @@ def _modules(projects: str) -> list[str]:
 @contextmanager
 def _reporting() -> Iterator[Callable[[str], None]]:
     """Show each step on standard error: beside a spinner at a terminal, as a line elsewhere. Raises: Failed."""
-    from ray_apps.local import LocalError
+    from toque.ray_apps.local import LocalError
 
     try:
         if not sys.stderr.isatty():
@@ -154,7 +154,7 @@ def _reporting() -> Iterator[Callable[[str], None]]:
 def _down(given: Given) -> None:
     """End every process of the platform on this machine, or the platform on its cluster."""
     if given.cluster:
-        from ray_apps.deployment.deploy import shut_down
+        from toque.ray_apps.deployment.deploy import shut_down
 
         with explained():
             was_up = shut_down()
@@ -163,7 +163,7 @@ def _down(given: Given) -> None:
         )
         message(given.output, text, {"ended": was_up})
         return
-    from ray_apps.local import down
+    from toque.ray_apps.local import down
 
     with _reporting() as report:
         ended = down(Path(given.home), report=report)
@@ -172,7 +172,7 @@ def _down(given: Given) -> None:
 
 def _status(given: Given) -> int:
     """Show what runs and whether it answers."""
-    from ray_apps.local import status
+    from toque.ray_apps.local import status
 
     found = status(Path(given.home))
     if given.environment and found.running:
@@ -196,7 +196,7 @@ def _demo(given: Given) -> int:
         raise UsageError("which project? give --project or set TOQUE_PROJECT, as in examples.flights")
     module = f"{project}.demo"
     # Ray reads how to authenticate, and what to print, when it is first imported, and the project may do that.
-    from ray_apps.local import Settings
+    from toque.ray_apps.local import Settings
 
     os.environ.update(Settings.of(os.environ, home=Path(given.home)).ray_login() | _QUIET)
     _require(module)

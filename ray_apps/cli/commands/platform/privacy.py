@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ray_apps.cli.arguments import arg, flag, limit, repeatable
-from ray_apps.cli.client import call
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.errors import UsageError
-from ray_apps.cli.output import columns, facts, listing, newest_first, table
+from toque.ray_apps.cli.arguments import arg, flag, limit, repeatable
+from toque.ray_apps.cli.client import call
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.output import columns, facts, listing, newest_first, table
 
 _DAYS = {"d": 1.0, "w": 7.0, "y": 365.0}
 _KINDS = ("predictions", "labels", "invocations", "reports")

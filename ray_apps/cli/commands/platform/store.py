@@ -10,17 +10,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.arguments import arg, flag
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.commands.platform.history import address_of, failing, open_audited, open_copy, store_url_of
-from ray_apps.cli.errors import UsageError
-from ray_apps.cli.output import chosen, note, say, value
+from toque.ray_apps.cli.arguments import arg, flag
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.commands.platform.history import (
+    address_of,
+    failing,
+    open_audited,
+    open_copy,
+    store_url_of,
+)
+from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.output import chosen, note, say, value
 
 if TYPE_CHECKING:
-    from functions.maintenance.backup import BackupReport
-    from registry.transfer import CopyReport
+    from toque.functions.maintenance.backup import BackupReport
+    from toque.registry.transfer import CopyReport
 
-# registry, functions and ray_apps.local are imported by what needs them: they bring the tables, half a second.
+# registry, functions and toque.ray_apps.local are imported by what needs them: they bring the tables, half a second.
 
 _FROM = arg("source FROM", "the store: its url, or the path of a folder")
 _TO = arg(
@@ -44,8 +50,8 @@ def register(commands: Commands) -> None:
 
 def _copy(given: Given) -> int:
     """Copy a whole store, or what is new to an earlier copy of it; exit code 1 if the copy does not verify."""
-    from ray_apps.cli.platform_folds import platform_fold
-    from registry.transfer import copy_store
+    from toque.ray_apps.cli.platform_folds import platform_fold
+    from toque.registry.transfer import copy_store
 
     with failing():
         source = open_audited(given, address_of(given, given.source))
@@ -60,8 +66,8 @@ def _copy(given: Given) -> int:
 
 def _backup(given: Given) -> int:
     """Back up the store and what Redis holds, or what is new since the last backup there."""
-    from functions.maintenance.backup import back_up
-    from ray_apps.cli.platform_folds import platform_fold
+    from toque.functions.maintenance.backup import back_up
+    from toque.ray_apps.cli.platform_folds import platform_fold
 
     with failing():
         source = open_audited(given)
@@ -72,8 +78,8 @@ def _backup(given: Given) -> int:
 
 def _restore(given: Given) -> int:
     """Fill an empty store from a backup; nothing may run on it yet."""
-    from functions.maintenance.backup import restore
-    from ray_apps.cli.platform_folds import platform_fold
+    from toque.functions.maintenance.backup import restore
+    from toque.ray_apps.cli.platform_folds import platform_fold
 
     with failing():
         backup = open_audited(given, address_of(given, given.source))
@@ -91,8 +97,8 @@ def _redis_url(given: Given) -> str | None:
     """Find the address of the platform's Redis. Raises: UsageError if none is known."""
     if given.no_redis:
         return None
-    from clusters.redis_clients import redis_url_of
-    from ray_apps.local.state_file import find_platform
+    from toque.clusters.redis_clients import redis_url_of
+    from toque.ray_apps.local.state_file import find_platform
 
     running = find_platform(Path(given.home).resolve())
     found = given.redis or redis_url_of(os.environ) or (running.redis_url if running else None)

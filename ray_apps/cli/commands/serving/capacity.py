@@ -7,19 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.arguments import MODEL, arg
-from ray_apps.cli.client import STATE_FILE
-from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.commands.serving.load import EXPERIMENT, target_of, telling
-from ray_apps.cli.errors import UsageError
-from ray_apps.cli.output import chosen, columns, facts, note, say, table, value
-from ray_apps.cli.prices import find_prices
+from toque.ray_apps.cli.arguments import MODEL, arg
+from toque.ray_apps.cli.client import STATE_FILE
+from toque.ray_apps.cli.command import Commands, Given, add
+from toque.ray_apps.cli.commands.serving.load import EXPERIMENT, target_of, telling
+from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.output import chosen, columns, facts, note, say, table, value
+from toque.ray_apps.cli.prices import find_prices
 
 if TYPE_CHECKING:
-    from functions.runtime.receipt import Prices
-    from load.capacity_model.fit import Interval
-    from load.capacity_model.needs import Needs
-    from load.capacity_model.points import Point
+    from toque.functions.runtime.receipt import Prices
+    from toque.load.capacity_model.fit import Interval
+    from toque.load.capacity_model.needs import Needs
+    from toque.load.capacity_model.points import Point
 
 # load, numpy and scipy are imported by the command itself.
 
@@ -67,9 +67,9 @@ def register(commands: Commands) -> None:
 
 def _capacity(given: Given) -> int:
     """Say what a rate of requests needs, what it costs and what breaks first; exit code 1 if a part breaks."""
-    from load.capacity_model.model import Cluster
-    from load.capacity_model.needs import Wish, needs_of
-    from load.capacity_model.points import read_points
+    from toque.load.capacity_model.model import Cluster
+    from toque.load.capacity_model.needs import Wish, needs_of
+    from toque.load.capacity_model.points import read_points
 
     if not 0 < given.utilisation < 1:
         raise UsageError(f"--utilisation {given.utilisation:g}: give a share between 0 and 1")
@@ -92,9 +92,9 @@ def _capacity(given: Given) -> int:
 
 def _measured(given: Given) -> list[Point]:
     """Measure points on the platform of this machine, and keep them. Raises: NotPossible; UsageError."""
-    from load.capacity_model.points import write_points
-    from load.capacity_model.probe import Probe
-    from load.scenarios.keeping import record
+    from toque.load.capacity_model.points import write_points
+    from toque.load.capacity_model.probe import Probe
+    from toque.load.scenarios.keeping import record
 
     try:
         rows = sorted({int(each) for each in given.measure_rows.split(",")})

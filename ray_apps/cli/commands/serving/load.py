@@ -13,16 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.arguments import arg, flag
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.commands.training.runs import run_of
-from ray_apps.cli.errors import Failed, UsageError
-from ray_apps.cli.output import chosen, columns, note, say, table, value
+from toque.ray_apps.cli.arguments import arg, flag
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.commands.training.runs import run_of
+from toque.ray_apps.cli.errors import Failed, UsageError
+from toque.ray_apps.cli.output import chosen, columns, note, say, table, value
 
 if TYPE_CHECKING:
-    from load.scenarios.knee import Step
-    from load.scenarios.target import Target
-    from load.scenarios.verdicts.result import LoadRun
+    from toque.load.scenarios.knee import Step
+    from toque.load.scenarios.target import Target
+    from toque.load.scenarios.verdicts.result import LoadRun
 
 # load and numpy are imported by the commands that need them.
 
@@ -69,9 +69,9 @@ def register(commands: Commands) -> None:
 
 def _run(given: Given) -> int:
     """Run a scenario of load; exit code 1 if an objective is missed or ends it early."""
-    from load.scenarios.run import SLO, described, report_lines
-    from load.scenarios.scenario import Slo
-    from load.scenarios.sending.processes import put_load
+    from toque.load.scenarios.run import SLO, described, report_lines
+    from toque.load.scenarios.scenario import Slo
+    from toque.load.scenarios.sending.processes import put_load
 
     with telling():
         name, scenario = Slo.read(Path(given.slo) if given.slo else SLO).pick(given.scenario)
@@ -105,7 +105,7 @@ def _run(given: Given) -> int:
 
 def _compare(given: Given) -> int:
     """Show what changed between two runs of one scenario; exit code 1 if something is worse."""
-    from load.scenarios.verdicts.compare import compare
+    from toque.load.scenarios.verdicts.compare import compare
 
     with telling():
         found = compare(_read(given, given.before), _read(given, given.after))
@@ -118,9 +118,9 @@ def _compare(given: Given) -> int:
 
 def _find_knee(given: Given) -> int:
     """Find the highest rate at which a model's p99 and errors hold; exit code 1 if none does."""
-    from load.scenarios.knee import Criterion, find_knee
-    from load.scenarios.scenario import Ask, Scenario
-    from load.scenarios.shape import Steady
+    from toque.load.scenarios.knee import Criterion, find_knee
+    from toque.load.scenarios.scenario import Ask, Scenario
+    from toque.load.scenarios.shape import Steady
 
     keys = Path(given.keys) if given.keys else None
     with telling():
@@ -151,14 +151,14 @@ def _find_knee(given: Given) -> int:
 
 def target_of(given: Given, model: str | None) -> Target:
     """Find what to load: the platform of the command line. Raises: NotPossible."""
-    from load.scenarios.target import find_target
+    from toque.load.scenarios.target import find_target
 
     return find_target(os.environ | {"TOQUE_HOME": given.home}, model=model)
 
 
 def keep(given: Given, name: str, run: LoadRun, *, held: bool) -> str:
     """Keep a run of load in the experiment `load`; returns its ID."""
-    from load.scenarios.keeping import record
+    from toque.load.scenarios.keeping import record
 
     facts = {
         "scenario": run.scenario_name,
@@ -181,7 +181,7 @@ def keep(given: Given, name: str, run: LoadRun, *, held: bool) -> str:
 @contextmanager
 def telling() -> Iterator[None]:
     """Turn what `load` says to a person into an error of the command line. Raises: Failed; UsageError."""
-    from load.scenarios.target import NotPossible
+    from toque.load.scenarios.target import NotPossible
 
     try:
         yield
@@ -193,8 +193,8 @@ def telling() -> Iterator[None]:
 
 def _read(given: Given, named: str) -> LoadRun:
     """Read a run of load from a file, or from the platform by its ID. Raises: UsageError."""
-    from load.scenarios.keeping import read_file
-    from load.scenarios.verdicts.result import LoadRun
+    from toque.load.scenarios.keeping import read_file
+    from toque.load.scenarios.verdicts.result import LoadRun
 
     if Path(named).is_file():
         return LoadRun.model_validate_json(Path(named).read_text())
@@ -203,7 +203,7 @@ def _read(given: Given, named: str) -> LoadRun:
 
 
 def _keep_knee(given: Given, figures: Mapping[str, float], steps: list[dict[str, Any]]) -> str:
-    from load.scenarios.keeping import record
+    from toque.load.scenarios.keeping import record
 
     return record(
         given.client,

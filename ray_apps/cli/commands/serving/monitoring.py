@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_apps.cli.arguments import MODEL, REASON_REQUIRED, arg, limit
-from ray_apps.cli.client import call
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.names import ask, require, require_model
-from ray_apps.cli.output import chosen, columns, facts_and_table, listing, message, note, see_page, value
+from toque.ray_apps.cli.arguments import MODEL, REASON_REQUIRED, arg, limit
+from toque.ray_apps.cli.client import call
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.names import ask, require, require_model
+from toque.ray_apps.cli.output import (
+    chosen,
+    columns,
+    facts_and_table,
+    listing,
+    message,
+    note,
+    see_page,
+    value,
+)
 
 _ALARM = arg("--alarm KEY", "as `toque incidents MODEL -o wide` shows it (default: the newest alarm)")
 _ALERT = arg("alert about", "MONITOR/SUBJECT, as `toque alerts status MODEL` shows it")

@@ -7,11 +7,11 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from ray_apps.cli.arguments import MODEL, arg, flag, read_json, read_pair, repeatable
-from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.errors import UsageError
-from ray_apps.cli.output import Column, message, note, table, value
-from ray_apps.cli.rows_file import answers_of, read_rows, requests_of
+from toque.ray_apps.cli.arguments import MODEL, arg, flag, read_json, read_pair, repeatable
+from toque.ray_apps.cli.command import Commands, Given, add
+from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.output import Column, message, note, table, value
+from toque.ray_apps.cli.rows_file import answers_of, read_rows, requests_of
 
 _VERSION = arg("--version N", "ask this version, whatever the traffic policy says", type=int)
 _REQUEST = arg("--json JSON", "a whole inference request (Open Inference Protocol), @file or -")

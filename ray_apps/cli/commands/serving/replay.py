@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ray_apps.cli.arguments import MODEL, arg
-from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.names import ask
-from ray_apps.cli.output import columns, facts_and_table
+from toque.ray_apps.cli.arguments import MODEL, arg
+from toque.ray_apps.cli.command import Commands, Given, add
+from toque.ray_apps.cli.names import ask
+from toque.ray_apps.cli.output import columns, facts_and_table
 
 _VERSION = arg("--version V", "number of the version, or an alias (default: %(default)s)", default="champion")
 _SINCE = arg("--since TIME", "from when on, as 2026-05-01T00:00:00Z (default: 7 days ago)")

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.client import Client, call
-from ray_apps.cli.errors import INTERRUPTED
-from ray_apps.cli.layout import laid_out, wrapped
-from ray_apps.cli.output import Format, columns, percent, say
+from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.errors import INTERRUPTED
+from toque.ray_apps.cli.layout import laid_out, wrapped
+from toque.ray_apps.cli.output import Format, columns, percent, say
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ray_apps.cli.arguments import MODEL, REASON, REASON_REQUIRED, VERSION, arg, flag, limit, read_json
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.commands.serving import rollout_table
-from ray_apps.cli.names import ask, require, require_model
-from ray_apps.cli.output import chosen, columns, facts, listing, message, see_page, value
+from toque.ray_apps.cli.arguments import MODEL, REASON, REASON_REQUIRED, VERSION, arg, flag, limit, read_json
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.commands.serving import rollout_table
+from toque.ray_apps.cli.names import ask, require, require_model
+from toque.ray_apps.cli.output import chosen, columns, facts, listing, message, see_page, value
 
 _FOLLOW = flag(
     "-f --follow --watch", "show the newest one until it has ended; exit code 1 unless it was promoted"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from ray_apps.cli.arguments import arg
-from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.output import chosen, columns, facts, note, say, see_page, table, value
+from toque.ray_apps.cli.arguments import arg
+from toque.ray_apps.cli.command import Commands, Given, add
+from toque.ray_apps.cli.output import chosen, columns, facts, note, say, see_page, table, value
 
 _ID = arg("id", "ID of a prediction, or of a trace, as the header `traceparent` has it")
 _MODEL = arg("--model NAME", "read the log of this model only, which is quicker")

@@ -6,7 +6,7 @@ import re
 from operator import itemgetter
 from typing import Any
 
-from ray_apps.cli.arguments import (
+from toque.ray_apps.cli.arguments import (
     EXPECTED_CHAMPION,
     MODEL,
     OVERRIDE,
@@ -16,10 +16,10 @@ from ray_apps.cli.arguments import (
     read_pair,
     repeatable,
 )
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.errors import Failed, UsageError
-from ray_apps.cli.names import require
-from ray_apps.cli.output import Column, columns, listing, message, percent, see_page, table
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.errors import Failed, UsageError
+from toque.ray_apps.cli.names import require
+from toque.ray_apps.cli.output import Column, columns, listing, message, percent, see_page, table
 
 _ARMS = arg(
     "arms ARM=VERSION:SHARE",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_apps.cli.arguments import arg, flag, limit
-from ray_apps.cli.client import call
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.output import Column, chosen, columns, listing, say, table
+from toque.ray_apps.cli.arguments import arg, flag, limit
+from toque.ray_apps.cli.client import call
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.output import Column, chosen, columns, listing, say, table
 
 SAMPLES = 3  # newest rows of a view that are shown
 _VIEW_NAMES = arg("views VIEW", "name of a view to show feature by feature (default: list all)", nargs="*")

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_apps.cli.arguments import arg, flag
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.errors import Failed, UsageError
-from ray_apps.cli.output import chosen, columns, facts, note, say, table, value
-from ray_apps.cli.prices import find_prices
+from toque.ray_apps.cli.arguments import arg, flag
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.errors import Failed, UsageError
+from toque.ray_apps.cli.output import chosen, columns, facts, note, say, table, value
+from toque.ray_apps.cli.prices import find_prices
 
 if TYPE_CHECKING:
-    from functions.runtime.receipt import Prices
-    from functions.training.planning import Card, Decoder, Plan, Setup
+    from toque.functions.runtime.receipt import Prices
+    from toque.functions.training.planning import Card, Decoder, Plan, Setup
 
 # `functions` is imported by the command itself.
 
@@ -45,7 +45,7 @@ def register(commands: Commands) -> None:
 
 def _plan_train(given: Given) -> int:
     """Say memory a card, step time, tokens/s, days and money of a training; exit code 1 if no card holds it."""
-    from functions.training.planning import CARDS, Decoder, Setup, plan, proposed
+    from toque.functions.training.planning import CARDS, Decoder, Setup, plan, proposed
 
     if given.card not in CARDS:
         raise UsageError(f"--card {given.card!r}: choose one of {', '.join(CARDS)}")
@@ -85,7 +85,7 @@ def _reached(given: Given, asked: Setup, model: Decoder, card: Card) -> float:
     """Share of the card's peak that a short run reached, or a usual one if none was given. Raises: ValueError if it is impossible."""
     from dataclasses import replace
 
-    from functions.training.planning import REACHED, plan
+    from toque.functions.training.planning import REACHED, plan
 
     if given.run_tokens_s is None:
         note("no --run-tokens-s: times are for .35 of the card's peak; published runs reach .27 to .42")

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ray_apps.cli.arguments import arg, flag, repeatable
-from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.errors import Failed, UsageError
-from ray_apps.cli.output import columns, message, note, say, table
+from toque.ray_apps.cli.arguments import arg, flag, repeatable
+from toque.ray_apps.cli.command import Commands, Given, add
+from toque.ray_apps.cli.errors import Failed, UsageError
+from toque.ray_apps.cli.output import columns, message, note, say, table
 
 if TYPE_CHECKING:
-    from ray_apps.new_project import Draft, Finding, Wishes
+    from toque.ray_apps.new_project import Draft, Finding, Wishes
 
-# ray_apps.new_project is imported by the command that needs it: it brings polars.
+# toque.ray_apps.new_project is imported by the command that needs it: it brings polars.
 
 _GUESSES = columns("role | taken as: value | because: reason | to change it: option", texts="because")
 _LISTED = 20
@@ -66,7 +66,7 @@ def register(commands: Commands) -> None:
 
 def _init(given: Given) -> None:
     """Make a project of a table: a small package with features, a model, a loading step and a test."""
-    from ray_apps.new_project import (
+    from toque.ray_apps.new_project import (
         InitError,
         check_absent,
         check_project_name,
@@ -90,7 +90,7 @@ def _init(given: Given) -> None:
 
 def _agreed(given: Given) -> Draft:
     """Draft a project, and have a person at a terminal correct it. Raises: InitError; Failed."""
-    from ray_apps.new_project import Reading, Source, draft_of
+    from toque.ray_apps.new_project import Reading, Source, draft_of
 
     if not given.source:
         raise UsageError(
@@ -113,7 +113,7 @@ def _agreed(given: Given) -> Draft:
 
 
 def _wishes(given: Given) -> Wishes:
-    from ray_apps.new_project import Wishes
+    from toque.ray_apps.new_project import Wishes
 
     keys = tuple(name for each in given.key for name in each.split(","))
     return Wishes(given.label, keys, given.time, given.outcome, given.positive, given.group)

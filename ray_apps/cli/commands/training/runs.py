@@ -11,13 +11,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ray_apps.cli import transfer as files
-from ray_apps.cli.arguments import FOLDER_HERE, RUN, RUNS, arg, limit, repeatable
-from ray_apps.cli.client import Client
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.errors import Failed
-from ray_apps.cli.names import MLFLOW, UnknownName, experiments, require
-from ray_apps.cli.output import Column, columns, facts, listing, message, note, pairs, see_page, table
+from toque.ray_apps.cli import transfer as files
+from toque.ray_apps.cli.arguments import FOLDER_HERE, RUN, RUNS, arg, limit, repeatable
+from toque.ray_apps.cli.client import Client
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.errors import Failed
+from toque.ray_apps.cli.names import MLFLOW, UnknownName, experiments, require
+from toque.ray_apps.cli.output import Column, columns, facts, listing, message, note, pairs, see_page, table
 
 # registry is imported by what needs it: it brings the tables, a third of a second.
 
@@ -95,7 +95,7 @@ def _show(given: Given) -> None:
 
 def _compare(given: Given) -> None:
     """Show the parameters and metrics in which runs differ."""
-    from registry.runs.compare import differences
+    from toque.registry.runs.compare import differences
 
     runs = [run_of(given.client, run_id) for run_id in given.runs]
     differing = differences({kind: [run[kind] for run in runs] for kind in ("params", "metrics")})
@@ -110,8 +110,8 @@ def _compare(given: Given) -> None:
 
 def _plot(given: Given) -> None:
     """Write a page with a metric's values over the steps, a line for each run."""
-    from registry import Point
-    from registry.runs.compare import plot
+    from toque.registry import Point
+    from toque.registry.runs.compare import plot
 
     series = {}
     for run in [run_of(given.client, run_id) for run_id in given.runs]:

@@ -11,15 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_apps.cli.arguments import arg, flag
-from ray_apps.cli.command import Commands, Given, add, find_project_here
-from ray_apps.cli.errors import Failed, UsageError
-from ray_apps.cli.output import note, say, value
+from toque.ray_apps.cli.arguments import arg, flag
+from toque.ray_apps.cli.command import Commands, Given, add, find_project_here
+from toque.ray_apps.cli.errors import Failed, UsageError
+from toque.ray_apps.cli.output import note, say, value
 
 if TYPE_CHECKING:
-    from functions.project import ModelDefinition, Project
-    from functions.retraining.by_hand import TrainedByHand
-    from ray_apps.local import Settings
+    from toque.functions.project import ModelDefinition, Project
+    from toque.functions.retraining.by_hand import TrainedByHand
+    from toque.ray_apps.local import Settings
 
 # `functions` is imported by the command itself: it brings Ray.
 
@@ -51,8 +51,8 @@ def _train(given: Given) -> int:
     os.environ["TOQUE_PROJECT"] = module
     find_project_here()
     with _explained():
-        from functions.project import load_project
-        from functions.retraining.by_hand import train_by_hand
+        from toque.functions.project import load_project
+        from toque.functions.retraining.by_hand import train_by_hand
 
         definition = _chosen(load_project(module), given.model)
         if not given.no_load:
@@ -71,8 +71,8 @@ def _train(given: Given) -> int:
 
 def _platform_environment(home: Path) -> dict[str, str]:
     """Variables of the platform in a state folder, whether it runs or not; those that are set already stand before them."""
-    from ray_apps.local import Settings
-    from ray_apps.local.status import status
+    from toque.ray_apps.local import Settings
+    from toque.ray_apps.local.status import status
 
     running = status(home).running
     settings = Settings.of(os.environ, home=home) if running is None else running.settings
@@ -91,8 +91,8 @@ def _platform_environment(home: Path) -> dict[str, str]:
 
 def _has_key_of(settings: Settings, url: str) -> bool:
     """Whether the audit key of the state folder is there, and is one of this store."""
-    from ray_apps.local.audit_key import is_key_of
-    from registry.audit_keys import AuditKeys
+    from toque.ray_apps.local.audit_key import is_key_of
+    from toque.registry.audit_keys import AuditKeys
 
     file = settings.audit_key_file
     return file.exists() and is_key_of(AuditKeys.of_file(file), url, settings)
@@ -101,11 +101,11 @@ def _has_key_of(settings: Settings, url: str) -> bool:
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn what is wrong with a project, its rows or its training into the command's error."""
-    from featurestore import FeatureStoreError
-    from functions.evaluation import EvaluationError
-    from functions.runtime.definitions import ProjectError
-    from functions.training import TrainingError
-    from registry import RegistryError
+    from toque.featurestore import FeatureStoreError
+    from toque.functions.evaluation import EvaluationError
+    from toque.functions.runtime.definitions import ProjectError
+    from toque.functions.training import TrainingError
+    from toque.registry import RegistryError
 
     try:
         yield
@@ -146,7 +146,7 @@ def _load(module: str) -> None:
 
 def _refresh(service: str | None) -> None:
     """Refresh the other sources of a feature service: the project's `load` may know one of them only."""
-    from functions.features import refresh_service
+    from toque.functions.features import refresh_service
 
     if service is None:
         return
@@ -165,8 +165,8 @@ def _line_of(error: Exception) -> str:
 
 def _put_online(service: str) -> None:
     """Bring the features of a service online where the platform runs, so that its model can be asked by key."""
-    from functions import context
-    from functions.features import materialize
+    from toque.functions import context
+    from toque.functions.features import materialize
 
     if context().redis_url is None:
         return
@@ -177,8 +177,8 @@ def _put_online(service: str) -> None:
 
 def _promote(done: TrainedByHand) -> str | None:
     """Make a version the champion; returns why the model's policy does not allow it, if so."""
-    from functions import context
-    from registry import Refused
+    from toque.functions import context
+    from toque.registry import Refused
 
     try:
         context().registry().set_alias(done.model, "champion", done.version, reason="toque train --promote")

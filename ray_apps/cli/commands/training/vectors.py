@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_apps.cli.arguments import arg, flag, limit, read_json
-from ray_apps.cli.client import call
-from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.errors import UsageError
-from ray_apps.cli.output import chosen, columns, listing, table
+from toque.ray_apps.cli.arguments import arg, flag, limit, read_json
+from toque.ray_apps.cli.client import call
+from toque.ray_apps.cli.command import Commands, Given, add
+from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.output import chosen, columns, listing, table
 
 _VIEW = arg("view", "name of the feature view, as `toque features` shows it")
 _FIELD = arg("--field NAME", "vector field to search (default: the view's only one)")

@@ -10,16 +10,16 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli import transfer as files
-from ray_apps.cli.arguments import FOLDER_HERE, MODEL, VERSION_OR_ALIAS, arg, read_pair, repeatable
-from ray_apps.cli.client import Client
-from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.errors import Failed, Refused, Unreachable, UsageError
-from ray_apps.cli.names import MLFLOW
-from ray_apps.cli.output import message, note
+from toque.ray_apps.cli import transfer as files
+from toque.ray_apps.cli.arguments import FOLDER_HERE, MODEL, VERSION_OR_ALIAS, arg, read_pair, repeatable
+from toque.ray_apps.cli.client import Client
+from toque.ray_apps.cli.command import Commands, Given, add
+from toque.ray_apps.cli.errors import Failed, Refused, Unreachable, UsageError
+from toque.ray_apps.cli.names import MLFLOW
+from toque.ray_apps.cli.output import message, note
 
 if TYPE_CHECKING:
-    from registry.store.blobs import LocalFile
+    from toque.registry.store.blobs import LocalFile
 
 _DEFAULT_EXPERIMENT = "0"
 _ALLOW_CODE = "toque.allow_code"
@@ -76,7 +76,9 @@ def _register(given: Given) -> None:
 
 def _require_accepted(found: Mapping[str, LocalFile], accepted: list[str]) -> None:
     """Refuse files that can execute code before they are sent; the platform looks again. Raises: Failed."""
-    from registry.models.code_files import executable_files  # late: it brings the tables, a third of a second
+    from toque.registry.models.code_files import (
+        executable_files,  # late: it brings the tables, a third of a second
+    )
 
     code = [path for path in executable_files(found) if path not in accepted]
     if code:
@@ -112,7 +114,7 @@ def _signed(
     """
     weights = _generative(found)
     if weights is not None:
-        from functions.generative import CHAT, WEIGHTS  # late: few commands need it
+        from toque.functions.generative import CHAT, WEIGHTS  # late: few commands need it
 
         with _beside(CHAT.model_dump_json(indent=1)) as signed:
             others = {path: file for path, file in found.items() if path != weights}
@@ -126,7 +128,7 @@ def _signed(
         note(f"{given.source} holds no model that is served, or its signature already: it goes as it is")
         yield dict(found)
         return
-    from registry.store.blobs import scan
+    from toque.registry.store.blobs import scan
 
     with tempfile.TemporaryDirectory(prefix="toque-signed-") as folder:
         source, path = Path(given.source), Path(folder) / SIGNATURE_FILE
@@ -146,7 +148,7 @@ def _generative(found: Mapping[str, LocalFile]) -> str | None:
 @contextmanager
 def _beside(text: str) -> Iterator[LocalFile]:
     """A file with the signature, for as long as it is sent."""
-    from registry.store.blobs import scan
+    from toque.registry.store.blobs import scan
 
     with tempfile.TemporaryDirectory(prefix="toque-signed-") as folder:
         Path(folder, SIGNATURE_FILE).write_text(text)
@@ -155,9 +157,12 @@ def _beside(text: str) -> Iterator[LocalFile]:
 
 def _signature(given: Given, folder: Path, trusted_types: Sequence[str]) -> str:
     """Signature of the model as JSON. Raises: Failed, naming what would tell it."""
-    from functions.model_formats.derive import derive_signature, read_rows  # late: the libraries of models
-    from functions.model_formats.errors import TrainingError
-    from registry.models import Signature
+    from toque.functions.model_formats.derive import (  # late: the libraries of models
+        derive_signature,
+        read_rows,
+    )
+    from toque.functions.model_formats.errors import TrainingError
+    from toque.registry.models import Signature
 
     try:
         if given.signature:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.arguments import MODEL, VERSION_OR_ALIAS, arg, limit, read_json
-from ray_apps.cli.client import Client, call
-from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.errors import Failed
-from ray_apps.cli.output import Column, chosen, columns, facts, listing, message, newest_first, table
+from toque.ray_apps.cli.arguments import MODEL, VERSION_OR_ALIAS, arg, limit, read_json
+from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.command import Commands, Given, add
+from toque.ray_apps.cli.errors import Failed
+from toque.ray_apps.cli.output import Column, chosen, columns, facts, listing, message, newest_first, table
 
 if TYPE_CHECKING:
-    from registry import TableSnapshot
+    from toque.registry import TableSnapshot
 
 _SET = arg(
     "--set JSON",
@@ -34,7 +34,7 @@ def register(models: Commands) -> None:
 
 def source_of(text: str) -> TableSnapshot | str:
     """What a version may be made from: a table as of a version (`TABLE@VERSION`), else an id or digest."""
-    from registry import TableSnapshot  # late: it brings the tables, a third of a second
+    from toque.registry import TableSnapshot  # late: it brings the tables, a third of a second
 
     table_name, at, version = text.rpartition("@")
     return TableSnapshot(name=table_name, version=int(version)) if at and version.isdecimal() else text
@@ -107,7 +107,7 @@ def _shown(pieces: list[str]) -> str:
 
 
 def _dependents(client: Client, source: TableSnapshot | str) -> Iterator[dict[str, Any]]:
-    from registry import Lineage  # late: see `source_of`
+    from toque.registry import Lineage  # late: see `source_of`
 
     for model in client.get("/models"):
         traffic = model["traffic"] or {"arms": []}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_apps.cli.arguments import (
+from toque.ray_apps.cli.arguments import (
     EXPECTED_CHAMPION,
     MODEL,
     OVERRIDE,
@@ -14,9 +14,9 @@ from ray_apps.cli.arguments import (
     limit,
     repeatable,
 )
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.commands.versions import model_files, model_record, signing
-from ray_apps.cli.output import columns, listing, message, newest_first, pairs, see_page
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.commands.versions import model_files, model_record, signing
+from toque.ray_apps.cli.output import columns, listing, message, newest_first, pairs, see_page
 
 _ACCEPT_CODE = repeatable("--accept-code PATH", "a file that can execute code, which you read and accept")
 _COMMENT = arg("--comment", "what you found; it stands beside your name", default="")

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ray_apps.cli.arguments import MODEL, arg, limit
-from ray_apps.cli.command import Commands, Given, add, group
-from ray_apps.cli.errors import Failed
-from ray_apps.cli.names import ask
-from ray_apps.cli.output import columns, listing, message
+from toque.ray_apps.cli.arguments import MODEL, arg, limit
+from toque.ray_apps.cli.command import Commands, Given, add, group
+from toque.ray_apps.cli.errors import Failed
+from toque.ray_apps.cli.names import ask
+from toque.ray_apps.cli.output import columns, listing, message
 
 _FILE = arg("file", "the prompt, as JSON or YAML")
 _BASE = arg("--base VERSION", "version or alias that gives weights and settings (default: the champion)")

@@ -6,13 +6,13 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.arguments import MODEL, VERSION, arg, read_file
-from ray_apps.cli.command import Commands, Given, add
-from ray_apps.cli.errors import Failed, UsageError
-from ray_apps.cli.output import message
+from toque.ray_apps.cli.arguments import MODEL, VERSION, arg, read_file
+from toque.ray_apps.cli.command import Commands, Given, add
+from toque.ray_apps.cli.errors import Failed, UsageError
+from toque.ray_apps.cli.output import message
 
 if TYPE_CHECKING:
-    from registry.access.signing import Binding
+    from toque.registry.access.signing import Binding
 
 # registry is imported by what needs it: it brings the tables, a third of a second.
 
@@ -30,8 +30,8 @@ def register(models: Commands) -> None:
 
 def _sign(given: Given) -> None:
     """Sign a version's files and serving tags in the OpenSSF model-signing format."""
-    from registry import RegistryError
-    from registry.access import signing
+    from toque.registry import RegistryError
+    from toque.registry.access import signing
 
     key = read_file(given.key)
     password = read_file(given.password_file).strip() if given.password_file else None
@@ -48,8 +48,8 @@ def _sign(given: Given) -> None:
 
 def _verify(given: Given) -> None:
     """Check a version's signature with a public key, here."""
-    from registry import RegistryError
-    from registry.access import signing
+    from toque.registry import RegistryError
+    from toque.registry.access import signing
 
     public = read_file(given.public_key)
     path = f"/models/{given.model}/versions/{given.version}"
@@ -76,8 +76,8 @@ def _print(given: Given, signer: str) -> None:
 
 def _binding(version: dict[str, Any]) -> Binding:
     """What a signature of this version is bound to: as the platform describes it, which signs or is checked here."""
-    from registry.access.signing import Binding
-    from registry.models.serving_tags import serving_tags
+    from toque.registry.access.signing import Binding
+    from toque.registry.models.serving_tags import serving_tags
 
     return Binding(version["model"], version["version"], serving_tags(version["tags"]))
 

@@ -11,13 +11,13 @@ from fastapi import Query
 from markupsafe import Markup
 from starlette.responses import Response
 
-from ray_apps.console.api import ApiError
-from ray_apps.console.charts import Point, Series, draw_lines
-from ray_apps.console.entry import Entry
-from ray_apps.console.figures import figure_texts
-from ray_apps.console.page import Page
-from ray_apps.console.route import CHANGE, Form, page_for, pages_router
-from registry import Role
+from toque.ray_apps.console.api import ApiError
+from toque.ray_apps.console.charts import Point, Series, draw_lines
+from toque.ray_apps.console.entry import Entry
+from toque.ray_apps.console.figures import figure_texts
+from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.route import CHANGE, Form, page_for, pages_router
+from toque.registry import Role
 
 router = pages_router()
 ENTRY = Entry("Traffic", "traffic")

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import Path, Query
 from starlette.responses import Response
 
-from ray_apps.console.lineage import draw_lineage
-from ray_apps.console.markdown import render_markdown
-from ray_apps.console.page import Page
-from ray_apps.console.route import CHANGE, Form, page_for, pages_router
-from registry import Role
+from toque.ray_apps.console.lineage import draw_lineage
+from toque.ray_apps.console.markdown import render_markdown
+from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.route import CHANGE, Form, page_for, pages_router
+from toque.registry import Role
 
 router = pages_router()
 ENTRY = None

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from featurestore.definitions.casting.composites import column_of_values
-from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.gateway.problems import Problem
-from ray_apps.gateway.row_bodies import rows_schema, take_rows
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json, Time
-from registry import Principal, Role
+from toque.featurestore.definitions.casting.composites import column_of_values
+from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.gateway.problems import Problem
+from toque.ray_apps.gateway.row_bodies import rows_schema, take_rows
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.wire import Json, Time
+from toque.registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["data"])
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from featurestore import OnlineFeatures
-from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json
-from registry import Principal, Role
+from toque.featurestore import OnlineFeatures
+from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.wire import Json
+from toque.registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["data"])
 

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from featurestore import Metric, Neighbours
-from featurestore.vectors import MOST
-from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.vector_series import observe
-from ray_apps.gateway.wire import Json, Time
-from registry import Principal, Role
+from toque.featurestore import Metric, Neighbours
+from toque.featurestore.vectors import MOST
+from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.vector_series import observe
+from toque.ray_apps.gateway.wire import Json, Time
+from toque.registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["data"])
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
-from ray_apps.admission import GuardedRoute
-from ray_apps.gateway.routes.models.registry_calls import ChangeRequest, Operator, Viewer, by_registry
-from ray_apps.gateway.wire import Json, Name
-from registry import Registry, Traffic
+from toque.ray_apps.admission import GuardedRoute
+from toque.ray_apps.gateway.routes.models.registry_calls import ChangeRequest, Operator, Viewer, by_registry
+from toque.ray_apps.gateway.wire import Json, Name
+from toque.registry import Registry, Traffic
 
 router = APIRouter(route_class=GuardedRoute, tags=["models"])
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field, ValidationError
 
-from ray_apps.admission import GuardedRoute, admitted_of
-from ray_apps.gateway.problems import Problem
-from ray_apps.gateway.routes.models.registry_calls import (
+from toque.ray_apps.admission import GuardedRoute, admitted_of
+from toque.ray_apps.gateway.problems import Problem
+from toque.ray_apps.gateway.routes.models.registry_calls import (
     Admin,
     ChangeRequest,
     Number,
@@ -20,9 +20,9 @@ from ray_apps.gateway.routes.models.registry_calls import (
     by_registry,
     require_may_override,
 )
-from ray_apps.gateway.services import services_of
-from ray_apps.gateway.wire import Json, Name, Time
-from registry import (
+from toque.ray_apps.gateway.services import services_of
+from toque.ray_apps.gateway.wire import Json, Name, Time
+from toque.registry import (
     Damaged,
     ModelPolicy,
     ModelState,
@@ -119,7 +119,10 @@ async def set_policy(
     expected = None if if_match is None else if_match.strip('"')
 
     def changed(registry: Registry) -> ModelPolicy:
-        from functions.evaluation import EvaluationError, check_policy_gates  # late: it brings torch, seconds
+        from toque.functions.evaluation import (  # late: it brings torch, seconds
+            EvaluationError,
+            check_policy_gates,
+        )
 
         try:
             check_policy_gates(body)

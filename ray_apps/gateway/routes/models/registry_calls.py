@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from fastapi import Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from ray_apps.admission import NotAdmitted, admitted_of, allowed
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json
-from registry import (
+from toque.ray_apps.admission import NotAdmitted, admitted_of, allowed
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.wire import Json
+from toque.registry import (
     Principal,
     Registry,
     Role,

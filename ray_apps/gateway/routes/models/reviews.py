@@ -10,10 +10,10 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel
 
-from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json, Name
-from registry import ModelState, Principal, Registry, Role
+from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.wire import Json, Name
+from toque.registry import ModelState, Principal, Registry, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["models"])
 

@@ -7,9 +7,9 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.live_counts import LiveFigures, read_figures
-from ray_apps.admission import GuardedRoute
-from ray_apps.gateway.routes.models.registry_calls import (
+from toque.functions.live_counts import LiveFigures, read_figures
+from toque.ray_apps.admission import GuardedRoute
+from toque.ray_apps.gateway.routes.models.registry_calls import (
     ChangeRequest,
     Number,
     Operator,
@@ -17,10 +17,10 @@ from ray_apps.gateway.routes.models.registry_calls import (
     by_registry,
     require_may_override,
 )
-from ray_apps.gateway.services import context_of, services_of
-from ray_apps.gateway.wire import Json, Name
-from registry import LayerShare, Registry, Traffic, TrafficRule, Unavailable
-from registry.models.traffic.preview import Move, moves
+from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.wire import Json, Name
+from toque.registry import LayerShare, Registry, Traffic, TrafficRule, Unavailable
+from toque.registry.models.traffic.preview import Move, moves
 
 router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from ray_apps.admission import GuardedRoute
-from ray_apps.gateway.routes.models.registry_calls import (
+from toque.ray_apps.admission import GuardedRoute
+from toque.ray_apps.gateway.routes.models.registry_calls import (
     Approver,
     Number,
     Operator,
@@ -17,8 +17,8 @@ from ray_apps.gateway.routes.models.registry_calls import (
     by_registry,
     number_or_alias,
 )
-from ray_apps.gateway.wire import Json, Name
-from registry import (
+from toque.ray_apps.gateway.wire import Json, Name
+from toque.registry import (
     ModelVersion,
     NotFound,
     Registry,

@@ -1,8 +1,8 @@
 """Work of a process that answers a table by a language model, to be killed."""
 
-from functions import Context, use_context
-from functions.evaluation.batch_inference import predict_batch
-from registry import TableSnapshot, open_store
+from toque.functions import Context, use_context
+from toque.functions.evaluation.batch_inference import predict_batch
+from toque.registry import TableSnapshot, open_store
 
 
 def answer(url: str, dataset: TableSnapshot, shard_rows: int, output: str) -> None:

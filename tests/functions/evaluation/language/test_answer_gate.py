@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from functions.evaluation import EvaluationError, SliceRule
-from functions.evaluation.language import AnswerGate, Judge, Scorer, judge_answers
-from functions.evaluation.language.answer_gate import _compare_slices, judge_scores
+from toque.functions.evaluation import EvaluationError, SliceRule
+from toque.functions.evaluation.language import AnswerGate, Judge, Scorer, judge_answers
+from toque.functions.evaluation.language.answer_gate import _compare_slices, judge_scores
 
 ROWS, RUNS, EQUAL_PAIRS = 200, 40, 400
 GATE: Final = AnswerGate(

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from functions.evaluation import EvaluationError
-from functions.evaluation.language import AnswerGate, Scorer
-from functions.evaluation.language.answer_gate import judge_answers
-from functions.evaluation.language.classifiers import check_classifier, scores_of
-from functions.monitoring.language import LanguageMonitors
-from functions.monitoring.language.jobs import live_scores, set_language_monitors, watch_language_model
-from functions.monitoring.language.scores import kept_means
-from functions.runtime import use_context
-from registry import NotFound
 from tests.functions.monitoring.language.conftest import MODEL, Talk, new_talk, talk
 from tests.functions.training.test_classifier import BOTH, FRUIT, TOOL, classifier, encoder, trained
 from tests.functions.training.test_llm import base
+from toque.functions.evaluation import EvaluationError
+from toque.functions.evaluation.language import AnswerGate, Scorer
+from toque.functions.evaluation.language.answer_gate import judge_answers
+from toque.functions.evaluation.language.classifiers import check_classifier, scores_of
+from toque.functions.monitoring.language import LanguageMonitors
+from toque.functions.monitoring.language.jobs import live_scores, set_language_monitors, watch_language_model
+from toque.functions.monitoring.language.scores import kept_means
+from toque.functions.runtime import use_context
+from toque.registry import NotFound
 
 __all__ = ["base", "encoder", "talk"]  # fixtures
 FRUITY = Scorer(kind="classifier", name="fruity", classifier="kinds@1", wanted="fruit")

@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from functions import Context
-from functions.evaluation import EvaluationError, GateResult, SliceRule, check_policy_gates
-from functions.evaluation.language import AnswerGate, Scorer
-from functions.evaluation.language.jobs import evaluate_answers
-from functions.generative import EngineSettings, Prompt, register_generative
-from registry import GateData, GateDemand, ModelPolicy, Refused, Table, TableSnapshot
 from tests.language_model import language_model_weights
+from toque.functions import Context
+from toque.functions.evaluation import EvaluationError, GateResult, SliceRule, check_policy_gates
+from toque.functions.evaluation.language import AnswerGate, Scorer
+from toque.functions.evaluation.language.jobs import evaluate_answers
+from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.registry import GateData, GateDemand, ModelPolicy, Refused, Table, TableSnapshot
 
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin", "Japan": "Tokyo", "Egypt": "Cairo",

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from functions.evaluation import EvaluationError, SliceRule
-from functions.evaluation.language import AnswerGate, Scorer
-from functions.evaluation.language.evaluation_set import read_rows
-from functions.evaluation.language.jobs import evaluate_answers, evaluate_likelihoods
-from functions.evaluation.language.likelihood import Likelihoods, read_model
-from functions.training import RecipeParams, fine_tune
-from registry import GateData, ModelPolicy, Table
 from tests.functions.training.test_llm import NUMBERS, SMALL, base, conversation
+from toque.functions.evaluation import EvaluationError, SliceRule
+from toque.functions.evaluation.language import AnswerGate, Scorer
+from toque.functions.evaluation.language.evaluation_set import read_rows
+from toque.functions.evaluation.language.jobs import evaluate_answers, evaluate_likelihoods
+from toque.functions.evaluation.language.likelihood import Likelihoods, read_model
+from toque.functions.training import RecipeParams, fine_tune
+from toque.registry import GateData, ModelPolicy, Table
 
 transformers = pytest.importorskip("transformers")
 

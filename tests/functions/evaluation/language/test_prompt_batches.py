@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from functions import Context
-from functions.evaluation.batch_inference import predict_batch
-from functions.generative import EngineSettings, Prompt, register_generative
-from functions.training import TrainingDataError
-from registry import Table, TableSnapshot
 from tests import waiting
 from tests.functions.evaluation.language.prompt_victim import answer
 from tests.language_model import language_model_weights, write_small_model
+from toque.functions import Context
+from toque.functions.evaluation.batch_inference import predict_batch
+from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.functions.training import TrainingDataError
+from toque.registry import Table, TableSnapshot
 
 SETTINGS = EngineSettings(context_length=128, slots=4)
 

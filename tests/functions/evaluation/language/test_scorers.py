@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from functions.evaluation.language import Scorer
+from toque.functions.evaluation.language import Scorer
 
 NAMED = Scorer(kind="json", required=("city",))
 

@@ -13,14 +13,14 @@ import pytest
 from examples.capitals.data import CAPITALS, judged_countries, learnt_countries, question
 from examples.capitals.steps import GOOD, WORSE
 from examples.gpt.tune import from_gguf
-from functions import Context
-from functions.evaluation.language import AnswerGate, Judge, Scorer
-from functions.evaluation.language.jobs import calibrate_judge, evaluate_answers
-from functions.generative import EngineSettings, Prompt, register_generative
-from functions.training import Lora, RecipeParams, fine_tune, serve_fine_tune
-from functions.training.llm.job import SIGNATURE
-from registry import Registry, Table, TableSnapshot
 from tests.language_model import language_model_weights
+from toque.functions import Context
+from toque.functions.evaluation.language import AnswerGate, Judge, Scorer
+from toque.functions.evaluation.language.jobs import calibrate_judge, evaluate_answers
+from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.functions.training import Lora, RecipeParams, fine_tune, serve_fine_tune
+from toque.functions.training.llm.job import SIGNATURE
+from toque.registry import Registry, Table, TableSnapshot
 
 pytestmark = [pytest.mark.proof, pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(3_600)]
 

@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics.probabilities import METRICS, auc, bootstrap, brier, ece, log_loss
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.metrics.probabilities import METRICS, auc, bootstrap, brier, ece, log_loss
 
 
 @pytest.fixture

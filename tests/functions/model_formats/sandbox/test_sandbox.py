@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from functions.model_formats.errors import ArtifactRefused
-from functions.model_formats.sandbox import Sandbox, SandboxLimits
-from functions.model_formats.sandbox.limits import FILES, RESOURCES, SYSTEM_CALLS
-from functions.model_formats.sandbox.messages import LoadRequest, Verdict
-from registry import Forbidden, Signature, TensorSpec
+from toque.functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.sandbox import Sandbox, SandboxLimits
+from toque.functions.model_formats.sandbox.limits import FILES, RESOURCES, SYSTEM_CALLS
+from toque.functions.model_formats.sandbox.messages import LoadRequest, Verdict
+from toque.registry import Forbidden, Signature, TensorSpec
 
 SIGNATURE = Signature(
     inputs=[TensorSpec(name="numeric", datatype="FP32", shape=[-1, 2])],

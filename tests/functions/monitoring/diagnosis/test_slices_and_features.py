@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from functions.monitoring import SliceOptions, what_changed, worst_slices
-from functions.runtime import use_context
 from tests.functions.monitoring.conftest import ServedModel
+from toque.functions.monitoring import SliceOptions, what_changed, worst_slices
+from toque.functions.runtime import use_context
 
 MODEL = "late"
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from functions.monitoring import Alarm, DriftMonitor, alarms, watch_drift
-from functions.monitoring.diagnosis import what_changed
-from functions.reporting import alarm_report
-from functions.runtime import use_context
-from functions.stats.decompose import CellChange, ColumnChange
 from tests.functions.monitoring.conftest import DAY, MODEL, START, ServedModel
+from toque.functions.monitoring import Alarm, DriftMonitor, alarms, watch_drift
+from toque.functions.monitoring.diagnosis import what_changed
+from toque.functions.reporting import alarm_report
+from toque.functions.runtime import use_context
+from toque.functions.stats.decompose import CellChange, ColumnChange
 
 
 def raise_alarm(served: ServedModel, days: int, **changes: Any) -> Alarm:

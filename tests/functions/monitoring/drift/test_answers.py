@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.evaluation.meanings import Outcome
-from functions.evaluation.outcome_kinds import GROUP_TAG, kind_for
-from functions.monitoring import AnswerMonitor, MonitorResult, standing_alarms
-from functions.monitoring.drift.answers import answer_table, watch_version
-from functions.monitoring.jobs import alarms
-from functions.monitoring.watch import MonitorRun
-from functions.runtime.context import Context, use_context
-from registry import Lineage, ModelVersion, ObjectStore, open_store
-from registry.models import Signature, TensorSpec
+from toque.functions.evaluation.meanings import Outcome
+from toque.functions.evaluation.outcome_kinds import GROUP_TAG, kind_for
+from toque.functions.monitoring import AnswerMonitor, MonitorResult, standing_alarms
+from toque.functions.monitoring.drift.answers import answer_table, watch_version
+from toque.functions.monitoring.jobs import alarms
+from toque.functions.monitoring.watch import MonitorRun
+from toque.functions.runtime.context import Context, use_context
+from toque.registry import Lineage, ModelVersion, ObjectStore, open_store
+from toque.registry.models import Signature, TensorSpec
 
 START, DAY, ROWS = datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1), 200
 NAMES = ("fog", "rain", "sun")

@@ -15,16 +15,16 @@ import pytest
 import ray
 import ray.data
 
-from functions.monitoring import watch_drift
-from functions.monitoring.drift import dataset_sketches as large
-from functions.monitoring.drift import watch as watch_features
-from functions.monitoring.drift.dataset_sketches import DatasetRows, sketch_rows
-from functions.monitoring.drift.monitor import DriftState
-from functions.monitoring.logged_features import sample_rows
-from functions.runtime import use_context
-from functions.stats.sketch import TableSketch
-from registry import Table, open_store
 from tests.functions.monitoring.conftest import ServedModel
+from toque.functions.monitoring import watch_drift
+from toque.functions.monitoring.drift import dataset_sketches as large
+from toque.functions.monitoring.drift import watch as watch_features
+from toque.functions.monitoring.drift.dataset_sketches import DatasetRows, sketch_rows
+from toque.functions.monitoring.drift.monitor import DriftState
+from toque.functions.monitoring.logged_features import sample_rows
+from toque.functions.runtime import use_context
+from toque.functions.stats.sketch import TableSketch
+from toque.registry import Table, open_store
 
 
 def table(folder: Path, parts: int, rows: int = 500) -> Table:

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict, judge
-from functions.monitoring.drift.reference import Reference, likeness
-from functions.stats.sketch import TableSketch
+from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict, judge
+from toque.functions.monitoring.drift.reference import Reference, likeness
+from toque.functions.stats.sketch import TableSketch
 
 MONITOR = DriftMonitor()
 COLUMNS = 10

@@ -12,15 +12,15 @@ import pyarrow as pa
 import pytest
 from sklearn.datasets import load_digits
 
-from functions.monitoring import DriftMonitor
-from functions.monitoring.drift.tensor_summaries import summaries, summary_names
-from functions.monitoring.jobs import watch_drift
-from functions.monitoring.logged_features import FeatureColumns
-from functions.prediction_log import predictions_table
-from functions.prediction_log.records import PREDICTIONS
-from functions.runtime import Context
-from functions.runtime.context import use_context
-from registry import Lineage, Registry, Signature, Table, TensorSpec, open_store
+from toque.functions.monitoring import DriftMonitor
+from toque.functions.monitoring.drift.tensor_summaries import summaries, summary_names
+from toque.functions.monitoring.jobs import watch_drift
+from toque.functions.monitoring.logged_features import FeatureColumns
+from toque.functions.prediction_log import predictions_table
+from toque.functions.prediction_log.records import PREDICTIONS
+from toque.functions.runtime import Context
+from toque.functions.runtime.context import use_context
+from toque.registry import Lineage, Registry, Signature, Table, TensorSpec, open_store
 
 START, DAY = datetime(2024, 3, 1, tzinfo=UTC), timedelta(days=1)
 A_DAY, DAYS = 120, 6

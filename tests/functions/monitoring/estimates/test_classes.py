@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from functions.monitoring import (
+from tests.functions.monitoring.conftest import ServedModel
+from toque.functions.monitoring import (
     Alarm,
     EstimateMonitor,
     estimate_performance,
@@ -15,10 +16,9 @@ from functions.monitoring import (
     standing_alarms,
     watch_performance,
 )
-from functions.retraining.policy import RetrainingPolicy
-from functions.runtime import use_context
-from registry import Table, open_store
-from tests.functions.monitoring.conftest import ServedModel
+from toque.functions.retraining.policy import RetrainingPolicy
+from toque.functions.runtime import use_context
+from toque.registry import Table, open_store
 
 MODEL = "late"
 MONITOR = EstimateMonitor(min_labels=300)

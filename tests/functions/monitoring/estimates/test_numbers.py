@@ -6,10 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from functions.monitoring import EstimateMonitor, estimate_performance, results_table, standing_alarms
-from functions.runtime import use_context
-from registry import Table, open_store
 from tests.functions.monitoring.conftest import ServedModel
+from toque.functions.monitoring import EstimateMonitor, estimate_performance, results_table, standing_alarms
+from toque.functions.runtime import use_context
+from toque.registry import Table, open_store
 
 MODEL = "late"
 MONITOR = EstimateMonitor(loss="squared_error", min_labels=600)

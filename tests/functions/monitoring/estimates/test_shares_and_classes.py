@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.monitoring import EstimateMonitor, estimate_performance, performance_estimates
-from functions.monitoring.estimates.classes import Binary, ClassRows, estimate
-from functions.monitoring.estimates.monitor import EstimateState
-from functions.prediction_log import LABELS_TABLE, predictions_table
-from functions.prediction_log.records import LABELS, PREDICTIONS
-from functions.runtime import use_context
-from functions.stats.estimate import ScoreSketch
-from registry import Signature, Table, TensorSpec
 from tests.functions.monitoring.conftest import ServedModel
+from toque.functions.monitoring import EstimateMonitor, estimate_performance, performance_estimates
+from toque.functions.monitoring.estimates.classes import Binary, ClassRows, estimate
+from toque.functions.monitoring.estimates.monitor import EstimateState
+from toque.functions.prediction_log import LABELS_TABLE, predictions_table
+from toque.functions.prediction_log.records import LABELS, PREDICTIONS
+from toque.functions.runtime import use_context
+from toque.functions.stats.estimate import ScoreSketch
+from toque.registry import Signature, Table, TensorSpec
 
 MODEL, ROWS = "late", 600
 MONITOR = EstimateMonitor(min_labels=1_000)

@@ -10,16 +10,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from functions.generative import Prompt, register_generative
-from functions.prediction_log import LABELS_TABLE, Label, encode_labels, epoch_us, predictions_table
-from functions.prediction_log.writing.columns import label_columns, large_columns, prediction_columns
-from functions.runtime import Context
-from functions.runtime.receipt import TokenPrice
-from ray_apps.generative.answering.recording import IN_VIEW, LoggedRow, request_tensors, response_tensors
-from ray_apps.generative.openai.answers import AnswerRecord
-from ray_apps.generative.openai.requests import CHAT, Ask
-from ray_apps.predictor.inference.recording import Recorder
-from registry import ObjectStore, Registry, Table, open_store
+from toque.functions.generative import Prompt, register_generative
+from toque.functions.prediction_log import LABELS_TABLE, Label, encode_labels, epoch_us, predictions_table
+from toque.functions.prediction_log.writing.columns import label_columns, large_columns, prediction_columns
+from toque.functions.runtime import Context
+from toque.functions.runtime.receipt import TokenPrice
+from toque.ray_apps.generative.answering.recording import (
+    IN_VIEW,
+    LoggedRow,
+    request_tensors,
+    response_tensors,
+)
+from toque.ray_apps.generative.openai.answers import AnswerRecord
+from toque.ray_apps.generative.openai.requests import CHAT, Ask
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.registry import ObjectStore, Registry, Table, open_store
 
 MODEL = "support"
 START = datetime(2013, 5, 1, tzinfo=UTC)

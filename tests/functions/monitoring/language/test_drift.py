@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.monitoring import AnswerMonitor, standing_alarms
-from functions.monitoring.history import monitor_findings
-from functions.monitoring.language import LanguageMonitors
-from functions.monitoring.language.jobs import set_language_monitors, watch_language_model
-from functions.prediction_log import outcomes
-from functions.runtime import use_context
-from functions.runtime.receipt import TokenPrice
-from registry import ModelPolicy
 from tests.functions.monitoring.language.conftest import MODEL, Talk
+from toque.functions.monitoring import AnswerMonitor, standing_alarms
+from toque.functions.monitoring.history import monitor_findings
+from toque.functions.monitoring.language import LanguageMonitors
+from toque.functions.monitoring.language.jobs import set_language_monitors, watch_language_model
+from toque.functions.prediction_log import outcomes
+from toque.functions.runtime import use_context
+from toque.functions.runtime.receipt import TokenPrice
+from toque.registry import ModelPolicy
 
 DAY = timedelta(days=1)
 DAILY = 60

@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from functions.evaluation import EvaluationError
-from functions.evaluation.language import Judge, Scorer
-from functions.generative import GenerativeError
-from functions.monitoring.language import LanguageMonitors, scoring
-from functions.monitoring.language.jobs import (
+from tests.functions.monitoring.language.conftest import MODEL, Talk
+from toque.functions.evaluation import EvaluationError
+from toque.functions.evaluation.language import Judge, Scorer
+from toque.functions.generative import GenerativeError
+from toque.functions.monitoring.language import LanguageMonitors, scoring
+from toque.functions.monitoring.language.jobs import (
     language_monitors,
     live_scores,
     set_language_monitors,
     watch_language_model,
     watch_language_models,
 )
-from functions.monitoring.language.sample import Sample
-from functions.monitoring.language.scores import ScoreTable, kept_means
-from functions.monitoring.language.scoring import judge_sample
-from functions.prediction_log.sampling import is_sampled
-from functions.runtime import use_context
-from registry import ModelPolicy, Table
-from tests.functions.monitoring.language.conftest import MODEL, Talk
+from toque.functions.monitoring.language.sample import Sample
+from toque.functions.monitoring.language.scores import ScoreTable, kept_means
+from toque.functions.monitoring.language.scoring import judge_sample
+from toque.functions.prediction_log.sampling import is_sampled
+from toque.functions.runtime import use_context
+from toque.registry import ModelPolicy, Table
 
 JSON, SHORT, EXACT = Scorer(kind="json"), Scorer(kind="length", max_length=10), Scorer()
 ALL = LanguageMonitors(share=1.0, scorers=(JSON, SHORT, EXACT), drift=None)

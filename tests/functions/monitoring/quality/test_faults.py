@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from functions.monitoring import (
+from tests.functions.monitoring.conftest import DAY, MODEL, ServedModel
+from toque.functions.monitoring import (
     PerformanceMonitor,
     alarms,
     results_table,
@@ -20,11 +21,10 @@ from functions.monitoring import (
     watch_performance,
     watch_quality,
 )
-from functions.prediction_log import LABELS_TABLE, predictions_table
-from functions.prediction_log.records import LABELS, PREDICTIONS
-from functions.runtime import use_context
-from registry import NotFound, Table
-from tests.functions.monitoring.conftest import DAY, MODEL, ServedModel
+from toque.functions.prediction_log import LABELS_TABLE, predictions_table
+from toque.functions.prediction_log.records import LABELS, PREDICTIONS
+from toque.functions.runtime import use_context
+from toque.registry import NotFound, Table
 
 WATCHES = (watch_quality, watch_performance, watch_drift)
 

@@ -8,16 +8,16 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from functions.monitoring.quality.incidents import judge, spoiled
-from functions.monitoring.quality.monitor import (
+from toque.functions.monitoring.quality.incidents import judge, spoiled
+from toque.functions.monitoring.quality.monitor import (
     CohortSummary,
     QualityMonitor,
     QualityState,
     QualityVerdict,
     ViewAge,
 )
-from functions.monitoring.quality.profile import ColumnProfile
-from functions.monitoring.quality.units import CONVERSIONS, jump_of
+from toque.functions.monitoring.quality.profile import ColumnProfile
+from toque.functions.monitoring.quality.units import CONVERSIONS, jump_of
 
 MONITOR = QualityMonitor(ranges={"humid": (0.0, 100.0)}, units={"temp": "F"})
 ROWS = 200

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from functions.rollout import Evidence, PairedLoss, RolloutError, RolloutPolicy, decide
-from functions.rollout.budget import budget
-from functions.rollout.evidence.sums import ArmCounts
-from functions.rollout.state import AlphaSpent, History, RolloutState
-from functions.stats import ClusterSums, SeriesSums
 from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions.rollout import Evidence, PairedLoss, RolloutError, RolloutPolicy, decide
+from toque.functions.rollout.budget import budget
+from toque.functions.rollout.evidence.sums import ArmCounts
+from toque.functions.rollout.state import AlphaSpent, History, RolloutState
+from toque.functions.stats import ClusterSums, SeriesSums
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

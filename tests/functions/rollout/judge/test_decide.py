@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.rollout.evidence.sums import ArmCounts, Evidence, PairedLoss
-from functions.rollout.judge.decide import Decision, decide
-from functions.rollout.policy import RolloutPolicy
-from functions.rollout.state import RolloutState
-from functions.stats import ClusterSums, SeriesSums
+from toque.functions.rollout.evidence.sums import ArmCounts, Evidence, PairedLoss
+from toque.functions.rollout.judge.decide import Decision, decide
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.rollout.state import RolloutState
+from toque.functions.stats import ClusterSums, SeriesSums
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

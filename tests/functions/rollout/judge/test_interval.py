@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from functions.rollout.evidence.sums import PairedLoss
-from functions.rollout.judge.interval import improvement
-from functions.rollout.policy import RolloutPolicy
-from functions.stats import ClusterSums, SeriesSums
 from tests.conditions import days as conditions
 from tests.conditions.days import Days
+from toque.functions.rollout.evidence.sums import PairedLoss
+from toque.functions.rollout.judge.interval import improvement
+from toque.functions.rollout.policy import RolloutPolicy
+from toque.functions.stats import ClusterSums, SeriesSums
 
 DAYS, LABELS, RUNS = 49, 200, 100
 POLICY = RolloutPolicy()

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from functions.evaluation.meanings import MEANINGS, Outcome
-from functions.evaluation.realised_loss import score
-from functions.rollout.evidence.sums import PairedLoss
-from functions.rollout.judge.interval import improvement
-from functions.rollout.policy import RolloutPolicy
+from toque.functions.evaluation.meanings import MEANINGS, Outcome
+from toque.functions.evaluation.realised_loss import score
+from toque.functions.rollout.evidence.sums import PairedLoss
+from toque.functions.rollout.judge.interval import improvement
+from toque.functions.rollout.policy import RolloutPolicy
 
 ALPHA, LOOKS, BY_LOOK, ITEMS = 0.05, 10, 60, 5
 AT_ONCE = 20  # rollouts that are simulated together: millions of names at once take ten times as long each

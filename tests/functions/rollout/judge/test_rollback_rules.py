@@ -11,18 +11,26 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from functions.evaluation.realised_loss import Scored, score
-from functions.prediction_log.sampling import is_sampled
-from functions.rollout import Evidence, Guardrail, MetricSums, MetricValue, RolloutPolicy, UnitCounts, decide
-from functions.rollout.evidence.assigned_units import MAX_UNITS, AssignedUnits, count_assigned
-from functions.rollout.evidence.metrics import MetricRows, metric_cohort, read_metric, write_metric
-from functions.rollout.evidence.sums import ArmCounts, PairedLoss
-from functions.rollout.explain import explain
-from functions.rollout.state import RolloutState
-from functions.stats import ClusterSums
-from registry import Entry
-from registry.models.traffic import Traffic
 from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions.evaluation.realised_loss import Scored, score
+from toque.functions.prediction_log.sampling import is_sampled
+from toque.functions.rollout import (
+    Evidence,
+    Guardrail,
+    MetricSums,
+    MetricValue,
+    RolloutPolicy,
+    UnitCounts,
+    decide,
+)
+from toque.functions.rollout.evidence.assigned_units import MAX_UNITS, AssignedUnits, count_assigned
+from toque.functions.rollout.evidence.metrics import MetricRows, metric_cohort, read_metric, write_metric
+from toque.functions.rollout.evidence.sums import ArmCounts, PairedLoss
+from toque.functions.rollout.explain import explain
+from toque.functions.rollout.state import RolloutState
+from toque.functions.stats import ClusterSums
+from toque.registry import Entry
+from toque.registry.models.traffic import Traffic
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -154,7 +162,7 @@ def test_any_batches_count_the_same_units_up_to_a_stated_number(monkeypatch: pyt
         parts = count_assigned(rows(versions[start:stop], units[start:stop], start=start), canary(), parts)
     assert parts == whole
     assert whole.counts.champion + whole.counts.challenger < 300
-    monkeypatch.setattr("functions.rollout.evidence.assigned_units.MAX_UNITS", 50)
+    monkeypatch.setattr("toque.functions.rollout.evidence.assigned_units.MAX_UNITS", 50)
     few = count_assigned(rows(versions, units), canary(), AssignedUnits()).counts
     assert few.champion + few.challenger == 50 < MAX_UNITS
 

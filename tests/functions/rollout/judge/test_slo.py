@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from functions.rollout import Evidence, RolloutError, RolloutPolicy, Slo
-from functions.rollout.evidence.sums import SloSums
-from functions.rollout.judge.decide import Decision, decide
-from functions.rollout.judge.slo import slo_sums
 from tests.functions.rollout.conftest import RolloutPlatform
 from tests.functions.rollout.judge.test_rollback_rules import BUSY, DAY, START, better_loss, canary
+from toque.functions.rollout import Evidence, RolloutError, RolloutPolicy, Slo
+from toque.functions.rollout.evidence.sums import SloSums
+from toque.functions.rollout.judge.decide import Decision, decide
+from toque.functions.rollout.judge.slo import slo_sums
 
 HOUR = timedelta(hours=1)
 UP = Slo(name="up", target=0.99, window=7 * DAY)

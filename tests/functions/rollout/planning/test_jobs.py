@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from functions.model_formats.program import export_program, save_program
-from functions.rollout import RolloutError, RolloutPolicy, plan_rollout, rollout_budget, start_rollout
-from functions.runtime import Context, use_context
-from registry import NotFound, Registry, Signature, TensorSpec
 from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions.model_formats.program import export_program, save_program
+from toque.functions.rollout import RolloutError, RolloutPolicy, plan_rollout, rollout_budget, start_rollout
+from toque.functions.runtime import Context, use_context
+from toque.registry import NotFound, Registry, Signature, TensorSpec
 
 MODEL = "late"
 

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.prediction_log import outcomes
-from functions.rollout import Evidence, PairedLoss, RolloutPolicy, RolloutState, decide, plan
-from functions.rollout.evidence.sums import ArmCounts
-from functions.rollout.planning.replay import replayed_loss
-from functions.stats import ClusterSums, SeriesSums
-from registry import Signature, TensorSpec
 from tests.functions.rollout.conftest import RolloutPlatform
+from toque.functions.prediction_log import outcomes
+from toque.functions.rollout import Evidence, PairedLoss, RolloutPolicy, RolloutState, decide, plan
+from toque.functions.rollout.evidence.sums import ArmCounts
+from toque.functions.rollout.planning.replay import replayed_loss
+from toque.functions.stats import ClusterSums, SeriesSums
+from toque.registry import Signature, TensorSpec
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from functions.runtime.cards.driver import devices, energy_reader
 from tests.functions.runtime.cards.fake_driver import WATTS, fake_driver
+from toque.functions.runtime.cards.driver import devices, energy_reader
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler here for the library")
 HELD_S = 0.5
 METER = f"""
 import json, time
-from functions.runtime.receipt import meter
+from toque.functions.runtime.receipt import meter
 read = meter(num_gpus=GPUS)
 time.sleep({HELD_S})  # whose joules are counted
 print(read().model_dump_json())
@@ -25,7 +25,7 @@ print(read().model_dump_json())
 DEVICES = """
 import json
 from dataclasses import asdict
-from functions.runtime.cards.driver import devices
+from toque.functions.runtime.cards.driver import devices
 print(json.dumps([asdict(each) for each in devices()]))
 """
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from functions import Demand
-from functions.runtime.cards.node import Node
-from functions.runtime.cards.slices import is_slice, share_of
-from functions.runtime.errors import DeclarationError
-from functions.training.errors import TrainingError
-from functions.training.workers import Workers
+from toque.functions import Demand
+from toque.functions.runtime.cards.node import Node
+from toque.functions.runtime.cards.slices import is_slice, share_of
+from toque.functions.runtime.errors import DeclarationError
+from toque.functions.training.errors import TrainingError
+from toque.functions.training.workers import Workers
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from functions.runtime.changes import feed as feeds
-from functions.runtime.changes.announcer import Announcer, Watched, connection, journals_in
-from functions.runtime.changes.feed import ChangeFeed, Watch
-from registry import Registry, open_store
-from registry.journal.journal import Journal
 from tests.redis_server import RedisServer, running_redis
 from tests.waiting import until
+from toque.functions.runtime.changes import feed as feeds
+from toque.functions.runtime.changes.announcer import Announcer, Watched, connection, journals_in
+from toque.functions.runtime.changes.feed import ChangeFeed, Watch
+from toque.registry import Registry, open_store
+from toque.registry.journal.journal import Journal
 
 FAR_S = 3600.0
 DEADLINE_S = 60.0

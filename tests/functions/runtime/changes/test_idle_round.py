@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from functions import Context, OnEvent, function, use_context
-from functions.runtime.changes import feed
-from functions.runtime.changes.announcer import announcer_of
-from functions.runtime.durable.invocation import executor_of, run_pending
-from functions.runtime.triggers import events, schedule
-from functions.runtime.triggers.events import publish
-from registry import open_store
-from registry.store.requests import REQUESTS
 from tests.redis_server import RedisServer, running_redis
+from toque.functions import Context, OnEvent, function, use_context
+from toque.functions.runtime.changes import feed
+from toque.functions.runtime.changes.announcer import announcer_of
+from toque.functions.runtime.durable.invocation import executor_of, run_pending
+from toque.functions.runtime.triggers import events, schedule
+from toque.functions.runtime.triggers.events import publish
+from toque.registry import open_store
+from toque.registry.store.requests import REQUESTS
 
 
 @function

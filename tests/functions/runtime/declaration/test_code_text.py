@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from functions.runtime.declaration import late_imports
-from functions.runtime.declaration.code_text import code_text
-from functions.runtime.declaration.digest import digest_of
+from toque.functions.runtime.declaration import late_imports
+from toque.functions.runtime.declaration.code_text import code_text
+from toque.functions.runtime.declaration.digest import digest_of
 
 SOURCE = '''
 """Module of rates."""

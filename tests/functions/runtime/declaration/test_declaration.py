@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from pydantic import BaseModel, Field
 
-from functions import Cron, OnEvent, Resources, Retries, function
-from functions.runtime import catalog
-from functions.runtime.declaration.digest import _follow
-from functions.runtime.errors import DeclarationError, InvalidArguments, UnknownFunction
+from toque.functions import Cron, OnEvent, Resources, Retries, function
+from toque.functions.runtime import catalog
+from toque.functions.runtime.declaration.digest import _follow
+from toque.functions.runtime.errors import DeclarationError, InvalidArguments, UnknownFunction
 
 
 class Sum(BaseModel):
@@ -239,7 +239,7 @@ def test_classes_that_are_equal_count_by_their_code() -> None:
 
 
 CONSTANTS = """
-from functions import function
+from toque.functions import function
 
 class Thing: ...
 

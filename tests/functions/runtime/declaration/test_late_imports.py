@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from functions.runtime.declaration.digest import _follow, digest_of
-from functions.runtime.declaration.late_imports import late_modules
-from functions.training import TabularParams, train_tabular
 from tests.functions.runtime.environments.thin import thin_python
+from toque.functions.runtime.declaration.digest import _follow, digest_of
+from toque.functions.runtime.declaration.late_imports import late_modules
+from toque.functions.training import TabularParams, train_tabular
 
 ROOT = Path(__file__).parents[4]
 
@@ -39,7 +39,7 @@ def digests_in(*folders: Path) -> list[str]:
     """Compute the digest of `app.job.run` of each folder, in a process of its own."""
     program = """
 import os, sys
-from functions.runtime.declaration.digest import _follow, digest_of
+from toque.functions.runtime.declaration.digest import _follow, digest_of
 for folder in sys.argv[1:]:
     if os.fork() == 0:
         sys.path.insert(0, folder)
@@ -94,26 +94,26 @@ def test_a_late_import_is_found_in_code_with_many_names(
 
 def test_training_imports_without_torch_and_its_digest_includes_the_loop() -> None:
     program = (
-        "import sys; from functions.training import train_tabular; from functions.tuning import tune_tabular; "
-        "import functions.project; train_tabular.digest; "
+        "import sys; from toque.functions.training import train_tabular; from toque.functions.tuning import tune_tabular; "
+        "import toque.functions.project; train_tabular.digest; "
         "print([m for m in ('torch', 'sklearn', 'ray.train', 'ray.data', 'boto3') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
-    known = late_modules(TabularParams.__call__.__code__, "functions.training")
+    known = late_modules(TabularParams.__call__.__code__, "toque.functions.training")
     assert {
-        "functions.training.loop.training_loop",
-        "functions.training.tabular.network",
-        "functions.training.tabular.job",
+        "toque.functions.training.loop.training_loop",
+        "toque.functions.training.tabular.network",
+        "toque.functions.training.tabular.job",
     } <= set(known)
     followed: dict[str, str] = {}
     _follow(train_tabular.body, followed)
-    assert "module functions.training.loop.training_loop" in followed
+    assert "module toque.functions.training.loop.training_loop" in followed
     assert len(digest_of(train_tabular.body)) == 64
 
 
 def test_a_digest_is_the_same_where_an_environment_finds_its_packages_in_another_one(tmp_path: Path) -> None:
-    script = "from functions.training import train_recipe; print(train_recipe.digest)"
+    script = "from toque.functions.training import train_recipe; print(train_recipe.digest)"
     found = [
         subprocess.run(
             [each, "-c", script],

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from functions import Context
-from functions.runtime.durable.attempt import Attempt, run_attempt
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.record import Record
+from toque.functions import Context
+from toque.functions.runtime.durable.attempt import Attempt, run_attempt
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.record import Record
 
 
 def run_once(used: Context, function: Any, invocation: str, *, lease_s: float = 15.0) -> Record:

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from functions import Context
-from functions.runtime import catalog
-from functions.runtime.durable.code_versions import earliest_start
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.invocation import executor_of, ledger_of
-from functions.runtime.durable.ledger import Ledger
+from toque.functions import Context
+from toque.functions.runtime import catalog
+from toque.functions.runtime.durable.code_versions import earliest_start
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.invocation import executor_of, ledger_of
+from toque.functions.runtime.durable.ledger import Ledger
 
 ROOT = Path(__file__).parents[4]
 CODE = """
-from functions import call, function, wait_for
+from toque.functions import call, function, wait_for
 
 @function
 def price() -> int:
@@ -64,9 +64,9 @@ def worker(used: Context, tmp_path: Path) -> Iterator[Callable[[int], "subproces
     def start(price: int) -> "subprocess.Popen[bytes]":
         path = f"{tmp_path / f'v{price}'}{os.pathsep}{ROOT}"
         environment = os.environ | {"TOQUE_STORE": used.store_url, "PYTHONPATH": path}
-        code = "import sys; from functions.runtime import catalog; from functions.runtime.durable import code_versions as versions; catalog.PLATFORM = ();"
+        code = "import sys; from toque.functions.runtime import catalog; from toque.functions.runtime.durable import code_versions as versions; catalog.PLATFORM = ();"
         code += "versions.START_PATIENCE_S = 30.0;"  # a machine that is busy may start the other one later
-        code += "from functions.__main__ import main; sys.exit(main(['--module', 'prices', 'work']))"
+        code += "from toque.functions.__main__ import main; sys.exit(main(['--module', 'prices', 'work']))"
         processes.append(subprocess.Popen([sys.executable, "-c", code], env=environment))
         return processes[-1]
 

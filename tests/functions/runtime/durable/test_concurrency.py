@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Retries, function, use_context
-from functions.runtime.durable.concurrency import ConcurrencySlots
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.ledger import Ledger
+from toque.functions import Context, Retries, function, use_context
+from toque.functions.runtime.durable.concurrency import ConcurrencySlots
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.ledger import Ledger
 
 
 @function(max_concurrency=2, retries=Retries(max_lost=9, backoff_s=0.01))

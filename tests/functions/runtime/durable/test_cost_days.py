@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from functions import function
-from functions.runtime.durable import cost_days
-from functions.runtime.durable.cost_days import CostRow, KnownCosts, costs_of, costs_since, known_costs
-from functions.runtime.durable.ledger import Ledger
-from registry import Entry, ObjectStore, open_store
+from toque.functions import function
+from toque.functions.runtime.durable import cost_days
+from toque.functions.runtime.durable.cost_days import CostRow, KnownCosts, costs_of, costs_since, known_costs
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.registry import Entry, ObjectStore, open_store
 
 NOW = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 FIRST = date(2026, 2, 27)

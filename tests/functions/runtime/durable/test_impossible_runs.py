@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Resources, function, use_context
-from functions.runtime.durable.executor import launcher
-from functions.runtime.durable.executor.executor import Executor
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.errors import NoRoom
-from functions.runtime.run.thread_run import ThreadRun
-from registry import open_store
+from toque.functions import Context, Resources, function, use_context
+from toque.functions.runtime.durable.executor import launcher
+from toque.functions.runtime.durable.executor.executor import Executor
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.errors import NoRoom
+from toque.functions.runtime.run.thread_run import ThreadRun
+from toque.registry import open_store
 
 
 @function(resources=Resources(num_cpus=64))

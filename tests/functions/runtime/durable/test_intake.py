@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from functions import Context, function, wait_for
-from functions.runtime.durable import queue
-from functions.runtime.durable.executor import Executor, intake, launcher
-from functions.runtime.durable.executor import executor as rounds
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.queue import Note, QueueReader, QueueWriter
-from ray_apps.leader_lease import Leadership
-from ray_apps.ticker import Ticker, keep_lead, run_in_each
-from registry import Unavailable, utc_now
-from registry.errors import Damaged
-from registry.store.object_store import ObjectStore
 from tests.conditions.faults import Fault, FaultyStore
+from toque.functions import Context, function, wait_for
+from toque.functions.runtime.durable import queue
+from toque.functions.runtime.durable.executor import Executor, intake, launcher
+from toque.functions.runtime.durable.executor import executor as rounds
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.queue import Note, QueueReader, QueueWriter
+from toque.ray_apps.leader_lease import Leadership
+from toque.ray_apps.ticker import Ticker, keep_lead, run_in_each
+from toque.registry import Unavailable, utc_now
+from toque.registry.errors import Damaged
+from toque.registry.store.object_store import ObjectStore
 
 
 @function
@@ -225,7 +225,7 @@ def test_a_leader_keeps_its_lead_over_a_backlog_of_many_rounds(
     monkeypatch.setattr(rounds, "ROUND_S", 0.05)
     monkeypatch.setattr(rounds, "RECORDS_AT_ONCE", 16)
     monkeypatch.setattr(queue, "NOTES_AT_ONCE", 32)
-    monkeypatch.setattr("ray_apps.ticker.HANGS_S", 10.0)
+    monkeypatch.setattr("toque.ray_apps.ticker.HANGS_S", 10.0)
     ledger = Ledger(used.store, actor="client")
     invocations = [ledger.submit(noop, {"a": number}) for number in range(200)]
     executor = executor_on(used, SlowStore(used.store, 0.01))

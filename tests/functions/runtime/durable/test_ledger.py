@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Retries, function
-from functions.runtime.durable import queue
-from functions.runtime.durable.invocation import Invocation, executor_of, ledger_of, run_pending
-from functions.runtime.durable.queue import Note, QueueReader, QueueWriter
-from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
-from registry import Unavailable, open_store, utc_now
-from registry.store.object_store import ObjectStore
+from toque.functions import Context, Retries, function
+from toque.functions.runtime.durable import queue
+from toque.functions.runtime.durable.invocation import Invocation, executor_of, ledger_of, run_pending
+from toque.functions.runtime.durable.queue import Note, QueueReader, QueueWriter
+from toque.functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
+from toque.registry import Unavailable, open_store, utc_now
+from toque.registry.store.object_store import ObjectStore
 
 
 @function

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from functions import function
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.queue import Note, QueueReader, QueueWriter
-from functions.runtime.errors import UnknownInvocation
-from registry import open_store
-from registry.store.object_store import ObjectStore
+from toque.functions import function
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.queue import Note, QueueReader, QueueWriter
+from toque.functions.runtime.errors import UnknownInvocation
+from toque.registry import open_store
+from toque.registry.store.object_store import ObjectStore
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 

@@ -7,19 +7,19 @@ from datetime import timedelta
 
 import pytest
 
-from functions import Context, function
-from functions.runtime.durable import invocation as invocations
-from functions.runtime.durable.attempt import Attempt, AttemptResult, run_attempt
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.executor.losses import loss_entry
-from functions.runtime.durable.heartbeat import last_sign, node_is_lost, write_heartbeat
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.queue import CHECKPOINT, Note, QueueReader, QueueWriter
-from functions.runtime.durable.workflow import Run
-from functions.runtime.errors import Cancelled
-from functions.runtime.run.execution import Outcome
-from functions.runtime.run.node_watch import Nodes, NodeWatch
-from registry import utc_now
+from toque.functions import Context, function
+from toque.functions.runtime.durable import invocation as invocations
+from toque.functions.runtime.durable.attempt import Attempt, AttemptResult, run_attempt
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.executor.losses import loss_entry
+from toque.functions.runtime.durable.heartbeat import last_sign, node_is_lost, write_heartbeat
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.queue import CHECKPOINT, Note, QueueReader, QueueWriter
+from toque.functions.runtime.durable.workflow import Run
+from toque.functions.runtime.errors import Cancelled
+from toque.functions.runtime.run.execution import Outcome
+from toque.functions.runtime.run.node_watch import Nodes, NodeWatch
+from toque.registry import utc_now
 
 HERE, SILENT = "10.0.0.1:1", "10.0.0.2:1"
 

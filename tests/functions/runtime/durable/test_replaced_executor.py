@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from functions import Context, function
-from functions.runtime.declaration import Retries
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.ledger import Ledger
 from tests.conditions.faults import Fault, FaultyStore
+from toque.functions import Context, function
+from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.ledger import Ledger
 
 LEASE_S = 600.0  # nobody waits for it
 

@@ -13,8 +13,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from functions import Context, Resources, function
-from functions.runtime.durable import invocation as invocations
+from toque.functions import Context, Resources, function
+from toque.functions.runtime.durable import invocation as invocations
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.slow]
 NEVER = {"health_check_failure_threshold": 1_000_000}  # Ray gives no node up during the test

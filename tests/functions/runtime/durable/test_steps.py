@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Retries, call, function, sleep
-from functions.runtime.durable import patience
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.record import Record
-from registry.errors import Unavailable
 from tests.conditions.faults import Fault, FaultyStore
 from tests.functions.runtime.durable.direct import run_once
+from toque.functions import Context, Retries, call, function, sleep
+from toque.functions.runtime.durable import patience
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.record import Record
+from toque.registry.errors import Unavailable
 
 ran: Counter[str] = Counter()
 caught: list[tuple[str, str, tuple[Any, ...]]] = []

@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
-from functions import Context, function
-from functions.runtime.durable import attempt as attempts
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.record import Record
+from toque.functions import Context, function
+from toque.functions.runtime.durable import attempt as attempts
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.record import Record
 
 LEASE_S = 0.6
 begun, ended = threading.Event(), threading.Event()

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import ray
 
-from functions import use_context
-from functions.runtime.context import context_of
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.environments import Environment, EnvironmentPolicy
-from functions.training import train_recipe
 from tests.functions.training.recipes import FAST
 from tests.waiting import until
+from toque.functions import use_context
+from toque.functions.runtime.context import context_of
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.environments import Environment, EnvironmentPolicy
+from toque.functions.training import train_recipe
 
 PROJECT = "tests.functions.runtime.environments.brought_recipes"
 

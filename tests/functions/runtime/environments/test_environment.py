@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from functions import Demand, function
-from functions.runtime.context import Context, context_of, unpacked, use_context
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.environments import Environment, EnvironmentPolicy, EnvironmentRefused, in_force
-from functions.runtime.errors import InvocationFailed
-from functions.training import TrainingError, train_recipe
 from tests.waiting import until
+from toque.functions import Demand, function
+from toque.functions.runtime.context import Context, context_of, unpacked, use_context
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.environments import Environment, EnvironmentPolicy, EnvironmentRefused, in_force
+from toque.functions.runtime.errors import InvocationFailed
+from toque.functions.training import TrainingError, train_recipe
 
 POLICY = EnvironmentPolicy(
     packages={"*": ("tiny",), "research": ("lifelines==0.30.*", "torch-*")}, variables={"*": ("OMP_*",)}

@@ -15,8 +15,8 @@ import ray
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
-from ray_apps.deployment.node_types import report_node_types
 from tests.ports import free_port
+from toque.ray_apps.deployment.node_types import report_node_types
 
 MARK, NODE = "TOQUE_AUTOSCALED", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"
 SMALL = 80 * 2**20  # of object store: Ray's least is 75 MiB

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from functions import Context, use_context
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.ledger import Ledger
-from registry import open_store
+from toque.functions import Context, use_context
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.registry import open_store
 
 
 @contextmanager

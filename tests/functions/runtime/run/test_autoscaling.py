@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from functions import Resources, Retries, function
-from functions.runtime.errors import NoRoom
-from functions.runtime.run import room
-from functions.runtime.run.room import wait_for_room
 from tests.functions.runtime.run.autoscaled import Autoscaled, answer_once, autoscaled
+from toque.functions import Resources, Retries, function
+from toque.functions.runtime.errors import NoRoom
+from toque.functions.runtime.run import room
+from toque.functions.runtime.run.room import wait_for_room
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 TYPES = {"serve": ({"CPU": 1, "serve": 1000}, 1), "cpu": ({"CPU": 1}, 2), "gpu": ({"CPU": 1, "GPU": 1}, 1)}

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from functions import Context, Demand, Retries, function
-from functions.quotas import set_quota
-from functions.runtime.run.room import cards
 from tests.functions.runtime.run.autoscaled import Autoscaled, autoscaled
 from tests.functions.runtime.run.polled import polled_executor
 from tests.waiting import until
+from toque.functions import Context, Demand, Retries, function
+from toque.functions.quotas import set_quota
+from toque.functions.runtime.run.room import cards
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
 TYPES = {"gpu": ({"CPU": 1, "GPU": 1}, 4)}

@@ -13,12 +13,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from functions import Context, Demand, function
-from functions.quotas import admissions, set_quota
-from functions.runtime.run.room import cards
 from tests.functions.runtime.cards.fake_driver import WATTS, fake_driver
 from tests.functions.runtime.run.polled import polled_executor
 from tests.waiting import until
+from toque.functions import Context, Demand, function
+from toque.functions.quotas import admissions, set_quota
+from toque.functions.runtime.run.room import cards
 
 pytestmark = [
     pytest.mark.ray,

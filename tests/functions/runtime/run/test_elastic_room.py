@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import ray
 
-from functions.runtime.errors import NoRoom
-from functions.runtime.run import room
-from functions.runtime.run.room import Asked, has_room_apart, room_between
 from tests.waiting import until
+from toque.functions.runtime.errors import NoRoom
+from toque.functions.runtime.run import room
+from toque.functions.runtime.run.room import Asked, has_room_apart, room_between
 
 pytestmark = pytest.mark.ray
 CPU = {"CPU": 1.0}

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from functions.runtime.errors import Cancelled
-from functions.runtime.run.interruption import Interruptible
+from toque.functions.runtime.errors import Cancelled
+from toque.functions.runtime.run.interruption import Interruptible
 
 
 def test_a_block_that_runs_is_ended() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Invocation, Retries, call, function, report_progress
-from functions.runtime.durable.invocation import run_pending
-from functions.runtime.errors import InvocationFailed, UnknownInvocation
-from functions.runtime.run import log
-from functions.runtime.run.log import Line, Recorder, Tail, read_log
-from registry import Unavailable
-from registry.store.object_store import ObjectStore
+from toque.functions import Context, Invocation, Retries, call, function, report_progress
+from toque.functions.runtime.durable.invocation import run_pending
+from toque.functions.runtime.errors import InvocationFailed, UnknownInvocation
+from toque.functions.runtime.run import log
+from toque.functions.runtime.run.log import Line, Recorder, Tail, read_log
+from toque.registry import Unavailable
+from toque.registry.store.object_store import ObjectStore
 
 
 @function

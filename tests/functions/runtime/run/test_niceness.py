@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from functions.runtime.declaration import NICENESS
-from functions.runtime.run.niceness import autogroups_enabled
+from toque.functions.runtime.declaration import NICENESS
+from toque.functions.runtime.run.niceness import autogroups_enabled
 
 PROGRAM = """
 import json, os, sys
 from pathlib import Path
-from functions.runtime.run import niceness
+from toque.functions.runtime.run import niceness
 
 folder = Path(sys.argv[1])
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import pytest
 
-from functions.runtime.run.node_watch import MISSED, STALLED_S, Nodes, Silence, period_s
+from toque.functions.runtime.run.node_watch import MISSED, STALLED_S, Nodes, Silence, period_s
 
 A, B = "10.0.0.1:1", "10.0.0.2:1"
 BEFORE = Silence()

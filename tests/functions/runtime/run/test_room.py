@@ -3,11 +3,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from functions import Resources, function
-from functions.runtime.errors import NoRoom, TimedOut
-from functions.runtime.run import room
-from functions.runtime.run.deadline import deadline, paused, waited_s
-from functions.runtime.run.room import Needed, Nodes, refuse_impossible, verdict
+from toque.functions import Resources, function
+from toque.functions.runtime.errors import NoRoom, TimedOut
+from toque.functions.runtime.run import room
+from toque.functions.runtime.run.deadline import deadline, paused, waited_s
+from toque.functions.runtime.run.room import Needed, Nodes, refuse_impossible, verdict
 
 SMALL, CARD = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}
 

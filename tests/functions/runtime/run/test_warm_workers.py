@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from functions import Context, function
-from functions.runtime import catalog
-from functions.runtime.durable.invocation import executor_of, run_pending
-from functions.runtime.errors import DeclarationError, InvocationFailed
-from functions.runtime.run import warm_workers
+from toque.functions import Context, function
+from toque.functions.runtime import catalog
+from toque.functions.runtime.durable.invocation import executor_of, run_pending
+from toque.functions.runtime.errors import DeclarationError, InvocationFailed
+from toque.functions.runtime.run import warm_workers
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,7 +3,7 @@
 import os
 import time
 
-from functions import Retries, function
+from toque.functions import Retries, function
 
 IMPORTED_AT = time.time()
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, field_validator
 
-from functions import Context, OnEvent, function
-from functions.runtime import catalog
-from functions.runtime.durable.invocation import ledger_of, run_pending
-from functions.runtime.triggers import events
-from functions.runtime.triggers.events import publish, refusals, run_events
-from registry.errors import Damaged
+from toque.functions import Context, OnEvent, function
+from toque.functions.runtime import catalog
+from toque.functions.runtime.durable.invocation import ledger_of, run_pending
+from toque.functions.runtime.triggers import events
+from toque.functions.runtime.triggers.events import publish, refusals, run_events
+from toque.registry.errors import Damaged
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Cron, function
-from functions.runtime import FixedClock
-from functions.runtime.durable.invocation import ledger_of
-from functions.runtime.errors import DeclarationError
-from functions.runtime.triggers import schedule
-from functions.runtime.triggers.schedule import Schedule, plan, run_due, tick_after, tick_before
-from registry.journal import Journal
+from toque.functions import Context, Cron, function
+from toque.functions.runtime import FixedClock
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.errors import DeclarationError
+from toque.functions.runtime.triggers import schedule
+from toque.functions.runtime.triggers.schedule import Schedule, plan, run_due, tick_after, tick_before
+from toque.registry.journal import Journal
 
 NOON = datetime(2024, 3, 1, 12, 0, tzinfo=UTC)
 HOURLY = Cron("0 * * * *")

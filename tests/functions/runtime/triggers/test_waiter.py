@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Invocation, call, function, wait_for, wait_for_event
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.invocation import executor_of, ledger_of, run_pending
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.errors import FunctionError, InvocationFailed
-from functions.runtime.triggers import waiter
-from functions.runtime.triggers.events import publish, run_events
-from functions.runtime.triggers.waiter import wake_waiters
+from toque.functions import Context, Invocation, call, function, wait_for, wait_for_event
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.invocation import executor_of, ledger_of, run_pending
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.errors import FunctionError, InvocationFailed
+from toque.functions.runtime.triggers import waiter
+from toque.functions.runtime.triggers.events import publish, run_events
+from toque.functions.runtime.triggers.waiter import wake_waiters
 
 
 @function

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from functions.stats import (
+from toque.functions.stats import (
     CoMoments,
     Moments,
     asymptotic_cs,

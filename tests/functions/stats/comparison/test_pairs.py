@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from functions.stats.comparison.pairs import paired_cs
+from toque.functions.stats.comparison.pairs import paired_cs
 
 
 def earned(gaps: list[float], mean: float) -> float:

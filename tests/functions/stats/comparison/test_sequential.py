@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from functions.stats import (
+from toque.functions.stats import (
     Effect,
     Moments,
     asymptotic_cs,

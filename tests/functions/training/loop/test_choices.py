@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from functions.training import RecipeParams, TrainingDataError
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop.choices import new_loss, new_optimizer, new_schedule
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.training_loop import train
-from functions.training.named import Named
 from tests.functions.training.recipes import FAST, trainer
+from toque.functions.training import RecipeParams, TrainingDataError
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.loop.choices import new_loss, new_optimizer, new_schedule
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.training_loop import train
+from toque.functions.training.named import Named
 
 
 @pytest.mark.parametrize(

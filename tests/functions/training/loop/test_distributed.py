@@ -6,14 +6,14 @@ import pytest
 import ray.train.torch
 import torch.distributed
 
-from functions.training import TrainingDiverged, TrainingError
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop import distributed
-from functions.training.loop.distributed import Workers, run_on_cluster
-from functions.training.tabular.fitting import fit, prepare
-from functions.training.tabular.job import TabularJob, TabularWorkerLoop
-from registry import Table
 from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
+from toque.functions.training import TrainingDiverged, TrainingError
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.loop import distributed
+from toque.functions.training.loop.distributed import Workers, run_on_cluster
+from toque.functions.training.tabular.fitting import fit, prepare
+from toque.functions.training.tabular.job import TabularJob, TabularWorkerLoop
+from toque.registry import Table
 
 
 @pytest.fixture

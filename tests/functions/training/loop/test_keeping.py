@@ -13,16 +13,16 @@ import torch
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from functions.training.checkpoints.index import Index, Piece
-from functions.training.checkpoints.saved import Checkpoints, Retention
-from functions.training.checkpoints.storage import StoreReader
-from functions.training.checkpoints.uploader import digests_of
-from functions.training.loop.keeping import Keeper, Resting
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.pulse import Cadence, Pulse
-from functions.training.loop.training_loop import train
 from tests.functions.training.kept_worker import INTERVAL, PARAMS
 from tests.functions.training.recipes import trainer
+from toque.functions.training.checkpoints.index import Index, Piece
+from toque.functions.training.checkpoints.saved import Checkpoints, Retention
+from toque.functions.training.checkpoints.storage import StoreReader
+from toque.functions.training.checkpoints.uploader import digests_of
+from toque.functions.training.loop.keeping import Keeper, Resting
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.pulse import Cadence, Pulse
+from toque.functions.training.loop.training_loop import train
 
 
 class Cut(Exception):  # noqa: N818 - says what happens

@@ -9,11 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from functions.training import TrainingDataError, TrainingError, fine_tune
-from functions.training.loop.process_groups.layer_split import layer_split
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.workers import Workers
-from registry import TableSnapshot
 from tests.functions.training.forked import answers
 from tests.functions.training.split_worker import (
     CUT_AT,
@@ -26,6 +21,11 @@ from tests.functions.training.split_worker import (
     recipe_losses,
 )
 from tests.functions.training.test_llm import base
+from toque.functions.training import TrainingDataError, TrainingError, fine_tune
+from toque.functions.training.loop.process_groups.layer_split import layer_split
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.workers import Workers
+from toque.registry import TableSnapshot
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,20 +9,20 @@ import pyarrow as pa
 import pytest
 import torch
 
-from functions.training import TrainingDataError, train_tabular
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop.epoch import Epoch
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.rows import mmap_rows
-from functions.training.loop.rows.mmap_rows import MmapRows
-from functions.training.loop.training_loop import Trainer
-from functions.training.tabular.fitting import Prepared, fit, prepare
-from functions.training.tabular.out_of_core import prepare_on_disk
-from registry import Table, TableSnapshot
 from tests.functions.training.recipes import FAST as RECIPE
 from tests.functions.training.recipes import SumRecipe, Sums, trainer
 from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, examples
+from toque.functions.training import TrainingDataError, train_tabular
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.loop.epoch import Epoch
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.rows import mmap_rows
+from toque.functions.training.loop.rows.mmap_rows import MmapRows
+from toque.functions.training.loop.training_loop import Trainer
+from toque.functions.training.tabular.fitting import Prepared, fit, prepare
+from toque.functions.training.tabular.out_of_core import prepare_on_disk
+from toque.registry import Table, TableSnapshot
 
 ROWS = 1_000
 SHORT = FAST.model_copy(update={"epochs": 3, "batch_size": 128})
@@ -95,7 +95,7 @@ def test_a_half_written_file_is_written_again_and_no_rows_are_refused(disk):
 def test_the_file_of_a_killed_reader_is_used_by_the_next(disk):
     code = (
         "import os, signal, pathlib\n"
-        "from functions.training.loop.rows.mmap_rows import MmapRows\n"
+        "from toque.functions.training.loop.rows.mmap_rows import MmapRows\n"
         "from tests.functions.training.loop.test_mmap_rows import parts\n"
         f"kept = MmapRows.of('n', parts, within=pathlib.Path({str(disk)!r}))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.process_groups.slow_workers import SlowWorkers, seconds_of_product
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_groups.slow_workers import SlowWorkers, seconds_of_product
 
 
 class Seen(SingleProcess):

@@ -4,12 +4,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from functions.training.errors import TrainingDiverged
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.params import TabularParams
-from functions.training.tabular.calibration import fit_inverse_temperature
-from functions.training.tabular.fitting import fit, new_trainer, prepare
 from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
+from toque.functions.training.errors import TrainingDiverged
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.calibration import fit_inverse_temperature
+from toque.functions.training.tabular.fitting import fit, new_trainer, prepare
 
 
 @pytest.fixture(scope="module")

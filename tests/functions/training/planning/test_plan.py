@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from functions.training.planning import CARDS, Decoder, Setup, plan, proposed
+from toque.functions.training.planning import CARDS, Decoder, Setup, plan, proposed
 
 LLAMA_8B = Decoder(32, 4096, 32, 8, 128, 14_336, 128_256)
 LLAMA2_7B = Decoder(32, 4096, 32, 32, 128, 11_008, 32_000)

@@ -8,19 +8,24 @@ import pytest
 import torch
 from pydantic import AnyUrl
 
-from functions import Preempted, use_context
-from functions.runtime.durable.admission.preemption import ask_to_yield
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.workflow import Run, use_run
-from functions.runtime.receipt import Prices
-from functions.training import Recipe, TrainingDataError, TrainingDiverged, TrainingError, load, train_recipe
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.rows import mmap_rows
-from functions.training.loop.training_loop import train
-from functions.training.recipe.recipe import recipe_of
 from tests.functions.training.recipes import FAST, RECIPES, trainer
+from toque.functions import Preempted, use_context
+from toque.functions.runtime.durable.admission.preemption import ask_to_yield
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.workflow import Run, use_run
+from toque.functions.runtime.receipt import Prices
+from toque.functions.training import (
+    TrainingDataError,
+    TrainingDiverged,
+    TrainingError,
+    load,
+    train_recipe,
+)
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.training_loop import train
+from toque.functions.training.recipe.recipe import recipe_of
 
 PROJECT = "tests.functions.training.recipes"
 
@@ -168,20 +173,3 @@ def test_a_recipe_learns_on_a_gpu_what_it_learns_on_the_cpu(project):
     assert there.metrics["valid_loss"] == pytest.approx(here.metrics["valid_loss"], abs=1e-2)
     assert there.cost is not None
     assert there.cost.gpu_hours > 0
-
-
-def test_a_recipe_that_calls_its_task_lesson_works_and_is_warned_of():
-    with pytest.warns(DeprecationWarning, match=r"Old.lesson\(\) is called task"):
-
-        class Old(Recipe):
-            def lesson(self):
-                return "rows"
-
-            network = data = signature = lesson
-
-    assert Old().task() == "rows"
-
-
-def test_rows_in_a_file_are_found_by_their_old_name():
-    with pytest.warns(DeprecationWarning, match="MmapRows"):
-        assert mmap_rows.Spool is mmap_rows.MmapRows

@@ -3,9 +3,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from functions.training.errors import TrainingDataError
-from functions.training.tabular.dataset import category_matrix, numeric_matrix, split_rows, tabular_data
-from kernels.hashing import hash_strings
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.tabular.dataset import category_matrix, numeric_matrix, split_rows, tabular_data
+from toque.kernels.hashing import hash_strings
 
 
 def times(values):

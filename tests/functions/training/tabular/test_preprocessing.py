@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from functions.training.tabular.dataset import TabularData
-from functions.training.tabular.preprocessing import fit_preprocessing
+from toque.functions.training.tabular.dataset import TabularData
+from toque.functions.training.tabular.preprocessing import fit_preprocessing
 
 
 def data(numeric, categorical):

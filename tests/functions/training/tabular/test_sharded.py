@@ -7,24 +7,24 @@ import pyarrow as pa
 import pytest
 import torch
 
-from functions.training import TrainingDataError, train_tabular
-from functions.training.checkpoints.saved import Checkpoints
-from functions.training.loop.keeping import Keeper
-from functions.training.loop.process_groups.process_group import SingleProcess
-from functions.training.loop.rows import sample_rows
-from functions.training.splits import held_out_rows
-from functions.training.streamed_splits import streamed_split
-from functions.training.tabular import sharded
-from functions.training.tabular.dataset import labels_of
-from functions.training.tabular.fitting import fit, prepare
-from functions.training.tabular.label_summary import LabelSummary
-from functions.training.tabular.sharded import prepare_in_shards
-from functions.training.tabular.target import target_of
-from functions.training.tabular.task import LabelledRows
-from functions.training_data import ShardCache, versions
-from registry import Table
 from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, examples
 from tests.memory import own_memory
+from toque.functions.training import TrainingDataError, train_tabular
+from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.loop.keeping import Keeper
+from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.rows import sample_rows
+from toque.functions.training.splits import held_out_rows
+from toque.functions.training.streamed_splits import streamed_split
+from toque.functions.training.tabular import sharded
+from toque.functions.training.tabular.dataset import labels_of
+from toque.functions.training.tabular.fitting import fit, prepare
+from toque.functions.training.tabular.label_summary import LabelSummary
+from toque.functions.training.tabular.sharded import prepare_in_shards
+from toque.functions.training.tabular.target import target_of
+from toque.functions.training.tabular.task import LabelledRows
+from toque.functions.training_data import ShardCache, versions
+from toque.registry import Table
 
 SHORT = FAST.model_copy(update={"epochs": 2, "accumulate": 2, "rows_in": "shards"})
 

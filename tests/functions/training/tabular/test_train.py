@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.training import TabularParams, TrainingDataError, TrainingDiverged, load, train_tabular
-from registry import Table, TableSnapshot
 from tests.functions.training.tabular_setup import FAST, NAMES, NUMERIC, examples
+from toque.functions.training import TabularParams, TrainingDataError, TrainingDiverged, load, train_tabular
+from toque.registry import Table, TableSnapshot
 
 
 def test_a_trained_version_carries_all_that_a_reader_asks(context, training_set, tmp_path):

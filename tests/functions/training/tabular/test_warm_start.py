@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from functions.model_formats.table_inputs import table_inputs
-from functions.training import TrainingDataError, load, train_tabular
-from registry import Table
 from tests.functions.training import test_tasks
 from tests.functions.training.tabular_setup import FAST, NAMES, examples
+from toque.functions.model_formats.table_inputs import table_inputs
+from toque.functions.training import TrainingDataError, load, train_tabular
+from toque.registry import Table
 
 TINY = {"lr": 1e-12, "epochs": 1, "weight_decay": 0.0}
 

@@ -2,17 +2,17 @@
 
 import pytest
 
-from functions.runtime.receipt import Prices
-from functions.training.params import TabularParams
-from functions.training.tabular.fitting import new_trainer, prepare
-from functions.tuning.asha import AshaScheduler
-from functions.tuning.ray_tune_asha import AshaSearcher
-from functions.tuning.space import Choice, Limits, Range, draw_points
-from functions.tuning.stacked.states import StackStates
-from functions.tuning.stacked.sweep import WorkerLost, run_stacks
-from functions.tuning.stacked.worker import StackWorker
-from functions.tuning.tracking import TrialTracker
 from tests.functions.training.tabular_setup import COLUMNS, examples
+from toque.functions.runtime.receipt import Prices
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.fitting import new_trainer, prepare
+from toque.functions.tuning.asha import AshaScheduler
+from toque.functions.tuning.ray_tune_asha import AshaSearcher
+from toque.functions.tuning.space import Choice, Limits, Range, draw_points
+from toque.functions.tuning.stacked.states import StackStates
+from toque.functions.tuning.stacked.sweep import WorkerLost, run_stacks
+from toque.functions.tuning.stacked.worker import StackWorker
+from toque.functions.tuning.tracking import TrialTracker
 
 BASE = TabularParams(hidden=(8,), batch_size=128, epochs=5, patience=5, split="random")
 SPACE = {"lr": Range(low=1e-4, high=1e-1, log=True), "hidden": Choice(choices=[(8,), (4, 4)])}

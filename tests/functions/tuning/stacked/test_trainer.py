@@ -3,11 +3,11 @@
 import pyarrow as pa
 import pytest
 
-from functions.training.params import TabularParams
-from functions.training.tabular.columns import Columns
-from functions.training.tabular.fitting import new_trainer, prepare
-from functions.tuning.stacked.trainer import StackedTrainer
 from tests.functions.training.tabular_setup import CATEGORICAL, COLUMNS, NUMERIC, examples
+from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.tabular.fitting import new_trainer, prepare
+from toque.functions.tuning.stacked.trainer import StackedTrainer
 
 BASE = TabularParams(hidden=(16, 8), batch_size=32, epochs=3, patience=3, split="random")
 OTHERS = [{}, {"lr": 1e-2, "dropout": 0.0}, {"dropout": 0.4, "weight_decay": 0.3}, {"clip": 0.05}]

@@ -1,4 +1,4 @@
-"""The monitors' simulations in short; `python -m load.benchmarks.monitoring.bounds` runs them at length. Bounds allow four standard errors."""
+"""The monitors' simulations in short; `python -m toque.load.benchmarks.monitoring.bounds` runs them at length. Bounds allow four standard errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from load.benchmarks.monitoring import bounds as bench
+from toque.load.benchmarks.monitoring import bounds as bench
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from functions.project import load_project
-from functions.runtime.declaration import NICENESS
-from load.benchmarks.platform.counter import MODEL, NotPossible, Window, verdict
-from load.scenarios.sending.open_loop import OpenLoop
+from toque.functions.project import load_project
+from toque.functions.runtime.declaration import NICENESS
+from toque.load.benchmarks.platform.counter import MODEL, NotPossible, Window, verdict
+from toque.load.scenarios.sending.open_loop import OpenLoop
 
 
 def window(p99: float, *, trainers: tuple[int, ...] = (), waiting: int = 0, failed: int = 0) -> Window:
@@ -39,6 +39,6 @@ def test_windows_in_which_nobody_waited_or_a_request_failed_are_none() -> None:
 
 
 def test_its_project_declares_the_model_that_is_served() -> None:
-    definition = load_project("load.benchmarks.platform.counter_project").model(MODEL)
+    definition = load_project("toque.load.benchmarks.platform.counter_project").model(MODEL)
     assert definition.monitors == ()
     assert definition.retraining is None

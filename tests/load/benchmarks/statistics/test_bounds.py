@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from functions.stats import Effect
-from load.benchmarks.statistics import bounds as bench_stats
-from load.benchmarks.statistics import peeking as bench_stats_peeking
+from toque.functions.stats import Effect
+from toque.load.benchmarks.statistics import bounds as bench_stats
+from toque.load.benchmarks.statistics import peeking as bench_stats_peeking
 
 
 @pytest.mark.parametrize(("estimate", "code"), [(5.0, 1), (0.0, 0)], ids=["broken", "held"])

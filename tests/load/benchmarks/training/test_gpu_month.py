@@ -2,8 +2,8 @@
 
 import pytest
 
-from functions.runtime.durable.admission.request import Quota
-from load.benchmarks.training.gpu_month import (
+from toque.functions.runtime.durable.admission.request import Quota
+from toque.load.benchmarks.training.gpu_month import (
     CARDS,
     LEAST_OF_BOUND,
     MOST_URGENT_S,

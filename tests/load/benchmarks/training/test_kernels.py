@@ -5,10 +5,10 @@ import sys
 import pytest
 import torch
 
-from kernels.encoder import encode_linear, encode_linear_reference
-from kernels.encoder_cases import Case
-from load.benchmarks.timing import Timing
-from load.benchmarks.training import kernels
+from toque.kernels.encoder import encode_linear, encode_linear_reference
+from toque.kernels.encoder_cases import Case
+from toque.load.benchmarks.timing import Timing
+from toque.load.benchmarks.training import kernels
 
 
 def test_the_bytes_of_a_step_are_those_of_rows_result_and_weights():

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from functions.training.planning import CARDS, Setup
-from load.benchmarks.training import mfu
-from load.benchmarks.training.mfu import BILLION, TINY, Job, card_named, plain_loop, platform_loop
+from toque.functions.training.planning import CARDS, Setup
+from toque.load.benchmarks.training import mfu
+from toque.load.benchmarks.training.mfu import BILLION, TINY, Job, card_named, plain_loop, platform_loop
 
 
 def test_both_loops_take_the_same_steps():

@@ -1,6 +1,6 @@
 """How the benchmark of two workers judges what it found."""
 
-from load.benchmarks.training.workers import judged
+from toque.load.benchmarks.training.workers import judged
 
 
 def found(bare: float, ours: float) -> tuple[int, str]:

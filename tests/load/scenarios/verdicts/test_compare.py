@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from load.scenarios.verdicts.compare import compare
-from load.scenarios.verdicts.result import LoadRun
 from tests.load.scenarios.load_runs import run_of
+from toque.load.scenarios.verdicts.compare import compare
+from toque.load.scenarios.verdicts.result import LoadRun
 
 
 def test_two_runs_of_one_thing_differ_seldom():

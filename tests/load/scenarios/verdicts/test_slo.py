@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-import load.scenarios
-from load.scenarios.payload import keyed_request, problem_of, read_rows, tensor_request
-from load.scenarios.scenario import Objectives, Slo
-from load.scenarios.sending.windows import Measured, Window
-from load.scenarios.verdicts.histogram import bin_of
-from load.scenarios.verdicts.slo import broken, judge
+import toque.load.scenarios
+from toque.load.scenarios.payload import keyed_request, problem_of, read_rows, tensor_request
+from toque.load.scenarios.scenario import Objectives, Slo
+from toque.load.scenarios.sending.windows import Measured, Window
+from toque.load.scenarios.verdicts.histogram import bin_of
+from toque.load.scenarios.verdicts.slo import broken, judge
 
 EVERYTHING = Objectives(p50_ms=10, p99_ms=20, error_share=0.1, requests_per_s=5)
 
@@ -55,7 +55,7 @@ def test_a_request_without_an_answer_is_slower_than_any_other():
 
 
 def test_the_shipped_scenarios_can_be_read_and_a_typo_is_named(tmp_path: Path):
-    shipped = Slo.read(Path(load.scenarios.__file__).parent / "slo.toml")
+    shipped = Slo.read(Path(toque.load.scenarios.__file__).parent / "slo.toml")
     assert all(scenario.objectives.p99_ms for scenario in shipped.scenarios.values())
     assert shipped.pick(None)[0] == "steady"
     with pytest.raises(ValueError, match="no scenario 'stedy'; there are steady"):

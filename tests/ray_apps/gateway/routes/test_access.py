@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from registry import Access, Role
-from registry.access import Grant
 from tests.ray_apps.gateway.conftest import Gateway
+from toque.registry import Access, Role
+from toque.registry.access import Grant
 
 
 async def ask(gateway: Gateway, who: str, method: str, path: str, body: Any = None) -> Any:

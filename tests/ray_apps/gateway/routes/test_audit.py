@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from registry import Access, Grant, Registry
 from tests.ray_apps.gateway.conftest import NOW, Gateway
+from toque.registry import Access, Grant, Registry
 
 SINCE = "2000-01-01T00:00:00Z"
 

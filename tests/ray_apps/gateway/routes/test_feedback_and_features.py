@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from featurestore import (
+from tests.ray_apps.gateway.conftest import Gateway
+from tests.redis_server import RedisServer, running_redis
+from toque.featurestore import (
     Decimal,
     Entity,
     FeatureView,
@@ -22,9 +24,7 @@ from featurestore import (
     Vector,
     VectorIndex,
 )
-from functions.prediction_log.writing.columns import label_columns
-from tests.ray_apps.gateway.conftest import Gateway
-from tests.redis_server import RedisServer, running_redis
+from toque.functions.prediction_log.writing.columns import label_columns
 
 OBSERVED = "2026-02-28T23:00:00+00:00"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from functions.runtime.durable.invocation import run_pending
-from functions.runtime.series import RUNS
-from registry import Unavailable
 from tests.ray_apps.gateway.conftest import Gateway
+from toque.functions.runtime.durable.invocation import run_pending
+from toque.functions.runtime.series import RUNS
+from toque.registry import Unavailable
 
 pytestmark = pytest.mark.usefixtures("sample_functions")
 
@@ -53,8 +53,8 @@ async def test_no_request_imports_a_module_by_its_name(
 async def test_a_function_is_found_by_its_full_name_of_this_release_and_the_one_before(
     gateway: Gateway,
 ) -> None:
-    importlib.import_module("functions.tuning.jobs")
-    for name in ("functions.tuning.jobs:tune_tabular", "functions.tuning:tune_tabular"):
+    importlib.import_module("toque.functions.tuning.jobs")
+    for name in ("toque.functions.tuning.jobs:tune_tabular", "toque.functions.tuning:tune_tabular"):
         answer = await gateway.client.get(f"/functions/{name}", headers=gateway.headers("viewer"))
         assert (answer.status_code, answer.json()["name"]) == (200, "tune_tabular")
 

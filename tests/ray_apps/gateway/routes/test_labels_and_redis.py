@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from functions.prediction_log import LogWriter, drain, latest_labels
-from registry import open_store
 from tests.ray_apps.gateway.conftest import Gateway
 from tests.redis_server import RedisServer, running_redis
 from tests.waiting import until
+from toque.functions.prediction_log import LogWriter, drain, latest_labels
+from toque.registry import open_store
 
 
 @pytest.fixture

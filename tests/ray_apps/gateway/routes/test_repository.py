@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ray_apps.gateway.routes.repository import index
-from registry import Registry
 from tests.ray_apps.gateway.conftest import Gateway
+from toque.ray_apps.gateway.routes.repository import index
+from toque.registry import Registry
 
 
 def two_models(registry: Registry, folder: Path) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from clusters.telemetry.logs import AccessLog
-from clusters.telemetry.tracing import Keeper, Tracing, use_tracing
-from functions.monitoring.results import RESULTS, results_table
-from functions.prediction_log import LABELS_TABLE, predictions_table
-from functions.prediction_log.records import LABELS, PREDICTIONS, TRACED_PREDICTIONS
-from functions.runtime.durable.invocation import ledger_of
-from registry import Journal, Registry, Table
 from tests.ray_apps.gateway.conftest import NOW, Gateway
+from toque.clusters.telemetry.logs import AccessLog
+from toque.clusters.telemetry.tracing import Keeper, Tracing, use_tracing
+from toque.functions.monitoring.results import RESULTS, results_table
+from toque.functions.prediction_log import LABELS_TABLE, predictions_table
+from toque.functions.prediction_log.records import LABELS, PREDICTIONS, TRACED_PREDICTIONS
+from toque.functions.runtime.durable.invocation import ledger_of
+from toque.registry import Journal, Registry, Table
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 STAGES = {

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_apps.predictor.deploy.remote import DeploymentState, DeploymentStatus, RemotePredict, Reply
-from ray_apps.predictor.protocol.errors import BadRequest
-from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError
+from toque.ray_apps.predictor.deploy.remote import DeploymentState, DeploymentStatus, RemotePredict, Reply
+from toque.ray_apps.predictor.protocol.errors import BadRequest
+from toque.ray_apps.predictor.versions.loaded import LoadedVersion, LoadError
 
 
 @dataclass

@@ -12,24 +12,30 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from functions.placement import Placement
-from ray_apps.config.builders import predictor
-from ray_apps.deployment.applications import applications
-from ray_apps.predictor import DedicatedOptions, PoolOptions, PredictorOptions, application, build_predictor
-from ray_apps.predictor.deploy import deployment
-from ray_apps.predictor.deploy.dedicated import version_application
-from ray_apps.predictor.deploy.remote import (
+from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, tensors
+from tests.ray_apps.predictor.deploy.fake_deployments import FakeCluster, FakeDeployments
+from toque.functions.placement import Placement
+from toque.ray_apps.config.builders import predictor
+from toque.ray_apps.deployment.applications import applications
+from toque.ray_apps.predictor import (
+    DedicatedOptions,
+    PoolOptions,
+    PredictorOptions,
+    application,
+    build_predictor,
+)
+from toque.ray_apps.predictor.deploy import deployment
+from toque.ray_apps.predictor.deploy.dedicated import version_application
+from toque.ray_apps.predictor.deploy.remote import (
     DedicatedVersions,
     DeploymentState,
     DeploymentStatus,
     Reply,
     VersionClient,
 )
-from ray_apps.predictor.protocol.errors import NotReady
-from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError, fetch_version
-from registry import Registry
-from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, tensors
-from tests.ray_apps.predictor.deploy.fake_deployments import FakeCluster, FakeDeployments
+from toque.ray_apps.predictor.protocol.errors import NotReady
+from toque.ray_apps.predictor.versions.loaded import LoadedVersion, LoadError, fetch_version
+from toque.registry import Registry
 
 STORE = "file:///tmp/nowhere"
 OWN = DedicatedOptions(min_replicas=0, max_replicas=3, num_cpus=2, num_gpus=1)

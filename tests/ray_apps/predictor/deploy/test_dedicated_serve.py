@@ -17,12 +17,12 @@ from typing import Any
 import httpx
 import pytest
 
-from functions.runtime.changes.announcer import Announcer
-from registry import Access, Registry, open_store
 from tests.ports import free_port
 from tests.ray_apps.predictor.test_serve import Callers, Platform, _replicas, _status
 from tests.redis_server import RedisServer
 from tests.waiting import until
+from toque.functions.runtime.changes.announcer import Announcer
+from toque.registry import Access, Registry, open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof, pytest.mark.timeout(1200)]
 
@@ -51,7 +51,7 @@ def platform(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Platfor
     registry.create_model("one")
     registry.promote("one", made.version("one", 1.0))
     environment = os.environ | {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis.url}
-    program = [sys.executable, "-m", "ray_apps.predictor", "--port", str(made.port)]
+    program = [sys.executable, "-m", "toque.ray_apps.predictor", "--port", str(made.port)]
     command = [*program, *OPTIONS, *request.param]
     with (tmp_path / "log").open("wb") as log:
         made.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)

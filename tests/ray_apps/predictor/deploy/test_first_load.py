@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from functions.prediction_log import close_writers
-from ray_apps.predictor import PredictorOptions
-from ray_apps.predictor.deploy import deployment
-from registry import Registry, open_store
 from tests.ray_apps.predictor.conftest import SIGNATURE, load_fake_scorer
+from toque.functions.prediction_log import close_writers
+from toque.ray_apps.predictor import PredictorOptions
+from toque.ray_apps.predictor.deploy import deployment
+from toque.registry import Registry, open_store
 
 
 @pytest.fixture(autouse=True)

@@ -10,19 +10,19 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve._private.haproxy import HAProxyManager
 
-from functions.placement import Placement
-from ray_apps.config.builders import pool
-from ray_apps.deployment.applications import applications
-from ray_apps.local.admin import create_workspaces
-from ray_apps.local.deploying import models_of, placements
-from ray_apps.local.settings import Ports, Settings
-from ray_apps.local.state_file import RunningPlatform
-from ray_apps.predictor import PoolOptions, PredictorOptions, application, pool_application
-from ray_apps.predictor.deploy.names import version_app
+from toque.functions.placement import Placement
+from toque.ray_apps.config.builders import pool
+from toque.ray_apps.deployment.applications import applications
+from toque.ray_apps.local.admin import create_workspaces
+from toque.ray_apps.local.deploying import models_of, placements
+from toque.ray_apps.local.settings import Ports, Settings
+from toque.ray_apps.local.state_file import RunningPlatform
+from toque.ray_apps.predictor import PoolOptions, PredictorOptions, application, pool_application
+from toque.ray_apps.predictor.deploy.names import version_app
 
 STORE = "file:///tmp/nowhere"
 PROJECT = """
-from functions.project import ModelDefinition
+from toque.functions.project import ModelDefinition
 
 FEATURES = []
 MODELS = [ModelDefinition(name="{model}", service="s", entities="e", label="y", numeric=("x",))]

@@ -16,18 +16,18 @@ from typing import Any
 import httpx
 import pytest
 
-from functions.prediction_log.records import decode_prediction
-from ray_apps.predictor.deploy.pool import Pool
-from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
-from ray_apps.predictor.http.auth import TokenAuthenticator
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.versions.engine import Engine
-from ray_apps.predictor.versions.loaded import OVERHEAD_BYTES
-from registry import Access, Registry, Signature, open_store
 from tests.ray_apps.admissions import patient_admission
 from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_fake_scorer, tensors
+from toque.functions.prediction_log.records import decode_prediction
+from toque.ray_apps.predictor.deploy.pool import Pool
+from toque.ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
+from toque.ray_apps.predictor.http.auth import TokenAuthenticator
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.ray_apps.predictor.versions.loaded import OVERHEAD_BYTES
+from toque.registry import Access, Registry, Signature, open_store
 
 MODEL_BYTES = 2 * OVERHEAD_BYTES + 1_024
 """More than a model and its version are estimated to take."""

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from ray_apps.predictor.deploy.reaper import CLAIM_S, LINGER_S, DeploymentHolds, Reaper
-from ray_apps.predictor.deploy.remote import DedicatedVersions, DeploymentState, DeploymentStatus
-from ray_apps.predictor.versions.loaded import LoadError
 from tests.ray_apps.predictor.deploy.fake_deployments import FakeClock, FakeCluster, FakeDeployments
+from toque.ray_apps.predictor.deploy.reaper import CLAIM_S, LINGER_S, DeploymentHolds, Reaper
+from toque.ray_apps.predictor.deploy.remote import DedicatedVersions, DeploymentState, DeploymentStatus
+from toque.ray_apps.predictor.versions.loaded import LoadError
 
 
 def dedicated_versions(cluster: FakeCluster, time: FakeClock, *, release: int = 1) -> DedicatedVersions:

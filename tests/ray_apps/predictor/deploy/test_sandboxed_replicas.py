@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from functions.model_formats.sandbox import SandboxLimits
-from ray_apps.predictor.deploy import dedicated
-from ray_apps.predictor.deploy.deployment import build_predictor
-from ray_apps.predictor.deploy.options import PredictorOptions
-from ray_apps.predictor.versions.loaded import LoadError
-from registry import Registry, open_store
 from tests.ray_apps.predictor.conftest import SIGNATURE
+from toque.functions.model_formats.sandbox import SandboxLimits
+from toque.ray_apps.predictor.deploy import dedicated
+from toque.ray_apps.predictor.deploy.deployment import build_predictor
+from toque.ray_apps.predictor.deploy.options import PredictorOptions
+from toque.ray_apps.predictor.versions.loaded import LoadError
+from toque.registry import Registry, open_store
 
 WORDS = "ended the process that loaded it, by signal SIGSEGV"
 

@@ -23,11 +23,11 @@ from ray.serve._private.common import (
 from ray.serve._private.config import DeploymentConfig
 from ray.serve._private.deployment_info import DeploymentInfo
 
-from ray_apps.generative.deployment import application as generative_application
-from ray_apps.generative.options import GenerativeOptions
-from ray_apps.predictor import DedicatedOptions, PredictorOptions, application
-from ray_apps.predictor.deploy.dedicated import version_application
-from ray_apps.predictor.deploy.scaling import (
+from toque.ray_apps.generative.deployment import application as generative_application
+from toque.ray_apps.generative.options import GenerativeOptions
+from toque.ray_apps.predictor import DedicatedOptions, PredictorOptions, application
+from toque.ray_apps.predictor.deploy.dedicated import version_application
+from toque.ray_apps.predictor.deploy.scaling import (
     ANSWERS,
     IN_FLIGHT,
     LATENCY_MS,

@@ -16,18 +16,18 @@ import tritonclient.grpc as triton
 import uvicorn
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ray_apps.predictor.deploy.standalone import EndpointRouter
-from ray_apps.predictor.grpc import GrpcServer, HttpModels, Limits
-from ray_apps.predictor.http.auth import Authenticator, TokenAuthenticator
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.protocol.datatypes import DTYPES
-from ray_apps.predictor.versions.engine import Engine
-from registry import Access, Condition, Registry, Signature, TensorSpec, TrafficRule, open_store
 from tests.ports import free_port
 from tests.ray_apps.admissions import patient_admission
 from tests.ray_apps.predictor.conftest import MemoryLog
+from toque.ray_apps.predictor.deploy.standalone import EndpointRouter
+from toque.ray_apps.predictor.grpc import GrpcServer, HttpModels, Limits
+from toque.ray_apps.predictor.http.auth import Authenticator, TokenAuthenticator
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.protocol.datatypes import DTYPES
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.registry import Access, Condition, Registry, Signature, TensorSpec, TrafficRule, open_store
 
 TYPED = [name for name in DTYPES if name != "FP16"]  # 16-bit floats have no typed contents and no JSON
 

@@ -9,8 +9,8 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.http as triton_http
 
-from ray_apps.predictor.protocol.datatypes import DTYPES
 from tests.ray_apps.predictor.grpc.conftest import TYPED, Served, inputs, place, typed_request, values
+from toque.ray_apps.predictor.protocol.datatypes import DTYPES
 
 
 def same(got: np.ndarray, name: str) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from ray_apps.predictor.grpc import HttpModels
-from ray_apps.predictor.grpc.status import UnreachableError
+from toque.ray_apps.predictor.grpc import HttpModels
+from toque.ray_apps.predictor.grpc.status import UnreachableError
 
 OK = b"HTTP/1.1 200 OK\r\nX-Name: a\r\ncontent-length: 2\r\n\r\nhi"
 Reply = Callable[[int, int], bytes]

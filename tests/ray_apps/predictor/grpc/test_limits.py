@@ -13,13 +13,13 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from ray_apps.admission import Admitted, Rule
-from ray_apps.predictor.grpc import GrpcServer, Limits
-from ray_apps.predictor.http.auth import INFER as INFER_RULE
-from ray_apps.predictor.http.auth import NoAuthentication
-from ray_apps.predictor.protocol import messages
-from ray_apps.predictor.protocol.errors import Denied
 from tests.ports import free_port
+from toque.ray_apps.admission import Admitted, Rule
+from toque.ray_apps.predictor.grpc import GrpcServer, Limits
+from toque.ray_apps.predictor.http.auth import INFER as INFER_RULE
+from toque.ray_apps.predictor.http.auth import NoAuthentication
+from toque.ray_apps.predictor.protocol import messages
+from toque.ray_apps.predictor.protocol.errors import Denied
 
 INFER = f"/{messages.SERVICE}/ModelInfer"
 LOGIN = (("authorization", "Bearer known"),)

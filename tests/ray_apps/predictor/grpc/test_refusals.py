@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from ray_apps.predictor.protocol.datatypes import DTYPES
 from tests.ray_apps.predictor.grpc.conftest import TYPED, Served, inputs
+from toque.ray_apps.predictor.protocol.datatypes import DTYPES
 
 
 def refused(call: Any) -> tuple[str, str]:

@@ -17,12 +17,6 @@ from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from ray_apps.predictor.grpc import GrpcServer, HttpModels, Limits
-from ray_apps.predictor.grpc.documents import DOCUMENTS
-from ray_apps.predictor.grpc.service import UNSERVED
-from ray_apps.predictor.http.auth import NoAuthentication
-from ray_apps.predictor.http.endpoint import JSON, Answer
-from ray_apps.predictor.protocol import messages
 from tests.ports import free_port
 from tests.ray_apps.predictor.grpc.conftest import (
     TYPED,
@@ -31,6 +25,12 @@ from tests.ray_apps.predictor.grpc.conftest import (
     typed_request,
     values,
 )
+from toque.ray_apps.predictor.grpc import GrpcServer, HttpModels, Limits
+from toque.ray_apps.predictor.grpc.documents import DOCUMENTS
+from toque.ray_apps.predictor.grpc.service import UNSERVED
+from toque.ray_apps.predictor.http.auth import NoAuthentication
+from toque.ray_apps.predictor.http.endpoint import JSON, Answer
+from toque.ray_apps.predictor.protocol import messages
 
 
 def test_health_readiness_and_metadata(served: Served, client: triton.InferenceServerClient):

@@ -13,12 +13,12 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ray_apps.admission import Admitted, Rule
-from ray_apps.predictor.grpc import GrpcServer, Limits
-from ray_apps.predictor.http.auth import INFER, NoAuthentication
-from ray_apps.predictor.protocol.errors import Denied
 from tests.ports import free_port
 from tests.ray_apps.predictor.grpc.conftest import TYPED, Served, inputs, typed_request
+from toque.ray_apps.admission import Admitted, Rule
+from toque.ray_apps.predictor.grpc import GrpcServer, Limits
+from toque.ray_apps.predictor.http.auth import INFER, NoAuthentication
+from toque.ray_apps.predictor.protocol.errors import Denied
 
 
 def test_tritonclients_stream_gets_an_answer_for_each_request_in_order(

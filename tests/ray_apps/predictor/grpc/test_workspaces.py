@@ -10,12 +10,12 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ray_apps.admission import open_admission
-from ray_apps.predictor.grpc import GrpcServer
-from ray_apps.predictor.http.auth import NoAuthentication, TokenAuthenticator
-from registry import Access, open_store
-from registry.access import Grant
 from tests.ports import free_port
+from toque.ray_apps.admission import open_admission
+from toque.ray_apps.predictor.grpc import GrpcServer
+from toque.ray_apps.predictor.http.auth import NoAuthentication, TokenAuthenticator
+from toque.registry import Access, open_store
+from toque.registry.access import Grant
 
 GRANTS = {
     "ours": ["caller:team"], "default": ["caller"], "both": ["caller:team", "caller:other"], "viewer": ["viewer:team"],

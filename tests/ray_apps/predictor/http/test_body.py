@@ -7,9 +7,9 @@ import zlib
 
 import pytest
 
-from ray_apps.predictor.http.body import LargeBodies, read_body
-from ray_apps.predictor.http.endpoint import Message, Request
-from ray_apps.predictor.protocol.errors import BadRequest, Overloaded, TooLarge
+from toque.ray_apps.predictor.http.body import LargeBodies, read_body
+from toque.ray_apps.predictor.http.endpoint import Message, Request
+from toque.ray_apps.predictor.protocol.errors import BadRequest, Overloaded, TooLarge
 
 KIB = 1 << 10
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from ray_apps.predictor.http import connections
-from ray_apps.predictor.http.connections import MAX_HEAD_BYTES, TimedProtocol
+from toque.ray_apps.predictor.http import connections
+from toque.ray_apps.predictor.http.connections import MAX_HEAD_BYTES, TimedProtocol
 
 HEAD = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n"
 LARGE = 64 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
+from toque.ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 
 
 class IdleEndpoint(Endpoint):

@@ -25,17 +25,22 @@ import pytest
 import uvicorn
 import uvloop
 
-from ray_apps.predictor.http.auth import NoAuthentication
-from ray_apps.predictor.http.connections import TimedProtocol
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.protocol.limits import MAX_ITEMS, MAX_JSON_BYTES, MAX_JSON_VALUES, MAX_TYPED_BYTES
-from ray_apps.predictor.protocol.messages import ModelInferRequest
-from ray_apps.predictor.protocol.protobuf import PROTOBUF
-from ray_apps.predictor.versions.engine import Engine
-from registry import Registry, Signature, TensorSpec, open_store
 from tests.ray_apps.predictor.conftest import MemoryLog
+from toque.ray_apps.predictor.http.auth import NoAuthentication
+from toque.ray_apps.predictor.http.connections import TimedProtocol
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.protocol.limits import (
+    MAX_ITEMS,
+    MAX_JSON_BYTES,
+    MAX_JSON_VALUES,
+    MAX_TYPED_BYTES,
+)
+from toque.ray_apps.predictor.protocol.messages import ModelInferRequest
+from toque.ray_apps.predictor.protocol.protobuf import PROTOBUF
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.registry import Registry, Signature, TensorSpec, open_store
 
 LONGEST_S = 0.05
 TICK_S = 0.005

@@ -14,10 +14,10 @@ import tritonclient.http as triton
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from functions.prediction_log.records import decode_prediction
-from functions.prediction_log.writing.columns import prediction_columns
-from ray_apps.predictor.inference.recording import Recorder
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
+from toque.functions.prediction_log.records import decode_prediction
+from toque.functions.prediction_log.writing.columns import prediction_columns
+from toque.ray_apps.predictor.inference.recording import Recorder
 
 VALUE = pytest.approx(0.253)
 
@@ -228,7 +228,7 @@ async def test_a_fault_of_ours_is_a_500_with_an_incident_and_no_details(served_m
 
 
 async def test_a_full_log_does_not_stop_answers_and_is_counted(served_model: ServedModel):
-    from functions.prediction_log import LogFullError
+    from toque.functions.prediction_log import LogFullError
 
     class Full:
         def append(self, payload: bytes) -> int:

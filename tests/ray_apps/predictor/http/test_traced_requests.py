@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from clusters.telemetry.logs import AccessLog
-from clusters.telemetry.tracing import Keeper, Tracing, use_tracing
-from functions.prediction_log.records import decode_prediction
 from tests.ray_apps.predictor.conftest import ServedModel
+from toque.clusters.telemetry.logs import AccessLog
+from toque.clusters.telemetry.tracing import Keeper, Tracing, use_tracing
+from toque.functions.prediction_log.records import decode_prediction
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 BODY = {

@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_apps.predictor.http.bypass import BypassMiddleware
-from ray_apps.predictor.http.unanswered import App
+from toque.ray_apps.predictor.http.bypass import BypassMiddleware
+from toque.ray_apps.predictor.http.unanswered import App
 
 
 async def silent(scope: Any, receive: Any, send: Any) -> None: ...

@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from functions.prediction_log import default_wal_root
-from ray_apps.predictor import PoolOptions, PredictorOptions
-from ray_apps.predictor.deploy.deployment import build_pool, build_predictor
-from ray_apps.predictor.deploy.standalone import EndpointRouter
-from registry import Access, Registry, open_store
-from registry.access import Grant, workspace_store
 from tests.ray_apps.predictor.conftest import SIGNATURE, load_fake_scorer, tensors
+from toque.functions.prediction_log import default_wal_root
+from toque.ray_apps.predictor import PoolOptions, PredictorOptions
+from toque.ray_apps.predictor.deploy.deployment import build_pool, build_predictor
+from toque.ray_apps.predictor.deploy.standalone import EndpointRouter
+from toque.registry import Access, Registry, open_store
+from toque.registry.access import Grant, workspace_store
 
 TEAM = "/workspaces/team/v2/models"
 GRANTS = {
@@ -34,7 +34,7 @@ async def platform(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, str]]]:
     """The models `late` and `early` of the workspace `team`, and one `late` of the default workspace in a pool each."""
-    monkeypatch.setattr("ray_apps.predictor.deploy.deployment.tried_first", lambda *_: load_fake_scorer)
+    monkeypatch.setattr("toque.ray_apps.predictor.deploy.deployment.tried_first", lambda *_: load_fake_scorer)
     url = f"file://{tmp_path}/store"
     store = open_store(url)
     access = Access(store, actor="root")

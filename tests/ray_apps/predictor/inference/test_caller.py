@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import uvicorn
 
-from functions.prediction_log.records import decode_prediction
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
+from toque.functions.prediction_log.records import decode_prediction
 
 WITHIN_S = 20
 

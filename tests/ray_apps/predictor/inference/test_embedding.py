@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_apps.predictor.inference.embedding import embed
-from ray_apps.predictor.protocol.errors import BadRequest, NotReady
-from registry.models import TensorSpec
+from toque.ray_apps.predictor.inference.embedding import embed
+from toque.ray_apps.predictor.protocol.errors import BadRequest, NotReady
+from toque.registry.models import TensorSpec
 
 
 def predictor(outputs: Any, *inputs: TensorSpec, served: bool = True) -> Any:

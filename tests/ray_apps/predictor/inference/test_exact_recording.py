@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.evaluation.log_replay import compare
-from functions.prediction_log import predictions
-from functions.prediction_log.frames import Frame
-from functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
-from functions.prediction_log.writing.columns import prediction_columns
-from functions.prediction_log.writing.drain import add_records
-from ray_apps.predictor.inference import held_values
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.protocol.json import InferRequest
-from ray_apps.predictor.versions.engine import Engine
-from registry import Registry, Signature, TensorSpec, TrafficRule, open_store
 from tests.ray_apps.predictor.conftest import MemoryLog, ServedModel, tensors
+from toque.functions.evaluation.log_replay import compare
+from toque.functions.prediction_log import predictions
+from toque.functions.prediction_log.frames import Frame
+from toque.functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
+from toque.functions.prediction_log.writing.columns import prediction_columns
+from toque.functions.prediction_log.writing.drain import add_records
+from toque.ray_apps.predictor.inference import held_values
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.protocol.json import InferRequest
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.registry import Registry, Signature, TensorSpec, TrafficRule, open_store
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 Specs = Sequence[tuple[str, str, list[int]]]

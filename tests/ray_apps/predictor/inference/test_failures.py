@@ -6,11 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from functions.evaluation.realised_loss import score
-from functions.prediction_log.records import LABELS
-from functions.prediction_log.writing.columns import prediction_columns
-from ray_apps.predictor.inference.recording import MAX_FAILURES, Failure, Recorder
 from tests.ray_apps.predictor.conftest import MemoryLog, ServedModel, tensors
+from toque.functions.evaluation.realised_loss import score
+from toque.functions.prediction_log.records import LABELS
+from toque.functions.prediction_log.writing.columns import prediction_columns
+from toque.ray_apps.predictor.inference.recording import MAX_FAILURES, Failure, Recorder
 
 
 def logged(served_model: ServedModel) -> list[dict[str, Any]]:

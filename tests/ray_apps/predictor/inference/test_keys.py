@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from featurestore import (
+from tests.conditions.values import ROUNDS_TO_LARGEST_FLOAT32
+from tests.ray_apps.predictor.conftest import ServedModel
+from toque.featurestore import (
     BatchSource,
     Bool,
     CsvFiles,
@@ -25,10 +27,8 @@ from featurestore import (
     RequestSource,
     String,
 )
-from functions.prediction_log.writing.columns import prediction_columns
-from ray_apps.predictor.inference.keys import ServiceRefresher
-from tests.conditions.values import ROUNDS_TO_LARGEST_FLOAT32
-from tests.ray_apps.predictor.conftest import ServedModel
+from toque.functions.prediction_log.writing.columns import prediction_columns
+from toque.ray_apps.predictor.inference.keys import ServiceRefresher
 
 NOW = datetime(2013, 5, 1, 12, tzinfo=UTC)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from functions.live_counts import ArmTally, SplitArm, Tally
-from functions.prediction_log import LOAD_TEST
-from functions.prediction_log.writing.columns import prediction_columns
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
+from toque.functions.live_counts import ArmTally, SplitArm, Tally
+from toque.functions.prediction_log import LOAD_TEST
+from toque.functions.prediction_log.writing.columns import prediction_columns
 
 
 @pytest.fixture

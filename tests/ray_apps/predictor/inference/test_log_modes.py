@@ -12,19 +12,19 @@ import httpx
 import pytest
 import redis
 
-from functions.prediction_log import close_writers, drain
-from functions.prediction_log.writing.stream import Stream
-from ray_apps.predictor import PredictorOptions
-from ray_apps.predictor.deploy.deployment import PredictorReplica, build_predictor
-from ray_apps.predictor.deploy.standalone import EndpointRouter
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference.confirmation import Confirmation
-from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.protocol.errors import NotLogged
-from registry import Registry, open_store
 from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_fake_scorer, tensors
 from tests.ray_apps.predictor.inference.test_recording import record
 from tests.waiting import until
+from toque.functions.prediction_log import close_writers, drain
+from toque.functions.prediction_log.writing.stream import Stream
+from toque.ray_apps.predictor import PredictorOptions
+from toque.ray_apps.predictor.deploy.deployment import PredictorReplica, build_predictor
+from toque.ray_apps.predictor.deploy.standalone import EndpointRouter
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference.confirmation import Confirmation
+from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.protocol.errors import NotLogged
+from toque.registry import Registry, open_store
 
 Ask = Callable[[], Awaitable[httpx.Response]]
 
@@ -34,7 +34,7 @@ def endpoint_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: Any
 ) -> Callable[[str], ModelEndpoint]:
     """Makes the replica of one model on a real Redis, in a mode."""
-    monkeypatch.setattr("ray_apps.predictor.deploy.deployment.tried_first", lambda *_: load_fake_scorer)
+    monkeypatch.setattr("toque.ray_apps.predictor.deploy.deployment.tried_first", lambda *_: load_fake_scorer)
     url = f"file://{tmp_path}/store"
     (tmp_path / "model.json").write_text('{"value": 0.25}')
     registry = Registry(open_store(url), actor="ada")

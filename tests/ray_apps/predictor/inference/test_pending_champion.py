@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_apps.predictor.inference.caller import Caller
-from ray_apps.predictor.inference.pending_champion import PendingChampion
-from ray_apps.predictor.protocol.errors import CallerGone
-from ray_apps.predictor.protocol.json import decode_request
 from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, tensors
 from tests.waiting import until
+from toque.ray_apps.predictor.inference.caller import Caller
+from toque.ray_apps.predictor.inference.pending_champion import PendingChampion
+from toque.ray_apps.predictor.protocol.errors import CallerGone
+from toque.ray_apps.predictor.protocol.json import decode_request
 
 
 class Load:

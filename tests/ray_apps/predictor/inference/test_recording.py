@@ -15,24 +15,24 @@ import pytest
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from functions.prediction_log import PredictionLogError, Pseudonyms, pseudonym
-from functions.prediction_log.frames import read_frames
-from functions.prediction_log.records import decode_prediction
-from functions.prediction_log.writing.columns import prediction_columns
-from functions.prediction_log.writing.wal import WriteAheadLog, segments_of
-from ray_apps.predictor.deploy.standalone import EndpointRouter
-from ray_apps.predictor.grpc import GrpcServer
-from ray_apps.predictor.http.auth import NoAuthentication
-from ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.recording import Failure, Recorder
-from ray_apps.predictor.protocol.json import InferRequest
-from ray_apps.predictor.versions.engine import Engine
-from ray_apps.predictor.write_coalescing import WRITE_BATCH, WriteBatch, current_batch
-from registry import Registry, Signature, TensorSpec, open_store
 from tests.ports import free_port
 from tests.ray_apps.predictor.conftest import MemoryLog
 from tests.ray_apps.predictor.test_write_coalescing_served import served
+from toque.functions.prediction_log import PredictionLogError, Pseudonyms, pseudonym
+from toque.functions.prediction_log.frames import read_frames
+from toque.functions.prediction_log.records import decode_prediction
+from toque.functions.prediction_log.writing.columns import prediction_columns
+from toque.functions.prediction_log.writing.wal import WriteAheadLog, segments_of
+from toque.ray_apps.predictor.deploy.standalone import EndpointRouter
+from toque.ray_apps.predictor.grpc import GrpcServer
+from toque.ray_apps.predictor.http.auth import NoAuthentication
+from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference.predictor import Predictor
+from toque.ray_apps.predictor.inference.recording import Failure, Recorder
+from toque.ray_apps.predictor.protocol.json import InferRequest
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.ray_apps.predictor.write_coalescing import WRITE_BATCH, WriteBatch, current_batch
+from toque.registry import Registry, Signature, TensorSpec, open_store
 
 Answers = Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
 X = np.array([[1, 2], [3, 4], [5, np.nan]], np.float32)

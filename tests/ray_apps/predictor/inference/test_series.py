@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from ray_apps.predictor.deploy.series import connect
-from ray_apps.predictor.inference import series
-from ray_apps.predictor.inference.series import ModelSeries, error_class
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
+from toque.ray_apps.predictor.deploy.series import connect
+from toque.ray_apps.predictor.inference import series
+from toque.ray_apps.predictor.inference.series import ModelSeries, error_class
 
 
 class Seen:

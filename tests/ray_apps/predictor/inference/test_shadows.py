@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from functions.prediction_log.writing.columns import prediction_columns
-from ray_apps.predictor.inference.shadows import MAX_ROWS, TURN_S
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
+from toque.functions.prediction_log.writing.columns import prediction_columns
+from toque.ray_apps.predictor.inference.shadows import MAX_ROWS, TURN_S
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from functions.prediction_log.writing.columns import prediction_columns
-from ray_apps.predictor.versions.routes import Routes
-from registry import LayerShare, TrafficRule
-from registry.models.traffic import BUCKETS
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
+from toque.functions.prediction_log.writing.columns import prediction_columns
+from toque.ray_apps.predictor.versions.routes import Routes
+from toque.registry import LayerShare, TrafficRule
+from toque.registry.models.traffic import BUCKETS
 
 UNITS = 100_000
 

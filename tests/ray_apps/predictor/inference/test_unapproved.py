@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_apps.predictor.versions.loaded import Scorer
-from registry import ModelPolicy, Registry, Signature, open_store
 from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer
+from toque.ray_apps.predictor.versions.loaded import Scorer
+from toque.registry import ModelPolicy, Registry, Signature, open_store
 
 GUARDED = ModelPolicy(guarded=frozenset({"champion"}), approvals=1)
 

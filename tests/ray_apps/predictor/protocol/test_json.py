@@ -14,9 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ray_apps.predictor.protocol.datatypes import DTYPES, cast, pack, unpack
-from ray_apps.predictor.protocol.errors import BadRequest, PredictorError, TooLarge
-from ray_apps.predictor.protocol.json import InferRequest, InferResponse, decode_request, encode_response
+from toque.ray_apps.predictor.protocol.datatypes import DTYPES, cast, pack, unpack
+from toque.ray_apps.predictor.protocol.errors import BadRequest, PredictorError, TooLarge
+from toque.ray_apps.predictor.protocol.json import (
+    InferRequest,
+    InferResponse,
+    decode_request,
+    encode_response,
+)
 
 NUMERIC = [name for name in DTYPES if name != "BYTES"]
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from ray_apps.predictor.protocol.datatypes import pack
-from ray_apps.predictor.protocol.json import InferRequest, InferResponse
-from ray_apps.predictor.protocol.protobuf import encode_message
 from tests.ray_apps.predictor.conftest import ServedModel
+from toque.ray_apps.predictor.protocol.datatypes import pack
+from toque.ray_apps.predictor.protocol.json import InferRequest, InferResponse
+from toque.ray_apps.predictor.protocol.protobuf import encode_message
 
 HEADERS = {"Content-Type": "application/x-protobuf"}
 

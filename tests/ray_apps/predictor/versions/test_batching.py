@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_apps.predictor.versions.batching import Batcher, Batching, BatchingError
 from tests.ray_apps.predictor.conftest import SIGNATURE, ServedModel, tensors
+from toque.ray_apps.predictor.versions.batching import Batcher, Batching, BatchingError
 
 Arrays = Mapping[str, np.ndarray]
 

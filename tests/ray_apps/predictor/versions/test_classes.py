@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_apps.predictor.versions.loaded import LoadedVersion
-from registry import Signature, TensorSpec
+from toque.ray_apps.predictor.versions.loaded import LoadedVersion
+from toque.registry import Signature, TensorSpec
 
 NAMES = ["not too happy", "pretty happy", "très heureux"]
 GIVEN = TensorSpec(name="numeric", datatype="FP32", shape=[-1, 1], columns=["a"])

@@ -17,29 +17,29 @@ import torch
 from ray import serve
 from ray.exceptions import RayTaskError
 
-from functions.model_formats.load import ScoringModel, load
-from functions.model_formats.program import export_program, load_program, save_program
-from functions.training.tabular.artifact import tabular_signature, write_artifact
-from functions.training.tabular.fitting import fit, prepare
-from ray_apps.predictor import DedicatedOptions, PredictorOptions, breakdown
-from ray_apps.predictor.deploy import dedicated
-from ray_apps.predictor.deploy.dedicated import ServeDeployments, VersionReplica, device_of
-from ray_apps.predictor.protocol.errors import DeviceFailed, DeviceOutOfMemory
-from ray_apps.predictor.versions import fused, scoring
-from ray_apps.predictor.versions.cuda_device import (
+from tests.functions.training.tabular_setup import COLUMNS, FAST, TensorMaker, examples
+from toque.functions.model_formats.load import ScoringModel, load
+from toque.functions.model_formats.program import export_program, load_program, save_program
+from toque.functions.training.tabular.artifact import tabular_signature, write_artifact
+from toque.functions.training.tabular.fitting import fit, prepare
+from toque.ray_apps.predictor import DedicatedOptions, PredictorOptions, breakdown
+from toque.ray_apps.predictor.deploy import dedicated
+from toque.ray_apps.predictor.deploy.dedicated import ServeDeployments, VersionReplica, device_of
+from toque.ray_apps.predictor.protocol.errors import DeviceFailed, DeviceOutOfMemory
+from toque.ray_apps.predictor.versions import fused, scoring
+from toque.ray_apps.predictor.versions.cuda_device import (
     CapturedGraph,
     CudaDevice,
     Device,
     Outputs,
     is_out_of_memory,
 )
-from ray_apps.predictor.versions.cuda_graphs import MAX_PADDED_ROWS, REPEATS, GraphCache
-from ray_apps.predictor.versions.cuda_scoring import CudaScorer, StagingBuffer, UnfitForDevice
-from ray_apps.predictor.versions.loaded import LoadError, load_version
-from ray_apps.predictor.versions.parity import difference, rows_are_independent
-from ray_apps.predictor.versions.scoring import DirectScorer, load_scorer, place_on_device
-from registry import ModelVersion, Signature, TensorSpec
-from tests.functions.training.tabular_setup import COLUMNS, FAST, TensorMaker, examples
+from toque.ray_apps.predictor.versions.cuda_graphs import MAX_PADDED_ROWS, REPEATS, GraphCache
+from toque.ray_apps.predictor.versions.cuda_scoring import CudaScorer, StagingBuffer, UnfitForDevice
+from toque.ray_apps.predictor.versions.loaded import LoadError, load_version
+from toque.ray_apps.predictor.versions.parity import difference, rows_are_independent
+from toque.ray_apps.predictor.versions.scoring import DirectScorer, load_scorer, place_on_device
+from toque.registry import ModelVersion, Signature, TensorSpec
 
 
 class HostDevice:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from functions.prediction_log.records import decode_prediction
-from functions.runtime.changes.feed import Watch
-from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.versions.engine import Engine
-from ray_apps.predictor.versions.loaded import LoadedVersion, Scorer
-from registry import ModelVersion, Registry, Signature, Unavailable
 from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, tensors
+from toque.functions.prediction_log.records import decode_prediction
+from toque.functions.runtime.changes.feed import Watch
+from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.versions.engine import Engine
+from toque.ray_apps.predictor.versions.loaded import LoadedVersion, Scorer
+from toque.registry import ModelVersion, Registry, Signature, Unavailable
 
 
 async def served(served_model: ServedModel, unit: str) -> tuple[str, str]:

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ray_apps.predictor.inference.explain import Explainer, ExplainRequest
-from ray_apps.predictor.versions.loaded import LoadError, load_version
-from ray_apps.predictor.versions.scoring import load_scorer
-from registry import ModelVersion
 from tests.ray_apps.predictor.conftest import SIGNATURE
+from toque.ray_apps.predictor.inference.explain import Explainer, ExplainRequest
+from toque.ray_apps.predictor.versions.loaded import LoadError, load_version
+from toque.ray_apps.predictor.versions.scoring import load_scorer
+from toque.registry import ModelVersion
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.prediction_log.writing.columns import prediction_columns
-from ray_apps.predictor.versions.missing_features import (
+from tests.ray_apps.predictor.conftest import SIGNATURE, ServedModel
+from tests.ray_apps.predictor.inference import test_keys
+from tests.ray_apps.predictor.inference.test_keys import keyed
+from toque.functions.prediction_log.writing.columns import prediction_columns
+from toque.ray_apps.predictor.versions.missing_features import (
     MissingFeaturesPolicy,
     PolicyError,
     predict_abstaining,
 )
-from tests.ray_apps.predictor.conftest import SIGNATURE, ServedModel
-from tests.ray_apps.predictor.inference import test_keys
-from tests.ray_apps.predictor.inference.test_keys import keyed
 
 by_key = test_keys.by_key
 __all__ = ["by_key"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from functions.model_formats.sandbox import Sandbox, SandboxLimits
-from ray_apps.predictor.versions.loaded import tried_first
-from ray_apps.predictor.versions.scoring import load_scorer
 from tests.ray_apps.predictor.conftest import SIGNATURE, ServedModel, tensors
+from toque.functions.model_formats.sandbox import Sandbox, SandboxLimits
+from toque.ray_apps.predictor.versions.loaded import tried_first
+from toque.ray_apps.predictor.versions.scoring import load_scorer
 
 PROJECT = "tests.functions.model_formats.sandbox.hostile"
 

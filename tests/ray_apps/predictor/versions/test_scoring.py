@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from functions.model_formats.program import export_program, save_program
-from ray_apps.predictor.versions import scoring
-from ray_apps.predictor.versions.loaded import load_version
-from ray_apps.predictor.versions.scoring import DIRECT, DirectScorer, load_scorer
-from registry import ModelVersion, Signature, TensorSpec
+from toque.functions.model_formats.program import export_program, save_program
+from toque.ray_apps.predictor.versions import scoring
+from toque.ray_apps.predictor.versions.loaded import load_version
+from toque.ray_apps.predictor.versions.scoring import DIRECT, DirectScorer, load_scorer
+from toque.registry import ModelVersion, Signature, TensorSpec
 
 
 class Doubled(torch.nn.Module):

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ray_apps.predictor.versions.batching import Batcher, Batching
-from ray_apps.predictor.versions.model_config import model_config
-from ray_apps.predictor.versions.statistics import VersionStatistics
-from registry import Signature, TensorSpec
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
+from toque.ray_apps.predictor.versions.batching import Batcher, Batching
+from toque.ray_apps.predictor.versions.model_config import model_config
+from toque.ray_apps.predictor.versions.statistics import VersionStatistics
+from toque.registry import Signature, TensorSpec
 
 
 def test_totals_add_up():

@@ -1,8 +1,8 @@
 """Who a new split would move: by hand on small splits, and against the assignment of units."""
 
-from registry import Arm, Traffic
-from registry.models.traffic import allocate, to_buckets
-from registry.models.traffic.preview import moves
+from toque.registry import Arm, Traffic
+from toque.registry.models.traffic import allocate, to_buckets
+from toque.registry.models.traffic.preview import moves
 
 
 def split(**arms: tuple[int, float]) -> Traffic:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from registry import (
+from toque.registry import (
     Arm,
     Condition,
     Holdout,
@@ -29,8 +29,8 @@ from registry import (
     TrafficRule,
     open_store,
 )
-from registry.models.state import decode, encode
-from registry.models.traffic import BUCKETS, MAX_RULES, allocate, is_shadowed, size
+from toque.registry.models.state import decode, encode
+from toque.registry.models.traffic import BUCKETS, MAX_RULES, allocate, is_shadowed, size
 
 UNITS = [f"user-{n}" for n in range(50)]
 

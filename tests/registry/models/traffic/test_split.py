@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry import Arm, InvalidInput, Traffic
-from registry.models.traffic import BUCKETS, allocate, bucket_of, to_buckets
+from toque.registry import Arm, InvalidInput, Traffic
+from toque.registry.models.traffic import BUCKETS, allocate, bucket_of, to_buckets
 
 
 def traffic(ranges: dict[str, tuple[tuple[int, int], ...]], salt: str = "s") -> Traffic:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from registry import Forbidden, ObjectStore, Table, Unavailable, open_store
 from tests.registry import s3_servers
+from toque.registry import Forbidden, ObjectStore, Table, Unavailable, open_store
 
 ROWS = pa.table({"x": [1, 2]})
 

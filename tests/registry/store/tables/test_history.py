@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from registry import InvalidInput, ObjectStore, open_store
-from registry.store import Table, find_rows, remove_rows, table_names
-from registry.store.tables.upkeep import trim_log
 from tests.conditions.faults import FragileStore, KilledError
+from toque.registry import InvalidInput, ObjectStore, open_store
+from toque.registry.store import Table, find_rows, remove_rows, table_names
+from toque.registry.store.tables.upkeep import trim_log
 
 GONE = "person-7f3a9c21"
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -1,8 +1,8 @@
 import pyarrow as pa
 import pytest
 
-from registry import InvalidInput, Table, open_store
-from registry.store import overwrite_with_parts, write_part
+from toque.registry import InvalidInput, Table, open_store
+from toque.registry.store import overwrite_with_parts, write_part
 
 
 def rows(first: int) -> pa.Table:

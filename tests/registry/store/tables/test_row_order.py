@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from registry import ObjectStore, Table, open_store
-from registry.store.tables.row_ranges import PinnedRows
+from toque.registry import ObjectStore, Table, open_store
+from toque.registry.store.tables.row_ranges import PinnedRows
 
 DAYS = 24
 PROGRAM = """
 import sys
 from pathlib import Path
-from registry import open_store
+from toque.registry import open_store
 from tests.registry.store.tables.test_row_order import appended, read_everywhere
 
 print(read_everywhere(appended(open_store(Path(sys.argv[1]).as_uri()))))

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from registry import Table, open_store
-from registry.store import PinnedRows
+from toque.registry import Table, open_store
+from toque.registry.store import PinnedRows
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from registry import Table, Unavailable, open_store
-from registry.store import append_with_parts, overwrite_with_parts, remove_rows, write_part
-from registry.store.tables import settling
-from registry.store.tables.settling import settle
-from registry.store.tables.upkeep import compact_days, compact_table, drop_days
+from toque.registry import Table, Unavailable, open_store
+from toque.registry.store import append_with_parts, overwrite_with_parts, remove_rows, write_part
+from toque.registry.store.tables import settling
+from toque.registry.store.tables.settling import settle
+from toque.registry.store.tables.upkeep import compact_days, compact_table, drop_days
 
 ROWS = pa.table({"n": [1, 2], "day": ["2026-01-01", "2026-01-02"]})
 Verb = Callable[[Table], Any]

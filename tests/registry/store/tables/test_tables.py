@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable
 
-from registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, open_store
-from registry.store.tables.table import table_properties
-from registry.store.tables.upkeep import compact_table
+from toque.registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, open_store
+from toque.registry.store.tables.table import table_properties
+from toque.registry.store.tables.upkeep import compact_table
 
 
 def rows(*values: int) -> pa.Table:

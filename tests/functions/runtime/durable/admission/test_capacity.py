@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from functions import Demand
-from functions.runtime.cards.node import Node
-from functions.runtime.cards.slices import share_of
-from functions.runtime.durable.admission.capacity import Room, held_by
-from functions.runtime.durable.admission.occupancy import Shares
-from functions.runtime.durable.admission.request import Quota, QuotaRequest
-from functions.runtime.durable.admission.rule import schedule
+from toque.functions import Demand
+from toque.functions.runtime.cards.node import Node
+from toque.functions.runtime.cards.slices import share_of
+from toque.functions.runtime.durable.admission.capacity import Room, held_by
+from toque.functions.runtime.durable.admission.occupancy import Shares
+from toque.functions.runtime.durable.admission.request import Quota, QuotaRequest
+from toque.functions.runtime.durable.admission.rule import schedule
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SLICE = "H100-1g.10gb"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from functions.runtime.cards.node import Node
-from functions.runtime.durable.admission.occupancy import Shares, Spent
-from functions.runtime.durable.admission.request import (
+from toque.functions.runtime.cards.node import Node
+from toque.functions.runtime.durable.admission.occupancy import Shares, Spent
+from toque.functions.runtime.durable.admission.request import (
     EVERYONE,
     YIELD_S,
     Quota,
@@ -20,8 +20,8 @@ from functions.runtime.durable.admission.request import (
     team_of,
     why_unsatisfiable,
 )
-from functions.runtime.durable.admission.rule import Decision, admission_order, next_look, schedule
-from functions.runtime.receipt import Prices
+from toque.functions.runtime.durable.admission.rule import Decision, admission_order, next_look, schedule
+from toque.functions.runtime.receipt import Prices
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TEAMS = ("ranking", "search", "vision")

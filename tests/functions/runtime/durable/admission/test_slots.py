@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
-from functions import Context, Demand, Preempted, Retries, function, preempted, use_context
-from functions.quotas import admissions, budgets, quotas, remove_quota, set_quota
-from functions.runtime.declaration import NICENESS
-from functions.runtime.durable.admission.allotment import allotment_in
-from functions.runtime.durable.admission.request import EVERYONE, Quota
-from functions.runtime.durable.admission.slots import QuotaSlots
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.invocation import executor_of
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.errors import DeclarationError, InvocationFailed
-from functions.runtime.receipt import Usage
-from registry import Access, Journal, utc_now
-from registry.access import QueueShare
+from toque.functions import Context, Demand, Preempted, Retries, function, preempted, use_context
+from toque.functions.quotas import admissions, budgets, quotas, remove_quota, set_quota
+from toque.functions.runtime.declaration import NICENESS
+from toque.functions.runtime.durable.admission.allotment import allotment_in
+from toque.functions.runtime.durable.admission.request import EVERYONE, Quota
+from toque.functions.runtime.durable.admission.slots import QuotaSlots
+from toque.functions.runtime.durable.executor import Executor
+from toque.functions.runtime.durable.invocation import executor_of
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.errors import DeclarationError, InvocationFailed
+from toque.functions.runtime.receipt import Usage
+from toque.registry import Access, Journal, utc_now
+from toque.registry.access import QueueShare
 
 
 def demand(cpus: float, priority: int, **_: object) -> Demand:

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from functions import Demand, Preempted, function, preempted
-from functions.runtime import catalog
-from functions.runtime.context import Context, use_context
-from functions.runtime.durable.admission.slots import demand_of
-from functions.runtime.durable.admission.time_limit import TimeLimit
-from functions.runtime.durable.executor.losses import loss_entry
-from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.record import Record
-from functions.runtime.errors import InvocationFailed
-from functions.runtime.run.deadline import deadline, paused
-from registry.store import open_store
 from tests.waiting import until
+from toque.functions import Demand, Preempted, function, preempted
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import Context, use_context
+from toque.functions.runtime.durable.admission.slots import demand_of
+from toque.functions.runtime.durable.admission.time_limit import TimeLimit
+from toque.functions.runtime.durable.executor.losses import loss_entry
+from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.errors import InvocationFailed
+from toque.functions.runtime.run.deadline import deadline, paused
+from toque.registry.store import open_store
 
 LONGEST_S = 60.0
 

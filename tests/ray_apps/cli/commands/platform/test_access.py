@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from ray_apps.cli.client import Client
-from ray_apps.cli.command import Given
-from ray_apps.cli.commands.platform.machine import _modules
-from ray_apps.cli.commands.serving.predict import _predict
-from ray_apps.cli.errors import UsageError
 from tests.ray_apps.cli.test_cli import run
+from toque.ray_apps.cli.client import Client
+from toque.ray_apps.cli.command import Given
+from toque.ray_apps.cli.commands.platform.machine import _modules
+from toque.ray_apps.cli.commands.serving.predict import _predict
+from toque.ray_apps.cli.errors import UsageError
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import pytest
 
-from ray_apps.cli.commands.platform.cluster import explained
-from ray_apps.cli.errors import Failed
-from registry import open_store
+from toque.ray_apps.cli.commands.platform.cluster import explained
+from toque.ray_apps.cli.errors import Failed
+from toque.registry import open_store
 
 
 def test_a_store_that_cannot_be_opened_is_a_message_and_no_traceback() -> None:

@@ -10,15 +10,15 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from functions.runtime.durable.admission.slots import quotas_in
-from ray_apps.cli import main
-from ray_apps.cli.commands.training.train import _platform_environment
-from ray_apps.local import LocalError, Settings
-from ray_apps.local.audit_key import make_audit_key, open_platform_store
-from registry import Access, Journal, ObjectStore, Registry, Role, open_store
-from registry.access import workspace_store
-from registry.journal import high_water
 from tests.registry.test_forgery import filled, forge_snapshot, rewrite_entries, swap_alias
+from toque.functions.runtime.durable.admission.slots import quotas_in
+from toque.ray_apps.cli import main
+from toque.ray_apps.cli.commands.training.train import _platform_environment
+from toque.ray_apps.local import LocalError, Settings
+from toque.ray_apps.local.audit_key import make_audit_key, open_platform_store
+from toque.registry import Access, Journal, ObjectStore, Registry, Role, open_store
+from toque.registry.access import workspace_store
+from toque.registry.journal import high_water
 
 SIGNER = ec.generate_private_key(ec.SECP256R1()).private_bytes(
     serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -6,13 +6,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from functions.runtime import catalog
-from ray_apps.cli import main
-from registry import Table
+from toque.functions.runtime import catalog
+from toque.ray_apps.cli import main
+from toque.registry import Table
 
 
 def test_an_admin_erases_an_entity_and_reads_the_certificate(platform: Any, capsys: Any):
-    catalog.discover(["functions.maintenance.erasure.jobs"])
+    catalog.discover(["toque.functions.maintenance.erasure.jobs"])
     table = Table(platform.context.store, "batch/late")
     table.append(pa.table({"rider": ["rider-9b7d4403", "other"]}))
     assert main(("erase", "--entity", "rider=rider-9b7d4403", "-o", "tsv")) == 0
@@ -25,7 +25,7 @@ def test_an_admin_erases_an_entity_and_reads_the_certificate(platform: Any, caps
 
 
 def test_a_dry_run_lists_what_would_go_and_why_and_erases_nothing(platform: Any, capsys: Any):
-    catalog.discover(["functions.maintenance.erasure.jobs"])
+    catalog.discover(["toque.functions.maintenance.erasure.jobs"])
     table = Table(platform.context.store, "batch/late")
     table.append(
         pa.table({"unit": ["user-1234", "user-12345", "other"], "note": ["", "", "asked by user-1234"]})
@@ -54,7 +54,7 @@ def test_an_erasure_needs_a_subject(platform: Any, capsys: Any):
 
 
 def test_retention_is_set_in_days_weeks_and_years(platform: Any, capsys: Any):
-    catalog.discover(["functions.maintenance.retention"])
+    catalog.discover(["toque.functions.maintenance.retention"])
     assert main(("retention", "set", "--predictions", "90d", "--labels", "1y", "--reports", "2w")) == 0
     capsys.readouterr()
     assert main(("retention", "show", "--json")) == 0
@@ -67,7 +67,7 @@ def test_retention_is_set_in_days_weeks_and_years(platform: Any, capsys: Any):
 def test_an_operator_neither_erases_nor_sets_a_retention(
     platform: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    catalog.discover(["functions.maintenance.retention", "functions.maintenance.erasure.jobs"])
+    catalog.discover(["toque.functions.maintenance.retention", "toque.functions.maintenance.erasure.jobs"])
     assert main(("token", "create", "eve", "operator")) == 0
     monkeypatch.setenv("TOQUE_TOKEN", capsys.readouterr().out.strip())
     for command in (("erase", "--unit", "u1"), ("erasures",), ("retention", "set", "--labels", "9d")):

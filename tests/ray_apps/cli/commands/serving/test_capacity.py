@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from load.capacity_model.points import Point, write_points
-from ray_apps.cli import main
-from ray_apps.predictor.deploy.options import PredictorOptions
+from toque.load.capacity_model.points import Point, write_points
+from toque.ray_apps.cli import main
+from toque.ray_apps.predictor.deploy.options import PredictorOptions
 
 
 @pytest.fixture

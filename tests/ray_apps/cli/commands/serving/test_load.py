@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import load.scenarios.knee
-import load.scenarios.sending.processes
-from load.scenarios.knee import Knee, Step
-from load.scenarios.scenario import Objectives
-from ray_apps.cli import main
+import toque.load.scenarios.knee
+import toque.load.scenarios.sending.processes
 from tests.load.scenarios.load_runs import run_of
+from toque.load.scenarios.knee import Knee, Step
+from toque.load.scenarios.scenario import Objectives
+from toque.ray_apps.cli import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the next loads give; nothing is sent."""
     coming: list[Any] = []
-    monkeypatch.setattr(load.scenarios.sending.processes, "put_load", lambda *_, **__: coming.pop(0))
+    monkeypatch.setattr(toque.load.scenarios.sending.processes, "put_load", lambda *_, **__: coming.pop(0))
     return coming
 
 
@@ -75,7 +75,7 @@ def test_the_knee_of_a_model_is_kept(platform: Any, capsys: Any, monkeypatch: py
         Step(20, held=True, p99_ms=9, error_share=0, requests_per_s=20),
         Step(40, False, float("inf"), 1, 0),
     )
-    monkeypatch.setattr(load.scenarios.knee, "find_knee", lambda *_, **__: Knee(20.0, 40.0, steps))
+    monkeypatch.setattr(toque.load.scenarios.knee, "find_knee", lambda *_, **__: Knee(20.0, 40.0, steps))
     code, out, _ = run(capsys, "load", "find-knee", "m")
     assert code == 0
     assert out.splitlines()[1].split("\t")[:3] == ["m", "20.0", "40.0"]

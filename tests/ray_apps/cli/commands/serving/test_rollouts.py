@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from functions.rollout.jobs import rollouts
-from functions.runtime import use_context
-from ray_apps.cli import main
-from ray_apps.cli.client import Client
-from ray_apps.cli.commands.serving import rollout_table
-from registry import ModelPolicy
+from toque.functions.rollout.jobs import rollouts
+from toque.functions.runtime import use_context
+from toque.ray_apps.cli import main
+from toque.ray_apps.cli.client import Client
+from toque.ray_apps.cli.commands.serving import rollout_table
+from toque.registry import ModelPolicy
 
 
 def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:

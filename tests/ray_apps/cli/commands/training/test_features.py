@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from featurestore import Entity, FeatureView, Field, Float64, String
-from functions import use_context
-from functions.features.jobs import HEALTH_TABLE, record_feature_health
-from ray_apps.cli import main
-from registry import Table
+from toque.featurestore import Entity, FeatureView, Field, Float64, String
+from toque.functions import use_context
+from toque.functions.features.jobs import HEALTH_TABLE, record_feature_health
+from toque.ray_apps.cli import main
+from toque.registry import Table
 
 weather = FeatureView(
     "weather", [Entity("origin")], [Field("temp", Float64), Field("sky", String)], owner="met"

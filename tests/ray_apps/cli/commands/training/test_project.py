@@ -12,12 +12,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from functions import use_context
-from functions.runtime.context import context_of
-from ray_apps.cli import main
-from ray_apps.cli.command import Given
-from ray_apps.cli.commands.serving.predict import request_of
-from ray_apps.new_project.columns import identifier
+from toque.functions import use_context
+from toque.functions.runtime.context import context_of
+from toque.ray_apps.cli import main
+from toque.ray_apps.cli.command import Given
+from toque.ray_apps.cli.commands.serving.predict import request_of
+from toque.ray_apps.new_project.columns import identifier
 
 ROWS = 400
 
@@ -409,7 +409,7 @@ def test_a_project_is_trained_and_promoted_from_a_folder_below_it(
 
 
 OWNERS = """
-from featurestore import SqlTable
+from toque.featurestore import SqlTable
 
 owners = FeatureView(
     "owners",

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ray_apps.cli import main
-from ray_apps.cli import transfer as files
-from ray_apps.cli.progress import transfer_bar
-from registry import Registry
+from toque.ray_apps.cli import main
+from toque.ray_apps.cli import transfer as files
+from toque.ray_apps.cli.progress import transfer_bar
+from toque.registry import Registry
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import redis
 
-from featurestore import (
+from tests.featurestore.conftest import spare_redis
+from tests.featurestore.streams.schema_registry import Registry
+from tests.redis_server import RedisServer
+from toque.featurestore import (
     Aggregation,
     Entity,
     FeatureView,
@@ -22,12 +25,9 @@ from featurestore import (
     String,
     Windows,
 )
-from featurestore.streams.opening import open_stream
-from functions.features import StreamReplay
-from ray_apps.cli import main
-from tests.featurestore.conftest import spare_redis
-from tests.featurestore.streams.schema_registry import Registry
-from tests.redis_server import RedisServer
+from toque.featurestore.streams.opening import open_stream
+from toque.functions.features import StreamReplay
+from toque.ray_apps.cli import main
 
 __all__ = ["spare_redis"]
 

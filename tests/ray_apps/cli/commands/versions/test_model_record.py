@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ray_apps.cli import main
-from registry import Lineage, TableSnapshot
+from toque.ray_apps.cli import main
+from toque.registry import Lineage, TableSnapshot
 
 
 def test_a_policy_is_shown_set_and_in_force(
@@ -92,7 +92,7 @@ def test_the_data_of_a_version_is_shown_back_to_its_sources(
         {"table": {"name": "extra", "version": 0}, "training_set": None},
     ]
     monkeypatch.setattr(
-        "ray_apps.cli.commands.versions.model_record.call",
+        "toque.ray_apps.cli.commands.versions.model_record.call",
         lambda *_: {"datasets": datasets if platform else []},
     )
     assert main(("models", "origins", "late", "1")) == 0

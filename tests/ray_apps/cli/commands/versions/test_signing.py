@@ -7,8 +7,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ray_apps.cli import main
-from registry.access import signing
+from toque.ray_apps.cli import main
+from toque.registry.access import signing
 
 
 @pytest.fixture

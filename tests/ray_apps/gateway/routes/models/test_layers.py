@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from registry import LayerShare, Registry
 from tests.ray_apps.gateway.conftest import Gateway
+from toque.registry import LayerShare, Registry
 
 
 @pytest.fixture

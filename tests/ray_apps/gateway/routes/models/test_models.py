@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from registry import ModelPolicy, Registry
 from tests.ray_apps.gateway.conftest import Gateway
+from toque.registry import ModelPolicy, Registry
 
 
 @pytest.fixture

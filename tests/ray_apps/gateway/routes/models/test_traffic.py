@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from functions.live_counts import (
+from tests.ray_apps.gateway.conftest import Gateway
+from toque.functions.live_counts import (
     BINS,
     WINDOW_S,
     ArmTally,
@@ -18,7 +19,6 @@ from functions.live_counts import (
     figures,
     window_at,
 )
-from tests.ray_apps.gateway.conftest import Gateway
 
 
 def counted(requests: int, *, entry: int = 1, errors: tuple[int, ...] = (), ms: float = 4.0) -> WindowCounts:
