@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict
 from toque.featurestore.applied.definitions import ViewOrName
 from toque.featurestore.definitions.expectations import missing
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
-from toque.featurestore.definitions.times import from_microseconds
 from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.offline.versions import Version
 from toque.featurestore.online.keys import row_keys
@@ -23,6 +22,7 @@ from toque.featurestore.online.materialize import Materializer
 from toque.featurestore.online.serving import Status
 from toque.featurestore.store import FeatureStore
 from toque.featurestore.windows.distinct import DistinctSketch
+from toque.registry.times import from_epoch_us
 
 DAY = timedelta(days=1)
 _ROWS_AT_ONCE = 200_000
@@ -165,7 +165,7 @@ class _Recent:
 
 def _online(fs: FeatureStore, view: FeatureView, rows: pa.Table | None, sampled_keys: int) -> dict[str, Any]:
     claim = Materializer(fs.offline, fs.online).claimed(view)
-    until = None if claim is None else from_microseconds(claim.end_us)
+    until = None if claim is None else from_epoch_us(claim.end_us)
     if rows is None:
         return {"online_until": until}
     at = np.unique(np.linspace(0, rows.num_rows - 1, min(sampled_keys, rows.num_rows)).astype(np.int64))

@@ -14,11 +14,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO, get_args
 
 from pydantic import BaseModel
 
+from toque.clusters.did_you_mean import did_you_mean
 from toque.clusters.profile import apply_profile
 from toque.functions.runtime import catalog
 from toque.functions.runtime.context import context
@@ -69,22 +69,17 @@ def _message(error: Exception, args: argparse.Namespace) -> str:
         return f"--json cannot be read: {error}"
     if isinstance(error, UnknownFunction) and name not in functions:
         return (
-            f"there is no function {name!r}; {_suggestion(name, functions)}`python -m toque.functions list` lists them, --module and "
+            f"there is no function {name!r}; {did_you_mean(name, functions)}`python -m toque.functions list` lists them, --module and "
             "TOQUE_PROJECT import more"
         )
     if isinstance(error, UnknownInvocation) and name not in functions:
         store, newest = context().store, ledger_of(context()).invocations(limit=_COMPARED_IDS)
         known = [*(each.id for each in newest), *functions]
         return (
-            f"there is no invocation {name!r} in {store.url}; {_suggestion(name, known)}`python -m toque.functions invocations` "
+            f"there is no invocation {name!r} in {store.url}; {did_you_mean(name, known)}`python -m toque.functions invocations` "
             "lists them"
         )
     return str(error)
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
 
 
 class _Parser(argparse.ArgumentParser):

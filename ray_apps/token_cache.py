@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
+
+from cachetools import LRUCache
 
 from toque.registry import Principal, Unavailable
 
@@ -24,7 +25,6 @@ _KNOWN_KEPT = 4_096
 _WRONG_KEPT = 512
 _NEW_AT_ONCE = 4
 _NEW_WAITING = 256
-_V = TypeVar("_V")
 _Checks = dict[str, "asyncio.Task[Principal | None]"]
 
 
@@ -65,8 +65,8 @@ class TokenCache:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._access, self._recheck_s, self._patience_s, self._clock = access, recheck_s, patience_s, clock
-        self._known: OrderedDict[str, _Entry] = OrderedDict()
-        self._wrong: OrderedDict[str, float] = OrderedDict()
+        self._known: LRUCache[str, _Entry] = LRUCache(_KNOWN_KEPT)
+        self._wrong: LRUCache[str, float] = LRUCache(_WRONG_KEPT)
         self._rechecks: _Checks = {}
         self._first_checks: _Checks = {}
         self._new = asyncio.Semaphore(_NEW_AT_ONCE)
@@ -156,10 +156,10 @@ class TokenCache:
         now = self._clock()
         if principal is None:
             self._known.pop(token, None)
-            _put(self._wrong, token, now, kept=_WRONG_KEPT)
+            self._wrong[token] = now
         else:
             self._wrong.pop(token, None)
-            _put(self._known, token, _Entry(now, principal), kept=_KNOWN_KEPT)
+            self._known[token] = _Entry(now, principal)
         return principal
 
 
@@ -167,13 +167,6 @@ def _check_done(token: str, done: asyncio.Task[Principal | None], checks: _Check
     checks.pop(token, None)
     if not done.cancelled():
         done.exception()  # retrieved, so that asyncio does not log it; a waiting caller gets it too
-
-
-def _put(entries: OrderedDict[str, _V], key: str, value: _V, *, kept: int) -> None:
-    entries[key] = value
-    entries.move_to_end(key)
-    if len(entries) > kept:
-        entries.popitem(last=False)
 
 
 def bearer_token(authorization: bytes | None) -> str | None:

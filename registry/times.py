@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from toque.registry.errors import InvalidInput
 
 Clock = Callable[[], datetime]
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def utc_now() -> datetime:
@@ -39,3 +40,15 @@ def to_text(at: datetime) -> str:
 def from_text(text: str) -> datetime:
     """Read a time that `to_text` wrote."""
     return as_utc(datetime.fromisoformat(text))
+
+
+def epoch_us(at: datetime) -> int:
+    """Convert a time to microseconds since 1970, exactly. Raises: ValueError if it is naive."""
+    if at.tzinfo is None:
+        raise ValueError(f"a time needs its zone, got {at.isoformat()}; use datetime.now(UTC)")
+    return (at - EPOCH) // timedelta(microseconds=1)
+
+
+def from_epoch_us(microseconds: int) -> datetime:
+    """Convert microseconds since 1970 to a time in UTC."""
+    return EPOCH + timedelta(microseconds=microseconds)

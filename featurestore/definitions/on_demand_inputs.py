@@ -15,7 +15,7 @@ from toque.featurestore.definitions.casting.composites import column_of_values
 from toque.featurestore.definitions.dtypes import DType, FeatureType, Vector
 from toque.featurestore.definitions.encoding import vectors_of
 from toque.featurestore.definitions.fields import Field
-from toque.featurestore.definitions.times import to_microseconds
+from toque.registry.times import epoch_us
 
 Array = np.ndarray[Any, Any]
 
@@ -90,7 +90,7 @@ def column_of(dtype: FeatureType, values: Sequence[Any]) -> Array:
     if dtype is DType.STRING or not isinstance(dtype, DType):
         return objects_of(values)
     if dtype is DType.UNIX_TIMESTAMP:
-        micros = [None if v is None else to_microseconds(v) for v in values]
+        micros = [None if v is None else epoch_us(v) for v in values]
         return np.array(["NaT" if m is None else m for m in micros], dtype="datetime64[us]")
     return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
 

@@ -16,12 +16,12 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
-from toque.featurestore.definitions.times import from_microseconds, to_microseconds
 from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import InvalidRows, UnknownDefinition
 from toque.featurestore.offline.tables import OfflineStore
 from toque.featurestore.offline.versions import File, Version
 from toque.featurestore.online.redis_store import OnlineStore
+from toque.registry.times import epoch_us, from_epoch_us
 
 ROWS_AT_ONCE = 200_000
 SPREAD_ROWS = 1_000_000  # from which a run is worth starting tasks on other nodes
@@ -162,8 +162,8 @@ class Materializer:
         version = self._offline.version(view)
         if version is None:
             return Materialized(view=view.name, end=end)
-        start_us = None if start is None else to_microseconds(start)
-        run = Run(None, Claim(version.number, to_microseconds(end)), start_us)
+        start_us = None if start is None else epoch_us(start)
+        run = Run(None, Claim(version.number, epoch_us(end)), start_us)
         return self._run(view, run, began=began, resumed=self._interrupted(view) == run)
 
     def incremental(self, view: FeatureView, *, end: datetime) -> Materialized:
@@ -177,7 +177,7 @@ class Materializer:
         version = self._offline.version(view)
         if version is None:
             return Materialized(view=view.name, end=end)
-        run = Run(self.claimed(view), Claim(version.number, to_microseconds(end)))
+        run = Run(self.claimed(view), Claim(version.number, epoch_us(end)))
         done = self._run(view, run, began=began, resumed=before is not None)
         if before is None:
             return done
@@ -215,7 +215,7 @@ class Materializer:
     def _run(self, view: FeatureView, run: Run, *, began: float, resumed: bool) -> Materialized:
         version = self._offline.version(view, run.after.version)
         if version is None or run.before == run.after:
-            end = from_microseconds(run.after.end_us)
+            end = from_epoch_us(run.after.end_us)
             return Materialized(view=view.name, table_version=run.after.version, end=end, resumed=resumed)
         done_key = self._done_key(view, run)
         with self._online.reachable():
@@ -233,7 +233,7 @@ class Materializer:
             rows=rows,
             written=written,
             table_version=version.number,
-            end=from_microseconds(run.after.end_us),
+            end=from_epoch_us(run.after.end_us),
             resumed=resumed,
             seconds=time.perf_counter() - began,
         )
@@ -252,8 +252,8 @@ class Materializer:
                 view,
                 version.number,
                 tuple(f.path for f in remaining),
-                None if start_us is None else from_microseconds(start_us),
-                from_microseconds(run.after.end_us),
+                None if start_us is None else from_epoch_us(start_us),
+                from_epoch_us(run.after.end_us),
                 self._rows_at_once,
             )
             large = self._spread is not None and sum(f.rows for f in remaining) >= SPREAD_ROWS
@@ -268,13 +268,13 @@ class Materializer:
         self, view: FeatureView, version: Version, run: Run
     ) -> list[tuple[list[File], int | None]]:
         """Files to read, with the first event time of the rows to write from them."""
-        end = from_microseconds(run.after.end_us)
+        end = from_epoch_us(run.after.end_us)
         if run.before is None:
-            start = None if run.start_us is None else from_microseconds(run.start_us)
+            start = None if run.start_us is None else from_epoch_us(run.start_us)
             return [([f for f in version.files if f.may_hold(start, end)], run.start_us)]
         known = self._offline.known_since(view, run.before.version, version.number)
         new = [f for f in version.files if f.path not in known and f.may_hold(None, end)]
-        since = from_microseconds(run.before.end_us) + _MICROSECOND
+        since = from_epoch_us(run.before.end_us) + _MICROSECOND
         due = [f for f in version.files if f.path in known and f.may_hold(since, end)]
         return (
             [(new, None), (due, run.before.end_us + 1)]

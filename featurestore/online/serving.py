@@ -22,12 +22,12 @@ from toque.featurestore.definitions.encoding import (
 from toque.featurestore.definitions.fields import Field
 from toque.featurestore.definitions.on_demand import to_python
 from toque.featurestore.definitions.on_demand_inputs import ValueInputs
-from toque.featurestore.definitions.times import from_microseconds, to_microseconds
 from toque.featurestore.definitions.views import FeatureView, Projection
 from toque.featurestore.errors import InvalidRows, UnreadableRow
 from toque.featurestore.offline.pinned_retrieval import stored_view
 from toque.featurestore.online.keys import RequestKeys
 from toque.featurestore.retrieval import Retrieval
+from toque.registry.times import epoch_us, from_epoch_us
 
 CLOCK_SKEW = timedelta(seconds=5)
 """How much later than its reader's clock a row's event time may be by its writer's: hosts' clocks differ by less."""
@@ -116,7 +116,7 @@ class OnlineFeatures:
         events = {name: part.events for part in self._results for name in part.columns}
         absent: list[int | None] = [None] * len(self._entity_rows)
         return {
-            name: [None if e is None else from_microseconds(e) for e in events.get(name, absent)]
+            name: [None if e is None else from_epoch_us(e) for e in events.get(name, absent)]
             for name in self._order
         }
 
@@ -212,7 +212,7 @@ class Request:
         ahead: timedelta = timedelta(0),
     ) -> OnlineFeatures:
         """Decode the packed rows of `keys` to features as of `now`; ahead: how much later a row's event time may be."""
-        size, now_us, until_us = len(entity_rows), to_microseconds(now), to_microseconds(now + ahead)
+        size, now_us, until_us = len(entity_rows), epoch_us(now), epoch_us(now + ahead)
         results = [
             lookup.decode(values[i * size : (i + 1) * size], now_us=now_us, until_us=until_us)
             for i, lookup in enumerate(self.lookups)

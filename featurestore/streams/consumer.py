@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.definitions.stream_source import CLOCK_TOLERANCE, Connection, Messages
-from toque.featurestore.definitions.times import from_microseconds, to_microseconds
 from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import (
     ConsumerFenced,
@@ -41,7 +40,7 @@ from toque.featurestore.streams.rewrites import rewrites_of
 from toque.featurestore.streams.table import StreamTable
 from toque.featurestore.streams.view_faults import ViewFaults
 from toque.registry import Unavailable
-from toque.registry.times import Clock
+from toque.registry.times import Clock, epoch_us, from_epoch_us
 
 POLL_ROWS = 20_000
 BUFFERED_ROWS = 200_000
@@ -186,7 +185,7 @@ class StreamConsumer:
         It is not committed before, as a place counts for both stores; so nothing more is read meanwhile.
         """
         known = [place.known_us for place in self._places.values() if place is not None]
-        ahead = timedelta(microseconds=max(known, default=0) - to_microseconds(self._clock()))
+        ahead = timedelta(microseconds=max(known, default=0) - epoch_us(self._clock()))
         waits = self._online is not None and ahead > CLOCK_TOLERANCE
         if waits and not self._waits:
             self.counts.failures += 1
@@ -238,7 +237,7 @@ class StreamConsumer:
             if view.source is not None:
                 self._hold(view, places, known, ends)
         if known:
-            self._await_coming(ends, from_microseconds(min(known.values())))
+            self._await_coming(ends, from_epoch_us(min(known.values())))
         self._connection.assign({each: place.position if place else None for each, place in places.items()})
         self._begun, self._places = owned, places
         self._emit({held.view.name: held.all_keys() for held in self._held})
@@ -262,15 +261,15 @@ class StreamConsumer:
         least = min(known.values())
         events = self._table.events(
             partitions=ends,
-            since=from_microseconds(held.horizon_us(least)),
-            known_since=from_microseconds(least) - CLOCK_TOLERANCE,
+            since=from_epoch_us(held.horizon_us(least)),
+            known_since=from_epoch_us(least) - CLOCK_TOLERANCE,
         )
         with self._faults.of(view):
             held.add(events.sort_by("known_at"))
 
     def _known_by_now(self, places: Mapping[int, Place | None]) -> dict[int, int]:
         """Time up to which the events of each partition are known and have come by this machine's clock."""
-        now = to_microseconds(self._clock())
+        now = epoch_us(self._clock())
         return {each: min(place.known_us, now) for each, place in places.items() if place is not None}
 
     def _await_coming(self, ends: Mapping[int, tuple[int, int]], known: datetime) -> None:
@@ -415,7 +414,7 @@ class StreamConsumer:
         )
         marks = {each: place.watermark_us for each, place in places.items() if place and place.watermark_us}
         at = self._clock()
-        delays = {each: (at - from_microseconds(mark)) / timedelta(seconds=1) for each, mark in marks.items()}
+        delays = {each: (at - from_epoch_us(mark)) / timedelta(seconds=1) for each, mark in marks.items()}
         held = sum(len(each) for each in self._held)
         self.counts = replace(self.counts, lag=lag, watermark_delay_s=delays, held=held)
 

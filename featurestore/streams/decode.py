@@ -29,9 +29,9 @@ from toque.featurestore.definitions.stream_source import (
     StreamSource,
     Unread,
 )
-from toque.featurestore.definitions.times import from_microseconds
 from toque.featurestore.errors import InvalidRows, UnreadableSource
 from toque.featurestore.sources.rows import REASON, REJECTED, ROW, judge, row_schema
+from toque.registry.times import from_epoch_us
 
 _TOLERANCE_US = int(CLOCK_TOLERANCE.total_seconds() * 1e6)
 _KEPT_BYTES = 65_536  # of a message that is kept aside
@@ -318,4 +318,4 @@ def _time(value: Any, unit_us: int) -> datetime:
     at = value * unit_us if isinstance(value, int) else round(value * unit_us)
     if not _FIRST_US <= at <= _LAST_US:
         raise ValueError(value)
-    return from_microseconds(at)
+    return from_epoch_us(at)

@@ -22,10 +22,10 @@ from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.encoding import microseconds
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from toque.featurestore.definitions.stream_source import CLOCK_TOLERANCE, PARTITION
-from toque.featurestore.definitions.times import to_microseconds
 from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.streams.refresh import events_of, windows_of
 from toque.featurestore.windows.windowing import REPLACED_AT, Ints
+from toque.registry.times import epoch_us
 
 Key: TypeAlias = tuple[Any, ...]
 SEGMENT_BITS = 16
@@ -150,7 +150,7 @@ class HeldEvents:
 
     def due(self, now: datetime) -> set[Key]:
         """Take the keys whose next row's moment has come."""
-        at, found = to_microseconds(now), set[Key]()
+        at, found = epoch_us(now), set[Key]()
         while self._due and self._due[0][0] <= at:
             moment, key = heapq.heappop(self._due)
             if self._due_at.get(key) == moment:

@@ -15,8 +15,8 @@ from typing import Any
 
 from toque.featurestore.definitions.batch_source import Secrets
 from toque.featurestore.definitions.stream_source import Connection, Messages
-from toque.featurestore.definitions.times import to_microseconds
 from toque.featurestore.errors import InvalidDefinition, MessagesLost, UnreadableSource
+from toque.registry.times import epoch_us
 
 _PATIENCE_S = 10.0
 _SENSITIVE = re.compile(r"password|secret|private|\.key", re.IGNORECASE)
@@ -174,7 +174,7 @@ class _KafkaConnection:
 
     def position_at(self, partition: int, at: datetime) -> int:
         """Find the first message at or after a time."""
-        asked = self._at(partition, -(-to_microseconds(at) // 1000))
+        asked = self._at(partition, -(-epoch_us(at) // 1000))
         try:
             (found,) = self._consumer.offsets_for_times([asked], timeout=_PATIENCE_S)
             end = self._consumer.get_watermark_offsets(self._at(partition), timeout=_PATIENCE_S)[1]

@@ -19,8 +19,8 @@ from redis.exceptions import RedisError, ResponseError
 from toque.clusters.redis_clients import RedisAddress, open_redis
 from toque.featurestore.definitions.batch_source import Secrets
 from toque.featurestore.definitions.stream_source import Connection, Messages
-from toque.featurestore.definitions.times import to_microseconds
 from toque.featurestore.errors import InvalidDefinition, MessagesLost, UnreadableSource
+from toque.registry.times import epoch_us
 
 LAG_COUNTED = 10_000
 """Entries that are counted; of more, the number follows from how fast the last of these came."""
@@ -191,7 +191,7 @@ class _RedisConnection:
     def position_at(self, partition: int, at: datetime) -> int:
         """Find the position of a time, whether or not there is an entry."""
         del partition  # ids of all are times
-        return -(-to_microseconds(at) // 1000) << _NUMBER_BITS
+        return -(-epoch_us(at) // 1000) << _NUMBER_BITS
 
     def close(self) -> None:
         """End the connection to Redis."""

@@ -17,12 +17,12 @@ import pyarrow as pa
 from toque.featurestore.definitions.batch_source import KNOWN_AT
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from toque.featurestore.definitions.stream_source import PARTITION
-from toque.featurestore.definitions.times import from_microseconds
 from toque.featurestore.errors import UnknownDefinition
 from toque.featurestore.streams.decode import Place
 from toque.featurestore.streams.table import StreamTable
 from toque.featurestore.windows.aggregations import Windows
 from toque.featurestore.windows.windowing import REPLACED_AT
+from toque.registry.times import from_epoch_us
 
 if TYPE_CHECKING:
     from toque.featurestore.definitions.views import FeatureView
@@ -94,7 +94,7 @@ def known_of_keys(events: pa.Table, keys: Sequence[str], places: Mapping[int, Pl
     known = pl.DataFrame(
         {
             PARTITION: list(places),
-            _PARTITION_KNOWN: [from_microseconds(each.known_us) for each in places.values()],
+            _PARTITION_KNOWN: [from_epoch_us(each.known_us) for each in places.values()],
         },
         schema={PARTITION: pl.Int32, _PARTITION_KNOWN: pl.Datetime("us", "UTC")},
     )

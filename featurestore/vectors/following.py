@@ -2,12 +2,11 @@
 
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from cachetools import LRUCache
 
 from toque.featurestore.definitions.vector_index import VectorIndex
 from toque.featurestore.definitions.views import FeatureView
@@ -135,23 +134,20 @@ class Followers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Sequence[str], FollowedRows] = OrderedDict()
+        self._kept: LRUCache[tuple[str, ...], FollowedRows] = LRUCache(_KEPT)
 
     def of(self, where: str, view: FeatureView, field: str) -> FollowedRows:
         """Get the follower of a field. where: store and project of the view."""
         key = (where, view.stored_as, field)
         with self._lock:
-            found = self._kept.get(key) or FollowedRows(view, field)
-            self._kept[key] = found
-            self._kept.move_to_end(key)
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-            return found
+            if key not in self._kept:
+                self._kept[key] = FollowedRows(view, field)
+            return self._kept[key]
 
     def expire(self, where: str, view: str) -> None:
         """Have the next search of a view look at its table, as rows were just written."""
         with self._lock:
-            found = [rows for key, rows in self._kept.items() if tuple(key[:2]) == (where, view)]
+            found = [self._kept[key] for key in list(self._kept) if key[:2] == (where, view)]
         for rows in found:
             rows.expire()
 

@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from toque.featurestore.definitions.encoding import RowLayout
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from toque.featurestore.definitions.times import from_microseconds, to_microseconds
 from toque.featurestore.definitions.views import FeatureView, projection
 from toque.featurestore.online.keys import RequestKeys
 from toque.featurestore.online.recent import Key, RecentKeys
@@ -18,6 +17,7 @@ from toque.featurestore.rows import conform, offline_schema
 from toque.featurestore.vectors.layers import Layers
 from toque.featurestore.vectors.rows import VectorRows
 from toque.featurestore.vectors.searched import positions_of
+from toque.registry.times import epoch_us, from_epoch_us
 
 Row: TypeAlias = dict[str, Any]
 
@@ -78,8 +78,8 @@ def _read(
         if value is not None:
             event, created, features = lookup.unpack(value)
             times = {
-                EVENT_TIMESTAMP: from_microseconds(event),
-                CREATED_TIMESTAMP: from_microseconds(created),
+                EVENT_TIMESTAMP: from_epoch_us(event),
+                CREATED_TIMESTAMP: from_epoch_us(created),
             }
             rows[key] = named | dict(zip(view.features, features, strict=True)) | times
     return rows
@@ -98,7 +98,7 @@ def _stored(layers: Layers, key: Key, row: Row) -> bool:
 
 
 def _with_rows(layers: Layers, view: FeatureView, rows: list[Row]) -> Layers:
-    newest = max((row[CREATED_TIMESTAMP] for row in rows), key=to_microseconds)
+    newest = max((row[CREATED_TIMESTAMP] for row in rows), key=epoch_us)
     typed = conform(view, rows, clock=lambda: newest).select(offline_schema(view).names)
     tail = pa.concat_tables([layers.tail.taken(range(len(layers.tail))), typed])
     return Layers(layers.base, VectorRows.of(view, layers.base.field, tail))

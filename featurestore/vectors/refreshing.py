@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from toque.featurestore.definitions.times import to_microseconds
 from toque.featurestore.definitions.vector_index import Metric, VectorIndex
 from toque.featurestore.definitions.views import FeatureView, digest
 from toque.featurestore.errors import FeatureStoreError
@@ -24,6 +23,7 @@ from toque.featurestore.vectors.inverted_lists import OVERSAMPLED, SHARES, Inver
 from toque.featurestore.vectors.nearest import distances_of, ordered
 from toque.featurestore.vectors.rows import ROWS_AT_ONCE, VectorRows
 from toque.featurestore.vectors.visibility import Bools, Ints
+from toque.registry.times import epoch_us
 
 SAMPLED = 200
 _NEIGHBOURS = 10
@@ -93,7 +93,7 @@ class Refresh:
 
     def _lists(self, before: LoadedIndex | None, rows: VectorRows) -> tuple[InvertedLists, Measured]:
         """Lists of the rows that are visible now or will be: those before with what is new, or others where these no longer fit."""
-        living, at_us = self._living(rows), to_microseconds(self.now)
+        living, at_us = self._living(rows), epoch_us(self.now)
         if before is not None and not _outgrown(before.lists, living):
             lists = before.lists.extended(rows.vectors, living[living >= len(before.rows)])
             found = measured(rows, lists, self.index.least_recall, at_us=at_us)
@@ -109,9 +109,7 @@ class Refresh:
     def _living(self, rows: VectorRows) -> Ints:
         """Rows in the order in which they were added that have a vector and are, or will be, visible."""
         found: Ints = np.sort(
-            rows.ids[
-                rows.present & (rows.until > max(to_microseconds(self.now), 0)) & (rows.since < rows.until)
-            ]
+            rows.ids[rows.present & (rows.until > max(epoch_us(self.now), 0)) & (rows.since < rows.until)]
         )
         return found
 

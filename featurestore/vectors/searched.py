@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from toque.featurestore.definitions.times import to_microseconds
 from toque.featurestore.definitions.vector_index import VectorIndex
 from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import InvalidRows, UnknownDefinition
@@ -21,6 +20,7 @@ from toque.featurestore.vectors.query import Ask, Embed, Neighbours, key_of, nei
 from toque.featurestore.vectors.rows import Floats, VectorRows
 from toque.featurestore.vectors.visibility import Bools
 from toque.featurestore.vectors.where import Condition, mask_of
+from toque.registry.times import epoch_us
 
 EXACT_ROWS = 5_000
 """Rows that are compared as fast as lists are scanned."""
@@ -47,7 +47,7 @@ class Searched:
         at: rows count as they were known then. embed: makes the vector of a text.
         Raises: InvalidRows, UnknownDefinition (a key that has no vector then; a text without a model).
         """
-        visible = self.layers.visible(to_microseconds(at))
+        visible = self.layers.visible(epoch_us(at))
         query, itself = self._query(ask, visible, embed)
         parts, exact = [], True
         for rows, among in zip((self.layers.base, self.layers.tail), visible, strict=True):

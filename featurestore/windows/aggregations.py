@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 
 from toque.featurestore.definitions.dtypes import TIMESTAMP, DType
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name
-from toque.featurestore.definitions.times import to_microseconds
 from toque.featurestore.errors import InvalidDefinition
 from toque.featurestore.windows.distinct import DistinctColumn
 from toque.featurestore.windows.latest import Latest
@@ -34,6 +33,7 @@ from toque.featurestore.windows.windowing import (
     is_number,
     order_events,
 )
+from toque.registry.times import epoch_us
 
 KNOWN_AT = "known_at"
 
@@ -252,7 +252,7 @@ class Windows:
             watermark=None if self.watermark is None else self.watermark // _MICROSECOND,
         )
         step = None if self.every is None else self.every // _MICROSECOND
-        at = to_microseconds(by)
+        at = epoch_us(by)
         found = [
             _newest(each, aggregations=self.aggregations, every=step, by=at) for each in ordered.pieces()
         ]

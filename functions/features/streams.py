@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from toque.featurestore import UnreadableSource
 from toque.featurestore.definitions.stream_source import Connection
-from toque.featurestore.definitions.times import from_microseconds
 from toque.featurestore.streams.opening import connect
 from toque.featurestore.streams.registered import RegisteredConnection
 from toque.featurestore.streams.replay import FilledView, ReplayedPartition, fill_views, read_again
@@ -19,6 +18,7 @@ from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Retries
 from toque.functions.runtime.function import function
 from toque.functions.runtime.secret import secret_value, use_secrets
+from toque.registry.times import from_epoch_us
 
 
 class StreamPartition(BaseModel):
@@ -121,8 +121,8 @@ def _partitions(name: str) -> tuple[list[StreamPartition], str]:
             partition=each,
             position=place.position if place else 0,
             lag=lag.get(each),
-            known_at=from_microseconds(place.known_us) if place else None,
-            watermark=from_microseconds(place.watermark_us) if place and place.watermark_us else None,
+            known_at=from_epoch_us(place.known_us) if place else None,
+            watermark=from_epoch_us(place.watermark_us) if place and place.watermark_us else None,
         )
         for each, place in places.items()
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from functools import cache
+from threading import Lock
 from typing import Any
+
+from cachetools import LRUCache
 
 from toque.clusters.redis_clients import open_redis
 from toque.functions.live_counts.counts import WindowCounts, decode
@@ -20,7 +22,8 @@ class LiveReader:
 
     def __init__(self, client: Any, workspace: str) -> None:
         self._client, self._workspace = client, workspace
-        self._ended: OrderedDict[tuple[str, int], WindowCounts] = OrderedDict()
+        self._ended: LRUCache[tuple[str, int], WindowCounts] = LRUCache(_CACHED)
+        self._lock = Lock()
 
     def models(self, now: float, *, within_s: float = 10 * WINDOW_S) -> list[str]:
         """List the models that were asked in the last seconds. now: seconds since the epoch. Raises: RedisError."""
@@ -33,22 +36,19 @@ class LiveReader:
         settled = window_at(now - WINDOW_S / 2)  # a window gets its last counts a few seconds after its end
         found: dict[int, WindowCounts] = {}
         for window in windows:
-            counts = self._ended.get((model, window))
+            with self._lock:
+                counts = self._ended.get((model, window))
             if counts is None:
                 counts = self._read(model, window)
                 if window < settled:
-                    self._keep(model, window, counts)
+                    with self._lock:
+                        self._ended[model, window] = counts
             found[window] = counts
         return found
 
     def _read(self, model: str, window: int) -> WindowCounts:
         fields = self._client.hvals(counts_key(self._workspace, model, window))
         return WindowCounts.sum(map(decode, fields))
-
-    def _keep(self, model: str, window: int, counts: WindowCounts) -> None:
-        self._ended[model, window] = counts
-        while len(self._ended) > _CACHED:
-            self._ended.popitem(last=False)
 
 
 @cache

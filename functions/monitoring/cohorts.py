@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from toque.registry.times import EPOCH
+
 COHORT_S = "cohort_s"
 """Key beside a state that says how long the cohorts are which it numbers."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,3 @@ class HasCohort(Protocol):
     @property
     def cohort(self) -> timedelta:
         """Length of the cohorts that it judges."""
-
-
-def epoch_us(at: datetime) -> int:
-    """Convert an aware time to microseconds since the epoch."""
-    return (at - EPOCH) // timedelta(microseconds=1)

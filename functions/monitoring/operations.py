@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import special
 
 from toque.functions.monitoring.alarms import Alarm
-from toque.functions.monitoring.cohorts import Cohorts, CohortState, epoch_us
+from toque.functions.monitoring.cohorts import Cohorts, CohortState
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.registry import ModelVersion
+from toque.registry.times import epoch_us
 
 Subject = Literal["errors", "latency", "saturation"]
 _CHANCE = 1e-3  # p-value above which a share breaks no limit

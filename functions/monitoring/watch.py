@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from toque.functions.evaluation.realised_loss import Scored, score
 from toque.functions.monitoring.alarms import Alarm, Alarms
-from toque.functions.monitoring.cohorts import COHORT_S, EPOCH, Cohorts, CohortState, HasCohort, epoch_us
+from toque.functions.monitoring.cohorts import COHORT_S, Cohorts, CohortState, HasCohort
 from toque.functions.monitoring.performance import (
     Cohort,
     PerformanceMonitor,
@@ -29,6 +29,7 @@ from toque.functions.monitoring.performance import (
 from toque.functions.monitoring.results import record
 from toque.functions.stats.roc import auc_with_error
 from toque.registry import ModelVersion, ObjectStore
+from toque.registry.times import EPOCH, epoch_us
 
 _State = TypeVar("_State", bound=CohortState)
 ReadRows = Callable[[datetime, datetime], pa.Table]

@@ -23,7 +23,6 @@ from toque.functions.prediction_log.records import (
     Label,
     encode_labels,
     encode_prediction,
-    epoch_us,
 )
 from toque.functions.prediction_log.tables import LABELS_TABLE, predictions_table
 from toque.functions.prediction_log.writing.drain import DrainResult, drain
@@ -32,6 +31,7 @@ from toque.functions.prediction_log.writing.modes import LOG_MODE, LogMode, log_
 from toque.functions.prediction_log.writing.pseudonyms import PSEUDONYM_KEY, Pseudonyms, pseudonym
 from toque.functions.prediction_log.writing.shipper import LogWriter, close_writers
 from toque.functions.prediction_log.writing.wal_root import default_wal_root
+from toque.registry.times import epoch_us
 
 __all__ = [
     "LABELS_TABLE",

@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from toque.functions.prediction_log.tensors import LoggedTensor
 from toque.registry.errors import NewerFormat
+from toque.registry.times import epoch_us
 
 __all__ = [
     "ANSWER_TEXT",
@@ -38,7 +39,6 @@ __all__ = [
 ]
 
 TIME = pa.timestamp("us", tz="UTC")
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 PREDICTIONS = pa.schema(
     [
@@ -157,16 +157,6 @@ _KEPT_FIELDS = ("propensity", "place", "tensors")
 _LABEL_FIELDS = 4
 _packers = threading.local()
 _KEPT_BYTES = 1 << 20
-
-
-def epoch_us(at: datetime) -> int:
-    """Convert an aware time to microseconds since 1970.
-
-    Raises: ValueError if the time is naive.
-    """
-    if at.tzinfo is None:
-        raise ValueError(f"a time needs its zone, got {at.isoformat()}; use datetime.now(UTC)")
-    return (at - EPOCH) // timedelta(microseconds=1)
 
 
 def encode_prediction(

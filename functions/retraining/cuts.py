@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from toque.functions.features.entity_rows import EVENT_TIMESTAMP, LABEL_KNOWN_AT
-from toque.functions.monitoring.cohorts import EPOCH
 from toque.functions.training import TrainingDataError
 from toque.registry import Table, TableSnapshot
+from toque.registry.times import from_epoch_us
 
 __all__ = ["Cut", "newest_fifth", "newest_span"]
 
@@ -105,4 +105,4 @@ def _times(
 
 
 def _at(microseconds: Any) -> datetime:
-    return EPOCH + int(microseconds) * _MICROSECOND
+    return from_epoch_us(int(microseconds))

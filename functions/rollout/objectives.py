@@ -27,6 +27,7 @@ from toque.functions.runtime.context import context
 from toque.functions.runtime.definitions import declarations
 from toque.functions.runtime.function import function
 from toque.registry import ObjectStore
+from toque.registry.times import epoch_us
 
 _READ = ("arm", "shadow", "predicted_at", "latency_ms", "outputs")
 _SETTLED = timedelta(days=1)  # after the end of a day, for rows of a lost node that are shipped late
@@ -114,14 +115,14 @@ class _Judged:
     bad: NDArray[np.bool_]
 
     def since(self, start: datetime) -> tuple[int, int]:
-        inside = self.at >= _microseconds(start)
+        inside = self.at >= epoch_us(start)
         return int(inside.sum()), int((self.bad & inside).sum())
 
     def by_day(self, days: Iterable[date]) -> Counts:
         found = {}
         for day in days:
             start = _start(day)
-            inside = (self.at >= _microseconds(start)) & (self.at < _microseconds(start + _DAY))
+            inside = (self.at >= epoch_us(start)) & (self.at < epoch_us(start + _DAY))
             found[day.isoformat()] = (int(inside.sum()), int((self.bad & inside).sum()))
         return found
 
@@ -150,10 +151,6 @@ def _days(start: datetime, end: datetime) -> list[date]:
 
 def _start(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
-def _microseconds(at: datetime) -> int:
-    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _key(model: str, slo: Slo) -> str:

@@ -11,13 +11,14 @@ So a reader has the shards of a group on its disk, reads blocks from them, and t
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from threading import Lock
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache, cachedmethod
 
 Numbers = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
@@ -84,8 +85,9 @@ class ShuffledOrder:
         self._groups = [shards[at : at + group] for at in range(0, len(shards), group)]
         sizes = [int(sum(rows[shard] for shard in each)) for each in self._groups]
         self._begins = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self._blocks: OrderedDict[Any, tuple[Numbers, Numbers]] = OrderedDict()
-        self._stretches: OrderedDict[Any, Numbers] = OrderedDict()
+        self._blocks: LRUCache[object, tuple[Numbers, Numbers]] = LRUCache(_KEPT)
+        self._stretches: LRUCache[object, Numbers] = LRUCache(_KEPT)
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return int(self._begins[-1])
@@ -105,15 +107,9 @@ class ShuffledOrder:
     def _drawn(self, count: int, *key: int) -> Numbers:
         return drawn(count, self._shuffle.seed, self._epoch, *key)
 
+    @cachedmethod(lambda self: self._stretches, lock=lambda self: self._lock)
     def _buffer(self, group: int, number: int) -> Numbers:
         """Samples of a stretch of the group's blocks, drawn among each other."""
-        samples = self._stretches.get((group, number))
-        if samples is None:
-            samples = self._drawn_stretch(group, number)
-            _keep(self._stretches, (group, number), samples)
-        return samples
-
-    def _drawn_stretch(self, group: int, number: int) -> Numbers:
         starts, ends = self._blocks_of(group)
         first, last = number * self._shuffle.buffer_rows, (number + 1) * self._shuffle.buffer_rows
         low, high = np.searchsorted(ends, [first, last - 1], side="right")
@@ -124,26 +120,17 @@ class ShuffledOrder:
         samples = samples[first - int(begins[0]) : last - int(begins[0])]
         return np.asarray(samples[self._drawn(len(samples), _BUFFER, group, number)])
 
+    @cachedmethod(lambda self: self._blocks, lock=lambda self: self._lock)
     def _blocks_of(self, group: int) -> tuple[Numbers, Numbers]:
         """First sample of each block of a group in the order drawn, and how many samples there are up to its end."""
-        blocks = self._blocks.get(group)
-        if blocks is None:
-            size, starts, lengths = self._shuffle.block_rows, [], []
-            for shard in self._groups[group]:
-                first, last = self._starts[shard], self._starts[shard + 1]
-                begins = np.arange(first, last, size, dtype=np.int64)
-                starts.append(begins)
-                lengths.append(np.minimum(begins + size, last) - begins)
-            order = self._drawn(sum(map(len, starts)), _BLOCKS, group)
-            blocks = np.concatenate(starts)[order], np.cumsum(np.concatenate(lengths)[order])
-            _keep(self._blocks, group, blocks)
-        return blocks
-
-
-def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    kept[key] = value
-    while len(kept) > _KEPT:
-        kept.popitem(last=False)
+        size, starts, lengths = self._shuffle.block_rows, [], []
+        for shard in self._groups[group]:
+            first, last = self._starts[shard], self._starts[shard + 1]
+            begins = np.arange(first, last, size, dtype=np.int64)
+            starts.append(begins)
+            lengths.append(np.minimum(begins + size, last) - begins)
+        order = self._drawn(sum(map(len, starts)), _BLOCKS, group)
+        return np.concatenate(starts)[order], np.cumsum(np.concatenate(lengths)[order])
 
 
 def drawn(count: int, *key: int) -> Numbers:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from toque.functions.training_data.cache import CachedShard, ShardCache
 from toque.functions.training_data.formats import Values
@@ -54,8 +54,7 @@ class SampleRows:
         self.set = opened
         self._cache = cache or ShardCache()
         self._starts = np.array(opened.index.starts, dtype=np.int64)
-        self._most_open = 2 * opened.group + 1  # a group, and the one that is fetched ahead
-        self._open: OrderedDict[int, Future[CachedShard]] = OrderedDict()
+        self._open = _OpenShards(2 * opened.group + 1)  # a group, and the one that is fetched ahead
         self._lock = threading.Lock()
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="toque-shards")
 
@@ -87,9 +86,8 @@ class SampleRows:
         """Close all shards, so that they may be evicted."""
         self._fetchers.shutdown(cancel_futures=True)
         with self._lock:
-            for each in self._open.values():
-                _closed(each)
-            self._open.clear()
+            while self._open:
+                self._open.popitem()
 
     def _opened(self, shard: int) -> Future[CachedShard]:
         with self._lock:
@@ -98,11 +96,16 @@ class SampleRows:
                 self._open[shard] = self._fetchers.submit(
                     self._cache.open, self.set.store, index.format, index.shards[shard]
                 )
-            self._open.move_to_end(shard)
-            opened = self._open[shard]
-            while len(self._open) > self._most_open:
-                _closed(self._open.popitem(last=False)[1])
-        return opened
+            return self._open[shard]
+
+
+class _OpenShards(LRUCache[int, Future[CachedShard]]):
+    """Shards by number, closed when they are evicted."""
+
+    def popitem(self) -> tuple[int, Future[CachedShard]]:
+        shard, opened = super().popitem()
+        _closed(opened)
+        return shard, opened
 
 
 def _failed(opened: Future[CachedShard]) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
+
+from cachetools import LRUCache
 
 from toque.registry import Limits
 
@@ -22,15 +23,28 @@ class TooManyRequests(Exception):  # noqa: N818  # an answer to the caller, not 
         self.retry_after_s = retry_after_s
 
 
+class Bucket:
+    """Token bucket: what is `left` in it at a moment. now_s: monotonic seconds."""
+
+    __slots__ = ("_at_s", "left")
+
+    def __init__(self, now_s: float, left: float) -> None:
+        self._at_s, self.left = now_s, left
+
+    def refill(self, now_s: float, *, per_s: float, most: float) -> None:
+        """Add what the time since the last refill gives. most: what the bucket holds."""
+        self.left = min(most, self.left + (now_s - self._at_s) * per_s)
+        self._at_s = now_s
+
+
 class Permit:
     """State of one bounded token or workspace: requests in flight, and the bucket that its rate refills."""
 
-    __slots__ = ("_at_s", "_bucket", "in_flight")
+    __slots__ = ("_bucket", "in_flight")
 
     def __init__(self, now_s: float, limits: Limits) -> None:
         self.in_flight = 0
-        self._at_s = now_s
-        self._bucket = _burst(limits)
+        self._bucket = Bucket(now_s, _burst(limits))
 
     def check(self, name: str, limits: Limits, now_s: float) -> None:
         """Refill the bucket, and check that one more request fits. Raises: TooManyRequests."""
@@ -40,20 +54,19 @@ class Permit:
                 retry_after_s=1.0,
             )
         if limits.rate_per_s is None:
-            self._bucket, self._at_s = math.inf, now_s  # full, should a rate be set later
+            self._bucket = Bucket(now_s, math.inf)  # full, should a rate be set later
             return
-        refilled = self._bucket + (now_s - self._at_s) * limits.rate_per_s
-        self._bucket, self._at_s = min(_burst(limits), refilled), now_s
-        if self._bucket < 1:
+        self._bucket.refill(now_s, per_s=limits.rate_per_s, most=_burst(limits))
+        if self._bucket.left < 1:
             raise TooManyRequests(
                 f"{name} sends more than its {limits.rate_per_s:g} requests/s; slow down",
-                retry_after_s=(1 - self._bucket) / limits.rate_per_s,
+                retry_after_s=(1 - self._bucket.left) / limits.rate_per_s,
             )
 
     def take(self) -> None:
         """Count a request that was checked."""
         self.in_flight += 1
-        self._bucket -= 1
+        self._bucket.left -= 1
 
     def release(self) -> None:
         """Count a request as answered."""
@@ -71,7 +84,7 @@ class RequestLimits:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._permits: OrderedDict[str, Permit] = OrderedDict()
+        self._permits: LRUCache[str, Permit] = LRUCache(_KEPT)
 
     def take(self, *bounds: tuple[str, Limits]) -> tuple[Permit, ...]:
         """Count a request against each (name, limits), or against none. Raises: TooManyRequests."""
@@ -90,8 +103,6 @@ class RequestLimits:
         permit = self._permits.get(name)
         if permit is None:
             permit = self._permits[name] = Permit(now_s, limits)
-            if len(self._permits) > _KEPT:
-                self._permits.popitem(last=False)
         return permit
 
 

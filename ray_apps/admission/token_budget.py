@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from toque.ray_apps.admission.request_limits import TooManyRequests
+from cachetools import LRUCache
+
+from toque.ray_apps.admission.request_limits import Bucket, TooManyRequests
 from toque.registry import Limits
 
 __all__ = ["Reservation", "TokenBudgets"]
@@ -16,19 +17,12 @@ _KEPT: Final = 10_000
 _MINUTE_S: Final = 60.0
 
 
-class _Bucket:
-    __slots__ = ("at_s", "left")
-
-    def __init__(self, at_s: float, left: float) -> None:
-        self.at_s, self.left = at_s, left
-
-
 class Reservation:
     """Tokens that a request may come to, taken before it costs any; `settle` gives back what it did not use."""
 
     __slots__ = ("_buckets", "_tokens")
 
-    def __init__(self, buckets: Sequence[_Bucket], tokens: int) -> None:
+    def __init__(self, buckets: Sequence[Bucket], tokens: int) -> None:
         self._buckets, self._tokens = buckets, tokens
 
     def settle(self, used: int) -> None:
@@ -46,7 +40,7 @@ class TokenBudgets:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        self._buckets: LRUCache[str, Bucket] = LRUCache(_KEPT)
 
     def reserve(self, bounds: Sequence[tuple[str, Limits]], tokens: int) -> Reservation:
         """Take tokens from the budget of each (name, limits), or from none.
@@ -72,12 +66,9 @@ class TokenBudgets:
             bucket.left -= tokens
         return Reservation(taken, tokens)
 
-    def _bucket(self, name: str, most: int, now_s: float) -> _Bucket:
+    def _bucket(self, name: str, most: int, now_s: float) -> Bucket:
         bucket = self._buckets.get(name)
         if bucket is None:
-            bucket = self._buckets[name] = _Bucket(now_s, float(most))
-            if len(self._buckets) > _KEPT:
-                self._buckets.popitem(last=False)
-        bucket.left = min(float(most), bucket.left + (now_s - bucket.at_s) * most / _MINUTE_S)
-        bucket.at_s = now_s
+            bucket = self._buckets[name] = Bucket(now_s, most)
+        bucket.refill(now_s, per_s=most / _MINUTE_S, most=most)
         return bucket

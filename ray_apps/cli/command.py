@@ -6,11 +6,11 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+from toque.clusters.did_you_mean import did_you_mean
 from toque.ray_apps.cli.arguments import JSON, OUTPUT, Argument
 from toque.ray_apps.cli.client import Client, client_of
 
@@ -40,8 +40,7 @@ class Parser(argparse.ArgumentParser):
         found = _INVALID_CHOICE.search(message)
         if found:
             choices = re.findall(r"[\w.-]+", found[2])
-            close = get_close_matches(found[1], choices, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(choices)}"
+            hint = did_you_mean(found[1], choices).strip() or f"choose from {', '.join(choices)}"
             message = f"{message[: found.start()]}there is no {found[1]!r}; {hint}"
         self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` lists the arguments\n")
 

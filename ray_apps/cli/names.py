@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from toque.clusters.did_you_mean import did_you_mean
 from toque.ray_apps.cli.client import Client, call
 from toque.ray_apps.cli.errors import CommandError, Refused
 
@@ -187,11 +187,5 @@ KINDS = {  # by the name of the argument that takes such a name
 
 def _hint(name: str, known: Sequence[str]) -> str:
     """The part of a message that leads from a wrong name to the right one."""
-    folded = {each.casefold(): each for each in known}
-    close = [folded[each] for each in get_close_matches(name.casefold(), list(folded), n=1)]
-    begun = [each for each in known if name and each.startswith(name)][:1]
-    if close or begun:
-        return f"did you mean {(begun or close)[0]!r}? "
-    if 0 < len(known) <= _SHOWN:
-        return f"known: {', '.join(known)}; "
-    return ""
+    shown = f"known: {', '.join(known)}; " if 0 < len(known) <= _SHOWN else ""
+    return did_you_mean(name, known) or shown

@@ -12,12 +12,13 @@ import hmac
 import json
 import re
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from threading import Lock
 from typing import Final
 
+from cachetools import LRUCache
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -54,7 +55,8 @@ class Sessions:
 
     def __init__(self, store: ObjectStore, *, clock: Clock = utc_now) -> None:
         self._store, self._clock = store, clock
-        self._read: OrderedDict[str, tuple[datetime, Session]] = OrderedDict()
+        self._read: LRUCache[str, tuple[datetime, Session]] = LRUCache(_KEPT)
+        self._lock = Lock()
 
     def start(self, token: str) -> Session:
         """Start a session under a new identifier, and remove the records of those that have expired."""
@@ -65,7 +67,8 @@ class Sessions:
     def recall(self, session_id: str) -> Session | None:
         """Find a session that was read within seconds and has not expired; does not block."""
         now = self._clock()
-        known = self._read.get(session_id)
+        with self._lock:
+            known = self._read.get(session_id)
         fresh = known is not None and now - known[0] < REREAD_AFTER and now < known[1].expires_at
         return known[1] if known is not None and fresh else None
 
@@ -76,7 +79,7 @@ class Sessions:
             return known
         found = self._open(_SESSIONS, session_id)
         if found is None:
-            self._read.pop(session_id, None)
+            self._forget(session_id)
             return None
         return self._remember(Session(session_id, *found))
 
@@ -86,7 +89,7 @@ class Sessions:
 
     def end(self, session_id: str) -> None:
         """End a session; other gateways follow within seconds."""
-        self._read.pop(session_id, None)
+        self._forget(session_id)
         self._store.delete(_key(_SESSIONS, session_id))
 
     def make_code(self, token: str) -> tuple[str, datetime]:
@@ -108,10 +111,13 @@ class Sessions:
         return found[0]
 
     def _remember(self, session: Session) -> Session:
-        self._read[session.id] = (self._clock(), session)
-        if len(self._read) > _KEPT:
-            self._read.popitem(last=False)
+        with self._lock:
+            self._read[session.id] = (self._clock(), session)
         return session
+
+    def _forget(self, session_id: str) -> None:
+        with self._lock:
+            self._read.pop(session_id, None)
 
     def _keep(self, prefix: str, token: str, lifetime: timedelta) -> tuple[str, datetime]:
         secret, nonce = secrets.token_urlsafe(_BYTES), secrets.token_bytes(_NONCE_BYTES)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 import ssl
-import urllib.error
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+import httpx
 
 from toque.ray_apps.deployment.errors import DeploymentError
 from toque.ray_apps.local.state_file import write_private
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 NAME = "admin"
 ACTOR = "toque-deploy"
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_ABSENT, _CONFLICT = 404, 409
 
 
 class TokenPlace(Protocol):
@@ -123,50 +121,35 @@ class TokenSecret:
 
     def read(self) -> str:
         """Read the token, or "" if there is no such secret. Raises: DeploymentError."""
-        try:
-            found = self._ask("GET", f"/{self._name}")
-        except urllib.error.HTTPError as error:
-            if error.code == _ABSENT:
-                return ""
-            raise DeploymentError(f"{self.where}: {error}; may the pod's account read it?") from error
+        response = self._ask("GET", f"/{self._name}")
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return ""
+        found = self._accepted(response, "read it").json()
         return base64.b64decode(found.get("data", {}).get("token", "")).decode().strip()
 
     def write(self, token: str) -> None:
         """Create the secret, or replace what it holds. Raises: DeploymentError."""
         data = {"token": base64.b64encode(token.encode()).decode()}
         body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": self._name}, "data": data}
-        try:
-            try:
-                self._ask("POST", "", body)
-            except urllib.error.HTTPError as error:
-                if error.code != _CONFLICT:
-                    raise
-                self._ask("PUT", f"/{self._name}", body)
-        except urllib.error.HTTPError as error:
-            raise DeploymentError(
-                f"{self.where}: {error}; may the pod's account create and update it?"
-            ) from error
+        response = self._ask("POST", "", body)
+        if response.status_code == httpx.codes.CONFLICT:
+            response = self._ask("PUT", f"/{self._name}", body)
+        self._accepted(response, "create and update it")
 
-    def _ask(self, method: str, path: str, body: object = None) -> dict[str, dict[str, str]]:
-        namespace = (self._account / "namespace").read_text().strip()
-        request = urllib.request.Request(  # noqa: S310  # the address is ours
-            f"{self._server}/api/v1/namespaces/{namespace}/secrets{path}",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={
-                "Authorization": f"Bearer {(self._account / 'token').read_text().strip()}",
-                "Content-Type": "application/json",
-            },
+    def _accepted(self, response: httpx.Response, what: str) -> httpx.Response:
+        if response.is_success:
+            return response
+        raise DeploymentError(
+            f"{self.where}: the API server answers {response.status_code} {response.reason_phrase}; may the pod's account {what}?"
         )
-        authority = self._account / "ca.crt"
-        context = (
-            ssl.create_default_context(cafile=str(authority)) if self._server.startswith("https") else None
-        )
+
+    def _ask(self, method: str, path: str, body: object = None) -> httpx.Response:
+        namespace, token = ((self._account / name).read_text().strip() for name in ("namespace", "token"))
+        url = f"{self._server}/api/v1/namespaces/{namespace}/secrets{path}"
+        headers = {"Authorization": f"Bearer {token}"}
+        https = self._server.startswith("https")
+        verify = ssl.create_default_context(cafile=str(self._account / "ca.crt")) if https else True
         try:
-            with urllib.request.urlopen(request, timeout=10, context=context) as answer:  # noqa: S310  # as above
-                found: dict[str, dict[str, str]] = json.load(answer)
-        except urllib.error.HTTPError:
-            raise
-        except OSError as error:
+            return httpx.request(method, url, json=body, headers=headers, verify=verify, timeout=10)
+        except httpx.TransportError as error:
             raise DeploymentError(f"{self.where}: the API server does not answer: {error}") from error
-        return found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
 
+from cachetools import LRUCache
 from fastapi import Depends, Request
 
 from toque.ray_apps.admission import ANY_MODEL, Admitted, admitted_of, allowed
@@ -36,7 +36,7 @@ class MlflowServices:
 
     def __init__(self, store: ObjectStore, access: Access, *, clock: Clock = utc_now) -> None:
         self.store, self.access = store, access
-        self._logs: OrderedDict[tuple[str, str, str], RunLog] = OrderedDict()
+        self._logs: LRUCache[tuple[str, str, str], RunLog] = LRUCache(_LOGS_KEPT)
         self._lock = threading.Lock()
         self._registry: Callable[[str, str], Registry] = lru_cache(_REGISTRIES_KEPT)(
             lambda workspace, actor: Registry(workspace_store(store, workspace), actor=actor, clock=clock)
@@ -51,14 +51,10 @@ class MlflowServices:
         key = (workspace, registry.actor, run_id)
         with self._lock:
             if key in self._logs:
-                self._logs.move_to_end(key)
                 return self._logs[key]
         opened = RunLog.of(registry, run_id)
         with self._lock:
-            found = self._logs.setdefault(key, opened)
-            while len(self._logs) > _LOGS_KEPT:
-                self._logs.popitem(last=False)
-            return found
+            return self._logs.setdefault(key, opened)
 
 
 @dataclass(frozen=True, slots=True)

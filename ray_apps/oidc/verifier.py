@@ -7,9 +7,10 @@ import logging
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from cachetools import LRUCache
 
 from toque.ray_apps.oidc.issuer_keys import IssuerKeys
 from toque.ray_apps.oidc.settings import OidcSettings
@@ -56,7 +57,7 @@ class OidcVerifier:
     ) -> None:
         self._settings, self._clock = settings, clock
         self._keys = keys or IssuerKeys(settings)
-        self._accepted: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._accepted: LRUCache[bytes, _Verified] = LRUCache(_ACCEPTED_KEPT)
         self._lock = threading.Lock()
 
     def recognises(self, token: str) -> bool:
@@ -79,7 +80,8 @@ class OidcVerifier:
         if not self.recognises(token):
             return None
         digest = hashlib.sha256(token.encode()).digest()
-        known = self._accepted.get(digest)
+        with self._lock:
+            known = self._accepted.get(digest)
         if known is not None and self._clock() < known.until_s and find(known.key_id) is known.key:
             return known.principal
         try:
@@ -89,9 +91,6 @@ class OidcVerifier:
             return None
         with self._lock:
             self._accepted[digest] = verified
-            self._accepted.move_to_end(digest)
-            if len(self._accepted) > _ACCEPTED_KEPT:
-                self._accepted.popitem(last=False)
         return verified.principal
 
     def _verified(self, token: str, find: Find) -> _Verified:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from toque.registry.store import ObjectInfo
+from toque.registry.times import epoch_us
 from toque.registry.transfer.kinds import Kind, kind_of, numbered
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SCHEMA = """
 CREATE TABLE source (
     key TEXT PRIMARY KEY, size INTEGER, modified INTEGER, kind TEXT, series TEXT, number INTEGER, meant INTEGER
@@ -32,7 +32,7 @@ class Item:
 
 def as_us(at: datetime | None) -> int:
     """Convert a time to microseconds since 1970; 0 for None."""
-    return 0 if at is None else (at - _EPOCH) // timedelta(microseconds=1)
+    return 0 if at is None else epoch_us(at)
 
 
 class Inventory:

@@ -28,8 +28,8 @@ import pyarrow as pa
 from toque.featurestore.definitions.dtypes import MAX_PRECISION, Decimal, DType, FeatureType, Vector
 from toque.featurestore.definitions.encoding import tails
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
-from toque.featurestore.definitions.times import from_microseconds
 from toque.featurestore.errors import UnreadableRow
+from toque.registry.times import from_epoch_us
 
 ENCODING_VERSION = 1
 HEADER = struct.Struct("<BIqq")
@@ -169,7 +169,7 @@ def _reader(dtype: FeatureType) -> Callable[[Any], Any] | None:
     if dtype is DType.BOOL:
         return bool
     if dtype is DType.UNIX_TIMESTAMP:
-        return from_microseconds
+        return from_epoch_us
     if isinstance(dtype, Vector):
         return _numbers
     return partial(_decimal, -dtype.scale) if isinstance(dtype, Decimal) else None

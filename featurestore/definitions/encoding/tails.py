@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from toque.featurestore.definitions.dtypes import DType, FeatureType, List, Map
-from toque.featurestore.definitions.times import from_microseconds
+from toque.registry.times import from_epoch_us
 
 NUMPY_SLOT = {"d": "<f8", "f": "<f4", "q": "<i8", "i": "<i4", "B": "u1", "I": "<u4"}
 _COUNT = struct.Struct("<I")
@@ -146,5 +146,5 @@ def _numbers_at(item: DType, value: bytes, at: int, count: int) -> list[Any]:
     if item is DType.BOOL:
         return [bool(number) for number in numbers]
     if item is DType.UNIX_TIMESTAMP:
-        return [from_microseconds(number) for number in numbers]
+        return [from_epoch_us(number) for number in numbers]
     return numbers

@@ -17,7 +17,7 @@ from toque.featurestore.streams.rewrites import announce_rewrite
 from toque.functions.maintenance.erasure.subject import Traces
 from toque.functions.prediction_log import drain
 from toque.functions.prediction_log.writing.adoption import KINDS
-from toque.functions.prediction_log.writing.stream_of_0_1 import streams_of
+from toque.functions.prediction_log.writing.stream import Stream
 from toque.registry import ObjectStore
 
 _REWRITE_S = 300.0
@@ -28,11 +28,11 @@ def clear_log(
 ) -> list[str]:
     """Drain all that was logged by now into a workspace's tables, and have every writer drop it from its files.
 
-    Returns: the writers that did not confirm it in `timeout_s`: of another machine that is away, or of an older release.
+    Returns: the writers that did not confirm it in `timeout_s`, as those of another machine that is away.
     """
     client = open_redis(redis_url, timeout_s=30.0)
     try:
-        streams = [each for kind in KINDS for each in streams_of(client, kind, workspace=workspace)]
+        streams = [Stream(client, kind, workspace=workspace) for kind in KINDS]
         requests = [stream.request_rotation() for stream in streams]
         deadline = time.monotonic() + timeout_s
         while True:

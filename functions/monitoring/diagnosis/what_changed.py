@@ -30,6 +30,7 @@ from toque.functions.monitoring.results import results_table
 from toque.functions.monitoring.watch import MonitorRun, ReadRows
 from toque.functions.stats.decompose import ColumnChange, decompose_change
 from toque.registry import ModelVersion, Table
+from toque.registry.times import epoch_us
 
 Kind = Literal["feature", "slice", "table", "version", "incident"]
 _BEYOND_CHANCE = 3.0  # standard errors above which a part is reported
@@ -106,7 +107,7 @@ def find_causes(
     rows = rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
     scored, features = score(rows, loss=loss), feature_table(rows, logged)
     judged = np.isfinite(scored.loss)
-    late = judged & (scored.at >= (alarm.start - _EPOCH) // timedelta(microseconds=1))
+    late = judged & (scored.at >= epoch_us(alarm.start))
     early = judged & ~late
     found = Causes(
         alarm=alarm,
@@ -146,9 +147,6 @@ def _ranked(found: Causes, causes: Sequence[Cause], before: float, after: float)
     return found.model_copy(
         update={"loss_before": before, "loss": after, "causes": tuple(ranked), "text": text}
     )
-
-
-_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 
 def _features(run: MonitorRun, parts: Sequence[ColumnChange], alarm: Alarm) -> Iterator[Cause]:

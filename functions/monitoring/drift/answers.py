@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
-from toque.functions.monitoring.cohorts import Cohorts, epoch_us
+from toque.functions.monitoring.cohorts import Cohorts
 from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, judge
 from toque.functions.monitoring.drift.reference import Reference
 from toque.functions.monitoring.drift.tensor_summaries import summaries
@@ -26,6 +26,7 @@ from toque.functions.monitoring.drift.verdicts import alarms_of, findings_of
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats.sketch import TableSketch
 from toque.registry import ModelVersion
+from toque.registry.times import epoch_us
 
 _SUBJECT = "answers"
 _MOST_LABELS = 20  # that are watched one by one

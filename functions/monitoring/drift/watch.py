@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from toque.functions.monitoring.cohorts import Cohorts, epoch_us
+from toque.functions.monitoring.cohorts import Cohorts
 from toque.functions.monitoring.drift.dataset_sketches import LARGE_ROWS, DatasetRows, sketch_rows
 from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, judge
 from toque.functions.monitoring.drift.reference import (
@@ -26,6 +26,7 @@ from toque.functions.monitoring.logged_features import FeatureColumns, feature_t
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats.sketch import TableSketch
 from toque.registry import ModelVersion, ObjectStore, Table
+from toque.registry.times import epoch_us
 
 _SUBJECT = "features"
 TIMES = ("event_timestamp", "prediction_time")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
-from toque.functions.monitoring.cohorts import Cohorts, epoch_us
+from toque.functions.monitoring.cohorts import Cohorts
 from toque.functions.monitoring.estimates.monitor import (
     BLIND,
     SHARE_OF,
@@ -47,6 +47,7 @@ from toque.functions.stats.estimate import (
 )
 from toque.functions.stats.moments import Floats
 from toque.registry import ModelVersion
+from toque.registry.times import epoch_us
 
 _SUM_ATOL = 1e-3  # float32 softmax over a thousand classes
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from toque.functions.evaluation.meanings import Loss
 from toque.functions.evaluation.realised_loss import score
-from toque.functions.monitoring.cohorts import Cohorts, epoch_us
+from toque.functions.monitoring.cohorts import Cohorts
 from toque.functions.monitoring.estimates.monitor import (
     EstimateMonitor,
     EstimateResult,
@@ -26,6 +26,7 @@ from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats.direct_loss import LossModel
 from toque.functions.stats.moments import Floats
 from toque.registry import ModelVersion
+from toque.registry.times import epoch_us
 
 
 @dataclass(frozen=True, slots=True)

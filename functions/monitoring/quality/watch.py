@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from toque.featurestore import FeatureStore, FeatureView, Freshness, InRange, UnknownDefinition, newest_event
 from toque.functions.monitoring.alarms import Alarm
-from toque.functions.monitoring.cohorts import Cohorts, epoch_us
+from toque.functions.monitoring.cohorts import Cohorts
 from toque.functions.monitoring.drift.watch import TIMES
 from toque.functions.monitoring.logged_features import FeatureColumns, feature_table, has_vector_length
 from toque.functions.monitoring.quality.incidents import alarm_name, judge, spoiled
@@ -28,6 +28,7 @@ from toque.functions.monitoring.quality.monitor import (
 from toque.functions.monitoring.quality.profile import ColumnProfile, Range
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.registry import ModelVersion, ObjectStore, Table
+from toque.registry.times import epoch_us
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from typing import Any
 
 from toque.functions.prediction_log.frames import Frame, encode_frame
 from toque.functions.prediction_log.writing.stream import Stream, WriterState
-from toque.functions.prediction_log.writing.stream_of_0_1 import OldStream
 from toque.functions.prediction_log.writing.wal import (
     CHUNK_BYTES,
     claim,
@@ -82,7 +81,6 @@ def _adopt(folder: Path, stream: Stream) -> None:
         (folder / "lock").unlink()
         folder.rmdir()
         stream.forget(writer)
-        OldStream(stream.client, stream.kind, workspace=stream.workspace).forget(writer)
         return
     position = stream.report_alive(writer, node=node, reserved=last)
     for frames, end in _chunks(intact_records(folder, position)):

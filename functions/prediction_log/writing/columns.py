@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pyarrow as pa
 from toque.functions.prediction_log.records import (
     CONTENT,
     CONTENT_LABELS,
-    EPOCH,
     LABELS,
     LARGE,
     LOGGED,
@@ -24,6 +22,7 @@ from toque.functions.prediction_log.records import (
     label_rows,
 )
 from toque.functions.prediction_log.tensors import LARGE_BYTES, LoggedTensor
+from toque.registry.times import from_epoch_us
 
 __all__ = ["has_large_value", "label_columns", "large_columns", "prediction_columns"]
 
@@ -155,7 +154,7 @@ def _row_ids(request_id: str, rows: int) -> list[str]:
 
 
 def _day(at_us: int) -> str:
-    return (EPOCH + timedelta(microseconds=at_us)).date().isoformat()
+    return from_epoch_us(at_us).date().isoformat()
 
 
 def _float_lists(blobs: Sequence[bytes | None], counts: Sequence[int]) -> pa.Array:

@@ -36,7 +36,6 @@ from toque.functions.prediction_log.writing.columns import (
 )
 from toque.functions.prediction_log.writing.series import DRAINED
 from toque.functions.prediction_log.writing.stream import Stream
-from toque.functions.prediction_log.writing.stream_of_0_1 import OldStream, streams_of
 from toque.registry.access import DEFAULT_WORKSPACE
 from toque.registry.store import ObjectStore, Table
 from toque.registry.store.tables.settling import settle
@@ -115,19 +114,17 @@ def drain(
     try:
         total = DrainResult()
         for kind in KINDS:
+            stream = Stream(client, kind, workspace=workspace)
             if wal_root is not None:
-                stream = Stream(client, kind, workspace=workspace)
                 total += DrainResult(adopted=adopt_orphans(wal_root, stream))
-            for source in streams_of(client, kind, workspace=workspace):
-                moved = _move_all(store, source, max_rounds, share, DRAINED.labels(workspace, kind))
-                total += moved
+            total += _move_all(store, stream, max_rounds, share, DRAINED.labels(workspace, kind))
         return total
     finally:
         client.close()
 
 
 def _move_all(
-    store: ObjectStore, stream: Stream | OldStream, max_rounds: int, share: Share, drained: Counter
+    store: ObjectStore, stream: Stream, max_rounds: int, share: Share, drained: Counter
 ) -> DrainResult:
     total = DrainResult()
     for _ in range(max_rounds):
@@ -151,7 +148,7 @@ def waiting_writers(redis_url: str, *, workspace: str = DEFAULT_WORKSPACE) -> in
         client.close()
 
 
-def _next_batch(stream: Stream | OldStream, share: Share) -> tuple[dict[str, list[Frame]], bool]:
+def _next_batch(stream: Stream, share: Share) -> tuple[dict[str, list[Frame]], bool]:
     """Read a batch, bounded over all writers together, and whether it is all that the stream had."""
     batch: dict[str, list[Frame]] = {}
     waiting = [writer for writer in stream.writers() if share.has(writer)]

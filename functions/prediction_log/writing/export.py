@@ -16,7 +16,7 @@ from toque.functions.prediction_log.errors import PredictionLogError
 from toque.functions.prediction_log.frames import Frame, encode_frame, read_frames
 from toque.functions.prediction_log.writing.adoption import KINDS
 from toque.functions.prediction_log.writing.drain import DrainResult, add_records
-from toque.functions.prediction_log.writing.stream_of_0_1 import streams_of
+from toque.functions.prediction_log.writing.stream import Stream
 from toque.registry.errors import NewerFormat
 from toque.registry.store import ObjectStore
 
@@ -71,8 +71,7 @@ def export_streams(redis_url: str, workspaces: Iterable[str]) -> Iterator[Writer
     client = open_redis(redis_url, timeout_s=30.0)
     try:
         for workspace in workspaces:
-            streams = (each for kind in KINDS for each in streams_of(client, kind, workspace=workspace))
-            for stream in streams:
+            for stream in (Stream(client, kind, workspace=workspace) for kind in KINDS):
                 for writer in stream.writers():
                     frames = tuple(stream.read(writer, max_bytes=1 << 62))
                     yield WriterExport(stream.kind, workspace, writer, frames)

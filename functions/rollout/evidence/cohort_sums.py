@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol, Self
 
 import numpy as np
@@ -20,9 +20,9 @@ from toque.functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedL
 from toque.functions.rollout.policy import Guardrail, RolloutPolicy
 from toque.functions.rollout.state import RolloutState, Stage
 from toque.registry.models.traffic import BY_RULE, HOLDOUT
+from toque.registry.times import EPOCH, epoch_us
 
 _LAYOUT = 2
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
 
 
@@ -169,7 +169,7 @@ def _finish(
 ) -> tuple[CohortSums, Scored]:
     """Add every cohort that is due; return the rows that are not."""
     while sums.next_cohort < due:
-        end = _micros(_start(sums.next_cohort + 1, state.policy))
+        end = epoch_us(_start(sums.next_cohort + 1, state.policy))
         cohort, rows = rows.where(rows.at < end), rows.where(rows.at >= end)
         sums = sums.plus(cohort, state, _metrics(cohort, state, tables))
     return sums, rows
@@ -188,7 +188,7 @@ def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, MetricRows])
     """Sum the business metrics of one cohort of a canary."""
     if state.canary_since is None:
         return {}
-    mine = cohort.where(~cohort.shadow & ~cohort.outside & (cohort.at >= _micros(state.split_since)))
+    mine = cohort.where(~cohort.shadow & ~cohort.outside & (cohort.at >= epoch_us(state.split_since)))
     champion = mine.where(mine.version == state.champion)
     challenger = mine.where(mine.version == state.challenger)
     return {
@@ -221,8 +221,8 @@ def stage_arms(cohort: Scored, state: RolloutState) -> dict[Stage, tuple[Scored,
     nothing = cohort.where(np.zeros(len(cohort), dtype=bool))
     shadow, canary = cohort, nothing
     if state.canary_since is not None:
-        shadow = cohort.where(cohort.at < _micros(state.canary_since))
-        canary = cohort.where((cohort.at >= _micros(state.split_since)) & ~cohort.outside)
+        shadow = cohort.where(cohort.at < epoch_us(state.canary_since))
+        canary = cohort.where((cohort.at >= epoch_us(state.split_since)) & ~cohort.outside)
     return {
         "shadow": _arms(shadow, state, challenger_is_shadow=True),
         "canary": _arms(canary, state, challenger_is_shadow=False),
@@ -271,7 +271,3 @@ def _index(at: datetime, policy: RolloutPolicy) -> int:
 
 def _start(index: int, policy: RolloutPolicy) -> datetime:
     return EPOCH + index * policy.cohort
-
-
-def _micros(at: datetime) -> int:
-    return (at - EPOCH) // timedelta(microseconds=1)

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from toque.functions.rollout.evidence.cohort_sums import (
-    EPOCH,
     ReadOutcomes,
     SumsStore,
     cohort_due,
@@ -24,6 +23,7 @@ from toque.functions.rollout.evidence.cohort_sums import (
 from toque.functions.rollout.evidence.sums import LateRows
 from toque.functions.rollout.policy import RolloutPolicy
 from toque.functions.rollout.state import RolloutState
+from toque.registry.times import EPOCH
 
 
 class _Looks(BaseModel):

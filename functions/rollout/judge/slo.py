@@ -5,7 +5,7 @@ The guards ask whether the challenger is at fault; these rules do not: a model w
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from toque.functions.rollout.evidence.cohort_sums import ReadOutcomes, unpinned_
 from toque.functions.rollout.evidence.sums import SloSums
 from toque.functions.rollout.judge.rule_input import Finding, RuleInput
 from toque.functions.rollout.policy import RolloutPolicy, Slo
+from toque.registry.times import epoch_us
 
 # Long window, short window, and how many times as fast as allowed the budget burns in both.
 BURN_RATES = (
@@ -118,7 +119,7 @@ def _sums(slo: Slo, rows: Scored, now: datetime, challenger: int | None) -> SloS
     others = np.ones(len(rows), dtype=bool) if challenger is None else rows.version != challenger
 
     def within(span: timedelta, among: npt.NDArray[np.bool_] | None = None) -> tuple[int, int]:
-        since = (now - span - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+        since = epoch_us(now - span)
         inside = rows.at >= since if among is None else among & (rows.at >= since)
         return int(inside.sum()), int(np.count_nonzero(bad & inside))
 

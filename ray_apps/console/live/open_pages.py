@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 import httpx
+from cachetools import LRUCache
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -47,7 +47,7 @@ class Renderings:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._made: OrderedDict[Key, tuple[str, asyncio.Task[str | None]]] = OrderedDict()
+        self._made: LRUCache[Key, tuple[str, asyncio.Task[str | None]]] = LRUCache(_KEPT)
         self.count = 0
 
     async def get(self, key: Key, version: str, authorization: bytes, client: str) -> str | None:
@@ -62,9 +62,6 @@ class Renderings:
                 asyncio.get_running_loop().create_task(self._render(key, authorization, client)),
             )
             self._made[key] = known
-            self._made.move_to_end(key)
-            if len(self._made) > _KEPT:
-                self._made.popitem(last=False)
         return await asyncio.shield(known[1])  # one viewer who leaves takes nothing from the others
 
     async def _render(self, key: Key, authorization: bytes, client: str) -> str | None:

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+
+from toque.clusters.did_you_mean import did_you_mean
 
 __all__ = [
     "BadRequest",
@@ -37,10 +38,10 @@ class BadRequest(PredictorError):
 def unknown_name(where: str, name: str, names: Iterable[str], *, heading: str = "known are") -> BadRequest:
     """Make the error for a name that stands for nothing, with the nearest of those that do; heading: goes before them."""
     choices = sorted(names)
-    near = get_close_matches(name, choices, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     more = f" and {len(choices) - _SHOWN} more" if len(choices) > _SHOWN else ""
-    return BadRequest(f"{where}.{name[:80]}: no such name; {hint}{heading} {choices[:_SHOWN]}{more}")
+    return BadRequest(
+        f"{where}.{name[:80]}: no such name; {did_you_mean(name, choices)}{heading} {choices[:_SHOWN]}{more}"
+    )
 
 
 _SHOWN = 12  # names that an error lists

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from cachetools import LRUCache
 
 from toque.ray_apps.predictor.versions.cuda_device import CapturedGraph, Device, Outputs
 
@@ -39,9 +39,9 @@ class GraphCache:
     """
 
     def __init__(self, run: Callable[..., Outputs], device: Device, *, limit: int = MAX_GRAPHS) -> None:
-        self._run, self._device, self._limit = run, device, limit
-        self._entries: OrderedDict[Shapes, _Entry] = OrderedDict()
-        self._counts: OrderedDict[Shapes, int] = OrderedDict()
+        self._run, self._device = run, device
+        self._entries: LRUCache[Shapes, _Entry] = LRUCache(limit)
+        self._counts: LRUCache[Shapes, int] = LRUCache(_MAX_COUNTED)
         self.unsupported = False
         """Whether the program cannot be captured, so that it is run step by step from then on."""
 
@@ -66,7 +66,6 @@ class GraphCache:
             entry = self._capture(shapes, inputs)
         if entry is None:
             return self._run(*inputs)
-        self._entries.move_to_end(shapes)
         entry.graph.replay()
         return entry.graph.outputs
 
@@ -79,16 +78,13 @@ class GraphCache:
         if self.unsupported or any(0 in shape for shape in shapes):  # an empty tensor has no work to record
             return False
         count = self._counts.pop(shapes, 0) + 1
-        if count >= REPEATS:
-            return True
-        self._counts[shapes] = count
-        if len(self._counts) > _MAX_COUNTED:
-            self._counts.popitem(last=False)
-        return False
+        if count < REPEATS:
+            self._counts[shapes] = count
+        return count >= REPEATS
 
     def _capture(self, shapes: Shapes, inputs: Sequence[torch.Tensor]) -> _Entry | None:
-        while len(self._entries) >= self._limit:
-            self._entries.popitem(last=False)
+        if len(self._entries) >= self._entries.maxsize:
+            self._entries.popitem()  # before the capture, so that no more memory is taken
         try:
             entry = _Entry(inputs, self._device.capture(lambda: self._run(*inputs)))
         except RuntimeError as error:

@@ -40,9 +40,9 @@ from toque.featurestore import (
 )
 from toque.featurestore.definitions.dtypes import FeatureType, parse_type
 from toque.featurestore.definitions.encoding import RowLayout
-from toque.featurestore.definitions.times import from_microseconds
 from toque.featurestore.rows import conform
 from toque.registry import open_store
+from toque.registry.times import from_epoch_us
 
 AT = datetime(2013, 6, 1, tzinfo=UTC)
 FIELDS = [
@@ -80,7 +80,7 @@ _SCALARS: dict[FeatureType, st.SearchStrategy[Any]] = {
     Int32: st.integers(-(2**31), 2**31 - 1),
     Bool: st.booleans(),
     String: st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
-    UnixTimestamp: st.integers(-(2**50), 2**50).map(from_microseconds),
+    UnixTimestamp: st.integers(-(2**50), 2**50).map(from_epoch_us),
 }
 
 

@@ -12,7 +12,7 @@ from tests.featurestore.conftest import SettableClock
 from tests.featurestore.streams.events import clicks, user
 from tests.featurestore.streams.history import Known, MemoryLog, brute_known, brute_row, row_time
 from toque.featurestore import Aggregation, FeatureStore, FeatureView, Field, Float64, Windows
-from toque.featurestore.definitions.times import to_microseconds
+from toque.registry.times import epoch_us
 
 WINDOW = timedelta(hours=1)
 USERS = [f"u{n}" for n in range(5)]
@@ -58,12 +58,12 @@ def check_online(
     lateness: timedelta | None,
 ) -> None:
     """Every user's online row is that of brute force, bit by bit but for std, whose rounding is the library's own."""
-    events, now = brute_known(log, lateness), to_microseconds(clock.now)
+    events, now = brute_known(log, lateness), epoch_us(clock.now)
     asked = [{"user": name} for name in USERS]
     found = features.get_online_features(features.get_feature_view("spent"), asked)
     values, times = found.columns(), found.event_timestamps["sum"]
     for place, (name, (at, row)) in enumerate(expected_rows(events, now, every).items()):
-        assert (None if times[place] is None else to_microseconds(times[place])) == at, name
+        assert (None if times[place] is None else epoch_us(times[place])) == at, name
         got = {each: values[each][place] for each in NAMES}
         assert got["std"] == about(row["std"]), name
         assert got | {"std": 0} == row | {"std": 0}, name
@@ -101,7 +101,7 @@ def check_offline(
     rows = [{"user": name, "event_timestamp": at} for at in [*asked, clock.now] for name in USERS]
     found = features.get_historical_features(rows, view).to_arrow().to_pylist()
     for row in found:
-        at = to_microseconds(row["event_timestamp"])
+        at = epoch_us(row["event_timestamp"])
         _, expected = expected_rows(events, at, every)[row["user"]]
         assert row["std"] == about(expected["std"])
         assert {each: row[each] for each in NAMES} | {"std": 0} == expected | {"std": 0}

@@ -14,8 +14,8 @@ from typing import Any
 from tests.conditions.logs import AMOUNTS, BROKEN, DELAYS_S, next_message
 from tests.featurestore.streams.events import START
 from toque.featurestore.definitions.stream_source import Connection, Messages
-from toque.featurestore.definitions.times import to_microseconds
 from toque.featurestore.errors import MessagesLost
+from toque.registry.times import epoch_us
 
 US = timedelta(microseconds=1)
 
@@ -41,7 +41,7 @@ class MemoryLog:
         self.messages = [[] for _ in range(self.partitions)]
 
     def send(self, partition: int, value: bytes, *, at: datetime) -> None:
-        self.messages[partition].append((to_microseconds(at), value))
+        self.messages[partition].append((epoch_us(at), value))
 
     def connect(self) -> Connection:
         return MemoryConnection(self)
@@ -90,7 +90,7 @@ class MemoryConnection:
 
     def position_at(self, partition: int, at: datetime) -> int:
         taken = [moment for moment, _ in self.log.messages[partition]]
-        return sum(moment < to_microseconds(at) for moment in taken)
+        return sum(moment < epoch_us(at) for moment in taken)
 
     def close(self) -> None:
         self.next = {}
@@ -120,7 +120,7 @@ def brute_known(log: MemoryLog, lateness: timedelta | None) -> list[Known]:
             try:
                 event = json.loads(value)
                 amount = event["amount"]
-                at = to_microseconds(datetime.fromisoformat(event["at"]))
+                at = epoch_us(datetime.fromisoformat(event["at"]))
             except (ValueError, KeyError):
                 continue
             if amount is not None and (isinstance(amount, str) or not 0 <= amount <= most):

@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 from tests.featurestore.streams.history import MemoryLog
 from toque.featurestore import KafkaTopic
 from toque.featurestore.definitions.stream_source import Connection
-from toque.featurestore.definitions.times import to_microseconds
+from toque.registry.times import epoch_us
 
 PARTITIONS = 4  # of a topic that the mock cluster makes by itself
 BROKERS = 3
@@ -56,7 +56,7 @@ class Broker:
 
     def send_at(self, topic: str, value: bytes, *, partition: int, at: datetime) -> None:
         """Send a message as of a time, in whole milliseconds, and wait until a broker has it."""
-        taken_ms = to_microseconds(at) // 1000
+        taken_ms = epoch_us(at) // 1000
         self._producer.produce(topic, value=value, partition=partition, timestamp=taken_ms)
         assert self._producer.flush(20) == 0
 

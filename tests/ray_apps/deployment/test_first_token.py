@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from toque.ray_apps.deployment.errors import DeploymentError
 from toque.ray_apps.deployment.first_token import TokenFile, TokenSecret, ensure_first_token
 from toque.registry import EVERY_WORKSPACE, Access, ObjectStore, open_store
@@ -117,15 +118,19 @@ def api_server() -> Iterator[tuple[str, dict[str, dict[str, object]]]]:
             found: dict[str, object] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             return found
 
+        @property
+        def is_forbidden(self) -> bool:
+            return self.path.startswith("/forbidden")
+
         def do_GET(self) -> None:
             assert self.headers["Authorization"] == "Bearer pod"
             found = secrets.get(self.path)
-            self.answer(200 if found else 404, found or {})
+            self.answer(403 if self.is_forbidden else 200 if found else 404, found or {})
 
         def do_POST(self) -> None:
             body = self.body()
             path = f"{self.path}/{body['metadata']['name']}"  # type: ignore[index]
-            status = 409 if path in secrets else 201
+            status = 403 if self.is_forbidden else 409 if path in secrets else 201
             secrets.setdefault(path, body)
             self.answer(status, {})
 
@@ -156,3 +161,18 @@ def test_a_secret_of_kubernetes_keeps_it_too(
     assert Access(store, actor="test").verify(kept)
     assert place.read() == kept
     assert "made," not in ensure_first_token(store, place)
+
+
+def test_a_secret_that_may_not_be_read_or_a_server_that_is_away_is_refused_in_words(
+    store: ObjectStore, tmp_path: Path, api_server: tuple[str, dict[str, dict[str, object]]]
+) -> None:
+    (tmp_path / "namespace").write_text("kitchen")
+    (tmp_path / "token").write_text("pod")
+    forbidden = TokenSecret("first", account=tmp_path, server=f"{api_server[0]}/forbidden")
+    with pytest.raises(DeploymentError, match=r"secret first: .* 403 .*; may the pod's account read it\?"):
+        ensure_first_token(store, forbidden)
+    with pytest.raises(DeploymentError, match=r"403 .*; may the pod's account create and update it\?"):
+        forbidden.write("secret")
+    away = TokenSecret("first", account=tmp_path, server=f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(DeploymentError, match="secret first: the API server does not answer"):
+        ensure_first_token(store, away)
