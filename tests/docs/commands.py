@@ -27,7 +27,7 @@ from toque.registry import Access, open_store
 
 _ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
 _OUR_FILE = re.compile(r"^(?:clusters|docs|examples|functions|load|ray_apps|registry|tests)/[\w./-]+\.\w+$")
-_OUR_MODULE = re.compile(r"(?:examples|functions|load|ray_apps)(?:\.|$)")
+_OUR_MODULE = re.compile(r"(?:examples|toque)(?:\.|$)")
 _PREFIXES = frozenset({"do", "exec", "nohup", "sudo", "time"})
 _PLAIN = frozenset(
     [
@@ -259,7 +259,7 @@ def _python(arguments: list[str], page: Page) -> None:
         _pip(rest, page)
     elif module == "pytest":
         _pytest(rest)
-    elif module == "functions" and (words := _of_functions(rest))[:1] in (["run"], ["submit"]):
+    elif module == "toque.functions" and (words := _of_functions(rest))[:1] in (["run"], ["submit"]):
         text = words[words.index("--json") + 1] if "--json" in words else "{}"
         check_call(words[1], text, page)
 

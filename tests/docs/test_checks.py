@@ -100,9 +100,9 @@ def test_shell_that_hides_from_the_checks_is_refused(text: str) -> None:
 
 def test_arguments_of_a_module_are_parsed_and_nothing_runs() -> None:
     wrong_of = {
-        ("functions", "list", "--no-such-flag"): "unrecognized arguments",
-        ("functions", "work", "--until"): "unrecognized arguments",
-        ("functions", "work", "--until-idle"): None,
+        ("toque.functions", "list", "--no-such-flag"): "unrecognized arguments",
+        ("toque.functions", "work", "--until"): "unrecognized arguments",
+        ("toque.functions", "work", "--until-idle"): None,
         ("toque.load.scenarios.run", "--no-such-flag"): "unrecognized arguments",
         ("toque.load.benchmarks.statistics.bounds", "--no-such-flag"): "takes no arguments",
         ("toque.load.benchmarks.statistics.bounds",): None,

@@ -8,6 +8,3 @@ from toque.kernels.hashing import hash_strings
 from toque.kernels.histogram import histogram, quantile_edges
 
 __all__ = ["hash_strings", "histogram", "quantile_edges"]
-
-if __name__ != "toque.kernels":  # under a second name, each class would be there twice
-    raise ImportError(f"{__name__} is imported as toque.kernels")

@@ -1,0 +1,1 @@
+../../kernels/encoder_cases.py

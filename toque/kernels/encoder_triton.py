@@ -1,0 +1,1 @@
+../../kernels/encoder_triton.py
