@@ -12,10 +12,8 @@ import json
 import logging
 import multiprocessing
 import random
-import threading
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -23,6 +21,7 @@ import httpx
 import psutil
 
 from toque.load.attacks.target import Finding, Target
+from toque.load.benchmarks.harness import MIB, greatest
 from toque.load.scenarios.payload import tensor_request
 from toque.load.scenarios.sending.open_loop import ask_steadily
 
@@ -37,26 +36,6 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 
 Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@dataclass
-class Watch:
-    """Highest memory and number of open files of the watched processes."""
-
-    processes: list[psutil.Process]
-    memory_mib: float = 0.0
-    files: int = 0
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        """Measure twice a second until `stop`."""
-        while not self._stop.wait(0.5):
-            memory_mib, files = measured(self.processes)
-            self.memory_mib, self.files = max(self.memory_mib, memory_mib), max(self.files, files)
-
-    def stop(self) -> None:
-        """End the measurements of `run`."""
-        self._stop.set()
 
 
 def listeners(target: Target) -> list[psutil.Process]:
@@ -95,14 +74,22 @@ def _family(process: psutil.Process) -> list[psutil.Process]:
     ]
 
 
-def measured(processes: list[psutil.Process]) -> tuple[float, int]:
-    """Memory in MiB (unique to the processes, where that can be told) and the number of open files."""
-    memory, files = 0.0, 0
+def memory_of(processes: list[psutil.Process]) -> int:
+    """Bytes of memory that are the processes' own, where that can be told."""
+    total = 0
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            memory += process.memory_full_info().uss / (1 << 20)
-            files += process.num_fds()
-    return memory, files
+            total += process.memory_full_info().uss
+    return total
+
+
+def files_of(processes: list[psutil.Process]) -> int:
+    """Number of files that the processes have open."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            total += process.num_fds()
+    return total
 
 
 def throw(target: Target, seconds: float, opened: Any) -> None:
@@ -234,29 +221,30 @@ def garbage(target: Target, minutes: float) -> Finding:
     """Throw garbage for `minutes` and tell what it cost. Raises: RuntimeError as `listeners`."""
     processes = listeners(target)
     before_ms, _ = honest(target, BEFORE_S)
-    memory_mib, files = measured(processes)
-    watch = Watch(processes)
-    watcher = threading.Thread(target=watch.run, daemon=True)
-    watcher.start()
-    spawning = multiprocessing.get_context("spawn")  # in one interpreter the honest caller would wait for us
-    opened = spawning.Value("i", 0)
-    thrower = spawning.Process(target=throw, args=(target, 60 * minutes, opened), daemon=True)
-    thrower.start()
-    during_ms, failed = honest(target, 60 * minutes - 5)
-    thrower.join()
-    watch.stop()
-    watcher.join()
-    growth_mib = watch.memory_mib - memory_mib
-    held = (
+    memory, files = memory_of(processes), files_of(processes)
+    with (
+        greatest(lambda: memory_of(processes), every_s=0.5) as most_memory,
+        greatest(lambda: files_of(processes), every_s=0.5) as most_files,
+    ):
+        spawning = multiprocessing.get_context(
+            "spawn"
+        )  # in one interpreter the honest caller would wait for us
+        opened = spawning.Value("i", 0)
+        thrower = spawning.Process(target=throw, args=(target, 60 * minutes, opened), daemon=True)
+        thrower.start()
+        during_ms, failed = honest(target, 60 * minutes - 5)
+        thrower.join()
+    growth_mib = (most_memory[0] - memory) / MIB
+    bounded = (
         growth_mib < MAX_GROWTH_MIB
         and during_ms < MAX_RATIO * before_ms
-        and watch.files < MAX_FILES
+        and most_files[0] < MAX_FILES
         and not failed
     )
     return Finding(
         "garbage",
-        held,
-        f"{minutes:g} min, {opened.value} connections: memory {memory_mib:.0f} MiB and {growth_mib:+.0f}, "
-        f"files {files} and {watch.files} at most, p99 of an honest caller {before_ms:.1f} and {during_ms:.1f} ms, "
+        bounded,
+        f"{minutes:g} min, {opened.value} connections: memory {memory / MIB:.0f} MiB and {growth_mib:+.0f}, "
+        f"files {files} and {most_files[0]} at most, p99 of an honest caller {before_ms:.1f} and {during_ms:.1f} ms, "
         f"{failed} of its requests failed; {len(processes)} processes",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,5 +51,5 @@ class Finding:
     details: str
 
 
-Attack = Callable[[Target], Awaitable[Finding]]
+Attack = Callable[[Target], Coroutine[Any, Any, Finding]]
 Attacks = Mapping[str, Attack]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["ROLES", "Processes", "platform_processes", "spent_s"]
+import redis
+
+from toque.load import processes
+
+__all__ = ["ROLES", "Processes", "platform_processes", "redis_cpu_s", "spent_s"]
 
 ROLES = ("replica", "door", "other")
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 Processes = Mapping[int, tuple[str, float]]
 """Role and spent core-seconds of each process, by its id."""
@@ -19,15 +22,10 @@ Processes = Mapping[int, tuple[str, float]]
 
 def platform_processes(home: Path, model: str) -> Processes:
     """Find the processes of the platform that was started in `home`, with their roles for a model."""
-    mark = f"TOQUE_SESSION={home.resolve()}\0".encode()
-    replica = re.compile(rf"ServeReplica:predictor-{re.escape(model)}:")
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    replica, found = re.compile(rf"ServeReplica:predictor-{re.escape(model)}:"), {}
+    for pid, command in processes.of_platform(home).items():
         with contextlib.suppress(OSError):  # it has just ended
-            if mark not in (folder / "environ").read_bytes():
-                continue
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            found[int(folder.name)] = (_role(command, replica), _cpu_s(folder))
+            found[pid] = (_role(command, replica), processes.cpu_s(pid))
     return found
 
 
@@ -46,6 +44,7 @@ def _role(command: str, replica: re.Pattern[str]) -> str:
     return "door" if "haproxy" in command.split(" ", 1)[0] else "other"
 
 
-def _cpu_s(folder: Path) -> float:
-    fields = (folder / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
+def redis_cpu_s(server: redis.Redis) -> float:
+    """Read the processor seconds of a redis-server."""
+    used: Any = server.info("cpu")
+    return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])

@@ -6,11 +6,7 @@ They count processor time, so that a busy machine gives about the figures of an 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import redis
@@ -18,7 +14,8 @@ import redis
 from toque.functions.prediction_log import encode_prediction
 from toque.functions.prediction_log.frames import Frame, encode_frame
 from toque.functions.prediction_log.writing.drain import add_records
-from toque.registry import ObjectStore, open_store
+from toque.load.capacity_model.cpu_time import redis_cpu_s
+from toque.registry import ObjectStore
 
 _COLUMNS = 20
 
@@ -50,7 +47,7 @@ def drain_seconds(store: ObjectStore, *, rows: int, models: int, rounds: int = 2
     return float(np.median(taken[1:]))
 
 
-def drain_costs(store_of: Any) -> tuple[float, float]:
+def drain_costs(store_of: Callable[[str], ObjectStore]) -> tuple[float, float]:
     """Processor time of a row and of a commit in a drain, from two runs. store_of: opens an empty store by a name."""
     few, many = 1_000, 11_000
     small = drain_seconds(store_of("small"), rows=few, models=4)
@@ -63,28 +60,16 @@ def redis_costs(url: str, *, commands: int = 3_000, chunks: int = 60) -> tuple[f
     """Processor time of the server for a small command of its own, and for a byte that comes in and goes out again."""
     client = redis.Redis.from_url(url)
     client.set("small", b"x" * 100)
-    before = _server_cpu_s(client)
+    before = redis_cpu_s(client)
     for _ in range(commands):
         client.get("small")
-    command_s = (_server_cpu_s(client) - before) / commands
+    command_s = (redis_cpu_s(client) - before) / commands
     chunk = b"x" * 1_000_000
-    before = _server_cpu_s(client)
+    before = redis_cpu_s(client)
     for _ in range(chunks):
         client.xadd("chunks", {"frames": chunk})
         client.xrange("chunks", count=1)
         client.delete("chunks")
-    byte_s = (_server_cpu_s(client) - before) / (2 * chunks * len(chunk))
+    byte_s = (redis_cpu_s(client) - before) / (2 * chunks * len(chunk))
     client.close()
     return command_s, byte_s
-
-
-def _server_cpu_s(client: redis.Redis) -> float:
-    used: Any = client.info("cpu")
-    return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
-
-
-@contextmanager
-def folders() -> Iterator[Any]:
-    """Give what opens an empty store by a name, in a temporary folder."""
-    with TemporaryDirectory(prefix="toque-scale-") as folder:
-        yield lambda name: open_store(f"file://{Path(folder) / name}")

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import redis
 
-from toque.load.capacity_model.cpu_time import platform_processes, spent_s
+from toque.load.capacity_model.cpu_time import platform_processes, redis_cpu_s, spent_s
 from toque.load.capacity_model.points import Point
 from toque.load.scenarios.plan import plan_of
 from toque.load.scenarios.scenario import Ask, Scenario
@@ -80,12 +79,12 @@ class Probe:
         ask = Ask(rows=rows, keys=self.keys)
         scenario = Scenario(shape=Steady(rate=rate, seconds=seconds), mix=(ask,), warm_up_s=0, patience_s=5)
         with redis.Redis.from_url(self.redis_url) as server:
-            before, redis_s = platform_processes(self.home, self.target.model), _server_cpu_s(server)
+            before, redis_s = platform_processes(self.home, self.target.model), redis_cpu_s(server)
             began = time.monotonic()
             found = put_load(self.target, "capacity", scenario).measured()
             took_s = time.monotonic() - began
             after = platform_processes(self.home, self.target.model)
-            redis_s = _server_cpu_s(server) - redis_s
+            redis_s = redis_cpu_s(server) - redis_s
         replicas = sum(role == "replica" for role, _ in after.values())
         if not replicas:
             raise NotPossible(
@@ -112,11 +111,6 @@ class Probe:
         )
         sent = sum(len(name) + len(value) + 4 for name, value in answer.request.headers.items())
         return float(len(body) + sent + len(answer.content) + len(str(answer.headers)))
-
-
-def _server_cpu_s(server: redis.Redis) -> float:
-    used: Any = server.info("cpu")
-    return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 
 
 def _line(point: Point) -> str:

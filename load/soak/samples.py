@@ -10,6 +10,8 @@ from pathlib import Path
 
 import redis
 
+from toque.load import processes
+
 __all__ = ["Processes", "Sample", "sample"]
 
 _REPLICA = re.compile(r"ray::ServeReplica:([\w.-]+)")
@@ -50,25 +52,21 @@ def sample(home: Path, folders: list[Path], keys: redis.Redis) -> Sample:
 
 def held_by(home: Path) -> Processes:
     """Find the processes of the platform that was started in `home`, and what each holds."""
-    mark = f"TOQUE_SESSION={home.resolve()}\0".encode()
     found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for pid, command in processes.of_platform(home).items():
         with contextlib.suppress(OSError, StopIteration):  # it has just ended
-            if mark in (folder / "environ").read_bytes():
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                status = (folder / "status").read_text().splitlines()
-                own = next(line for line in status if line.startswith("RssAnon:"))
-                descriptors = sum(1 for _ in (folder / "fd").iterdir())
-                found[int(folder.name)] = Held(role_of(command), int(own.split()[1]) << 10, descriptors)
+            status = Path(f"/proc/{pid}/status").read_text().splitlines()
+            own = next(line for line in status if line.startswith("RssAnon:"))
+            descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+            found[pid] = Held(role_of(command), int(own.split()[1]) << 10, descriptors)
     return found
 
 
 def has_ended(pid: int) -> bool:
     """Whether a process has given back its memory and closed its connections, though its parent may not have heard."""
-    process = Path(f"/proc/{pid}")
     try:
-        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
-        return state in "ZX" and len(list((process / "task").iterdir())) <= 1  # its threads hold them, too
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+        return processes.stat(pid)[0] in "ZX" and threads <= 1  # its threads hold them, too
     except OSError:
         return True
 

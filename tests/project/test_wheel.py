@@ -69,12 +69,10 @@ def test_its_files_lie_in_one_package_with_all_that_a_platform_opens(installed: 
     with zipfile.ZipFile(next(installed.parents[1].glob("*.whl"))) as archive:
         names = set(archive.namelist())
     assert {name.split("/")[0] for name in names} == {"toque", "toque-0.1.0.dist-info"}
-    assert not any(name.startswith(("toque/load/peers/", "toque/load/attacks/")) for name in names)
+    assert not any(name.startswith("toque/load/attacks/") for name in names)
     code = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*")
             if path.is_file() and path.suffix not in LEFT_OUT and "__pycache__" not in path.parts}  # fmt: skip
-    code = {
-        path for path in code if not path.startswith(("load/peers/", "load/attacks/", "clusters/kubernetes/"))
-    }
+    code = {path for path in code if not path.startswith(("load/attacks/", "clusters/kubernetes/"))}
     assert {path for path in code if f"toque/{path}" not in names} == set()
     assert {"toque/py.typed", "toque/__init__.pyi", "toque-0.1.0.dist-info/licenses/LICENSE"} <= names
 

@@ -1,34 +1,29 @@
 """Pages of the console over a store of size: how long until a browser paints each, and how many bytes it loads.
 
-`python -m toque.load.benchmarks.console.pages --store FOLDER` writes the store into FOLDER if it is not there (some minutes), serves the
-gateway without Ray on this machine, and opens each page in Chromium: once for the first time in the process, then again. The
-floor is the sign-in page, which reads nothing. Before, costs are summed as the platform does every hour. Beside the time stand the CPU
-seconds of the gateway's processes, which other work on the machine changes little. Exit code 1 if a page took longer than `--limit`
-seconds when it was opened again.
+Writes the store into `--store` if it is not there (some minutes), serves the gateway without Ray on this machine, and opens each page in
+Chromium: once for the first time in the process, then again. The floor is the sign-in page, which reads nothing. Before, costs are summed as
+the platform does every ten minutes. Beside the time stand the CPU seconds of the gateway's processes, which other work on the machine
+changes little. Exit code 1 if a page took longer than `--limit` seconds when it was opened again.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
-import socket
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
+import numpy as np
 
+from toque.load import processes
 from toque.load.benchmarks.console.store import MODEL, Size, filled_store
-from toque.load.benchmarks.timing import print_machine
-from toque.registry import Access, ObjectStore
+from toque.load.benchmarks.harness import NotPossible, Stopwatch, bound, main, say, temporary
+from toque.load.benchmarks.servers import asgi_server
+from toque.registry import Access
 
 FLOOR = "/ui/sign-in"
 PAGES = (
@@ -62,129 +57,65 @@ _PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?
 _BYTES = "performance.getEntries().reduce((sum, each) => sum + (each.encodedBodySize || 0), 0)"
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """Seconds until a page painted, for the first time and when it was opened again, and the bytes that it loaded.
-
-    cpu_s: of the gateway, when it was opened again.
-    """
-
-    path: str
-    first_s: float
-    again_s: float
-    cpu_s: float
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Gateway:
-    """Address of a running gateway and an admin's token. session: number of its processes' session."""
-
-    url: str
-    token: str
-    session: int
-
-    def cpu_s(self) -> float:
-        """CPU seconds that its processes have used, those included that ended and were waited for."""
-        ticks = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):  # it has just ended
-                fields = stat.read_text().rpartition(")")[2].split()
-                if int(fields[3]) == self.session:
-                    ticks += sum(map(int, fields[11:15]))
-        return ticks / os.sysconf("SC_CLK_TCK")
+def run(
+    *,
+    store: Annotated[
+        Path | None, "folder of the store, written if it is not there; by default a temporary one"
+    ] = None,
+    part: Annotated[float, "share of the size, for a try"] = 1.0,
+    rounds: Annotated[int, "times that a page is opened again"] = 5,
+    limit: Annotated[float, "seconds to the first paint"] = 1.0,
+) -> bool:
+    """Measure every page; returns whether all were painted in time."""
+    with temporary() as folder:  # the gateway begins in it: it lacks what a development folder may have
+        filled = filled_store((store or folder / "store").resolve(), Size().share(part))
+        say(f"store: {(filled.find('written') or b'').decode()}")
+        token = Access(filled, actor="benchmark").create_token(f"admin-{time.time_ns()}", "admin")
+        own = {"TOQUE_STORE": filled.url}
+        build = "toque.ray_apps.gateway.deployment:build"
+        with asgi_server(build, folder, "--factory", environment=own) as (url, child), _browser() as browser:
+            watch, headers = Stopwatch(), {"Authorization": f"Bearer {token}"}
+            summed = httpx.post(f"{url}/functions/sum_costs", json={}, headers=headers, timeout=3600)
+            say(f"costs of {summed.raise_for_status().json()} invocations summed in {watch.wall_s:.0f} s")
+            page = browser.new_page(base_url=url)
+            page.set_default_timeout(600_000)
+            page.goto("/ui/")
+            page.fill("#token", token)
+            page.click("text=Sign in >> nth=-1")
+            page.wait_for_selector(".side")
+            again = {path: _opened(page, path, child.pid, rounds) for path in (FLOOR, *PAGES)}
+    slowest = max(again, key=lambda path: again[path])
+    return bound(f"seconds of the slowest page when opened again, {slowest}", again[slowest], most=limit)
 
 
-def main(arguments: list[str]) -> int:
-    """Measure every page; returns the exit code."""
-    given = _parsed(arguments)
-    store = filled_store(given.store.resolve(), Size().share(given.part))
-    print_machine()
-    print(f"store: {(store.find('written') or b'').decode()}")
-    print(f"{'page':<90} {'first s':>8} {'again s':>8} {'cpu s':>6} {'kB':>6}")
-    slow = []
-    with _served(store) as gateway, _browser() as browser:
-        _sum_costs(gateway)
-        page = browser.new_page()
-        page.set_default_timeout(600_000)
-        page.goto(f"{gateway.url}/ui/")
-        page.fill("#token", gateway.token)
-        page.click("text=Sign in >> nth=-1")
-        page.wait_for_selector(".side")
-        for path in (FLOOR, *PAGES):
-            opened = _open(page, gateway, path, given.rounds)
-            print(
-                f"{path:<90} {opened.first_s:>8.2f} {opened.again_s:>8.2f} {opened.cpu_s:>6.2f} "
-                f"{opened.size_bytes / 1000:>6.0f}",
-                flush=True,
-            )
-            if opened.again_s > given.limit:
-                slow.append(path)
-    print(f"longer than {given.limit:g} s when opened again: {', '.join(slow) or 'none'}")
-    return 1 if slow else 0
-
-
-def _parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--store", type=Path, required=True, help="folder of the store, written if it is not there"
-    )
-    parser.add_argument("--part", type=float, default=1.0, help="share of the size, for a try")
-    parser.add_argument("--rounds", type=int, default=5, help="times that a page is opened again")
-    parser.add_argument("--limit", type=float, default=1.0, help="seconds to the first paint")
-    return parser.parse_args(arguments)
-
-
-def _sum_costs(gateway: _Gateway) -> None:
-    start = time.perf_counter()
-    headers = {"Authorization": f"Bearer {gateway.token}"}
-    answer = httpx.post(f"{gateway.url}/functions/sum_costs", json={}, headers=headers, timeout=3600)
-    print(
-        f"costs of {answer.raise_for_status().json()} invocations summed in {time.perf_counter() - start:.0f} s"
-    )
-
-
-def _open(page: Any, gateway: _Gateway, path: str, rounds: int) -> Opened:
+def _opened(page: Any, path: str, session: int, rounds: int) -> float:
+    """Open a page, and again; prints both and returns the median seconds until it painted when it was opened again."""
     seconds, cpu = [], []
     for _ in range(rounds + 1):
-        before = gateway.cpu_s()
-        answer = page.goto(gateway.url + path)
+        before = _cpu_s(session)
+        answer = page.goto(path)
         if answer.status >= 400:
             raise RuntimeError(f"{path} answered {answer.status}: {page.inner_text('main')[:400]}")
         while (painted_ms := page.evaluate(_PAINT)) is None:  # a wait by a script would need `unsafe-eval`
             page.wait_for_timeout(5)
         seconds.append(painted_ms / 1000)
-        cpu.append(gateway.cpu_s() - before)
-    again_s, cpu_s = statistics.median(seconds[1:]), statistics.median(cpu[1:])
-    return Opened(path, seconds[0], again_s, cpu_s, int(page.evaluate(_BYTES)))
+        cpu.append(_cpu_s(session) - before)
+    again_s, cpu_s, size = np.median(seconds[1:]), np.median(cpu[1:]), int(page.evaluate(_BYTES))
+    say(
+        f"{path:<90} first {seconds[0]:6.2f} s, again {again_s:6.2f} s, {cpu_s:6.2f} s of CPU, {size / 1000:6.0f} kB"
+    )
+    return float(again_s)
 
 
-@contextmanager
-def _served(store: ObjectStore) -> Iterator[_Gateway]:
-    """Serve the gateway in a process of its own, without Ray and Redis; gives its address and an admin's token."""
-    token = Access(store, actor="benchmark").create_token(f"admin-{time.time_ns()}", "admin")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ("--factory", "--host", "127.0.0.1", "--port", str(port), "--log-level", "error")
-    command = [sys.executable, "-m", "uvicorn", "toque.ray_apps.gateway.deployment:build", *options]
-    with tempfile.TemporaryDirectory() as folder:  # which lacks what a development folder may have
-        environment = os.environ | {"TOQUE_STORE": store.url, "PYTHONPATH": str(Path.cwd())}
-        process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)
-        try:
-            while not _answers(port):
-                if process.poll() is not None:
-                    raise RuntimeError(f"the gateway ended with {process.returncode}")
-                time.sleep(0.1)
-            yield _Gateway(f"http://127.0.0.1:{port}", token, process.pid)
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0
+def _cpu_s(session: int) -> float:
+    """CPU seconds that the processes of a session have used, those included that ended and were waited for."""
+    ticks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            fields = processes.stat(int(folder.name))
+            if int(fields[3]) == session:
+                ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -193,7 +124,7 @@ def _browser() -> Iterator[Any]:
 
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
-        raise RuntimeError("no Chromium here; `apt-get install chromium` brings one")
+        raise NotPossible("no Chromium here; `apt-get install chromium` brings one")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
@@ -201,4 +132,4 @@ def _browser() -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(run)

@@ -1,1 +1,1 @@
-"""Benchmarks of language models: their door, engines and batches."""
+"""Benchmarks of language models: their door, conversations, adapters, batches and gate of answers."""

@@ -1,7 +1,5 @@
 """Measures the gate of answers on a real language model: prompts made worse on purpose, and pairs of equal ones.
 
-python -m toque.load.benchmarks.generative.answer_gate WEIGHTS.gguf [--rows 200] [--runs 8] [--threads 1] [--answers FILE] [--seconds 7200]
-
 The task has a right answer: which city an order came from. The good prompt answers all rows in so many independent runs, sampled at
 temperature 1; each of 20 worse prompts answers them once, and is held against every run of the good one. Of an equal pair both sides have
 the good prompt's answer to each row, by two runs that are drawn anew for each row and pair: 400 pairs share the answers of a few runs, which
@@ -13,18 +11,14 @@ The exit code is 1 if under 95 % of the worse pairs or over 5 % of the equal one
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import os
-import sys
-import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 
@@ -33,10 +27,10 @@ from toque.functions.evaluation.language.answering import AskedVersion, ask, fet
 from toque.functions.evaluation.language.evaluation_set import EvaluationRow
 from toque.functions.generative import EngineSettings, Prompt, register_generative
 from toque.functions.generative.engines import engine_environment
-from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.harness import NotPossible, bound, main, say, temporary
 from toque.registry import Registry, open_store
 
-LEAST_BLOCKED, MOST_BLOCKED, EQUAL_PAIRS = 0.95, 0.05, 400
+EQUAL_PAIRS = 400
 MODEL: Final = "orders"
 SETTINGS: Final = EngineSettings(context_length=320, slots=8)
 GATE: Final = AnswerGate(scorers=(Scorer(kind="exact"), Scorer(kind="length", max_length=30)), min_rows=50)
@@ -45,31 +39,11 @@ _CITIES: Final = (
     "Warsaw", "Havana", "Nairobi", "Sydney", "Boston", "Denver", "Munich",
 )  # fmt: skip
 _NAMES: Final = (
-    "Ada",
-    "Bob",
-    "Carla",
-    "David",
-    "Emma",
-    "Frank",
-    "Grace",
-    "Henry",
-    "Irene",
-    "Jack",
-    "Karen",
-    "Louis",
-)
+    "Ada", "Bob", "Carla", "David", "Emma", "Frank", "Grace", "Henry", "Irene", "Jack", "Karen", "Louis",
+)  # fmt: skip
 _THINGS: Final = (
-    "lamps",
-    "chairs",
-    "books",
-    "tables",
-    "shirts",
-    "clocks",
-    "plates",
-    "knives",
-    "pillows",
-    "bikes",
-)
+    "lamps", "chairs", "books", "tables", "shirts", "clocks", "plates", "knives", "pillows", "bikes",
+)  # fmt: skip
 _TOLD: Final = "Read the order and answer with the name of the city alone."
 _SHOWN: Final = (
     ("Maria", "London", "desks", 4),
@@ -198,52 +172,52 @@ def _versions(
     return found
 
 
-def main() -> int:
+def run(
+    weights: Path,
+    *,
+    rows: int = 200,
+    runs: int = 8,
+    threads: int = 1,
+    seconds: int = 7_200,
+    answers: Annotated[Path | None, "file that keeps what was answered"] = None,
+) -> bool:
     """Have all prompts answer, judge the pairs, and print a line for each kind."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("weights", type=Path)
-    for name, value in (("rows", 200), ("runs", 8), ("threads", 1), ("seconds", 7_200)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--answers", type=Path)
-    given = parser.parse_args()
-    print_machine("xllamacpp", "aiohttp")
-    rows, begin = make_rows(given.rows), time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="toque-bench-") as folder:
-        file = given.answers or Path(folder) / "answers.json"
-        answers: Answers = json.loads(file.read_bytes()) if file.exists() else {}
-        versions = _versions(given.weights, {GOOD_NAME: GOOD, **WORSE}, Path(folder), given.threads)
+    evaluation = make_rows(rows)
+    with temporary() as folder:
+        file = answers or folder / "answers.json"
+        said: Answers = json.loads(file.read_bytes()) if file.exists() else {}
+        versions = _versions(weights, {GOOD_NAME: GOOD, **WORSE}, folder, threads)
         with contextlib.suppress(TimeoutError):
-            filling = fill(answers, versions, rows, given.runs, file)
-            asyncio.run(asyncio.wait_for(filling, given.seconds))
-    count = given.rows * sum(map(len, answers.values()))
-    print(f"{count} answers, {time.perf_counter() - begin:.0f} s, load {os.getloadavg()[0]:.0f}")
-    champions = answers.pop(GOOD_NAME, [])
-    if len(champions) < 2 or not any(answers.values()):  # a pair
-        raise SystemExit(
+            asyncio.run(asyncio.wait_for(fill(said, versions, evaluation, runs, file), seconds))
+    say(f"{rows * sum(map(len, said.values()))} answers")
+    champions = said.pop(GOOD_NAME, [])
+    if len(champions) < 2 or not any(said.values()):  # a pair
+        raise NotPossible(
             "too little was answered to judge anything: give more --seconds, and --answers to go on"
         )
     return _judged(
-        champions, {name: said[0] for name, said in answers.items() if said}, [row.expected for row in rows]
+        champions, {name: one[0] for name, one in said.items() if one}, [row.expected for row in evaluation]
     )
 
 
 def _judged(
     champions: Sequence[Sequence[str]], worse: Mapping[str, Sequence[str]], expected: Sequence[str]
-) -> int:
-    """Judge all pairs, and print what came of them; returns the exit code."""
-    print(f"the good prompt: {mean(_right(run, expected) for run in champions):.0%} right")
+) -> bool:
+    """Judge all pairs, and print what came of them."""
+    say(f"the good prompt: {mean(_right(run, expected) for run in champions):.0%} right")
     shares = {}
     for name, said in worse.items():
         shares[name] = mean(blocked(said, champion, expected) for champion in champions)
-        print(
+        say(
             f"{name:24}: {_right(said, expected):4.0%} right, blocked in {shares[name]:.0%} of {len(champions)}"
         )
-    caught = mean(shares.values())
-    pairs = equal_pairs(champions, EQUAL_PAIRS)
-    alarms = mean(blocked(one, other, expected) for one, other in pairs)
-    print(f"worse prompts blocked: {caught:.3f} of {len(shares)} kinds (reach {LEAST_BLOCKED})")
-    print(f"equal pairs blocked: {alarms:.3f} of {EQUAL_PAIRS} (at most {MOST_BLOCKED})")
-    return int(caught < LEAST_BLOCKED or alarms > MOST_BLOCKED)
+    alarms = mean(blocked(one, other, expected) for one, other in equal_pairs(champions, EQUAL_PAIRS))
+    return all(
+        [
+            bound(f"worse prompts blocked, of {len(shares)} kinds", mean(shares.values()), least=0.95),
+            bound(f"equal pairs blocked, of {EQUAL_PAIRS}", alarms, most=0.05),
+        ]
+    )
 
 
 def _right(said: Sequence[str], expected: Sequence[str]) -> float:
@@ -251,4 +225,4 @@ def _right(said: Sequence[str], expected: Sequence[str]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(run, "xllamacpp", "aiohttp")

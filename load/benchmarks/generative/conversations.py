@@ -1,7 +1,5 @@
 """Benchmark of where HAProxy sends the turns of conversations: to the replica that has their prefix, or to the one with the fewest requests.
 
-python -m toque.load.benchmarks.generative.conversations WEIGHTS.gguf [--rounds 3] [--conversations 8] [--turns 6] [--threads 1]
-
 Two doors, each with an engine of its own, stand behind two HAProxies with the configuration that Serve writes: one chooses by
 conversation, as for language models, the other one as Serve does. They take turns, each time with conversations that are new, whose callers
 think half a second to four before they go on: without a pause the fewest requests are where the answer before came from. A turn
@@ -12,46 +10,34 @@ The exit code is 1 if by conversation not more turns find their prefix, or the f
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
+import itertools
 import os
 import random
 import sys
-import tempfile
-import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import aiohttp
+import numpy as np
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions, gRPCOptions
 
-from toque.functions.generative import EngineSettings, register_generative
-from toque.load.benchmarks.generative.door import MODEL, Side, events, start, wait_ready
-from toque.load.benchmarks.serving.throughput import free_port
-from toque.load.benchmarks.timing import print_machine
-from toque.registry import Access, Registry, open_store
+from toque.load.benchmarks.generative.doors import Side, door, register_weights, stream
+from toque.load.benchmarks.harness import bound, in_turns, main, say, temporary
+from toque.load.benchmarks.servers import free_port, process
 
 HAPROXY = Path(__file__).resolve().parents[3] / "clusters" / "haproxy.sh"
-SLOTS, CONTEXT, ANSWER_TOKENS, THINKS_S = 8, 2_048, 8, (0.5, 4.0)
+CONTEXT, ANSWER_TOKENS, THINKS_S = 2_048, 8, (0.5, 4.0)
 WORDS = (
-    "river",
-    "stone",
-    "lamp",
-    "garden",
-    "winter",
-    "market",
-    "violin",
-    "harbour",
-    "letter",
-    "cloud",
-    "bridge",
-    "apple",
-)
-SYSTEM = {"role": "system", "content": "You are a patient guide of a small museum. Answer in one sentence. " * 8}  # fmt: skip
+    "river", "stone", "lamp", "garden", "winter", "market", "violin", "harbour", "letter", "cloud", "bridge", "apple",
+)  # fmt: skip
+SYSTEM = {
+    "role": "system",
+    "content": "You are a patient guide of a small museum. Answer in one sentence. " * 8,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,55 +49,38 @@ class Turn:
     cached: int
     before: int
 
-    @property
-    def found(self) -> bool:
-        """Whether the engine had the turn before in its cache."""
-        return self.cached >= self.before
+
+def run(weights: Path, *, rounds: int = 3, conversations: int = 8, turns: int = 6, threads: int = 1) -> bool:
+    """Measure both sides in turn, and print a line for each."""
+    with temporary() as folder, ExitStack() as stack:
+        store_url, token = register_weights(folder, weights, CONTEXT)
+        doors = [stack.enter_context(door(folder, store_url, token, threads)) for _ in range(2)]
+        ports, headers = [port for _, port in doors], doors[0][0].headers
+        seeds = itertools.count(0, 500)
+        calls = {
+            name: _measuring(
+                stack.enter_context(haproxy(folder / name, name, ports, headers)), conversations, turns, seeds
+            )
+            for name in ("generative", "plain")
+        }
+        results = in_turns(calls, rounds)
+    by_conversation, plain = (
+        _figures(name, [turn for one in taken for turn in one]) for name, taken in results.items()
+    )
+    return all(
+        [
+            bound(
+                "share of turns that find their prefix, above Serve's",
+                by_conversation[0] - plain[0],
+                least=1e-9,
+            ),
+            bound("of Serve's time to the first token", by_conversation[1] / plain[1], most=0.9999),
+        ]
+    )
 
 
-async def converse(session: aiohttp.ClientSession, side: Side, seed: int, turns: int) -> list[Turn]:
-    """Have one conversation, turn after turn."""
-    chance, messages, found = random.Random(seed), [SYSTEM], list[Turn]()
-    for number in range(turns):
-        await asyncio.sleep(chance.uniform(*THINKS_S) * (number > 0))
-        asked = " ".join(chance.choices(WORDS, k=120))
-        messages.append({"role": "user", "content": f"Tell me of this: {asked}"})
-        turn, said = await _ask(session, side, messages, found[-1].prompt if found else 0)
-        messages.append({"role": "assistant", "content": said})
-        found.append(turn)
-    return found
-
-
-async def _ask(
-    session: aiohttp.ClientSession, side: Side, messages: list[Any], before: int
-) -> tuple[Turn, str]:
-    body = {
-        "model": MODEL, "messages": messages, "max_tokens": ANSWER_TOKENS, "temperature": 0, "stream": True,
-        "stream_options": {"include_usage": True},
-    }  # fmt: skip
-    begin, first, said, usage = time.perf_counter(), 0.0, list[str](), dict[str, Any]()
-    async with session.post(f"{side.url}/chat/completions", json=body, headers=side.headers) as answer:
-        answer.raise_for_status()
-        async for event in events(answer):
-            usage = event.get("usage") or usage
-            if event["choices"] and event["choices"][0]["delta"].get("content"):
-                first = first or time.perf_counter() - begin
-                said.append(event["choices"][0]["delta"]["content"])
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-    return Turn(first, usage["prompt_tokens"], cached, before), "".join(said)
-
-
-async def measure(side: Side, conversations: int, turns: int, seed: int) -> list[Turn]:
-    """Have conversations at once; returns all turns but the first ones."""
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        works = [converse(session, side, seed + each, turns) for each in range(conversations)]
-        return [turn for found in await asyncio.gather(*works) for turn in found[1:]]
-
-
-def haproxy(
-    stack: contextlib.ExitStack, folder: Path, application: str, ports: list[int], token: str
-) -> Side:
+@contextmanager
+def haproxy(folder: Path, application: str, ports: list[int], headers: Mapping[str, str]) -> Iterator[Side]:
     """Start an HAProxy before the doors, as Serve does for an application of this name."""
     port, backend = free_port(), f"http-{application}"
     folder.mkdir()
@@ -121,88 +90,56 @@ def haproxy(
         http_options=HTTPOptions(host="127.0.0.1", port=port), grpc_options=gRPCOptions(),
         stats_port=free_port(), metrics_port=free_port(),
     )  # fmt: skip
-    servers = [ServerConfig(f"replica-{at}", "127.0.0.1", each) for at, each in enumerate(ports)]
-    backends = {
-        backend: BackendConfig(
-            app_name=application,
-            name=backend,
-            path_prefix="/v1",
-            servers=servers,
-            http_health_check_path="",
-        )
-    }
+    servers = [ServerConfig(f"replica-{number}", "127.0.0.1", one) for number, one in enumerate(ports)]
+    config = BackendConfig(
+        app_name=application, name=backend, path_prefix="/v1", servers=servers, http_health_check_path=""
+    )
     file = folder / "haproxy.cfg"
-    HAProxyApi(served, backends, str(file))._generate_config_file_internal()  # noqa: SLF001  # as Serve's manager
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    start(stack, [str(HAPROXY), "-db", "-f", str(file)], {**os.environ, "PATH": path})
-    return Side(application, f"http://127.0.0.1:{port}/v1", {"authorization": f"Bearer {token}"})
+    HAProxyApi(served, {backend: config}, str(file))._generate_config_file_internal()  # noqa: SLF001  # as Serve's manager
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    side = Side(application, f"http://127.0.0.1:{port}/v1", headers)
+    with process([str(HAPROXY), "-db", "-f", str(file)], folder / "log", path, ready=side.answers):
+        yield side
 
 
-def sides(stack: contextlib.ExitStack, weights: Path, threads: int) -> tuple[Side, Side]:
-    """Start two doors, and the two HAProxies before them."""
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="toque-bench-")))
-    store = open_store(f"file://{folder}/store")
-    registry = Registry(store, actor="bench")
-    register_generative(
-        registry, MODEL, weights=weights, settings=EngineSettings(context_length=CONTEXT, slots=SLOTS)
-    )
-    registry.promote(MODEL, 1)
-    token = Access(store, actor="bench").create_token("bench", "caller")
-    ports = [free_port(), free_port()]
-    for port in ports:
-        line = [
-            sys.executable,
-            "-m",
-            "toque.ray_apps.generative",
-            "--port",
-            str(port),
-            "--threads",
-            str(threads),
-        ]
-        start(stack, line, {**os.environ, "TOQUE_STORE": store.url, "TMPDIR": str(folder)})
-        asyncio.run(
-            wait_ready(Side(str(port), f"http://127.0.0.1:{port}/v1", {"authorization": f"Bearer {token}"}))
+def _measuring(side: Side, conversations: int, turns: int, seeds: Iterator[int]) -> Callable[[], list[Turn]]:
+    return lambda: asyncio.run(_measure(side, conversations, turns, next(seeds)))
+
+
+async def _measure(side: Side, conversations: int, turns: int, seed: int) -> list[Turn]:
+    """Have conversations at once; returns all turns but the first ones."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        works = [converse(session, side, seed + number, turns) for number in range(conversations)]
+        return [turn for taken in await asyncio.gather(*works) for turn in taken[1:]]
+
+
+async def converse(session: aiohttp.ClientSession, side: Side, seed: int, turns: int) -> list[Turn]:
+    """Have one conversation, turn after turn."""
+    chance, messages, taken = random.Random(seed), [SYSTEM], list[Turn]()
+    for number in range(turns):
+        await asyncio.sleep(chance.uniform(*THINKS_S) * (number > 0))
+        messages.append(
+            {"role": "user", "content": f"Tell me of this: {' '.join(chance.choices(WORDS, k=120))}"}
         )
-    plain, by_conversation = (
-        haproxy(stack, folder / name, name, ports, token) for name in ("plain", "generative")
-    )
-    return plain, by_conversation
+        answer = await stream(session, side, messages, max_tokens=ANSWER_TOKENS)
+        messages.append({"role": "assistant", "content": answer.text})
+        cached = (answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+        before = taken[-1].prompt if taken else 0
+        taken.append(Turn(answer.first_s, answer.usage["prompt_tokens"], cached, before))
+    return taken
 
 
-def main() -> int:
-    """Measure both sides in turn, and print a line for each."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("weights", type=Path)
-    for name, value in (("--rounds", 3), ("--conversations", 8), ("--turns", 6), ("--threads", 1)):
-        parser.add_argument(name, type=int, default=value)
-    given = parser.parse_args()
-    print_machine("xllamacpp", "aiohttp", "ray")
-    found: dict[str, list[Turn]] = {}
-    with contextlib.ExitStack() as stack:
-        both = sides(stack, given.weights, given.threads)
-        for side in both:
-            asyncio.run(wait_ready(side))
-        for number in range(given.rounds):
-            for side in both if number % 2 else both[::-1]:
-                seed = 1_000 * number + 500 * both.index(side)
-                found.setdefault(side.name, []).extend(
-                    asyncio.run(measure(side, given.conversations, given.turns, seed))
-                )
-    figures = {name: _print(name, turns) for name, turns in found.items()}
-    (share, first), (share_plain, first_plain) = figures["generative"], figures["plain"]
-    return int(share <= share_plain or first >= first_plain)
-
-
-def _print(name: str, turns: list[Turn]) -> tuple[float, float]:
-    share, first = sum(each.found for each in turns) / len(turns), median(each.first_s for each in turns)
-    late = sorted(each.first_s for each in turns)[int(0.9 * len(turns))]
-    cached = sum(each.cached for each in turns) / sum(each.prompt for each in turns)
-    print(
+def _figures(name: str, turns: list[Turn]) -> tuple[float, float]:
+    """Print one side; returns the share of turns that find their prefix, and the median seconds to the first token."""
+    share = sum(turn.cached >= turn.before for turn in turns) / len(turns)
+    first_s, late_s = np.quantile([turn.first_s for turn in turns], [0.5, 0.9])
+    cached = sum(turn.cached for turn in turns) / sum(turn.prompt for turn in turns)
+    say(
         f"{name:10}: {len(turns)} turns, {share:.3f} find their prefix, {cached:.3f} of the prompts' tokens cached; "
-        f"first token {1e3 * first:.0f} ms at p50, {1e3 * late:.0f} ms at p90"
+        f"first token {1e3 * first_s:.0f} ms at p50, {1e3 * late_s:.0f} ms at p90"
     )
-    return share, first
+    return share, float(first_s)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(run, "xllamacpp", "aiohttp", "ray")

@@ -1,8 +1,5 @@
 """Benchmark of batch inference of a language model: tokens a second beside the engine's own, and rows after kills.
 
-python -m toque.load.benchmarks.generative.prompt_batches WEIGHTS.gguf [--prompts 1000] [--tokens 16] [--rounds 4] [--kills 5] [--threads 1]
-    [--parts speed kills]
-
 The floor is the same engine with all its slots busy, whose answers are thrown away. Both start an engine of their own for each round,
 and take turns over parts of the prompts; the ratio is the median over the rounds. Then one run over all prompts is killed by SIGKILL as
 often as it is told to be, each time after more rows were written, and its table is counted.
@@ -12,15 +9,14 @@ The exit code is 1 if the ratio is under .95, or a row is missing or there twice
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
 import subprocess
 import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import aiohttp
 import pyarrow as pa
@@ -29,16 +25,61 @@ from toque.functions import Context, use_context
 from toque.functions.evaluation.batch_inference import predict_batch
 from toque.functions.generative import EngineSettings, Prompt, register_generative
 from toque.functions.generative.engines import EngineProcess, EngineSpec, Patience, engine_of
-from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.harness import NotPossible, Ratio, Stopwatch, bound, in_turns, main, say, temporary
 from toque.registry import ObjectStore, Registry, Table, TableSnapshot, open_store
 
-LEAST_SHARE = 0.95
 MODEL, SLOTS, CONTEXT = "bench", 8, 256
 SETTINGS = EngineSettings(context_length=CONTEXT, slots=SLOTS)
 _RUN = (
     "import sys; from toque.load.benchmarks.generative.prompt_batches import answer; "
     "answer(sys.argv[1], int(sys.argv[2]), 'killed', int(sys.argv[3]), shard_rows=int(sys.argv[4]))"
 )
+Part = Literal["speed", "kills"]
+
+
+def run(
+    weights: Path,
+    *,
+    prompts: int = 1_000,
+    tokens: int = 16,
+    rounds: int = 4,
+    kills: int = 5,
+    threads: int = 1,
+    parts: tuple[Part, ...] = ("speed", "kills"),
+) -> bool:
+    """Measure both in turn, then kill."""
+    passed = []
+    with temporary() as folder:
+        store, weights = open_store(f"file://{folder}/store"), weights.resolve()
+        registry, prompt = (
+            Registry(store, actor="bench"),
+            Prompt.model_validate({"parameters": sampling(tokens)}),
+        )
+        register_generative(registry, MODEL, weights=weights, settings=SETTINGS, prompt=prompt)
+        if "speed" in parts:
+            ratios = []
+            for number in range(rounds):
+                numbers = range(number * (prompts // rounds), (number + 1) * (prompts // rounds))
+                table = _write(store, numbers)
+                alone = partial(asyncio.run, engine_alone(weights, numbers, tokens, threads, folder))
+                calls = {
+                    "alone": alone,
+                    "batch": partial(answer, store.url, table.version, f"out-{number}", threads),
+                }
+                rates = in_turns(dict(list(calls.items())[:: -1 if number % 2 else 1]), 1)
+                ratios.append(Ratio.of(rates["batch"], rates["alone"]).median)
+                say(
+                    f"{len(numbers)} prompts: engine alone {rates['alone'][0]:7.1f} tokens/s, predict_batch {rates['batch'][0]:7.1f}"
+                )
+            passed.append(bound("of the engine's rate, median", median(ratios), least=0.95))
+        if "kills" in parts:
+            version = _write(store, range(prompts)).version
+            passed.append(kill_and_count(store.url, version, prompts, kills, threads))
+    return all(passed)
+
+
+def _write(store: ObjectStore, numbers: range) -> TableSnapshot:
+    return Table(store, "prompts").overwrite(pa.table({"prompt": [question(number) for number in numbers]}))
 
 
 def question(number: int) -> str:
@@ -53,53 +94,46 @@ def sampling(tokens: int) -> dict[str, object]:
 
 async def engine_alone(weights: Path, numbers: range, tokens: int, threads: int, folder: Path) -> float:
     """Have an engine answer prompts as fast as it can; returns tokens a second, its start included."""
-    begin = time.perf_counter()
-    spec = EngineSpec(weights, settings=SETTINGS, threads=threads)
-    process = EngineProcess(
-        engine_of("llama.cpp"), spec, folder / "engine.log", patience=Patience(hung_s=300)
-    )
+    watch, spec = Stopwatch(), EngineSpec(weights, settings=SETTINGS, threads=threads)
+    log = folder / "engine.log"
+    process = EngineProcess(engine_of("llama.cpp"), spec, log, patience=Patience(hung_s=300))
     process.start()
     try:
         await process.ready(300)
         slots = asyncio.Semaphore(2 * SLOTS)
-        made = await asyncio.gather(*(_ask(process, slots, number, tokens) for number in numbers))
+        answers = await asyncio.gather(*(_ask(process, slots, number, tokens) for number in numbers))
     finally:
         await process.close()
-    return sum(made) / (time.perf_counter() - begin)
+    return sum(answers) / watch.wall_s
 
 
 async def _ask(process: EngineProcess, slots: asyncio.Semaphore, number: int, tokens: int) -> int:
-    asked = {
+    messages = [{"role": "user", "content": question(number)}]
+    body = {
         "model": process.engine.model_name(process.spec),
-        "messages": [{"role": "user", "content": question(number)}],
+        "messages": messages,
         "seed": number,
         **sampling(tokens),
     }
     async with slots:
         while True:
             try:
-                async with process.client.post(f"{process.base}/v1/chat/completions", json=asked) as answer:
-                    answer.raise_for_status()
-                    return int((await answer.json())["usage"]["completion_tokens"])
+                async with process.client.post(f"{process.base}/v1/chat/completions", json=body) as response:
+                    response.raise_for_status()
+                    return int((await response.json())["usage"]["completion_tokens"])
             except aiohttp.ClientConnectionError:
                 await process.ready(300)
 
 
 def answer(
     store_url: str, version: int, output: str, threads: int, *, shard_rows: int | None = None
-) -> tuple[int, float]:
-    """Answer a version of the table of prompts; returns the tokens in the output, and the seconds that it took."""
-    with use_context(Context(store=open_store(store_url), store_url=store_url)) as context:
-        done = predict_batch(
-            MODEL,
-            TableSnapshot(name="prompts", version=version),
-            version=1,
-            output=output,
-            threads=threads,
-            shard_rows=shard_rows,
-        )
-        made = Table(context.store, output).read(columns=["answer_tokens"])["answer_tokens"].to_numpy().sum()
-    return int(made), done.seconds
+) -> float:
+    """Answer a version of the table of prompts; returns tokens a second."""
+    rows = TableSnapshot(name="prompts", version=version)
+    with use_context(Context(store=open_store(store_url), store_url=store_url)) as used:
+        batch = predict_batch(MODEL, rows, version=1, output=output, threads=threads, shard_rows=shard_rows)
+        made = Table(used.store, output).read(columns=["answer_tokens"])["answer_tokens"].to_numpy().sum()
+    return float(made / batch.seconds)
 
 
 def kill_and_count(store_url: str, version: int, prompts: int, kills: int, threads: int) -> bool:
@@ -110,72 +144,22 @@ def kill_and_count(store_url: str, version: int, prompts: int, kills: int, threa
         return table.read(columns=["row"]).num_rows if table.exists() else 0
 
     shard_rows = max(1, prompts // (8 * (kills + 2)))
-    line = [sys.executable, "-c", _RUN, store_url, str(version), str(threads), str(shard_rows)]
+    command = [sys.executable, "-c", _RUN, store_url, str(version), str(threads), str(shard_rows)]
     at_kills = []
     for number in range(kills):
-        run, before, share = subprocess.Popen(line), written(), prompts * (number + 1) // (kills + 2)
-        while written() <= max(before, share) and run.poll() is None:
+        least, child = max(written(), prompts * (number + 1) // (kills + 2)), subprocess.Popen(command)
+        while written() <= least and child.poll() is None:
             time.sleep(0.2)
-        if run.poll() is not None:
-            raise RuntimeError(f"the run ended before kill {number + 1} of {kills}: give more --prompts")
-        run.kill()
-        run.wait()
+        if child.poll() is not None:
+            raise NotPossible(f"the run ended before kill {number + 1} of {kills}: give more --prompts")
+        child.kill()
+        child.wait()
         at_kills.append(written())
-    subprocess.run(line, check=True)
+    subprocess.run(command, check=True)
     rows = sorted(table.read(columns=["row"])["row"].to_pylist())
-    whole = rows == list(range(prompts))
-    print(f"killed {kills} times with {at_kills} rows written: {len(rows)} rows, each once: {whole}")
-    return whole
-
-
-def main() -> int:
-    """Measure both in turn, then kill; prints a line for each round."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("weights", type=lambda given: Path(given).resolve())
-    for name, value in (("prompts", 1_000), ("tokens", 16), ("rounds", 4), ("kills", 5), ("threads", 1)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--parts", nargs="+", choices=["speed", "kills"], default=["speed", "kills"])
-    given = parser.parse_args()
-    print_machine("xllamacpp", "aiohttp", "pyarrow")
-    reached = True
-    with tempfile.TemporaryDirectory(prefix="toque-bench-") as folder:
-        store = open_store(f"file://{folder}/store")
-        prompt = Prompt.model_validate({"parameters": sampling(given.tokens)})
-        register_generative(
-            Registry(store, actor="bench"), MODEL, weights=given.weights, settings=SETTINGS, prompt=prompt
-        )
-        if "speed" in given.parts:
-            reached = _compare(given, store, Path(folder)) >= LEAST_SHARE
-        if "kills" in given.parts:
-            rows = pa.table({"prompt": [question(at) for at in range(given.prompts)]})
-            version = Table(store, "prompts").overwrite(rows).version
-            reached &= kill_and_count(store.url, version, given.prompts, given.kills, given.threads)
-    return int(not reached)
-
-
-def _compare(given: argparse.Namespace, store: ObjectStore, folder: Path) -> float:
-    """Have both sides answer parts of the prompts in turn; returns the median ratio."""
-    each, ratios = given.prompts // given.rounds, []
-    for number in range(given.rounds):
-        numbers = range(number * each, (number + 1) * each)
-        part = Table(store, "prompts").overwrite(pa.table({"prompt": [question(at) for at in numbers]}))
-        found: dict[str, float] = {}
-        for side in ("alone", "batch") if number % 2 else ("batch", "alone"):
-            if side == "alone":
-                work = engine_alone(given.weights, numbers, given.tokens, given.threads, folder)
-                found[side] = asyncio.run(work)
-            else:
-                made, seconds = answer(store.url, part.version, f"out-{number}", given.threads)
-                found[side] = made / seconds
-        ratios.append(found["batch"] / found["alone"])
-        print(
-            f"{each} prompts: engine alone {found['alone']:7.1f} tokens/s, predict_batch {found['batch']:7.1f}, "
-            f"ratio {ratios[-1]:.3f}",
-            flush=True,
-        )
-    print(f"median ratio {median(ratios):.3f} (reach {LEAST_SHARE}), load {os.getloadavg()[0]:.0f}")
-    return median(ratios)
+    say(f"killed {kills} times with {at_kills} rows written: {len(rows)} rows")
+    return bound("each row once", rows == list(range(prompts)), least=1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(run, "xllamacpp", "aiohttp", "pyarrow")

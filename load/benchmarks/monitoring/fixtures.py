@@ -59,11 +59,7 @@ class MonitoredStore:
         registry = self.context.registry()
         registry.create_model(model, exist_ok=True)
         made = registry.create_version(
-            model,
-            path,
-            signature=SIGNATURE,
-            metrics={"log_loss": 0.65},
-            lineage=Lineage(datasets=[snapshot]),
+            model, path, signature=SIGNATURE, metrics={"log_loss": 0.65}, lineage=Lineage(datasets=[snapshot])
         )
         registry.set_alias(model, "champion", made.version)
 
@@ -73,18 +69,21 @@ class MonitoredStore:
         features = feature_rows(self.rng, count)
         numeric = np.stack([features[name].to_numpy() for name in NAMES[0]], axis=1).astype(np.float32)
         words = np.stack([features[name].to_numpy() for name in NAMES[1]], axis=1)
-        at = _micros(start) + (np.arange(count) * (3_600_000_000 / rows_an_hour)).astype(np.int64)
+        at = int(start.timestamp()) * 1_000_000 + (np.arange(count) * (3_600_000_000 / rows_an_hour)).astype(
+            np.int64
+        )
         p = 1 / (1 + np.exp(-numeric[:, 0].astype(np.float64)))
         ids = pa.array([f"{model}-{one}" for one in at.tolist()])
         times = pa.array(at).cast(_TIME)
         day = pa.array(np.datetime_as_string(at.astype("datetime64[us]"), unit="D"))
-        _append(self.context, predictions_table(model), _answers(model, ids, times, day, numeric, words, p))
+        answers = _answers(model, ids, times, day, numeric, words, p)
+        Table(self.context.store, predictions_table(model)).append(answers, partition_by=["day"])
         label = pa.array((self.rng.random(count) < p).astype(np.float64))
         return pa.table([ids, label, times, times, day], schema=LABELS)
 
     def label(self, labels: pa.Table) -> None:
         """Log labels of one or many models."""
-        _append(self.context, LABELS_TABLE, labels)
+        Table(self.context.store, LABELS_TABLE).append(labels, partition_by=["day"])
 
 
 PROJECT = "monitored_models"
@@ -136,33 +135,20 @@ def _answers(
     words: npt.NDArray[np.str_],
     p: npt.NDArray[np.float64],
 ) -> pa.Table:
-    count = len(ids)
-    columns = {
+    same = {"model": model, "version": 1, "arm": "champion", "shadow": False, "latency_ms": 4.0}
+    columns = {name: pa.repeat(value, len(ids)) for name, value in same.items()} | {
         "prediction_id": ids,
-        "model": pa.array([model] * count),
-        "version": pa.array(np.ones(count, dtype=np.int64)),
-        "arm": pa.array(["champion"] * count),
-        "shadow": pa.array(np.zeros(count, dtype=bool)),
         "unit": ids,
         "predicted_at": times,
-        "latency_ms": pa.array(np.full(count, 4.0, dtype=np.float32)),
         "numeric": _lists(pa.array(numeric.ravel()), NUMERIC),
         "categorical": _lists(pa.array(words.ravel()), CATEGORICAL),
         "outputs": _lists(pa.array(p.astype(np.float32)), 1),
-        "missing": pa.nulls(count, pa.list_(pa.string())),
-        "entities": pa.nulls(count, pa.string()),
+        "missing": pa.nulls(len(ids), pa.list_(pa.string())),
+        "entities": pa.nulls(len(ids), pa.string()),
         "day": day,
     }
-    return pa.table(columns, schema=PREDICTIONS)
+    return pa.table([columns[field.name].cast(field.type) for field in PREDICTIONS], schema=PREDICTIONS)
 
 
 def _lists(flat: pa.Array, width: int) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.arange(0, len(flat) + 1, width, dtype=np.int32)), flat)
-
-
-def _append(used: Context, table: str, rows: pa.Table) -> None:
-    Table(used.store, table).append(rows, partition_by=["day"])
-
-
-def _micros(at: datetime) -> int:
-    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

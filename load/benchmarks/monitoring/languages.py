@@ -1,6 +1,6 @@
 """How often the language of a sentence is told rightly, by the translations that a Debian machine carries.
 
-`python -m toque.load.benchmarks.monitoring.languages` reads messages of 60 to 300 characters from /usr/share/locale, at most 1,500 of each
+Reads messages of 60 to 300 characters from /usr/share/locale, at most 1,500 of each
 language, and prints the share that is told, that is called unknown, and that is taken for another language.
 """
 
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import gettext
 import re
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Final
 
 from toque.functions.monitoring.language.languages import UNKNOWN, language_of
+from toque.load.benchmarks.harness import main, say
 
 _LOCALES: Final = Path("/usr/share/locale")
 _LANGUAGES: Final = (
@@ -24,17 +24,17 @@ _SHORTEST, _LONGEST, _MOST = 60, 300, 1_500
 _NO_WORDS: Final = re.compile(r"%[-a-z0-9.$*]+|<[^>]*>")
 
 
-def main() -> None:
+def run() -> None:
     """Print a line for each language."""
     for name in _LANGUAGES.split():
         texts = messages(name)
-        begin = time.perf_counter()
-        found = Counter(language_of(each) for each in texts)
-        each_us = (time.perf_counter() - begin) / max(1, len(texts)) * 1e6
-        right, unknown = found[name[:2]], found[UNKNOWN]
-        shares = [each / max(1, len(texts)) for each in (right, unknown, len(texts) - right - unknown)]
+        count, begin = max(1, len(texts)), time.perf_counter()
+        answers = Counter(map(language_of, texts))
+        each_us = (time.perf_counter() - begin) / count * 1e6
+        right, unknown = answers[name[:2]], answers[UNKNOWN]
+        shares = (right / count, unknown / count, (len(texts) - right - unknown) / count)
         text = "told {:.3f}, unknown {:.3f}, another {:.3f}".format(*shares)
-        sys.stdout.write(f"{name}: {len(texts)} messages, {text}, {each_us:.0f} us each\n")
+        say(f"{name}: {len(texts)} messages, {text}, {each_us:.0f} us each")
 
 
 def messages(name: str) -> list[str]:
@@ -50,4 +50,4 @@ def messages(name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    main(run)

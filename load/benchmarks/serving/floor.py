@@ -1,12 +1,8 @@
-"""Floor of `toque.load.benchmarks.serving.throughput`: a request with nothing but ASGI, json and the torch model.
-
-uvicorn toque.load.benchmarks.serving.floor:app
-"""
+"""Floor of the serving benchmarks, a request with nothing but ASGI, json and the torch model: `uvicorn toque.load.benchmarks.serving.floor:app`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import torch
@@ -28,19 +24,17 @@ class SmallMlp(torch.nn.Module):
         return torch.sigmoid(self.three(torch.relu(self.two(torch.relu(self.one(x))))))
 
 
-def small_mlp() -> SmallMlp:
+def small_mlp(columns: int = COLUMNS) -> SmallMlp:
     """Make the network with the same weights every time."""
     torch.manual_seed(0)
-    return SmallMlp().eval()
+    return SmallMlp(columns).eval()
 
 
 torch.set_num_threads(1)
 _model = small_mlp()
 
 
-async def app(
-    scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
-) -> None:
+async def app(scope: Any, receive: Any, send: Any) -> None:
     """Answer one request in the protocol's form, checking nothing."""
     if scope["type"] != "http":
         return

@@ -1,31 +1,21 @@
-"""Benchmark of Prometheus's series: a predictor that counts its requests and one that does not, in turns.
+"""Benchmark of Prometheus's series: a predictor that counts its requests and one that does not, in turns, both with the log.
 
-python -m toque.load.benchmarks.serving.metrics [--traces 0.01] [--starts 6] [--rounds 4] [--seconds 1]
-
-As `toque.load.benchmarks.serving.prediction_log` measures, both with the log. With --traces a third one also keeps a share of the
-requests' traces and sends them to a collector in this process: what both cost together.
+As `toque.load.benchmarks.serving.prediction_log` measures.
 """
 
 from __future__ import annotations
 
-from toque.load.benchmarks.serving.prediction_log import Variant, argument_parser, compare
-from toque.load.benchmarks.serving.traces import collector
-from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.harness import main
+from toque.load.benchmarks.serving.prediction_log import Variant, compare_starts
 
 
-def main() -> None:
+def run(
+    *, starts: int = 6, rounds: int = 4, seconds: float = 1, connections: tuple[int, ...] = (1, 16, 64)
+) -> None:
     """Measure the predictors and print the result."""
-    parser = argument_parser(__doc__)
-    parser.add_argument("--traces", type=float, metavar="SHARE", help="of the requests whose traces are kept")
-    arguments = parser.parse_args()
-    print_machine("torch")
-    variants: list[Variant] = [("uncounted", ["--no-metrics"], {}), ("counted", [], {})]
-    with collector() as (url, _):
-        if arguments.traces is not None:
-            own = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "TOQUE_TRACE_SHARE": str(arguments.traces)}
-            variants.append(("and traced", [], own))
-        compare(arguments, variants)
+    variants = (Variant("uncounted", ("--no-metrics",)), Variant("counted"))
+    compare_starts(variants, starts, rounds, seconds, connections)
 
 
 if __name__ == "__main__":
-    main()
+    main(run, "torch")

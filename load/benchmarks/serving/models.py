@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,15 +12,13 @@ import torch
 
 from toque.featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64
 from toque.functions.model_formats.program import export_program, save_program
-from toque.load.benchmarks.serving.floor import COLUMNS, SmallMlp, small_mlp
-from toque.registry import Access, ModelVersion, ObjectStore, Registry, Signature, TensorSpec, open_store
+from toque.load.benchmarks.serving.floor import COLUMNS, small_mlp
+from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 
-WIDE = 2_048
-ROW = [round(0.1 * i, 1) for i in range(COLUMNS)]
-FEATURES = 40
-LONG_ROW = 500
-SERVICE = "forty_features"
-KEY = "k1"
+WIDE, LONG_ROW, FEATURES = 2_048, 500, 40
+SERVICE, KEY = "forty_features", "k1"
+FEATURE_NAMES = [f"f{n:02}" for n in range(FEATURES)]
+_VIEWS = {f"view_{n}": FEATURE_NAMES[10 * n : 10 * n + 10] for n in range(FEATURES // 10)}
 
 
 class WideMlp(torch.nn.Module):
@@ -53,6 +50,15 @@ class BenchmarkModel:
     shadow: bool = False
     columns: int = COLUMNS
 
+    def signature(self) -> Signature:
+        """Describe its rows, by the names of the features where it is asked by key."""
+        names = FEATURE_NAMES if "feature_service" in self.tags else None
+        return Signature(
+            inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, self.columns], columns=names)],
+            outputs=[TensorSpec(name="y", datatype="FP32", shape=[-1, 1])],
+            example={"x": [[0.1] * self.columns]},
+        )
+
 
 def split_models() -> dict[str, BenchmarkModel]:
     """Make the models of the small network: a 90/9/1 split, and one with a shadow."""
@@ -62,34 +68,24 @@ def split_models() -> dict[str, BenchmarkModel]:
     }
 
 
-def long_row_model() -> dict[str, BenchmarkModel]:
-    """Make the model with many inputs."""
-    torch.manual_seed(0)
-    return {"long-row": BenchmarkModel(SmallMlp(LONG_ROW).eval(), columns=LONG_ROW)}
-
-
 def keyed_models() -> dict[str, BenchmarkModel]:
     """Make two models of 40 features: one that is sent them, one that looks them up."""
-    torch.manual_seed(0)
-    module = SmallMlp(FEATURES).eval()
+    module = small_mlp(FEATURES)
     return {
         "forty": BenchmarkModel(module, columns=FEATURES),
         "forty-by-key": BenchmarkModel(module, {"feature_service": SERVICE}, columns=FEATURES),
     }
 
 
-def key_body() -> bytes:
-    """Encode a request by entity key."""
-    return json.dumps({"inputs": [], "parameters": {"entities": [{"key": KEY}]}}).encode()
-
-
 def define_features(store_url: str, redis_url: str | None = None) -> FeatureStore:
     """Define forty features in four views, if they are not yet; before a platform starts, which signs what it writes."""
-    features = FeatureStore(open_store(store_url), redis_url=redis_url)
-    entity, names = Entity("key", join_keys=["key"]), feature_names()
+    features, entity = (
+        FeatureStore(open_store(store_url), redis_url=redis_url),
+        Entity("key", join_keys=["key"]),
+    )
     views = [
-        FeatureView(f"view_{n}", entities=[entity], schema=[Field(name, Float64) for name in part], ttl=None)
-        for n, part in enumerate([names[at : at + 10] for at in range(0, FEATURES, 10)])
+        FeatureView(view, entities=[entity], schema=[Field(name, Float64) for name in names], ttl=None)
+        for view, names in _VIEWS.items()
     ]
     features.apply([entity, *views, FeatureService(SERVICE, features=views)])
     return features
@@ -97,17 +93,13 @@ def define_features(store_url: str, redis_url: str | None = None) -> FeatureStor
 
 def fill_features(store_url: str, redis_url: str) -> None:
     """Write forty features in four views to Redis, one row each."""
-    features = define_features(store_url, redis_url)
-    now = pa.array([datetime.now(UTC)], pa.timestamp("us", tz="UTC"))
-    for n in range(FEATURES // 10):
-        values = {name: [0.5] for name in feature_names()[10 * n : 10 * n + 10]}
-        row = pa.table({"key": [KEY], "event_timestamp": now, **values})
-        features.push(f"view_{n}", row, to="online")
-
-
-def feature_names() -> list[str]:
-    """Name the columns of the 40 features."""
-    return [f"f{n:02}" for n in range(FEATURES)]
+    features, now = (
+        define_features(store_url, redis_url),
+        pa.array([datetime.now(UTC)], pa.timestamp("us", "UTC")),
+    )
+    for view, names in _VIEWS.items():
+        row = pa.table({"key": [KEY], "event_timestamp": now, **{name: [0.5] for name in names}})
+        features.push(view, row, to="online")
 
 
 def register(store_url: str, folder: Path, models: dict[str, BenchmarkModel]) -> str:
@@ -117,37 +109,21 @@ def register(store_url: str, folder: Path, models: dict[str, BenchmarkModel]) ->
     for name, model in models.items():
         registry.create_model(name)
         champion, *others = [
-            another_version(registry, folder / f"{name}-{n}", name, model)
-            for n in range(1 + len(model.arms) + model.shadow)
+            another_version(registry, folder, name, model) for _ in range(1 + len(model.arms) + model.shadow)
         ]
-        registry.promote(name, champion.version)
+        registry.promote(name, champion)
         if others:
-            arms = {f"arm-{n}": (others[n].version, share) for n, share in enumerate(model.arms)}
-            shadows = [others[-1].version] if model.shadow else []
+            arms = {f"arm-{n}": (others[n], share) for n, share in enumerate(model.arms)}
+            shadows = [others[-1]] if model.shadow else []
             registry.set_traffic(name, arms, shadows=shadows, reason="benchmark")
-    return _token(store)
-
-
-def another_version(registry: Registry, path: Path, name: str, model: BenchmarkModel) -> ModelVersion:
-    """Register a version of a model that the registry knows."""
-    rows = [[0.1] * model.columns, [0.2] * model.columns]
-    keyed = "feature_service" in model.tags
-    signature = Signature(
-        inputs=[
-            TensorSpec(
-                name="x",
-                datatype="FP32",
-                shape=[-1, model.columns],
-                columns=feature_names() if keyed else None,
-            )
-        ],
-        outputs=[TensorSpec(name="y", datatype="FP32", shape=[-1, 1])],
-        example={"x": rows[:1]},
-    )
-    path.mkdir(parents=True)
-    save_program(export_program(model.module, {"x": torch.tensor(rows)}), path / "model.pt2")
-    return registry.create_version(name, path=path, signature=signature, tags=model.tags)
-
-
-def _token(store: ObjectStore) -> str:
     return Access(store, actor="bench").create_token("bench", "predictor")
+
+
+def another_version(registry: Registry, folder: Path, name: str, model: BenchmarkModel) -> int:
+    """Register a version of a model that the registry knows; a network is exported once to `folder`. Returns its number."""
+    path = folder / str(id(model.module))
+    if not path.exists():
+        path.mkdir(parents=True)
+        example = torch.full((2, model.columns), 0.1)
+        save_program(export_program(model.module, {"x": example}), path / "model.pt2")
+    return registry.create_version(name, path=path, signature=model.signature(), tags=model.tags).version

@@ -34,14 +34,14 @@ class ReplayedModel:
     rows: Callable[[np.random.Generator, int], Mapping[str, Array]]
 
 
+def _whole_table(rng: np.random.Generator, rows: int) -> dict[str, Array]:
+    return {"x": rng.normal(size=(rows, COLUMNS))}
+
+
 def _table(rng: np.random.Generator, rows: int) -> dict[str, Array]:
     values = rng.normal(size=(rows, COLUMNS))
     values[rng.random(values.shape) < 0.02] = np.nan
     return {"x": values}
-
-
-def _whole_table(rng: np.random.Generator, rows: int) -> dict[str, Array]:
-    return {"x": rng.normal(size=(rows, COLUMNS))}
 
 
 def _labels(x: Array) -> Array:
@@ -54,8 +54,9 @@ def _save_xgboost(folder: Path) -> None:
 
     x = _table(np.random.default_rng(0), 2_000)["x"]
     parameters = {"objective": "binary:logistic", "max_depth": 5, "nthread": 1}
-    booster = xgboost.train(parameters, xgboost.DMatrix(x, _labels(x)), num_boost_round=60)
-    booster.save_model(folder / "model.ubj")
+    xgboost.train(parameters, xgboost.DMatrix(x, _labels(x)), num_boost_round=60).save_model(
+        folder / "model.ubj"
+    )
 
 
 def _save_sklearn(folder: Path) -> None:
@@ -79,8 +80,7 @@ class Images(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the probabilities (rows, 10) of `image` (rows, 3, PIXELS, PIXELS)."""
-        x = image.float() / 255
-        x = torch.relu(self.second(torch.relu(self.first(x))))
+        x = torch.relu(self.second(torch.relu(self.first(image.float() / 255))))
         return torch.softmax(self.last(x.flatten(1)), dim=1)
 
 
@@ -95,20 +95,16 @@ class Texts(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         """Compute the probabilities (rows, 3) of `words` (rows, 16), which come as hashes."""
-        found = self.vectors(words.remainder(4_096)).mean(dim=1)
-        return torch.softmax(self.last(functional.gelu(self.hidden(found))), dim=1)
+        mean = self.vectors(words.remainder(4_096)).mean(dim=1)
+        return torch.softmax(self.last(functional.gelu(self.hidden(mean))), dim=1)
 
 
-def _save_images(folder: Path) -> None:
-    torch.manual_seed(0)
-    example = {"image": torch.zeros((2, 3, PIXELS, PIXELS), dtype=torch.uint8)}
-    save_program(export_program(Images(), example), folder / "model.pt2")
+def _program(network: type[nn.Module], **example: Tensor) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        torch.manual_seed(0)
+        save_program(export_program(network(), example), folder / "model.pt2")
 
-
-def _save_texts(folder: Path) -> None:
-    torch.manual_seed(0)
-    program = export_program(Texts(), {"words": torch.ones((2, 16), dtype=torch.int64)})
-    save_program(program, folder / "model.pt2")
+    return save
 
 
 def _images(rng: np.random.Generator, rows: int) -> dict[str, Array]:
@@ -117,39 +113,44 @@ def _images(rng: np.random.Generator, rows: int) -> dict[str, Array]:
 
 def _texts(rng: np.random.Generator, rows: int) -> dict[str, Array]:
     words = np.empty((rows, 16), dtype=object)
-    for at in np.ndindex(words.shape):
-        words[at] = f"{WORDS[rng.integers(len(WORDS))]}{rng.integers(500)}".encode()
+    for place in np.ndindex(words.shape):
+        words[place] = f"{WORDS[rng.integers(len(WORDS))]}{rng.integers(500)}".encode()
     return {"words": words}
 
 
-def _signature(name: str, datatype: str, shape: list[int], output: list[int], given: Any) -> Signature:
-    return Signature(
-        inputs=[TensorSpec.model_validate({"name": name, "datatype": datatype, "shape": [-1, *shape]})],
-        outputs=[TensorSpec(name="y", datatype="FP32", shape=[-1, *output])],
-        example={name: given},
-    )
+def _signature(datatype: str, output: TensorSpec, **example: list[Any]) -> Signature:
+    ((name, rows),) = example.items()
+    spec = {"name": name, "datatype": datatype, "shape": [-1, *np.shape(rows)[1:]]}
+    return Signature(inputs=[TensorSpec.model_validate(spec)], outputs=[output], example=example)
 
 
+_ROW: list[Any] = [[0.5] * COLUMNS]
 REPLAYED: dict[str, ReplayedModel] = {
     "xgboost": ReplayedModel(
-        _signature("x", "FP64", [COLUMNS], [], [[0.5] * COLUMNS]), _save_xgboost, _table
+        _signature("FP64", TensorSpec(name="y", datatype="FP32", shape=[-1]), x=_ROW), _save_xgboost, _table
     ),
     "sklearn": ReplayedModel(
-        Signature(
-            inputs=[TensorSpec(name="x", datatype="FP64", shape=[-1, COLUMNS])],
-            outputs=[TensorSpec(name="probability", datatype="FP64", shape=[-1])],
-            example={"x": [[0.5] * COLUMNS]},
-        ),
+        _signature("FP64", TensorSpec(name="probability", datatype="FP64", shape=[-1]), x=_ROW),
         _save_sklearn,
         _whole_table,
     ),
     "torch-image": ReplayedModel(
-        _signature("image", "UINT8", [3, PIXELS, PIXELS], [10], np.full((1, 3, PIXELS, PIXELS), 7).tolist()),
-        _save_images,
+        _signature(
+            "UINT8",
+            TensorSpec(name="y", datatype="FP32", shape=[-1, 10]),
+            image=np.full((1, 3, PIXELS, PIXELS), 7).tolist(),
+        ),
+        _program(Images, image=torch.zeros((2, 3, PIXELS, PIXELS), dtype=torch.uint8)),
         _images,
     ),
     "torch-text": ReplayedModel(
-        _signature("words", "BYTES", [16], [3], [[f"word{i}" for i in range(16)]]), _save_texts, _texts
+        _signature(
+            "BYTES",
+            TensorSpec(name="y", datatype="FP32", shape=[-1, 3]),
+            words=[[f"word{i}" for i in range(16)]],
+        ),
+        _program(Texts, words=torch.ones((2, 16), dtype=torch.int64)),
+        _texts,
     ),
 }
 """One model of each kind by its name."""

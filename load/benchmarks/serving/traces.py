@@ -1,31 +1,49 @@
-"""Benchmark of traces: a predictor without them, and ones that keep a share of the requests and send their spans, in turns.
+"""Benchmark of traces: a predictor without them, and one that keeps a share of the requests and sends their spans, in turns.
 
-python -m toque.load.benchmarks.serving.traces [--before CHECKOUT] [--shares 0.01] [--starts 6] [--rounds 4] [--seconds 1]
-
-As `toque.load.benchmarks.serving.prediction_log` measures, all of them with the log. A collector in this process takes the spans. With
---before the baseline is the code of another checkout, such as one of the release before: what the stamps cost that every
-request has. The spans that came are counted, so that a run in which none came is no proof.
---stamps measures only what the stamps of one request cost, in CPU time of this process's thread, the best of nine.
+As `toque.load.benchmarks.serving.prediction_log` measures, both with the log. A collector in this process takes the spans and counts
+them, so that a run in which none came is no proof. `--stamps` measures only what the stamps of one request cost, in CPU time of this
+process's thread, the best of nine.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 import timeit
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Annotated
 
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from toque.clusters.telemetry.tracing import Keeper, Tracing, begin_request, mark, use_tracing
 from toque.clusters.telemetry.tracing.active import provider_of
-from toque.load.benchmarks.serving.prediction_log import Variant, argument_parser, compare
-from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.harness import main, say
+from toque.load.benchmarks.serving.prediction_log import Variant, compare_starts
 
 
-@contextlib.contextmanager
+def run(
+    *,
+    stamps: Annotated[bool, "measure only what the stamps cost"] = False,
+    share: Annotated[float, "of requests that are kept"] = 0.01,
+    starts: int = 6,
+    rounds: int = 4,
+    seconds: float = 1,
+    connections: tuple[int, ...] = (1, 16, 64),
+) -> None:
+    """Measure the predictors and print the result."""
+    if stamps:
+        print_stamps()
+        return
+    with collector() as (url, sizes):
+        own = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "TOQUE_TRACE_SHARE": str(share)}
+        variants = (Variant("untraced"), Variant(f"share {share:g}", environment=own))
+        compare_starts(variants, starts, rounds, seconds, connections)
+    say(f"{len(sizes)} batches of spans came, {sum(sizes) / 1e6:.1f} MB")
+
+
+@contextmanager
 def collector() -> Iterator[tuple[str, list[int]]]:
     """Run a collector that takes everything and keeps the size of each request; yields its URL and those sizes."""
     sizes: list[int] = []
@@ -41,13 +59,10 @@ def collector() -> Iterator[tuple[str, list[int]]]:
         def log_message(self, *_: object) -> None:
             """Print nothing about a request."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", sizes
-    finally:
         server.shutdown()
-        server.server_close()
 
 
 def print_stamps() -> None:
@@ -72,31 +87,9 @@ def print_stamps() -> None:
     ):  # fmt: skip
         with use_tracing(tracing):
             best_s = min(timeit.repeat(request, number=number, repeat=9, timer=time.thread_time)) / number
-        print(f"{name:14}{best_s * 1e6:8.1f} us")
+        say(f"{name:14}{best_s * 1e6:8.1f} us")
     provider.shutdown()
 
 
-def main() -> None:
-    """Measure the predictors and print the result."""
-    parser = argument_parser(__doc__)
-    parser.add_argument("--before", metavar="CHECKOUT", help="folder whose code is the baseline")
-    parser.add_argument("--stamps", action="store_true", help="measure only what the stamps cost")
-    parser.add_argument("--shares", type=float, nargs="*", default=[0.01], help="of requests that are kept")
-    arguments = parser.parse_args()
-    print_machine("torch")
-    if arguments.stamps:
-        print_stamps()
-        return
-    with collector() as (url, sizes):
-        variants: list[Variant] = [("untraced", [], {})]
-        if arguments.before:
-            variants.insert(0, ("before", [], {"PYTHONPATH": arguments.before, "PYTHONSAFEPATH": "1"}))
-        for share in arguments.shares:
-            own = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "TOQUE_TRACE_SHARE": str(share)}
-            variants.append((f"share {share:g}", [], own))
-        compare(arguments, variants)
-    print(f"{len(sizes)} batches of spans came, {sum(sizes) / 1e6:.1f} MB")
-
-
 if __name__ == "__main__":
-    main()
+    main(run, "torch")

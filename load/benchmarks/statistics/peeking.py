@@ -1,10 +1,11 @@
 """Simulation of the tests under peeking at every batch, their power against theory, and their delays.
 
-`python -m toque.load.benchmarks.statistics.peeking`; exit 1 if a bound breaks. Beside `toque.load.benchmarks.statistics.bounds`, which watches means.
+Exit 1 if a bound breaks. Beside `toque.load.benchmarks.statistics.bounds`, which watches means.
 """
 
+from __future__ import annotations
+
 import math
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -20,28 +21,26 @@ from toque.functions.stats import (
     quantile_test,
     sequential_counts,
 )
-from toque.load.benchmarks.statistics.bounds import ALPHA, RUNS, report
-from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.harness import bound, main, say
+from toque.load.benchmarks.statistics.bounds import ALPHA, RUNS, allowed
 
 Run = Callable[[np.random.Generator], bool]
 LOOKS = 50
 TEN_LOOKS = group_sequential_bounds(10, alpha=ALPHA)
 
 
-def main() -> int:
-    """Run every simulation; the exit code says whether every bound held."""
-    print_machine("numpy", "scipy")
-    held = [_null(*case) for case in NULLS]
-    held += [check() for check in (_mismatch, _power_of_groups, _power_of_the_sequence, _failures)]
-    print(f"{sum(held)} of {len(held)} bounds held")
-    return 0 if all(held) else 1
+def run() -> bool:
+    """Run every simulation; returns whether every bound held."""
+    passed = [_null(*case) for case in NULLS] + [check() for check in CHECKS]
+    say(f"{sum(passed)} of {len(passed)} bounds held")
+    return all(passed)
 
 
-def _null(name: str, run: Run, runs: int) -> bool:
+def _null(name: str, draw: Run, runs: int) -> bool:
     """Watch equal arms at every batch and count the runs in which a difference is ever found."""
     rng = np.random.default_rng(20_13)
-    allowed = ALPHA + 4 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
-    return report(f"false alarms, {name}, {runs:,} runs", sum(run(rng) for _ in range(runs)) / runs, allowed)
+    share = sum(draw(rng) for _ in range(runs)) / runs
+    return bound(f"false alarms, {name}, {runs:,} runs", share, most=allowed(runs))
 
 
 def _counts(shares: tuple[float, ...], concentration: float = 100.0) -> Run:
@@ -115,11 +114,8 @@ def _mismatch() -> bool:
         looks = np.cumsum(rng.multinomial(1_000, [0.991, 0.009], 2_000), axis=0)
         found = (sequential_counts(look, [0.99, 0.01]).reject for look in looks)
         needed.append(next((n for n, reject in enumerate(found, 1) if reject), math.inf))
-    return report(
-        "median thousands of units until a split of 99.1 to .9 instead of 99 to 1 is found",
-        float(np.median(needed)),
-        400,
-    )
+    what = "median thousands of units until a split of 99.1 to .9 instead of 99 to 1 is found"
+    return bound(what, float(np.median(needed)), most=400)
 
 
 def _paths(rng: np.random.Generator, looks: int) -> np.ndarray:
@@ -139,7 +135,7 @@ def _power(what: str, bounds: list[float], theory: float) -> bool:
     rng = np.random.default_rng(4)
     paths = np.concatenate([_paths(rng, len(bounds)) for _ in range(4)])
     found = float((np.abs(paths) > np.array(bounds)).any(axis=1).mean())
-    return report(f"power of {what}: {found:.3f}, {theory:.3f} in theory", abs(found / theory - 1), 0.05)
+    return bound(f"power of {what}: {found:.3f}, {theory:.3f} in theory", abs(found / theory - 1), most=0.05)
 
 
 def _power_of_groups() -> bool:
@@ -159,8 +155,8 @@ def _power_of_the_sequence() -> bool:
 
 def _failures() -> bool:
     """Measure the seconds until 5 % of a canary's answers failing is found at 1,000 requests a minute, looked at each second."""
-    held = []
-    for share, bound in ((0.1, 60.0), (0.2, 45.0)):
+    passed = []
+    for share, most in ((0.1, 60.0), (0.2, 45.0)):
         rng, seconds = np.random.default_rng(6), []
         for _ in range(RUNS):
             canary = rng.binomial(1_000 // 60 + (rng.random(300) < 1_000 / 60 % 1), share)
@@ -172,15 +168,13 @@ def _failures() -> bool:
             )
             seconds.append(float(np.searchsorted(errors, least) + 1))
         within = np.mean(np.array(seconds) <= 60)
-        held.append(
-            report(
-                f"median seconds until 5 % errors are found at a share of {share} ({within:.0%} within 60)",
-                float(np.median(seconds)),
-                bound,
-            )
-        )
-    return all(held)
+        what = f"median seconds until 5 % errors are found at a share of {share} ({within:.0%} within 60)"
+        passed.append(bound(what, float(np.median(seconds)), most=most))
+    return all(passed)
+
+
+CHECKS = (_mismatch, _power_of_groups, _power_of_the_sequence, _failures)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(run, "numpy", "scipy")

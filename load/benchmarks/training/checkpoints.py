@@ -1,4 +1,4 @@
-"""Benchmark of checkpoints beside steps: `python -m toque.load.benchmarks.training.checkpoints --store s3://bucket/prefix?… [--gib 2]`.
+"""Benchmark of checkpoints beside steps, to `--store s3://bucket/prefix?…`.
 
 A network of linear layers under AdamW, whose state (weights and two moments) is `--gib` large, is trained in one process with
 `--threads` threads. Steps without a checkpoint are the floor; steps while one is written to the store take turns with them, so that a
@@ -15,16 +15,12 @@ cost. The exit code is 1 if the ratio by the clock is above 1.02, or if a worker
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -42,13 +38,46 @@ from toque.functions.training.loop.process_groups.process_group import (
     SingleProcess,
 )
 from toque.functions.training.loop.training_loop import Trainer
-from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.harness import GIB, bound, main, say, temporary
 from toque.registry import ObjectStore, open_store
 
 WIDTH, LEAST_ROWS, STEPS = 2_048, 16, 10_000  # more steps than are taken
 LAYER_BYTES = 3 * 4 * WIDTH * (WIDTH + 1)  # weights and two moments
-MOST, MOST_READ = 1.02, 1.05
 FOLDER = "benchmarks/checkpoints/"
+
+
+def run(
+    *,
+    store: str,
+    gib: float = 2.0,
+    rows: Annotated[int, "of a step: more make it longer"] = 64,
+    checkpoints: int = 3,
+    threads: Annotated[int, "that compute a step"] = 1,
+    quiet: Annotated[int, "steps between checkpoints"] = 8,
+    interval: Annotated[float, "seconds between checkpoints"] = 600.0,
+) -> bool:
+    """Write and read checkpoints, print what it cost, and judge it."""
+    torch.set_num_threads(threads)
+    layers, opened = max(1, round(gib * GIB / LAYER_BYTES)), open_store(store)
+    _delete(opened)  # what a run has left that was stopped
+    rounds = measure(opened, layers, max(LEAST_ROWS, rows), checkpoints, quiet, interval)
+    state, (ratio, lost_s) = layers * LAYER_BYTES, rounds.report()
+    say(
+        f"state {state / GIB:.2f} GiB; {lost_s:.2f} s lost a checkpoint, {lost_s / interval:.2%} of {interval:.0f} s"
+    )
+    shares = [_read_by(count, store, layers, state) for count in (1, 2, 4)]
+    _delete(opened)
+    return all(
+        [
+            bound("a step beside a write, of one without", ratio, most=1.02),
+            bound("what a worker reads, of its own part", max(shares), most=1.05),
+        ]
+    )
+
+
+def _delete(store: ObjectStore) -> None:
+    for key in list(store.list(FOLDER)):
+        store.delete(key)
 
 
 class Layers(nn.Module):
@@ -70,14 +99,13 @@ class Noise:
     """Rows of noise that are to be left as they are. rows: of a step, by which a step is as long as is wanted."""
 
     rows: int
-    steps: int
     valid_rows: int = 1
     units: dict[str, int] = field(default_factory=dict)
 
     @property
     def train_rows(self) -> int:
         """Number of rows of an epoch."""
-        return self.rows * self.steps
+        return self.rows * STEPS
 
     def train_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Draw rows of noise, seeded by the number of the first."""
@@ -91,37 +119,12 @@ class Noise:
         return change.sum() if reduction == "sum" else change.mean()
 
 
-@dataclass(slots=True)
-class Step:
-    """One step: seconds by the clock and of this thread's processor, and whether a checkpoint was being written."""
-
-    seconds: float
-    cpu_s: float
-    beside: bool
-
-
-def new_trainer(layers: int, rows: int, steps: int, group: ProcessGroup) -> Trainer:
+def new_trainer(layers: int, rows: int, group: ProcessGroup) -> Trainer:
     """Trainer of so many layers, whose weights each worker fills for its own part."""
     with without_weights():
         net = Layers(layers)
     params = RecipeParams(lr=1e-6, epochs=1, batch_size=rows, clip=None, checkpoint_s=None)
-    return Trainer(net, Noise(rows, steps), params, group, Initialised(reset, 0))
-
-
-@dataclass(slots=True)
-class Clock:
-    """Clock of the training, by which an interval passes whenever it is told to."""
-
-    interval_s: float
-    now_s: float = 0.0
-
-    def __call__(self) -> float:
-        """Read the clock, in seconds."""
-        return self.now_s
-
-    def pass_interval(self) -> None:
-        """Let one interval between checkpoints pass."""
-        self.now_s += self.interval_s
+    return Trainer(net, Noise(rows), params, group, Initialised(reset, 0))
 
 
 class Enough(Exception):  # noqa: N818 - ends an epoch that has no end
@@ -129,23 +132,37 @@ class Enough(Exception):  # noqa: N818 - ends an epoch that has no end
 
 
 class Rounds:
-    """Has a checkpoint written beside the steps after each `quiet` ones without; called after each step."""
+    """Has a checkpoint written beside the steps after each `quiet` ones without; called after each step.
 
-    def __init__(self, trainer: Trainer, keeper: Keeper, clock: Clock, checkpoints: int, quiet: int) -> None:
-        self._trainer, self._keeper, self._clock = trainer, keeper, clock
-        self._checkpoints, self._quiet = checkpoints, quiet
-        self.taken: list[Step] = []
+    steps: seconds by the clock and of this thread's processor, alone and beside a write.
+    """
+
+    def __init__(
+        self, store: ObjectStore, trainer: Trainer, checkpoints: int, quiet: int, interval_s: float
+    ) -> None:
+        self._trainer, self._checkpoints, self._quiet, self._interval_s = (
+            trainer,
+            checkpoints,
+            quiet,
+            interval_s,
+        )
+        self._now_s = 0.0  # by the training's clock
+        self._keeper = Keeper(SingleProcess(), Checkpoints(store, FOLDER), clock=lambda: self._now_s)
+        self._keeper.resume(
+            trainer
+        )  # sees to what a run before has left, which a first commit would take for it
+        self.steps: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
         self.staged_s: list[float] = []
         self.written_s: list[float] = []
         self._since, self._beside = -1, False  # the first step makes the moments, and does not count
-        self._began = self._last = time.perf_counter()
-        self._last_cpu = time.thread_time()
+        self._began = 0.0
+        self._last = time.perf_counter(), time.thread_time()
 
     def after_step(self) -> None:
         """Note the step; begin a checkpoint, or see that one counts. Raises: Enough."""
-        now, cpu = time.perf_counter(), time.thread_time()
+        now = time.perf_counter(), time.thread_time()
         if self._since >= 0:
-            self.taken.append(Step(now - self._last, cpu - self._last_cpu, self._beside))
+            self.steps[self._beside].append((now[0] - self._last[0], now[1] - self._last[1]))
         self._since += 1
         if self._beside and not self._keeper.writing:
             self._keeper.wait()
@@ -155,41 +172,52 @@ class Rounds:
                 raise Enough
         elif not self._beside and self._since > self._quiet:
             self._began = time.perf_counter()
-            self._clock.pass_interval()
+            self._now_s += self._interval_s
             self._keeper.save(self._trainer)
             self.staged_s.append(time.perf_counter() - self._began)
             self._beside = True
-        self._last, self._last_cpu = time.perf_counter(), time.thread_time()
+        self._last = time.perf_counter(), time.thread_time()
+
+    def report(self) -> tuple[float, float]:
+        """Print the medians; returns the ratio of steps by the clock, and the seconds that a checkpoint costs."""
+        (alone_s, alone_cpu), (beside_s, beside_cpu) = (
+            np.median(self.steps[one], axis=0) for one in (False, True)
+        )
+        staged_s, written_s = np.median(self.staged_s), np.median(self.written_s)
+        say(
+            f"step alone {alone_s:.3f} s, beside a write {beside_s:.3f} s ({beside_cpu / alone_cpu:.3f} x in processor seconds); "
+            f"until it counts {written_s:.1f} s; staged in {staged_s:.2f} s"
+        )
+        lost_s = staged_s + len(self.steps[True]) / self._checkpoints * (beside_s - alone_s)
+        return float(beside_s / alone_s), float(lost_s)
 
 
 def measure(
     store: ObjectStore, layers: int, rows: int, checkpoints: int, quiet: int, interval_s: float
-) -> dict[str, Any]:
-    """Take steps with checkpoints beside some of them; returns medians, and what checkpoints took."""
-    group, clock = SingleProcess(), Clock(interval_s)
-    trainer = new_trainer(layers, rows, STEPS, group)
-    keeper = Keeper(group, Checkpoints(store, FOLDER), clock=clock)
-    keeper.resume(trainer)  # sees to what a run before has left, which a first commit would take for it
-    rounds = Rounds(trainer, keeper, clock, checkpoints, quiet)
+) -> Rounds:
+    """Take steps with checkpoints beside some of them."""
+    group = SingleProcess()
+    trainer = new_trainer(layers, rows, group)
+    rounds = Rounds(store, trainer, checkpoints, quiet, interval_s)
     with group.memory(), suppress(Enough):
         trainer.run_epoch(rounds.after_step)
-    return _summary(rounds.taken, rounds.staged_s, rounds.written_s)
+    return rounds
 
 
-def _summary(taken: list[Step], staged_s: list[float], written_s: list[float]) -> dict[str, Any]:
-    found = {}
-    for name in ("seconds", "cpu_s"):
-        alone, busy = (
-            float(np.median([getattr(each, name) for each in taken if each.beside is beside]))
-            for beside in (False, True)
-        )
-        found[name] = {"alone": alone, "beside": busy, "ratio": busy / alone}
-    steps = sum(each.beside for each in taken)
-    return {**found, "steps_beside": steps, "staged_s": staged_s, "written_s": written_s}
+def _read_by(count: int, store_url: str, layers: int, state_bytes: int) -> float:
+    """Read the newest checkpoint by so many workers; returns the largest share of its own part that one has read."""
+    with temporary() as folder:
+        spawn(read, args=(count, store_url, layers, str(folder)), nprocs=count)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        results = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    share = max(result["bytes"] for result in results) / (state_bytes / count)
+    say(
+        f"read by {count}: {max(result['seconds'] for result in results):.1f} s, a worker reads {share:.3f} of its part"
+    )
+    return float(share)
 
 
 @dataclass(slots=True)
-class Counted:
+class CountedStore:
     """Store that counts the bytes that are read by ranges."""
 
     store: ObjectStore
@@ -213,60 +241,14 @@ def read(rank: int, count: int, url: str, layers: int, folder: str) -> None:
             "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=count
         )
         group = ShardedGroup()
-    trainer, store = new_trainer(layers, count, STEPS, group), Counted(open_store(url))
+    trainer, store = new_trainer(layers, count, group), CountedStore(open_store(url))
     began = time.perf_counter()
     Keeper(group, Checkpoints(store, FOLDER)).resume(trainer)
-    found = {"seconds": time.perf_counter() - began, "bytes": store.read_bytes, "step": trainer.step}
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    result = {"seconds": time.perf_counter() - began, "bytes": store.read_bytes}
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
     if count > 1:
         torch.distributed.destroy_process_group()
 
 
-def main() -> None:
-    """Write and read checkpoints, print what it cost, and judge it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--store", required=True)
-    parser.add_argument("--gib", type=float, default=2.0)
-    parser.add_argument("--rows", type=int, default=64, help="of a step: more make it longer")
-    parser.add_argument("--checkpoints", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="that compute a step")
-    parser.add_argument("--quiet", type=int, default=8, help="steps between checkpoints")
-    parser.add_argument("--interval", type=float, default=600.0, help="seconds between checkpoints")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    print_machine("torch", "boto3")
-    print(f"# load {os.getloadavg()[0]:.0f}")
-    layers, store = max(1, round(given.gib * 2**30 / LAYER_BYTES)), open_store(given.store)
-    for key in list(store.list(FOLDER)):  # of a run that was stopped
-        store.delete(key)
-    state = layers * LAYER_BYTES
-    rows = max(LEAST_ROWS, given.rows)
-    found = measure(store, layers, rows, given.checkpoints, given.quiet, given.interval)
-    wall, cpu = found["seconds"], found["cpu_s"]
-    lost = float(np.median(found["staged_s"])) + found["steps_beside"] / given.checkpoints * (
-        wall["beside"] - wall["alone"]
-    )
-    print(
-        f"state {state / 2**30:.2f} GiB; step alone {wall['alone']:.3f} s, beside a write {wall['beside']:.3f} s: "
-        f"{wall['ratio']:.3f} × ({cpu['ratio']:.3f} × in processor seconds)\n"
-        f"until it counts {np.median(found['written_s']):.1f} s; staged in {np.median(found['staged_s']):.2f} s; "
-        f"in all {lost:.2f} s a checkpoint, {lost / given.interval:.2%} of an interval of {given.interval:.0f} s"
-    )
-    most_read = 0.0
-    for count in (1, 2, 4):
-        with tempfile.TemporaryDirectory(prefix="toque-checkpoints-") as folder:
-            spawn(read, args=(count, given.store, layers, folder), nprocs=count)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            each = [json.loads(file.read_text()) for file in Path(folder).glob("*.json")]
-        share = max(one["bytes"] for one in each) / (state / count)
-        most_read = max(most_read, share)
-        took = max(one["seconds"] for one in each)
-        print(f"read by {count}: {took:.1f} s, a worker reads {share:.3f} of its part")
-    for key in list(store.list(FOLDER)):
-        store.delete(key)
-    sys.exit(int(wall["ratio"] > MOST or most_read > MOST_READ))
-
-
 if __name__ == "__main__":
-    main()
+    main(run, "torch", "boto3")

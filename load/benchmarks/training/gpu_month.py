@@ -1,7 +1,5 @@
 """A month of a 64-card cluster with twelve teams, decided by the platform's own queue rule.
 
-python -m toque.load.benchmarks.training.gpu_month [--days 30] [--load 1.05] [--seed 1]
-
 Jobs are drawn as the Philly trace of Microsoft (Jeon et al., USENIX ATC 2019) is modelled by Narayanan et al., "Heterogeneity-Aware
 Cluster Scheduling Policies for Deep Learning Workloads", OSDI 2020: of 1, 2, 4 and 8 cards in 70, 10, 15 and 5 of a hundred, and
 10^x minutes long, with x uniform in [1.5, 3] for four in five and in [3, 4] for the fifth; they arrive by a Poisson process. What the
@@ -13,11 +11,8 @@ passed, utilisation is below .9 of the bound, or an urgent job waits for a minut
 
 from __future__ import annotations
 
-import argparse
 import heapq
-import os
 import random
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +24,7 @@ from toque.functions.runtime.cards.node import Node
 from toque.functions.runtime.durable.admission.occupancy import Shares, Spent
 from toque.functions.runtime.durable.admission.request import Quota, QuotaRequest
 from toque.functions.runtime.durable.admission.rule import next_look, schedule
+from toque.load.benchmarks.harness import bound, main, say
 
 CARDS, EACH = 64, 8
 NODES = [Node(f"node-{number}", EACH) for number in range(CARDS // EACH)]
@@ -256,30 +252,28 @@ def _time(seconds: float) -> datetime:
     return _BEGIN + timedelta(seconds=seconds)
 
 
-def main() -> int:
+def run(*, days: float = 30.0, load: float = 1.05, seed: int = 1) -> bool:
     """Play a month, print its figures, and say whether they are within the limits."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--days", type=float, default=30.0)
-    parser.add_argument("--load", type=float, default=1.05)
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    jobs = draw_jobs(given.days, given.load, given.seed)
+    jobs = draw_jobs(days, load, seed)
     quotas = draw_quotas(jobs)
-    found = Month(jobs, quotas, given.seed).play(given.days * _DAY_S)
-    whole, bound = CARDS * given.days * _DAY_S, bound_card_s(jobs, quotas, given.days)
-    ratio, worst = found.useful_card_s / bound, max(found.urgent_s, default=0.0)
-    waits, decisions = np.array(found.waits_s) / 3600, np.array(found.decision_s) * 1e3
-    print(
-        f"{len(jobs)} jobs, {found.finished} finished; {found.preemptions} preemptions; load {os.getloadavg()[0]:.0f}"
+    outcome = Month(jobs, quotas, seed).play(days * _DAY_S)
+    whole, most_card_s = CARDS * days * _DAY_S, bound_card_s(jobs, quotas, days)
+    waits, decisions = np.array(outcome.waits_s) / 3600, np.array(outcome.decision_s) * 1e3
+    say(f"{len(jobs)} jobs, {outcome.finished} finished; {outcome.preemptions} preemptions")
+    say(f"utilisation {outcome.useful_card_s / whole:.3f}, bound {most_card_s / whole:.3f}")
+    say(f"other jobs wait, h: p50 {np.median(waits):.2f}, p90 {np.quantile(waits, 0.9):.2f}")
+    say(f"decision, ms: p50 {np.median(decisions):.1f}, p99 {np.quantile(decisions, 0.99):.1f}")
+    return all(
+        [
+            bound("utilisation of its bound", outcome.useful_card_s / most_card_s, least=LEAST_OF_BOUND),
+            bound("times that a quota was passed", outcome.passed, most=0),
+            bound("most of a budget that was used", outcome.budget, most=1),
+            bound(
+                "seconds that an urgent job waited", max(outcome.urgent_s, default=0.0), most=MOST_URGENT_S
+            ),
+        ]
     )
-    print(f"utilisation {found.useful_card_s / whole:.3f}, bound {bound / whole:.3f}, ratio {ratio:.3f}")
-    print(f"quotas passed {found.passed} times; most of a budget used {found.budget:.4f}")
-    print(f"urgent jobs: {len(found.urgent_s)}, longest wait {worst:.1f} s")
-    print(f"other jobs wait, h: p50 {np.median(waits):.2f}, p90 {np.quantile(waits, 0.9):.2f}")
-    print(f"decision, ms: p50 {np.median(decisions):.1f}, p99 {np.quantile(decisions, 0.99):.1f}")
-    kept = found.passed == 0 and found.budget <= 1.0
-    return 0 if kept and ratio >= LEAST_OF_BOUND and worst < MOST_URGENT_S else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(run)

@@ -1,4 +1,4 @@
-"""Benchmark of the numeric core: `python -m toque.load.benchmarks.training.kernels [--cases cpu,card]`.
+"""Benchmark of the numeric core, by cases: on a processor, and on a card where there is one.
 
 cpu: the histogram beside a binary search for each value in NumPy, the hashes beside one call of xxhash a string.
 card: the encoder's Triton kernels, forward and with gradients, beside torch's operators, eager and through torch.compile, on a CUDA
@@ -8,9 +8,9 @@ longer of that copy's time and of the matrix products alone, on codes that are r
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,44 +24,34 @@ from toque.kernels.encoder import encode_linear, encode_linear_reference, piecew
 from toque.kernels.encoder_cases import BENCHMARKS as ENCODERS
 from toque.kernels.encoder_cases import Case as Encoder
 from toque.kernels.histogram_cases import BENCHMARKS, Case
-from toque.load.benchmarks.timing import Timing, print_machine, timed
+from toque.load.benchmarks.harness import NotPossible, Timing, line, main, say, timed
 
 _COPIED_BYTES = 1 << 30
 _LEAST_SHARE = 0.70
 _LEARNT = 3  # the last arguments of the encoder: table, weight and bias
 
 
-def main() -> None:
+def run(
+    *, cases: Annotated[tuple[Literal["cpu", "card"], ...], "left out: cpu, and card where there is one"] = ()
+) -> None:
     """Run the cases and print one line for each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", help="cpu, card, or both; left out: cpu, and card where there is one")
-    given = parser.parse_args()
-    cases = set((given.cases or "cpu,card").split(","))
-    if not cases <= {"cpu", "card"}:
-        parser.error(f"--cases {given.cases}: want cpu, card, or both with a comma between")
     card = torch.cuda.is_available()
-    if given.cases and "card" in cases and not card:
-        parser.error(
-            f"--cases card: torch {torch.__version__} finds no CUDA device here; nothing was measured"
-        )
-    print_machine("numpy", "torch", "triton", "pyarrow", "xxhash")
-    print(f"{'p20 / p50 / p80':>42}")
-    if "cpu" in cases:
+    if "card" in cases and not card:
+        raise NotPossible(f"torch {torch.__version__} finds no CUDA device here")
+    if not cases or "cpu" in cases:
         for case in BENCHMARKS:
             _bench_histogram(case)
         for words in (4_000, 300_000):
             _bench_hashes(rows=300_000, words=words)
-    if card and "card" in cases:
-        _bench_encoders()
-    elif "card" in cases:
-        print("encoder on a card: not measured, there is no CUDA device here")
+    if not cases or "card" in cases:
+        _bench_encoders() if card else say("encoder on a card: not measured, there is no CUDA device here")
 
 
 def _bench_histogram(case: Case) -> None:
     values, edges = case.arrays()
-    baseline = timed(lambda: _searched(values, edges), repeats=5)
-    _line(f"search + bincount, NumPy  {case}", baseline, baseline)
-    _line(f"histogram                 {case}", timed(lambda: histogram(values, edges), repeats=5), baseline)
+    base = timed(lambda: _searched(values, edges), repeats=5)
+    line(f"search + bincount, NumPy  {case}", base, base)
+    line(f"histogram                 {case}", timed(lambda: histogram(values, edges), repeats=5), base)
 
 
 def _searched(
@@ -74,20 +64,22 @@ def _searched(
 
 def _bench_hashes(*, rows: int, words: int) -> None:
     """Hash a column of so many rows with so many distinct words."""
-    values = [f"N{n}" for n in np.random.default_rng(0).integers(words, size=rows)]
-    baseline = timed(lambda: [xxhash.xxh64_intdigest(value.encode()) for value in values], repeats=5)
-    shape = f"{rows} rows, {words} words"
-    _line(f"xxhash a string  {shape}", baseline, baseline)
-    _line(f"list             {shape}", timed(lambda: hash_strings(values), repeats=5), baseline)
+    values, shape = (
+        [f"N{n}" for n in np.random.default_rng(0).integers(words, size=rows)],
+        f"{rows} rows, {words} words",
+    )
     column = pa.array(values)
-    _line(f"Arrow            {shape}", timed(lambda: hash_strings(column), repeats=5), baseline)
+    base = timed(lambda: [xxhash.xxh64_intdigest(value.encode()) for value in values], repeats=5)
+    line(f"xxhash a string  {shape}", base, base)
+    line(f"list             {shape}", timed(lambda: hash_strings(values), repeats=5), base)
+    line(f"Arrow            {shape}", timed(lambda: hash_strings(column), repeats=5), base)
 
 
 def _bench_encoders() -> None:
     copied = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device="cuda")
     bytes_s = 2 * _COPIED_BYTES / _on_card(copied.clone).p50_s
     del copied
-    print(f"{torch.cuda.get_device_name()}: a copy reaches {bytes_s / 1e9:,.0f} GB/s")
+    say(f"{torch.cuda.get_device_name()}: a copy reaches {bytes_s / 1e9:,.0f} GB/s")
     for case in ENCODERS:
         torch.compiler.reset()  # or it would give up after eight shapes
         compiled = torch.compile(encode_linear_reference, dynamic=False)
@@ -109,12 +101,10 @@ def bench_encoder(
         timing = _on_card(step)
         eager = eager or timing
         share, bound = least_bytes(case, learns=learns) / bytes_s / timing.p50_s, least_s / timing.p50_s
-        told = (
-            "" if name != "Triton" or bound >= _LEAST_SHARE else f"  (below {_LEAST_SHARE:.0%} of its bound)"
-        )
+        low = f"  (below {_LEAST_SHARE:.0%} of its bound)" * (name == "Triton" and bound < _LEAST_SHARE)
         what = "forward and gradients" if learns else "forward"
-        _line(
-            f"{name:<13} {what}  {share:.1%} of bandwidth, {bound:.1%} of its bound{told}  {case}",
+        line(
+            f"{name:<13} {what}  {share:.1%} of bandwidth, {bound:.1%} of its bound{low}  {case}",
             timing,
             eager,
         )
@@ -163,9 +153,5 @@ def _on_card(step: Callable[[], object]) -> Timing:
     return Timing(*(each / 1e3 for each in do_bench(step, quantiles=[0.2, 0.5, 0.8])))
 
 
-def _line(what: str, timing: Timing, baseline: Timing) -> None:
-    print(f"{timing}  {baseline.p50_s / timing.p50_s:6.2f}x  {what}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(run, "numpy", "torch", "triton", "pyarrow", "xxhash")

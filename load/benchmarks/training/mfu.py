@@ -1,7 +1,5 @@
 """Share of a card's peak (MFU) that training a decoder of 1.2 billion weights reaches: the platform's loop beside a plain one.
 
-python -m toque.load.benchmarks.training.mfu [--steps 20] [--rounds 2]
-
 The plain loop does as torchtitan's for one card: blocks compiled one by one, FSDP2 with its mixed precision, a compiled loss, gradients
 clipped, fused AdamW. Both train the same network from the same weights on the same rows in bfloat16; a step counts once the card is
 done with it, from the sixth on. Operations of a token are counted as torchtitan counts them. The exit code is 1 if the platform is
@@ -11,16 +9,15 @@ Source: torchtitan 0.3.0, `models/llama3/parallelize.py`, `trainer.py` and `mode
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from torch import distributed, nn
@@ -29,14 +26,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
-from toque.functions.training.llm.texts import Rows, TextTask
+from toque.functions.training.llm.texts import TextTask
 from toque.functions.training.loop.process_groups.process_group import SingleProcess
 from toque.functions.training.loop.task import epoch_seed, uniform_order
 from toque.functions.training.loop.training_loop import Trainer
 from toque.functions.training.loop.updates import one_cycle
 from toque.functions.training.params import RecipeParams
 from toque.functions.training.planning import CARDS, Card, Decoder, Setup, plan
-from toque.load.benchmarks.timing import print_machine
+from toque.load.benchmarks.harness import NotPossible, bound, in_turns, main, say
+from toque.load.benchmarks.training.decoders import network, random_rows
 
 LEAST_RATIO, WARM_UPS, LR, CLIP = 0.95, 5, 3e-4, 1.0
 BILLION = Decoder(16, 2_048, 32, 8, 64, 8_192, 128_256, tied=True)
@@ -54,29 +52,6 @@ class Job:
     device: str
     compiled: bool
 
-    def network(self) -> nn.Module:
-        """Make the network with weights that are the same each time."""
-        from transformers import AutoModelForCausalLM, LlamaConfig  # late: the extra `llm`
-
-        model = self.model
-        config = LlamaConfig(
-            num_hidden_layers=model.layers, hidden_size=model.width, num_attention_heads=model.heads,
-            num_key_value_heads=model.key_heads, head_dim=model.head_width, intermediate_size=model.inner,
-            vocab_size=model.vocabulary, max_position_embeddings=self.setup.length, tie_word_embeddings=model.tied,
-        )  # fmt: skip
-        made: Any = AutoModelForCausalLM
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            net: nn.Module = made.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-        return net.train()
-
-    def rows(self) -> Rows:
-        """Draw the rows of all steps, the same each time."""
-        count, length = self.setup.batch * self.steps, self.setup.length
-        chance = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.model.vocabulary, (count, length), generator=chance)
-        return Rows(ids, ids, torch.arange(length).expand_as(ids))
-
 
 @dataclass(frozen=True, slots=True)
 class Steps:
@@ -86,53 +61,40 @@ class Steps:
     step_s: float
 
 
-def main() -> None:
+def run(*, steps: int = 20, rounds: Annotated[int, "of both loops, in turn"] = 2) -> bool | None:
     """Train both ways, and print tokens a second, MFU and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=2, help="of both loops, in turn")
-    given = parser.parse_args()
-    if given.steps <= WARM_UPS:
-        parser.error(f"--steps {given.steps}: the first {WARM_UPS} do not count; ask for more")
-    print_machine("torch", "transformers")
+    if steps <= WARM_UPS:
+        raise NotPossible(f"--steps {steps}: the first {WARM_UPS} do not count; ask for more")
     if not torch.cuda.is_available():
-        job = Job(TINY, Setup(1, 4, 32, "replicate", half=False), given.steps, "cpu", compiled=False)
-        ours, plain = platform_loop(job), plain_loop(job)
-        print(
-            f"a tiny decoder on the CPU: mean loss {ours.loss:.5f} by the platform, {plain.loss:.5f} by the plain loop"
+        job = Job(TINY, Setup(1, 4, 32, "replicate", half=False), steps, "cpu", compiled=False)
+        losses = (platform_loop(job).loss, plain_loop(job).loss)
+        say(
+            "a tiny decoder on the CPU: mean loss {:.5f} by the platform, {:.5f} by the plain loop".format(
+                *losses
+            )
         )
-        print("MFU: not measured, there is no CUDA device here")
-        return
-    job = Job(BILLION, Setup(1, 4, 2_048, "replicate"), given.steps, "cuda", compiled=True)
-    sys.exit(_measure(job, given.rounds) < LEAST_RATIO)
-
-
-def _measure(job: Job, rounds: int) -> float:
-    """Train on the card, print, and return the platform's speed over the plain loop's."""
+        say("MFU: not measured, there is no CUDA device here")
+        return None
+    job = Job(BILLION, Setup(1, 4, 2_048, "replicate"), steps, "cuda", compiled=True)
     name = torch.cuda.get_device_name()
     card = card_named(name)
     if card is not None and not plan(job.model, job.setup, card).fits:
-        raise SystemExit(
+        raise NotPossible(
             f"{name}: {job.model.parameters / 1e9:.1f} billion weights and their rows do not fit; take a larger card"
         )
-    loops = {"platform": platform_loop, "plain, after torchtitan": plain_loop}
-    found: dict[str, list[Steps]] = {each: [] for each in loops}
-    for number in range(rounds):
-        for loop in list(loops)[:: 1 if number % 2 == 0 else -1]:
-            torch.compiler.reset()
-            torch.cuda.empty_cache()
-            found[loop].append(loops[loop](job))
-    speed = {}
-    for loop, runs in found.items():
-        speed[loop] = job.setup.batch * job.setup.length / statistics.median(each.step_s for each in runs)
-        share = "unknown, as the card's peak is" if card is None else f"{mfu(job, speed[loop], card):.1%}"
-        print(
-            f"{name}: {loop:<24} {speed[loop]:,.0f} tokens/s, MFU {share}, loss {runs[0].loss:.4f}",
-            flush=True,
-        )
-    ratio = speed["platform"] / speed["plain, after torchtitan"]
-    print(f"ratio {ratio:.3f}, want {LEAST_RATIO} at least")
-    return ratio
+    calls = {"platform": partial(_alone, platform_loop, job), "plain": partial(_alone, plain_loop, job)}
+    speeds = []
+    for loop, results in in_turns(calls, rounds).items():
+        speeds.append(job.setup.batch * job.setup.length / statistics.median(one.step_s for one in results))
+        share = "unknown, as the card's peak is" if card is None else f"{mfu(job, speeds[-1], card):.1%}"
+        say(f"{name}: {loop:<8} {speeds[-1]:,.0f} tokens/s, MFU {share}, loss {results[0].loss:.4f}")
+    return bound("the platform's speed of the plain loop's", speeds[0] / speeds[1], least=LEAST_RATIO)
+
+
+def _alone(loop: Callable[[Job], Steps], job: Job) -> Steps:
+    torch.compiler.reset()
+    torch.cuda.empty_cache()
+    return loop(job)
 
 
 def mfu(job: Job, tokens_s: float, card: Card) -> float:
@@ -148,12 +110,14 @@ def card_named(name: str) -> Card | None:
 
 def platform_loop(job: Job) -> Steps:
     """Train as a recipe is trained."""
-    rows = job.rows()
+    rows = random_rows(job.model, job.setup.batch * job.steps, job.setup.length)
     params = RecipeParams(
         lr=LR, weight_decay=0.0, batch_size=job.setup.batch, epochs=1, clip=CLIP, compiled=job.compiled,
         precision="bf16" if job.setup.half else "fp32", checkpoint_s=None,
     )  # fmt: skip
-    trainer = Trainer(job.network(), TextTask(rows, rows), params, SingleProcess(job.device))
+    trainer = Trainer(
+        network(job.model, job.setup.length), TextTask(rows, rows), params, SingleProcess(job.device)
+    )
     clock = _Clock(job.device)
     loss = trainer._pass_over_training_rows(clock)  # noqa: SLF001 - an epoch without its validation
     return Steps(loss, clock.step_s)
@@ -166,7 +130,8 @@ def plain_loop(job: Job) -> Steps:
         optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=0.0, fused=True)
         schedule = LambdaLR(optimizer, lambda step: one_cycle(step, job.steps))
         loss_of: Callable[..., torch.Tensor] = torch.compile(_loss) if job.compiled else _loss
-        rows, order = job.rows(), uniform_order(job.setup.batch * job.steps, epoch_seed(0, 0))
+        rows = random_rows(job.model, job.setup.batch * job.steps, job.setup.length)
+        order = uniform_order(len(rows.ids), epoch_seed(0, 0))
         total, clock = torch.zeros((), device=job.device), _Clock(job.device)
         for step in range(job.steps):
             ids = rows.ids[order[step * job.setup.batch : (step + 1) * job.setup.batch]].to(
@@ -186,7 +151,7 @@ def plain_loop(job: Job) -> Steps:
 
 def _sharded(job: Job) -> nn.Module:
     """Network with its blocks compiled and split among one worker, which gives FSDP2's mixed precision."""
-    net: Any = job.network().to(job.device)
+    net: Any = network(job.model, job.setup.length).to(job.device)
     low = torch.bfloat16 if job.setup.half else None
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if job.setup.half else None)
     mesh = init_device_mesh(job.device, (1,))
@@ -231,4 +196,4 @@ def _single_group(device: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    main(run, "torch", "transformers")

@@ -1,7 +1,5 @@
 """Benchmark of a second training worker: rows a second with one worker and with two, beside a bare torch loop.
 
-python -m toque.load.benchmarks.training.workers [--rounds 7]
-
 The bare loop is the same network, optimiser and batch of 4,096 rows in all under torch's DistributedDataParallel on gloo; both
 learn from the same encoded rows, one thread a worker. One worker and two, bare and ours, take turns in the same two processes,
 so that a noisy neighbour hits all; start-up and validation are not part of it. Reported are medians over the rounds, and the CPU
@@ -12,10 +10,7 @@ The exit code is 1 if two workers of ours are less than 1.7 times one, and two b
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,32 +30,26 @@ from toque.functions.training.loop.process_groups.process_group import (
     SingleProcess,
 )
 from toque.functions.training.tabular.fitting import Prepared, new_trainer, prepare
-from toque.load.benchmarks.timing import print_machine
-from toque.load.benchmarks.training.tabular import COLUMNS, PARAMS, synthetic_table
+from toque.load.benchmarks.harness import main, say, temporary
+from toque.load.benchmarks.training.rows import COLUMNS, PARAMS, synthetic_table
 
 WORKERS = 2
 LEAST = 1.7  # times one worker
 RESULT = "rates.json"
 
 
-def main() -> None:
+def run(*, rounds: int = 7) -> bool:
     """Start the processes, print their rates, and judge them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    given = parser.parse_args()
-    print_machine("torch")
-    with tempfile.TemporaryDirectory(prefix="workers-") as folder:
-        spawn(worker, args=(folder, given.rounds), nprocs=WORKERS)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        found = json.loads((Path(folder) / RESULT).read_text())
-    code, report = judged(**found)
-    print(report)
-    sys.exit(code)
+    with temporary() as folder:
+        spawn(worker, args=(str(folder), rounds), nprocs=WORKERS)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        measured = json.loads((folder / RESULT).read_text())
+    passed, report = judged(**measured)
+    say(report)
+    return passed
 
 
-def judged(rates: dict[str, list[float]], cpu_s: dict[str, list[float]]) -> tuple[int, str]:
-    """Judge the rounds' rows a second and CPU seconds: the exit code and the report."""
+def judged(rates: dict[str, list[float]], cpu_s: dict[str, list[float]]) -> tuple[bool, str]:
+    """Judge the rounds' rows a second and CPU seconds: whether the bound holds, and the report."""
     lines, gains = [], {}
     for name in ("bare", "ours"):
         one, two = (np.array(rates[f"{name} {count}"]) for count in (1, WORKERS))
@@ -71,10 +60,10 @@ def judged(rates: dict[str, list[float]], cpu_s: dict[str, list[float]]) -> tupl
             f"(rounds {(two / one).min():.2f} to {(two / one).max():.2f}); CPU {cpu[0]:.2f} and {cpu[1]:.2f} s a pass"
         )
     if gains["ours"] >= LEAST:
-        return 0, "\n".join([*lines, f"at least {LEAST} x: met"])
+        return True, "\n".join([*lines, f"at least {LEAST} x: met"])
     if gains["bare"] >= LEAST:
-        return 1, "\n".join([*lines, f"at least {LEAST} x, as the bare loop does: missed"])
-    return 0, "\n".join([*lines, f"at least {LEAST} x: not to be had here, the bare loop does not either"])
+        return False, "\n".join([*lines, f"at least {LEAST} x, as the bare loop does: missed"])
+    return True, "\n".join([*lines, f"at least {LEAST} x: not to be had here, the bare loop does not either"])
 
 
 def worker(rank: int, folder: str, rounds: int) -> None:
@@ -154,4 +143,4 @@ class PlainLoop:
 
 
 if __name__ == "__main__":
-    main()
+    main(run, "torch")

@@ -10,11 +10,11 @@ import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from prometheus_client import REGISTRY
 
+from tests.otlp_receiver import Receiver, receiving
 from tests.ports import free_port
 from toque.clusters.telemetry.logs import AccessLog
 from toque.clusters.telemetry.tracing import Keeper, Tracing, begin_request, current_request, use_tracing
 from toque.clusters.telemetry.tracing.active import provider_of
-from toque.load.otlp_receiver import Receiver, receiving
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SENT = {b"traceparent": f"00-{TRACE}-{PARENT}-00".encode(), b"x-request-id": b"order-7"}

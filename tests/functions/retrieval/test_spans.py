@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
+from tests.otlp_receiver import Receiver, Span, receiving
 from toque.clusters.telemetry.tracing import Keeper, Tracing, flush_spans, use_tracing
 from toque.clusters.telemetry.tracing.active import provider_of
 from toque.functions import Context
@@ -14,7 +15,6 @@ from toque.functions.generative import GenerativeError, call_tool
 from toque.functions.retrieval import document_view
 from toque.functions.retrieval.jobs import refresh_documents, retrieve
 from toque.functions.runtime.spans import run_span
-from toque.load.otlp_receiver import Receiver, Span, receiving
 from toque.registry import Table
 
 OPERATION = "gen_ai.operation.name"

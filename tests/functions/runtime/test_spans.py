@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.functions.runtime import span_functions
+from tests.otlp_receiver import Receiver, receiving
 from toque.clusters.telemetry.identity import current_work
 from toque.clusters.telemetry.tracing import Keeper, Tracing, begin_request, use_tracing
 from toque.functions import Context
 from toque.functions.runtime.durable.invocation import ledger_of
 from toque.functions.runtime.spans import current_position
-from toque.load.otlp_receiver import Receiver, receiving
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

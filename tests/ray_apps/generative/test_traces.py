@@ -7,10 +7,10 @@ import openai
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
+from tests.otlp_receiver import Receiver, receiving
 from tests.ray_apps.generative.conftest import MODEL
 from toque.clusters.telemetry.tracing import Keeper, Tracing, use_tracing
 from toque.clusters.telemetry.tracing.active import provider_of
-from toque.load.otlp_receiver import Receiver, receiving
 
 ASKED: Any = [{"role": "user", "content": "What is 2+2?"}]
 SHORT: dict[str, Any] = {"model": MODEL, "max_tokens": 2}

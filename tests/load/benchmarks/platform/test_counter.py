@@ -5,40 +5,42 @@ import pytest
 
 from toque.functions.project import load_project
 from toque.functions.runtime.declaration import NICENESS
-from toque.load.benchmarks.platform.counter import MODEL, NotPossible, Window, verdict
+from toque.load.benchmarks.harness import NotPossible
+from toque.load.benchmarks.platform.counter import Trainings, verdict
+from toque.load.benchmarks.platform.windows import MODEL, PROJECT, Window
 from toque.load.scenarios.sending.open_loop import OpenLoop
 
 
-def window(p99: float, *, trainers: tuple[int, ...] = (), waiting: int = 0, failed: int = 0) -> Window:
+def window(p99: float, *, failed: int = 0) -> Window:
     """A hundred requests, all of 1 ms but for the slowest two."""
     took = np.array([1.0] * 98 + [p99] * 2)
-    return Window(OpenLoop(50.0, took, np.zeros(100), failed), 0.2, 1.6, list(trainers), waiting)
+    return Window(OpenLoop(50.0, took, np.zeros(100), failed), 0.2, 1.6)
 
 
-STEPPED_BACK = (NICENESS, NICENESS)
+def trainings(*niceness: int, waiting: int = 22) -> Trainings:
+    return Trainings(None, None, 24, 2, set(niceness), [waiting])  # type: ignore[arg-type]
 
 
 def test_twice_the_p99_alone_is_allowed(capsys) -> None:
-    alone, beside = [window(5.0), window(5.0)], [window(9.0, trainers=STEPPED_BACK, waiting=22)] * 2
-    assert verdict(alone, beside) == 0
-    assert "p99 beside 1.80 x alone (at most 2)" in capsys.readouterr().out
+    assert verdict([window(5.0), window(5.0)], [window(9.0)] * 2, trainings(NICENESS))
+    assert "1.8000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("p99", "trainers"), [(11.0, STEPPED_BACK), (5.0, (NICENESS, NICENESS - 1)), (5.0, ())]
+    ("p99", "niceness"), [(11.0, (NICENESS,)), (5.0, (NICENESS, NICENESS - 1)), (5.0, ())]
 )
-def test_more_is_missed_and_so_is_a_training_that_did_not_step_back(p99, trainers) -> None:
-    assert verdict([window(5.0)], [window(p99, trainers=trainers, waiting=22)]) == 1
+def test_more_is_missed_and_so_is_a_training_that_did_not_step_back(p99, niceness) -> None:
+    assert not verdict([window(5.0)], [window(p99)], trainings(*niceness))
 
 
 def test_windows_in_which_nobody_waited_or_a_request_failed_are_none() -> None:
     with pytest.raises(NotPossible, match="raise --experiments"):
-        verdict([window(5.0)], [window(5.0, trainers=STEPPED_BACK)])
+        verdict([window(5.0)], [window(5.0)], trainings(NICENESS, waiting=0))
     with pytest.raises(NotPossible, match="3 requests failed"):
-        verdict([window(5.0)], [window(5.0, trainers=STEPPED_BACK, waiting=22, failed=3)])
+        verdict([window(5.0)], [window(5.0, failed=3)], trainings(NICENESS))
 
 
 def test_its_project_declares_the_model_that_is_served() -> None:
-    definition = load_project("toque.load.benchmarks.platform.counter_project").model(MODEL)
+    definition = load_project(PROJECT).model(MODEL)
     assert definition.monitors == ()
     assert definition.retraining is None

@@ -1,13 +1,11 @@
 """The benchmark of kernels counts bytes right, and says plainly what it cannot measure."""
 
-import sys
-
 import pytest
 import torch
 
 from toque.kernels.encoder import encode_linear, encode_linear_reference
 from toque.kernels.encoder_cases import Case
-from toque.load.benchmarks.timing import Timing
+from toque.load.benchmarks.harness import NotPossible, Timing
 from toque.load.benchmarks.training import kernels
 
 
@@ -20,11 +18,9 @@ def test_the_bytes_of_a_step_are_those_of_rows_result_and_weights():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refused only without a CUDA device")
-def test_a_card_is_asked_for_plainly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(sys, "argv", ["kernels", "--cases", "card"])
-    with pytest.raises(SystemExit, match="2"):
-        kernels.main()
-    assert "finds no CUDA device here; nothing was measured" in capsys.readouterr().err
+def test_a_card_is_asked_for_plainly():
+    with pytest.raises(NotPossible, match="finds no CUDA device here"):
+        kernels.run(cases=("card",))
 
 
 @pytest.mark.parametrize("learns", [False, True])

