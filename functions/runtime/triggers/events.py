@@ -20,7 +20,7 @@ from toque.functions.runtime.changes.feed import Watch, watch_of
 from toque.functions.runtime.context import Context, context
 from toque.functions.runtime.declaration import OnEvent
 from toque.functions.runtime.durable.invocation import ledger_of
-from toque.functions.runtime.durable.ledger import Origin
+from toque.functions.runtime.durable.ledger import Origin, invocation_id
 from toque.functions.runtime.errors import InvalidArguments, KeyConflict
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.secret import refuse_secrets
@@ -186,7 +186,10 @@ class _TopicReader:
             ledger_of(self._used).submit(
                 function, arguments, key=key, origin=Origin(chain=tuple(entry.body["chain"]))
             )
-        except KeyConflict:  # delivered before, by code with other defaults
+        except (
+            KeyConflict
+        ):  # accepted before, by code with other defaults, which may have died before it was queued
+            ledger_of(self._used).notify(invocation_id(function.name, key))
             return None
         except RegistryError as error:
             if isinstance(error, InvalidInput):

@@ -26,7 +26,7 @@ from toque.functions.runtime.declaration import Cron
 from toque.functions.runtime.durable.invocation import ledger_of
 from toque.functions.runtime.durable.ledger import invocation_id
 from toque.functions.runtime.durable.record import ENDED
-from toque.functions.runtime.errors import FunctionError
+from toque.functions.runtime.errors import FunctionError, InvalidArguments, KeyConflict
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.series import LATENESS, SKIPPED
 from toque.registry.access import DEFAULT_WORKSPACE
@@ -123,10 +123,11 @@ def run_due(
     """Fire every tick that is due in the store of `used`; makes no request if none is due.
 
     now: by default the clock's; schedules: by default the declared ones. A new schedule begins now, without
-    earlier ticks.
+    earlier ticks. Raises: ExceptionGroup of what failed, such as the store, once every schedule had its turn.
     """
     at = aware(now or used.clock())
     fired: list[Fired] = []
+    failures: list[Exception] = []
     for schedule in declared(used) if schedules is None else schedules:
         try:
             handled = _runner(used, schedule).fire(at)
@@ -135,6 +136,11 @@ def run_due(
                 _count(used.workspace, each, at)
         except FunctionError:  # for instance its arguments do not fit: the others must still fire
             _logger.exception("schedule %s cannot fire", schedule.name)
+        except Exception as error:  # noqa: BLE001  # raised below: one schedule's must not keep the others from their turn
+            error.add_note(f"in the schedule {schedule.name}")
+            failures.append(error)
+    if failures:
+        raise ExceptionGroup(f"{len(failures)} schedules", failures)
     return fired
 
 
@@ -208,8 +214,12 @@ class _ScheduleRunner:
     def fire(self, now: datetime) -> list[Fired]:
         """Fire or skip every tick that is due."""
         fired: list[Fired] = []
-        while (handled := self._fire_next(now)) is not None:
-            fired.append(handled)
+        try:
+            while (handled := self._fire_next(now)) is not None:
+                fired.append(handled)
+        except InvalidArguments:  # they will not fit in the next round either
+            self._quiet = (now, tick_after(self._schedule.cron, now))
+            raise
         return fired
 
     def _fire_next(self, now: datetime) -> Fired | None:
@@ -217,10 +227,10 @@ class _ScheduleRunner:
             self._fold.transact(
                 lambda state: None if state.last else {"kind": "begun", "tick": now.isoformat()}
             )
-            self._ensure_submitted(now)
         if self._quiet is not None and self._quiet[0] <= now < self._quiet[1]:
             return None
         self._quiet = None
+        self._ensure_submitted(now)  # of a ticker that died, or whose store did not take it
         if self._plan(self._fold.state, now) is None:
             if not self._schedule.cron.jitter_s:
                 self._quiet = (now, tick_after(self._schedule.cron, now))
@@ -276,6 +286,7 @@ class _ScheduleRunner:
             if busy:
                 reason = f"the run of {state.fired} is not over: invocation {state.invocation}"
                 return body | {"kind": "skipped", "reason": reason}
+            self._arguments(tick.at)  # raises before the tick is claimed
             invocation = invocation_id(self._schedule.function.name, self._key(tick.at))
             return body | {"kind": "fired", "invocation": invocation, "marked": True}
 
@@ -298,18 +309,35 @@ class _ScheduleRunner:
             return
         if state.submitted is None and now - tick >= _SUBMITTED_WITHIN:
             return  # by an older release; its invocation may have been deleted since
-        function, cron = self._schedule.function, self._schedule.cron
-        from_tick = {cron.tick_as: tick.isoformat()} if cron.tick_as else {}
-        arguments = function.signature.load(dict(cron.arguments) | from_tick)
-        ledger_of(self._used).submit(function, arguments, key=self._key(tick))
+        ledger, function = ledger_of(self._used), self._schedule.function
+        invocation = str(state.invocation)
+        accepted = ledger.find_status(invocation) is not None
+        if not accepted:
+            try:
+                invocation = ledger.submit(function, self._arguments(tick), key=self._key(tick))
+            except KeyConflict:  # accepted just now, by a ticker with another definition
+                accepted = True
+        if (
+            accepted
+        ):  # it stands, whatever the definition says now; who accepted it may have died before it was queued
+            ledger.notify(invocation)
 
         def mark(later: ScheduleState) -> dict[str, Any] | None:
             if later.fired != tick or later.submitted:
                 return None
             # Older releases take an entry of any other kind for one that handles its tick.
-            return {"kind": "submitted", "tick": (later.last or tick).isoformat()}
+            return {
+                "kind": "submitted",
+                "tick": (later.last or tick).isoformat(),
+                "invocation": invocation,
+            }
 
         self._fold.transact(mark)
+
+    def _arguments(self, tick: datetime) -> dict[str, Any]:
+        cron = self._schedule.cron
+        from_tick = {cron.tick_as: tick.isoformat()} if cron.tick_as else {}
+        return self._schedule.function.signature.load(dict(cron.arguments) | from_tick)
 
     def _key(self, tick: datetime) -> str:
         return f"schedule {self._schedule.name} {tick.isoformat()}"
@@ -328,7 +356,8 @@ def _runner(used: Context, schedule: Schedule) -> _ScheduleRunner:
 
 def _fold_entry(state: ScheduleState, entry: Entry) -> ScheduleState:
     if entry.body["kind"] == "submitted":
-        return state.model_copy(update={"submitted": True})
+        invocation = entry.body.get("invocation", state.invocation)  # an older release does not say
+        return state.model_copy(update={"submitted": True, "invocation": invocation})
     tick = datetime.fromisoformat(entry.body["tick"])
     if entry.body["kind"] != "fired":
         return state.model_copy(update={"last": tick})
