@@ -29,6 +29,7 @@ from toque.functions.runtime.durable.record import ENDED
 from toque.functions.runtime.errors import FunctionError, InvalidArguments, KeyConflict
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.series import LATENESS, SKIPPED
+from toque.functions.runtime.triggers.names import names_of
 from toque.registry.access import DEFAULT_WORKSPACE
 from toque.registry.journal import Entry, Fold
 from toque.registry.journal.journal import Journal
@@ -106,15 +107,29 @@ def add(schedule: Schedule, *, workspace: str = DEFAULT_WORKSPACE) -> None:
     _added[workspace, schedule.name] = schedule
 
 
-def declared(used: Context) -> list[Schedule]:
-    """List the schedules in a workspace: of the functions that it sees, and those that were added to it."""
-    found = [
-        Schedule(function.name if not number else f"{function.name}-{number + 1}", function, cron)
+def declared(used: Context, *, record: bool = False) -> list[Schedule]:
+    """List the schedules in a workspace: of the functions that it sees, and those that were added to it.
+
+    record: whether the names of new ones are recorded, so that they stay theirs.
+    """
+
+    def fits(name: str, cron: Cron) -> bool | None:
+        state = _state_of(used, name).refresh()
+        if state.last is None:
+            return None
+        return state.fired is None or tick_before(cron, state.fired + _MOMENT) == state.fired
+
+    schedules = [
+        Schedule(name, function, cron)
         for function in catalog.all_functions()
-        if used.sees(function.reference)
-        for number, cron in enumerate(function.schedule)
+        if function.schedule and used.sees(function.reference)
+        for name, cron in zip(
+            names_of(used, "schedule", function.name, function.schedule, fits=fits, record=record),
+            function.schedule,
+            strict=True,
+        )
     ]
-    return [*found, *(each for (workspace, _), each in _added.items() if workspace == used.workspace)]
+    return [*schedules, *(added for (workspace, _), added in _added.items() if workspace == used.workspace)]
 
 
 def run_due(
@@ -128,7 +143,7 @@ def run_due(
     at = aware(now or used.clock())
     fired: list[Fired] = []
     failures: list[Exception] = []
-    for schedule in declared(used) if schedules is None else schedules:
+    for schedule in declared(used, record=True) if schedules is None else schedules:
         try:
             handled = _runner(used, schedule).fire(at)
             fired += handled
@@ -201,14 +216,7 @@ class _ScheduleRunner:
     def __init__(self, used: Context, schedule: Schedule) -> None:
         self._used = used
         self._schedule = schedule
-        journal = Journal(used.store, f"schedules/{schedule.name}", actor=used.actor)
-        self._fold = Fold(
-            journal,
-            ScheduleState(),
-            _fold_entry,
-            encode=ScheduleState.model_dump_json,
-            decode=ScheduleState.model_validate_json,
-        )
+        self._fold = _state_of(used, schedule.name)
         self._quiet: tuple[datetime, datetime] | None = None  # between these moments nothing is due
 
     def fire(self, now: datetime) -> list[Fired]:
@@ -352,6 +360,16 @@ def _runner(used: Context, schedule: Schedule) -> _ScheduleRunner:
     if known is None or known[0] != schedule:
         known = _runners[key] = (schedule, _ScheduleRunner(used, schedule))
     return known[1]
+
+
+def _state_of(used: Context, name: str) -> Fold[ScheduleState]:
+    return Fold(
+        Journal(used.store, f"schedules/{name}", actor=used.actor),
+        ScheduleState(),
+        _fold_entry,
+        encode=ScheduleState.model_dump_json,
+        decode=ScheduleState.model_validate_json,
+    )
 
 
 def _fold_entry(state: ScheduleState, entry: Entry) -> ScheduleState:
