@@ -53,6 +53,7 @@ class Schedule:
 class ScheduleState(BaseModel, frozen=True):
     """State of a schedule: the last tick that was handled, and the last one that fired.
 
+    cron: expression and zone by which the last one was handled, None if an older release did;
     submitted: whether the invocation of the last one that fired was accepted; None: an older release fired it, and did not say.
     """
 
@@ -61,6 +62,7 @@ class ScheduleState(BaseModel, frozen=True):
     invocation: str | None = None
     count: int = 0
     submitted: bool | None = None
+    cron: str | None = None
 
 
 class ScheduleStatus(BaseModel, frozen=True):
@@ -232,9 +234,10 @@ class _ScheduleRunner:
 
     def _fire_next(self, now: datetime) -> Fired | None:
         if self._fold.state.last is None:
-            self._fold.transact(
-                lambda state: None if state.last else {"kind": "begun", "tick": now.isoformat()}
-            )
+            text = self._schedule.cron.text
+            begun = {"kind": "begun", "tick": now.isoformat(), "cron": text}
+            # With another expression it is another schedule.
+            self._fold.transact(lambda state: None if state.last and state.cron in {None, text} else begun)
         if self._quiet is not None and self._quiet[0] <= now < self._quiet[1]:
             return None
         self._quiet = None
@@ -288,7 +291,7 @@ class _ScheduleRunner:
             # Another ticker has fired since: first check whether that run is submitted and has ended.
             if tick is None or state.invocation != last_invocation:
                 return None
-            body = {"tick": tick.at.isoformat()}
+            body = {"tick": tick.at.isoformat(), "cron": self._schedule.cron.text}
             if tick.action == "skip":
                 return body | {"kind": "skipped", "reason": tick.reason}
             if busy:
@@ -377,11 +380,12 @@ def _fold_entry(state: ScheduleState, entry: Entry) -> ScheduleState:
         invocation = entry.body.get("invocation", state.invocation)  # an older release does not say
         return state.model_copy(update={"submitted": True, "invocation": invocation})
     tick = datetime.fromisoformat(entry.body["tick"])
+    handled = {"last": tick, "cron": entry.body.get("cron")}
     if entry.body["kind"] != "fired":
-        return state.model_copy(update={"last": tick})
-    changes = {"last": tick, "fired": tick, "invocation": entry.body["invocation"], "count": state.count + 1}
+        return state.model_copy(update=handled)
     submitted = False if entry.body.get("marked") else None  # an older release does not mark what it submits
-    return state.model_copy(update={**changes, "submitted": submitted})
+    changes = {"fired": tick, "invocation": entry.body["invocation"], "count": state.count + 1}
+    return state.model_copy(update={**handled, **changes, "submitted": submitted})
 
 
 def _fired_of(name: str, body: dict[str, Any]) -> Fired:

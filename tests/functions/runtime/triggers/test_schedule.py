@@ -230,6 +230,23 @@ def test_a_tick_whose_acceptance_failed_is_accepted_in_the_next_round(
     assert cells > 5
 
 
+@pytest.mark.parametrize(
+    "changed", [Cron("*/10 * * * *"), Cron("0 * * * *", timezone="Asia/Kolkata")], ids=str
+)
+def test_a_schedule_of_the_same_name_with_another_expression_begins_when_it_is_first_seen(
+    used: Context, changed: Cron
+) -> None:
+    ticker(used, hourly())(NOON)
+    (first,) = ticker(used, hourly())(NOON + timedelta(hours=1))
+    ledger_of(used).cancel(str(first.invocation))
+    cron = replace(changed, tick_as="at", catch_up="all")
+    (other,) = redefined([hourly()], "hourly", cron=cron)
+    seen = NOON + timedelta(hours=4, minutes=5)
+    assert ticker(used, other)(seen) == []
+    next_tick = tick_after(cron, seen)
+    assert [fired.tick for fired in ticker(used, other)(next_tick)] == [next_tick]
+
+
 def test_arguments_that_do_not_fit_claim_no_tick_and_are_tried_once_a_period(
     used: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
