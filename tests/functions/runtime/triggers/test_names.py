@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conditions.definitions import added, put_first, reordered
-from toque.functions import Context, Cron, OnEvent, function
+from toque.functions import Context, Cron, OnEvent, context, function
 from toque.functions.runtime import catalog
 from toque.functions.runtime.durable.invocation import ledger_of
 from toque.functions.runtime.triggers import events, names, schedule
@@ -40,7 +40,7 @@ def release(**triggers: Any) -> None:
         names._cache,
         names._folds,
     ):
-        state.clear()  # type: ignore[attr-defined]  # each is a dict
+        state.clear()
 
     @function(**triggers)
     def ship(kind: str = "", n: int = 0) -> None: ...
@@ -54,7 +54,7 @@ def deliveries(used: Context) -> Counter[tuple[str, int]]:
 
 def send(topic: str) -> int:
     """Publish an event that carries its topic and number."""
-    number = sum(1 for _ in Journal(events.context().store, f"events/{topic}", actor="a").entries())
+    number = len(list(Journal(context().store, f"events/{topic}", actor="a").entries()))
     return publish(topic, {"kind": topic, "n": number})
 
 

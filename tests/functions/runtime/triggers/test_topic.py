@@ -31,7 +31,7 @@ def publish_on(used: Context, skew: timedelta, by: str, clock: Callable[[], date
     topic = topic_of(used, "deliveries")
     topic.refresh()
     journal = Journal(used.store, "events/deliveries", actor="b", clock=skewed(clock, skew))
-    body = {"payload": {"order": 7, "by": by}, "key": None, "chain": []}
+    body: dict[str, Any] = {"payload": {"order": 7, "by": by}, "key": None, "chain": []}
     return journal.append(body, at=topic.next).number
 
 
