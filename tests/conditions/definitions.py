@@ -1,4 +1,4 @@
-"""What happens to a definition while it is in use: another is added, it is redefined, renamed, or dropped."""
+"""What happens to a definition while it is in use: another is added, it is redefined, renamed, moved among others, or dropped."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ D = TypeVar("D")
 def added(definitions: Sequence[D], other: D) -> list[D]:
     """Add another definition beside those in use."""
     return [*definitions, other]
+
+
+def put_first(definitions: Sequence[D], other: D) -> list[D]:
+    """Add another definition before those in use, which moves each of them by one place."""
+    return [other, *definitions]
+
+
+def reordered(definitions: Sequence[D]) -> list[D]:
+    """Turn the order of the definitions round."""
+    return list(reversed(definitions))
 
 
 def redefined(definitions: Sequence[D], name: str, /, **changes: Any) -> list[D]:

@@ -20,10 +20,11 @@ from toque.functions.runtime.changes.feed import Watch, watch_of
 from toque.functions.runtime.context import Context, context
 from toque.functions.runtime.declaration import OnEvent
 from toque.functions.runtime.durable.invocation import ledger_of
-from toque.functions.runtime.durable.ledger import Origin
+from toque.functions.runtime.durable.ledger import Origin, invocation_id
 from toque.functions.runtime.errors import InvalidArguments, KeyConflict
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.secret import refuse_secrets
+from toque.functions.runtime.triggers.names import names_of
 from toque.functions.runtime.triggers.topic import topic_of
 from toque.functions.runtime.triggers.waiter import PATH as WAITERS
 from toque.functions.runtime.triggers.waiter import wake_waiters
@@ -53,14 +54,27 @@ def add(subscription: Subscription) -> None:
 
 
 def declared(used: Context) -> list[Subscription]:
-    """List the subscriptions of the functions that a workspace sees, and those that were added."""
-    found = [
-        Subscription(function.name if not number else f"{function.name}-{number + 1}", function, on)
+    """List the subscriptions of the functions that a workspace sees, and those that were added; records the names of new ones."""
+
+    def fits(name: str, on: OnEvent) -> bool | None:
+        cursor = _find_cursor(used, name)
+        if cursor is None:
+            return None
+        topic = topic_of(used, on.topic)
+        topic.refresh()
+        return cursor <= topic.next
+
+    subscriptions = [
+        Subscription(name, function, on)
         for function in catalog.all_functions()
-        if used.sees(function.reference)
-        for number, on in enumerate(function.on)
+        if function.on and used.sees(function.reference)
+        for name, on in zip(
+            names_of(used, "subscription", function.name, function.on, fits=fits, record=True),
+            function.on,
+            strict=True,
+        )
     ]
-    return [*found, *_added.values()]
+    return [*subscriptions, *_added.values()]
 
 
 def publish(
@@ -147,9 +161,9 @@ class _TopicReader:
         return submitted
 
     def _initial_cursor(self, subscription: Subscription) -> int:
-        data = self._used.store.find(_cursor_key(subscription))
-        if data is not None:
-            return int(json.loads(data)["next"])
+        cursor = _find_cursor(self._used, subscription.name)
+        if cursor is not None:
+            return cursor
         fold = topic_of(self._used, self._topic)
         fold.refresh()
         begin = 0 if subscription.on.from_start else fold.next
@@ -157,7 +171,7 @@ class _TopicReader:
         return begin
 
     def _save_cursor(self, subscription: Subscription, number: int) -> None:
-        self._used.store.put(_cursor_key(subscription), json.dumps({"next": number}).encode())
+        self._used.store.put(_cursor_key(subscription.name), json.dumps({"next": number}).encode())
         self._cursors[subscription.name] = number
 
     def _deliver_one(self, subscription: Subscription, entry: Entry) -> bool:
@@ -186,7 +200,10 @@ class _TopicReader:
             ledger_of(self._used).submit(
                 function, arguments, key=key, origin=Origin(chain=tuple(entry.body["chain"]))
             )
-        except KeyConflict:  # delivered before, by code with other defaults
+        except (
+            KeyConflict
+        ):  # accepted before, by code with other defaults, which may have died before it was queued
+            ledger_of(self._used).notify(invocation_id(function.name, key))
             return None
         except RegistryError as error:
             if isinstance(error, InvalidInput):
@@ -248,5 +265,10 @@ def _refusal_key(refusal: Mapping[str, Any]) -> str:
     return f"{refusal['subscription']} {refusal['topic']} {refusal['number']}"
 
 
-def _cursor_key(subscription: Subscription) -> str:
-    return f"subscriptions/{subscription.name}.json"
+def _find_cursor(used: Context, name: str) -> int | None:
+    data = used.store.find(_cursor_key(name))
+    return None if data is None else int(json.loads(data)["next"])
+
+
+def _cursor_key(name: str) -> str:
+    return f"subscriptions/{name}.json"

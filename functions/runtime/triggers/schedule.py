@@ -26,9 +26,10 @@ from toque.functions.runtime.declaration import Cron
 from toque.functions.runtime.durable.invocation import ledger_of
 from toque.functions.runtime.durable.ledger import invocation_id
 from toque.functions.runtime.durable.record import ENDED
-from toque.functions.runtime.errors import FunctionError
+from toque.functions.runtime.errors import FunctionError, InvalidArguments, KeyConflict
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.series import LATENESS, SKIPPED
+from toque.functions.runtime.triggers.names import names_of
 from toque.registry.access import DEFAULT_WORKSPACE
 from toque.registry.journal import Entry, Fold
 from toque.registry.journal.journal import Journal
@@ -52,6 +53,7 @@ class Schedule:
 class ScheduleState(BaseModel, frozen=True):
     """State of a schedule: the last tick that was handled, and the last one that fired.
 
+    cron: expression and zone by which the last one was handled, None if an older release did;
     submitted: whether the invocation of the last one that fired was accepted; None: an older release fired it, and did not say.
     """
 
@@ -60,6 +62,7 @@ class ScheduleState(BaseModel, frozen=True):
     invocation: str | None = None
     count: int = 0
     submitted: bool | None = None
+    cron: str | None = None
 
 
 class ScheduleStatus(BaseModel, frozen=True):
@@ -106,15 +109,29 @@ def add(schedule: Schedule, *, workspace: str = DEFAULT_WORKSPACE) -> None:
     _added[workspace, schedule.name] = schedule
 
 
-def declared(used: Context) -> list[Schedule]:
-    """List the schedules in a workspace: of the functions that it sees, and those that were added to it."""
-    found = [
-        Schedule(function.name if not number else f"{function.name}-{number + 1}", function, cron)
+def declared(used: Context, *, record: bool = False) -> list[Schedule]:
+    """List the schedules in a workspace: of the functions that it sees, and those that were added to it.
+
+    record: whether the names of new ones are recorded, so that they stay theirs.
+    """
+
+    def fits(name: str, cron: Cron) -> bool | None:
+        state = _state_of(used, name).refresh()
+        if state.last is None:
+            return None
+        return state.fired is None or tick_before(cron, state.fired + _MOMENT) == state.fired
+
+    schedules = [
+        Schedule(name, function, cron)
         for function in catalog.all_functions()
-        if used.sees(function.reference)
-        for number, cron in enumerate(function.schedule)
+        if function.schedule and used.sees(function.reference)
+        for name, cron in zip(
+            names_of(used, "schedule", function.name, function.schedule, fits=fits, record=record),
+            function.schedule,
+            strict=True,
+        )
     ]
-    return [*found, *(each for (workspace, _), each in _added.items() if workspace == used.workspace)]
+    return [*schedules, *(added for (workspace, _), added in _added.items() if workspace == used.workspace)]
 
 
 def run_due(
@@ -123,11 +140,12 @@ def run_due(
     """Fire every tick that is due in the store of `used`; makes no request if none is due.
 
     now: by default the clock's; schedules: by default the declared ones. A new schedule begins now, without
-    earlier ticks.
+    earlier ticks. Raises: ExceptionGroup of what failed, such as the store, once every schedule had its turn.
     """
     at = aware(now or used.clock())
     fired: list[Fired] = []
-    for schedule in declared(used) if schedules is None else schedules:
+    failures: list[Exception] = []
+    for schedule in declared(used, record=True) if schedules is None else schedules:
         try:
             handled = _runner(used, schedule).fire(at)
             fired += handled
@@ -135,6 +153,11 @@ def run_due(
                 _count(used.workspace, each, at)
         except FunctionError:  # for instance its arguments do not fit: the others must still fire
             _logger.exception("schedule %s cannot fire", schedule.name)
+        except Exception as error:  # noqa: BLE001  # raised below: one schedule's must not keep the others from their turn
+            error.add_note(f"in the schedule {schedule.name}")
+            failures.append(error)
+    if failures:
+        raise ExceptionGroup(f"{len(failures)} schedules", failures)
     return fired
 
 
@@ -195,32 +218,30 @@ class _ScheduleRunner:
     def __init__(self, used: Context, schedule: Schedule) -> None:
         self._used = used
         self._schedule = schedule
-        journal = Journal(used.store, f"schedules/{schedule.name}", actor=used.actor)
-        self._fold = Fold(
-            journal,
-            ScheduleState(),
-            _fold_entry,
-            encode=ScheduleState.model_dump_json,
-            decode=ScheduleState.model_validate_json,
-        )
+        self._fold = _state_of(used, schedule.name)
         self._quiet: tuple[datetime, datetime] | None = None  # between these moments nothing is due
 
     def fire(self, now: datetime) -> list[Fired]:
         """Fire or skip every tick that is due."""
         fired: list[Fired] = []
-        while (handled := self._fire_next(now)) is not None:
-            fired.append(handled)
+        try:
+            while (handled := self._fire_next(now)) is not None:
+                fired.append(handled)
+        except InvalidArguments:  # they will not fit in the next round either
+            self._quiet = (now, tick_after(self._schedule.cron, now))
+            raise
         return fired
 
     def _fire_next(self, now: datetime) -> Fired | None:
         if self._fold.state.last is None:
-            self._fold.transact(
-                lambda state: None if state.last else {"kind": "begun", "tick": now.isoformat()}
-            )
-            self._ensure_submitted(now)
+            text = self._schedule.cron.text
+            begun = {"kind": "begun", "tick": now.isoformat(), "cron": text}
+            # With another expression it is another schedule.
+            self._fold.transact(lambda state: None if state.last and state.cron in {None, text} else begun)
         if self._quiet is not None and self._quiet[0] <= now < self._quiet[1]:
             return None
         self._quiet = None
+        self._ensure_submitted(now)  # of a ticker that died, or whose store did not take it
         if self._plan(self._fold.state, now) is None:
             if not self._schedule.cron.jitter_s:
                 self._quiet = (now, tick_after(self._schedule.cron, now))
@@ -270,12 +291,13 @@ class _ScheduleRunner:
             # Another ticker has fired since: first check whether that run is submitted and has ended.
             if tick is None or state.invocation != last_invocation:
                 return None
-            body = {"tick": tick.at.isoformat()}
+            body = {"tick": tick.at.isoformat(), "cron": self._schedule.cron.text}
             if tick.action == "skip":
                 return body | {"kind": "skipped", "reason": tick.reason}
             if busy:
                 reason = f"the run of {state.fired} is not over: invocation {state.invocation}"
                 return body | {"kind": "skipped", "reason": reason}
+            self._arguments(tick.at)  # raises before the tick is claimed
             invocation = invocation_id(self._schedule.function.name, self._key(tick.at))
             return body | {"kind": "fired", "invocation": invocation, "marked": True}
 
@@ -298,18 +320,35 @@ class _ScheduleRunner:
             return
         if state.submitted is None and now - tick >= _SUBMITTED_WITHIN:
             return  # by an older release; its invocation may have been deleted since
-        function, cron = self._schedule.function, self._schedule.cron
-        from_tick = {cron.tick_as: tick.isoformat()} if cron.tick_as else {}
-        arguments = function.signature.load(dict(cron.arguments) | from_tick)
-        ledger_of(self._used).submit(function, arguments, key=self._key(tick))
+        ledger, function = ledger_of(self._used), self._schedule.function
+        invocation = str(state.invocation)
+        accepted = ledger.find_status(invocation) is not None
+        if not accepted:
+            try:
+                invocation = ledger.submit(function, self._arguments(tick), key=self._key(tick))
+            except KeyConflict:  # accepted just now, by a ticker with another definition
+                accepted = True
+        if (
+            accepted
+        ):  # it stands, whatever the definition says now; who accepted it may have died before it was queued
+            ledger.notify(invocation)
 
         def mark(later: ScheduleState) -> dict[str, Any] | None:
             if later.fired != tick or later.submitted:
                 return None
             # Older releases take an entry of any other kind for one that handles its tick.
-            return {"kind": "submitted", "tick": (later.last or tick).isoformat()}
+            return {
+                "kind": "submitted",
+                "tick": (later.last or tick).isoformat(),
+                "invocation": invocation,
+            }
 
         self._fold.transact(mark)
+
+    def _arguments(self, tick: datetime) -> dict[str, Any]:
+        cron = self._schedule.cron
+        from_tick = {cron.tick_as: tick.isoformat()} if cron.tick_as else {}
+        return self._schedule.function.signature.load(dict(cron.arguments) | from_tick)
 
     def _key(self, tick: datetime) -> str:
         return f"schedule {self._schedule.name} {tick.isoformat()}"
@@ -326,15 +365,27 @@ def _runner(used: Context, schedule: Schedule) -> _ScheduleRunner:
     return known[1]
 
 
+def _state_of(used: Context, name: str) -> Fold[ScheduleState]:
+    return Fold(
+        Journal(used.store, f"schedules/{name}", actor=used.actor),
+        ScheduleState(),
+        _fold_entry,
+        encode=ScheduleState.model_dump_json,
+        decode=ScheduleState.model_validate_json,
+    )
+
+
 def _fold_entry(state: ScheduleState, entry: Entry) -> ScheduleState:
     if entry.body["kind"] == "submitted":
-        return state.model_copy(update={"submitted": True})
+        invocation = entry.body.get("invocation", state.invocation)  # an older release does not say
+        return state.model_copy(update={"submitted": True, "invocation": invocation})
     tick = datetime.fromisoformat(entry.body["tick"])
+    handled = {"last": tick, "cron": entry.body.get("cron")}
     if entry.body["kind"] != "fired":
-        return state.model_copy(update={"last": tick})
-    changes = {"last": tick, "fired": tick, "invocation": entry.body["invocation"], "count": state.count + 1}
+        return state.model_copy(update=handled)
     submitted = False if entry.body.get("marked") else None  # an older release does not mark what it submits
-    return state.model_copy(update={**changes, "submitted": submitted})
+    changes = {"fired": tick, "invocation": entry.body["invocation"], "count": state.count + 1}
+    return state.model_copy(update={**handled, **changes, "submitted": submitted})
 
 
 def _fired_of(name: str, body: dict[str, Any]) -> Fired:

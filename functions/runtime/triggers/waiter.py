@@ -42,9 +42,12 @@ def wait_for_event(
     name = f"{run.id}/{run.position}"
 
     def first_event() -> int:
-        return with_patience(lambda: first_since(topic_of(used, topic), run.followed.record.submitted_at))
+        journal, submitted_at = run.followed.journal, run.followed.record.submitted_at
+        # The clocks of publisher and submitter may differ; the store has one.
+        stored_at = journal.store.find_modified_at(journal.key(0)) or submitted_at
+        return first_since(topic_of(used, topic), stored_at, by_clock=submitted_at)
 
-    first = run.step("event_since", condition, first_event)
+    first = run.step("event_since", condition, lambda: with_patience(first_event))
     signal = f"event {run.position} {topic}"
     if signal not in run.followed.record.signals:
         body = {"wait": name, "invocation": run.id, "signal": signal, "since": first} | condition

@@ -1,17 +1,23 @@
 import builtins
 import json
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, field_validator
 
+from tests.conditions.faults import KILLS, Fault, Faults, FaultyStore, KilledError
 from toque.functions import Context, OnEvent, function
 from toque.functions.runtime import catalog
 from toque.functions.runtime.durable.invocation import ledger_of, run_pending
 from toque.functions.runtime.triggers import events
 from toque.functions.runtime.triggers.events import publish, refusals, run_events
 from toque.registry.errors import Damaged
+from toque.registry.store import FolderStore
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +59,32 @@ def test_delivering_again_after_a_crash_runs_nothing_twice(used: Context) -> Non
     events._topic_readers.clear()
     run_events(used)
     assert len(results(used)) == 1
+
+
+@pytest.mark.parametrize("fault", KILLS)
+def test_an_event_whose_delivery_is_cut_off_runs_once_by_code_with_other_arguments(
+    used: Context, tmp_path: Path, fault: Fault
+) -> None:
+    for number in count(1):
+        faults, store = Faults(), FolderStore(tmp_path / f"{number}")
+        world = replace(used, store=FaultyStore(store, faults), store_url=store.url)
+        catalog._declared.clear()
+        listening(arguments={"level": 1})
+        run_events(world)
+        publish("alarms", {"model": "late"}, used=world)
+        with faults.inject(fault, number) as injected, suppress(KilledError):
+            run_events(world)
+        if injected.struck is None:
+            break
+        accepted = results(world)
+        catalog._declared.clear()
+        listening(arguments={"level": 2})
+        events._topic_readers.clear()
+        run_events(world)
+        assert len(results(world)) == 1
+        assert accepted in ([], results(world))
+        assert len(list(ledger_of(world).unfinished())) == 1
+    assert number > 3
 
 
 def test_a_key_published_before_is_not_appended_again(used: Context) -> None:

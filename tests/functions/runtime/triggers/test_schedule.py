@@ -1,17 +1,25 @@
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conditions.definitions import redefined
+from tests.conditions.faults import KILLS, Fault, Faults, FaultyStore, KilledError
 from toque.functions import Context, Cron, function
 from toque.functions.runtime import FixedClock
 from toque.functions.runtime.durable.invocation import ledger_of
-from toque.functions.runtime.errors import DeclarationError
+from toque.functions.runtime.errors import DeclarationError, InvalidArguments
 from toque.functions.runtime.triggers import schedule
 from toque.functions.runtime.triggers.schedule import Schedule, plan, run_due, tick_after, tick_before
-from toque.registry.journal import Journal
+from toque.registry.errors import Forbidden, Unavailable
+from toque.registry.journal import Conflict, Journal
+from toque.registry.store import FolderStore
 
 NOON = datetime(2024, 3, 1, 12, 0, tzinfo=UTC)
 HOURLY = Cron("0 * * * *")
@@ -19,6 +27,11 @@ HOURLY = Cron("0 * * * *")
 
 @function
 def tell(at: datetime, word: str = "") -> str:
+    return f"{at.isoformat()} {word}"
+
+
+@function
+def report(at: datetime, word: str = "") -> str:
     return f"{at.isoformat()} {word}"
 
 
@@ -140,6 +153,134 @@ def test_a_dead_ticker_s_tick_is_submitted_while_another_claims_the_next(
     }
 
 
+def tick_cells(used: Context, folder: Path, fault: Fault) -> Iterator[tuple[Context, Any]]:
+    """Worlds in each of which another request of the tick of 13:00 suffers a fault, with the ticker's fire method."""
+    for number in count(1):
+        store = FolderStore(folder / str(number))
+        faults = Faults()
+        world = replace(used, store=store, store_url=store.url)
+        fire = ticker(replace(world, store=FaultyStore(store, faults)), hourly(arguments={"word": "old"}))
+        fire(NOON)
+        with (
+            faults.inject(fault, number) as injected,
+            suppress(KilledError, Unavailable, Forbidden, Conflict),
+        ):
+            fire(NOON + timedelta(hours=1))
+        if injected.struck is None:
+            return
+        yield world, fire
+
+
+def accepted_ticks(world: Context) -> list[tuple[str, str]]:
+    """Hour and word of each invocation that was accepted, in the order of the hours."""
+    ledger = ledger_of(world)
+    arguments = (ledger.arguments(record) for record in ledger.invocations())
+    return sorted((values["at"][11:13], values["word"]) for values in arguments)
+
+
+def end_all(world: Context) -> None:
+    for record in ledger_of(world).invocations():
+        ledger_of(world).cancel(record.id)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "other arguments": {"cron": Cron("0 * * * *", tick_as="at", arguments={"word": "new"})},
+    "arguments that do not fit": {"cron": Cron("0 * * * *", tick_as="at", arguments={"wrod": "new"})},
+    "another function": {"function": report},
+}
+
+
+@pytest.mark.parametrize("fault", KILLS)
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES.keys())
+def test_a_definition_that_changes_while_a_tick_is_accepted_neither_doubles_it_nor_ends_the_schedule(
+    used: Context, tmp_path: Path, changes: dict[str, Any], fault: Fault
+) -> None:
+    accepted_before = set()
+    for world, _ in tick_cells(used, tmp_path / "cells", fault):
+        before = accepted_ticks(world)
+        accepted_before.add(bool(before))
+        (changed,) = redefined([hourly()], "hourly", **changes)
+        with suppress(InvalidArguments):
+            ticker(world, changed)(NOON + timedelta(hours=1, seconds=10))
+        assert before == [] or accepted_ticks(world) == before
+        end_all(world)
+        (mended,) = redefined([changed], "hourly", cron=hourly(arguments={"word": "mended"}).cron)
+        fire = ticker(world, mended)
+        fire(NOON + timedelta(hours=1, seconds=20))
+        end_all(world)
+        (fired,) = fire(NOON + timedelta(hours=2))
+        assert fired.skipped is None
+        assert [hour for hour, _ in accepted_ticks(world)] == ["13", "14"]
+        assert before == [] or accepted_ticks(world)[0] == before[0]
+    assert accepted_before == {True, False}
+
+
+@pytest.mark.parametrize("fault", [fault for fault in Fault if fault not in KILLS])
+def test_a_tick_whose_acceptance_failed_is_accepted_in_the_next_round(
+    used: Context, tmp_path: Path, fault: Fault
+) -> None:
+    cells = 0
+    for world, fire in tick_cells(used, tmp_path / "cells", fault):
+        fire(NOON + timedelta(hours=1, seconds=1))
+        assert accepted_ticks(world) == [("13", "old")]
+        end_all(world)
+        (fired,) = fire(NOON + timedelta(hours=2))
+        assert fired.skipped is None
+        cells += 1
+    assert cells > 5
+
+
+@pytest.mark.parametrize(
+    "changed", [Cron("*/10 * * * *"), Cron("0 * * * *", timezone="Asia/Kolkata")], ids=str
+)
+def test_a_schedule_of_the_same_name_with_another_expression_begins_when_it_is_first_seen(
+    used: Context, changed: Cron
+) -> None:
+    ticker(used, hourly())(NOON)
+    (first,) = ticker(used, hourly())(NOON + timedelta(hours=1))
+    ledger_of(used).cancel(str(first.invocation))
+    cron = replace(changed, tick_as="at", catch_up="all")
+    (other,) = redefined([hourly()], "hourly", cron=cron)
+    seen = NOON + timedelta(hours=4, minutes=5)
+    assert ticker(used, other)(seen) == []
+    next_tick = tick_after(cron, seen)
+    assert [fired.tick for fired in ticker(used, other)(next_tick)] == [next_tick]
+
+
+def test_arguments_that_do_not_fit_claim_no_tick_and_are_tried_once_a_period(
+    used: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = hourly(arguments={"wrod": "?"}, catch_up="all")
+    fire = ticker(used, wrong)
+    fire(NOON)
+    with pytest.raises(InvalidArguments, match="wrod"):
+        fire(NOON + timedelta(hours=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(used.store), "find", lambda *_: pytest.fail("a read"))
+        assert fire(NOON + timedelta(hours=1, seconds=1)) == []
+    assert [fired.tick.hour for fired in ticker(used, hourly())(NOON + timedelta(hours=1, minutes=1))] == [13]
+
+
+def test_a_schedule_whose_store_fails_keeps_no_other_from_its_turn(
+    used: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, other = hourly(), replace(hourly(), name="other")
+    run_due(used, now=NOON, schedules=[failing, other])
+    faults = Faults()
+    faulty = replace(used, store=FaultyStore(used.store, faults))
+    monkeypatch.setattr(schedule, "_runners", {})
+    with (
+        faults.inject(
+            Fault.UNAVAILABLE_BEFORE, 1, matches=lambda request: request.key.startswith("schedules/hourly")
+        ),
+        pytest.raises(ExceptionGroup),
+    ):
+        run_due(faulty, now=NOON + timedelta(hours=1), schedules=[failing, other])
+    (fired,) = run_due(faulty, now=NOON + timedelta(hours=1, seconds=1), schedules=[failing, other])
+    assert fired.schedule == "hourly"
+    assert accepted_ticks(used) == [("13", ""), ("13", "")]
+
+
 @pytest.mark.parametrize("restart", [True, False], ids=["restarted", "running"])
 @pytest.mark.parametrize("overlap", ["skip", "queue", "replace"])
 @pytest.mark.parametrize("catch_up", ["latest", "all", "none"])
@@ -207,8 +348,8 @@ def test_overlap_with_a_run_that_is_not_over(used: Context, overlap: Any, second
     run_due(used, now=NOON, schedules=[each])
     (first,) = run_due(used, now=NOON + timedelta(hours=1), schedules=[each])
     found = run_due(used, now=NOON + timedelta(hours=2), schedules=[each])
-    told = "nothing" if not found else "fired" if found[0].invocation else "skipped"
-    assert told == second
+    outcome = "nothing" if not found else "fired" if found[0].invocation else "skipped"
+    assert outcome == second
     status = ledger_of(used).find_status(str(first.invocation))
     assert status == ("cancelled" if overlap == "replace" else "queued")
     if overlap == "queue":
