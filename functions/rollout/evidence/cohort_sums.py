@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, Self
@@ -9,7 +10,7 @@ from typing import Protocol, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toque.functions.evaluation.realised_loss import Scored, score
 from toque.functions.prediction_log import PINNED
@@ -21,6 +22,7 @@ from toque.functions.rollout.policy import Guardrail, RolloutPolicy
 from toque.functions.rollout.state import RolloutState, Stage
 from toque.registry.models.traffic import BY_RULE, HOLDOUT
 
+_logger = logging.getLogger(__name__)
 _LAYOUT = 2
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
@@ -130,9 +132,13 @@ def sum_cohorts(
 
 
 def _stored_sums(store: SumsStore, key: str) -> CohortSums | None:
-    """Read the sums under a key; None if there are none, or another release summed in another way."""
+    """Read the sums under a key; None if there are none, or another release summed in another way or what no float holds."""
     stored = store.find(key)
-    sums = None if stored is None else CohortSums.model_validate_json(stored)
+    try:
+        sums = None if stored is None else CohortSums.model_validate_json(stored)
+    except ValidationError as error:
+        _logger.warning("%s is summed anew from the log: %s", key, error)
+        return None
     return sums if sums is not None and sums.layout == _LAYOUT else None
 
 

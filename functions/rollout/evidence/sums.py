@@ -100,7 +100,8 @@ class MetricSums(BaseModel):
     champion, weighted by the cohort's rows. noise: variance of rows times the difference, as if a unit of each cohort were
     another one; observations: how many units that makes. unit_noise: the same variance where a unit is one over all cohorts.
     champion_units, challenger_units: units behind it. The last three are 0, and units summed over cohorts, in sums of before.
-    champion_total, challenger_total, champion_rows: for the means that a person reads.
+    champion_total, challenger_total, champion_rows: for the means that a person reads. too_large: values beyond `LARGEST`, with
+    which nothing is judged.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -116,6 +117,7 @@ class MetricSums(BaseModel):
     champion_total: float = 0.0
     challenger_total: float = 0.0
     champion_rows: int = 0
+    too_large: int = 0
 
     @classmethod
     def of_cohort(

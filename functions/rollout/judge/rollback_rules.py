@@ -9,7 +9,7 @@ from toque.functions.rollout.evidence.sums import MetricSums
 from toque.functions.rollout.judge.interval import excess_p_value, metric_change
 from toque.functions.rollout.judge.rule_input import Finding, RuleInput
 from toque.functions.rollout.policy import Guardrail
-from toque.functions.stats import sequential_counts
+from toque.functions.stats import LARGEST, sequential_counts
 
 
 def errors(inputs: RuleInput) -> Finding:
@@ -118,4 +118,7 @@ def _joined_findings(found: list[Finding]) -> Finding:
 
 
 def _sample_sizes(sums: MetricSums) -> str:
-    return f"{sums.champion_units} and {sums.challenger_units} units in {sums.difference.clusters} cohorts"
+    sizes = f"{sums.champion_units} and {sums.challenger_units} units in {sums.difference.clusters} cohorts"
+    if not sums.too_large:
+        return sizes
+    return f"{sizes}; {sums.too_large} values are beyond {LARGEST:g}: give the guardrail of the next rollout a floor and a cap"
