@@ -115,7 +115,7 @@ class RolloutPolicy(BaseModel):
         champion's.
     ramp: shares of the canary, each larger than the one before; a step is guarded by itself and held for `ramp_hold`, until the
         challenger is shown to serve as well: at most `error_margin` more of its requests unanswered, and not slower by
-        `slow_ratio`. Empty: `canary_share` is the only step.
+        `slow_ratio`. Above that margin nothing is promoted by its loss either. Empty: `canary_share` is the only step.
     promote_by: "labels"; or "service", where labels never come or come late: what is shown to serve as well at the last step is
         promoted, whatever its answers are worth.
     go_back: whether a champion that breaks within `go_back_within` of its release is replaced by the one before it, without asking.

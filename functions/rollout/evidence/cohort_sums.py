@@ -23,7 +23,7 @@ from toque.functions.rollout.state import RolloutState, Stage
 from toque.registry.models.traffic import BY_RULE, HOLDOUT
 
 _logger = logging.getLogger(__name__)
-_LAYOUT = 2
+_LAYOUT = 3
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
 
@@ -213,12 +213,18 @@ def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:
     ours, theirs = challenger.where(right), champion.where(left)
     both = ours.answered & theirs.answered
     labelled = both & np.isfinite(ours.loss) & np.isfinite(theirs.loss)
-    return PairedLoss.of_cohort(
+    loss = PairedLoss.of_cohort(
         theirs.loss[labelled],
         ours.loss[labelled],
         theirs.unit[labelled].astype(str).tolist(),
         pairs=int(both.sum()),
         requests=int(champion.answered.sum()),
+    )
+    return loss.model_copy(
+        update={
+            "champion_unanswered": int((ours.answered & ~theirs.answered).sum()),
+            "challenger_unanswered": int((theirs.answered & ~ours.answered).sum()),
+        }
     )
 
 
@@ -268,6 +274,8 @@ def _with_events(
         challenger_errors=errors[1],
         champion_slow=slow[0],
         challenger_slow=slow[1],
+        champion_unanswered=counts.champion_unanswered + int((~arms[0].answered).sum()),
+        challenger_unanswered=counts.challenger_unanswered + int((~arms[1].answered).sum()),
     )
 
 

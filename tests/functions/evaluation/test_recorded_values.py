@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -22,7 +23,7 @@ METRICS = NUMBER_METRICS | COUNT_METRICS
 def test_a_label_is_one_whose_squares_can_be_summed_or_refused(recorded: float) -> None:
     table = pa.table({"delay": [1.0, recorded, 2.0]})
     if not abs(recorded) < 1e100:
-        with pytest.raises(TrainingDataError, match="'delay' has 1 values in 3 rows .* leave those rows out"):
+        with pytest.raises(TrainingDataError, match="'delay' has 1 values in 3 rows"):
             number_labels(table, "delay")
         return
     assert math.isfinite(float(np.square(number_labels(table, "delay")).sum()))
@@ -36,7 +37,6 @@ def test_a_metric_is_finite_or_says_which_values_it_cannot_take(
 ) -> None:
     columns = {"label": np.array([1.0, 2.0, 4.0]), "answer": np.array([1.5, 2.5, 3.5])}
     columns[struck][1] = recorded
-    try:
+    accepted = abs(recorded) < 1e100 and (name not in COUNT_METRICS or recorded >= 0)
+    with contextlib.nullcontext() if accepted else pytest.raises(EvaluationError):
         assert math.isfinite(METRICS[name](columns["label"], columns["answer"]))
-    except EvaluationError as error:
-        assert not abs(recorded) < 1e100, error
