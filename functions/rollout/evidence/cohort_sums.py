@@ -16,7 +16,14 @@ from toque.functions.evaluation.realised_loss import Scored, score
 from toque.functions.prediction_log import PINNED
 from toque.functions.rollout.evidence.assigned_units import AssignedUnits, EventUnits, count_assigned
 from toque.functions.rollout.evidence.metric_units import MetricCohort, MetricUnits
-from toque.functions.rollout.evidence.metrics import FROM_TABLES, MetricRows, ReadMetric, metric_cohort
+from toque.functions.rollout.evidence.metrics import (
+    FROM_TABLES,
+    MetricRows,
+    ReadMetric,
+    exposure,
+    exposure_cohort,
+    metric_cohort,
+)
 from toque.functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss
 from toque.functions.rollout.policy import Guardrail, RolloutPolicy
 from toque.functions.rollout.state import RolloutState, Stage
@@ -44,7 +51,7 @@ class CohortSums(BaseModel):
     """Sums of all cohorts before `next_cohort`; a cache that can be rebuilt from the log.
 
     next_cohort: index of the first cohort that is not in the sums, counted in cohort lengths since the epoch. layout: sums of
-    another one are made anew. events: units that met one, by stage and event. metric_units: by guardrail.
+    another one are made anew. events: units that met one, by stage and event. metrics, metric_units: by guardrail, and its exposure.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -197,10 +204,12 @@ def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, MetricRows])
     mine = cohort.where(~cohort.shadow & ~cohort.outside & (cohort.at >= _micros(state.split_since)))
     champion = mine.where(mine.version == state.champion)
     challenger = mine.where(mine.version == state.challenger)
-    return {
-        guardrail.name: metric_cohort(champion, challenger, guardrail, tables.get(guardrail.name))
-        for guardrail in state.policy.guardrails
-    }
+    cohorts: dict[str, MetricCohort] = {}
+    for guardrail in state.policy.guardrails:
+        rows = (champion, challenger, guardrail, tables.get(guardrail.name))
+        cohorts[guardrail.name] = metric_cohort(*rows)
+        cohorts[exposure(guardrail.name)] = exposure_cohort(*rows)
+    return cohorts
 
 
 def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:

@@ -214,7 +214,7 @@ class Evidence(BaseModel):
     champion: the version that answers now. challenger_problem: why the challenger cannot be served, if so.
     loss: scored cohorts of shadow and canary. shadow, canary: counts of each stage, never pooled (their splits differ).
     units: of the canary's split. canary_share: the canary's declared share of what it and the champion answer together; None
-    where it was not noted: then the policy's. metrics: by guardrail. slos: by objective.
+    where it was not noted: then the policy's. metrics: by guardrail, and by `exposure` of it. slos: by objective.
     live: counts of the last minutes; None where nobody counts, or Redis is away. late: what came too late to be in the sums.
     rivals: the evidence on each other challenger that is still in the shadow, by version.
     """
