@@ -64,6 +64,6 @@ def _checked(label: Floats, value: Floats) -> tuple[npt.NDArray[np.float64], npt
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise EvaluationError(
-            f"{int(bad.sum())} of {y.size} rows are no numbers within ±{LARGEST:g}, whose squares can be summed, first {y[first]}, {v[first]} in row {first}"
+            f"{int(bad.sum())} of {y.size} rows are no numbers, first {y[first]}, {v[first]} in row {first}"
         )
     return y, v
