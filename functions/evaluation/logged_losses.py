@@ -15,6 +15,8 @@ from toque.functions.evaluation.metrics.vectors import cosine_of, euclidean_of
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
+_of_any_size = np.errstate(over="ignore", invalid="ignore")
+"""Labels may be as large as a float64: a loss that is none is held at the cap, or NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,17 @@ def _label_log_loss(rows: ListLabels, clip: float, _: float) -> Floats:
     return result
 
 
+@_of_any_size
 def _cosine_distance(rows: ListLabels, _: float, __: float) -> Floats:
     return cosine_of(rows.truth, rows.answers)
 
 
+@_of_any_size
 def _euclidean_distance(rows: ListLabels, _: float, cap: float) -> Floats:
     return np.minimum(euclidean_of(rows.truth, rows.answers), cap)
 
 
+@_of_any_size
 def _log_loss(rows: NumberLabels) -> Floats:
     """Cross entropy of each row, in nats; NaN where the label is neither a probability nor a class."""
     flat, start, width, label, clip = rows.flat, rows.start, rows.width, rows.label, rows.clip
@@ -83,12 +88,14 @@ def entropy(probability: Floats, clip: float) -> Floats:
     return result
 
 
+@_of_any_size
 def _squared_error(rows: NumberLabels) -> Floats:
     error = np.minimum((rows.flat[rows.start] - rows.label) ** 2, rows.cap)
     result: Floats = np.where(rows.width == 1, error, np.nan)
     return result
 
 
+@_of_any_size
 def _poisson_deviance(rows: NumberLabels) -> Floats:
     """Deviance of each row; NaN where the label is no count. A rate below 0 counts as one of nothing."""
     is_count = (rows.width == 1) & (rows.label >= 0) & (rows.label == np.floor(rows.label))

@@ -27,6 +27,7 @@ from toque.functions.evaluation.metrics.ranking import MOST_RELEVANT, ndcg_loss,
 from toque.functions.model_formats.errors import TrainingDataError
 from toque.functions.model_formats.selected_inputs import select_inputs
 from toque.functions.model_formats.table_inputs import first_text
+from toque.functions.stats import LARGEST
 from toque.registry.models import Signature
 from toque.registry.models.traffic import OUTSIDE
 
@@ -56,7 +57,7 @@ class Scored:
     told: the label as business metrics take it: `label`, but for a loss of texts the number that was sent, such as a thumb.
     output: the first output. loss: NaN unless answered and labelled. expected: the loss to expect if a probability is
     right, its entropy; NaN for other outputs. bias: a probability or a rate less the label, 0 on average where it is calibrated;
-    NaN for other outputs, and where the loss is. outside: whether the unit was outside the experiment's part of its layer,
+    held within `LARGEST`; NaN for other outputs, and where the loss is. outside: whether the unit was outside the experiment's part of its layer,
     where the champion answers beside the arms.
     """
 
@@ -91,7 +92,8 @@ class Scored:
 def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: float = 1e6) -> Scored:
     """Compute losses of `rows` of the prediction log joined with labels.
 
-    clip: probabilities are held in [clip, 1 - clip]; cap: the most that the squared error, deviance or distance of a row counts.
+    clip: probabilities are held in [clip, 1 - clip]; cap: the most that the squared error, deviance or distance of a row counts,
+    `LARGEST` where it is above that.
     Log loss takes one output as the probability of label 1, several as the probabilities of classes 0, 1, …; or as those of
     several labels, where the column `truth` lists a 0 or 1 for each. A distance is of the answer from the vector in `truth`, or of
     two texts, `answer_text` and `label_text`, whose lengths are then `output` and `label`.
@@ -100,6 +102,7 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
     """
     if loss == "ndcg_loss":
         return _by_request(score(rows, loss="squared_error"))
+    cap = min(cap, LARGEST)
     rows = rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
     ids = rows["prediction_id"].to_numpy(zero_copy_only=False)
     unit = rows["unit"].to_numpy(zero_copy_only=False)
@@ -143,7 +146,7 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
         output=output,
         loss=realised,
         expected=expected,
-        bias=np.where(np.isnan(realised), np.nan, mean - label),
+        bias=np.where(np.isnan(realised), np.nan, np.clip(mean - label, -LARGEST, LARGEST)),
         outside=_outside(rows),
     )
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from toque.functions.model_formats.errors import TrainingDataError
+from toque.functions.stats import LARGEST
 from toque.kernels.hashing import hash_strings
 
 _FEWEST_CLASSES, _MOST_CLASSES = 2, 1_000  # more are ids, not classes
@@ -188,16 +189,16 @@ def _listed_names(table: pa.Table, label: str) -> pa.Array:
 
 
 def number_labels(table: pa.Table, label: str) -> npt.NDArray[np.float64]:
-    """Convert the label column to (rows,) float64. Raises: TrainingDataError if it is absent or not finite everywhere."""
+    """Convert the label column to (rows,) float64. Raises: TrainingDataError if it is absent, or not within `LARGEST` everywhere."""
     column = _without_nulls(table, label)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise TrainingDataError(f"label column {label!r} has type {column.type}: a regression needs a number")
     values: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
-    bad = int((~np.isfinite(values)).sum())
+    bad = int((~(np.abs(values) <= LARGEST)).sum())
     if bad:
         raise TrainingDataError(
-            f"label column {label!r} has {bad} values in {table.num_rows} rows that are no finite number: leave those "
-            "rows out"
+            f"label column {label!r} has {bad} values in {table.num_rows} rows that are no finite number, or beyond "
+            f"{LARGEST:g}, where squares cannot be summed: leave those rows out"
         )
     return values
 

@@ -248,7 +248,9 @@ def _run_detector(track: Track, z: float, monitor: PerformanceMonitor) -> tuple[
         level = max(0.0, track.level + z - monitor.shift / 2)
         cusum = Cusum(0.0, 1.0, monitor.shift, monitor.threshold, level=track.level).update([z])
         return cusum.alarm, level, {"level": cusum.level}
-    after = PageHinkley(monitor.shift / 2, monitor.threshold, _MIN_DIFFERENCES, **track.memory).update([z])
+    # Its mean is over all cohorts so far: a fall, too, is held within what one cohort may say.
+    detector = PageHinkley(monitor.shift / 2, monitor.threshold, _MIN_DIFFERENCES, **track.memory)
+    after = detector.update([max(z, -_MAX_SPREADS)])
     kept = {name: getattr(after, name) for name in ("n", "seen", "mean", "total", "lowest")}
     return after.alarm, after.total - after.lowest, {"level": after.total - after.lowest, "memory": kept}
 

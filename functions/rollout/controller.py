@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -45,6 +46,7 @@ _LETS_THROUGH: tuple[Action, ...] = ("advance", "ramp", "promote")
 _LOG_EVERY = timedelta(
     minutes=1
 )  # between readings of the log for a challenger that the live counts would let through
+_logger = logging.getLogger(__name__)
 _ATTEMPTS = 8  # to end a rollout by hand while ticks write, too
 
 _Judge = Callable[[RolloutState, CurrentTraffic, datetime, dict[int, str]], tuple[Evidence, Decision]]
@@ -281,12 +283,25 @@ class Rollouts:
             traffic = self._registry.traffic(self.model)
             if action == "promote":
                 check_promotion(self._registry, self.model, state, traffic)
-            evidence = self._observe(state, traffic, now, {})
+            evidence = self._evidence_at_end(state, traffic, now, action)
             by_hand = Finding(rule="by_hand", fired=True, text=reason)
             decision = Decision(action=action, rule="by_hand", findings=(by_hand,))
             if self._record(state, evidence, decision, traffic.entry, now).entry is not None:
                 return self._current()
         raise RolloutError(f"{self.model}: ticks were first {_ATTEMPTS} times; nothing was ended, try again")
+
+    def _evidence_at_end(
+        self, state: RolloutState, traffic: CurrentTraffic, now: datetime, action: Action
+    ) -> Evidence:
+        """Read the evidence on which a person ends the rollout; empty where it cannot be read, unless they promote."""
+        try:
+            return self._observe(state, traffic, now, {})
+        except Exception:
+            if action == "promote":
+                raise
+            # Users must be rid of a challenger whatever is wrong with what was recorded of it.
+            _logger.exception("%s: version %d leaves without its evidence", self.model, state.challenger)
+            return Evidence(champion=champion_of(traffic))
 
     def explain(self, entry: int) -> Explanation:
         """Make the decision of journal entry `entry` again from the journal alone.

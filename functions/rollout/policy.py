@@ -23,7 +23,7 @@ class Guardrail(BaseModel):
     source: where a value comes from: the "label" (what became of an answer: a sale, a complaint), the first "output",
         "latency_ms", a "table" of its own, or a "score" of a language model's live answers, of which a sample has one.
     margin: the mean may be worse by this much. Proven worse by more, the rollout is rolled back; until it is proven not to
-        be, nothing is promoted.
+        be, or where one arm's answers have a value more seldom than the other's, nothing is promoted.
     better: which direction is good. floor, cap: values are held within, fixed before any is seen, which bounds one outlier; with
         both of them, and of a score, values that are all the same are judged, too.
     """
@@ -102,7 +102,8 @@ class RolloutPolicy(BaseModel):
         Neighbouring cohorts may be alike, too, which widens it further.
     season: nothing is promoted by its loss before labels of a whole season were judged, since what is better from Monday to Friday
         may be worse on the week's other days. Zero: at once.
-    min_label_share: below this share of labelled pairs nothing is decided by loss (the label stream stopped).
+    min_label_share: below this share of labelled pairs nothing is decided by loss (the label stream stopped); below this share of
+        either arm's answers that have a value, no guardrail lets through.
     min_shadow_share: below this share of champion requests scored by the shadow, nothing is decided by loss either.
     slow_ms: an answer above it counts as slow; slow answers are judged as errors are. None: latency is free.
     guard_alpha: chance that a challenger with the champion's error rate is rolled back for its errors; and, shared
@@ -115,7 +116,7 @@ class RolloutPolicy(BaseModel):
         champion's.
     ramp: shares of the canary, each larger than the one before; a step is guarded by itself and held for `ramp_hold`, until the
         challenger is shown to serve as well: at most `error_margin` more of its requests unanswered, and not slower by
-        `slow_ratio`. Empty: `canary_share` is the only step.
+        `slow_ratio`. Above that margin nothing is promoted by its loss either. Empty: `canary_share` is the only step.
     promote_by: "labels"; or "service", where labels never come or come late: what is shown to serve as well at the last step is
         promoted, whatever its answers are worth.
     go_back: whether a champion that breaks within `go_back_within` of its release is replaced by the one before it, without asking.

@@ -8,7 +8,7 @@ from toque.functions.stats.change import Adwin, Cusum, PageHinkley
 from toque.functions.stats.class_estimate import ClassSketch, estimate_class_losses, estimate_shares
 from toque.functions.stats.comparison.bandit import Allocation, epsilon_greedy, thompson
 from toque.functions.stats.comparison.betting import BettingCS, betting_cs
-from toque.functions.stats.comparison.cluster_sums import ClusterSums, SeriesSums
+from toque.functions.stats.comparison.cluster_sums import LARGEST, ClusterSums, SeriesSums
 from toque.functions.stats.comparison.counts import SequentialCounts, sequential_counts
 from toque.functions.stats.comparison.effects import (
     CupedEffect,
@@ -41,6 +41,7 @@ from toque.functions.stats.sketch import TableSketch, one_row_per_unit
 from toque.functions.stats.slices import slices_above, worst_slices
 
 __all__ = [
+    "LARGEST",
     "Adwin",
     "Allocation",
     "AsymptoticCS",

@@ -42,6 +42,9 @@ IDS: dict[str, str] = NOTES["invocations"]
 CODE_PATIENCE_S = 0.5
 # Fields that later releases added to what is read; what 0.1 saw has none of them.
 ADDED = {
+    "champion_unanswered",
+    "challenger_unanswered",
+    "too_large",
     "preempting", "preemptions", "energy_j", "gpu_hours", "money", "share", "accept_code", "allow_code", "automatic", "automatic_approval", "claim", "demand", "overriders", "policy", "store_reads",
     "store_writes", "trace", "live", "live_alpha", "slow_ratio", "ramp", "ramp_hold", "error_margin", "promote_by", "go_back",
     "go_back_within", "step", "step_since", "next_start", "next_end", "propensity", "trusted_types", "declining", "keep_texts", "limit_s", "timed_out",

@@ -28,6 +28,19 @@ EXTREMES = {
 }
 """Numbers beside which the results of others must stay as they are, by name."""
 
+RECORDED = {
+    "1e155": 1e155,
+    "1e160": 1e160,
+    "1e308": 1e308,
+    "-DBL_MAX": -DBL_MAX,
+    "+inf": float("inf"),
+    "-inf": float("-inf"),
+    "NaN": float("nan"),
+    "-0.0": -0.0,
+    "2^53+1": float(2**53 + 1),
+}
+"""Values that a log may hold of a label, an outcome or an answer, by name."""
+
 WHOLE = {
     "2^53+1": LARGEST_WHOLE + 1,
     "-2^53-1": -LARGEST_WHOLE - 1,
@@ -62,6 +75,7 @@ TEXTS = {
 """Texts by what is unusual about them."""
 
 any_extreme = pytest.mark.parametrize("extreme", EXTREMES.values(), ids=EXTREMES.keys())
+any_recorded = pytest.mark.parametrize("recorded", RECORDED.values(), ids=RECORDED.keys())
 any_edge = pytest.mark.parametrize(("dtype", "held_value", "beyond"), EDGES.values(), ids=EDGES.keys())
 any_whole = pytest.mark.parametrize("whole", WHOLE.values(), ids=WHOLE.keys())
 

@@ -13,6 +13,7 @@ from scipy import special
 
 from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.evaluation.metrics.numbers import mae
+from toque.functions.stats import LARGEST
 
 Floats = npt.NDArray[np.floating]
 
@@ -74,12 +75,12 @@ def _checked(label: Floats, rate: Floats) -> tuple[npt.NDArray[np.float64], npt.
     y, mu = np.asarray(label, dtype=np.float64), np.asarray(rate, dtype=np.float64)
     if y.shape != mu.shape or y.ndim != 1 or y.size == 0:
         raise EvaluationError(f"need as many counts as rates and at least one, got {y.shape} and {mu.shape}")
-    strange = ~((y >= 0) & (y == np.floor(y)) & np.isfinite(y))
+    strange = ~((y >= 0) & (y == np.floor(y)) & (y <= LARGEST))
     if strange.any():
         raise EvaluationError(
-            f"labels must be integers from 0 on, found {np.unique(y[strange])[:5].tolist()}"
+            f"labels must be integers from 0 on, found {np.unique(y[strange])[:5].tolist()}; at most {LARGEST:g}"
         )
-    bad = ~((mu >= 0) & np.isfinite(mu))
+    bad = ~((mu >= 0) & (mu <= LARGEST))
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise EvaluationError(

@@ -1,4 +1,4 @@
-"""Metrics of predicted numbers, as pure functions of labels and predictions, both (rows,) and finite."""
+"""Metrics of predicted numbers, as pure functions of labels and predictions, both (rows,) and within `LARGEST`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.stats import LARGEST
 
 Floats = npt.NDArray[np.floating]
 
 
 def squared_error(label: Floats, value: Floats) -> npt.NDArray[np.float64]:
-    """Squared error of each row. Raises: EvaluationError if there are no rows, or a value is not finite."""
+    """Squared error of each row. Raises: EvaluationError if there are no rows, or a value is not within `LARGEST`."""
     y, v = _checked(label, value)
     errors: npt.NDArray[np.float64] = (v - y) ** 2
     return errors
@@ -59,7 +60,7 @@ def _checked(label: Floats, value: Floats) -> tuple[npt.NDArray[np.float64], npt
     y, v = np.asarray(label, dtype=np.float64), np.asarray(value, dtype=np.float64)
     if y.shape != v.shape or y.ndim != 1 or y.size == 0:
         raise EvaluationError(f"need as many labels as answers and at least one, got {y.shape} and {v.shape}")
-    bad = ~(np.isfinite(y) & np.isfinite(v))
+    bad = ~((np.abs(y) <= LARGEST) & (np.abs(v) <= LARGEST))
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise EvaluationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Protocol, Self
@@ -9,20 +10,28 @@ from typing import Protocol, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toque.functions.evaluation.realised_loss import Scored, score
 from toque.functions.prediction_log import PINNED
 from toque.functions.rollout.evidence.assigned_units import AssignedUnits, EventUnits, count_assigned
 from toque.functions.rollout.evidence.metric_units import MetricCohort, MetricUnits
-from toque.functions.rollout.evidence.metrics import FROM_TABLES, MetricRows, ReadMetric, metric_cohort
+from toque.functions.rollout.evidence.metrics import (
+    FROM_TABLES,
+    MetricRows,
+    ReadMetric,
+    exposure,
+    exposure_cohort,
+    metric_cohort,
+)
 from toque.functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss
 from toque.functions.rollout.policy import Guardrail, RolloutPolicy
 from toque.functions.rollout.state import RolloutState, Stage
 from toque.registry.models.traffic import BY_RULE, HOLDOUT
 from toque.registry.times import EPOCH, epoch_us
 
-_LAYOUT = 2
+_logger = logging.getLogger(__name__)
+_LAYOUT = 3
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
 
 
@@ -42,7 +51,7 @@ class CohortSums(BaseModel):
     """Sums of all cohorts before `next_cohort`; a cache that can be rebuilt from the log.
 
     next_cohort: index of the first cohort that is not in the sums, counted in cohort lengths since the epoch. layout: sums of
-    another one are made anew. events: units that met one, by stage and event. metric_units: by guardrail.
+    another one are made anew. events: units that met one, by stage and event. metrics, metric_units: by guardrail, and its exposure.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -130,9 +139,13 @@ def sum_cohorts(
 
 
 def _stored_sums(store: SumsStore, key: str) -> CohortSums | None:
-    """Read the sums under a key; None if there are none, or another release summed in another way."""
+    """Read the sums under a key; None if there are none, or another release summed in another way or what no float holds."""
     stored = store.find(key)
-    sums = None if stored is None else CohortSums.model_validate_json(stored)
+    try:
+        sums = None if stored is None else CohortSums.model_validate_json(stored)
+    except ValidationError as error:
+        _logger.warning("%s is summed anew from the log: %s", key, error)
+        return None
     return sums if sums is not None and sums.layout == _LAYOUT else None
 
 
@@ -191,10 +204,12 @@ def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, MetricRows])
     mine = cohort.where(~cohort.shadow & ~cohort.outside & (cohort.at >= epoch_us(state.split_since)))
     champion = mine.where(mine.version == state.champion)
     challenger = mine.where(mine.version == state.challenger)
-    return {
-        guardrail.name: metric_cohort(champion, challenger, guardrail, tables.get(guardrail.name))
-        for guardrail in state.policy.guardrails
-    }
+    cohorts: dict[str, MetricCohort] = {}
+    for guardrail in state.policy.guardrails:
+        rows = (champion, challenger, guardrail, tables.get(guardrail.name))
+        cohorts[guardrail.name] = metric_cohort(*rows)
+        cohorts[exposure(guardrail.name)] = exposure_cohort(*rows)
+    return cohorts
 
 
 def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:
@@ -207,12 +222,18 @@ def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:
     ours, theirs = challenger.where(right), champion.where(left)
     both = ours.answered & theirs.answered
     labelled = both & np.isfinite(ours.loss) & np.isfinite(theirs.loss)
-    return PairedLoss.of_cohort(
+    loss = PairedLoss.of_cohort(
         theirs.loss[labelled],
         ours.loss[labelled],
         theirs.unit[labelled].astype(str).tolist(),
         pairs=int(both.sum()),
         requests=int(champion.answered.sum()),
+    )
+    return loss.model_copy(
+        update={
+            "champion_unanswered": int((ours.answered & ~theirs.answered).sum()),
+            "challenger_unanswered": int((theirs.answered & ~ours.answered).sum()),
+        }
     )
 
 
@@ -262,6 +283,8 @@ def _with_events(
         challenger_errors=errors[1],
         champion_slow=slow[0],
         challenger_slow=slow[1],
+        champion_unanswered=counts.champion_unanswered + int((~arms[0].answered).sum()),
+        challenger_unanswered=counts.challenger_unanswered + int((~arms[1].answered).sum()),
     )
 
 

@@ -28,18 +28,19 @@ _BYTES = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64
 
 @dataclass(frozen=True, slots=True)
 class MetricArm:
-    """Values of one arm in one cohort, by unit: hash, sum and rows of each, (units,)."""
+    """Values of one arm in one cohort, by unit: hash, sum and rows of each, (units,). too_large: values beyond `LARGEST`."""
 
     unit: Hashes
     total: Floats
     rows: Floats
+    too_large: int = 0
 
     @classmethod
-    def of(cls, values: Floats, units: Hashes) -> Self:
-        """Sum `values` (rows,) by the unit of each row."""
+    def of(cls, values: Floats, units: Hashes, *, too_large: int = 0) -> Self:
+        """Sum `values` (rows,), held within `LARGEST`, by the unit of each row."""
         unit, index = np.unique(units, return_inverse=True)
         total, rows = np.bincount(index, weights=values), np.bincount(index)
-        return cls(unit, total.astype(np.float64), rows.astype(np.float64))
+        return cls(unit, total.astype(np.float64), rows.astype(np.float64), too_large)
 
     @property
     def sums(self) -> ClusterSums:
@@ -58,9 +59,10 @@ class MetricCohort:
 
     def sums(self) -> MetricSums:
         """Sum the cohort, each unit being one of this cohort."""
-        return MetricSums.of_cohort(
+        sums = MetricSums.of_cohort(
             self.champion.sums, self.challenger.sums, requests=self.requests, bounds=self.bounds
         )
+        return sums.model_copy(update={"too_large": self.champion.too_large + self.challenger.too_large})
 
 
 class ArmUnits(BaseModel):

@@ -18,6 +18,7 @@ from toque.functions.evaluation.realised_loss import Scored
 from toque.functions.prediction_log.sampling import is_sampled
 from toque.functions.rollout.evidence.metric_units import MetricArm, MetricCohort
 from toque.functions.rollout.policy import Guardrail
+from toque.functions.stats import LARGEST
 from toque.kernels.hashing import hash_strings
 from toque.registry import ObjectStore, Table
 
@@ -99,14 +100,40 @@ def metric_cohort(
     share = 1.0 if metric is None else metric.share
     arms = [_sampled(arm.first_by_id(), share) for arm in (champion, challenger)]
     theirs, ours = (_by_unit(arm, metric_values(arm, guardrail, metric)) for arm in arms)
+    bounds = guardrail.bounds
     return MetricCohort(
-        champion=theirs, challenger=ours, requests=sum(len(arm) for arm in arms), bounds=guardrail.bounds
+        champion=theirs,
+        challenger=ours,
+        requests=sum(len(arm) for arm in arms),
+        bounds=None if bounds is None else (max(bounds[0], -LARGEST), min(bounds[1], LARGEST)),
+    )
+
+
+def exposure(name: str) -> str:
+    """Name under which the share of answers that have a value of metric `name` is summed, as a metric of its own."""
+    return f"{name}/exposure"
+
+
+def exposure_cohort(
+    champion: Scored, challenger: Scored, guardrail: Guardrail, metric: MetricRows | None
+) -> MetricCohort:
+    """Take, as `metric_cohort`, 1 of an answer that has a value of the metric and 0 of one without."""
+    share = 1.0 if metric is None else metric.share
+    arms = [_sampled(arm.first_by_id(), share) for arm in (champion, challenger)]
+    theirs, ours = (
+        _by_unit(arm, np.isfinite(metric_values(arm, guardrail, metric)).astype(np.float64)) for arm in arms
+    )
+    return MetricCohort(
+        champion=theirs, challenger=ours, requests=sum(len(arm) for arm in arms), bounds=(0.0, 1.0)
     )
 
 
 def _by_unit(rows: Scored, values: npt.NDArray[np.float64]) -> MetricArm:
     has_value = np.isfinite(values)
-    return MetricArm.of(values[has_value], hash_strings(rows.unit[has_value]))
+    values, units = values[has_value], hash_strings(rows.unit[has_value])
+    return MetricArm.of(
+        np.clip(values, -LARGEST, LARGEST), units, too_large=int(np.sum(np.abs(values) > LARGEST))
+    )
 
 
 def _sampled(rows: Scored, share: float) -> Scored:

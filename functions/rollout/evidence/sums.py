@@ -23,7 +23,8 @@ class PairedLoss(BaseModel):
     """Paired loss differences, summed by unit within a cohort and by cohort, the cohorts in the order of time.
 
     requests: what the champion answered in these cohorts. pairs: those the challenger scored too, both with a
-    number; labelled or not. champion_loss, challenger_loss: sums over the labelled pairs.
+    number; labelled or not. challenger_unanswered, champion_unanswered: requests that both scored, only one of them with a
+    number. champion_loss, challenger_loss: sums over the labelled pairs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,6 +35,8 @@ class PairedLoss(BaseModel):
     challenger_loss: float = 0.0
     pairs: int = 0
     requests: int = 0
+    champion_unanswered: int = 0
+    challenger_unanswered: int = 0
 
     @classmethod
     def of_cohort(
@@ -52,12 +55,7 @@ class PairedLoss(BaseModel):
 
     def __add__(self, other: Self) -> Self:
         return type(self)(
-            by_unit=self.by_unit + other.by_unit,
-            by_cohort=self.by_cohort + other.by_cohort,
-            champion_loss=self.champion_loss + other.champion_loss,
-            challenger_loss=self.challenger_loss + other.challenger_loss,
-            pairs=self.pairs + other.pairs,
-            requests=self.requests + other.requests,
+            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
         )
 
     @property
@@ -67,7 +65,10 @@ class PairedLoss(BaseModel):
 
 
 class ArmCounts(BaseModel):
-    """Requests of one stage by arm. Errors and slow answers are units that met one, each counted once over the split."""
+    """Requests of one stage by arm. Errors and slow answers are units that met one, each counted once over the split.
+
+    champion_unanswered, challenger_unanswered: requests that met an error; 0 in evidence of before they were counted.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -77,6 +78,8 @@ class ArmCounts(BaseModel):
     challenger_errors: int = 0
     champion_slow: int = 0
     challenger_slow: int = 0
+    champion_unanswered: int = 0
+    challenger_unanswered: int = 0
 
     def __add__(self, other: Self) -> Self:
         return type(self)(
@@ -100,7 +103,8 @@ class MetricSums(BaseModel):
     champion, weighted by the cohort's rows. noise: variance of rows times the difference, as if a unit of each cohort were
     another one; observations: how many units that makes. unit_noise: the same variance where a unit is one over all cohorts.
     champion_units, challenger_units: units behind it. The last three are 0, and units summed over cohorts, in sums of before.
-    champion_total, challenger_total, champion_rows: for the means that a person reads.
+    champion_total, challenger_total, champion_rows: for the means that a person reads. too_large: values beyond `LARGEST`, with
+    which nothing is judged.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -116,6 +120,7 @@ class MetricSums(BaseModel):
     champion_total: float = 0.0
     challenger_total: float = 0.0
     champion_rows: int = 0
+    too_large: int = 0
 
     @classmethod
     def of_cohort(
@@ -209,7 +214,7 @@ class Evidence(BaseModel):
     champion: the version that answers now. challenger_problem: why the challenger cannot be served, if so.
     loss: scored cohorts of shadow and canary. shadow, canary: counts of each stage, never pooled (their splits differ).
     units: of the canary's split. canary_share: the canary's declared share of what it and the champion answer together; None
-    where it was not noted: then the policy's. metrics: by guardrail. slos: by objective.
+    where it was not noted: then the policy's. metrics: by guardrail, and by `exposure` of it. slos: by objective.
     live: counts of the last minutes; None where nobody counts, or Redis is away. late: what came too late to be in the sums.
     rivals: the evidence on each other challenger that is still in the shadow, by version.
     """

@@ -178,6 +178,34 @@ def _missing_evidence(inputs: RuleInput) -> str | None:
         return f"the shadow scored {loss.pairs} of {loss.requests} requests; {policy.min_shadow_share:.0%} are needed"
     if loss.labels < policy.min_label_share * loss.pairs:
         return f"{loss.labels} of {loss.pairs} pairs have a label; {policy.min_label_share:.0%} are needed"
+    return _missing_answers(inputs)
+
+
+def _missing_answers(inputs: RuleInput) -> str | None:
+    """Say that more of the challenger's requests than of the champion's have no finite answer, or None.
+
+    By requests: units may be one caller. Its losses say nothing of those requests, as they have none.
+    """
+    loss, canary, margin = inputs.evidence.loss, inputs.evidence.canary, inputs.policy.error_margin
+    both = loss.pairs + loss.champion_unanswered + loss.challenger_unanswered
+    ours, theirs = loss.challenger_unanswered, loss.champion_unanswered
+    if ours > theirs + margin * both:
+        return (
+            f"{ours} of {both} requests that both scored have no finite answer of the challenger alone, {theirs} of the "
+            f"champion alone; at most {margin:.2%} more are allowed"
+        )
+    if not canary.champion:
+        return None
+    usual = canary.champion_unanswered / canary.champion
+    ours, noise = (
+        canary.challenger_unanswered,
+        usual * (1 - usual) * (1 + canary.challenger / canary.champion),
+    )
+    if ours > (usual + margin) * canary.challenger + 2 * math.sqrt(noise * canary.challenger):
+        return (
+            f"{ours} of {canary.challenger} requests of the canary have no finite answer, {usual:.2%} of the champion's; "
+            f"at most {margin:.2%} more are allowed"
+        )
     return None
 
 

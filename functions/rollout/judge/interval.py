@@ -65,12 +65,12 @@ def metric_change(
 ) -> Improvement | None:
     """Compute anytime-valid bounds of how much better (below 0: worse) a guardrail's mean is in the canary.
 
-    None where there is nothing to judge: fewer than `policy.burn_in` units in an arm, sums that are not finite, values that
-    do not vary. alpha: of each of the two one-sided bounds.
+    None where there is nothing to judge: fewer than `policy.burn_in` units in an arm, values too large to be summed or that do
+    not vary. alpha: of each of the two one-sided bounds.
     Source: as `improvement`, on the difference of means stratified by cohort.
     """
     gap = sums.difference
-    if min(sums.champion_units, sums.challenger_units) < policy.burn_in:
+    if sums.too_large or min(sums.champion_units, sums.challenger_units) < policy.burn_in:
         return None
     if not math.isfinite(gap.total + gap.square + sums.noise + sums.unit_noise) or sums.noise <= 0.0:
         return None

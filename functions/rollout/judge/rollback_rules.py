@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from toque.functions.rollout.evidence.metrics import exposure
 from toque.functions.rollout.evidence.sums import MetricSums
 from toque.functions.rollout.judge.interval import excess_p_value, metric_change
 from toque.functions.rollout.judge.rule_input import Finding, RuleInput
 from toque.functions.rollout.policy import Guardrail
-from toque.functions.stats import sequential_counts
+from toque.functions.stats import LARGEST, sequential_counts
 
 
 def errors(inputs: RuleInput) -> Finding:
@@ -61,12 +62,34 @@ def not_shown_harmless(inputs: RuleInput) -> str | None:
         sums = inputs.evidence.metrics.get(guardrail.name, MetricSums())
         if sums.rows < inputs.policy.min_label_share * sums.requests:
             return f"guardrail {guardrail.name}: {sums.rows} of {sums.requests} answers have a value"
+        unlike = _unlike_exposure(inputs, guardrail)
+        if unlike is not None:
+            return unlike
         change = metric_change(sums, guardrail, inputs.policy, inputs.policy.alpha)
         if change is None or not math.isfinite(change.lower):
             return f"guardrail {guardrail.name}: not judged yet, {_sample_sizes(sums)}"
         if change.lower <= -guardrail.margin:
             return f"guardrail {guardrail.name}: its change may be {change.lower:.5g}, the margin is {guardrail.margin:.5g}"
     return None
+
+
+def _unlike_exposure(inputs: RuleInput, guardrail: Guardrail) -> str | None:
+    """Say that one arm's answers have a value too seldom, or more seldom than the other's, or None.
+
+    Which values are missing may be the very difference, as where only what sold is reported.
+    """
+    sums, policy = inputs.evidence.metrics.get(exposure(guardrail.name), MetricSums()), inputs.policy
+    if not sums.rows:
+        return None
+    ours = sums.challenger_total / (sums.rows - sums.champion_rows)
+    theirs = sums.champion_total / sums.champion_rows
+    text = f"guardrail {guardrail.name}: {ours:.1%} of the canary's answers have a value, {theirs:.1%} of the champion's"
+    if min(ours, theirs) < policy.min_label_share:
+        return f"{text}; {policy.min_label_share:.0%} are needed"
+    gap = metric_change(sums, guardrail, policy, policy.mismatch_alpha / 2)
+    if gap is None or gap.lower <= 0.0 <= gap.upper:
+        return None
+    return f"{text}; find out which are missing before the values of the two are compared"
 
 
 def canary_share(inputs: RuleInput) -> float:
@@ -118,4 +141,7 @@ def _joined_findings(found: list[Finding]) -> Finding:
 
 
 def _sample_sizes(sums: MetricSums) -> str:
-    return f"{sums.champion_units} and {sums.challenger_units} units in {sums.difference.clusters} cohorts"
+    sizes = f"{sums.champion_units} and {sums.challenger_units} units in {sums.difference.clusters} cohorts"
+    if not sums.too_large:
+        return sizes
+    return f"{sizes}; {sums.too_large} values are beyond {LARGEST:g}: give the guardrail of the next rollout a floor and a cap"

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 Floats = npt.NDArray[np.float64]
+LARGEST = 1e100
+"""Greatest size of a value that is summed: the squares of sums over a billion of them are float64 still."""
 _MOST_ALIKE = 0.95  # autocorrelation above which a series of clusters is taken as one with this
 _LIMIT = 1.2816  # standard errors of the upper 90 % limit
 
