@@ -206,6 +206,22 @@ def test_the_alarm_of_a_roll_back_is_over_when_the_next_rollout_begins(world: Wo
     assert [alarm.recovered for alarm in world.alarms()] == [False, True]
 
 
+def test_a_champion_of_few_requests_is_told_and_again_when_it_is_well(world: World) -> None:
+    running = world.reflexes()
+
+    def serve(minutes: int, *, fails: float) -> None:
+        for minute in range(minutes):
+            world.serve(1, fails={1: fails}, per_minute=1 - minute % 2)
+            running.tick()
+
+    serve(180, fails=0.0)
+    serve(60, fails=1.0)
+    assert [(alarm.subject, alarm.recovered) for alarm in world.alarms()] == [("errors", False)]
+    assert "of the last 30 minutes met an error" in world.alarms()[0].text
+    serve(20, fails=0.0)
+    assert [alarm.recovered for alarm in world.alarms()] == [False, True]
+
+
 def test_a_champion_that_breaks_is_told_once_and_again_when_it_is_well(world: World) -> None:
     world.serve(72)
     running = world.reflexes()
