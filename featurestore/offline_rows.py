@@ -11,7 +11,7 @@ from toque.featurestore.applied import deserialize
 from toque.featurestore.applied.definitions import Definitions, ViewOrName
 from toque.featurestore.definitions.derived import Derived
 from toque.featurestore.definitions.expectations import Freshness
-from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, check_name
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, check_name
 from toque.featurestore.definitions.views import (
     FeatureLike,
     FeatureService,
@@ -70,19 +70,25 @@ class OfflineRows(Definitions):
         """
         found, table = self._applied(view), to_table(rows)
         typed = self._expected(found, table)
-        self._note_created(found, table)
-        return self._write(found, typed)
+        return self._write(found, typed, known=self._known_in(found, table))
 
-    def _note_created(self, view: FeatureView, rows: pa.Table) -> None:
-        """Note that rows come with the times at which they became known."""
+    def _known_in(self, view: FeatureView, rows: pa.Table) -> str | None:
+        """Name the column of written rows that says since when they are known, where the view's rows differ in that."""
         if CREATED_TIMESTAMP in rows.column_names:
             self.offline.note_created(view)
+            return CREATED_TIMESTAMP
+        return EVENT_TIMESTAMP if self.offline.says_when_created(view) else None
 
     def _write(
-        self, view: FeatureView, typed: pa.Table, *, loads: Mapping[str, int] | None = None
+        self,
+        view: FeatureView,
+        typed: pa.Table,
+        *,
+        loads: Mapping[str, int] | None = None,
+        known: str | None = None,
     ) -> TableSnapshot:
         """Append typed rows to a view's table; searches of this process find them at once."""
-        snapshot = self.offline.write(view, typed, loads=loads)
+        snapshot = self.offline.write(view, typed, loads=loads, known=known)
         FOLLOWERS.expire(self.place, view.stored_as)
         return snapshot
 

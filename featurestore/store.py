@@ -129,9 +129,9 @@ class FeatureStore(OfflineRows):
         typed = self._expected(found, table)
         if to != "offline":
             self._refuse_future(found, typed.column(EVENT_TIMESTAMP))
+        snapshot = None
         if to != "online":
-            self._note_created(found, table)
-        snapshot = self._write(found, typed) if to != "online" else None
+            snapshot = self._write(found, typed, known=self._known_in(found, table))
         if to != "offline":
             if of_vectors(found):
                 RecentKeys(self.online, found).add(typed)

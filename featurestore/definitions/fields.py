@@ -11,6 +11,7 @@ from toque.featurestore.errors import InvalidDefinition
 EVENT_TIMESTAMP = "event_timestamp"
 CREATED_TIMESTAMP = "created_timestamp"
 EVENT_DAY = "event_day"
+KNOWN_TIMESTAMP = "_known_timestamp"  # no field can have this name
 RESERVED = frozenset({EVENT_TIMESTAMP, CREATED_TIMESTAMP, EVENT_DAY})
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")

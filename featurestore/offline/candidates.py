@@ -48,7 +48,10 @@ def answers_of(job: PinnedRetrieval, lookup: Projection, *, step_rows: int = ROW
         return offline_schema(view).empty_table()
     start, end = job.bounds(lookup)
     files = [file for file in version.files if file.may_hold(start, end)]
-    read = job.offline.batches(view, version, files, start=start, end=end, rows=step_rows)
+    known_else = job.known_else(lookup)
+    read = job.offline.batches(
+        view, version, files, start=start, end=end, rows=step_rows, known_else=known_else
+    )
     return candidates_of((rows for rows, _ in read), prefilter, view, as_known=job.reads_as_known(lookup))
 
 
@@ -63,12 +66,13 @@ def candidates_of(
         found = prefilter.candidates(rows, hashes, keys=keys, ttl=view.ttl, as_known=as_known)
         return rows.take(pa.array(found))
 
-    kept, waiting = offline_schema(view).empty_table(), list[pa.Table]()
+    kept, waiting = list[pa.Table](), list[pa.Table]()
     for rows in parts:
         waiting.append(chosen(rows))
-        if sum(part.num_rows for part in waiting) > max(kept.num_rows, len(prefilter.moments)):
-            kept, waiting = chosen(pa.concat_tables([kept, *waiting])), []
-    return pa.concat_tables([kept, *waiting])
+        before = sum(part.num_rows for part in kept)
+        if sum(part.num_rows for part in waiting) > max(before, len(prefilter.moments)):
+            kept, waiting = [chosen(pa.concat_tables([*kept, *waiting]))], []
+    return pa.concat_tables([*kept, *waiting] or [offline_schema(view).empty_table()])
 
 
 def prefilter_of(job: PinnedRetrieval, lookup: Projection) -> Prefilter | None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 import polars as pl
@@ -27,7 +27,7 @@ from toque.featurestore.errors import InvalidRows
 from toque.featurestore.offline.pinned_retrieval import stored_view
 from toque.featurestore.rows import offline_schema
 
-_EVENT, _CREATED, _KEY, _AT, _NEW = "__event", "__created", "__key", "__at", "__new"
+_EVENT, _CREATED, _KEY, _AT, _NEW, _UNTIL = "__event", "__created", "__key", "__at", "__new", "__until"
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -42,12 +42,16 @@ class InputRows:
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """What the inputs of a key were at a moment, as known at a time: a row of each, or None."""
+    """What the inputs of a key were at a moment, as known from a time on: a row of each, or None.
+
+    until_us: when they became known to be something else; None if they did not.
+    """
 
     key: int
     event_us: int
     created_us: int
     rows: tuple[int | None, ...]
+    until_us: int | None = None
 
 
 @dataclass(slots=True)
@@ -82,8 +86,8 @@ def derive(
 ) -> pa.Table:
     """Compute the rows of a derived view that follow from rows which were not consumed yet.
 
-    stored: rows of the view from the first moment that changes on. now: when a row became known that contradicts a stored one
-    which became known no earlier.
+    stored: rows of the view from the first moment that changes on. now: the earliest time at which a row counts that takes the
+    place of a stored one which became known no earlier.
     Returns: rows in the view's offline schema. Raises: InvalidRows if the transform fails or returns something else.
     """
     keyed, keys = _keyed(view, inputs)
@@ -102,7 +106,8 @@ def derive(
         CREATED_TIMESTAMP: pa.array([each.created_us for each in moments], pa.int64()).cast(TIMESTAMP),
     }
     table = pa.table({name: named.column(name) for name in named.column_names} | made | times)
-    return _standing(view, table.cast(offline_schema(view)), stored, now)
+    until = pl.Series(_UNTIL, [moment.until_us for moment in moments], pl.Int64)
+    return _standing(view, table.cast(offline_schema(view)), until, stored, now)
 
 
 def _ttl_us(of: Projection) -> int | None:
@@ -165,6 +170,7 @@ def _moments(rows: list[tuple[int, ...]], ttls: list[int | None]) -> list[_Momen
     times: list[int] = []
     new: set[tuple[int, int]] = {(number, at) for _, number, at, _, _, fresh in rows if fresh}
     found: list[_Moment] = []
+    open_at: dict[int, int] = {}
     for created, together in groupby(rows, key=lambda row: row[4]):
         changed: dict[int, list[int]] = defaultdict(list)
         for _, number, at, event, _, _ in together:
@@ -175,7 +181,11 @@ def _moments(rows: list[tuple[int, ...]], ttls: list[int | None]) -> list[_Momen
                 times.insert(place, event)
         for moment in sorted(_affected(inputs, times, changed)):
             used = tuple(each.at(moment) for each in inputs)
+            if moment in open_at:
+                place = open_at.pop(moment)
+                found[place] = replace(found[place], until_us=created)
             if any((number, at) in new for number, at in enumerate(used) if at is not None):
+                open_at[moment] = len(found)
                 found.append(_Moment(rows[0][0], moment, created, used))
     return found
 
@@ -210,28 +220,34 @@ def _transformed(view: FeatureView, transform: Compute, rows: pl.DataFrame) -> d
     return {f.name: to_arrow(f, made.get_column(f.name)) for f in view.schema}
 
 
-def _standing(view: FeatureView, made: pa.Table, stored: pa.Table, now: datetime) -> pa.Table:
-    """Leave out rows that are stored, and make those win that a stored row of the same time contradicts.
+def _standing(
+    view: FeatureView, derived: pa.Table, until: pl.Series, stored: pa.Table, now: datetime
+) -> pa.Table:
+    """Leave out rows that are stored, and let the others follow the stored rows whose place they take.
 
-    So it is for rows that came in after others which became known later.
+    A row stands from when its inputs were known until they were known to be something else. What is stored of that time was
+    computed without an input that came in late, or by another clock: the row becomes known now, after all of those and never
+    before its inputs, or not at all if by then it no longer stands.
     """
     if not stored.num_rows:
-        return made
-    names = [key.name for key in view.join_keys]
-    moment = [*names, EVENT_TIMESTAMP]
-    given = pl.DataFrame(made).with_row_index(_AT)
-    there = pl.DataFrame(stored.select(made.column_names))
-    given = given.join(there, on=made.column_names, how="anti", nulls_equal=True, maintain_order="left")
-    newest = there.group_by(moment).agg(pl.col(CREATED_TIMESTAMP).max().alias(_CREATED))
-    last = (
-        given.sort(CREATED_TIMESTAMP).unique(moment, keep="last").select(_AT, pl.lit(value=True).alias(_NEW))
+        return derived
+    moment = [*(key.name for key in view.join_keys), EVENT_TIMESTAMP]
+    there = pl.DataFrame(stored.select(derived.column_names))
+    rows = pl.DataFrame(derived).with_columns(until.cast(pl.Datetime("us", "UTC"))).with_row_index(_AT)
+    rows = rows.join(there, on=derived.column_names, how="anti", nulls_equal=True, maintain_order="left")
+    stands = pl.col(_UNTIL).fill_null(datetime.max.replace(tzinfo=UTC))
+    replaced = (
+        rows.select(_AT, *moment, CREATED_TIMESTAMP, _UNTIL)
+        .join(there.select(*moment, pl.col(CREATED_TIMESTAMP).alias(_CREATED)), on=moment, nulls_equal=True)
+        .filter(pl.col(_CREATED).is_between(CREATED_TIMESTAMP, stands, closed="left"))
+        .group_by(_AT)
+        .agg(pl.col(_CREATED).max() + _MICROSECOND)
     )
-    given = given.join(newest, on=moment, how="left", nulls_equal=True, maintain_order="left")
-    given = given.join(last, on=_AT, how="left", maintain_order="left")
-    beaten = pl.col(_NEW).fill_null(value=False) & (pl.col(_CREATED) >= pl.col(CREATED_TIMESTAMP))
-    created = pl.when(beaten).then(pl.lit(now, pl.Datetime("us", "UTC"))).otherwise(CREATED_TIMESTAMP)
-    given = given.with_columns(created.alias(CREATED_TIMESTAMP))
-    return given.select(made.column_names).to_arrow().cast(made.schema)
+    rows = rows.join(replaced, on=_AT, how="left", maintain_order="left")
+    after = pl.max_horizontal(_CREATED, pl.lit(now, pl.Datetime("us", "UTC")))
+    created = pl.when(pl.col(_CREATED).is_null()).then(CREATED_TIMESTAMP).otherwise(after)
+    rows = rows.with_columns(created.alias(CREATED_TIMESTAMP)).filter(pl.col(CREATED_TIMESTAMP) < stands)
+    return rows.select(derived.column_names).to_arrow().cast(derived.schema)
 
 
 def reach(source: Derived) -> timedelta | None:

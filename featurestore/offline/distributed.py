@@ -187,7 +187,13 @@ def _stored_rows(job: PinnedRetrieval, lookup: Projection, between: Times) -> Da
     tasks = [{"files": files} for files in shares]
     if not tasks:
         return ray.data.from_arrow(offline_schema(view).empty_table())
-    read = partial(_read_files, offline=job.offline, view=view, number=snapshot.version)
+    read = partial(
+        _read_files,
+        offline=job.offline,
+        view=view,
+        number=snapshot.version,
+        known_else=job.known_else(lookup),
+    )
     if prefilter is not None:
         read = partial(
             _read_answers, **read.keywords, as_known=job.reads_as_known(lookup), prefilter=prefilter
@@ -256,9 +262,11 @@ def _version(offline: OfflineStore, view: FeatureView, number: int) -> Version |
     return version
 
 
-def _read_files(tasks: pa.Table, *, offline: OfflineStore, view: FeatureView, number: int) -> pa.Table:
+def _read_files(
+    tasks: pa.Table, *, offline: OfflineStore, view: FeatureView, number: int, known_else: str | None
+) -> pa.Table:
     version, files = _files(tasks, offline=offline, view=view, number=number)
-    return scan(version, files, offline_schema(view))
+    return scan(version, files, offline_schema(view), known_else=known_else)
 
 
 def _files(
@@ -276,12 +284,15 @@ def _read_answers(
     offline: OfflineStore,
     view: FeatureView,
     number: int,
+    known_else: str | None,
     as_known: bool,
     prefilter: "ray.ObjectRef[Prefilter]",
 ) -> pa.Table:
     """Read rows of the files that can be an entity row's answer, in steps, since few of them are."""
     version, files = _files(tasks, offline=offline, view=view, number=number)
-    read = offline.batches(view, version, files, start=None, end=None, rows=ROWS_PER_STEP)
+    read = offline.batches(
+        view, version, files, start=None, end=None, rows=ROWS_PER_STEP, known_else=known_else
+    )
     return candidates_of((rows for rows, _ in read), ray.get(prefilter), view, as_known=as_known)
 
 

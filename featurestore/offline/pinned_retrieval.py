@@ -45,6 +45,17 @@ class PinnedRetrieval:
         """Whether only rows of this lookup's view count that were created by the entity row's time."""
         return self.as_known if isinstance(self.as_known, bool) else lookup.view.name in self.as_known
 
+    def known_else(self, lookup: Projection) -> str | None:
+        """Name the column that says since when rows are known which do not say so themselves; None: `created_timestamp` of all.
+
+        Only rows that a person or a program writes may say so one by one, and only of views given by name is it asked.
+        """
+        view = stored_view(lookup)
+        written = view.events is None and view.source is None
+        if isinstance(self.as_known, bool) or not (written and self.reads_as_known(lookup)):
+            return None
+        return self.offline.known_else(view)
+
     def read(self, lookup: Projection, features: Sequence[str]) -> pa.Table:
         """Read the stored rows that any entity row could see."""
         view = stored_view(lookup)
@@ -52,7 +63,14 @@ class PinnedRetrieval:
         if version is None or not self.entities.num_rows:
             return offline_schema(view).empty_table()
         start, end = self.bounds(lookup)
-        return self.offline.read(view, features=features, start=start, end=end, version=version.version)
+        return self.offline.read(
+            view,
+            features=features,
+            start=start,
+            end=end,
+            version=version.version,
+            known_else=self.known_else(lookup),
+        )
 
     def bounds(self, lookup: Projection) -> Times:
         """First and last event time of rows that any entity row could see; None where unbounded."""

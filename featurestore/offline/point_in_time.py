@@ -1,11 +1,12 @@
 """Point-in-time join of each entity row with the newest feature row that existed at its time.
 
 Of the feature rows of the same key with `t - ttl <= event <= t` (both inclusive, to the microsecond) the one with
-the greatest (event, created) is taken; `as_known` further asks for `created <= t`. Rows out are rows in, in order.
+the greatest (event, created) is taken; `as_known` further asks for `known <= t`, where `known` is created unless the rows
+say it of themselves. Rows out are rows in, in order.
 
 Rows are sorted once by a single integer made of key and event time; each entity row is then one binary search.
 With `as_known` the rows it lands on may not have been known yet: the nearest earlier one that was is found by
-descending a tree of minima of `created`, so a backfilled history costs log n and not n a row.
+descending a tree of minima of `known`, so a backfilled history costs log n and not n a row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from toque.featurestore.definitions.encoding import HEADER_BYTES, RowLayout, microseconds
-from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, KNOWN_TIMESTAMP
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -95,14 +96,20 @@ def search(
     found = (last >= 0) & (entity_codes >= 0) & (entity_ranks >= 0)
     found &= composite[last] >= entity_codes * span  # otherwise it is the last row of the previous key
     if as_known:
-        created = microseconds(rows.column(CREATED_TIMESTAMP))[kept[order]]
+        known = known_us(rows)[kept[order]]
         first = np.searchsorted(composite, entity_codes * span, side="left")
-        last = _last_known(created, np.where(found, last, -1), first, times)
+        last = _last_known(known, np.where(found, last, -1), first, times)
         found = last >= 0
     at = order[np.where(found, last, 0)]
     if ttl is not None:
         found &= times - events[at] <= ttl // timedelta(microseconds=1)
     return Match(np.where(found, kept[at], -1), ties)
+
+
+def known_us(rows: pa.Table) -> Ints:
+    """Time in microseconds since which each stored row is known: what it says itself, else its created time."""
+    name = KNOWN_TIMESTAMP if KNOWN_TIMESTAMP in rows.column_names else CREATED_TIMESTAMP
+    return microseconds(rows.column(name))
 
 
 def _codes(entities: pa.Table, rows: pa.Table, keys: Sequence[tuple[str, str]]) -> tuple[Ints, Ints]:
@@ -175,12 +182,12 @@ def _order_ties(order: Ints, composite: Ints, rows: pa.Table, kept: Ints, layout
     return int(exact.sum())
 
 
-def _last_known(created: Ints, last: Ints, first: Ints, times: Ints) -> Ints:
-    """For each query the last position in [first, last] whose `created` is not after its time, or -1."""
+def _last_known(known: Ints, last: Ints, first: Ints, times: Ints) -> Ints:
+    """For each query the last position in [first, last] whose `known` is not after its time, or -1."""
     result = last.copy()
-    late = np.flatnonzero((last >= 0) & (last >= first) & (created[np.maximum(last, 0)] > times))
+    late = np.flatnonzero((last >= 0) & (last >= first) & (known[np.maximum(last, 0)] > times))
     if len(late):
-        found = _last_not_above(created, last[late], times[late])
+        found = _last_not_above(known, last[late], times[late])
         result[late] = np.where(found >= first[late], found, -1)
     return result
 

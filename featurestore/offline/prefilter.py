@@ -19,6 +19,7 @@ import pyarrow as pa
 from toque.featurestore.definitions.encoding import microseconds
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from toque.featurestore.offline.partitioning import Hashes, Ints
+from toque.featurestore.offline.point_in_time import known_us
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -77,7 +78,7 @@ class Prefilter:
         """
         events = microseconds(rows.column(EVENT_TIMESTAMP))
         created = microseconds(rows.column(CREATED_TIMESTAMP))
-        since = self._moment(hashes, np.maximum(events, created) if as_known else events)
+        since = self._moment(hashes, np.maximum(events, known_us(rows)) if as_known else events)
         order = np.argsort(since)
         needed, first = self._first(since[order])
         if ttl is not None:

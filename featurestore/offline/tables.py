@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,12 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_DAY, EVENT_TIMESTAMP
+from toque.featurestore.definitions.fields import (
+    CREATED_TIMESTAMP,
+    EVENT_DAY,
+    EVENT_TIMESTAMP,
+    KNOWN_TIMESTAMP,
+)
 from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.offline.versions import File, Version, open_version, scan, split
 from toque.featurestore.rows import offline_schema
@@ -24,6 +30,10 @@ from toque.registry.store.tables.table import commit_properties
 
 _FEW_FILES = 31  # partitions of one write that are not too many, however small
 _CREATED = "created_timestamp"  # application id of a commit which notes that rows come with it
+_OF_ALL, _OF_SOME = (
+    1,
+    2,
+)  # what is noted: by an earlier version of this table, that all do; that a row says so itself
 _MIN_FILE_ROWS = 1_000  # rows a partition of one write should have on average
 
 
@@ -35,7 +45,7 @@ class OfflineStore:
         self._project = project
         self._opened: dict[str, Version] = {}
         self._newest: dict[str, tuple[dict[str, str], DeltaTable]] = {}
-        self._with_created: set[str] = set()
+        self._created: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """State that is pickled for a worker: where the tables are, without open tables."""
@@ -44,7 +54,7 @@ class OfflineStore:
             "_project": self._project,
             "_opened": {},
             "_newest": {},
-            "_with_created": set(),
+            "_created": {},
         }
 
     def table(self, view: FeatureView) -> Table:
@@ -58,13 +68,17 @@ class OfflineStore:
         *,
         loads: Mapping[str, int] | None = None,
         after: Mapping[str, int] | None = None,
+        known: str | None = None,
     ) -> TableSnapshot:
         """Append rows to a view's table, atomically.
 
         rows: in the view's offline schema, as `rows.conform` makes them. loads: batch source -> number of its load up to
         which they are, exactly once. after: what was `consumed` when the rows were made; if it is not now, nothing is added.
+        known: the column that says since when a training set sees these rows; None: the one that says so of rows without a word.
         Returns: the table's version that has them.
         """
+        if known is not None:
+            rows = rows.append_column(KNOWN_TIMESTAMP, rows.column(known))
         return self.table(view).append(
             storable(rows, grouped=view.ttl is None),
             partition_by=(EVENT_DAY,),
@@ -101,15 +115,27 @@ class OfflineStore:
         """Note in a view's table, once, that its writers say when rows were created."""
         if not self.says_when_created(view):
             self.create(view).append(
-                storable(offline_schema(view).empty_table()), merge_schema=True, transactions={_CREATED: 1}
+                storable(offline_schema(view).empty_table()),
+                merge_schema=True,
+                transactions={_CREATED: _OF_SOME},
             )
 
     def says_when_created(self, view: FeatureView) -> bool:
-        """Whether rows were written with their created times, and not just with that of the writing."""
+        """Whether some rows were written with their created times, and not just with that of the writing."""
+        return bool(self._noted(view))
+
+    def known_else(self, view: FeatureView) -> str:
+        """Name the column that says since when a row is known which does not say so itself."""
+        return CREATED_TIMESTAMP if self._noted(view) == _OF_ALL else EVENT_TIMESTAMP
+
+    def _noted(self, view: FeatureView) -> int:
         table = self.table(view)
-        if table.name not in self._with_created and table.transaction(_CREATED) is not None:
-            self._with_created.add(table.name)
-        return table.name in self._with_created
+        if table.name not in self._created:
+            noted = table.transaction(_CREATED)
+            if noted is None:
+                return 0
+            self._created[table.name] = noted
+        return self._created[table.name]
 
     def create(self, view: FeatureView) -> Table:
         """Open the view's table, created empty if it does not exist."""
@@ -207,16 +233,17 @@ class OfflineStore:
         start: datetime | None = None,
         end: datetime | None = None,
         version: int | None = None,
+        known_else: str | None = None,
     ) -> pa.Table:
         """Read rows with `start <= event time <= end`, typed by the view's schema; features of older rows may be null.
 
-        features: to read, by default all.
+        features: to read, by default all. known_else: as in `scan`.
         """
         found = self.version(view, version)
         schema = _selected(view, features)
         if found is None:
             return schema.empty_table()
-        return scan(found, found.files, schema, start=start, end=end)
+        return scan(found, found.files, schema, start=start, end=end, known_else=known_else)
 
     def batches(
         self,
@@ -227,20 +254,27 @@ class OfflineStore:
         start: datetime | None,
         end: datetime | None,
         rows: int,
+        known_else: str | None = None,
     ) -> Iterator[tuple[pa.Table, tuple[File, ...]]]:
-        """Iterate over rows of some files in batches of about `rows`, each with the files that end in it."""
+        """Iterate over rows of some files in batches of about `rows`, each with the files that end in it.
+
+        known_else: as in `scan`.
+        """
         schema = offline_schema(view)
+        read = partial(scan, version, schema=schema, start=start, end=end, known_else=known_else)
         waiting: list[File] = []
         for file in files:
             if file.rows >= rows:
-                yield from split(version, file, schema, start=start, end=end, rows=rows)
+                yield from split(
+                    version, file, schema, start=start, end=end, rows=rows, known_else=known_else
+                )
                 continue
             waiting.append(file)
             if sum(f.rows for f in waiting) >= rows:
-                yield scan(version, waiting, schema, start=start, end=end), tuple(waiting)
+                yield read(waiting), tuple(waiting)
                 waiting = []
         if waiting:
-            yield scan(version, waiting, schema, start=start, end=end), tuple(waiting)
+            yield read(waiting), tuple(waiting)
 
 
 def _only_adds(commit: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from toque.featurestore.definitions.dtypes import TIMESTAMP
-from toque.featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
+from toque.featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP, KNOWN_TIMESTAMP
 from toque.registry.store import Table
 from toque.registry.store.tables.table import dataset_of
 
@@ -77,13 +77,22 @@ def scan(
     *,
     start: datetime | None = None,
     end: datetime | None = None,
+    known_else: str | None = None,
 ) -> pa.Table:
-    """Read rows of some files with `start <= event time <= end`, in the given schema."""
+    """Read rows of some files with `start <= event time <= end`, in the given schema.
+
+    known_else: where `KNOWN_TIMESTAMP` comes along, the column whose time stands for one that a row has none of.
+    """
     kept = [f for f in files if f.may_hold(start, end)]
     if not kept:
-        return schema.empty_table()
-    names = [name for name in schema.names if name in version.schema.names]
-    return _shaped(version.of(kept).to_table(columns=names, filter=_between(start, end)), schema)
+        return _shaped(schema.empty_table(), schema, known_else)
+    names = _stored_names(version, schema, known_else)
+    return _shaped(version.of(kept).to_table(columns=names, filter=_between(start, end)), schema, known_else)
+
+
+def _stored_names(version: Version, schema: pa.Schema, known_else: str | None) -> list[str]:
+    names = [*schema.names, *([] if known_else is None else [KNOWN_TIMESTAMP])]
+    return [name for name in names if name in version.schema.names]
 
 
 def split(
@@ -94,30 +103,37 @@ def split(
     start: datetime | None,
     end: datetime | None,
     rows: int,
+    known_else: str | None = None,
 ) -> Iterator[tuple[pa.Table, tuple[File, ...]]]:
-    """Read one large file in several batches; only the last names the file as ended."""
-    names = [name for name in schema.names if name in version.schema.names]
+    """Read one large file in several batches; only the last names the file as ended. known_else: as in `scan`."""
+    names = _stored_names(version, schema, known_else)
     scanner = version.of([file]).scanner(columns=names, filter=_between(start, end), batch_size=rows)
-    ready, waiting = schema.empty_table(), list[pa.RecordBatch]()
+    ready, waiting = _shaped(schema.empty_table(), schema, known_else), list[pa.RecordBatch]()
     for batch in scanner.to_batches():
         waiting.append(batch)
         if sum(b.num_rows for b in waiting) >= rows:
             if ready.num_rows:
                 yield ready, ()
-            ready, waiting = _shaped(pa.Table.from_batches(waiting), schema), []
+            ready, waiting = _shaped(pa.Table.from_batches(waiting), schema, known_else), []
     if any(b.num_rows for b in waiting):
         if ready.num_rows:
             yield ready, ()
-        ready = _shaped(pa.Table.from_batches(waiting), schema)
+        ready = _shaped(pa.Table.from_batches(waiting), schema, known_else)
     yield ready, (file,)
 
 
-def _shaped(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+def _shaped(rows: pa.Table, schema: pa.Schema, known_else: str | None) -> pa.Table:
     columns = [
         rows.column(f.name).cast(f.type) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type)
         for f in schema
     ]
-    return pa.table(columns, schema=schema)
+    shaped = pa.table(columns, schema=schema)
+    if known_else is None:
+        return shaped
+    known = shaped.column(known_else)
+    if KNOWN_TIMESTAMP in rows.column_names:
+        known = pc.coalesce(rows.column(KNOWN_TIMESTAMP).cast(TIMESTAMP), known)
+    return shaped.append_column(KNOWN_TIMESTAMP, known)
 
 
 def open_version(table: DeltaTable, of: Table) -> Version:

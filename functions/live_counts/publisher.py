@@ -14,6 +14,7 @@ from typing import Any
 from redis import RedisError
 
 from toque.clusters.redis_clients import open_redis
+from toque.functions.live_counts.clock_check import ClockCheck
 from toque.functions.live_counts.counts import ArmTally, SplitArm, encode
 from toque.functions.live_counts.tally import Tally
 from toque.functions.live_counts.windows import KEPT_S, counts_key, models_key
@@ -38,6 +39,7 @@ class LivePublisher:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._told_at = float("-inf")
+        self._check = ClockCheck(client)
 
     def tally(self, workspace: str, model: str) -> Tally:
         """Make the tally of a model, sent from now on for as long as somebody holds it."""
@@ -53,6 +55,7 @@ class LivePublisher:
 
     def send(self) -> None:
         """Send what has changed since the last call. Raises: RedisError; OSError; it is sent again next time."""
+        self._check.look(time.time())
         with self._lock:
             self._tallies = [each for each in self._tallies if each[-1]() is not None]
             known = list(self._tallies)

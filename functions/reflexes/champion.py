@@ -2,7 +2,10 @@
 
 Pure. A limit is a multiple of what was usual an hour ago, never below a floor, so that neither a daily cycle nor three errors of
 a quiet night page anybody; above it, the test is valid at every look. Rates are requests by requests. One caller that is broken is
-no outage: against its own level, the unit that met most failures counts once, unless a quarter of all requests fail.
+is no outage: against its own level, the unit that met most failures counts once, unless a quarter of all requests fail.
+
+An outage of a champion whose usual is unknown takes ten failing requests and half of all. Where a tenth of its requests fail by
+chance, that comes to at most one false alarm a year at any pace; where a twentieth do, to none in ten.
 """
 
 from __future__ import annotations
@@ -17,7 +20,11 @@ from toque.functions.stats import counted_quantile_p, rate_above_p
 
 LEVEL = 1e-5  # chance that one test is wrong; one begins every minute
 SPANS = (2, 10)  # windows that are judged together: the short span is quick, the long one sees what is rare
-BASELINE_WINDOWS = 60  # before the longest span
+QUIET_SPANS = (
+    30,
+    110,
+)  # windows over which outages of a champion of few requests are found; Redis keeps two hours
+BASELINE_WINDOWS = 60  # before the longest of `SPANS`
 _FLOORS = {
     "errors": 0.003,
     "missing": 0.003,
@@ -29,6 +36,7 @@ _OUTAGE = 0.25  # share of failing requests that needs no second unit
 _OUTAGE_UNSEEN = 0.5  # the same, where nobody knows what was usual
 _OUTAGE_AT_MOST = 0.9
 _MIN_OUTAGE = 10  # failing requests
+_UNSEEN = {"errors": "met an error", "missing": "got no usable answer"}  # judged without an hour before, too
 _MIN_BASELINE = 300  # requests of the hour before, for a level to speak of
 _MIN_ANSWERS = 50  # of the last minutes, for a quantile
 _QUANTILES = (0.5, 0.95)
@@ -51,21 +59,47 @@ class ServiceFinding:
         return self.value if self.whole is None else self.whole
 
 
+def is_quiet(recent: Sequence[ArmTally], before: ArmTally) -> bool:
+    """Whether a champion fails at so few requests that `QUIET_SPANS` are needed to tell an outage."""
+    failing = any(_fails_by_half(getattr(recent[-1], subject), recent[-1]) for subject in _UNSEEN)
+    return failing and before.requests < _MIN_BASELINE
+
+
 def judge_champion(
-    recent: Sequence[ArmTally], before: ArmTally, slos: Sequence[Slo] = ()
+    recent: Sequence[ArmTally], before: ArmTally, slos: Sequence[Slo] = (), quiet: Sequence[ArmTally] = ()
 ) -> list[ServiceFinding]:
     """Judge what a champion's users got in the last minutes, each subject by the span that speaks most clearly.
 
     recent: of each of `SPANS`. before: of the champion's arm in the hour before them, whichever version it had. Without
-    requests in either, what they are needed for is not judged, and not found broken.
+    requests in either, what they are needed for is not judged, and not found broken. quiet: of each of `QUIET_SPANS`, where
+    `is_quiet`.
     """
     found: dict[str, ServiceFinding] = {}
-    for span in recent:
-        for one in (*_objectives(span, slos), *_levels(span, before), *_latencies(span, before)):
-            known = found.get(one.subject)
-            if known is None or (one.broken, one.value) > (known.broken, known.value):
-                found[one.subject] = one
+    findings = [
+        one
+        for span in recent
+        for one in (*_objectives(span, slos), *_levels(span, before), *_latencies(span, before))
+    ]
+    for one in (*findings, *_quiet_outages(recent[-1], quiet)):
+        known = found.get(one.subject)
+        if known is None or (one.broken, one.value) > (known.broken, known.value):
+            found[one.subject] = one
     return list(found.values())
+
+
+def _quiet_outages(last: ArmTally, quiet: Sequence[ArmTally]) -> Iterator[ServiceFinding]:
+    """Find outages over spans that hold enough requests; only while the last minutes fail, so that one that is over ends."""
+    for minutes, span in zip(QUIET_SPANS, quiet, strict=False):
+        for subject, what in _UNSEEN.items():
+            failures = getattr(span, subject)
+            outage = _fails_by_half(failures, span) and _fails_by_half(getattr(last, subject), last)
+            if outage and failures.requests >= _MIN_OUTAGE:
+                counts = (failures.requests, span.requests)
+                yield _share_finding(subject, counts, counts, _OUTAGE_UNSEEN, 0.0, what, minutes=minutes)
+
+
+def _fails_by_half(failures: Failures, span: ArmTally) -> bool:
+    return failures.requests > 0 and failures.requests >= _OUTAGE_UNSEEN * span.requests
 
 
 def _objectives(recent: ArmTally, slos: Sequence[Slo]) -> Iterator[ServiceFinding]:
@@ -85,18 +119,16 @@ def _objectives(recent: ArmTally, slos: Sequence[Slo]) -> Iterator[ServiceFindin
 
 
 def _levels(recent: ArmTally, before: ArmTally) -> Iterator[ServiceFinding]:
-    words = {
-        "errors": "met an error",
-        "missing": "got no usable answer",
-        "refused": "did not fit the version",
-    }
-    for subject, what in words.items():
+    for subject, what in {**_UNSEEN, "refused": "did not fit the version"}.items():
         failures, usual = getattr(recent, subject), getattr(before, subject)
         outage = _outage(failures, recent.requests, usual, before.requests, what, subject)
         if outage is not None:
             yield outage
         elif before.requests >= _MIN_BASELINE:
             yield _level(failures, recent.requests, usual, before.requests, what, subject)
+        elif subject in _UNSEEN and recent.requests:
+            counts = (failures.requests, recent.requests)
+            yield _share_finding(subject, counts, counts, _OUTAGE_UNSEEN, 1.0, what)
 
 
 def _outage(
@@ -147,14 +179,22 @@ def _above_p(bad: int, asked: int, limit: float) -> float:
 
 
 def _share_finding(
-    subject: str, counts: tuple[int, int], judged: tuple[int, int], limit: float, p: float, what: str
+    subject: str,
+    counts: tuple[int, int],
+    judged: tuple[int, int],
+    limit: float,
+    p: float,
+    what: str,
+    *,
+    minutes: int | None = None,
 ) -> ServiceFinding:
     """Describe how a share compares with its limit. counts: bad ones and all, for the reader; judged: those that the limit was held against."""
     (bad, asked), (events, trials) = counts, judged
     share = events / trials if trials else 0.0
     repeats = f", {bad - events} of them one unit's repeats" if bad > events else ""
+    last = "minutes" if minutes is None else f"{minutes} minutes"
     text = (
-        f"{bad} of {asked} requests of the last minutes {what}{repeats} ({share:.2%}); more than {limit:.2%} is not usual, "
+        f"{bad} of {asked} requests of the last {last} {what}{repeats} ({share:.2%}); more than {limit:.2%} is not usual, "
         f"p = {p:.3g}"
     )
     return ServiceFinding(subject, p <= LEVEL / len(SPANS), text, share, limit, bad / asked if asked else 0.0)

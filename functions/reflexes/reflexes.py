@@ -15,7 +15,14 @@ from toque.functions.alerting.jobs import tell_people
 from toque.functions.live_counts import ArmTally, LiveReader, WindowCounts, live_reader, window_at
 from toque.functions.monitoring import Alarm, Alarms
 from toque.functions.reflexes.alarms import recovery_of, rollback_alarm, service_alarm
-from toque.functions.reflexes.champion import BASELINE_WINDOWS, SPANS, ServiceFinding, judge_champion
+from toque.functions.reflexes.champion import (
+    BASELINE_WINDOWS,
+    QUIET_SPANS,
+    SPANS,
+    ServiceFinding,
+    is_quiet,
+    judge_champion,
+)
 from toque.functions.reflexes.go_back import go_back
 from toque.functions.rollout import RolloutPolicy, Rollouts
 from toque.functions.rollout.jobs import declared_policy, rollouts
@@ -105,20 +112,28 @@ class Reflexes:
     def _judge_champion(self, model: str) -> None:
         now = self._clock()
         newest = window_at(now)
-        counts = self._reader.windows(model, range(newest - max(SPANS) + 1, newest + 1), now)
-        spans = [
-            WindowCounts.sum(part for at, part in counts.items() if at > newest - span) for span in SPANS
-        ]
+        spans = self._spans(model, SPANS, now)
         version = _champion_in(spans[-1])
         if version is None:
             return
         recent = [span.of(version=version, arms=_USERS) for span in spans]
         policy = _policy_of(model)
-        findings = judge_champion(recent, self._hour_before(model, newest - max(SPANS), now), policy.slos)
+        before = self._hour_before(model, newest - max(SPANS), now)
+        longer = self._spans(model, QUIET_SPANS, now) if is_quiet(recent, before) else []
+        quiet = [span.of(version=version, arms=_USERS) for span in longer]
+        findings = judge_champion(recent, before, policy.slos, quiet)
         if self._standing[model] or any(finding.broken for finding in findings):
             self._read_standing(model)
         for finding in findings:
             self._follow(model, version, finding, policy)
+
+    def _spans(self, model: str, spans: Iterable[int], now: float) -> list[WindowCounts]:
+        """Add up the counts of the last windows, for each of some numbers of them."""
+        newest, lengths = window_at(now), list(spans)
+        counts = self._reader.windows(model, range(newest - max(lengths) + 1, newest + 1), now)
+        return [
+            WindowCounts.sum(part for at, part in counts.items() if at > newest - span) for span in lengths
+        ]
 
     def _hour_before(self, model: str, newest: int, now: float) -> ArmTally:
         """Add up the hour that ends with window `newest`, once in each window."""

@@ -45,7 +45,8 @@ Trigger = Literal["performance", "drift", "age", "schedule", "volume", "manual"]
 """The monitors that may lead to a retrain: "quality" is not among them: a broken feed is repaired, not learnt from."""
 _TRANSIENT = ("performance", "drift")  # monitors whose alarms may be over by themselves
 _AGAIN = timedelta(hours=1)  # between retrains of which one after the other fails
-_MAX_FINISHED = 64  # finished retrains that the fold remembers
+MOST_BUDGET = 1_000
+_MAX_FINISHED = MOST_BUDGET  # retrains that the fold remembers, so that every budget can be spent
 
 
 class Blackout(BaseModel):
@@ -68,7 +69,7 @@ class RetrainingPolicy(BaseModel):
     A person's request waits for neither cooldown, settle, budget nor blackouts: it begins now, unless a retrain or rollout is under way.
     cooldown: between the starts of two retrains; it grows by `backoff` with each in a row that brought no promotion, up to
         `max_cooldown`. One that failed counts for none of these. settle: after a promotion, while its own effects show.
-    budget, budget_window: most retrains in a sliding window. blackouts: times without a retrain.
+    budget, budget_window: most retrains in a sliding window, at most 1,000. blackouts: times without a retrain.
     windows: a challenger is trained on each. holdout: how long before the newest labelled row those begin that are kept for the gate; the
         newest fifth where all rows are younger. label_delay: rows younger than this
         are in neither, since their labels are incomplete.
@@ -91,7 +92,7 @@ class RetrainingPolicy(BaseModel):
     backoff: float = Field(default=2.0, ge=1.0)
     max_cooldown: timedelta = timedelta(days=90)
     settle: timedelta = timedelta(days=3)
-    budget: int = Field(default=12, ge=1)
+    budget: int = Field(default=12, ge=1, le=MOST_BUDGET)
     budget_window: timedelta = timedelta(days=365)
     blackouts: tuple[Blackout, ...] = ()
     windows: tuple[TrainingWindow, ...] = (TrainingWindow(name="all"), TrainingWindow(name="recent", days=60))
@@ -431,8 +432,13 @@ def step(state: RetrainState, entry: Entry) -> RetrainState:
         wall = datetime.fromisoformat(body["world"]["wall"])
         return state.model_copy(update={"running": state.running.model_copy(update={"wall": wall})})
     if body["event"] == "finished":
-        finished = (*state.finished, Finished.model_validate(body["finished"]))[-_MAX_FINISHED:]
-        return state.model_copy(update={"running": None, "finished": finished, "last_skip": None})
+        one = Finished.model_validate(body["finished"])
+        finished, starts = (*state.finished, one)[-_MAX_FINISHED:], state.starts
+        if one.outcome == "failed":  # it counts for nothing, so it takes the place of none that counts
+            starts = tuple(start for start in starts if start != one.started_at)
+        return state.model_copy(
+            update={"running": None, "finished": finished, "starts": starts, "last_skip": None}
+        )
     raise ValueError(
         f"entry {entry.number}: unknown event {body['event']!r}; it was written by a newer Toque: upgrade this one"
     )

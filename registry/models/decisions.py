@@ -133,14 +133,16 @@ def _require_current(state: ModelState, alias: str, expected: Expected) -> int |
     return actual
 
 
-def rollback(state: ModelState, alias: str, *, expected: Expected, reason: str) -> Body:
-    """Point `alias` back to its latest earlier version that is still allowed.
+def rollback(
+    state: ModelState, alias: str, *, expected: Expected, reason: str, to: int | None = None
+) -> Body:
+    """Point `alias` back to its latest earlier version that is still allowed, or to none but the version `to`.
 
     Raises: Stale if `expected` is not the current version; Refused if there is no earlier one, with the reason for each.
     """
     require_model(state)
     _require_current(state, alias, expected)
-    past = state.past.get(alias, ())
+    past = [number for number in state.past.get(alias, ()) if to in {None, number}]
     obstacles = {number: _obstacle(state, alias, number) for number in reversed(past)}
     for number, obstacle in obstacles.items():
         if not obstacle:

@@ -118,17 +118,24 @@ class Governance(Layers):
         self._change(name, lambda state: decisions.delete_alias(state, alias, reason=reason))
 
     def rollback(
-        self, name: str, alias: str = CHAMPION, *, expected: Expected = UNCHECKED, reason: str = ""
+        self,
+        name: str,
+        alias: str = CHAMPION,
+        *,
+        expected: Expected = UNCHECKED,
+        to: int | None = None,
+        reason: str = "",
     ) -> ModelVersion:
         """Point an alias back to the version before, in one entry; ends canaries, shadows and rules to a version too.
 
         expected: the version it must point to now; with it, two rollbacks at once go back once.
+        to: the only earlier version to go back to; None: the latest that is allowed.
         Skips versions rejected or deleted meanwhile and, where the alias is guarded, those that the current policy does
         not allow, unless an override once did.
         Raises: Stale, naming the current version; Refused if no earlier version is left, with the reason for each; NotFound.
         """
         entry, state = self._change_and_release(
-            name, lambda state: decisions.rollback(state, alias, expected=expected, reason=reason)
+            name, lambda state: decisions.rollback(state, alias, expected=expected, reason=reason, to=to)
         )
         return state.versions[entry.body["version"] if entry else state.aliases[alias]]
 

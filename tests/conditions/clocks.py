@@ -23,6 +23,13 @@ SKEWS = {
 FAR_SKEWS = {"an hour behind": -timedelta(hours=1), "an hour ahead": timedelta(hours=1)}
 """Differences of a machine whose clock is wrong."""
 
+MINUTES_OFF = {
+    "90 s behind": -timedelta(seconds=90),
+    "90 s ahead": timedelta(seconds=90),
+    "150 s ahead": timedelta(seconds=150),
+}
+"""Differences of a machine whose synchronisation has stopped, by more than is allowed."""
+
 any_skew = pytest.mark.parametrize("skew", SKEWS.values(), ids=SKEWS.keys())
 skews = st.sampled_from(list(SKEWS.values()))
 

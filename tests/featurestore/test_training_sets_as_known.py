@@ -123,6 +123,63 @@ def test_history_of_which_nothing_says_when_it_was_known_counts_from_its_event_t
     assert trained(ctx, view)[0] == [7.0]
 
 
+def _with_time(row: dict[str, Any], created: datetime | None) -> dict[str, Any]:
+    return row if created is None else row | {"created_timestamp": created}
+
+
+@pytest.mark.parametrize("way", ["at once", "shard by shard", "compacted"])
+@pytest.mark.parametrize("first", ["with", "without"])
+@any_delay
+def test_rows_with_and_without_their_created_time_count_each_from_its_own(
+    ctx: Context, delay: timedelta, first: str, way: str
+) -> None:
+    """Of `u`, rows say nothing of when they were known; those of the look-alike `u2` do."""
+    view = FeatureView("spent", [user], [amount])
+    ctx.features().apply([view, FeatureService("model", [view])])
+    rows = [
+        _with_time({"user": name, "amount": value, "event_timestamp": HAPPENED}, created)
+        for name, value, created in (("u", 3.0, None), ("u2", 7.0, HAPPENED + delay))
+    ]
+    for row in rows if first == "without" else reversed(rows):
+        ctx.features().write_offline(view, [row])
+    if way == "compacted":
+        ctx.features().offline_table(view).open().optimize.compact()
+    at = pa.array([HAPPENED + LATER] * 2, pa.timestamp("us", "UTC"))
+    asked = Table(ctx.store, "asked").overwrite(
+        pa.table({"user": ["u", "u2"], "event_timestamp": at, "label": [1, 0]})
+    )
+    share = 1e-12 if way == "shard by shard" else ctx.memory_share
+    with use_context(Context(ctx.store, ctx.store_url, None, clock=ctx.clock, memory_share=share)):
+        made = build_training_set("model", asked, "label", HAPPENED, HAPPENED + 2 * LATER)
+    found = Table(ctx.store, made.name).read(version=made.version)["amount"].to_pylist()
+    assert found == [3.0, 7.0 if delay <= LATER else None]
+
+
+def test_of_rows_without_a_created_time_the_last_written_counts_beside_one_that_has_it(ctx: Context) -> None:
+    view = FeatureView("spent", [user], [amount])
+    ctx.features().apply([view])
+    happened = {"user": "u", "event_timestamp": HAPPENED}
+    ctx.features().write_offline(
+        view, [happened | {"amount": 9.0, "created_timestamp": HAPPENED + 2 * LATER}]
+    )
+    for value in (5.0, 3.0):
+        ctx.clock.now += LATER  # type: ignore[attr-defined]  # the fixture's clock
+        ctx.features().write_offline(view, [happened | {"amount": value}])
+    assert trained(ctx, view)[0] == [3.0]
+
+
+def test_rows_of_a_table_that_was_noted_as_a_whole_count_from_their_created_time(ctx: Context) -> None:
+    view = FeatureView("spent", [user], [amount])
+    ctx.features().apply([view])
+    row = {"user": "u", "amount": 7.0, "event_timestamp": HAPPENED}
+    ctx.features().write_offline(view, [row])
+    table = ctx.features().offline_table(view)
+    table.append(table.read().slice(0, 0), transactions={"created_timestamp": 1})  # as 0.1 noted it
+    assert trained(ctx, view)[0] == [None]
+    ctx.features().write_offline(view, [row | {"amount": 8.0}])
+    assert trained(ctx, view)[0] == [8.0]
+
+
 def test_the_lineage_says_whether_a_set_is_as_known(ctx: Context, tmp_path: Path) -> None:
     view = loaded(ctx, FeatureView("spent", [user], [amount], events=files(tmp_path, timedelta(0))))
     assert training_set_lineage(trained(ctx, view)[1]).as_known

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from tests.conditions.clocks import FAR_SKEWS, SKEWS
 from tests.seeds import seeds
 from toque.featurestore import (
     Derived,
@@ -152,6 +153,73 @@ def test_a_row_that_comes_in_after_others_known_later_counts(tmp_path: Path) -> 
     asked = pa.table({"plane": [0, 0], "event_timestamp": [START + 4 * HOUR, START + 6 * HOUR]})
     found = store.get_historical_features(asked, ["total:total"]).to_arrow()
     assert found["total"].to_pylist() == [-1000.0 + 7, 1007.0]
+
+
+@pytest.mark.parametrize("seed", seeds(4, of=12))
+def test_in_whatever_order_and_by_whichever_clocks_the_last_row_to_be_known_counts(
+    tmp_path: Path, seed: int
+) -> None:
+    """Rows are written in any order, also before they are known; the clock of each refresh is wrong by up to an hour."""
+    chance = random.Random(seed)
+    now = [START]
+    rows, store = history(chance), store_of(tmp_path, clock=lambda: now[0])
+    distinct = {name: _no_ties(found) for name, found in rows.items()}
+    arrivals = [(view, row) for view in (wear, load) for row in distinct[view.name]]
+    chance.shuffle(arrivals)
+    for part in range(0, len(arrivals), 7):
+        for view, row in arrivals[part : part + 7]:
+            write(store, view, [row])
+        now[0] = START + part * HOUR + chance.choice([*SKEWS.values(), *FAR_SKEWS.values()])
+        for derived in (total, twice):
+            store.refresh_view(derived)
+    known_at = {
+        (view.name, row["plane"], row["x"]): row["created_timestamp"]
+        for view, found in ((wear, distinct["wear"]), (load, distinct["load"]))
+        for row in found
+    }
+    moments = set()
+    for row in store.offline.read(total).to_pylist():
+        worn, loaded = divmod(row["total"] + 1, 1000)  # both are -1 where there is no row
+        parts = [("wear", row["plane"], worn), ("load", row["plane"], loaded - 1)]
+        assert all(known_at.get(part, START) <= row["created_timestamp"] for part in parts), (seed, row)
+        moments.add((row["plane"], row["event_timestamp"], row["created_timestamp"]))
+    assert len(moments) == store.offline.read(total).num_rows  # each is later than the one that it replaces
+    hours = [START + n * HOUR for n in range(0, 75, 3)]
+    asked = pa.table({"plane": [0] * len(hours) + [1] * len(hours), "event_timestamp": hours * 2})
+    found = store.get_historical_features(asked, ["total:total", "twice:twice"]).to_arrow().to_pylist()
+    for row in found:
+        wanted = expected(distinct, row["plane"], row["event_timestamp"], START + 999 * HOUR)
+        assert (row["total"], row["twice"]) == wanted, (seed, row)
+
+
+def test_a_correction_counts_though_a_later_state_of_the_other_input_is_stored_already(
+    tmp_path: Path,
+) -> None:
+    now = [START + HOUR]
+    store = store_of(tmp_path, clock=lambda: now[0])
+
+    def refreshed(view: FeatureView, x: float, known: timedelta) -> None:
+        row = {"plane": 0, "x": x, "event_timestamp": START, "created_timestamp": START + known}
+        write(store, view, [row])
+        store.refresh_view(total)
+
+    refreshed(wear, 7, 4 * HOUR)  # published at noon, written at nine
+    refreshed(load, 1, timedelta(0))
+    refreshed(load, 2, HOUR)
+    asked = pa.table({"plane": [0] * 3, "event_timestamp": [START + n * HOUR for n in (0, 2, 5)]})
+    found = store.get_historical_features(asked, ["total:total"], as_known=True).to_arrow()
+    assert found["total"].to_pylist() == [-999.0, -998.0, 7002.0]
+
+
+def test_an_older_correction_that_comes_in_last_does_not_count(tmp_path: Path) -> None:
+    store = store_of(tmp_path, clock=lambda: START + 50 * HOUR)
+    for x, known in ((1.0, 1), (3.0, 3), (2.0, 2)):
+        times = {"event_timestamp": START, "created_timestamp": START + known * HOUR}
+        write(store, wear, [{"plane": 0, "x": x} | times])
+        store.refresh_view(total)
+    asked = pa.table({"plane": [0], "event_timestamp": [START + HOUR]})
+    found = store.get_historical_features(asked, ["total:total", "wear:x"]).to_arrow()
+    assert (found["total"][0].as_py(), found["x"][0].as_py()) == (2999.0, 3.0)
 
 
 def test_a_derived_view_of_rows_alike_takes_the_one_that_a_read_takes(tmp_path: Path) -> None:

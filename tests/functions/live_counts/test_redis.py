@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from redis import RedisError
 
+from tests.conditions.clocks import FAR_SKEWS, MINUTES_OFF, SKEWS
 from tests.redis_server import running_redis
 from toque.clusters.redis_clients import open_redis
 from toque.functions.live_counts import End, LivePublisher, LiveReader, SplitArm, Tally, window_at
+from toque.functions.live_counts.clock_check import ClockCheck
 from toque.functions.live_counts.publisher import live_publisher
+from toque.functions.live_counts.windows import WINDOW_S
 
 CANARY = SplitArm(7, 2, "canary", 0.1)
 
@@ -93,15 +97,68 @@ def test_a_process_sends_by_itself_within_seconds(client: Any, redis_url: str) -
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("skew", (SKEWS | MINUTES_OFF).values(), ids=(SKEWS | MINUTES_OFF).keys())
+def test_a_reader_whose_clock_differs_misses_no_count(client: Any, skew: timedelta) -> None:
+    model, now = f"skew {skew}", 1_800_000_000.0
+    reader, publisher = LiveReader(client, "default"), LivePublisher(client)
+    tally = publisher.tally("default", model)
+    tally._clock = lambda: now  # the writers' clock
+    newest = window_at(now)
+    for step in range(60):  # ten minutes, and each window is read while it grows
+        count(tally, 5 if step % 7 else 0)  # some seconds have no requests
+        publisher.send()
+        there = now + skew.total_seconds()
+        reader.windows(model, range(window_at(there) - 9, window_at(there) + 1), there)
+        newest, now = window_at(now), now + 10
+    windows = range(newest - 10, newest + 1)
+    seen = reader.windows(model, windows, now + skew.total_seconds())
+    fresh = LiveReader(client, "default").windows(model, windows, now)
+    assert [seen[w].of(version=2).requests for w in windows] == [
+        fresh[w].of(version=2).requests for w in windows
+    ]
+    assert sum(one.of(version=2).requests for one in seen.values()) == 5 * 51
+
+
+class ClockOf:
+    """Redis as far as its clock goes."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def time(self) -> tuple[int, int]:
+        return int(self.now), round(self.now % 1 * 1e6)
+
+
+@pytest.mark.parametrize(
+    ("skew", "heard"),
+    [(skew, False) for skew in SKEWS.values()]
+    + [(skew, True) for skew in (*MINUTES_OFF.values(), *FAR_SKEWS.values())],
+)
+def test_a_clock_that_is_wrong_is_said_once_a_minute(
+    caplog: pytest.LogCaptureFixture, skew: timedelta, *, heard: bool
+) -> None:
+    redis = ClockOf(1_800_000_000.25)
+    here = ClockCheck(redis)
+    for _ in range(12):  # two minutes
+        here.look(redis.now + skew.total_seconds())
+        redis.now += 10
+    assert ["clock" in record.message for record in caplog.records] == [True] * (2 * heard)
+
+
 def test_windows_that_are_over_are_read_once(client: Any) -> None:
     reader, publisher = LiveReader(client, "default"), LivePublisher(client)
     tally = publisher.tally("default", "old")
     count(tally, 2)
     publisher.send()
     now = time.time()
+    tally._clock = lambda: now + 2 * WINDOW_S  # until the writers are two windows further, none is over
+    count(tally, 1)
+    publisher.send()
     windows = [window_at(now)]
     assert reader.windows("old", windows, now)[windows[0]].of(version=2).requests == 2
     later = now + 1_000
+    further = [*windows, windows[0] + 2]
+    assert reader.windows("old", further, later)[further[-1]].of(version=2).requests == 1
     assert reader.windows("old", windows, later)[windows[0]].of(version=2).requests == 2
     client.delete(*client.keys("toque:live:{default/old}*"))
     assert reader.windows("old", windows, later)[windows[0]].of(version=2).requests == 2

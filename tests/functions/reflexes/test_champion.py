@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from tests.conditions.units import Units, parameters
 from tests.functions.reflexes.simulation import Arm, Day, Second, champion_ticks
 from toque.functions.live_counts import ArmTally, Failures
-from toque.functions.reflexes.champion import judge_champion
+from toque.functions.reflexes.champion import (
+    BASELINE_WINDOWS,
+    QUIET_SPANS,
+    SPANS,
+    ServiceFinding,
+    is_quiet,
+    judge_champion,
+)
 from toque.functions.rollout import Slo
 
 HOUR = 4_260  # seconds of a world before its champion breaks: the hour before and the span
@@ -62,6 +71,70 @@ def test_without_an_hour_before_a_champion_that_fails_half_of_all_is_broken() ->
     assert (
         broken(ArmTally(1_000, refused=Failures.of(range(900))), tally(0)) == set()
     )  # its first caller is trying
+
+
+class Quiet:
+    """A champion of few requests, minute by minute, judged as the ticker judges it."""
+
+    def __init__(self, requests: np.ndarray, errors: np.ndarray) -> None:
+        self._sums = [np.concatenate([[0], np.cumsum(each)]) for each in (requests, errors)]
+
+    def last(self, minute: int, first: int, until: int = 0) -> ArmTally:
+        """Requests of the minutes from `first` before the end of a minute on, to `until` before it."""
+        begin, end = max(minute + 1 - first, 0), max(minute + 1 - until, 0)
+        requests, errors = (int(sums[end] - sums[begin]) for sums in self._sums)
+        return ArmTally(requests, Failures.of(range(errors)))
+
+    def findings(self, minute: int) -> list[ServiceFinding]:
+        recent = [self.last(minute, span) for span in SPANS]
+        before = self.last(minute, max(SPANS) + BASELINE_WINDOWS, max(SPANS))
+        longer = QUIET_SPANS if is_quiet(recent, before) else ()
+        return judge_champion(recent, before, quiet=[self.last(minute, span) for span in longer])
+
+    def is_broken(self, minute: int) -> bool:
+        return any(finding.broken for finding in self.findings(minute))
+
+
+@pytest.mark.parametrize(
+    ("every", "share", "within"),
+    [(10, 1.0, 110), (6, 1.0, 60), (6, 0.75, 110), (2, 1.0, 35), (2, 0.75, 60), (1, 1.0, 20), (1, 0.75, 30)],
+)
+def test_an_outage_of_few_requests_is_found_and_over_when_it_ends(
+    every: int, share: float, within: int
+) -> None:
+    """A request in so many minutes; healthy for three hours, failing for five, healthy again."""
+    minutes = np.arange(12 * 60)
+    requests = (minutes % every == 0).astype(int)
+    outage = (minutes >= 3 * 60) & (minutes < 8 * 60)
+    errors = requests * outage * ((minutes // every) % 4 < 4 * share)
+    world = Quiet(requests, errors)
+    broken_at = [int(minute) for minute in minutes if world.is_broken(int(minute))]
+    assert 3 * 60 < broken_at[0] <= 3 * 60 + within
+    assert broken_at[-1] < 8 * 60 + max(SPANS) + every
+    (over,) = (one for one in world.findings(8 * 60 + 30) if one.subject == "errors")
+    assert over.level <= over.limit  # what ends the alarm
+
+
+def test_a_single_failure_and_a_caller_s_few_tries_are_no_outage() -> None:
+    minutes = np.arange(12 * 60)
+    requests = (minutes % 10 == 0).astype(int)
+    errors = requests * (minutes >= 5 * 60) * (minutes < 6 * 60 + 30)  # nine in a row
+    assert not any(Quiet(requests, errors).is_broken(int(minute)) for minute in minutes)
+
+
+@pytest.mark.parametrize("an_hour", [12, 40, 100])
+def test_a_tenth_of_few_requests_that_fail_by_chance_page_once_a_year_at_most(an_hour: int) -> None:
+    # Four years: at most four pages expected, 12 with four standard errors; begun in the same two hours they are one page.
+    rng = np.random.default_rng(an_hour)
+    requests = rng.poisson(an_hour / 60, 4 * 365 * 24 * 60)
+    world = Quiet(requests, rng.binomial(requests, 0.1))
+    ends = np.arange(max(QUIET_SPANS), len(requests))
+    may = np.zeros(len(ends), dtype=np.bool_)
+    for span in (*SPANS, *QUIET_SPANS):
+        asked, failed = (sums[ends + 1] - sums[ends + 1 - span] for sums in world._sums)
+        may |= (failed >= 10) & (2 * failed >= asked)
+    pages = [int(minute) for minute in ends[may] if world.is_broken(int(minute))]
+    assert sum(later - earlier > 120 for earlier, later in pairwise([-1_000, *pages])) <= 12
 
 
 def calls(requests: int, fails: float, units: Units, seed: int = 0) -> ArmTally:

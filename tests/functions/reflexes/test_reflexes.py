@@ -13,6 +13,8 @@ import pytest
 
 from toque.functions.live_counts import BINS, ArmTally, Failures, SplitArm, WindowCounts, window_at
 from toque.functions.monitoring import TOPIC, Alarm, Alarms
+from toque.functions.reflexes.alarms import recovery_of, service_alarm
+from toque.functions.reflexes.champion import ServiceFinding
 from toque.functions.reflexes.reflexes import Reflexes
 from toque.functions.rollout import RolloutPolicy
 from toque.functions.rollout.jobs import rollouts
@@ -204,6 +206,22 @@ def test_the_alarm_of_a_roll_back_is_over_when_the_next_rollout_begins(world: Wo
     assert [alarm.recovered for alarm in world.alarms()] == [False, True]
 
 
+def test_a_champion_of_few_requests_is_told_and_again_when_it_is_well(world: World) -> None:
+    running = world.reflexes()
+
+    def serve(minutes: int, *, fails: float) -> None:
+        for minute in range(minutes):
+            world.serve(1, fails={1: fails}, per_minute=1 - minute % 2)
+            running.tick()
+
+    serve(180, fails=0.0)
+    serve(60, fails=1.0)
+    assert [(alarm.subject, alarm.recovered) for alarm in world.alarms()] == [("errors", False)]
+    assert "of the last 30 minutes met an error" in world.alarms()[0].text
+    serve(20, fails=0.0)
+    assert [alarm.recovered for alarm in world.alarms()] == [False, True]
+
+
 def test_a_champion_that_breaks_is_told_once_and_again_when_it_is_well(world: World) -> None:
     world.serve(72)
     running = world.reflexes()
@@ -341,6 +359,83 @@ def test_it_does_not_go_back_to_a_version_that_broke_too(world: World) -> None:
     world.serve(1, fails={2: 0.05})
     world.reflexes().tick()
     assert world.registry.traffic(MODEL).versions == (2,)
+
+
+@pytest.mark.usefixtures("going_back")
+def test_a_model_younger_than_the_policy_s_day_goes_back(world: World) -> None:
+    world.serve(72)
+    world.registry.promote(MODEL, 2, reason="a release")
+    world.serve(1, fails={2: 0.05})
+    world.reflexes().tick()
+    assert world.registry.traffic(MODEL).versions == (1,)
+
+
+@pytest.mark.usefixtures("going_back")
+def test_the_first_version_of_a_model_stays_as_there_is_none_before_it(world: World) -> None:
+    world.serve(72)
+    world.serve(1, fails={1: 0.05})
+    world.reflexes().tick()
+    assert world.registry.traffic(MODEL).versions == (1,)
+    assert [alarm.version for alarm in world.alarms()] == [1]
+
+
+def _broken_once(world: World, version: int) -> None:
+    """A fault of a champion, told and over again, after which nothing went back."""
+    used = world.used()
+    alarms = Alarms(MODEL, store=used.store, clock=used.clock, actor="ticker", publish=lambda *_: None)
+    fault = service_alarm(MODEL, version, ServiceFinding("errors", True, "", 0.5, 0.01), world.now)
+    for alarm in (fault, recovery_of(fault, world.now, "well again")):
+        alarms.report(alarm)
+
+
+@pytest.mark.usefixtures("going_back")
+@pytest.mark.parametrize(
+    ("broken", "back_to"), [(1, 2), (2, 3)], ids=["the one before it", "the version before"]
+)
+@pytest.mark.parametrize("age", [timedelta(hours=2), timedelta(days=90)], ids=["young", "old"])
+def test_whether_it_goes_back_is_said_by_the_version_that_it_would_go_back_to(
+    world: World, broken: int, back_to: int, age: timedelta
+) -> None:
+    for version in (1, 2):
+        if version > 1:
+            world.registry.promote(MODEL, version, reason="a release")
+        if version == broken:
+            _broken_once(world, version)
+        world.now += age
+    world.serve(72)
+    world.registry.promote(MODEL, 3, reason="the next release")
+    world.serve(1, fails={3: 0.05})
+    world.reflexes().tick()
+    assert world.registry.traffic(MODEL).versions == (back_to,)
+
+
+@pytest.mark.usefixtures("going_back")
+def test_it_goes_back_to_no_older_version_where_the_one_before_is_gone(world: World) -> None:
+    world.registry.promote(MODEL, 2, reason="a release")
+    world.serve(72)
+    world.registry.promote(MODEL, 3, reason="the next release")
+    world.registry.delete_version(MODEL, 2, reason="no more")
+    world.serve(1, fails={3: 0.05})
+    world.reflexes().tick()
+    assert world.registry.traffic(MODEL).versions == (3,)
+
+
+@pytest.mark.usefixtures("going_back")
+def test_a_version_that_it_went_back_to_was_not_released_by_that(world: World) -> None:
+    world.registry.promote(MODEL, 2, reason="a release")
+    world.now += timedelta(days=2)
+    world.serve(72)
+    world.registry.promote(MODEL, 3, reason="the next release")
+    world.serve(1, fails={3: 0.05})
+    running = world.reflexes()
+    running.tick()
+    assert world.registry.traffic(MODEL).versions == (2,)
+    world.serve(72)
+    running.tick()
+    world.serve(1, fails={2: 0.05})
+    running.tick()
+    assert world.registry.traffic(MODEL).versions == (2,)
+    assert {alarm.version for alarm in world.alarms() if not alarm.recovered} == {2, 3}
 
 
 def test_without_the_policy_s_word_nothing_goes_back(world: World) -> None:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from toque.functions.monitoring import Alarm
 from toque.functions.retraining.policy import (
+    MOST_BUDGET,
     Blackout,
     Finished,
     RetrainingPolicy,
@@ -17,8 +18,10 @@ from toque.functions.retraining.policy import (
     current_cooldown,
     decide,
     retrains_in_vain,
+    step,
 )
 from toque.functions.retraining.windows import TrainingWindow
+from toque.registry.journal import Entry
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -114,6 +117,34 @@ def test_a_hundred_vain_retrains_do_not_overflow() -> None:
     assert current_cooldown(state, {}, POLICY) == POLICY.max_cooldown
 
 
+def folded(outcomes: list[str], every: timedelta) -> RetrainState:
+    """State after retrains that ended so, the last of them just now."""
+    state = RetrainState()
+    for number, outcome in enumerate(outcomes):
+        at = NOW - (len(outcomes) - 1 - number) * every
+        begun = Running(number=number, alarm=alarm(), at=at, wall=at, champion=1).model_dump(mode="json")
+        end = {"number": number, "started_at": at.isoformat(), "outcome": outcome}
+        for body in ({"event": "started", "running": begun}, {"event": "finished", "finished": end}):
+            state = step(state, Entry(number=number, at=at, actor="ada", body=body, txn="", previous=""))
+    return state
+
+
+@pytest.mark.parametrize("budget", [1, 12, 64, 65, 100, MOST_BUDGET])
+@pytest.mark.parametrize("failures", [0, 1], ids=["none fails", "half fail"])
+def test_any_budget_is_spent_by_so_many_retrains_and_by_none_that_failed(budget: int, failures: int) -> None:
+    policy = RetrainingPolicy(
+        budget=budget, cooldown=timedelta(0), max_cooldown=timedelta(0), settle=timedelta(0)
+    )
+    runs = [*["failed"] * failures, "no_challenger"]
+    every = timedelta(hours=1)
+    state = folded(runs * budget, every)
+    assert rule(state, policy=policy) == ("skip", "budget")
+    without_the_first = policy.model_copy(
+        update={"budget_window": (len(runs) * budget - len(runs)) * every or every / 2}
+    )
+    assert rule(state, policy=without_the_first)[1] == ("go" if budget > 1 else "budget")
+
+
 def test_all_findings_are_there_whatever_decided() -> None:
     decision = decide(RetrainState(), alarm(version=9), world(), POLICY, NOW)
     assert [finding.rule for finding in decision.findings] == [
@@ -127,6 +158,8 @@ def test_policies_that_cannot_work_are_refused() -> None:
         RetrainingPolicy(windows=(TrainingWindow(name="all"), TrainingWindow(name="all", days=3)))
     with pytest.raises(ValidationError, match="own name"):
         RetrainingPolicy(windows=())
+    with pytest.raises(ValidationError, match="less than or equal to 1000"):
+        RetrainingPolicy(budget=MOST_BUDGET + 1)
     with pytest.raises(ValidationError, match="holdout must be longer"):
         RetrainingPolicy(holdout=timedelta(0))
     with pytest.raises(ValueError, match="no time zone"):

@@ -138,6 +138,17 @@ def test_rollback_skips_versions_that_may_not_be_used(reg: Registry, model: str)
         reg.rollback(model, "candidate")
 
 
+def test_rollback_to_a_version_goes_to_no_other(reg: Registry, model: str):
+    for version in (1, 2, 3):
+        reg.promote(model, version)
+    reg.as_actor("bob").reject(model, 2)
+    with pytest.raises(Refused, match="no earlier version to go back to: 2 is REJECTED"):
+        reg.rollback(model, to=2)
+    with pytest.raises(Refused, match="no earlier version"):
+        reg.rollback(model, to=4)
+    assert reg.rollback(model, to=1).version == 1
+
+
 def test_two_rollbacks_of_the_same_version_go_back_once(reg: Registry, model: str):
     for version in (1, 2, 3):
         reg.set_alias(model, "champion", version)
