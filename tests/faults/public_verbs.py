@@ -53,6 +53,7 @@ LEFT_OUT = {
     ),
     **dict.fromkeys(("Registry.beat", "Registry.begin", "Registry.end", "Registry.store_artifact", "Registry.store_segment"), _PART),
     **dict.fromkeys(("Ledger.submit", "Ledger.redrive", "Ledger.cancel", "Ledger.signal", "Ledger.delete", "Ledger.purge", "Ledger.notify"), _DURABLE),
+    **dict.fromkeys(("Ledger.delete_ended", "Ledger.complete_deletion"), "what `Ledger.delete` and retention do of a deletion, which the next call completes"),
     **dict.fromkeys(("LogWriter.close", "LogWriter.commit"), _THREAD),
     **dict.fromkeys(
         (

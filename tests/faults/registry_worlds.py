@@ -170,6 +170,12 @@ def in_layer(faulty: FaultyStore) -> RegistryWorld:
     return filled.anew()
 
 
+def with_empty_model(faulty: FaultyStore) -> RegistryWorld:
+    filled = world(faulty)
+    filled.registry.create_model("empty")
+    return filled.anew()
+
+
 def only_run(world: RegistryWorld) -> str:
     return world.reader().search_runs("tries")[-1].id
 
@@ -291,6 +297,7 @@ VERBS = [
     verb("Registry.set_model_tags", lambda w: w.registry.set_model_tags(MODEL, {"a": "b"}, description="text")),
     verb("Registry.create_version", register),
     verb("Registry.set_version_tags", lambda w: w.registry.set_version_tags(MODEL, 1, {"a": "b"})),
+    verb("Registry.delete_model", lambda w: w.registry.delete_model("empty"), prepare=with_empty_model, refusals=[NotFound]),
     verb("Registry.delete_version", lambda w: w.registry.delete_version(OTHER, 3), refusals=[NotFound]),
     verb("Registry.collect_garbage", lambda w: w.registry.collect_garbage(grace=timedelta(0)), prepare=with_garbage, outcome=blobs_of),
     verb("Registry.sign_version", lambda w: w.registry.sign_version(MODEL, 1, signing_key())),
