@@ -94,7 +94,7 @@ def test_tsv_is_what_went_in(rows: list[Any]) -> None:
     [
         ("short", 10, "short"),
         ("wind: 100.0% of 150 values are missing", 24, "wind: 100.0% … missing"),
-        ("toque.functions.monitoring.jobs", 11, "funct….jobs"),
+        ("toque.functions.monitoring.jobs", 11, "toque….jobs"),
         ("3f2a9c4d5e6f708192a3b4c5d6e7f809", 8, "3f2a9c4d5e6f708192a3b4c5d6e7f809"),
         ("74512 rows", 3, "74512 …"),
         ("since 2013-05-01 10:00 it was late", 33, "since 2013-05-01 10:00 … was late"),
