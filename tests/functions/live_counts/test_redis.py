@@ -142,7 +142,7 @@ def test_a_clock_that_is_wrong_is_said_once_a_minute(
     for _ in range(12):  # two minutes
         here.look(redis.now + skew.total_seconds())
         redis.now += 10
-    assert ["clock" in record.message for record in caplog.records] == [True] * (2 * heard)
+    assert ["clock" in record.getMessage() for record in caplog.records] == [True] * (2 * heard)
 
 
 def test_windows_that_are_over_are_read_once(client: Any) -> None:
