@@ -54,7 +54,7 @@ async def test_a_function_is_found_by_its_full_name_of_this_release_and_the_one_
     gateway: Gateway,
 ) -> None:
     importlib.import_module("toque.functions.tuning.jobs")
-    for name in ("toque.functions.tuning.jobs:tune_tabular", "toque.functions.tuning:tune_tabular"):
+    for name in ("toque.functions.tuning.jobs:tune_tabular", "functions.tuning:tune_tabular"):
         answer = await gateway.client.get(f"/functions/{name}", headers=gateway.headers("viewer"))
         assert (answer.status_code, answer.json()["name"]) == (200, "tune_tabular")
 
