@@ -94,7 +94,9 @@ class Person:
 def person(chromium: Any, served: Served, **options: Any) -> Person:
     """Open a browser in New York."""
     context = chromium.new_context(**{"viewport": WIDE, "timezone_id": "America/New_York"} | options)
-    return Person(context.new_page(), served.url)
+    page = context.new_page()
+    page.on("dialog", lambda dialog: dialog.accept())  # says yes to what a page asks before it acts
+    return Person(page, served.url)
 
 
 @pytest.fixture(

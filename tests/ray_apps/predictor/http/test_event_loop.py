@@ -179,7 +179,7 @@ def requests() -> dict[str, tuple[str, bytes, dict[str, str], int]]:
     many, many_length = binary("BYTES", 16 * MEBIBYTE - 64, bytes(4 * numbers))
     values = MAX_JSON_VALUES - 64
     brackets = b'{"inputs":[],"x":[' + b",".join([b"[]"] * (32 * MEBIBYTE // 3)) + b"]}"
-    names = {f"k{i}": 0 for i in range(MAX_JSON_VALUES // 2 - 32)}
+    names = {f"triton_{i}": 0 for i in range(MAX_JSON_VALUES // 2 - 32)}
     text = "x" * (MAX_JSON_BYTES - 1_000)
     proto = {"content-type": PROTOBUF.decode()}
     zeros = bytes(64 * MEBIBYTE)
