@@ -165,7 +165,7 @@ def open_the_report(visitor: Person, scene: Scene) -> None:
     """Open the report of a model."""
     visitor.click(".side >> text=Reports")
     visitor.click(f"text='{scene.report}'")
-    visitor.page.wait_for_selector(f"text={scene.report_says}")
+    visitor.page.frame_locator("iframe").locator(f"text={scene.report_says}").wait_for()
 
 
 def see_what_a_team_cost(visitor: Person, scene: Scene) -> None:
