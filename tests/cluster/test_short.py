@@ -14,7 +14,7 @@ from tests.cluster.cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
-FIRST_PREDICTION_S, OUTAGE_S = 600, 30
+FIRST_PREDICTION_S, OUTAGE_S = 180, 30
 
 
 def test_a_platform_comes_up_and_answers_though_a_worker_is_lost(

@@ -94,9 +94,7 @@ class Person:
 def person(chromium: Any, served: Served, **options: Any) -> Person:
     """Open a browser in New York."""
     context = chromium.new_context(**{"viewport": WIDE, "timezone_id": "America/New_York"} | options)
-    page = context.new_page()
-    page.on("dialog", lambda dialog: dialog.accept())  # says yes to what a page asks before it acts
-    return Person(page, served.url)
+    return Person(context.new_page(), served.url)
 
 
 @pytest.fixture(

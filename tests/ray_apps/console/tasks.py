@@ -61,6 +61,7 @@ def stop_a_rollout(visitor: Person, scene: Scene) -> None:
     visitor.click(".side >> text=Rollouts")
     visitor.click(f"main th >> text='{scene.model}'")
     visitor.page.fill("#reason", "errors at the gate")
+    visitor.page.once("dialog", lambda dialog: dialog.accept())  # it asks first
     visitor.click("text=Stop and roll back")
     visitor.page.wait_for_selector("h1 >> text=rolled back")
 
@@ -149,6 +150,7 @@ def see_who_changed_the_champion(visitor: Person, scene: Scene) -> None:
 def revoke_a_token(visitor: Person, scene: Scene) -> None:
     """Revoke a token."""
     visitor.click(".side >> text=Tokens")
+    visitor.page.once("dialog", lambda dialog: dialog.accept())  # it asks first
     visitor.click(f"[aria-label='Revoke {scene.token}']")
     visitor.page.wait_for_selector(f"text={scene.token} is revoked")
 

@@ -48,7 +48,7 @@ ATTEMPTS = 5
 MEBIBYTE = 1 << 20
 NAMES = (
     "binary", "binary gzip", "binary deflate", "gzip bomb", "texts", "too many texts", "json", "json nulls", "json texts",
-    "json names", "json of one text", "json, gzip", "json brackets", "message", "message, typed", "message, too many fields",
+    "json names", "json unknown names", "json of one text", "json, gzip", "json brackets", "message", "message, typed", "message, too many fields",
 )  # fmt: skip
 
 
@@ -179,7 +179,9 @@ def requests() -> dict[str, tuple[str, bytes, dict[str, str], int]]:
     many, many_length = binary("BYTES", 16 * MEBIBYTE - 64, bytes(4 * numbers))
     values = MAX_JSON_VALUES - 64
     brackets = b'{"inputs":[],"x":[' + b",".join([b"[]"] * (32 * MEBIBYTE // 3)) + b"]}"
-    names = {f"triton_{i}": 0 for i in range(MAX_JSON_VALUES // 2 - 32)}
+    names, unknown = (
+        {f"{word}_{i}": 0 for i in range(MAX_JSON_VALUES // 2 - 32)} for word in ("triton", "unknown")
+    )
     text = "x" * (MAX_JSON_BYTES - 1_000)
     proto = {"content-type": PROTOBUF.decode()}
     zeros = bytes(64 * MEBIBYTE)
@@ -194,6 +196,7 @@ def requests() -> dict[str, tuple[str, bytes, dict[str, str], int]]:
         "json nulls": ("FP32", json_body("FP32", [None] * values), {}, 200),
         "json texts": ("BYTES", json_body("BYTES", [str(i) for i in range(values)]), {}, 200),
         "json names": ("FP32", json_body("FP32", [1.0], parameters=names), {}, 200),
+        "json unknown names": ("FP32", json_body("FP32", [1.0], parameters=unknown), {}, 400),
         "json of one text": ("BYTES", json_body("BYTES", [text]), {}, 200),
         "json, gzip": ("FP32", gzip.compress(json_body("FP32", [0.5] * values), 1), {"content-encoding": "gzip"}, 200),
         "json brackets": ("FP32", brackets, {}, 413),
