@@ -81,6 +81,6 @@ def test_edges_of_an_empty_column_are_refused():
 
 
 def test_importing_the_kernels_imports_no_torch():
-    code = "import sys, kernels; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
+    code = "import sys, toque.kernels; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

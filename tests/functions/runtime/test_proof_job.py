@@ -100,7 +100,7 @@ def submit(job_cluster: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
 
     def submitted(job: str, name: str, **arguments: Any) -> Any:
         shipped = ("--working-dir", str(project), "--runtime-env-json", json.dumps({"env_vars": given}))
-        command = ("functions", "run", name, "--json", json.dumps(arguments))
+        command = ("toque.functions", "run", name, "--json", json.dumps(arguments))
         return subprocess.Popen(
             [*RAY, "job", "submit", "--submission-id", job, *shipped, "--", sys.executable, "-m", *command],
             env=job_cluster,

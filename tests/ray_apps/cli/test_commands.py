@@ -25,7 +25,7 @@ from toque.ray_apps.local.state_file import FILE, RunningPlatform
 
 # httpx itself imports rich where that is installed, for a command line of its own.
 HEAVY = (
-    "ray", "torch", "pandas", "polars", "pyarrow", "numpy", "deltalake", "redis", "registry", "functions",
+    "ray", "torch", "pandas", "polars", "pyarrow", "numpy", "deltalake", "redis", "toque.registry", "toque.functions",
 )  # fmt: skip
 FUNCTION_JSON = {"run", "submit", "predict", "invocations signal"}  # there --json carries arguments
 
