@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import ctypes
 import threading
 from typing import Any
 
@@ -11,6 +10,7 @@ from toque.functions.runtime.declaration import ONCE, Retries
 from toque.functions.runtime.errors import Cancelled
 from toque.functions.runtime.run.execution import Outcome, run_with_retries
 from toque.functions.runtime.run.forkserver import Child, Job
+from toque.functions.runtime.run.interruption import Interruptible
 
 
 class LocalRun:
@@ -27,6 +27,7 @@ class LocalRun:
         self._outcome: Outcome | None = None
         self._child: Child | None = None
         self._cancelled = threading.Event()
+        self._running = Interruptible()
         self._thread = threading.Thread(
             target=contextvars.copy_context().run, args=(self._run,), name=f"function-{name}", daemon=True
         )
@@ -50,14 +51,13 @@ class LocalRun:
         self._cancelled.set()
         if self._child:
             self._child.kill()
-        elif self._thread.is_alive() and self._thread.ident is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self._thread.ident), ctypes.py_object(Cancelled)
-            )
+        else:
+            self._running.interrupt()
 
     def _run(self) -> None:
         try:
-            outcome = run_with_retries(self._attempt, retries=self._retries, pause=self._cancelled.wait)
+            with self._running:
+                outcome = run_with_retries(self._attempt, retries=self._retries, pause=self._cancelled.wait)
         except Cancelled:
             return
         if not self._cancelled.is_set():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -69,3 +71,39 @@ def test_a_process_of_its_own_is_ended_while_the_block_runs_alone() -> None:
         block.interrupt()
     block.interrupt()
     assert ended == [True]
+
+
+@pytest.mark.parametrize("body", ["pass", "block.interrupt()"])
+def test_a_traced_thread_goes_on_after_the_block(body: str) -> None:
+    """A debugger, coverage or hypothesis traces; other threads ask for the interpreter meanwhile."""
+    program = f"""
+import sys, threading
+from toque.functions.runtime.run.interruption import Cancelled, Interruptible
+
+block = Interruptible()
+try:
+    with block:
+        {body}
+except Cancelled:
+    pass
+
+def compute():
+    while True:
+        sum(range(100))
+
+for _ in range(8):
+    threading.Thread(target=compute, daemon=True).start()
+sys.settrace(lambda *_: None)
+
+def call():
+    pass
+
+for _ in range(500):
+    call()
+print("went on", flush=True)
+import os; os._exit(0)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.stdout == "went on\n", ended.stderr
