@@ -41,7 +41,7 @@ class Interruptible:
                 with self._lock:
                     self._thread = None
                 # What was to be raised is raised here at the latest: a loop looks for it. Taking it back instead would leave
-                # Python looking for an error for ever, a fifth slower, and a traced thread beside others would not go on at all.
+                # Python looking for an error for ever, some percent slower, and a traced thread beside others would not go on at all.
                 for _ in range(2):
                     ended = True
 
