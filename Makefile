@@ -54,7 +54,7 @@ wheel: ## build the wheel that `pip install` takes, into dist/
 test: $(STAMP) ## the test suite, under 15 minutes on two cores; WHOLE=1 adds the long tests, as CI does
 	@$(MAKE) --no-print-directory $(MODELS)/.installed || $(if $(CI),exit 1,echo "no language model could be installed: tests that need it will be left out")
 	@rm -rf $(TRIED)
-	@$(MAKE) --no-print-directory -j3 $(PARTS)
+	@$(MAKE) --no-print-directory --keep-going -j3 $(PARTS)
 
 test-again: # what failed, once more and alone; what passes now is named, so that nobody takes it for sound
 	@set -e; for file in $(TRIED)/*.failed; do \

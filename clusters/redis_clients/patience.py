@@ -6,10 +6,10 @@ A command that got no answer is sent again, so it may run twice; what is sent th
 from __future__ import annotations
 
 import asyncio
-import random
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from random import SystemRandom
 from typing import Any, Final
 
 import redis.asyncio.retry
@@ -30,6 +30,8 @@ from redis.retry import Retry
 
 from toque.clusters.redis_clients.series import FAILURES, SECONDS, is_timed
 
+_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
+
 TRANSIENT: Final[tuple[type[Any], ...]] = (
     RedisConnectionError,  # also LOADING, and a master that Sentinel does not know yet
     RedisTimeoutError,
@@ -48,7 +50,7 @@ _FIRST_S, _LONGEST_S = 0.01, 0.5
 
 
 def _pause_s(failures: int) -> float:
-    return random.uniform(0.5, 1.0) * min(_LONGEST_S, _FIRST_S * 2.0 ** min(failures, 16))
+    return _CHANCE.uniform(0.5, 1.0) * min(_LONGEST_S, _FIRST_S * 2.0 ** min(failures, 16))
 
 
 class BoundedRetry(Retry):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 import uuid
@@ -12,6 +11,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from random import SystemRandom
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -30,6 +30,8 @@ from toque.registry.store.series import observed
 
 if TYPE_CHECKING:
     from toque.registry.store.object_store import Announce, Progress, Stream
+
+_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
 
 _PART_BYTES = 32 << 20
 _MAX_PARTS = 9_000  # S3 allows 10,000
@@ -325,7 +327,7 @@ class S3Store:
             except ClientError as error:
                 if error.response["Error"]["Code"] != "ConditionalRequestConflict" or attempt == attempts - 1:
                     raise
-                time.sleep(random.uniform(0.0, 0.05 * 2**attempt))
+                time.sleep(_CHANCE.uniform(0.0, 0.05 * 2**attempt))
             else:
                 return
 

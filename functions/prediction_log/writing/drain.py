@@ -8,12 +8,12 @@ after that from the writers' files. Whatever dies in between, the next drain fin
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 from zlib import crc32
 
 import pyarrow as pa
@@ -39,6 +39,8 @@ from toque.functions.prediction_log.writing.stream import Stream
 from toque.registry.access import DEFAULT_WORKSPACE
 from toque.registry.store import ObjectStore, Table
 from toque.registry.store.tables.settling import settle
+
+_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
 
 __all__ = ["DrainResult", "Share", "add_records", "drain", "waiting_writers"]
 
@@ -153,7 +155,7 @@ def _next_batch(stream: Stream, share: Share) -> tuple[dict[str, list[Frame]], b
     batch: dict[str, list[Frame]] = {}
     waiting = [writer for writer in stream.writers() if share.has(writer)]
     left, is_rest = _BATCH_BYTES, True
-    for writer in random.sample(waiting, len(waiting)):  # none is always last
+    for writer in _CHANCE.sample(waiting, len(waiting)):  # none is always last
         if left <= 0:
             return batch, False
         room = min(left, _WRITER_BYTES)
@@ -251,7 +253,7 @@ def _append_new(
         except CommitFailedError as error:
             if time.monotonic() > deadline:
                 raise PredictionLogError(f"{table.name}: no commit in {_PATIENCE_S} s: {error}") from error
-            time.sleep(random.uniform(0.01, 0.1))
+            time.sleep(_CHANCE.uniform(0.01, 0.1))
         else:
             return int(rows.num_rows)
 

@@ -6,7 +6,6 @@ may die.
 
 from __future__ import annotations
 
-import random
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import count
+from random import SystemRandom
 from typing import Any
 
 from toque.clusters.telemetry.tracing import flush_spans
@@ -43,6 +43,8 @@ from toque.functions.runtime.run.interruption import Interruptible
 from toque.functions.runtime.series import DEAD_LETTERS, QUEUE_SECONDS, RETRIES
 from toque.functions.runtime.spans import failed_span, run_span
 from toque.registry.errors import RegistryError
+
+_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
 
 SLOT_RETRY_S = 0.25
 _ENDS = {"dead": DEAD_LETTERS, "failed": RETRIES}
@@ -99,7 +101,7 @@ def run_attempt(attempt: Attempt, *, end: Callable[[], None] | None = None) -> A
             )
         if acquired:
             return _claim_and_run(attempt, ledger, worker, Interruptible(end), found)
-        pause = timedelta(seconds=SLOT_RETRY_S * (1 + random.random()))
+        pause = timedelta(seconds=SLOT_RETRY_S * (1 + _CHANCE.random()))
         return AttemptResult(attempt.record.status, ledger.clock() + pause)
 
 
@@ -229,7 +231,7 @@ def _failed_entry(function: DeclaredFunction, run: Run, error: ErrorRecord) -> d
     attempt = run.followed.record.attempts + 1
     if not error.retryable or attempt >= function.retries.max_attempts:
         return {"kind": "dead"} | ended
-    wait_s = function.retries.backoff(attempt, draw=random.random())
+    wait_s = function.retries.backoff(attempt, draw=_CHANCE.random())
     return {"kind": "failed", "due": due_after(run.ledger.clock(), wait_s)} | ended
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Container
 from datetime import datetime, timedelta
 from functools import partial
+from random import SystemRandom
 from typing import Any
 
 from toque.functions.runtime.durable.heartbeat import last_beat
@@ -15,6 +15,8 @@ from toque.functions.runtime.errors import FunctionError
 from toque.functions.runtime.receipt import Usage
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.series import DEAD_LETTERS, LOST
+
+_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
 
 
 def record_loss(
@@ -104,4 +106,4 @@ def loss_entry(
 
 
 def _backoff(function: DeclaredFunction, attempt: int) -> float:
-    return function.retries.backoff(attempt, draw=random.random())
+    return function.retries.backoff(attempt, draw=_CHANCE.random())

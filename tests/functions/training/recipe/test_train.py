@@ -131,7 +131,7 @@ def test_gradients_are_clipped_and_half_precision_learns_too():
     [
         (None, "sums", {}, "which project's"),
         (PROJECT, "products", {}, r"no recipe 'products'.*\['sums'\]"),
-        ("functions", "sums", {}, r"no recipe 'sums' in functions.RECIPES, which has \[\]"),
+        ("toque.functions", "sums", {}, r"no recipe 'sums' in toque.functions.RECIPES, which has \[\]"),
         (PROJECT, "sums", {"depth": 3}, r"options=\{'depth': 3\} do not fit recipe 'sums'"),
     ],
 )
