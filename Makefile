@@ -51,7 +51,7 @@ wheel: ## build the wheel that `pip install` takes, into dist/
 	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 # What takes a cluster or kills processes waits much; the rest computes meanwhile. The longest parts begin first, three at a time.
-test: $(STAMP) ## the test suite, under 15 minutes on two cores; WHOLE=1 adds the long tests, as CI does
+test: $(STAMP) ## the test suite; WHOLE=1 adds the long tests, as CI does
 	@$(MAKE) --no-print-directory $(MODELS)/.installed || $(if $(CI),exit 1,echo "no language model could be installed: tests that need it will be left out")
 	@rm -rf $(TRIED)
 	@$(MAKE) --no-print-directory --keep-going -j3 $(PARTS)

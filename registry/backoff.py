@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from random import SystemRandom
 
-_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
-
-
+# The platform's own: a seeded `random` is the user's, and a thread of ours must not draw from it.
+CHANCE = SystemRandom()
 _FIRST_BACKOFF_S = 0.01
 _MAX_BACKOFF_S = 1.0
 
 
 def backoff_s(attempt: int) -> float:
     """Seconds to wait before try `attempt` + 1: random, so that losers do not meet again."""
-    return _CHANCE.uniform(0.0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(attempt, 10)))
+    return CHANCE.uniform(0.0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(attempt, 10)))

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from random import SystemRandom
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -20,6 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from toque.registry.audit_keys import AuditKeys
+from toque.registry.backoff import CHANCE
 from toque.registry.errors import InvalidInput, NotFound, RegistryError, Unavailable
 from toque.registry.names import check_key
 from toque.registry.store.object_store import Aged, ObjectInfo
@@ -30,8 +30,6 @@ from toque.registry.store.series import observed
 
 if TYPE_CHECKING:
     from toque.registry.store.object_store import Announce, Progress, Stream
-
-_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
 
 _PART_BYTES = 32 << 20
 _MAX_PARTS = 9_000  # S3 allows 10,000
@@ -327,7 +325,7 @@ class S3Store:
             except ClientError as error:
                 if error.response["Error"]["Code"] != "ConditionalRequestConflict" or attempt == attempts - 1:
                     raise
-                time.sleep(_CHANCE.uniform(0.0, 0.05 * 2**attempt))
+                time.sleep(CHANCE.uniform(0.0, 0.05 * 2**attempt))
             else:
                 return
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from random import SystemRandom
 from zlib import crc32
 
 import pyarrow as pa
@@ -37,10 +36,9 @@ from toque.functions.prediction_log.writing.columns import (
 from toque.functions.prediction_log.writing.series import DRAINED
 from toque.functions.prediction_log.writing.stream import Stream
 from toque.registry.access import DEFAULT_WORKSPACE
+from toque.registry.backoff import CHANCE
 from toque.registry.store import ObjectStore, Table
 from toque.registry.store.tables.settling import settle
-
-_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
 
 __all__ = ["DrainResult", "Share", "add_records", "drain", "waiting_writers"]
 
@@ -155,7 +153,7 @@ def _next_batch(stream: Stream, share: Share) -> tuple[dict[str, list[Frame]], b
     batch: dict[str, list[Frame]] = {}
     waiting = [writer for writer in stream.writers() if share.has(writer)]
     left, is_rest = _BATCH_BYTES, True
-    for writer in _CHANCE.sample(waiting, len(waiting)):  # none is always last
+    for writer in CHANCE.sample(waiting, len(waiting)):  # none is always last
         if left <= 0:
             return batch, False
         room = min(left, _WRITER_BYTES)
@@ -253,7 +251,7 @@ def _append_new(
         except CommitFailedError as error:
             if time.monotonic() > deadline:
                 raise PredictionLogError(f"{table.name}: no commit in {_PATIENCE_S} s: {error}") from error
-            time.sleep(_CHANCE.uniform(0.01, 0.1))
+            time.sleep(CHANCE.uniform(0.01, 0.1))
         else:
             return int(rows.num_rows)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import count
-from random import SystemRandom
 from typing import Any
 
 from toque.clusters.telemetry.tracing import flush_spans
@@ -42,9 +41,8 @@ from toque.functions.runtime.run.execution import ErrorRecord, Outcome, run_to_e
 from toque.functions.runtime.run.interruption import Interruptible
 from toque.functions.runtime.series import DEAD_LETTERS, QUEUE_SECONDS, RETRIES
 from toque.functions.runtime.spans import failed_span, run_span
+from toque.registry.backoff import CHANCE
 from toque.registry.errors import RegistryError
-
-_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
 
 SLOT_RETRY_S = 0.25
 _ENDS = {"dead": DEAD_LETTERS, "failed": RETRIES}
@@ -101,7 +99,7 @@ def run_attempt(attempt: Attempt, *, end: Callable[[], None] | None = None) -> A
             )
         if acquired:
             return _claim_and_run(attempt, ledger, worker, Interruptible(end), found)
-        pause = timedelta(seconds=SLOT_RETRY_S * (1 + _CHANCE.random()))
+        pause = timedelta(seconds=SLOT_RETRY_S * (1 + CHANCE.random()))
         return AttemptResult(attempt.record.status, ledger.clock() + pause)
 
 
@@ -231,7 +229,7 @@ def _failed_entry(function: DeclaredFunction, run: Run, error: ErrorRecord) -> d
     attempt = run.followed.record.attempts + 1
     if not error.retryable or attempt >= function.retries.max_attempts:
         return {"kind": "dead"} | ended
-    wait_s = function.retries.backoff(attempt, draw=_CHANCE.random())
+    wait_s = function.retries.backoff(attempt, draw=CHANCE.random())
     return {"kind": "failed", "due": due_after(run.ledger.clock(), wait_s)} | ended
 
 

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from random import SystemRandom
 from typing import Any, Protocol
 
 from toque.functions.runtime.context import Context, context, use_context
@@ -22,8 +21,7 @@ from toque.functions.runtime.errors import FunctionError, RemoteError, WorkerLos
 from toque.functions.runtime.run.capture import captured, log_text
 from toque.functions.runtime.secret import contains_secret, redact, use_secrets
 from toque.functions.runtime.series import RUN_SECONDS, RUNS
-
-_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
+from toque.registry.backoff import CHANCE
 
 
 class RunPolicy(Protocol):
@@ -145,7 +143,7 @@ def run_with_retries(
         exhausted = lost > retries.max_lost if outcome.error.lost else attempts >= retries.max_attempts
         if exhausted or not (outcome.error.retryable or outcome.error.lost):
             return replace(outcome, attempts=attempts + lost)
-        pause(retries.backoff(max(attempts, 1), draw=_CHANCE.random()))
+        pause(retries.backoff(max(attempts, 1), draw=CHANCE.random()))
 
 
 def run_to_end(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -43,7 +43,8 @@ class Interruptible:
                 # What was to be raised is raised here at the latest: a loop looks for it. Taking it back instead would leave
                 # Python looking for an error for ever, some percent slower, and a traced thread beside others would not go on at all.
                 for _ in range(2):
-                    ended = True
+                    pass
+                ended = True
 
     def interrupt(self) -> None:
         """End the block, if it runs now."""

@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from random import SystemRandom
 from typing import Final, Protocol
 
 from anyio import to_thread
@@ -27,8 +26,7 @@ from toque.functions.runtime.changes.announcer import journals_in
 from toque.functions.runtime.changes.feed import Watch, feed_of
 from toque.ray_apps.console.figures import figure_texts
 from toque.registry import ObjectStore, Unavailable, workspace_store
-
-_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
+from toque.registry.backoff import CHANCE
 
 MAX_TOPICS: Final = 8
 MAX_STREAMS: Final = 400
@@ -135,14 +133,14 @@ class LiveChanges:
             sent = ""
             if last_id and last_id != self._id(topics):
                 queue.put_nowait(("changed", ""))
-            until = self._clock() + STREAM_S * _CHANCE.uniform(0.8, 1.0)
+            until = self._clock() + STREAM_S * CHANCE.uniform(0.8, 1.0)
             while (left := until - self._clock()) > 0:
                 try:
                     kind, data = await asyncio.wait_for(queue.get(), min(_BEAT_S, left))
                 except TimeoutError:
                     yield self._event(self._id(topics), "beat", "")
                     continue
-                await asyncio.sleep(_CHANCE.uniform(0, self._spread_s(topics)))
+                await asyncio.sleep(CHANCE.uniform(0, self._spread_s(topics)))
                 version = self._id(
                     topics
                 )  # before the page is rendered: what changes meanwhile is told with the next

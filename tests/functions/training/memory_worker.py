@@ -20,7 +20,9 @@ from toque.functions.training.loop.training_loop import Trainer, train
 WIDTH, BLOCKS = 768, 16
 BLOCK_BYTES = 4 * 2 * (WIDTH * WIDTH + WIDTH)
 STATE_BYTES = 5 * BLOCKS * BLOCK_BYTES  # weights, gradients, two moments, and the best weights so far
-UNTOUCHED_BYTES = 8 * 2**20  # that an allocator may map beside; what is used is judged by `peak`
+UNTOUCHED_BYTES = (
+    8 * 2**20
+)  # of the pad that `freed_memory_kept` lets glibc map beside; what is used is judged by `peak`
 PARAMS = RecipeParams(lr=1e-5, epochs=2, batch_size=400, recompute=True)  # a step an epoch
 
 

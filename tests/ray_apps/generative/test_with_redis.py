@@ -85,10 +85,10 @@ class Live:
             await asyncio.to_thread(self.reflexes.tick)
 
     def rule(self) -> str:
-        """Text of the rollout's only alarm, which says the rule that rolled back; a busy machine may be slow as well."""
+        """Text of the only alarm, which says the rule that rolled back."""
         with use_context(self.used):
-            (found,) = [each for each in alarms(MODEL).all() if each.monitor == "rollout"]
-        assert found.version == 2
+            (found,) = alarms(MODEL).all()
+        assert (found.monitor, found.version) == ("rollout", 2)
         return found.text
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container
 from datetime import datetime, timedelta
 from functools import partial
-from random import SystemRandom
 from typing import Any
 
 from toque.functions.runtime.durable.heartbeat import last_beat
@@ -15,8 +14,7 @@ from toque.functions.runtime.errors import FunctionError
 from toque.functions.runtime.receipt import Usage
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.series import DEAD_LETTERS, LOST
-
-_CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
+from toque.registry.backoff import CHANCE
 
 
 def record_loss(
@@ -106,4 +104,4 @@ def loss_entry(
 
 
 def _backoff(function: DeclaredFunction, attempt: int) -> float:
-    return function.retries.backoff(attempt, draw=_CHANCE.random())
+    return function.retries.backoff(attempt, draw=CHANCE.random())

@@ -77,7 +77,7 @@ def test_a_process_of_its_own_is_ended_while_the_block_runs_alone() -> None:
 def test_a_traced_thread_goes_on_after_the_block(body: str) -> None:
     """A debugger, coverage or hypothesis traces; other threads ask for the interpreter meanwhile."""
     program = f"""
-import sys, threading
+import os, sys, threading
 from toque.functions.runtime.run.interruption import Cancelled, Interruptible
 
 block = Interruptible()
@@ -101,7 +101,7 @@ def call():
 for _ in range(500):
     call()
 print("went on", flush=True)
-import os; os._exit(0)
+os._exit(0)
 """
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
