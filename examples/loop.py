@@ -17,9 +17,8 @@ import pyarrow as pa
 
 from toque.functions.evaluation import evaluate_gate
 from toque.functions.features import build_training_set
-from toque.functions.model_formats.load import ScoringModel
+from toque.functions.model_formats.load import ScoringModel, load_version
 from toque.functions.model_formats.table_inputs import text_inputs
-from toque.functions.model_formats.versions import load_version
 from toque.functions.prediction_log import LABELS_TABLE, Label, encode_labels, predictions_table
 from toque.functions.prediction_log.writing.columns import label_columns, prediction_columns
 from toque.functions.project import ModelDefinition

@@ -47,10 +47,8 @@ from toque.featurestore.errors import (
     UnreadableRow,
     UnreadableSource,
 )
-from toque.featurestore.health import ViewHealth, newest_event, view_health
 from toque.featurestore.online import Materialized, OnlineFeatures, Status
-from toque.featurestore.row_times import RowTime, row_times
-from toque.featurestore.skew import SkewReport, skew_report
+from toque.featurestore.served_features import RowTime, SkewReport, row_times, skew_report
 from toque.featurestore.sources import (
     BatchSource,
     CsvFiles,
@@ -61,7 +59,15 @@ from toque.featurestore.sources import (
     SqlTable,
 )
 from toque.featurestore.sources.refresh import Refreshed
-from toque.featurestore.statistics import FeatureStatistics, PartStatistics, view_course, view_statistics
+from toque.featurestore.statistics import (
+    FeatureStatistics,
+    PartStatistics,
+    ViewHealth,
+    newest_event,
+    view_course,
+    view_health,
+    view_statistics,
+)
 from toque.featurestore.store import FeatureStore
 from toque.featurestore.streams import KafkaTopic, RedisStream, SchemaRegistry, StreamSource
 from toque.featurestore.upkeep import Upkeep, compact, erase, expire

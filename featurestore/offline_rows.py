@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from toque.featurestore.applied import deserialize
 from toque.featurestore.applied.definitions import Definitions, ViewOrName
-from toque.featurestore.definitions.derived import Derived
+from toque.featurestore.definitions.computed import Derived
 from toque.featurestore.definitions.expectations import Freshness
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, check_name
 from toque.featurestore.definitions.views import (
@@ -22,11 +22,16 @@ from toque.featurestore.definitions.views import (
     projection,
 )
 from toque.featurestore.errors import UnknownDefinition
-from toque.featurestore.offline.derived_refresh import new_derived_rows
-from toque.featurestore.offline.historical import RetrievalJob
-from toque.featurestore.offline.pinned_retrieval import check_entities, stored_view
+from toque.featurestore.offline.derived import new_derived_rows
+from toque.featurestore.offline.retrieval import (
+    Features,
+    Retrieval,
+    RetrievalJob,
+    check_entities,
+    plan_retrieval,
+    stored_view,
+)
 from toque.featurestore.offline.tables import OfflineStore
-from toque.featurestore.retrieval import Features, Retrieval, plan_retrieval
 from toque.featurestore.rows import Clock, Tabular, check_rows, conform, to_table
 from toque.featurestore.sources import BatchSource, SourceTable
 from toque.featurestore.sources.refresh import Refreshed, new_rows

@@ -9,8 +9,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from toque.featurestore.definitions.casting import cast_column, microsecond_utc
-from toque.featurestore.definitions.casting.composites import column_of_values, refuse_truths
+from toque.featurestore.definitions.casting import (
+    cast_column,
+    column_of_values,
+    microsecond_utc,
+    refuse_truths,
+)
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.expectations import Freshness
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field

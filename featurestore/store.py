@@ -12,12 +12,11 @@ from toque.featurestore.definitions.encoding import RowLayout
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnreadableRow
+from toque.featurestore.offline.retrieval import Features, Retrieval
 from toque.featurestore.offline_rows import OfflineRows
 from toque.featurestore.online.materialize import Materialized, Materializer, Progress, Spread
-from toque.featurestore.online.recent import RecentKeys
-from toque.featurestore.online.redis_store import OnlineStore
+from toque.featurestore.online.redis_store import OnlineStore, RecentKeys
 from toque.featurestore.online.serving import CLOCK_SKEW, EntityRows, OnlineFeatures, Request, lookups_of
-from toque.featurestore.retrieval import Features, Retrieval
 from toque.featurestore.rows import Clock, Tabular, to_table
 from toque.featurestore.vectors import (
     Ask,

@@ -19,8 +19,8 @@ from toque.featurestore.definitions.fields import EVENT_DAY
 from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import FeatureStoreError, InvalidDefinition
 from toque.featurestore.store import FeatureStore
-from toque.registry.backoff import backoff_s
-from toque.registry.store.tables.settling import settle
+from toque.registry.store.tables.files import settle
+from toque.registry.times import backoff_s
 
 FILE_BYTES = 128 * 2**20
 LEAST_GRACE = timedelta(days=1)  # a slower append than this could lose files that it has not committed yet

@@ -6,13 +6,12 @@ registry and the kernels; it must not know what serves it (`ray_apps`).
 
 from toque.functions.runtime.context import Context, context, use_context
 from toque.functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
-from toque.functions.runtime.durable.admission.preemption import preempted
 from toque.functions.runtime.durable.invocation import Invocation
-from toque.functions.runtime.durable.workflow import Preempted, sleep, wait_for
+from toque.functions.runtime.durable.workflow import Preempted, preempted, sleep, wait_for
 from toque.functions.runtime.function import Function, call, function
-from toque.functions.runtime.run.capture import report_progress
-from toque.functions.runtime.run.future import Future
-from toque.functions.runtime.triggers.waiter import wait_for_event
+from toque.functions.runtime.run.declared import Future
+from toque.functions.runtime.run.log import report_progress
+from toque.functions.runtime.triggers.events import wait_for_event
 
 __all__ = [
     "Context",

@@ -2,18 +2,21 @@
 
 A model's definition says, in one value, what the model learns from, what it has to prove, how it is watched, and how its
 successors are rolled out. Definitions are values only: other data needs other definitions, and no change of the platform.
+
+What a model's outcome says about its monitors and rollout: losses that follow from it, and settings without a meaning.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from toque.functions.alerting import AlertPolicy
-from toque.functions.evaluation import Gate
-from toque.functions.evaluation.meanings import Outcome
+from toque.functions.evaluation.gate import Gate
+from toque.functions.evaluation.meanings import MEANINGS, Loss, Outcome
 from toque.functions.monitoring import (
     AnswerMonitor,
     DriftMonitor,
@@ -25,15 +28,12 @@ from toque.functions.monitoring import (
     VectorMonitor,
 )
 from toque.functions.placement import Placement
-from toque.functions.project_outcome import meaningless, with_loss_of
 from toque.functions.retraining.policy import RetrainingPolicy
 from toque.functions.rollout import RolloutPolicy
 from toque.functions.runtime.definitions import ProjectError, declarations, pick
 from toque.functions.training import TabularParams
 from toque.functions.training.trainer import Trainer, as_trainer
 from toque.registry import ModelPolicy
-
-__all__ = ["ModelDefinition", "Monitor", "Project", "ProjectError", "load_project"]
 
 _Kind = TypeVar("_Kind")
 
@@ -253,3 +253,49 @@ def load_project(module: str | None) -> Project:
         if not isinstance(definition, ModelDefinition):
             raise ProjectError(f"{module}.MODELS holds {definition!r}, which is no ModelDefinition")
     return Project(declared.module, declared.features, declared.models)
+
+
+def with_loss_of(outcome: Outcome, rollout: RolloutPolicy, monitors: Sequence[Any]) -> dict[str, Any]:
+    """Set the loss of an outcome wherever none was named; returns the fields of a definition that change."""
+    loss = MEANINGS[outcome].losses[0]
+    changed = tuple(_with_loss(each, loss) for each in monitors)
+    return {"rollout": _with_loss(rollout, loss), "monitors": changed}
+
+
+def meaningless(outcome: Outcome, gate: Gate, rollout: RolloutPolicy, monitors: Sequence[Any]) -> list[str]:
+    """Name the settings that have no meaning for an outcome, each with what to do about it."""
+    meaning = MEANINGS[outcome]
+    found = [f"gate.{name}: {remedy}" for name, remedy in gate.unmeasurable(outcome).items()]
+    for where, each in [("rollout", rollout), *((f"monitor {each.kind!r}", each) for each in monitors)]:
+        loss = getattr(each, "loss", meaning.losses[0])
+        if loss not in meaning.losses:
+            found.append(f"{where}: loss={loss!r}, which needs {_NEEDS[loss]}: use {meaning.losses[0]!r}")
+    refused = {aspect.removeprefix("monitor."): text for aspect, text in meaning.refused.items()}
+    found += [f"monitor {each.kind!r}: {refused[each.kind]}" for each in monitors if each.kind in refused]
+    return found
+
+
+_NEEDS: dict[Loss, str] = {
+    "log_loss": "probabilities",
+    "squared_error": "one number a row",
+    "poisson_deviance": "a rate of counts",
+    "ndcg_loss": "a score for each item of a request",
+    "cosine_distance": "a vector for each row",
+    "euclidean_distance": "a vector for each row",
+    "edit_distance": "a text for each row",
+    "token_distance": "a text for each row",
+    "mismatch": "a text for each row",
+}
+
+
+def _with_loss(settings: Any, loss: Loss) -> Any:
+    if (
+        "loss" not in type(settings).model_fields
+        or "loss" in settings.model_fields_set
+        or settings.loss == loss
+    ):
+        return settings
+    return settings.model_copy(update={"loss": loss})
+
+
+__all__ = ["ModelDefinition", "Monitor", "Project", "ProjectError", "load_project"]

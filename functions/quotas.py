@@ -11,13 +11,12 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from toque.functions.runtime import catalog
+from toque.functions.runtime.admission.request import EVERYONE, Quota, QuotaRequest
+from toque.functions.runtime.admission.rule import admission_order, schedule
 from toque.functions.runtime.context import context
-from toque.functions.runtime.durable.admission.allotment import allotment_in
-from toque.functions.runtime.durable.admission.request import EVERYONE, Quota, QuotaRequest
-from toque.functions.runtime.durable.admission.rule import admission_order, schedule
-from toque.functions.runtime.durable.admission.slots import QuotaSlots, quotas_in
 from toque.functions.runtime.durable.invocation import ledger_of
 from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.durable.slots import QuotaSlots, allotment_in, quotas_in
 from toque.functions.runtime.function import function
 from toque.functions.runtime.run import cluster, room
 from toque.registry.names import check_name

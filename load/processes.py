@@ -1,12 +1,18 @@
-"""Processes of a platform on this machine, found by the folder that it was started in, and what the kernel says of them."""
+"""Processes of a platform on this machine, found by the folder that it was started in, and what the kernel says of them.
+
+Processor time of a platform's processes on this machine, by what they do.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["cpu_s", "niceness", "of_platform", "stat"]
+import redis
 
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 _USER, _SYSTEM, _NICE = 11, 12, 16  # fields of /proc/PID/stat after the name
@@ -37,3 +43,52 @@ def cpu_s(pid: int) -> float:
 def niceness(pid: int) -> int:
     """Read the niceness of a process. Raises: OSError if it has ended."""
     return int(stat(pid)[_NICE])
+
+
+ROLES = ("replica", "door", "other")
+
+Processes = Mapping[int, tuple[str, float]]
+"""Role and spent core-seconds of each process, by its id."""
+
+
+def platform_processes(home: Path, model: str) -> Processes:
+    """Find the processes of the platform that was started in `home`, with their roles for a model."""
+    replica, found = re.compile(rf"ServeReplica:predictor-{re.escape(model)}:"), {}
+    for pid, command in of_platform(home).items():
+        with contextlib.suppress(OSError):  # it has just ended
+            found[pid] = (_role(command, replica), cpu_s(pid))
+    return found
+
+
+def spent_s(before: Processes, after: Processes) -> dict[str, float]:
+    """Core-seconds by role between two moments, of processes that were there at both."""
+    spent = dict.fromkeys(ROLES, 0.0)
+    for pid, (role, then_s) in before.items():
+        if pid in after:
+            spent[role] += after[pid][1] - then_s
+    return spent
+
+
+def _role(command: str, replica: re.Pattern[str]) -> str:
+    if replica.search(command):
+        return "replica"
+    return "door" if "haproxy" in command.split(" ", 1)[0] else "other"
+
+
+def redis_cpu_s(server: redis.Redis) -> float:
+    """Read the processor seconds of a redis-server."""
+    used: Any = server.info("cpu")
+    return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
+
+
+__all__ = [
+    "ROLES",
+    "Processes",
+    "cpu_s",
+    "niceness",
+    "of_platform",
+    "platform_processes",
+    "redis_cpu_s",
+    "spent_s",
+    "stat",
+]

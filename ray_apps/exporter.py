@@ -2,34 +2,49 @@
 
 An exporter is an actor without a CPU of its own. Whichever gateway needs one first starts it; it ends with that
 gateway, and the next scrape starts another, which reads the same files.
+
+List of every Prometheus series of the platform, as the code declares them; docs/metrics.md shows it.
+
+How far this node's clock is from the store's, as a series: leases, schedules and times of rows go by it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import ray
-from prometheus_client import Metric
+from prometheus_client import REGISTRY, Gauge, Metric
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import GaugeMetricFamily
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from toque.clusters.telemetry.metrics import folder_of_process, listen, node_metrics, parse, render, together
+from toque.clusters.telemetry.metrics import (
+    PREFIX,
+    folder_of_process,
+    listen,
+    machine,
+    node_metrics,
+    parse,
+    render,
+    together,
+)
 from toque.functions.prediction_log import default_wal_root
 from toque.functions.runtime.process import enter_process
-from toque.ray_apps.clock_watch import watch_clock
-from toque.ray_apps.series import UP
-from toque.registry import open_store
-
-__all__ = ["ClusterMetrics", "Exporter", "nodes_of_cluster"]
+from toque.ray_apps.published import FAMILIES
+from toque.registry import ObjectStore, RegistryError, open_store
+from toque.registry.store import clock_skew_s
 
 NAMESPACE = "toque"
 ANSWER_S = 4.0
@@ -190,3 +205,108 @@ def _own_node() -> tuple[str, str]:
         return "", os.uname().nodename
     node: Any = ray._private.worker._global_node  # noqa: SLF001  # no public name, and none asks the head
     return ray.get_runtime_context().get_node_id(), str(node.node_ip_address)
+
+
+DECLARED_IN = (
+    "toque.clusters.redis_clients.patience",
+    "toque.clusters.telemetry.metrics.exposition",
+    "toque.clusters.telemetry.tracing.active",
+    "toque.functions.prediction_log.writing.series",
+    "toque.functions.runtime.series",
+    "toque.functions.training.loop.distributed",
+    "toque.ray_apps.admission.admission",
+    "toque.ray_apps.exporter",
+    "toque.ray_apps.gateway.metrics",
+    "toque.ray_apps.gateway.metrics",
+    "toque.ray_apps.generative.series",
+    "toque.ray_apps.haproxy_supervisor",
+    "toque.ray_apps.predictor.deploy.pool",
+    "toque.ray_apps.predictor.inference.live",
+    "toque.ray_apps.streams.follower",
+    "toque.ray_apps.ticker",
+    "toque.registry.errors",
+    "toque.registry.store.series",
+)
+"""Modules that declare series with prometheus_client."""
+UP = "toque_exporter_up"
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
+
+
+class Series(NamedTuple):
+    """One family of series: its name, as in `toque_log_written_records`; kind: counter, gauge or histogram.
+
+    labels: beside `node`, which each has.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    text: str
+
+    @property
+    def sample_names(self) -> tuple[str, ...]:
+        """Names as queries use them, such as `…_total` of a counter."""
+        return tuple(self.name + suffix for suffix in _SUFFIXES[self.kind])
+
+
+def all_series() -> list[Series]:
+    """List every series of the platform by name; imports all that declares some, torch among it."""
+    for module in DECLARED_IN:
+        import_module(module)
+    measured = {name: (family.text, family.labels) for name, family in FAMILIES.items()}
+    measured |= machine.FAMILIES | {UP: ("Whether a node's series are in this answer.", ())}
+    gauges = [Series(name, "gauge", labels, text) for name, (text, labels) in measured.items()]
+    of_kernel = Series(machine.OOM_KILLS[0], "counter", (), machine.OOM_KILLS[1])
+    return sorted([*_declared(), *gauges, of_kernel])
+
+
+def _declared() -> Iterator[Series]:
+    """Iterate over the series of prometheus_client's registry that are ours."""
+    for metric in list(REGISTRY._collector_to_names):  # noqa: SLF001  # it has no public list
+        if isinstance(metric, MetricWrapperBase) and metric._name.startswith(PREFIX):  # noqa: SLF001
+            (described,) = metric.describe()
+            yield Series(metric._name, described.type, tuple(metric._labelnames), described.documentation)  # noqa: SLF001
+
+
+EVERY_S = 60.0
+_ROUNDED_S = 0.5  # S3 gives times in whole seconds
+SKEW = Gauge(
+    "toque_clock_skew_seconds",
+    "How far this node's clock is at least from the store's: ahead of it, or behind if negative.",
+    multiprocess_mode="livemostrecent",
+)
+
+
+def measure_clock(store: ObjectStore, *, clock: Callable[[], float] = time.time) -> float:
+    """Measure the least difference that explains the store's answer, in seconds; negative if this clock is behind.
+
+    A slow answer says little. Raises: Unavailable.
+    """
+    begun = time.monotonic()
+    skew_s = clock_skew_s(store, clock=clock)
+    return math.copysign(max(0.0, abs(skew_s) - (time.monotonic() - begun) / 2 - _ROUNDED_S), skew_s)
+
+
+def watch_clock(store: ObjectStore) -> None:
+    """Measure from now on once a minute, in a thread, one request each."""
+
+    def run() -> None:
+        waiting = threading.Event()
+        while True:
+            with suppress(RegistryError):
+                SKEW.set(measure_clock(store))
+            waiting.wait(EVERY_S)
+
+    threading.Thread(target=run, name="clock", daemon=True).start()
+
+
+__all__ = [
+    "DECLARED_IN",
+    "ClusterMetrics",
+    "Exporter",
+    "Series",
+    "all_series",
+    "measure_clock",
+    "nodes_of_cluster",
+    "watch_clock",
+]

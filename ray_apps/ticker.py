@@ -161,8 +161,10 @@ class TickerReplica:
     """
 
     def __init__(self) -> None:
-        from toque.functions.runtime.changes.announcer import journals_in  # late: only a replica needs it
-        from toque.functions.runtime.changes.feed import watch_of
+        from toque.functions.runtime.changes import (
+            journals_in,  # late: only a replica needs it
+            watch_of,
+        )
         from toque.functions.runtime.context import context_of
         from toque.functions.runtime.process import enter_process
         from toque.registry import Access
@@ -251,8 +253,7 @@ class TickerReplica:
     def _measure_tasks(self) -> dict[str, Task]:
         import ray  # late: as above
 
-        from toque.ray_apps.platform_series import PlatformSeries
-        from toque.ray_apps.serve_series import ServeSeries
+        from toque.ray_apps.platform_series import PlatformSeries, ServeSeries
 
         serve = ServeSeries() if ray.is_initialized() else None
         series = PlatformSeries(self._context, self._access, self._in_workspace, serve=serve)
@@ -341,7 +342,7 @@ def wait_prepared(tickers: Iterable[Ticker], *, within_s: float) -> bool:
 
 def leadership_of(used: Context) -> Leadership:
     """Make this process's claim to lead the tickers of a platform: by Redis while it answers, else by the store."""
-    from toque.functions.runtime.changes.announcer import connection  # late: only a replica needs it
+    from toque.functions.runtime.changes import connection  # late: only a replica needs it
 
     holder = f"{os.uname().nodename}/{os.getpid()}/{uuid.uuid4().hex}"
     leases: list[tuple[Lease, float]] = [(StoreLease(used.store, "ticker", holder), STORE_BEAT_S)]

@@ -1,11 +1,18 @@
-"""Times are timezone-aware UTC, written as ISO 8601 with microseconds."""
+"""Times are timezone-aware UTC, written as ISO 8601 with microseconds.
+
+Random, growing waits between attempts of writers that compete for one place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from random import SystemRandom
 
 from toque.registry.errors import InvalidInput
+
+# The platform's own: a seeded `random` is the user's, and a thread of ours must not draw from it.
+CHANCE = SystemRandom()
 
 Clock = Callable[[], datetime]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,3 +59,12 @@ def epoch_us(at: datetime) -> int:
 def from_epoch_us(microseconds: int) -> datetime:
     """Convert microseconds since 1970 to a time in UTC."""
     return EPOCH + timedelta(microseconds=microseconds)
+
+
+_FIRST_BACKOFF_S = 0.01
+_MAX_BACKOFF_S = 1.0
+
+
+def backoff_s(attempt: int) -> float:
+    """Seconds to wait before try `attempt` + 1: random, so that losers do not meet again."""
+    return CHANCE.uniform(0.0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(attempt, 10)))

@@ -3,9 +3,8 @@
 It knows addresses, connections and how long to wait for a failover. It must not know keys, features or functions.
 """
 
-from toque.clusters.redis_clients.address import RedisAddress, redis_url_of
+from toque.clusters.redis_clients.address import InvalidRedisUrl, RedisAddress, redis_url_of
 from toque.clusters.redis_clients.clients import is_cluster, open_redis, open_redis_async, primaries
-from toque.clusters.redis_clients.errors import InvalidRedisUrl
 from toque.clusters.redis_clients.patience import TRANSIENT
 
 __all__ = [

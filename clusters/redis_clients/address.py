@@ -1,4 +1,7 @@
-"""Address of Redis as one url tells it: which kind of service, where, as which user, with which settings."""
+"""Address of Redis as one url tells it: which kind of service, where, as which user, with which settings.
+
+Error of a Redis url that can never work.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
-
-from toque.clusters.redis_clients.errors import InvalidRedisUrl
 
 Kind = Literal["server", "sentinel", "cluster", "socket"]
 Host = tuple[str, int]
@@ -188,3 +189,7 @@ def _setting(name: str, value: str) -> Any:
     if number < 0:
         raise InvalidRedisUrl(f"Redis url: {name}={value!r} is not a number of at least 0")
     return number
+
+
+class InvalidRedisUrl(ValueError):  # noqa: N818 - says what happened, as in toque.registry.errors
+    """A part of the url of Redis cannot be used; the message names the part, its value and what to write instead."""

@@ -1,6 +1,8 @@
 """Waiting for Redis within a bound: through a failover, a restart that loads its data, and lost connections.
 
 A command that got no answer is sent again, so it may run twice; what is sent through these clients bears that.
+
+Prometheus series of commands to Redis, over all clients of a process.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from random import SystemRandom
 from typing import Any, Final
 
 import redis.asyncio.retry
+from prometheus_client import Counter, Histogram
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -27,8 +30,6 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
-
-from toque.clusters.redis_clients.series import FAILURES, SECONDS, is_timed
 
 _CHANCE = SystemRandom()  # a seeded `random` is the user's: a thread of ours must not draw from it
 
@@ -135,3 +136,20 @@ def _ends(error: Exception, is_retryable: Callable[[Exception], bool] | None, de
         or (is_retryable is not None and not is_retryable(error))
         or time.monotonic() >= deadline
     )
+
+
+SECONDS = Histogram(
+    "toque_redis_command_seconds",
+    "Seconds of a command or pipeline to Redis that was answered, its retries not included.",
+    buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
+)
+FAILURES = Counter(
+    "toque_redis_failures",
+    "Commands to Redis that failed, by error and by whether they were sent again.",
+    ("error", "retried"),
+)
+
+
+def is_timed(do: Any) -> bool:
+    """Whether a command's time tells how fast Redis is: that of a subscriber tells how long nothing came."""
+    return not str(getattr(do, "__qualname__", "")).startswith("PubSub")

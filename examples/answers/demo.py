@@ -1,9 +1,13 @@
-"""The example's steps: pages to a view, retrieval judged on the index's questions, and answers that say what they stand on."""
+"""The example's steps: pages to a view, retrieval judged on the index's questions, and answers that say what they stand on.
+
+Pages of the documentation, and the questions that its index asks of them: each names the page that answers it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +17,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from examples.answers.data import documents, questions
 from examples.capitals.steps import weights
 from toque.functions import Context, use_context
 from toque.functions.evaluation.batch_inference import predict_batch
@@ -21,8 +24,6 @@ from toque.functions.generative import EngineSettings, Prompt, register_generati
 from toque.functions.retrieval import RetrievalScores, document_view
 from toque.functions.retrieval.jobs import evaluate_retrieval, refresh_documents, retrieve
 from toque.registry import Table, TableSnapshot, open_store
-
-__all__ = ["answer", "judged", "main", "prepared"]
 
 VIEW, MODEL, LENGTH, K = "docs", "answers", 2_048, 4
 PROMPT: Final = Prompt.model_validate(
@@ -117,3 +118,29 @@ def _home(given: Path | None) -> Iterator[Path]:
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+DOCS: Final = Path(__file__).parents[2] / "docs"
+INDEX: Final = "README.md"
+_ROW: Final = re.compile(r"^\| (?P<question>[^|]+\?) \| (?P<answers>.+) \|$", re.MULTILINE)
+_PAGE: Final = re.compile(r"\]\((?P<page>[\w/.-]+\.md)")
+
+
+def documents(folder: Path = DOCS) -> pa.Table:
+    """Read the pages of the documentation, without the index that holds the questions."""
+    pages = [each for each in sorted(folder.glob("*.md")) if each.name != INDEX]
+    return pa.table({"document": [each.name for each in pages], "text": [each.read_text() for each in pages]})
+
+
+def questions(folder: Path = DOCS) -> pa.Table:
+    """Read the questions of the index, each with the pages that answer it."""
+    names = {each.name for each in folder.glob("*.md")}
+    found = [
+        (row["question"], pages[0])
+        for row in _ROW.finditer((folder / INDEX).read_text())
+        if (pages := [each for each in _PAGE.findall(row["answers"]) if each in names])
+    ]
+    return pa.table({"question": [each for each, _ in found], "relevant": [page for _, page in found]})
+
+
+__all__ = ["DOCS", "answer", "documents", "judged", "main", "prepared", "questions"]

@@ -5,6 +5,6 @@ challengers. `loop` plays five weeks in one process: a sweep, the gate, daily an
 afternoons, the monitors see it, and a challenger goes through shadow and canary to promotion.
 """
 
-from examples.flights_xgboost.model import FEATURES, MODELS
+from examples.flights_xgboost.loop import FEATURES, MODELS
 
 __all__ = ["FEATURES", "MODELS"]

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from examples.gpt.data import notes
+from examples.gpt.recipe import notes
 from toque.functions.generative import register_generative
 from toque.functions.runtime.context import Context, context
 from toque.functions.training import (

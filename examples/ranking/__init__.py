@@ -5,6 +5,6 @@ travellers chose; then travellers want to leave after work, the monitor sees it,
 promotion. What is judged is a request, not an item.
 """
 
-from examples.ranking.model import FEATURES, MODELS
+from examples.ranking.loop import FEATURES, MODELS
 
 __all__ = ["FEATURES", "MODELS"]

@@ -4,6 +4,6 @@ The texts are docstrings of installed packages. `loop` plays five weeks in one p
 then people write short questions, the monitors see it, and a challenger goes through shadow and canary to promotion.
 """
 
-from examples.texts.model import FEATURES, MODELS
+from examples.texts.loop import FEATURES, MODELS
 
 __all__ = ["FEATURES", "MODELS"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from toque.featurestore.applied.catalog import Catalog, Record, readable_kind
+from toque.featurestore.applied.deserialize import Catalog, Record, readable_kind
 from toque.featurestore.definitions.batch_source import BatchSource
 from toque.featurestore.definitions.fields import Entity
 from toque.featurestore.definitions.stream_source import StreamSource

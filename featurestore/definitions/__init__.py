@@ -1,7 +1,6 @@
 """Definitions of features: entities, fields, views, services, their types, and the encoding of a row."""
 
-from toque.featurestore.definitions.deprecation import Deprecation
-from toque.featurestore.definitions.derived import Derived
+from toque.featurestore.definitions.computed import Derived, on_demand_feature_view
 from toque.featurestore.definitions.dtypes import (
     Bool,
     Decimal,
@@ -18,9 +17,14 @@ from toque.featurestore.definitions.dtypes import (
     Vector,
 )
 from toque.featurestore.definitions.expectations import Freshness, InRange, NullShare
-from toque.featurestore.definitions.fields import Entity, Field, RequestSource
-from toque.featurestore.definitions.on_demand import on_demand_feature_view
-from toque.featurestore.definitions.vector_index import Metric, VectorIndex
+from toque.featurestore.definitions.fields import (
+    Deprecation,
+    Entity,
+    Field,
+    Metric,
+    RequestSource,
+    VectorIndex,
+)
 from toque.featurestore.definitions.views import (
     Definition,
     FeatureService,

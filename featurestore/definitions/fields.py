@@ -1,11 +1,20 @@
-"""Fields, entities, and request sources for values that only a request has."""
+"""Fields, entities, and request sources for values that only a request has.
+
+Declaration of an index over a vector field of a view: how near is measured, and how good the index must be.
+
+Deprecation of a view or some of its features: since when, and what to use instead.
+"""
+
+from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
-from toque.featurestore.definitions.dtypes import DType, FeatureType, parse_type
+from toque.featurestore.definitions.dtypes import DType, FeatureType, Vector, parse_type
 from toque.featurestore.errors import InvalidDefinition
 
 EVENT_TIMESTAMP = "event_timestamp"
@@ -121,3 +130,99 @@ class RequestSource:
     def describe(self) -> dict[str, Any]:
         """Describe the request source as JSON."""
         return {"request": self.name, "schema": [f.describe() for f in self.schema]}
+
+
+class Metric(StrEnum):
+    """Measure of how far two vectors are apart; a smaller distance is nearer.
+
+    COSINE: 1 less the cosine of the angle, 1 where a vector is zero; DOT: the negative inner product; L2: Euclidean.
+    """
+
+    COSINE = "cosine"
+    DOT = "dot"
+    L2 = "l2"
+
+
+@dataclass(frozen=True, slots=True)
+class VectorIndex:
+    """Index for nearest neighbours over a vector field of a view.
+
+    least_recall: share of the ten nearest that the index must find, measured against exact search; below it an index is
+    refused when it is built, and searches stay exact. text_model: registered model that makes a vector of a text.
+    Raises: InvalidDefinition.
+    """
+
+    field: str
+    metric: Metric = Metric.COSINE
+    least_recall: float = 0.95
+    text_model: str = ""
+
+    def __post_init__(self) -> None:
+        if self.metric not in set(Metric):
+            raise InvalidDefinition(
+                f"VectorIndex({self.field!r}): metric {self.metric!r} is not known; use {', '.join(Metric)}"
+            )
+        object.__setattr__(self, "metric", Metric(self.metric))
+        if not 0 < self.least_recall <= 1:
+            raise InvalidDefinition(
+                f"VectorIndex({self.field!r}): least_recall is a share above 0 and up to 1, got {self.least_recall}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the index as JSON."""
+        return {
+            "field": self.field,
+            "metric": self.metric.value,
+            "least_recall": self.least_recall,
+            "text_model": self.text_model,
+        }
+
+
+def check_indexes(where: str, indexes: Sequence[VectorIndex], fields: Mapping[str, Field]) -> None:
+    """Check that indexes name vector fields, each once. Raises: InvalidDefinition."""
+    refuse_doubles(f"{where} indexes", (index.field for index in indexes))
+    for index in indexes:
+        if index.field not in fields:
+            raise InvalidDefinition(f"{where} indexes {index.field!r}; it has {list(fields)}")
+        dtype = fields[index.field].dtype
+        if not isinstance(dtype, Vector) or not dtype.finite:
+            raise InvalidDefinition(
+                f"{where} indexes {index.field!r}, which is {dtype}; declare it as Vector(length) of finite numbers"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Deprecation:
+    """A view's features that are to be given up; applying warns who uses them, and after its date no new training set may.
+
+    since: from when on training sets are refused, with a time zone. remedy: what to use instead. features: by default all.
+    Raises: InvalidDefinition.
+    """
+
+    since: datetime
+    remedy: str
+    features: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", tuple(self.features))
+        if self.since.tzinfo is None:
+            raise InvalidDefinition(
+                f"Deprecation: since={self.since} names no time zone; give one, as in UTC"
+            )
+        if not self.remedy:
+            raise InvalidDefinition("Deprecation: say in `remedy` what to use instead")
+
+    def concerns(self, feature: str) -> bool:
+        """Whether a feature of the view is to be given up."""
+        return not self.features or feature in self.features
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the deprecation as JSON."""
+        return {"since": self.since.isoformat(), "remedy": self.remedy, "features": list(self.features)}
+
+
+def deserialize_deprecation(described: Mapping[str, Any]) -> Deprecation:
+    """Rebuild a deprecation from its `describe()`."""
+    return Deprecation(
+        datetime.fromisoformat(described["since"]), described["remedy"], tuple(described["features"])
+    )

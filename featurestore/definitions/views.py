@@ -17,19 +17,20 @@ import pyarrow as pa
 
 from toque.featurestore.definitions.batch_source import KNOWN_AT, BatchSource
 from toque.featurestore.definitions.code import code_digest, code_reference
-from toque.featurestore.definitions.deprecation import Deprecation
 from toque.featurestore.definitions.dtypes import FeatureType
 from toque.featurestore.definitions.expectations import Expectation, refuse_unknown
 from toque.featurestore.definitions.fields import (
     EVENT_TIMESTAMP,
+    Deprecation,
     Entity,
     Field,
     RequestSource,
+    VectorIndex,
+    check_indexes,
     check_name,
     refuse_doubles,
 )
 from toque.featurestore.definitions.stream_source import StreamSource
-from toque.featurestore.definitions.vector_index import VectorIndex, check_indexes
 from toque.featurestore.errors import InvalidDefinition, UnknownDefinition
 
 
@@ -54,7 +55,7 @@ class FromEvents(Transformation, Protocol):
 
 @runtime_checkable
 class FromViews(Transformation, Protocol):
-    """Computes a view's rows from those of other views; `toque.featurestore.definitions.derived.Derived` is one."""
+    """Computes a view's rows from those of other views; `toque.featurestore.definitions.computed.Derived` is one."""
 
     @property
     def projections(self) -> "tuple[Projection, ...]":

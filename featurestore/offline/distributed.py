@@ -3,19 +3,22 @@
 Both are functions of all rows of a key, so rows are shuffled by key into partitions and each partition runs the local
 code: identical results, whatever the number of blocks or partitions. Nothing is collected on the driver. Only this module
 of the feature store imports Ray; `featurestore/offline/partitioning.py` packs rows for the shuffle.
+
+Catalog by which Ray Data writes the store's tables: with the store's credentials, renewed while a job runs, and encryption.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
+from ray.data.catalog import Catalog, ResolvedSource
 from ray.data.context import ShuffleStrategy
 
 from toque.featurestore.applied.definitions import ViewOrName
@@ -24,10 +27,18 @@ from toque.featurestore.definitions.expectations import Freshness
 from toque.featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
 from toque.featurestore.definitions.views import FeatureView, FromEvents, Projection
 from toque.featurestore.errors import InvalidRows, UnknownDefinition
-from toque.featurestore.offline.candidates import ROWS_PER_STEP, candidates_of, entity_hashes, prefilter_of
 from toque.featurestore.offline.partitioning import ENTITIES, PART, ROWS, key_hashes, pack, unpack
-from toque.featurestore.offline.pinned_retrieval import (
+from toque.featurestore.offline.prefilter import (
+    ROWS_PER_STEP,
+    Prefilter,
+    candidates_of,
+    entity_hashes,
+    prefilter_of,
+)
+from toque.featurestore.offline.retrieval import (
+    Features,
     PinnedRetrieval,
+    Retrieval,
     Times,
     attach,
     check_entities,
@@ -35,14 +46,12 @@ from toque.featurestore.offline.pinned_retrieval import (
     stored_view,
     within_ttl,
 )
-from toque.featurestore.offline.prefilter import Prefilter
-from toque.featurestore.offline.store_catalog import StoreCatalog
 from toque.featurestore.offline.tables import OfflineStore, storable
 from toque.featurestore.offline.versions import File, Version, scan
 from toque.featurestore.online.materialize import FileShare, FilesWritten
-from toque.featurestore.retrieval import Features, Retrieval
 from toque.featurestore.rows import check_rows, conform, offline_schema
-from toque.registry.store import TableSnapshot
+from toque.registry.store import ObjectStore, TableSnapshot
+from toque.registry.store.tables.files import file_system
 from toque.registry.times import as_utc
 
 ROW = "toque_row"  # number of an entity row, to give rows back in order
@@ -411,3 +420,20 @@ def _newest(rows: pa.Table) -> pa.Table:
 
 def _unchanged(rows: pa.Table) -> pa.Table:
     return rows
+
+
+class StoreCatalog(Catalog):
+    """Catalog of the tables of a store, by their names.
+
+    Ray resolves a table again when its credentials have expired; workers renew theirs by themselves.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+
+    def resolve(self, table: str, **_: Any) -> ResolvedSource:
+        """Find where the table `table` is, and how it is reached."""
+        uri, options = self.store.table_location(table)
+        if not options:
+            return ResolvedSource(path=uri)
+        return ResolvedSource(path=uri, filesystem=file_system(self.store, table), storage_options=options)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from toque.featurestore.definitions.casting import cast_column
-from toque.featurestore.definitions.casting.composites import column_of_values
+from toque.featurestore.definitions.casting import cast_column, column_of_values
+from toque.featurestore.definitions.computed import ValueInputs, to_python
 from toque.featurestore.definitions.dtypes import DType
 from toque.featurestore.definitions.encoding import (
     ENCODING_VERSION,
@@ -20,13 +20,10 @@ from toque.featurestore.definitions.encoding import (
     RowLayout,
 )
 from toque.featurestore.definitions.fields import Field
-from toque.featurestore.definitions.on_demand import to_python
-from toque.featurestore.definitions.on_demand_inputs import ValueInputs
 from toque.featurestore.definitions.views import FeatureView, Projection
 from toque.featurestore.errors import InvalidRows, UnreadableRow
-from toque.featurestore.offline.pinned_retrieval import stored_view
+from toque.featurestore.offline.retrieval import Retrieval, stored_view
 from toque.featurestore.online.keys import RequestKeys
-from toque.featurestore.retrieval import Retrieval
 from toque.registry.times import epoch_us, from_epoch_us
 
 CLOCK_SKEW = timedelta(seconds=5)

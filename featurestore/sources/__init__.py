@@ -5,8 +5,7 @@ from typing import Any
 
 from toque.featurestore.definitions.batch_source import BatchSource, Reader
 from toque.featurestore.sources.files import CsvFiles, ParquetFiles
-from toque.featurestore.sources.iceberg import IcebergRows
-from toque.featurestore.sources.lake import DeltaRows
+from toque.featurestore.sources.lake_tables import DeltaRows, IcebergRows
 from toque.featurestore.sources.load_log import SourceLineage, SourceLoad
 from toque.featurestore.sources.loading import SourceTable
 from toque.featurestore.sources.sql import SqlTable

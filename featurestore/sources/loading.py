@@ -28,7 +28,10 @@ from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.errors import UnexpectedRows, UnreadableSource
 from toque.featurestore.sources import backfill
 from toque.featurestore.sources.load_log import (
+    LOAD,
+    LOAD_PART,
     ROWS_READ,
+    RunningLoad,
     SourceLineage,
     SourceLoad,
     SourceState,
@@ -36,11 +39,10 @@ from toque.featurestore.sources.load_log import (
     loads_in,
 )
 from toque.featurestore.sources.rows import ROW, row_schema
-from toque.featurestore.sources.running_load import LOAD, LOAD_PART, RunningLoad
 from toque.registry.journal import Journal
 from toque.registry.store import ObjectStore, Table, append_with_parts, read_part
+from toque.registry.store.tables.files import settle
 from toque.registry.store.tables.parts import Part
-from toque.registry.store.tables.settling import settle
 from toque.registry.times import Clock
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20

@@ -5,14 +5,18 @@ it holds in memory follows from the table and the log. Killed at any line, or to
 begins anew from there: what it wrote online before is written again, with the same bits.
 
 Events are committed only once their rows are online, so a place in the table is one in both stores.
+
+Pause of the garbage collector while a consumer takes a step: tens of thousands of lists and tuples, of which none is in a cycle.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -31,16 +35,29 @@ from toque.featurestore.errors import (
     UnreadableSource,
 )
 from toque.featurestore.online.redis_store import OnlineStore, newest_rows
-from toque.featurestore.streams.collector import collector_paused
 from toque.featurestore.streams.commits import Commits
 from toque.featurestore.streams.decode import Decoded, Place, decode
-from toque.featurestore.streams.held_events import HeldEvents, Key
+from toque.featurestore.streams.held_events import HeldEvents, Key, ViewFaults
 from toque.featurestore.streams.refresh import events_of, own_rows
-from toque.featurestore.streams.rewrites import rewrites_of
-from toque.featurestore.streams.table import StreamTable
-from toque.featurestore.streams.view_faults import ViewFaults
+from toque.featurestore.streams.table import StreamTable, rewrites_of
 from toque.registry import Unavailable
 from toque.registry.times import Clock, epoch_us, from_epoch_us
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Collect no cycles within the block, in any thread of the process; the thread that paused the collector resumes it.
+
+    Otherwise it goes through what was just read again and again, which takes as long as reading it from Redis.
+    """
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
+
 
 POLL_ROWS = 20_000
 BUFFERED_ROWS = 200_000

@@ -17,8 +17,7 @@ import orjson
 import pyarrow as pa
 
 from toque.featurestore.definitions.batch_source import KNOWN_AT
-from toque.featurestore.definitions.casting import cast_column
-from toque.featurestore.definitions.casting.composites import column_of_values
+from toque.featurestore.definitions.casting import cast_column, column_of_values
 from toque.featurestore.definitions.dtypes import TIMESTAMP, DType, FeatureType
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field
 from toque.featurestore.definitions.stream_source import (

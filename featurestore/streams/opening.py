@@ -12,8 +12,7 @@ from toque.featurestore.errors import UnreadableSource
 from toque.featurestore.online.redis_store import OnlineStore
 from toque.featurestore.streams.consumer import StreamConsumer
 from toque.featurestore.streams.registered import RegisteredConnection, Schemas
-from toque.featurestore.streams.rewrites import rewrites_of
-from toque.featurestore.streams.table import StreamTable
+from toque.featurestore.streams.table import StreamTable, rewrites_of
 from toque.registry.times import Clock
 
 if TYPE_CHECKING:

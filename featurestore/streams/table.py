@@ -5,6 +5,15 @@ table still is where the events begin. So of two consumers of one partition the 
 told by `ConsumerFenced`, and reads on from where the table is. Nothing else decides who may write.
 
 Messages that were kept aside are rows of the same table: a message is in it once, as an event or with the reason why it is none.
+
+Messages of a stream that were kept aside, each with its reason: they stand among the events, so one commit carries both.
+
+Up to version 0.1 they had a table of their own, in a commit before that of the events. It is still read.
+
+Count of the times that the stored events of a stream were rewritten: consumers that hold events from before begin anew.
+
+An erasure takes events out of the table, and a replay puts others in their place. What a consumer holds in memory is older then, and
+must not come online any more. So it reads the count before each of its writes.
 """
 
 from __future__ import annotations
@@ -17,6 +26,7 @@ from functools import reduce
 from operator import and_, or_
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, write_deltalake
@@ -33,10 +43,11 @@ from toque.featurestore.definitions.stream_source import (
     StreamSource,
 )
 from toque.featurestore.errors import ConsumerFenced, FeatureStoreError
-from toque.featurestore.streams.decode import Decoded, Place, event_schema
-from toque.featurestore.streams.rejected import RejectedMessages, kept_aside, stored_rows
+from toque.featurestore.online.redis_store import OnlineStore
+from toque.featurestore.sources.rows import REASON, ROW
+from toque.featurestore.streams.decode import Decoded, Place, event_schema, rejected_schema
 from toque.registry.store import ObjectStore, Table, add_parts, write_part
-from toque.registry.store.tables.settling import settle
+from toque.registry.store.tables.files import settle
 from toque.registry.store.tables.table import commit_properties
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20
@@ -303,3 +314,76 @@ def _ids(partition: int, place: Place) -> dict[str, int]:
 def _place(opened: DeltaTable, partition: int) -> Place | None:
     found = [opened.transaction_version(name) for name in _ids(partition, Place(0))]
     return None if found[0] is None else Place(int(found[0]), int(found[1] or 0), int(found[2] or 0))
+
+
+STORED_NAMES = {REASON: ASIDE_REASON, ROW: ASIDE_ROW}
+"""Names in the table of events, where a source may have columns `reason` and `row` of its own."""
+_WHERE = [PARTITION, POSITION]
+
+
+def kept_aside() -> pc.Expression:
+    """Make the condition of the rows of a stream's table that were kept aside, if it has the column.
+
+    Not `is_valid`: delta-rs says of some files without the column that all of its values are. Made where it is used, as the first
+    scalar of a process imports pandas.
+    """
+    return pc.coalesce(pc.field(ASIDE_REASON), pc.scalar("")) != ""
+
+
+def stored_rows(rejected: pa.Table) -> pa.Table:
+    """Give messages that were kept aside the names under which they stand among the events."""
+    return rejected.rename_columns([STORED_NAMES.get(name, name) for name in rejected.column_names])
+
+
+class RejectedMessages:
+    """Messages of one stream that were kept aside. table: of its events; before: of messages alone, as version 0.1 had it."""
+
+    def __init__(self, table: Table, before: Table) -> None:
+        self._table, self.before = table, before
+
+    def exists(self) -> bool:
+        """Whether any were kept aside."""
+        return bool(self.read().num_rows)
+
+    def read(self) -> pa.Table:
+        """Read all, in order of partition and position; columns are those of `rejected_schema`."""
+        found = [self._among_events(), self._apart()]
+        return pa.concat_tables(found).sort_by([(name, "ascending") for name in _WHERE])
+
+    def _among_events(self) -> pa.Table:
+        schema = rejected_schema()
+        if not self._table.exists() or ASIDE_REASON not in self._table.schema().names:
+            return schema.empty_table()
+        names = [STORED_NAMES.get(name, name) for name in schema.names]
+        rows = self._table.read(columns=names, where=kept_aside())
+        return rows.rename_columns(schema.names).cast(schema)
+
+    def _apart(self) -> pa.Table:
+        """Read the messages of the table before, without those that were stored again since."""
+        schema = rejected_schema()
+        if not self.before.exists():
+            return schema.empty_table()
+        before = self.before.read(columns=schema.names).cast(schema)
+        if not self._table.exists() or not before.num_rows:
+            return before
+        stored = pl.DataFrame(self._table.read(columns=_WHERE))
+        return pl.DataFrame(before).join(stored, on=_WHERE, how="anti").to_arrow().cast(schema)
+
+
+def rewrites_of(online: OnlineStore, source: str) -> int:
+    """Read how often the events of a stream were rewritten. Raises: OnlineStoreUnavailable."""
+    with online.reachable():
+        return int(online.client.get(_key(online, source)) or 0)
+
+
+def announce_rewrite(online: OnlineStore, source: str) -> None:
+    """Have the consumers of a stream begin anew: what they write from now on is from the events that are stored now.
+
+    Raises: OnlineStoreUnavailable.
+    """
+    with online.reachable():
+        online.client.incr(_key(online, source))
+
+
+def _key(online: OnlineStore, source: str) -> str:
+    return f"toque:rewrites:{online.project}:{source}"

@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from toque.featurestore.definitions.vector_index import Metric, VectorIndex
+from toque.featurestore.definitions.fields import Metric, VectorIndex
 from toque.featurestore.definitions.views import FeatureView, digest
-from toque.featurestore.vectors.inverted_lists import LISTS_FILE, InvertedLists
-from toque.featurestore.vectors.rows import PRESENT, VectorRows
-from toque.featurestore.vectors.visibility import Bools, Ints
+from toque.featurestore.vectors.nearest import LISTS_FILE, InvertedLists
+from toque.featurestore.vectors.rows import PRESENT, Bools, Ints, VectorRows
 from toque.registry.errors import Damaged
 from toque.registry.journal import Entry, Fold, Journal
 from toque.registry.store import ObjectStore, temporary_folder

@@ -1,21 +1,58 @@
-"""Opens a view's vectors for a search: the offline table's rows, and those pushed online since."""
+"""Opens a view's vectors for a search: the offline table's rows, and those pushed online since.
 
+Refresh of an index: rows that came since the last build are read, added to its lists, and measured against exact search.
+"""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
 
 from toque.featurestore.definitions.dtypes import Vector
 from toque.featurestore.definitions.encoding import RowLayout
-from toque.featurestore.definitions.views import FeatureView
-from toque.featurestore.errors import InvalidDefinition
+from toque.featurestore.definitions.fields import Metric, VectorIndex
+from toque.featurestore.definitions.views import FeatureView, digest
+from toque.featurestore.errors import FeatureStoreError, InvalidDefinition
 from toque.featurestore.offline.tables import OfflineStore
+from toque.featurestore.offline.versions import File, Version
 from toque.featurestore.online.redis_store import OnlineStore
-from toque.featurestore.vectors.builds import IndexBuild, IndexBuilds, Loader
-from toque.featurestore.vectors.following import FOLLOWERS
-from toque.featurestore.vectors.query import Ask, Embed, Neighbours, checked_k, index_of
-from toque.featurestore.vectors.refreshing import Refresh
-from toque.featurestore.vectors.searched import Searched
-from toque.featurestore.vectors.where import Where, conditions_of
+from toque.featurestore.vectors.builds import (
+    VECTORS,
+    IndexBuild,
+    IndexBuilds,
+    LoadedIndex,
+    Loader,
+    write_index,
+)
+from toque.featurestore.vectors.following import FOLLOWERS, paths_of
+from toque.featurestore.vectors.nearest import (
+    OVERSAMPLED,
+    SHARES,
+    InvertedLists,
+    compared,
+    distances_of,
+    lists_for,
+    ordered,
+)
+from toque.featurestore.vectors.rows import ROWS_AT_ONCE, Bools, Ints, VectorRows
+from toque.featurestore.vectors.search import (
+    Ask,
+    Embed,
+    Neighbours,
+    Searched,
+    Where,
+    checked_k,
+    conditions_of,
+    index_of,
+)
+from toque.registry.times import epoch_us
 
 
 class Source(Protocol):
@@ -112,3 +149,175 @@ def refresh(source: Source, view: FeatureView, field: str | None) -> IndexBuild 
 def of_vectors(view: FeatureView) -> bool:
     """Whether a view has a vector, so that rows pushed online are noted for searches."""
     return any(isinstance(f.dtype, Vector) for f in view.schema)
+
+
+SAMPLED = 200
+_NEIGHBOURS = 10
+_DEAD_SHARE = 0.3
+"""Share of the indexed rows that are no longer visible above which the lists are built anew."""
+_FEW_LISTS = 0.5
+"""Share of the lists that so many rows should have below which they are built anew."""
+
+
+class RecallTooLow(FeatureStoreError, ValueError):  # noqa: N818  # the name says what happened, as in errors
+    """An index finds too few of the nearest; it was not stored, and searches go on as before."""
+
+
+class Measured(NamedTuple):
+    """What lists were measured to find: probes, 0 if none are enough; `recall` of the ten nearest of `sampled` stored vectors."""
+
+    probes: int
+    recall: float
+    sampled: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """Refresh of the index of one field. now: what counts as visible."""
+
+    offline: OfflineStore
+    builds: IndexBuilds
+    view: FeatureView
+    index: VectorIndex
+    now: datetime
+
+    def run(self, loaded: LoadedIndex | None) -> IndexBuild | None:
+        """Store a build with the rows that came since `loaded`; returns it, or None if nothing came.
+
+        Raises: RecallTooLow.
+        """
+        version = self.offline.version(self.view)
+        if version is None:
+            return None
+        added = None if loaded is None else self._added(loaded.build, version)
+        if loaded is not None and added == []:
+            return None
+        folder = Path(tempfile.mkdtemp(prefix="toque-index-"))
+        try:
+            before, files = (None, list(version.files)) if added is None else (loaded, added)
+            rows = self._rows(before, version, files, folder / VECTORS)
+            lists, found = self._lists(before, rows)
+            return self._stored(folder, rows, lists, found, version)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _added(self, build: IndexBuild, version: Version) -> list[File] | None:
+        return self.offline.added_since(self.view, frozenset(build.paths), build.table_version, version)
+
+    def _rows(
+        self, before: LoadedIndex | None, version: Version, files: list[File], path: Path
+    ) -> VectorRows:
+        """Rows of the index before, then those of the files, with the vectors of all in a new file."""
+        return VectorRows.in_file(
+            self.view,
+            self.index.field,
+            path,
+            self._read(version, files),
+            count=sum(each.fragment.count_rows() for each in files),
+            before=None if before is None else before.rows,
+        )
+
+    def _lists(self, before: LoadedIndex | None, rows: VectorRows) -> tuple[InvertedLists, Measured]:
+        """Lists of the rows that are visible now or will be: those before with what is new, or others where these no longer fit."""
+        living, at_us = self._living(rows), epoch_us(self.now)
+        if before is not None and not _outgrown(before.lists, living):
+            lists = before.lists.extended(rows.vectors, living[living >= len(before.rows)])
+            found = measured(rows, lists, self.index.least_recall, at_us=at_us)
+            if found.probes:
+                return lists, found
+        lists = InvertedLists.build(rows.vectors, living, self.index.metric)
+        return lists, measured(rows, lists, self.index.least_recall, at_us=at_us)
+
+    def _read(self, version: Version, files: Sequence[File]) -> Iterator[pa.Table]:
+        batches = self.offline.batches(self.view, version, files, start=None, end=None, rows=ROWS_AT_ONCE)
+        return (rows for rows, _ in batches)
+
+    def _living(self, rows: VectorRows) -> Ints:
+        """Rows in the order in which they were added that have a vector and are, or will be, visible."""
+        found: Ints = np.sort(
+            rows.ids[rows.present & (rows.until > max(epoch_us(self.now), 0)) & (rows.since < rows.until)]
+        )
+        return found
+
+    def _stored(
+        self, folder: Path, rows: VectorRows, lists: InvertedLists, found: Measured, version: Version
+    ) -> IndexBuild | None:
+        if not found.probes:
+            raise RecallTooLow(
+                f"feature view {self.view.name!r}: an index over {self.index.field!r} finds {found.recall:.3f} of the ten nearest, less "
+                f"than {self.index.least_recall}; lower least_recall, or search without an index"
+            )
+        write_index(folder, rows, lists)
+        return self.builds.add(
+            folder,
+            {
+                "metric": self.index.metric,
+                "semantics": digest(self.view.semantics()),
+                "table_version": version.number,
+                "paths": sorted(paths_of(version)),
+                "rows": len(rows),
+                "indexed": len(lists.rows),
+                "built_at": self.now,
+                **found._asdict(),
+            },
+        )
+
+
+def _outgrown(lists: InvertedLists, living: Ints) -> bool:
+    """Whether too many of the indexed rows are gone, or too many came, for lists that were made for those before."""
+    gone = not len(lists.rows) or np.isin(lists.rows, living).mean() < 1 - _DEAD_SHARE
+    return bool(gone or lists.count < _FEW_LISTS * lists_for(len(living)))
+
+
+def measured(rows: VectorRows, lists: InvertedLists, least_recall: float, *, at_us: int) -> Measured:
+    """Measure lists on a sample of their own vectors, and find the fewest probes that are enough."""
+    visible = rows.visible(at_us) & rows.present
+    candidates = np.flatnonzero(visible & (rows.norms[rows.ids] > 0))
+    sample = np.random.default_rng(1).permutation(candidates)[:SAMPLED]
+    if len(candidates) <= _NEIGHBOURS:
+        return Measured(1, 1.0, len(sample))
+    farthest = _farthest(rows, lists.metric, visible, sample)
+    reserve, recall = least_recall + (1 - least_recall) / 2, 0.0
+    for share in SHARES:  # the least that leaves half of the allowed misses in reserve, else the most
+        probes = math.ceil(share * lists.count)
+        recall = _recall(rows, lists, visible, sample, farthest, probes)
+        if recall >= reserve:
+            return Measured(probes, recall, len(sample))
+    return Measured(probes if recall >= least_recall else 0, recall, len(sample))
+
+
+def _farthest(rows: VectorRows, metric: Metric, visible: Bools, sample: Ints) -> list[float]:
+    """Distance of the last of the nearest others of each sampled row; all rows are compared, part by part."""
+    ids, own = np.sort(rows.ids[visible]), rows.ids[sample]
+    parts = [ids[at : at + ROWS_AT_ONCE] for at in range(0, len(ids), ROWS_AT_ONCE)]
+    queries = rows.vectors[own]
+    near = [
+        part[compared(queries, rows.vectors[part], metric, k=min(2 * _NEIGHBOURS, len(part)))]
+        for part in parts
+    ]
+    farthest = []
+    for itself, query, candidates in zip(own, queries, np.concatenate(near, axis=1), strict=True):
+        others = candidates[candidates != itself]
+        distances = distances_of(rows.vectors[others], query, metric)
+        farthest.append(float(np.partition(distances, _NEIGHBOURS - 1)[_NEIGHBOURS - 1]))
+    return farthest
+
+
+def _recall(
+    rows: VectorRows,
+    lists: InvertedLists,
+    visible: Bools,
+    sample: Ints,
+    farthest: Sequence[float],
+    probes: int,
+) -> float:
+    """Share of the nearest that the lists find. farthest: distance of the last of the nearest of each sampled row."""
+    places = rows.places()
+    allowed = visible[places[lists.rows]]
+    hits = 0
+    for position, last in zip(sample.tolist(), farthest, strict=True):
+        query = np.array(rows.vectors[rows.ids[position]])
+        at = places[lists.search(query, k=OVERSAMPLED * _NEIGHBOURS, allowed=allowed, probes=probes)]
+        kept = ordered(rows, query, lists.metric, at[at != position], k=_NEIGHBOURS)
+        hits += int((kept.distances <= last).sum())
+    return hits / (_NEIGHBOURS * len(sample))

@@ -1,7 +1,16 @@
-"""Rows of a view with one of its vectors, in memory or mapped from a file, ordered so that the row of a key at a time is found."""
+"""Rows of a view with one of its vectors, in memory or mapped from a file, ordered so that the row of a key at a time is found.
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+Visibility of stored rows: the span of time in which each is the row of its key, as a read at that time would find it.
+
+A row exists from the later of its event and created time. It is visible until a row of its key that takes precedence (later
+by event, then created, then content) exists, and at most until its ttl has passed.
+
+Two sets of a view's rows searched as one: many that are settled, and few that came since.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -11,13 +20,89 @@ import numpy as np
 import pyarrow as pa
 
 from toque.featurestore.definitions.dtypes import Vector
-from toque.featurestore.definitions.encoding import microseconds, vectors_of
+from toque.featurestore.definitions.encoding import (
+    HEADER_BYTES,
+    RowLayout,
+    microseconds,
+    precedence,
+    vectors_of,
+)
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import InvalidDefinition
 from toque.featurestore.offline.partitioning import key_hashes
 from toque.featurestore.rows import offline_schema
-from toque.featurestore.vectors.visibility import Bools, Hashes, Ints, group_codes, precedence_order, spans
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+NEVER = np.iinfo(np.int64).max
+"""End of a span that has none."""
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def group_codes(rows: pa.Table, keys: Sequence[str]) -> Ints:
+    """Number the distinct keys of rows: equal numbers for equal keys."""
+    codes = np.zeros(rows.num_rows, dtype=np.int64)
+    for key in keys:
+        column = rows.column(key).combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            return codes  # no rows
+        encoded = column.dictionary_encode()
+        part = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        _, codes = np.unique(codes * (len(encoded.dictionary) + 1) + part, return_inverse=True)
+    return codes
+
+
+def precedence_order(view: FeatureView, rows: pa.Table, whole: Callable[[Ints], pa.Table]) -> Ints:
+    """Order rows by the hash of their key, then key, then precedence, the row that wins last; returns their positions.
+
+    rows: keys and times at the least. whole: takes rows at some positions with all their columns.
+    """
+    keys = [key.name for key in view.join_keys]
+    hashes, codes = key_hashes(rows, keys), group_codes(rows, keys)
+    event = microseconds(rows.column(EVENT_TIMESTAMP))
+    created = microseconds(rows.column(CREATED_TIMESTAMP))
+    order = np.lexsort((created, event, codes, hashes)).astype(np.int64)
+    same = np.zeros(len(order), dtype=np.bool_)
+    same[1:] = (np.diff(codes[order]) == 0) & (np.diff(event[order]) == 0) & (np.diff(created[order]) == 0)
+    if same.any():
+        order = _by_content(view, whole, order, same)
+    return order
+
+
+def _by_content(view: FeatureView, whole: Callable[[Ints], pa.Table], order: Ints, same: Bools) -> Ints:
+    """Order runs of rows that share key and times by their packed bytes. same: whether a row is in the run of the one before."""
+    tied = same.copy()
+    tied[:-1] |= same[1:]
+    at = np.flatnonzero(tied)
+    run = np.cumsum(~same)[at]
+    packed = RowLayout(view.schema).encode(whole(order[at]))
+    content = [value[HEADER_BYTES:] for value in packed]
+    within = sorted(range(len(at)), key=lambda i: (run[i], content[i]))
+    order[at] = order[at][np.array(within)]
+    return order
+
+
+def spans(codes: Ints, event: Ints, created: Ints, *, ttl: timedelta | None) -> tuple[Ints, Ints]:
+    """First microsecond in which each row is visible, and the first in which it no longer is; none if they are equal or crossed.
+
+    codes, event, created: of rows in the order of `precedence_order`.
+    """
+    since = np.maximum(event, created)
+    until = np.full(len(since), NEVER, dtype=np.int64)
+    if len(since) > 1:
+        moments, rank = np.unique(since, return_inverse=True)
+        group = np.concatenate([[0], np.cumsum(np.diff(codes) != 0)]).astype(np.int64)
+        # The earliest from each row on: a later key counts more than any moment, so that it is one of the row's own key.
+        earliest = np.minimum.accumulate((group * len(moments) + rank)[::-1])[::-1]
+        followed = group[1:] == group[:-1]
+        until[:-1] = np.where(followed, moments[earliest[1:] % len(moments)], NEVER)
+    if ttl is not None:
+        until = np.minimum(until, event + (ttl // _MICROSECOND + 1))
+    return since, until
+
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 PRESENT = "present"
@@ -185,3 +270,74 @@ def norms_of(vectors: Floats) -> Floats:
         part = vectors[at : at + ROWS_AT_ONCE]
         norms[at : at + ROWS_AT_ONCE] = np.sqrt(np.einsum("nd,nd->n", part, part))
     return norms
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Rows that were there when they were last read as a whole, and the tail of those that came since."""
+
+    base: VectorRows
+    tail: VectorRows
+    _last: list[tuple[int, int, tuple[Bools, Bools]]] = field(default_factory=list, compare=False, repr=False)
+
+    def visible(self, at_us: int) -> tuple[Bools, Bools]:
+        """Tell which rows of base and tail are the row of their key at a time, among the rows of both, and have a vector.
+
+        The same arrays until others are visible; not to be changed.
+        """
+        for start, end, masks in self._last[:1]:
+            if start <= at_us < end:
+                return masks
+        base, tail = self._visible(at_us)
+        masks = base & self.base.present, tail & self.tail.present
+        self._last[:] = [(at_us, min(_next_change(self.base, at_us), _next_change(self.tail, at_us)), masks)]
+        return masks
+
+    def _visible(self, at_us: int) -> tuple[Bools, Bools]:
+        base, tail = self.base.visible(at_us), self.tail.visible(at_us)
+        newer = np.flatnonzero(tail)
+        if not len(newer) or not len(self.base):
+            return base, tail
+        pairs = self._rivals(newer, base)
+        if len(pairs):
+            wins = self._tail_wins(pairs)
+            base[pairs[wins, 0]] = False
+            tail[pairs[~wins, 1]] = False
+        return base, tail
+
+    def _rivals(self, newer: Ints, visible: Bools) -> Ints:
+        """Pairs of a visible base row and a tail row of one key, (pairs, 2)."""
+        hashes = self.tail.hashes[newer]
+        first = np.searchsorted(self.base.hashes, hashes, side="left")
+        last = np.searchsorted(self.base.hashes, hashes, side="right")
+        counts = last - first
+        if not counts.any():
+            return np.empty((0, 2), dtype=np.int64)
+        rivals = np.repeat(newer, counts)
+        starts = np.repeat(first - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+        candidates = starts + np.arange(counts.sum())
+        there = visible[candidates]
+        candidates, rivals = candidates[there], rivals[there]
+        same = [
+            a == b for a, b in zip(self.base.keys_at(candidates), self.tail.keys_at(rivals), strict=True)
+        ]  # hashes of different keys may be equal
+        return np.stack([candidates, rivals], axis=1)[np.array(same, dtype=np.bool_)].astype(np.int64)
+
+    def _tail_wins(self, pairs: Ints) -> Bools:
+        """Tell for each pair whether the tail's row takes precedence."""
+        layout = RowLayout(self.base.view.schema)
+        older = _packed(layout, self.base, pairs[:, 0].tolist())
+        newer = _packed(layout, self.tail, pairs[:, 1].tolist())
+        return np.array(
+            [precedence(b) > precedence(a) for a, b in zip(older, newer, strict=True)], dtype=np.bool_
+        )
+
+
+def _next_change(rows: VectorRows, at_us: int) -> int:
+    """First moment after a time at which another set of rows is visible."""
+    ends = (moments[moments > at_us].min(initial=NEVER) for moments in (rows.since, rows.until))
+    return int(min(ends))
+
+
+def _packed(layout: RowLayout, rows: VectorRows, at: Sequence[int]) -> list[bytes]:
+    return layout.encode(rows.taken(at))

@@ -22,8 +22,7 @@ from toque.featurestore.definitions.dtypes import TIMESTAMP, DType
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name
 from toque.featurestore.errors import InvalidDefinition
 from toque.featurestore.windows.distinct import DistinctColumn
-from toque.featurestore.windows.latest import Latest
-from toque.featurestore.windows.running import Numbers, Window
+from toque.featurestore.windows.running import Latest, Numbers, Window
 from toque.featurestore.windows.windowing import (
     Alignment,
     Events,

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from toque.featurestore.definitions.casting.composites import texts_of
+from toque.featurestore.definitions.casting import texts_of
 from toque.featurestore.windows.windowing import Alignment, Floats, Ints
 from toque.kernels.hashing import hash_strings
 

@@ -3,10 +3,19 @@
 Knows alarms and sinks. Must not know what raised an alarm, nor what a project or a retrain is.
 """
 
-from toque.functions.alerting.decide import AlertState, AlertVerdict, Silence, decide, step
-from toque.functions.alerting.payloads import Alert
-from toque.functions.alerting.policy import AlertPolicy, Email, Severity, Sink, Webhook
-from toque.functions.alerting.sinks import SinkDownError, SinkRefusedError, deliver
+from toque.functions.alerting.decide import (
+    AlertPolicy,
+    AlertState,
+    AlertVerdict,
+    Email,
+    Severity,
+    Silence,
+    Sink,
+    Webhook,
+    decide,
+    step,
+)
+from toque.functions.alerting.sinks import Alert, SinkDownError, SinkRefusedError, deliver
 
 __all__ = [
     "Alert",

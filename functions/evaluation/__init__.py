@@ -3,22 +3,25 @@
 The package knows labels, predictions and registered versions. It must not know how a version is trained or rolled out.
 """
 
-from toque.functions.evaluation.checks.behaviour import Direction, Invariance
-from toque.functions.evaluation.checks.check import Check
-from toque.functions.evaluation.checks.fairness import FairnessRule
-from toque.functions.evaluation.checks.robustness import RobustnessRule
-from toque.functions.evaluation.checks.slices import SliceRule
-from toque.functions.evaluation.demanded_gate import check_policy_gates, gate_in_force
+from toque.functions.evaluation.checks import (
+    Check,
+    Direction,
+    FairnessRule,
+    Invariance,
+    RobustnessRule,
+    SliceRule,
+)
 from toque.functions.evaluation.errors import EvaluationError
-from toque.functions.evaluation.gate import Gate, judge
-from toque.functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
+from toque.functions.evaluation.gate import Gate, check_policy_gates, gate_in_force, judge
 from toque.functions.evaluation.metrics.probabilities import (
     Interval,
+    ReliabilityPoint,
     auc,
     bootstrap,
     brier,
     ece,
     log_loss,
+    reliability,
     row_log_loss,
 )
 from toque.functions.evaluation.offline_gate import GateResult, evaluate_gate, predict_table

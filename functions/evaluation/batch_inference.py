@@ -18,7 +18,7 @@ import pyarrow as pa
 import ray
 from pydantic import BaseModel, ConfigDict
 
-from toque.featurestore.offline.pinned_retrieval import row_bytes
+from toque.featurestore.offline.retrieval import row_bytes
 from toque.functions.evaluation.batch_shards import ADDED, ROW, BatchJob, Scorer, ShardWork, numbered
 from toque.functions.evaluation.language.evaluation_set import asked_column
 from toque.functions.evaluation.language.prompt_batches import (
@@ -29,16 +29,14 @@ from toque.functions.evaluation.language.prompt_batches import (
 )
 from toque.functions.generative import is_generative
 from toque.functions.model_formats.errors import TrainingDataError
-from toque.functions.model_formats.load import ScoringModel
+from toque.functions.model_formats.load import ScoringModel, load_version, torch_threads
 from toque.functions.model_formats.table_inputs import input_columns
-from toque.functions.model_formats.torch_threads import torch_threads
-from toque.functions.model_formats.versions import load_version
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.function import function
-from toque.functions.runtime.run.capture import report_progress
+from toque.functions.runtime.process import lower_priority
 from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING
-from toque.functions.runtime.run.niceness import lower_priority
+from toque.functions.runtime.run.log import report_progress
 from toque.functions.runtime.run.room import wait_for_room
 from toque.registry import ModelVersion, Registry, Table, TableSnapshot
 from toque.registry.store import PinnedRows, check_table_name

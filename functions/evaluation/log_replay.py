@@ -21,14 +21,13 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.model_formats.formats import PROGRAM_FILE
-from toque.functions.model_formats.torch_threads import torch_threads
-from toque.functions.model_formats.versions import load_version
+from toque.functions.model_formats.load import load_version, torch_threads
 from toque.functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 from toque.registry import ModelVersion, Registry
 from toque.registry.models import Signature
-from toque.registry.models.serving_tags import serving_tags
+from toque.registry.models.versions import serving_tags
 
 __all__ = ["Difference", "ReplayResult", "compare", "load_scorer", "replay_predictions"]
 

@@ -31,14 +31,26 @@ from toque.functions.evaluation.baselines import (
 )
 from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.evaluation.meanings import Outcome
-from toque.functions.evaluation.metrics.classes import CLASS_METRICS, class_row_log_loss
-from toque.functions.evaluation.metrics.counts import COUNT_METRICS, poisson_deviance
-from toque.functions.evaluation.metrics.multilabel import LABEL_METRICS, by_label, label_row_log_loss
-from toque.functions.evaluation.metrics.numbers import NUMBER_METRICS, squared_error
-from toque.functions.evaluation.metrics.probabilities import METRICS, row_log_loss
+from toque.functions.evaluation.metrics.numbers import (
+    COUNT_METRICS,
+    NUMBER_METRICS,
+    TEXT_METRICS,
+    VECTOR_METRICS,
+    cosine_distance,
+    edit_distance,
+    poisson_deviance,
+    squared_error,
+)
+from toque.functions.evaluation.metrics.probabilities import (
+    CLASS_METRICS,
+    LABEL_METRICS,
+    METRICS,
+    by_label,
+    class_row_log_loss,
+    label_row_log_loss,
+    row_log_loss,
+)
 from toque.functions.evaluation.metrics.ranking import MOST_RELEVANT, RANKING_METRICS, ndcg_loss, padded
-from toque.functions.evaluation.metrics.texts import TEXT_METRICS, edit_distance
-from toque.functions.evaluation.metrics.vectors import VECTOR_METRICS, cosine_distance
 from toque.functions.model_formats.matrices import (
     binary_labels,
     count_labels,

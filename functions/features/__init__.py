@@ -1,7 +1,6 @@
 """Features as functions: training sets with lineage, materialization to the online store, and health of views."""
 
 from toque.functions.features.catalog import CatalogEntry, feature_catalog
-from toque.functions.features.declared_rows import load_declared
 from toque.functions.features.jobs import (
     MaterializeResult,
     TrainingSetLineage,
@@ -11,12 +10,14 @@ from toque.functions.features.jobs import (
     record_feature_health,
     training_set_lineage,
 )
-from toque.functions.features.load_rows import LoadedRows, load_rows
 from toque.functions.features.origins import DatasetOrigin, VersionOrigins, version_origins
 from toque.functions.features.sources import (
     FeatureRefresh,
+    LoadedRows,
     RefreshError,
     SourceStatus,
+    load_declared,
+    load_rows,
     load_source,
     refresh_features,
     refresh_service,

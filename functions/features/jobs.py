@@ -14,20 +14,23 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import InvalidDefinition, InvalidRows, Materialized, ViewHealth, view_health
-from toque.featurestore.offline.historical import RetrievalJob
-from toque.featurestore.offline.pinned_retrieval import PinnedRetrieval, check_entities, stored_view
+from toque.featurestore.offline.retrieval import PinnedRetrieval, RetrievalJob, check_entities, stored_view
 from toque.featurestore.online.materialize import Spread
 from toque.featurestore.sources import SourceLineage
-from toque.featurestore.sources.lineage import sources_of
-from toque.functions.features.build_record import BuildPlan, BuildRecord
+from toque.featurestore.sources.refresh import sources_of
 from toque.functions.features.entity_rows import EntityRows
-from toque.functions.features.large_training_sets import ShardedBuild
-from toque.functions.features.memory import estimated_bytes, memory_bytes
+from toque.functions.features.large_training_sets import (
+    BuildPlan,
+    BuildRecord,
+    ShardedBuild,
+    estimated_bytes,
+    memory_bytes,
+)
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Retries
 from toque.functions.runtime.function import function
 from toque.functions.runtime.run import cluster
-from toque.functions.runtime.run.capture import report_progress
+from toque.functions.runtime.run.log import report_progress
 from toque.registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, as_utc
 from toque.registry.store import check_table_name, overwrite_with_parts
 

@@ -4,24 +4,34 @@ A shard is a range of the entity table. On a Ray cluster its rows are joined by 
 names of files; without one this process joins smaller shards, and of the feature tables it holds the rows that can be an
 answer. Files are committed at once, so that a reader sees all rows or none; the rows, and their order, are those of the
 small way. A call that was killed is taken up after its last finished shard by the next one (see `build_record`).
+
+Record of a training set that is built shard by shard, in the store: what a call that was killed left, another one takes up.
+
+The plan is stored before the first shard, and the files of each shard after they were written; both by `create`, so that of
+several callers one decides. The record goes when the set is committed.
+
+Memory that a join in one process would take, and that this node has: what decides whether it is spread over a cluster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from toque.featurestore import InvalidRows
-from toque.featurestore.offline.candidates import join_in_steps
-from toque.featurestore.offline.pinned_retrieval import PinnedRetrieval, check_entities
-from toque.functions.features.build_record import BuildPlan, BuildRecord
+from toque.featurestore.offline.prefilter import join_in_steps
+from toque.featurestore.offline.retrieval import PinnedRetrieval, check_entities, row_bytes
 from toque.functions.features.entity_rows import EntityRows
-from toque.functions.features.memory import entity_row_bytes
 from toque.functions.runtime.run import cluster
-from toque.functions.runtime.run.capture import report_progress
-from toque.registry import Table
+from toque.functions.runtime.run.log import report_progress
+from toque.registry import AlreadyExists, ObjectStore, Table, TableSnapshot
 from toque.registry.store import Part, write_part
 
 _FEWEST_ROWS, _MOST_ROWS = 2_000, 1_000_000  # of a shard that this process joins
@@ -94,3 +104,101 @@ class ShardedBuild:
 def _shards(count: int, rows: int) -> Iterator[range]:
     for start in range(0, count, rows):
         yield range(start, min(start + rows, count))
+
+
+_RESUMABLE = timedelta(hours=6)
+_PLAN = "plan.json"
+
+
+class BuildPlan(BaseModel):
+    """What a build has fixed before its first shard, so that all its shards are of one whole.
+
+    id: of its commit; known_by: of the labels; tables: the version that is read of each view; shard_rows: rows of the
+    entity table that become one shard.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    made_at: datetime
+    known_by: datetime
+    tables: dict[str, TableSnapshot | None]
+    shard_rows: int
+
+
+_Parts = RootModel[list[Part]]
+
+
+class BuildRecord:
+    """Plan and finished shards of one build, below `training_builds/{key}/` in `store`."""
+
+    def __init__(self, store: ObjectStore, key: str) -> None:
+        self._store = store
+        self._folder = f"training_builds/{key}/"
+
+    def begin(self, plan: BuildPlan) -> BuildPlan:
+        """Store a plan, or return the one of an earlier call that did not end, if it is no older than six hours."""
+        while True:
+            try:
+                self._store.create(self._folder + _PLAN, plan.model_dump_json().encode())
+            except AlreadyExists:
+                found = self._find_plan()
+                if found is not None and abs(plan.made_at - found.made_at) <= _RESUMABLE:
+                    return found
+                self.end()
+            else:
+                return plan
+
+    def find(self, plan: BuildPlan, shard: int) -> list[Part] | None:
+        """Find the files of a finished shard, in the order of their rows."""
+        data = self._store.find(self._key(plan, shard))
+        return None if data is None else _Parts.model_validate_json(data).root
+
+    def add(self, plan: BuildPlan, shard: int, parts: Sequence[Part]) -> list[Part]:
+        """Record a finished shard; returns its files, which are another caller's if that one was faster."""
+        try:
+            self._store.create(self._key(plan, shard), _Parts(list(parts)).model_dump_json().encode())
+        except AlreadyExists:
+            return self.find(plan, shard) or list(parts)
+        return list(parts)
+
+    def end(self) -> None:
+        """Remove the record: the plan first, so that a kill in between leaves shards which no plan names."""
+        self._store.delete(self._folder + _PLAN)
+        for key in list(self._store.list(self._folder)):
+            self._store.delete(key)
+
+    def _find_plan(self) -> BuildPlan | None:
+        data = self._store.find(self._folder + _PLAN)
+        return None if data is None else BuildPlan.model_validate_json(data)
+
+    def _key(self, plan: BuildPlan, shard: int) -> str:
+        return f"{self._folder}{plan.id}/{shard:08d}.json"
+
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def estimated_bytes(entities: EntityRows, job: PinnedRetrieval | None) -> int:
+    """Estimate the memory of a join in one process, from the tables' logs: all entity rows, and the rows that they may see.
+
+    job: a retrieval of the features for no rows; None if there is nothing to join.
+    """
+    stored = 0 if job is None else job.stored_bytes((entities.first, entities.last))
+    # Joined rows stand beside the rows they were made of.
+    return 2 * entities.pinned().count * entity_row_bytes(entities, job) + stored
+
+
+def entity_row_bytes(entities: EntityRows, job: PinnedRetrieval | None) -> int:
+    """Estimate the bytes of an entity row in memory with its features: by its types, or by its file if that says more."""
+    pinned = entities.pinned()
+    features = 0 if job is None else 8 * len(job.retrieval.columns)
+    stored = pinned.size_bytes // max(pinned.count, 1)
+    return max(row_bytes(pinned.schema), stored) + features
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use: the node's, or less if its container has less."""
+    node = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [Path(name).read_text().strip() for name in _CGROUP_LIMITS if Path(name).is_file()]
+    return min([node, *(int(limit) for limit in limits if limit.isdigit())])

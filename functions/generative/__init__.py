@@ -4,7 +4,6 @@ The engines that answer for them are in `toque.functions.generative.engines`; it
 """
 
 from toque.functions.generative.declined import declines
-from toque.functions.generative.errors import GenerativeError
 from toque.functions.generative.guardrails import (
     AnswerCheck,
     Finding,
@@ -14,9 +13,16 @@ from toque.functions.generative.guardrails import (
     check_answer,
     check_request,
 )
-from toque.functions.generative.prompt import Example, Prompt, PromptMessage, Variable, difference
-from toque.functions.generative.registration import register_generative
-from toque.functions.generative.tools import call_tool
+from toque.functions.generative.jobs import register_generative
+from toque.functions.generative.prompt import (
+    Example,
+    GenerativeError,
+    Prompt,
+    PromptMessage,
+    Variable,
+    call_tool,
+    difference,
+)
 from toque.functions.generative.version_files import (
     ADAPTER,
     ADAPTER_FOLDER,

@@ -1,23 +1,43 @@
-"""Prompts as functions: register one on weights that are there, list them, and tell two apart."""
+"""Prompts as functions: register one on weights that are there, list them, and tell two apart.
+
+Registration of generative versions, each of which is whole: weights, adapter, prompt and settings.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from toque.functions.generative.errors import GenerativeError
-from toque.functions.generative.prompt import Prompt, difference
-from toque.functions.generative.registration import register_generative
-from toque.functions.generative.version_files import PROMPT, is_generative, read_prompt
+from toque.functions.generative.prompt import GenerativeError, Prompt, difference
+from toque.functions.generative.version_files import (
+    ADAPTER,
+    ADAPTER_FOLDER,
+    CHAT,
+    CHAT_TEMPLATE,
+    CONFIG,
+    PROMPT,
+    SETTINGS,
+    WEIGHTS,
+    WEIGHTS_FOLDER,
+    EngineSettings,
+    adapter_files,
+    check_adapter,
+    is_generative,
+    kept_settings,
+    read_prompt,
+    weights_in,
+)
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
-from toque.registry.models import ModelVersion
+from toque.registry.models import Lineage, ModelVersion
 from toque.registry.registry import Registry
-
-__all__ = ["PromptVersion", "compare_prompts", "list_prompts", "register_prompt"]
 
 
 class PromptVersion(BaseModel):
@@ -108,3 +128,126 @@ def _prompt(registry: Registry, version: ModelVersion) -> Prompt:
     with tempfile.TemporaryDirectory(prefix="toque-prompt-") as folder:
         registry.download(version.model, version.version, folder, paths=[PROMPT])
         return read_prompt(Path(folder))
+
+
+_MAGIC = b"GGUF"
+_PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
+
+
+def register_generative(
+    registry: Registry,
+    model: str,
+    *,
+    weights: Path | None = None,
+    adapter: Path | None = None,
+    chat_template: str | None = None,
+    prompt: Prompt | None = None,
+    settings: EngineSettings | None = None,
+    keep: int | str | None = None,
+    description: str = "",
+    tags: Mapping[str, str] | None = None,
+    lineage: Lineage | None = None,
+    key: str | None = None,
+) -> ModelVersion:
+    """Register a version of a language model; a model of a new name is made.
+
+    weights, adapter: GGUF files; or, for vLLM, a Hugging Face folder of safetensors and one of a LoRA as `peft` saves it, of which the
+    configuration and the numbers are taken.
+    chat_template: in Jinja, in place of that in the weights, such as one with a place for tools. keep: an earlier version by number or alias, which gives what is left out here; its weights
+    are the same content and are not sent again.
+    Raises: GenerativeError for files that are no GGUF, a folder that an engine could not read, a version without weights, or with two,
+    and an adapter that its engine would not load; NotFound for `keep`.
+    """
+    given = _given_files(weights, adapter)
+    registry.create_model(model, exist_ok=True)
+    kept = None if keep is None else registry.get_version(model, keep)
+    names = frozenset[str]() if kept is None else frozenset(kept.files)
+    _check_weights({*given}, names)
+    _check_adapter({*given} | names)
+    if (config := given.get(CONFIG)) is not None:
+        check_adapter(config, settings or kept_settings(registry, kept))
+    with tempfile.TemporaryDirectory(prefix="toque-generative-") as folder:
+        for name, path in given.items():
+            _place(path, Path(folder) / name)
+        if chat_template is not None:
+            Path(folder, CHAT_TEMPLATE).write_text(chat_template)
+        if prompt is not None:
+            Path(folder, PROMPT).write_text(prompt.model_dump_json(indent=1, exclude_defaults=True))
+        if settings is not None or kept is None:
+            Path(folder, SETTINGS).write_text((settings or EngineSettings()).to_json())
+        return registry.create_version(
+            model,
+            folder,
+            signature=CHAT,
+            description=description,
+            tags=tags,
+            lineage=lineage or Lineage(parent=None if kept is None else kept.version),
+            key=key,
+            keep=None if kept is None else kept.version,
+        )
+
+
+def _given_files(weights: Path | None, adapter: Path | None) -> dict[str, Path]:
+    """Name the files that are given as a version has them, and check what they are."""
+    given = {name: path for name, path in ((WEIGHTS, weights), (ADAPTER, adapter)) if path is not None}
+    if weights is not None and weights.is_dir():
+        del given[WEIGHTS]
+        given |= _folder_files(weights)
+    if adapter is not None and adapter.is_dir():
+        del given[ADAPTER]
+        given |= adapter_files(adapter)
+    for name in given.keys() & {WEIGHTS, ADAPTER}:
+        _check_gguf(name, given[name])
+    return given
+
+
+def _folder_files(folder: Path) -> dict[str, Path]:
+    files = {each.name: each for each in sorted(folder.iterdir()) if each.is_file()}
+    if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
+        raise GenerativeError(
+            f"weights: {folder} has no config.json or no *.safetensors beside it; save the model by save_pretrained"
+        )
+    if pickles := [name for name, each in files.items() if each.suffix in _PICKLES]:
+        raise GenerativeError(f"weights: {folder} has {pickles[0]}, which may execute code; leave it out")
+    return {f"{WEIGHTS_FOLDER}/{name}": each for name, each in files.items()}
+
+
+def _check_weights(given: AbstractSet[str], kept: AbstractSet[str]) -> None:
+    """Refuse a version without weights, and one in which those that are kept would stand beside those that are given."""
+    if weights_in(given | kept) is None:
+        raise GenerativeError(
+            "weights: missing; give a GGUF file or a folder of safetensors, or `keep` a version that has one"
+        )
+    old = {name for name in kept if weights_in([name]) is not None} - given
+    if old and weights_in(given) is not None:
+        raise GenerativeError(
+            f"weights: the version to keep has {min(old)}, which would stand beside those that are given; leave out `keep`"
+        )
+
+
+def _check_adapter(names: AbstractSet[str]) -> None:
+    """Refuse an adapter that is not of the kind of the weights, or a second one."""
+    in_folder, is_file = CONFIG in names, ADAPTER in names
+    if (is_file and weights_in(names) == WEIGHTS_FOLDER) or (in_folder and weights_in(names) == WEIGHTS):
+        raise GenerativeError(
+            "adapter: weights as GGUF take one as GGUF, and weights as a folder one as a folder that `peft` saved; "
+            f"here are {weights_in(names)} and {ADAPTER if is_file else ADAPTER_FOLDER}"
+        )
+
+
+def _check_gguf(name: str, path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise GenerativeError(f"{name}: {path} is no GGUF file; convert it with llama.cpp's converters")
+
+
+def _place(source: Path, to: Path) -> None:
+    """Give a file its name in the version: by a hard link where that works, since weights are large."""
+    to.parent.mkdir(exist_ok=True)
+    try:
+        os.link(source.resolve(), to)
+    except OSError:  # another file system
+        shutil.copyfile(source, to)
+
+
+__all__ = ["PromptVersion", "compare_prompts", "list_prompts", "register_generative", "register_prompt"]

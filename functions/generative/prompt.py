@@ -1,6 +1,10 @@
 """A prompt as a value: template with typed variables, example turns, tools and sampling parameters.
 
 A template is text with `{{ name }}` in it and no logic: values are put in once, and what they hold is never read as a template.
+
+Error of the generative room.
+
+Runs the tools that a language model calls, each in a span by OpenTelemetry's conventions for generative models.
 """
 
 from __future__ import annotations
@@ -8,15 +12,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import to_json
 
-from toque.functions.generative.errors import GenerativeError
 from toque.functions.generative.guardrails import Guardrails
-
-__all__ = ["Example", "Prompt", "PromptMessage", "Variable", "difference"]
+from toque.functions.runtime.spans import span
 
 _PLACE: Final = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 _PARAMETERS: Final = frozenset(
@@ -184,3 +187,41 @@ def _placed(before: list[dict[str, Any]], own: Sequence[Any]) -> list[Any]:
         joined = {"role": "system", "content": f"{before[0]['content']}\n\n{first['content']}"}
         return [joined, *before[1:], *own[1:]]
     return [*before, *own]
+
+
+class GenerativeError(ValueError):
+    """A prompt, a version's files or a request's variables are not what they must be; the message names the field."""
+
+
+def call_tool(call: Mapping[str, Any], tools: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
+    """Run a tool that a model called, and make the message that tells the model what it gave.
+
+    call: one of an answer's `tool_calls`, as the API has it. tools: what may be called, by name; it gets the arguments by keyword, and its
+    result is sent as it is if it is a text, else as JSON. In a run of a function that is traced the call is a span of it, without
+    arguments and result.
+    Raises: GenerativeError for a tool that there is not, or arguments that are no object; and what the tool raises.
+    """
+    name, call_id = call["function"]["name"], str(call["id"])
+    if name not in tools:
+        raise GenerativeError(f"tool {name!r:.80} is not one of {', '.join(sorted(tools))}")
+    try:
+        arguments = json.loads(call["function"]["arguments"] or "{}")
+    except json.JSONDecodeError as error:
+        raise GenerativeError(f"arguments of tool {name!r} are not JSON: {error}; ask again") from error
+    if not isinstance(arguments, dict):
+        raise GenerativeError(
+            f"arguments of tool {name!r}: expected an object, got {arguments!r:.80}; ask again"
+        )
+    attributes = {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": name,
+        "gen_ai.tool.type": "function",
+        "gen_ai.tool.call.id": call_id,
+    }
+    with span(f"execute_tool {name}", **attributes):
+        result = tools[name](**arguments)
+    content = result if isinstance(result, str) else to_json(result).decode()
+    return {"role": "tool", "tool_call_id": call_id, "content": content}
+
+
+__all__ = ["Example", "Prompt", "PromptMessage", "Variable", "call_tool", "difference"]

@@ -5,13 +5,22 @@ Errors and requests without an answer count whether or not they have a logged ro
 anybody decides by them.
 """
 
-from toque.functions.live_counts.counts import ArmTally, Failures, SplitArm, WindowCounts
-from toque.functions.live_counts.figures import LiveFigures, figures, read_figures
-from toque.functions.live_counts.latency_bins import BINS, bin_of, lower_edge_ms, quantile_ms, slower
-from toque.functions.live_counts.publisher import LivePublisher, live_publisher
-from toque.functions.live_counts.reader import LiveReader, live_reader
-from toque.functions.live_counts.tally import End, Tally, end_of, is_usable
-from toque.functions.live_counts.windows import KEPT_S, WINDOW_S, window_at
+from toque.functions.live_counts.counts import (
+    BINS,
+    KEPT_S,
+    WINDOW_S,
+    ArmTally,
+    Failures,
+    SplitArm,
+    WindowCounts,
+    bin_of,
+    lower_edge_ms,
+    quantile_ms,
+    slower,
+    window_at,
+)
+from toque.functions.live_counts.figures import LiveFigures, LiveReader, figures, live_reader, read_figures
+from toque.functions.live_counts.publisher import End, LivePublisher, Tally, end_of, is_usable, live_publisher
 
 __all__ = [
     "BINS",

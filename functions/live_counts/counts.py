@@ -1,9 +1,18 @@
-"""Counts of one window: for each version and arm its requests, those that failed and of which units, and latencies."""
+"""Counts of one window: for each version and arm its requests, those that failed and of which units, and latencies.
+
+Bins of latency: eight to a doubling, from 8 µs to 131 s, so that a bin is 9 % wide and tallies add exactly.
+
+Windows of time in which requests are counted, and where in Redis they lie.
+
+Check of this machine's clock against Redis's, as windows of counts are told by the clocks of several machines.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from toque.functions.live_counts.latency_bins import BINS
+from toque.clusters.redis_clients import primaries
+
+PER_DOUBLING = 8
+_LOWEST = -7 * PER_DOUBLING  # 2^-7 ms
+BINS = 24 * PER_DOUBLING
 
 
 class SplitArm(NamedTuple):
@@ -175,3 +188,89 @@ def _numbers(text: str, dtype: str) -> list[int]:
 def _sparse(latency: npt.NDArray[np.int64]) -> list[list[int]]:
     bins: list[Any] = [[int(index), int(latency[index])] for index in np.flatnonzero(latency)]
     return bins
+
+
+def bin_of(ms: float) -> int:
+    """Return the bin of a latency; those beyond the ends, and NaN, count in the outermost."""
+    if not ms > 0.0:
+        return 0 if ms <= 0.0 else BINS - 1
+    if ms == math.inf:
+        return BINS - 1
+    return min(max(math.floor(math.log2(ms) * PER_DOUBLING) - _LOWEST, 0), BINS - 1)
+
+
+def lower_edge_ms(index: int) -> float:
+    """Return the lower edge of a bin."""
+    edge: float = 2.0 ** ((index + _LOWEST) / PER_DOUBLING)
+    return edge
+
+
+def quantile_ms(counts: npt.NDArray[np.int64], q: float) -> float:
+    """Return the q-quantile of binned latencies, as the middle of its bin; NaN without a value."""
+    total = int(counts.sum())
+    if not total:
+        return math.nan
+    index = int(np.searchsorted(np.cumsum(counts), math.floor(total * q), side="right"))
+    middle: float = lower_edge_ms(min(index, BINS - 1)) * 2.0 ** (0.5 / PER_DOUBLING)
+    return middle
+
+
+def slower(counts: npt.NDArray[np.int64], factor: float) -> npt.NDArray[np.int64]:
+    """Return the bins of latencies that are `factor` times as long, rounded down to whole bins; factor: 1 or more."""
+    by = math.floor(math.log2(factor) * PER_DOUBLING + 1e-9)
+    if not by:
+        return counts
+    moved = np.zeros_like(counts)
+    moved[by:] = counts[:-by]
+    moved[-1] += counts[-by:].sum()
+    return moved
+
+
+WINDOW_S = 60
+KEPT_S = 2 * 3600  # of a window, after its last count
+_PREFIX = "toque:live:"
+
+
+def window_at(seconds: float) -> int:
+    """Return the index of the window that holds a moment, given in seconds since the epoch."""
+    return int(seconds // WINDOW_S)
+
+
+def counts_key(workspace: str, model: str, window: int) -> str:
+    """Return the key of a hash with one field for each process: its tally of one model in one window."""
+    return f"{_PREFIX}{{{workspace}/{model}}}:{window}"
+
+
+def models_key(workspace: str) -> str:
+    """Return the key of the sorted set of a workspace's models, by the time of their last count."""
+    return f"{_PREFIX}models:{workspace}"
+
+
+MOST_SKEW_S = 10.0
+"""How far clocks may differ: beyond it counts of the last minutes come late to who judges them, or never."""
+_EVERY_S = 60.0
+_logger = logging.getLogger(__name__)
+
+
+class ClockCheck:
+    """Says in the log, once a minute, that the clock here and Redis's differ by more than `MOST_SKEW_S`. client: of Redis."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._next = float("-inf")
+
+    def look(self, now: float) -> float | None:
+        """Compare the clocks; returns how far this one is ahead, or None where it was done within the minute. Raises: RedisError."""
+        if self._next - _EVERY_S <= now < self._next:
+            return None
+        self._next = now + _EVERY_S
+        seconds, microseconds = primaries(self._client)[0].time()
+        skew_s = now - (seconds + microseconds / 1e6)
+        if abs(skew_s) > MOST_SKEW_S:
+            _logger.error(
+                "this machine's clock is %.0f s %s Redis's: the last minutes of models are judged late or not at all; "
+                "synchronise the clocks (docs/runbooks/clock-skewed.md)",
+                abs(skew_s),
+                "ahead of" if skew_s > 0 else "behind",
+            )
+        return float(skew_s)

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from toque.functions.prediction_log.writing.drain import drain
-from toque.functions.prediction_log.writing.export import WriterExport, add_exports, export_streams
-from toque.functions.prediction_log.writing.wal_root import default_wal_root
+from toque.functions.prediction_log.writing.drain import WriterExport, add_exports, drain, export_streams
+from toque.functions.prediction_log.writing.wal import default_wal_root
 from toque.registry.access import DEFAULT_WORKSPACE, Access, workspace_store
 from toque.registry.errors import RegistryError
-from toque.registry.history.folds import FoldOf
+from toque.registry.history import FoldOf
 from toque.registry.store import ObjectStore, Progress
 from toque.registry.times import from_text, to_text, utc_now
 from toque.registry.transfer import CopyReport, address, copy_store, find_marker, forget_marker

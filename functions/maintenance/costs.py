@@ -6,7 +6,7 @@ from datetime import UTC, timedelta
 
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Cron, Retries
-from toque.functions.runtime.durable.cost_days import costs_since
+from toque.functions.runtime.durable.costs import costs_since
 from toque.functions.runtime.durable.invocation import ledger_of
 from toque.functions.runtime.function import function
 

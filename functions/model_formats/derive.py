@@ -15,11 +15,10 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from toque.functions.model_formats.errors import ArtifactRefused, TrainingDataError
-from toque.functions.model_formats.flavors import SKOPS_FILE, load_answer
+from toque.functions.model_formats.flavors import SKOPS_FILE, load_answer, open_graph
 from toque.functions.model_formats.formats import format_of
 from toque.functions.model_formats.load import DESCRIPTION_FILE, check_example, load
 from toque.functions.model_formats.matrices import numeric_matrix, text_matrix
-from toque.functions.model_formats.onnx_graph import open_graph
 from toque.registry.models import Signature, TensorSpec
 
 SIGNATURE_FILE = "signature.json"

@@ -1,9 +1,16 @@
-"""Loading of saved models: arrays by name in, arrays by name out. torch is imported only for a model that needs it."""
+"""Loading of saved models: arrays by name in, arrays by name out. torch is imported only for a model that needs it.
+
+Loading of a registered version, with the types that its model's policy trusts.
+
+The number of threads that torch uses, set for a while.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +24,12 @@ from toque.functions.model_formats.flavors import Answer, fitted_output, load_an
 from toque.functions.model_formats.formats import PROGRAM_FILE, format_of
 from toque.functions.model_formats.table_inputs import table_inputs, text_inputs
 from toque.kernels.hashing import hash_strings
+from toque.registry import ModelVersion, Registry
 from toque.registry.models import Signature, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "DESCRIPTION_FILE",
-    "PROGRAM_FILE",
-    "FlavorModel",
-    "ScoringModel",
-    "check_example",
-    "example_arrays",
-    "load",
-]
 
 DESCRIPTION_FILE = "model.json"
 _NUMPY_TYPES: dict[str, Any] = {
@@ -245,3 +244,35 @@ def _hashed(values: Any) -> npt.NDArray[Any]:
 def _empty(spec: TensorSpec) -> npt.NDArray[Any]:
     shape = (0, *(max(size, 0) for size in spec.shape[1:]))
     return np.empty(shape, dtype=_NUMPY_TYPES[spec.datatype])
+
+
+def load_version(registry: Registry, version: ModelVersion) -> ScoringModel:
+    """Download a version, verify and load it. Raises: ArtifactRefused; what the registry raises for damaged files."""
+    trusted = registry.get_model(version.model).policy.trusted_types
+    with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
+        registry.download(version.model, version.version, to=folder)
+        return load(folder, signature=version.signature, trusted_types=trusted)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside, so that it fits the CPUs that were asked for."""
+    import torch  # late: a process that only knows which functions there are does without it
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+__all__ = [
+    "DESCRIPTION_FILE",
+    "PROGRAM_FILE",
+    "FlavorModel",
+    "ScoringModel",
+    "check_example",
+    "example_arrays",
+    "load",
+]

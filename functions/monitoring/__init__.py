@@ -4,15 +4,15 @@ Knows logged predictions, labels and statistics. Must not know how models are tr
 """
 
 from toque.functions.monitoring.alarms import TOPIC, Alarm, Alarms
-from toque.functions.monitoring.diagnosis.slices_and_features import (
+from toque.functions.monitoring.diagnosis import (
     ChangeFindings,
     SliceFindings,
     SliceOptions,
 )
 from toque.functions.monitoring.drift.answers import AnswerMonitor
-from toque.functions.monitoring.drift.dataset_sketches import reference_of_dataset, sketch_dataset
 from toque.functions.monitoring.drift.monitor import DriftMonitor
-from toque.functions.monitoring.estimates.monitor import EstimateMonitor
+from toque.functions.monitoring.drift.reference import reference_of_dataset, sketch_dataset
+from toque.functions.monitoring.estimate_monitor import EstimateMonitor
 from toque.functions.monitoring.history import (
     AlarmEntry,
     Finding,

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from toque.functions.monitoring.alarms import Alarm, alarm_journal, alarms_in
-from toque.functions.monitoring.estimates.monitor import COVARIATE_SHIFT, LABEL_SHIFT, SHARE_OF, interval
+from toque.functions.monitoring.estimate_monitor import COVARIATE_SHIFT, LABEL_SHIFT, SHARE_OF, interval
 from toque.functions.monitoring.results import results_table
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function

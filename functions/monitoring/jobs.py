@@ -1,16 +1,21 @@
-"""Functions that run the monitors, for a schedule or a person to call."""
+"""Functions that run the monitors, for a schedule or a person to call.
+
+Labels that came in and belong to no logged prediction: a typing error in an ID, or a prediction that is not in the log yet.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from toque.featurestore import FeatureStore
 from toque.functions.generative import is_generative
 from toque.functions.monitoring.alarms import Alarm, Alarms
-from toque.functions.monitoring.diagnosis.slices_and_features import (
+from toque.functions.monitoring.diagnosis import (
     ChangeFindings,
     SliceFindings,
     SliceOptions,
@@ -18,13 +23,11 @@ from toque.functions.monitoring.diagnosis.slices_and_features import (
     find_slices,
 )
 from toque.functions.monitoring.drift.answers import AnswerMonitor, answer_table, watch_version
-from toque.functions.monitoring.drift.dataset_sketches import DatasetRows
 from toque.functions.monitoring.drift.monitor import DriftMonitor
+from toque.functions.monitoring.drift.reference import DatasetRows
 from toque.functions.monitoring.drift.watch import watch_features
-from toque.functions.monitoring.estimates.classes import watch_estimates
-from toque.functions.monitoring.estimates.monitor import EstimateMonitor, check_estimable
-from toque.functions.monitoring.estimates.numbers import watch_number_estimates
-from toque.functions.monitoring.labels import UnknownLabels, find_unknown
+from toque.functions.monitoring.estimate_monitor import EstimateMonitor, check_estimable
+from toque.functions.monitoring.estimators import watch_estimates, watch_number_estimates
 from toque.functions.monitoring.language.figures import figure_table
 from toque.functions.monitoring.language.settings import LanguageMonitors, monitors_journal
 from toque.functions.monitoring.operations import OperationsMonitor, watch_service
@@ -35,11 +38,53 @@ from toque.functions.monitoring.results import MonitorStatus, RunningFigures, la
 from toque.functions.monitoring.skew import SkewMonitor, watch_skewed
 from toque.functions.monitoring.vectors import VectorMonitor, watch_vectors
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows, watch_loss
-from toque.functions.prediction_log import outcomes, predicted_within, predictions, predictions_table
+from toque.functions.prediction_log import (
+    LABELS_TABLE,
+    outcomes,
+    predicted_within,
+    predictions,
+    predictions_table,
+)
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 from toque.functions.runtime.triggers.events import publish
 from toque.registry import ModelVersion, ObjectStore, Table
+
+_EXAMPLES = 5
+
+
+class UnknownLabels(BaseModel):
+    """Labels received since a time, and those of IDs that no logged prediction of the last days has. examples: of such IDs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    since: AwareDatetime
+    labels: int
+    unknown: int
+    examples: tuple[str, ...] = ()
+
+
+def find_unknown(
+    store: ObjectStore, models: Iterable[str], now: datetime, *, hours: float, days: int
+) -> UnknownLabels:
+    """Look up the labels received in the last hours among the predictions of the last days."""
+    since = now - timedelta(hours=hours)
+    table = Table(store, LABELS_TABLE)
+    if not table.exists():
+        return UnknownLabels(since=since, labels=0, unknown=0)
+    where = (pc.field("day") >= f"{since:%Y-%m-%d}") & (pc.field("received_at") >= pa.scalar(since))
+    received = table.read(columns=["prediction_id"], where=where)["prediction_id"]
+    left = pc.unique(received)
+    for model in models:
+        if not len(left):
+            break
+        logged = predictions(store, model, now - timedelta(days=days), now, columns=("prediction_id",))
+        left = left.filter(pc.invert(pc.is_in(left, logged["prediction_id"].combine_chunks())))
+    unknown = int(pc.sum(pc.is_in(received, left)).as_py() or 0)
+    return UnknownLabels(
+        since=since, labels=len(received), unknown=unknown, examples=tuple(left[:_EXAMPLES].to_pylist())
+    )
+
 
 _SCORED = ("prediction_id", "version", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
 _ANSWERED = ("prediction_id", "version", "shadow", "predicted_at", "latency_ms", "outputs")

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import special
 
 from toque.functions.monitoring.alarms import Alarm
-from toque.functions.monitoring.cohorts import Cohorts, CohortState
+from toque.functions.monitoring.results import Cohorts, CohortState
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.registry import ModelVersion
 from toque.registry.times import epoch_us

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from toque.functions.evaluation.meanings import Loss
 from toque.functions.evaluation.realised_loss import Scored
-from toque.functions.monitoring.cohorts import CohortState
+from toque.functions.monitoring.results import CohortState
 from toque.functions.stats import ClusterSums, Cusum, PageHinkley
 
 Measure = Literal["loss", "surprise", "overstated", "understated"]

@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toque.functions.monitoring.alarms import Alarm
-from toque.functions.monitoring.cohorts import Cohorts, CohortState
-from toque.functions.monitoring.drift.dataset_sketches import DatasetRows
+from toque.functions.monitoring.drift.reference import DatasetRows
 from toque.functions.monitoring.logged_features import (
     FeatureColumns,
     feature_arrays,
@@ -26,6 +25,7 @@ from toque.functions.monitoring.logged_features import (
     has_vector_length,
     sample_rows,
 )
+from toque.functions.monitoring.results import Cohorts, CohortState
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats import holm, k_of_n, mmd, one_row_per_unit
 from toque.functions.stats.moments import Floats

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict
 
 from toque.functions.evaluation.realised_loss import Scored, score
 from toque.functions.monitoring.alarms import Alarm, Alarms
-from toque.functions.monitoring.cohorts import COHORT_S, Cohorts, CohortState, HasCohort
 from toque.functions.monitoring.performance import (
     Cohort,
     PerformanceMonitor,
@@ -26,8 +25,8 @@ from toque.functions.monitoring.performance import (
     Verdict,
     judge,
 )
-from toque.functions.monitoring.results import record
-from toque.functions.stats.roc import auc_with_error
+from toque.functions.monitoring.results import COHORT_S, Cohorts, CohortState, HasCohort, record
+from toque.functions.stats.estimate import auc_with_error
 from toque.registry import ModelVersion, ObjectStore
 from toque.registry.times import EPOCH, epoch_us
 

@@ -13,9 +13,10 @@ from toque.functions.prediction_log.reading.outcomes import (
     outcomes,
     predicted_within,
     predictions,
+    shared_scans,
 )
-from toque.functions.prediction_log.reading.scan_cache import shared_scans
 from toque.functions.prediction_log.records import (
+    LABELS_TABLE,
     LOAD_TEST,
     OBSERVED_AHEAD,
     PINNED,
@@ -23,14 +24,13 @@ from toque.functions.prediction_log.records import (
     Label,
     encode_labels,
     encode_prediction,
+    predictions_table,
 )
-from toque.functions.prediction_log.tables import LABELS_TABLE, predictions_table
 from toque.functions.prediction_log.writing.drain import DrainResult, drain
-from toque.functions.prediction_log.writing.losses import LOSS_TOPIC, Loss, LossState, losses_of
-from toque.functions.prediction_log.writing.modes import LOG_MODE, LogMode, log_mode_of
+from toque.functions.prediction_log.writing.lost_writers import LOSS_TOPIC, Loss, LossState, losses_of
 from toque.functions.prediction_log.writing.pseudonyms import PSEUDONYM_KEY, Pseudonyms, pseudonym
 from toque.functions.prediction_log.writing.shipper import LogWriter, close_writers
-from toque.functions.prediction_log.writing.wal_root import default_wal_root
+from toque.functions.prediction_log.writing.wal import LOG_MODE, LogMode, default_wal_root, log_mode_of
 from toque.registry.times import epoch_us
 
 __all__ = [

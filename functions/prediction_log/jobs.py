@@ -5,8 +5,8 @@ from __future__ import annotations
 from toque.clusters.redis_clients import open_redis
 from toque.functions.prediction_log.errors import PredictionLogError
 from toque.functions.prediction_log.writing.drain import DrainResult, Share, drain, waiting_writers
-from toque.functions.prediction_log.writing.losses import LossState, losses_of, report_losses
-from toque.functions.prediction_log.writing.wal_root import default_wal_root
+from toque.functions.prediction_log.writing.lost_writers import LossState, losses_of, report_losses
+from toque.functions.prediction_log.writing.wal import default_wal_root
 from toque.functions.runtime.context import Context, context, use_context
 from toque.functions.runtime.declaration import Resources
 from toque.functions.runtime.function import function

@@ -2,6 +2,10 @@
 
 They keep no state of their own: what is decided stands in the journals of rollouts, alarms and the registry, each of which takes
 a decision once. What is kept here only saves reading.
+
+Alarms that reflexes raise: a rollout that was rolled back, and a champion that breaks.
+
+Return to the version before a champion that breaks soon after its release, where the policy says so.
 """
 
 from __future__ import annotations
@@ -10,11 +14,11 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
 
 from toque.functions.alerting.jobs import tell_people
-from toque.functions.live_counts import ArmTally, LiveReader, WindowCounts, live_reader, window_at
+from toque.functions.live_counts import WINDOW_S, ArmTally, LiveReader, WindowCounts, live_reader, window_at
 from toque.functions.monitoring import Alarm, Alarms
-from toque.functions.reflexes.alarms import recovery_of, rollback_alarm, service_alarm
 from toque.functions.reflexes.champion import (
     BASELINE_WINDOWS,
     QUIET_SPANS,
@@ -23,20 +27,85 @@ from toque.functions.reflexes.champion import (
     is_quiet,
     judge_champion,
 )
-from toque.functions.reflexes.go_back import go_back
-from toque.functions.rollout import RolloutPolicy, Rollouts
+from toque.functions.rollout import Outcome, RolloutPolicy, Rollouts, TickResult
 from toque.functions.rollout.jobs import declared_policy, rollouts
-from toque.functions.runtime.changes.announcer import journals_in
-from toque.functions.runtime.changes.feed import Watch, feed_of
+from toque.functions.runtime.changes import Watch, feed_of, journals_in
 from toque.functions.runtime.clock import system_clock
 from toque.functions.runtime.context import Context, use_context
 from toque.functions.runtime.triggers.events import publish
+from toque.registry import Refused, Stale
+from toque.registry.journal import Entry
 from toque.registry.models.traffic import CHAMPION, HOLDOUT, OUTSIDE
 
+
+class Champions(Protocol):
+    """Operations of the registry that a return needs."""
+
+    def history(self, name: str, /) -> list[Entry]:
+        """List the changes of a model, oldest first."""
+        ...
+
+    def rollback(self, name: str, alias: str, /, *, expected: int | None, to: int | None, reason: str) -> Any:
+        """Point an alias back to version `to`. Raises: Stale; Refused."""
+        ...
+
+
+def go_back(
+    registry: Champions, alarms: Alarms, alarm: Alarm, version: int, policy: RolloutPolicy, now: datetime
+) -> bool:
+    """Make the version before `version` the champion again; returns whether it was done by this call.
+
+    Only where `version` was released within `policy.go_back_within`, and no alarm of this kind was ever raised about the
+    version before: a fault that both share is not mended by going back. The registry takes it once, for one champion.
+    """
+    release = _release(registry.history(alarm.model), version)
+    if release is None or release[0] < now - policy.go_back_within:
+        return False
+    before = release[1]
+    if _was_broken(alarms, before):
+        return False
+    try:
+        found = registry.rollback(
+            alarm.model, CHAMPION, expected=version, to=before, reason=f"goes back by itself: {alarm.key}"
+        )
+    except (Stale, Refused) as error:
+        _logger.warning("%s: version %d breaks and stays: %s", alarm.model, version, error)
+        return False
+    _logger.warning("%s: back to version %s from %d: %s", alarm.model, found.version, version, alarm.text)
+    return True
+
+
+def _release(entries: Iterable[Entry], version: int) -> tuple[datetime, int] | None:
+    """Find when a version last took the champion's place, and whose; None if it never took another's.
+
+    The return to a version is no release of it: nothing in it is new.
+    """
+    champion: int | None = None
+    release: tuple[datetime, int] | None = None
+    for entry in entries:
+        body = entry.body
+        if body.get("alias") != CHAMPION or "version" not in body:
+            continue
+        replaced, champion = champion, body["version"]
+        if body["kind"] == "alias" and champion == version and replaced not in {None, version}:
+            release = entry.at, replaced
+    return release
+
+
+def _was_broken(alarms: Alarms, version: int) -> bool:
+    return any(
+        one.monitor == "service" and one.version == version and not one.recovered for one in alarms.all()
+    )
+
+
 EVERY_S = 10.0
+
 SAFETY_S = 60.0  # between looks for rollouts whose announcement was lost
+
 _USERS = (CHAMPION, OUTSIDE, HOLDOUT)  # arms whose units a champion answers
+
 _TOLD_FOR = timedelta(days=1)  # an older roll-back that nobody was told of is history
+
 _logger = logging.getLogger(__name__)
 
 
@@ -225,3 +294,60 @@ def _policy_of(model: str) -> RolloutPolicy:
     except Exception:
         _logger.exception("%s: its policy cannot be read; the platform's defaults are used", model)
         return RolloutPolicy()
+
+
+_BY_HAND = "by_hand"  # who rolled it back knows
+
+
+def rollback_alarm(model: str, ended: Outcome, decided: TickResult, now: datetime) -> Alarm | None:
+    """Make the alarm of a rollout that rules have rolled back, with one key for ever; None if it ended otherwise."""
+    if ended.stage != "rolled_back" or ended.rule == _BY_HAND:
+        return None
+    why = f": {decided.text}" if (decided.rollout, decided.rule) == (ended.rollout, ended.rule) else ""
+    return Alarm(
+        key=f"{model}/rollout/{ended.rollout}/rolled_back",
+        model=model,
+        monitor="rollout",
+        subject=f"rollout-{ended.rollout}",
+        version=ended.challenger,
+        raised_at=now,
+        start=ended.started_at,
+        end=ended.ended_at,
+        text=f"version {ended.challenger} was rolled back by {ended.rule}; users get version {ended.champion}{why}",
+    )
+
+
+def service_alarm(
+    model: str, version: int, finding: ServiceFinding, now: datetime, *, canary: int | None = None
+) -> Alarm:
+    """Make the alarm of a champion whose last minutes are not as they should be; one key in each window.
+
+    canary: version that could take its place, which is for a person to say.
+    """
+    way_out = "" if canary is None else f"; if its canary {canary} serves: toque rollout promote {model}"
+    return Alarm(
+        key=f"{model}/service/{finding.subject}/{version}/{window_at(now.timestamp())}",
+        model=model,
+        monitor="service",
+        subject=finding.subject,
+        version=version,
+        raised_at=now,
+        start=now - timedelta(seconds=max(SPANS) * WINDOW_S),
+        end=now,
+        text=f"version {version}: {finding.text}{way_out}",
+        statistic=finding.value,
+        threshold=finding.limit,
+    )
+
+
+def recovery_of(alarm: Alarm, now: datetime, text: str) -> Alarm:
+    """Make the alarm that says that another is over."""
+    return alarm.model_copy(
+        update={
+            "key": f"{alarm.key}/recovered",
+            "recovered": True,
+            "raised_at": now,
+            "end": now,
+            "text": text,
+        }
+    )

@@ -14,11 +14,10 @@ from toque.functions.reporting.logged_requests import (
     prediction_feature_times,
     prediction_inputs,
 )
+from toque.functions.reporting.page import Week, weeks
 from toque.functions.reporting.rollout_record import RolloutRecord, rollout_record
 from toque.functions.reporting.timeline import TimelineEvent, timeline
-from toque.functions.reporting.trace import PredictionTrace, trace_prediction
-from toque.functions.reporting.trace_by_id import RequestFound, find_request
-from toque.functions.reporting.weekly import Week, weeks
+from toque.functions.reporting.trace import PredictionTrace, RequestFound, find_request, trace_prediction
 
 __all__ = [
     "AlarmReport",

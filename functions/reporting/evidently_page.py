@@ -12,7 +12,7 @@ from datetime import timedelta
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from toque.functions.monitoring.drift.dataset_sketches import DatasetRows
+from toque.functions.monitoring.drift.reference import DatasetRows
 from toque.functions.monitoring.logged_features import FeatureColumns, feature_table, sample_rows
 from toque.functions.prediction_log import predictions
 from toque.functions.reporting.html import json_for_script, write_page

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from toque.functions.model_formats.explanation import SAMPLES, Explainer, ExplainRequest
 from toque.functions.model_formats.formats import PROGRAM_FILE
-from toque.functions.model_formats.torch_threads import torch_threads
-from toque.functions.model_formats.versions import load_version
+from toque.functions.model_formats.load import load_version, torch_threads
 from toque.functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
 from toque.functions.prediction_log.reading.outcomes import read_columns
 from toque.functions.runtime.context import Context, context

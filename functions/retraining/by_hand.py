@@ -11,10 +11,10 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from toque.functions.evaluation import Gate, GateResult, evaluate_gate
-from toque.functions.evaluation.demanded_gate import gate_in_force
+from toque.functions.evaluation.gate import gate_in_force
 from toque.functions.features.jobs import build_training_set
-from toque.functions.retraining.cuts import newest_fifth
 from toque.functions.retraining.definition import TrainedModel
+from toque.functions.retraining.windows import newest_fifth
 from toque.functions.runtime.context import context
 from toque.functions.training import TrainingDataError
 from toque.functions.training.frame import run_training

@@ -16,10 +16,9 @@ from toque.featurestore import InvalidRows
 from toque.functions.evaluation import Gate, GateResult, evaluate_gate, gate_in_force
 from toque.functions.evaluation.meanings import MEANINGS
 from toque.functions.features.jobs import build_training_set
-from toque.functions.retraining.cuts import newest_span
 from toque.functions.retraining.definition import TrainedModel
 from toque.functions.retraining.policy import RetrainingPolicy, Running
-from toque.functions.retraining.windows import TrainingWindow
+from toque.functions.retraining.windows import TrainingWindow, newest_span
 from toque.functions.runtime.context import context
 from toque.functions.runtime.run import cluster
 from toque.functions.training import TrainingDataError

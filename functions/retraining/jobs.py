@@ -4,6 +4,8 @@
 to retraining. `retrain` also listens to alarms by itself. Both may run as often as they like: the journal `retraining/{model}`
 lets one retrain begin, and the next call resumes one that died. A durable inspection, as of a schedule, submits the retrain and
 ends; called by hand it trains before it returns.
+
+Monitors of a model in the order in which an inspection runs them.
 """
 
 from __future__ import annotations
@@ -19,13 +21,20 @@ from toque.functions.monitoring import (
     TOPIC,
     Alarm,
     MonitorResult,
+    QualityMonitor,
     alarms,
+    estimate_performance,
+    watch_answers,
+    watch_drift,
+    watch_embeddings,
+    watch_operations,
+    watch_performance,
+    watch_quality,
+    watch_skew,
 )
 from toque.functions.prediction_log import drain_predictions, shared_scans
 from toque.functions.retraining.challengers import Challenger, best_of, train_challengers
 from toque.functions.retraining.definition import InspectedModel, InspectedProject
-from toque.functions.retraining.heartbeat import heartbeats, last_seen
-from toque.functions.retraining.monitors import run_monitors
 from toque.functions.retraining.policy import (
     Finished,
     RetrainDecision,
@@ -35,7 +44,7 @@ from toque.functions.retraining.policy import (
     Situation,
     decide,
 )
-from toque.functions.retraining.submission import submit_once
+from toque.functions.retraining.runs import heartbeats, last_seen, submit_once
 from toque.functions.retraining.triggers import (
     champion_of,
     champion_since,
@@ -50,21 +59,9 @@ from toque.functions.runtime.declaration import Cron, OnEvent, Resources, Retrie
 from toque.functions.runtime.definitions import declarations, model_definition, pick
 from toque.functions.runtime.durable.workflow import current_run
 from toque.functions.runtime.function import function
-from toque.functions.runtime.run.deadline import paused
+from toque.functions.runtime.run.interruption import paused
 from toque.functions.runtime.triggers.schedule import Schedule
 from toque.registry import Fold, Refused
-
-__all__ = [
-    "MODELS_PER_RUN",
-    "InspectionResult",
-    "RetrainResult",
-    "inspect_model",
-    "inspect_models",
-    "inspections",
-    "request_retrain",
-    "retrain",
-    "retrains",
-]
 
 OWN_SCHEDULE_MODELS, MODELS_PER_RUN = 8, 50
 """Models with one cron expression up to which each has a schedule of its own, and how many share one beyond."""
@@ -419,3 +416,39 @@ def _result(
         version=version,
         challengers=tuple(challengers),
     )
+
+
+def run_monitors(definition: InspectedModel) -> tuple[MonitorResult, ...]:
+    """Run the monitors that a model declares; what each found."""
+    watched = []
+    if definition.quality is not None:  # first: its incidents explain what the others find
+        watched.append(watch_quality(definition.name, definition.quality))
+    if definition.skew is not None:
+        watched.append(watch_skew(definition.name, definition.skew))
+    if definition.operations is not None:
+        watched.append(watch_operations(definition.name, definition.operations))
+    if definition.performance is not None:
+        watched.append(watch_performance(definition.name, definition.performance))
+    if definition.estimate is not None:
+        watched.append(estimate_performance(definition.name, definition.estimate))
+    if definition.drift is not None:
+        explained = definition.quality or QualityMonitor()
+        watched.append(watch_drift(definition.name, definition.drift, explained))
+    if definition.vectors is not None:
+        watched.append(watch_embeddings(definition.name, definition.vectors))
+    if definition.answers is not None:
+        watched.append(watch_answers(definition.name, definition.answers))
+    return tuple(watched)
+
+
+__all__ = [
+    "MODELS_PER_RUN",
+    "InspectionResult",
+    "RetrainResult",
+    "inspect_model",
+    "inspect_models",
+    "inspections",
+    "request_retrain",
+    "retrain",
+    "retrains",
+]

@@ -1,13 +1,25 @@
-"""Training windows: the rows of the past that a challenger learns from."""
+"""Training windows: the rows of the past that a challenger learns from.
+
+Cuts of a model's labelled rows in time: those that are learnt from, and the newest, which a version is judged by.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from toque.functions.features.entity_rows import EVENT_TIMESTAMP, LABEL_KNOWN_AT
+from toque.functions.training import TrainingDataError
+from toque.registry import Table, TableSnapshot
+from toque.registry.times import from_epoch_us
 
 _YEAR = timedelta(days=365.2425)
 _DAY_US = 86_400e6
@@ -60,3 +72,93 @@ class TrainingWindow(BaseModel):
             chance = np.random.default_rng(0).random(len(at))
             kept &= chance < np.exp2(-np.maximum(age, 0.0) / self.half_life_days)
         return kept
+
+
+HELD_OUT = 0.2
+_MICROSECOND = timedelta(microseconds=1)
+_UTC = pa.timestamp("us", "UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Times of the labelled rows: the first, where those begin that are held out, and after the last."""
+
+    first: datetime
+    split: datetime
+    end: datetime
+
+
+def newest_fifth(
+    snapshot: TableSnapshot,
+    label: str,
+    *,
+    entities: Table,
+    known_by: datetime | None = None,
+    until: datetime | None = None,
+) -> Cut:
+    """Cut where the newest fifth of the labelled rows begins. Raises: TrainingDataError if no time parts them.
+
+    known_by: leave out labels that became known later; until: and rows from that time on.
+    """
+    read = [part for part in _times(snapshot, label, entities, known_by, until) if len(part)]
+    if not read:
+        raise TrainingDataError(f"{snapshot}: no row has a {label}; nothing can be learnt")
+    times: Any = np.sort(np.concatenate(read))
+    split = times[int(len(times) * (1 - HELD_OUT))]
+    if split == times[0]:
+        later = times[times > split]
+        if not len(later):
+            raise TrainingDataError(
+                f"{snapshot}: every row has the time {_at(split)}: none can be held out to judge by; give rows of other times"
+            )
+        split = later[0]
+    return Cut(_at(times[0]), _at(split), _at(times[-1]) + _MICROSECOND)
+
+
+def newest_span(
+    snapshot: TableSnapshot,
+    label: str,
+    span: timedelta,
+    *,
+    entities: Table,
+    known_by: datetime,
+    delay: timedelta,
+) -> Cut:
+    """Cut so long before the newest labelled row, whenever that was; at the newest fifth where no row is older than the span.
+
+    known_by: leave out labels that became known later; delay: and rows that were no older then.
+    Raises: TrainingDataError if no row is left, or no time parts them.
+    """
+    first, last, until = None, None, known_by - delay
+    for part in _times(snapshot, label, entities, known_by, until):
+        if len(part):
+            low, high = int(part.min()), int(part.max())
+            first, last = min(low, low if first is None else first), max(high, high if last is None else last)
+    if first is None or last is None:
+        raise TrainingDataError(
+            f"{snapshot} has no rows with {label!r} known by {known_by} and {EVENT_TIMESTAMP} < {until}, which is "
+            "label_delay before"
+        )
+    end = _at(last) + _MICROSECOND
+    if end - span > _at(first):
+        return Cut(_at(first), end - span, end)
+    return newest_fifth(snapshot, label, entities=entities, known_by=known_by, until=until)
+
+
+def _times(
+    snapshot: TableSnapshot, label: str, entities: Table, known_by: datetime | None, until: datetime | None
+) -> Iterator[Any]:
+    """Yield the times of labelled rows in microseconds, some at a time."""
+    for batch in entities.batches(version=snapshot.version, columns=[EVENT_TIMESTAMP, label, LABEL_KNOWN_AT]):
+        if label not in batch.column_names:
+            raise TrainingDataError(f"{snapshot} has no column {label!r}; it has {batch.column_names}")
+        chosen = pc.is_valid(pc.field(label)) & pc.is_valid(pc.field(EVENT_TIMESTAMP))
+        if until is not None:
+            chosen &= pc.field(EVENT_TIMESTAMP) < pa.scalar(until, _UTC)
+        if known_by is not None and LABEL_KNOWN_AT in batch.column_names:
+            chosen &= pc.field(LABEL_KNOWN_AT) <= pa.scalar(known_by, _UTC)
+        yield batch.filter(chosen)[EVENT_TIMESTAMP].cast(_UTC).cast(pa.int64()).to_numpy()
+
+
+def _at(microseconds: Any) -> datetime:
+    return from_epoch_us(int(microseconds))

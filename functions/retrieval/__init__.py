@@ -3,8 +3,7 @@
 The room knows the feature store, language models and their scores. It must not know who asks, nor what is done with what it finds.
 """
 
-from toque.functions.retrieval.chunks import Chunk, chunks_of
-from toque.functions.retrieval.scores import RetrievalScores, score_retrieval
-from toque.functions.retrieval.view import WORDS, document_view
+from toque.functions.retrieval.embedding import WORDS, document_view
+from toque.functions.retrieval.jobs import Chunk, RetrievalScores, chunks_of, score_retrieval
 
 __all__ = ["WORDS", "Chunk", "RetrievalScores", "chunks_of", "document_view", "score_retrieval"]

@@ -1,4 +1,7 @@
-"""Vectors of texts by what a view names as its embedder: hashed words, or a version of a language model."""
+"""Vectors of texts by what a view names as its embedder: hashed words, or a version of a language model.
+
+Feature view that holds the chunks of documents with their vectors.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from toque.featurestore import Entity, FeatureView, Field, String, Vector, VectorIndex
 from toque.functions.evaluation.language.answering import fetched, running_engine
 from toque.functions.generative.engines import (
     EngineDown,
@@ -20,13 +24,10 @@ from toque.functions.generative.engines import (
     engine_environment,
     scratch_folder,
 )
-from toque.functions.retrieval.view import WORDS
 from toque.functions.runtime.context import context
 from toque.functions.runtime.spans import span
 from toque.functions.stats.text import text_vectors
 from toque.registry import InvalidInput
-
-__all__ = ["Embedder", "embedder_of"]
 
 Vectors = npt.NDArray[np.float32]
 _AT_ONCE: Final = 16
@@ -106,3 +107,27 @@ async def _asked(process: EngineProcess, texts: Sequence[str]) -> list[list[floa
     if not isinstance(document, dict):
         raise EngineDown(f"status {status}: {document!r:.200}; are chunks longer than its context?")
     return [each["embedding"] for each in sorted(document["data"], key=lambda each: each["index"])]
+
+
+WORDS: Final = "words"
+"""Embedder that needs no model: words and their trigrams, hashed; texts that share words are near."""
+EMBEDDING: Final = "embedding"
+
+
+def document_view(name: str, *, length: int, embedder: str = WORDS) -> FeatureView:
+    """Declare a view of chunks, to be filled by `refresh_documents` and searched by `retrieve`.
+
+    length: of the vectors. embedder: `words`, or a version of a language model such as `smol@3`, whose vectors it holds.
+    A chunk that its document has no more stays with nulls, so that searches as of before still find it. `source` is the snapshot
+    of the documents that a row was made from, `embedder` what made its vector.
+    """
+    texts = ("document", "heading", "text", "source", "embedder")
+    return FeatureView(
+        name,
+        [Entity("chunk")],
+        [Field(EMBEDDING, Vector(length)), *(Field(each, String) for each in texts)],
+        indexes=[VectorIndex(EMBEDDING, text_model=embedder)],
+    )
+
+
+__all__ = ["EMBEDDING", "WORDS", "Embedder", "document_view", "embedder_of"]

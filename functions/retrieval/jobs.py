@@ -1,37 +1,95 @@
-"""Retrieval as functions: bring documents into a view, look a question up, and judge how well that finds what it should."""
+"""Retrieval as functions: bring documents into a view, look a question up, and judge how well that finds what it should.
+
+How well what was retrieved answers what was relevant: hit, nDCG and reciprocal rank, with intervals. Pure.
+
+Cuts a document into chunks along its headings and paragraphs. Pure.
+
+A chunk's key is the digest of its document's name and its text, so that one whose text did not change is the same wherever it stands,
+and needs no new vector.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from toque.featurestore import FeatureStore, FeatureView, Vector
 from toque.functions.evaluation.errors import EvaluationError
-from toque.functions.retrieval.chunks import Chunk, chunks_of
-from toque.functions.retrieval.embedding import Embedder, embedder_of
-from toque.functions.retrieval.scores import RetrievalScores, StepScore, score_retrieval, score_step
-from toque.functions.retrieval.view import EMBEDDING
+from toque.functions.evaluation.metrics.probabilities import Interval
+from toque.functions.retrieval.embedding import EMBEDDING, Embedder, embedder_of
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Resources, Retries
 from toque.functions.runtime.function import function
-from toque.functions.runtime.run.capture import report_progress
+from toque.functions.runtime.run.log import report_progress
 from toque.functions.runtime.spans import span
 from toque.registry import InvalidInput, ObjectStore, Table, TableSnapshot
 
-__all__ = [
-    "Passage",
-    "RefreshedDocuments",
-    "Retrieved",
-    "evaluate_retrieval",
-    "refresh_documents",
-    "retrieve",
-]
+_RESAMPLES, _TAIL = 2_000, 2.5
+
+
+@dataclass(frozen=True, slots=True)
+class StepScore:
+    """Scores of what was found for one question. hit: whether anything relevant was found; ndcg, reciprocal_rank: how far up."""
+
+    hit: float
+    ndcg: float
+    reciprocal_rank: float
+
+
+class RetrievalScores(BaseModel):
+    """Mean scores over questions, each with a 95 % bootstrap interval. k: places that were looked at."""
+
+    model_config = ConfigDict(frozen=True)
+
+    questions: int
+    k: int
+    hit: Interval
+    ndcg: Interval
+    reciprocal_rank: Interval
+
+
+def score_step(found: Sequence[str], relevant: Collection[str], *, k: int) -> StepScore:
+    """Score what was found for one question, nearest first. relevant: what should be; each counts once, where it is first.
+
+    nDCG with a gain of 1 for what is relevant: 1 if the first places have it all, in any order.
+    Source: Järvelin and Kekäläinen, Cumulated gain-based evaluation of IR techniques, 2002.
+    Raises: EvaluationError if nothing is relevant.
+    """
+    wanted = set(relevant)
+    if not wanted:
+        raise EvaluationError("nothing is relevant: leave out questions to which there is no answer")
+    unique = list(dict.fromkeys(found))[:k]
+    places = [place for place, each in enumerate(unique) if each in wanted]
+    gain = sum(1 / np.log2(place + 2) for place in places)
+    best = sum(1 / np.log2(place + 2) for place in range(min(len(wanted), k)))
+    return StepScore(float(bool(places)), float(gain / best), 1 / (places[0] + 1) if places else 0.0)
+
+
+def score_retrieval(steps: Sequence[StepScore], *, k: int, seed: int = 0) -> RetrievalScores:
+    """Average the scores of questions. Raises: EvaluationError for none."""
+    if not steps:
+        raise EvaluationError("no questions to score retrieval by")
+    values = np.array([(each.hit, each.ndcg, each.reciprocal_rank) for each in steps])  # [questions, 3]
+    picked = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile(values[picked].mean(axis=1), [_TAIL, 100 - _TAIL], axis=0)
+    intervals = [
+        Interval(estimate=float(mean), low=float(under), high=float(over))
+        for mean, under, over in zip(values.mean(axis=0), low, high, strict=True)
+    ]
+    return RetrievalScores(
+        questions=len(steps), k=k, hit=intervals[0], ndcg=intervals[1], reciprocal_rank=intervals[2]
+    )
+
 
 _WRITTEN_AT_ONCE: Final = 256
 """Chunks of one commit: a run that is killed keeps the vectors of those before."""
@@ -276,3 +334,99 @@ def _step_rows(steps: Sequence[tuple[Retrieved, list[str], StepScore]], dataset:
         for found, relevant, score in steps
     ]
     return pa.Table.from_pylist(rows, _STEPS)
+
+
+_HEADING: Final = re.compile(r"^(#{1,6})\s+(.+?)\s*#*$")
+_FENCE: Final = re.compile(r"^\s*(?:```|~~~)")
+_DIGEST: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document. key: by which it is known; heading: those that it stands under, from the first to the last."""
+
+    key: str
+    document: str
+    heading: str
+    text: str
+
+
+def chunks_of(document: str, text: str, *, max_length: int = 1_200) -> list[Chunk]:
+    """Cut the text of a document, in Markdown or plain, into chunks of at most `max_length` characters.
+
+    Paragraphs under one heading share a chunk as long as they fit; blocks of code are kept whole; what is longer by itself is cut
+    where words end. A text that stands twice under the same heading is one chunk.
+    """
+    found: dict[str, Chunk] = {}
+    for heading, paragraphs in _sections(text):
+        for piece in _packed(paragraphs, max_length):
+            digest = hashlib.sha256(f"{document}\0{heading}\0{piece}".encode()).hexdigest()[:_DIGEST]
+            found.setdefault(digest, Chunk(digest, document, heading, piece))
+    return list(found.values())
+
+
+def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Headings that are in force, joined, and the paragraphs under them."""
+    path: dict[int, str] = {}
+    paragraphs: list[str] = []
+    lines: list[str] = []
+    fenced = False
+    for line in text.splitlines():
+        found = None if fenced else _HEADING.match(line)
+        if _FENCE.match(line):
+            fenced = not fenced
+        if found is None and (fenced or line.strip()):
+            lines.append(line)
+            continue
+        if lines:
+            paragraphs.append("\n".join(lines))
+            lines = []
+        if found is not None:
+            if paragraphs:
+                yield " > ".join(path.values()), paragraphs
+                paragraphs = []
+            level = len(found[1])
+            path = {each: title for each, title in path.items() if each < level} | {level: found[2]}
+    if lines:
+        paragraphs.append("\n".join(lines))
+    if paragraphs:
+        yield " > ".join(path.values()), paragraphs
+
+
+def _packed(paragraphs: list[str], most: int) -> Iterator[str]:
+    held = ""
+    for paragraph in paragraphs:
+        for piece in _cut(paragraph, most):
+            if held and len(held) + 2 + len(piece) > most:
+                yield held
+                held = ""
+            held = f"{held}\n\n{piece}" if held else piece
+    if held:
+        yield held
+
+
+def _cut(text: str, most: int) -> Iterator[str]:
+    """Cut a text that is too long where a line or word ends, if it has such a place."""
+    while len(text) > most:
+        at = max(text.rfind("\n", 1, most + 1), text.rfind(" ", 1, most + 1))
+        at = at if at > 0 else most
+        yield text[:at].rstrip()
+        text = text[at:].lstrip()
+    if text:
+        yield text
+
+
+__all__ = [
+    "Chunk",
+    "Passage",
+    "RefreshedDocuments",
+    "RetrievalScores",
+    "Retrieved",
+    "StepScore",
+    "chunks_of",
+    "evaluate_retrieval",
+    "refresh_documents",
+    "retrieve",
+    "score_retrieval",
+    "score_step",
+]

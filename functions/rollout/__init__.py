@@ -3,7 +3,6 @@
 Knows policies, evidence and the journal of decisions. Must not know how models are trained or served.
 """
 
-from toque.functions.rollout.budget import Budget
 from toque.functions.rollout.controller import Rollouts
 from toque.functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from toque.functions.rollout.evidence.metrics import MetricValue
@@ -30,12 +29,10 @@ from toque.functions.rollout.jobs import (
 )
 from toque.functions.rollout.judge.decide import Decision, Finding, decide
 from toque.functions.rollout.objectives import ErrorBudget, error_budgets
-from toque.functions.rollout.planning.jobs import plan_rollout
-from toque.functions.rollout.planning.plan import RolloutPlan, plan
+from toque.functions.rollout.planning.jobs import RolloutPlan, plan, plan_rollout
 from toque.functions.rollout.policy import Guardrail, RolloutPolicy, Slo
-from toque.functions.rollout.state import History, Outcome, RolloutState
-from toque.functions.rollout.status import RolloutStatus
-from toque.functions.rollout.tick_result import TickResult
+from toque.functions.rollout.state import Budget, History, Outcome, RolloutState
+from toque.functions.rollout.status import RolloutStatus, TickResult
 from toque.functions.stats import ClusterSums
 
 __all__ = [

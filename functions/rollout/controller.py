@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from toque.functions.rollout.budget import Budget, budget, within_budget
 from toque.functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from toque.functions.rollout.evidence.cohort_sums import ReadOutcomes, cohort_due, no_metrics
 from toque.functions.rollout.evidence.live import ReadLive
@@ -18,22 +17,23 @@ from toque.functions.rollout.explain import Explanation, explain
 from toque.functions.rollout.judge.decide import LIVE_RULES, Action, Decision, Finding, decide
 from toque.functions.rollout.judge.slo import slo_sums, spent_budget
 from toque.functions.rollout.policy import RolloutPolicy
-from toque.functions.rollout.state import History, RolloutState, Stage, step
-from toque.functions.rollout.status import RolloutStatus, ended_status, open_status
-from toque.functions.rollout.tick_result import TickResult, tick_result
+from toque.functions.rollout.state import Budget, History, RolloutState, Stage, budget, step, within_budget
+from toque.functions.rollout.status import RolloutStatus, TickResult, ended_status, open_status, tick_result
 from toque.functions.rollout.traffic import (
     CurrentTraffic,
     TrafficControl,
+    apply_decided,
     champion_of,
     check_promotion,
     enforce,
     is_applied,
+    put_in_place,
     release_layer,
     reserve_units,
+    settle_promotion,
     split_by_hand,
     unusable_reason,
 )
-from toque.functions.rollout.traffic_repair import apply_decided, put_in_place, settle_promotion
 from toque.registry import Entry, Fold, Journal, ObjectStore
 
 _NEXT_STAGE: dict[Action, Stage] = {

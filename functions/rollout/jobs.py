@@ -14,17 +14,20 @@ from toque.functions.generative import is_generative
 from toque.functions.live_counts import live_reader
 from toque.functions.monitoring.language.settings import monitors_journal
 from toque.functions.prediction_log import outcomes
-from toque.functions.rollout.budget import Budget
 from toque.functions.rollout.controller import Rollouts
 from toque.functions.rollout.errors import RolloutError
 from toque.functions.rollout.evidence.live import ReadLive
-from toque.functions.rollout.evidence.metrics import MetricRows, MetricValue, read_metric, write_metric
-from toque.functions.rollout.evidence.scores import read_score
+from toque.functions.rollout.evidence.metrics import (
+    MetricRows,
+    MetricValue,
+    read_metric,
+    read_score,
+    write_metric,
+)
 from toque.functions.rollout.explain import Explanation
 from toque.functions.rollout.policy import Guardrail, MetricName, RolloutPolicy
-from toque.functions.rollout.state import History, RolloutState
-from toque.functions.rollout.status import RolloutStatus
-from toque.functions.rollout.tick_result import TickResult
+from toque.functions.rollout.state import Budget, History, RolloutState
+from toque.functions.rollout.status import RolloutStatus, TickResult
 from toque.functions.runtime.clock import system_clock
 from toque.functions.runtime.context import Context, context
 from toque.functions.runtime.definitions import declarations

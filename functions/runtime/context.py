@@ -25,9 +25,9 @@ from urllib.parse import quote, urlencode
 from toque.clusters.profile import apply_profile, require_settings
 from toque.clusters.redis_clients import redis_url_of
 from toque.clusters.telemetry import set_up
-from toque.functions.runtime.changes.announcer import announcer_of
+from toque.functions.runtime.changes import announcer_of
 from toque.functions.runtime.clock import Clock, clock_named, system_clock
-from toque.functions.runtime.environments.policy import NOTHING_BROUGHT, EnvironmentPolicy
+from toque.functions.runtime.environments import NOTHING_BROUGHT, EnvironmentPolicy
 from toque.functions.runtime.receipt import Prices
 from toque.functions.runtime.secret import redact, secret_value
 from toque.registry.access import DEFAULT_WORKSPACE, check_workspace, split_workspace_url, workspace_url

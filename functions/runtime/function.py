@@ -3,6 +3,8 @@
 A declared function is called as before: `embed("a")` runs here and now. `embed.remote("a")` runs it on the
 cluster, or in a thread where there is none; `embed.map(["a", "b"])` fans out; `embed.submit("a")` records it
 in the store, where it is retried and resumed until it has ended.
+
+Fan-out of many runs: a bounded number in flight, results in order, errors as values on request.
 """
 
 from __future__ import annotations
@@ -20,23 +22,20 @@ from toque.functions.runtime import catalog
 from toque.functions.runtime.context import Context, context, unpacked
 from toque.functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources, Retries
 from toque.functions.runtime.declaration.digest import digests_of
-from toque.functions.runtime.declaration.http_types import check_http_types
-from toque.functions.runtime.declaration.options import checked_options
+from toque.functions.runtime.declaration.options import check_http_types, checked_options
 from toque.functions.runtime.durable.invocation import Invocation, ledger_of
 from toque.functions.runtime.durable.ledger import Origin
-from toque.functions.runtime.durable.result_cache import cached_result
+from toque.functions.runtime.durable.values import cached_result
 from toque.functions.runtime.durable.workflow import current_run, run_step
-from toque.functions.runtime.environments.environment import Environment
+from toque.functions.runtime.environments import Environment
 from toque.functions.runtime.errors import DeclarationError, InvalidResult
 from toque.functions.runtime.process import enter_worker
 from toque.functions.runtime.reference import reference, resolve, travels_by_name
 from toque.functions.runtime.run import cluster
-from toque.functions.runtime.run.deadline import with_deadline
-from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.functions.runtime.run.declared import DeclaredFunction, Future
 from toque.functions.runtime.run.execution import Outcome, attempt, run_to_end, run_with_retries
-from toque.functions.runtime.run.fanout import fan_out
-from toque.functions.runtime.run.future import Future
-from toque.functions.runtime.run.local_run import LocalRun
+from toque.functions.runtime.run.forkserver import LocalRun
+from toque.functions.runtime.run.interruption import with_deadline
 from toque.functions.runtime.run.room import refuse_impossible
 from toque.functions.runtime.secret import in_current_context, refuse_secrets, use_secrets
 from toque.functions.runtime.series import count_retries
@@ -386,3 +385,55 @@ def _rebuild(
     instance = kind(body, **declared)
     catalog.declare(instance)  # so that this process finds the function of what it submits
     return instance
+
+
+CLUSTER_IN_FLIGHT = 2048
+LOCAL_IN_FLIGHT = 16
+
+
+def fan_out(
+    start: Callable[[dict[str, Any]], Future[Any]],
+    arguments: Iterable[dict[str, Any]],
+    *,
+    in_flight: int | None,
+    return_errors: bool,
+) -> list[Any]:
+    """Start a run for each of `arguments`, at most `in_flight` at a time, and collect the results in order.
+
+    Raises: the first error in order, after cancelling the runs in flight, unless `return_errors`.
+    """
+    limit = in_flight or (CLUSTER_IN_FLIGHT if cluster.running() else LOCAL_IN_FLIGHT)
+    started: list[Future[Any]] = []
+    results: list[Any] = []
+    try:
+        for each in arguments:
+            if len(started) >= limit:
+                half = max(1, limit // 2)
+                results += _collect(started[:half], return_errors=return_errors)
+                started = started[half:]
+            started.append(start(each))
+        results += _collect(started, return_errors=return_errors)
+    except BaseException:
+        cluster.wait_until_sent()
+        for run in started:
+            run.cancel()
+        raise
+    return results
+
+
+def _collect(runs: Sequence[Future[Any]], *, return_errors: bool) -> list[Any]:
+    if not runs:
+        return []  # Ray would be started to fetch nothing
+    outcomes = cluster.outcomes(runs)
+    if outcomes is not None:
+        return [_value(outcome.unwrap, return_errors=return_errors) for outcome in outcomes]
+    return [_value(run.result, return_errors=return_errors) for run in runs]
+
+
+def _value(read: Callable[[], Any], *, return_errors: bool) -> Any:
+    if not return_errors:
+        return read()
+    try:
+        return read()
+    except Exception as error:  # noqa: BLE001  # the caller wants errors as values
+        return error

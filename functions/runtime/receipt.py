@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from toque.functions.runtime.cards.driver import energy_reader, visible_cards
-from toque.functions.runtime.environments.environment import Environment
+from toque.functions.runtime.cards import energy_reader, visible_cards
+from toque.functions.runtime.environments import Environment
 from toque.registry.store.requests import REQUESTS
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")

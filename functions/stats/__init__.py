@@ -5,34 +5,49 @@ Pure functions and frozen values over numbers; nothing here knows of models, sto
 
 from toque.functions.stats import drift
 from toque.functions.stats.change import Adwin, Cusum, PageHinkley
-from toque.functions.stats.class_estimate import ClassSketch, estimate_class_losses, estimate_shares
 from toque.functions.stats.comparison.bandit import Allocation, epsilon_greedy, thompson
 from toque.functions.stats.comparison.betting import BettingCS, betting_cs
 from toque.functions.stats.comparison.cluster_sums import LARGEST, ClusterSums, SeriesSums
-from toque.functions.stats.comparison.counts import SequentialCounts, sequential_counts
-from toque.functions.stats.comparison.effects import (
+from toque.functions.stats.comparison.counts import (
+    SequentialCounts,
+    excess_p,
+    rate_above_p,
+    rate_below_p,
+    rate_floor,
+    sequential_counts,
+)
+from toque.functions.stats.comparison.planner import (
+    GroupSequentialBounds,
+    RunPlan,
+    group_sequential_bounds,
+    minimum_detectable_effect,
+    plan_run,
+)
+from toque.functions.stats.comparison.quantiles import QuantileTest, counted_quantile_p, quantile_test
+from toque.functions.stats.comparison.sequential import (
+    AsymptoticCS,
     CupedEffect,
     Effect,
+    asymptotic_cs,
+    asymptotic_threshold,
     block_means,
     cuped,
     difference,
+    normal_mixture_bound,
     ratio,
     ratio_effect,
     relative_lift,
     stratified_effect,
     winsorize,
 )
-from toque.functions.stats.comparison.excess import excess_p, rate_above_p, rate_below_p, rate_floor
-from toque.functions.stats.comparison.planner import RunPlan, minimum_detectable_effect, plan_run
-from toque.functions.stats.comparison.quantiles import QuantileTest, counted_quantile_p, quantile_test
-from toque.functions.stats.comparison.sequential import (
-    AsymptoticCS,
-    asymptotic_cs,
-    asymptotic_threshold,
-    normal_mixture_bound,
+from toque.functions.stats.estimate import (
+    ClassSketch,
+    ScoreSketch,
+    estimate_auc,
+    estimate_class_losses,
+    estimate_losses,
+    estimate_shares,
 )
-from toque.functions.stats.comparison.spending import GroupSequentialBounds, group_sequential_bounds
-from toque.functions.stats.estimate import ScoreSketch, estimate_auc, estimate_losses
 from toque.functions.stats.moments import CoMoments, Moments
 from toque.functions.stats.multiplicity import benjamini_hochberg, holm, k_of_n
 from toque.functions.stats.multivariate import domain_classifier, mmd

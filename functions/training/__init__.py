@@ -23,13 +23,10 @@ from toque.functions.training.llm import (
 )
 from toque.functions.training.model import train_model
 from toque.functions.training.params import RecipeParams, TabularParams
-from toque.functions.training.recipe.recipe import Recipe
-from toque.functions.training.recipe.train import train_recipe
-from toque.functions.training.recipe.trainer import RecipeTrainer
+from toque.functions.training.recipe.train import Recipe, RecipeTrainer, train_recipe
 from toque.functions.training.request import TrainingRequest, TrialStopped
 from toque.functions.training.tabular.train import train_tabular
-from toque.functions.training.trained import Trained
-from toque.functions.training.trainer import FunctionTrainer, Trainer
+from toque.functions.training.trainer import FunctionTrainer, Trained, Trainer
 
 __all__ = [
     "ArtifactRefused",

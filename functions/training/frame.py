@@ -17,17 +17,15 @@ from toque.functions.evaluation.meanings import MEANINGS, Outcome
 from toque.functions.evaluation.outcome_kinds import GROUP_TAG, kind_of
 from toque.functions.model_formats.load import check_example, load
 from toque.functions.model_formats.mlflow_files import name_as_served
-from toque.functions.runtime.cards.slices import share_of
+from toque.functions.runtime.cards import share_of
 from toque.functions.runtime.context import context
 from toque.functions.runtime.environments import Environment, in_force
 from toque.functions.runtime.receipt import Prices
 from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.loop.cost import CostMeter, metered
 from toque.functions.training.params import run_params
-from toque.functions.training.request import LOSS, TrainingRequest, TrialStopped, Watch
-from toque.functions.training.trained import Trained
-from toque.functions.training.trainer import Trainer
-from toque.functions.training.workers import Workers
+from toque.functions.training.request import LOSS, TrainingRequest, TrialStopped, Watch, Workers
+from toque.functions.training.trainer import Trained, Trainer
 from toque.registry import Lineage, ModelPolicy, ModelVersion, NotFound, Registry, Run, Table, TableSnapshot
 from toque.registry.models import Signature
 

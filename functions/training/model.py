@@ -13,9 +13,8 @@ from toque.functions.runtime.definitions import model_definition
 from toque.functions.runtime.environments import Environment
 from toque.functions.runtime.function import function
 from toque.functions.training.frame import TrainingJob, run_training
-from toque.functions.training.trained import Trained
-from toque.functions.training.trainer import Trainer
-from toque.functions.training.workers import Sharding, SlowPolicy, Workers, workers_demand
+from toque.functions.training.request import Sharding, SlowPolicy, Workers, workers_demand
+from toque.functions.training.trainer import Trained, Trainer
 from toque.registry import ModelPolicy, TableSnapshot
 
 PARAMETERS_TAG = "parameters"

@@ -1,21 +1,49 @@
-"""Settings of the tabular network and of a recipe's network: how each is built and trained."""
+"""Settings of the tabular network and of a recipe's network: how each is built and trained.
+
+Parts of torch chosen by name with arguments, as settings that are JSON; known without torch.
+
+Settings that the training loop reads, whatever kind of network is trained.
+
+Columns of a training set: which are numbers, which categories, and which is the label.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from toque.functions.evaluation.meanings import Outcome
-from toque.functions.training.named import ADAMW, Named
-from toque.functions.training.trained import Trained
-from toque.functions.training.trainer import Trainer
+from toque.functions.training.errors import TrainingDataError
+from toque.functions.training.splits import TIME_COLUMN
+from toque.functions.training.trainer import Trained, Trainer
+from toque.registry import Table, TableSnapshot
 
 if TYPE_CHECKING:
     from toque.functions.training.request import TrainingRequest
+
+
+class Named(BaseModel):
+    """Class of torch by its name, such as "SGD", with its arguments; a text alone is a name without arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"[A-Za-z][A-Za-z0-9]*")
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+
+ADAMW = Named(name="AdamW")
+
 
 Task = Literal["binary", "multiclass", "regression"]
 _TASKS: dict[Outcome, Task] = {"binary": "binary", "multiclass": "multiclass", "number": "regression"}
@@ -192,3 +220,90 @@ def run_params(params: BaseModel | Mapping[str, object], **more: object) -> dict
 def digest_of(what: Mapping[str, Any]) -> str:
     """SHA-256 of a JSON object in hex, whatever the order of its names."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+class Settings(Protocol):
+    """Settings of the loop, as `TabularParams` and `RecipeParams` have them."""
+
+    @property
+    def lr(self) -> float:
+        """Peak of the learning rate's schedule."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Decay of weights in a step; biases do not decay."""
+
+    @property
+    def clip(self) -> float | None:
+        """Greatest norm of a step's gradients; None for any."""
+
+    @property
+    def nonfinite(self) -> Nonfinite:
+        """What a step does whose gradients are no finite numbers: stop the training, or be skipped."""
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the network's arithmetic; weights stay float32."""
+
+    @property
+    def accumulate(self) -> int:
+        """Number of micro-batches of a worker in a step."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps go through torch.compile."""
+
+    @property
+    def optimizer(self) -> Named:
+        """Optimizer of torch, by its name."""
+
+    @property
+    def schedule(self) -> Named | None:
+        """Schedule of torch for the learning rate; None for one cycle."""
+
+    @property
+    def recompute(self) -> bool:
+        """Whether blocks compute their activations again for the gradients, instead of keeping them."""
+
+    @property
+    def checkpoint_steps(self) -> int | None:
+        """Steps between checkpoints within an epoch; None for any number."""
+
+    @property
+    def checkpoint_s(self) -> float | None:
+        """Seconds between checkpoints within an epoch; None for any time."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of all random numbers of the training."""
+
+    @property
+    def epochs_and_patience(self) -> tuple[int, int]:
+        """Epochs, and how many of them may pass without a better validation loss."""
+
+    def batch_rows(self, rows: int, *, workers: int = 1) -> int:
+        """Rows of a step over all workers, of `rows` training rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the feature columns and the label of a training set."""
+
+    numeric: Sequence[str]
+    categorical: Sequence[str]
+    label: str
+
+    @classmethod
+    def of(cls, numeric: Sequence[str], categorical: Sequence[str], label: str) -> Self:
+        """Name the feature columns and the label. Raises: TrainingDataError if a column is named twice."""
+        names = [*numeric, *categorical, label]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise TrainingDataError(f"columns {twice} are named twice among numeric, categorical and label")
+        return cls(tuple(numeric), tuple(categorical), label)
+
+    def read(self, table: Table, snapshot: TableSnapshot) -> pa.Table:
+        """Read the columns of a snapshot, with the rows' time; an absent column is reported where it is used."""
+        rows = table.read(version=snapshot.version)
+        wanted = {*self.numeric, *self.categorical, self.label, TIME_COLUMN}
+        return rows.select([name for name in rows.column_names if name in wanted])

@@ -3,13 +3,19 @@
 A trainer reads rows, fits, and writes the model's files into the request's folder. Runs, lineage, registration, cost and
 quotas are the platform's, in `toque.functions.training.frame`. A project declares a function of this shape, or a `Trainer`: a value
 whose fields are the parameters that sweeps may vary.
+
+What a training reports when it has ended, with its cost: known without torch.
+
+One epoch of a training as its run shows it, and whether it was the last one that made sense.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -20,10 +26,51 @@ from toque.functions.runtime.declaration.digest import digest_of
 from toque.functions.runtime.reference import reference
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.splits import Split
-from toque.functions.training.trained import Trained
+from toque.registry.models import Signature
 
 if TYPE_CHECKING:
     from toque.functions.training.request import TrainingRequest
+
+
+class Cost(BaseModel):
+    """Cost of a whole training: processor and GPU hours, energy and money.
+
+    gpu_hours: GPUs held x time; energy_kwh: of the GPUs, None where they do not report it; money: None without prices.
+    What a worker used that was killed is missing: it could not report it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    cpu_hours: float
+    gpu_hours: float
+    energy_kwh: float | None = None
+    money: float | None = None
+    currency: str | None = None
+
+
+class Trained(BaseModel):
+    """Result of a training: what the trainer found, completed with run, version and cost by whoever called it.
+
+    A trainer may return `Trained()`: what it leaves out is measured on the rows held out, from the files that it wrote.
+    metrics: on the rows held out; best_epoch: the epoch or round that was kept, from 0; rows: learnt from and held out;
+    signature: of the files (None: the columns in, and the outcome's answer out). run_id, model, version (None if it was not to
+    be registered), seconds from start to registered, cost of this process and all workers: set by the platform.
+    stopped: why a sweep ended this trial early, else empty.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str = ""
+    model: str = ""
+    version: int | None = None
+    metrics: dict[str, float] = {}
+    best_epoch: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    cost: Cost | None = None
+    signature: Signature | None = None
+    stopped: str = ""
+
 
 Train = Callable[["TrainingRequest"], Trained]
 
@@ -147,4 +194,42 @@ def as_trainer(given: Any) -> Trainer:
         return FunctionTrainer(function=given)
     raise ValueError(
         f"trainer {given!r} is neither a Trainer, such as XGBoost(), nor a function of a TrainingRequest"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Losses and speed of one pass over the training rows; losses a row, of a weighted task a token: nats, or squared deviations for a number.
+
+    units_per_s: speed in the units of a row, such as tokens; busy: share of the time in which no step waited for rows; skipped: steps
+    whose gradients were no finite numbers, which changed nothing and whose losses are left out; workers: size of the group at its end.
+    """
+
+    number: int
+    train_loss: float
+    valid_loss: float
+    seconds: float
+    rows_per_s: float
+    units_per_s: dict[str, float] = field(default_factory=dict)
+    busy: float = 1.0
+    skipped: int = 0
+    workers: int = 1
+
+
+OnEpoch = Callable[[Epoch], None]
+
+
+def diverged(epoch: Epoch, lr: float) -> str:
+    """Say which loss of an epoch is no finite number, and what to do; empty if both are."""
+    for name, loss in (("training", epoch.train_loss), ("validation", epoch.valid_loss)):
+        if not math.isfinite(loss):
+            return not_finite(name, epoch.number, loss, lr)
+    return ""
+
+
+def not_finite(name: str, epoch: int, loss: float, lr: float) -> str:
+    """Say that a loss of an epoch is no finite number, and what to do."""
+    return (
+        f"the {name} loss of epoch {epoch} is {loss}: training stopped and registered nothing; "
+        f"lower lr (now {lr}) or look for extreme values in the features"
     )

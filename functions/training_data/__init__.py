@@ -3,15 +3,28 @@
 The package knows the store and numpy. It must not know what is learnt from the samples, nor torch or Ray.
 """
 
-from toque.functions.training_data.cache import ShardCache
-from toque.functions.training_data.decode import DecodeImages
-from toque.functions.training_data.errors import SampleSetError
-from toque.functions.training_data.index import SetIndex, SetRef, Shard, ShardFormat, read_index, versions
+from toque.functions.training_data.formats import (
+    SampleSetError,
+    SetIndex,
+    SetRef,
+    Shard,
+    ShardFormat,
+    read_index,
+    versions,
+)
+from toque.functions.training_data.jobs import write_samples, write_table
 from toque.functions.training_data.order import Shuffle, batch_variance_ratio
-from toque.functions.training_data.rows import OpenSet, SampleRows
-from toque.functions.training_data.source import Mixture, SampleSource, SetSource
-from toque.functions.training_data.stream import Batch, Reading, SampleStream, Share
-from toque.functions.training_data.writer import write_samples, write_table
+from toque.functions.training_data.rows import OpenSet, SampleRows, ShardCache
+from toque.functions.training_data.stream import (
+    Batch,
+    DecodeImages,
+    Mixture,
+    Reading,
+    SampleSource,
+    SampleStream,
+    SetSource,
+    Share,
+)
 
 __all__ = [
     "Batch",

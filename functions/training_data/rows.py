@@ -1,20 +1,236 @@
-"""Samples of a set by their numbers, read from the shards that this process has open, with others fetched through the cache."""
+"""Samples of a set by their numbers, read from the shards that this process has open, with others fetched through the cache.
+
+Cache of shards on a machine's disk, within a bound of bytes, shared by all processes of a user.
+
+A shard appears whole or not at all, under its digest. Before one is fetched its bytes are reserved, and shards that nobody has
+open are evicted for them, those used longest ago first: so the files never exceed the bound. Where all others are in use, the
+shard is held in memory. Locks are the system's, so a killed process leaves none, and the next one removes what it had reserved.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
+import shutil
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cachetools import LRUCache
 
-from toque.functions.training_data.cache import CachedShard, ShardCache
-from toque.functions.training_data.formats import Values
-from toque.functions.training_data.index import SetIndex, SetRef, read_index
+from toque.functions.training_data.formats import (
+    OpenShard,
+    SetIndex,
+    SetRef,
+    Shard,
+    ShardFormat,
+    Values,
+    open_shard,
+    read_index,
+    unpack_shard,
+)
 from toque.functions.training_data.order import EpochOrder, InOrder, Numbers, Shuffle, ShuffledOrder
-from toque.registry import ObjectStore
+from toque.registry import Damaged, ObjectStore
+from toque.registry.store import private_folder, temporary_folder
+
+DEFAULT_BYTES = 16 << 30
+_LOCK, _FETCH, _BYTES = "lock", "fetch-", "bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class CachedShard:
+    """Opened shard of the cache. file: a descriptor whose lock keeps the shard from being evicted before `close`."""
+
+    shard: OpenShard
+    file: int
+
+    def close(self) -> None:
+        """Let the shard be evicted; what was read of it stays readable."""
+        os.close(self.file)
+
+
+class ShardCache:
+    """Shards of any sets, each on this machine's disk once.
+
+    folder: by default one of this user's temporary folder; most_bytes: of all its files.
+    """
+
+    def __init__(self, folder: Path | None = None, *, most_bytes: int = DEFAULT_BYTES) -> None:
+        self.folder = private_folder(folder) if folder else temporary_folder("shards")
+        self.most_bytes = most_bytes
+
+    def open(self, store: ObjectStore, form: ShardFormat, shard: Shard) -> CachedShard:
+        """Open a shard, fetched from the store if it is not here.
+
+        Raises: Damaged if its bytes are not those of the index; NotFound if it is gone; OSError if the disk is full.
+        """
+        path = self.folder / f"{shard.digest}.{form}"
+        needed = shard.open_bytes + (shard.size_bytes if form == "parquet" else 0)
+        while True:
+            file = _opened(path)
+            if file is not None:
+                return CachedShard(open_shard(form, path), file)
+            with self._reserved(path, needed) as fetch:
+                if fetch is None:
+                    continue  # another process has fetched it
+                if fetch == self.folder:
+                    return _in_memory(store, form, shard)
+                stored, unpacked = fetch / "stored", fetch / "unpacked"
+                store.download(shard.key, stored)
+                _check(shard, stored)
+                unpack_shard(form, stored, unpacked)
+                with self._locked():  # its bytes are counted once
+                    unpacked.rename(path)
+                    shutil.rmtree(fetch)
+
+    def size_bytes(self) -> int:
+        """Bytes of all shards that are here, and of those that are being fetched."""
+        with self._locked():
+            return sum(size for _, size, _ in self._files())
+
+    @contextmanager
+    def _reserved(self, path: Path, needed: int) -> Iterator[Path | None]:
+        """Make the folder in which a shard is fetched, locked against other fetchers of it, with its bytes reserved.
+
+        Yields None once another process has fetched it, well or not, and the cache's own folder if there is no room.
+        """
+        fetch = self.folder / f"{_FETCH}{path.name}"
+        with self._locked():
+            lock = None if path.exists() else _free(fetch)
+            if lock is None and not path.exists() and self._make_room(needed):
+                fetch.mkdir()
+                (fetch / _BYTES).write_text(str(needed))
+                own = os.open(fetch / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+                fcntl.flock(own, fcntl.LOCK_EX)
+            else:
+                own = None
+            no_room = lock is None and own is None and not path.exists()
+        try:
+            if lock is not None:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            yield fetch if own is not None else self.folder if no_room else None
+        finally:
+            if own is not None:
+                shutil.rmtree(fetch, ignore_errors=True)
+            for each in (own, lock):
+                if each is not None:
+                    os.close(each)
+
+    def _make_room(self, needed: int) -> bool:
+        """Evict what nobody has open until the bytes fit; whether they do."""
+        files = self._files()
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total + needed <= self.most_bytes:
+                break
+            if _abandoned(path) if path.is_dir() else _evicted(path):
+                total -= size
+        return total + needed <= self.most_bytes
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """List shards and those being fetched with time of last use (ns) and size."""
+        found = []
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError, ValueError):
+                state = path.stat()
+                if path.name.startswith(_FETCH):
+                    found.append((state.st_mtime_ns, int((path / _BYTES).read_text()), path))
+                elif path.name != _LOCK:
+                    found.append((state.st_mtime_ns, state.st_size, path))
+        return found
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _opened(path: Path) -> int | None:
+    """Open a shard that is here, locked against eviction, and mark it as used; None if it is absent."""
+    while True:
+        try:
+            file = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(file, fcntl.LOCK_SH)
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file).st_ino:
+                os.utime(file)
+                return file
+        os.close(file)  # it was evicted meanwhile
+
+
+def _evicted(path: Path) -> bool:
+    """Remove a shard unless somebody has it open; whether it is gone."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+def _free(fetch: Path) -> int | None:
+    """Remove what a killed process left of a fetch; returns a descriptor of its lock if one is at it still."""
+    try:
+        lock = os.open(fetch / _LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        shutil.rmtree(fetch, ignore_errors=True)
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return lock
+    shutil.rmtree(fetch, ignore_errors=True)
+    os.close(lock)
+    return None
+
+
+def _abandoned(fetch: Path) -> bool:
+    """Remove what a killed process left of a fetch; whether it is gone."""
+    lock = _free(fetch)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def _check(shard: Shard, stored: Path) -> None:
+    with stored.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != shard.digest:
+        raise Damaged(
+            f"{shard.key} has the digest {found[:12]}…, its index says {shard.digest[:12]}…: write the set again"
+        )
+
+
+def _in_memory(store: ObjectStore, form: ShardFormat, shard: Shard) -> CachedShard:
+    """Open a shard without the disk, in files of memory."""
+    files = [os.memfd_create(shard.digest) for _ in range(2)]
+    stored, unpacked = (Path(f"/proc/self/fd/{file}") for file in files)
+    stored.write_bytes(store.get(shard.key))
+    _check(shard, stored)
+    if form == "parquet":
+        unpack_shard(form, stored, unpacked)
+    opened = open_shard(form, unpacked if form == "parquet" else stored)
+    os.close(files[0])
+    return CachedShard(opened, files[1])
+
 
 _FETCHERS = 4
 

@@ -3,22 +3,34 @@
 Worker r of N takes every N-th sample of each global batch, beginning with the r-th. So all workers together see the samples of
 the source's sequence, each once, whatever their number; and the position, a count of samples of all workers, says where to go on
 with any number of them.
+
+Mixture of several sets in given shares: which sample of which set stands at each place of an endless sequence.
+
+The sequence is cut into rounds. Up to the end of each round every set has had its share of the places, to one sample; within
+a round the sets come in an order that is drawn. Each set goes through its own epochs, one after the other.
+
+Sources of a stream: one set, or a mixture of several, each an endless sequence of samples cut into epochs.
+
+Decoders of stored fields: pictures to arrays of pixels, by Pillow, which leaves the interpreter free while it decodes.
 """
 
 from __future__ import annotations
 
+import io
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from math import ceil
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 
-from toque.functions.training_data.formats import Values
-from toque.functions.training_data.order import Numbers
-from toque.functions.training_data.source import SampleSource
+from toque.functions.training_data.formats import SampleSetError, Values
+from toque.functions.training_data.order import EpochOrder, Numbers, drawn
+from toque.functions.training_data.rows import OpenSet, SampleRows, ShardCache
 
 Decode = Callable[[dict[str, Values]], dict[str, Values]]
 """Turns the fields of several samples, as they are stored, into those of a batch; runs in threads."""
@@ -166,3 +178,220 @@ def _joined(parts: list[dict[str, Any]]) -> dict[str, Values]:
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+_LEAST_PLACES = 4  # of the smallest set in a round, at least two, so that rounding never takes a place back
+_ROUND = 1_024
+
+
+class Shares:
+    """Places of the sets in a mixture's sequence. weights: of each set, above 0, in any unit."""
+
+    def __init__(self, weights: Sequence[float], *, seed: int) -> None:
+        if not weights or not all(0 < weight < float("inf") for weight in weights):
+            raise ValueError(f"weights={list(weights)} of a mixture must be numbers above 0")
+        total = float(sum(weights))
+        self._bounds = np.cumsum([0.0, *(weight / total for weight in weights)])
+        self._bounds[-1] = 1.0
+        self._round = max(_ROUND, ceil(_LEAST_PLACES * total / min(weights)))
+        self._seed = seed
+
+    def stretch(self, start: int, stop: int) -> tuple[Numbers, Numbers]:
+        """Set at each place from `start` to `stop` (exclusive), and how many samples of that set came before."""
+        sets, before = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        for number in range(start // self._round, -(-stop // self._round)):
+            first = number * self._round
+            own, earlier = self._of_round(number)
+            within = slice(max(start - first, 0), max(min(stop - first, self._round), 0))
+            sets.append(own[within])
+            before.append(earlier[within])
+        return np.concatenate(sets), np.concatenate(before)
+
+    def _of_round(self, number: int) -> tuple[Numbers, Numbers]:
+        earlier, later = self._counts(number), self._counts(number + 1)
+        sets = np.repeat(np.arange(len(earlier)), later - earlier)[drawn(self._round, self._seed, number)]
+        before = np.empty_like(sets)
+        for each, count in enumerate(earlier):
+            own = sets == each
+            before[own] = count + np.arange(int(own.sum()))
+        return sets, before
+
+    def _counts(self, rounds: int) -> npt.NDArray[np.int64]:
+        """Samples of each set in the first `rounds` rounds."""
+        return np.diff(np.floor(self._bounds * (rounds * self._round) + 0.5)).astype(np.int64)
+
+
+_KEPT_EPOCHS = 2  # orders: of the epoch that is read, and of the one that is fetched ahead
+
+
+class SampleSource(Protocol):
+    """Endless sequence of samples, of which any stretch can be asked for: place N is the N-th sample since the start."""
+
+    @property
+    def epoch_rows(self) -> int:
+        """Number of samples of an epoch."""
+
+    def stretch(self, start: int, stop: int) -> Numbers:
+        """Numbers of the samples at the places `start` to `stop` (exclusive)."""
+
+    def take(self, numbers: Numbers) -> dict[str, Values]:
+        """Read samples by their numbers, in the given order, by field."""
+
+    def fetch(self, numbers: Numbers) -> None:
+        """Begin to fetch what these samples need; does not wait."""
+
+    def close(self) -> None:
+        """Let go of all that is open."""
+
+
+class SetSource:
+    """One set, epoch after epoch, each shuffled anew."""
+
+    def __init__(self, opened: OpenSet, cache: ShardCache | None = None) -> None:
+        self._rows = SampleRows(opened, cache)
+        self._orders: dict[int, EpochOrder] = {}
+
+    @property
+    def epoch_rows(self) -> int:
+        """Samples of an epoch: all of the set."""
+        return len(self._rows)
+
+    def stretch(self, start: int, stop: int) -> Numbers:
+        """Numbers of the samples at the places `start` to `stop` (exclusive)."""
+        found = [np.empty(0, dtype=np.int64)]
+        while start < stop:
+            epoch, place = divmod(start, self.epoch_rows)
+            until = min(self.epoch_rows, place + stop - start)
+            found.append(self._order(epoch).stretch(place, until))
+            start += until - place
+        return np.concatenate(found)
+
+    def take(self, numbers: Numbers) -> dict[str, Values]:
+        """Read samples by their numbers, in the given order, by field."""
+        return self._rows.take(numbers)
+
+    def fetch(self, numbers: Numbers) -> None:
+        """Begin to fetch the shards of these samples; does not wait."""
+        self._rows.fetch(numbers)
+
+    def close(self) -> None:
+        """Close all shards that are open."""
+        self._rows.close()
+
+    def _order(self, epoch: int) -> EpochOrder:
+        order = self._orders.get(epoch)
+        if order is None:
+            order = self._rows.set.order(epoch)
+            kept = dict(list(self._orders.items())[1 - _KEPT_EPOCHS :])
+            self._orders = kept | {epoch: order}
+        return order
+
+
+class Mixture:
+    """Several sets of the same fields in given shares; each goes through epochs of its own.
+
+    sets, weights: of each set its share, in any unit; epoch_rows: by default as many as all sets have together.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[OpenSet],
+        weights: Sequence[float],
+        *,
+        seed: int = 0,
+        epoch_rows: int | None = None,
+        cache: ShardCache | None = None,
+    ) -> None:
+        if len(sets) != len(weights):
+            raise SampleSetError(
+                f"{len(sets)} sets with {len(weights)} weights: give one weight for each set"
+            )
+        different = {opened.index.columns for opened in sets}
+        if len(different) > 1:
+            raise SampleSetError(f"the sets of a mixture must have the same fields; got {sorted(different)}")
+        self._shares = Shares(weights, seed=seed)
+        self._sources = [SetSource(opened, cache) for opened in sets]
+        self._starts = np.cumsum([0, *(source.epoch_rows for source in self._sources)])
+        self._epoch_rows = epoch_rows or int(self._starts[-1])
+
+    @property
+    def epoch_rows(self) -> int:
+        """Number of samples of an epoch."""
+        return self._epoch_rows
+
+    def stretch(self, start: int, stop: int) -> Numbers:
+        """Numbers of the samples at the places `start` to `stop` (exclusive), counted through all sets."""
+        sets, before = self._shares.stretch(start, stop)
+        numbers = np.empty(len(sets), dtype=np.int64)
+        for each, source in enumerate(self._sources):
+            own = np.flatnonzero(sets == each)
+            if len(own):
+                first, last = int(before[own[0]]), int(before[own[-1]])  # they come in order
+                found = source.stretch(first, last + 1)
+                numbers[own] = found[before[own] - first] + self._starts[each]
+        return numbers
+
+    def take(self, numbers: Numbers) -> dict[str, Values]:
+        """Read samples by their numbers, in the given order, by field."""
+        sets = np.searchsorted(self._starts, numbers, side="right") - 1
+        found: dict[str, Values] = {}
+        for each in np.unique(sets).tolist() or [0]:  # no samples have their fields too
+            own = np.flatnonzero(sets == each)
+            for name, values in self._sources[each].take(numbers[own] - self._starts[each]).items():
+                if name not in found:
+                    found[name] = np.empty((len(numbers), *values.shape[1:]), dtype=values.dtype)
+                found[name][own] = values
+        return found
+
+    def fetch(self, numbers: Numbers) -> None:
+        """Begin to fetch the shards of these samples; does not wait."""
+        sets = np.searchsorted(self._starts, numbers, side="right") - 1
+        for each in np.unique(sets).tolist():
+            self._sources[each].fetch(numbers[sets == each] - self._starts[each])
+
+    def close(self) -> None:
+        """Close all shards that are open."""
+        for source in self._sources:
+            source.close()
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeImages:
+    """Decodes a field of encoded pictures (PNG, JPEG and what else Pillow reads) to (rows, height, width, channels) uint8.
+
+    size: height and width that all are brought to, bilinearly; None if they have one size already. channels: 3 for colours,
+    1 for grey levels.
+    """
+
+    field: str
+    size: tuple[int, int] | None = None
+    channels: int = 3
+
+    def __call__(self, columns: dict[str, Values]) -> dict[str, Values]:
+        """Replace the field by its pixels. Raises: SampleSetError for what is no picture."""
+        pixels = [self._decoded(data, number) for number, data in enumerate(columns[self.field])]
+        shapes = {each.shape for each in pixels}
+        if len(shapes) > 1:
+            raise SampleSetError(
+                f"pictures of {self.field!r} have several sizes, {sorted(shapes)[:3]}: give size="
+            )
+        nothing = np.empty((0, *(self.size or (0, 0)), self.channels), dtype=np.uint8)
+        return columns | {self.field: np.stack(pixels) if pixels else nothing}
+
+    def _decoded(self, data: bytes, number: int) -> Values:
+        from PIL import Image, UnidentifiedImageError  # late: few processes read pictures
+
+        mode = "L" if self.channels == 1 else "RGB"
+        try:
+            with Image.open(io.BytesIO(data)) as opened:
+                if self.size is not None:  # a JPEG is decoded at a fraction of its size that suffices
+                    opened.draft(mode, (self.size[1], self.size[0]))
+                picture = opened.convert(mode)
+        except (UnidentifiedImageError, OSError, TypeError) as error:
+            raise SampleSetError(
+                f"field {self.field!r} of a batch's sample {number} is no picture: {error}"
+            ) from error
+        if self.size is not None and picture.size != (self.size[1], self.size[0]):
+            picture = picture.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+        pixels = np.asarray(picture)
+        return pixels[:, :, None] if self.channels == 1 else pixels

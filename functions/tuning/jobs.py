@@ -3,6 +3,8 @@
 The data are prepared once and shared by all trials; a trial is an actor that is reused for the next one. The settings
 are drawn here, from a seed, and the first trial always has the given settings, so a sweep never ends worse than no sweep. In
 a population this holds for the settings that trials begin with; later they copy better settings from each other.
+
+Lineage of the weights of a population's winner: from member to member, back to the first epoch.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +22,6 @@ from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.function import function
 from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.params import TabularParams, run_params
-from toque.functions.tuning.pbt_lineage import Stretch, lineage
 from toque.functions.tuning.space import (
     DEFAULT_SPACE,
     Choice,
@@ -39,19 +41,37 @@ from toque.registry import Run, TableSnapshot
 if TYPE_CHECKING:
     from toque.functions.tuning.tracking import TrialTracker
 
-__all__ = [
-    "DEFAULT_SPACE",
-    "Choice",
-    "Exploit",
-    "Limits",
-    "Range",
-    "Search",
-    "Space",
-    "Stretch",
-    "Sweep",
-    "Trial",
-    "tune_tabular",
-]
+
+class Stretch(BaseModel):
+    """Epochs from `begin` to before `end` (from 0) that one trial trained with `params`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    trial: int
+    run_id: str
+    begin: int
+    end: int
+    params: TabularParams
+
+
+def lineage(trials: Mapping[int, Trial], winner: int) -> list[Stretch]:
+    """Find the stretches of training that led to the best epoch of `trials[winner]`, the earliest first.
+
+    trials: by their numbers. Each stretch begins with the weights of the one before; the last one ends with the winner's.
+    Raises: ValueError if the winner has no best epoch.
+    """
+    best = trials[winner].best_epoch
+    if best is None:
+        raise ValueError(f"trial {winner} has no best epoch, so its weights have no lineage")
+    number, end, stretches = winner, best + 1, list[Stretch]()
+    while True:
+        trial = trials[number]
+        exploits = [exploit for exploit in trial.exploits if exploit.epoch < end]
+        begin, params = (exploits[-1].epoch, exploits[-1].params) if exploits else (0, trial.params)
+        stretches.insert(0, Stretch(trial=number, run_id=trial.run_id, begin=begin, end=end, params=params))
+        if not exploits:
+            return stretches
+        number, end = exploits[-1].trial, begin
 
 
 class Sweep(BaseModel):
@@ -124,7 +144,7 @@ def tune_tabular(
     from toque.functions.training.loop.cost import (
         metered,  # late, all: torch and Ray Tune are needed to sweep only
     )
-    from toque.functions.training.tabular.columns import Columns
+    from toque.functions.training.params import Columns
     from toque.functions.tuning.sweep import SearchSpec, SweepRun, SweepSpec
     from toque.functions.tuning.trials import TrialResources
 
@@ -222,3 +242,18 @@ def _best(run: Run, tracker: TrialTracker, seconds: float, *, population: bool) 
         stopped=tracker.stopped,
         descent=stretches,
     )
+
+
+__all__ = [
+    "DEFAULT_SPACE",
+    "Choice",
+    "Exploit",
+    "Limits",
+    "Range",
+    "Search",
+    "Space",
+    "Stretch",
+    "Sweep",
+    "Trial",
+    "tune_tabular",
+]

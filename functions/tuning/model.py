@@ -2,6 +2,14 @@
 
 A trial is a whole training without registration, started as a function of its own: on the cluster if there is one, here if not. The
 first has the declared parameters, so a sweep never ends worse than no sweep. A trial that has ended is not run again.
+
+Rungs of a sweep of any trainer, kept in the store: a trial that is not among the best at a rung ends there.
+
+No process schedules the trials. Each writes its loss at 4, 16, 64, … epochs or rounds, of a fine-tune after its first epoch too, reads
+what the others had there, and goes on while it is among the best quarter so far; of fewer than four all go on. Some go on that would not have in the end, but no
+trial waits for another.
+
+Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020, in the variant that stops (its section 3.3).
 """
 
 from __future__ import annotations
@@ -19,19 +27,16 @@ from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.definitions import model_definition
 from toque.functions.runtime.function import function
-from toque.functions.runtime.run.future import Future
+from toque.functions.runtime.run.declared import Future
 from toque.functions.training.errors import TrainingError
 from toque.functions.training.frame import run_training
 from toque.functions.training.model import PARAMETERS_TAG, TrainableModel, job_of
 from toque.functions.training.params import digest_of, run_params
-from toque.functions.training.request import LOSS
-from toque.functions.training.trained import Cost
-from toque.functions.training.trainer import Trainer
-from toque.functions.training.workers import Workers
-from toque.functions.tuning.rungs import Rungs, RungWatch
-from toque.functions.tuning.space import Limits, Space, draw_points, grid_points, require_tunable
-from toque.functions.tuning.tpe import TpeSampler
-from toque.registry import Run, RunRecord, TableSnapshot
+from toque.functions.training.request import LOSS, TrialStopped, Workers
+from toque.functions.training.trainer import Cost, Trainer
+from toque.functions.tuning.asha import FACTOR, rung_after
+from toque.functions.tuning.space import Limits, Space, TpeSampler, draw_points, grid_points, require_tunable
+from toque.registry import ObjectStore, Run, RunRecord, TableSnapshot
 
 Direction = Literal["min", "max"]
 ModelSearch = Literal["random", "grid", "optuna"]
@@ -360,3 +365,47 @@ def sign(direction: Direction) -> float:
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether one is at least as good in all objectives and better in one."""
     return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)
+
+
+@dataclass(frozen=True, slots=True)
+class Rungs:
+    """Losses of one sweep's trials at its rungs, below `folder` in `store`."""
+
+    store: ObjectStore
+    folder: str
+
+    def reach(self, trial: int, rung: int, loss: float) -> str:
+        """Record a trial's loss at a rung; returns why it ends there, or nothing if it goes on."""
+        place = f"{self.folder}{rung:06d}/"
+        self.store.put(f"{place}{trial:06d}", repr(loss).encode())
+        others = [float(self.store.get(key)) for key in self.store.list(place)]
+        better = sum(each < loss for each in others)
+        if not math.isfinite(loss) or (better >= max(1, len(others) // FACTOR) and len(others) >= FACTOR):
+            return f"rung {rung}: {better} of {len(others)} trials did better than {loss:.6g}"
+        return ""
+
+    def drop(self) -> None:
+        """Delete what the trials wrote, once the sweep has ended."""
+        for key in list(self.store.list(self.folder)):
+            self.store.delete(key)
+
+
+@dataclass(frozen=True, slots=True)
+class RungWatch:
+    """Watch of one trial, as `TrainingRequest.report` calls it. The first trial, of the declared parameters, never ends early.
+
+    first: epochs or rounds before which no trial is compared.
+    """
+
+    rungs: Rungs
+    trial: int
+    first: int = 1
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Compare the trial with the others if this step is a rung. Raises: TrialStopped."""
+        done = step + 1
+        if done < self.first or rung_after(step) != done or LOSS not in metrics:
+            return
+        reason = self.rungs.reach(self.trial, done, metrics[LOSS])
+        if reason and self.trial:
+            raise TrialStopped(reason)

@@ -8,18 +8,14 @@ from typing import Any
 
 from toque.functions.runtime.receipt import Prices
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.params import TabularParams, digest_of
-from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.params import Columns, TabularParams, digest_of
 from toque.functions.training.tabular.fitting import Prepared, prepare
-from toque.functions.tuning.pbt_state import Member
-from toque.functions.tuning.ray_tune_asha import AshaSearcher, TrialStates
-from toque.functions.tuning.ray_tune_pbt import resume_population
-from toque.functions.tuning.space import Limits, Search, Space, Trial
+from toque.functions.tuning.ray_tune import AshaSearcher, TrialStates, resume_population
+from toque.functions.tuning.space import Limits, Search, Space, TpeSampler, Trial
 from toque.functions.tuning.stacked.pool import run_stacked
-from toque.functions.tuning.stacked.states import StackStates
-from toque.functions.tuning.tpe import TpeSampler
+from toque.functions.tuning.stacked.worker import StackStates
 from toque.functions.tuning.tracking import TrialTracker, finished_trials, losses_of
-from toque.functions.tuning.trial_files import TrialFiles
+from toque.functions.tuning.trial_states import Member, TrialFiles
 from toque.functions.tuning.trials import TrialResources, run_asha, run_pbt
 from toque.registry import Registry, Run, Table, TableSnapshot
 

@@ -14,9 +14,8 @@ from ray import tune
 from toque.functions.runtime.receipt import Prices
 from toque.functions.training.loop.cost import ResourceUse, log_cost
 from toque.functions.training.params import TabularParams, run_params
-from toque.functions.tuning.epoch_metrics import FINISHED, METRIC
-from toque.functions.tuning.pbt_state import Member
 from toque.functions.tuning.space import MID_TRAINING, Exploit, Limits, Trial
+from toque.functions.tuning.trial_states import FINISHED, METRIC, Member
 from toque.registry import Registry, Run, TableSnapshot
 
 _EXPLOITS = TypeAdapter(tuple[Exploit, ...])

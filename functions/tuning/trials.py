@@ -8,24 +8,29 @@ from typing import Any
 
 from ray import tune
 
-from toque.functions.model_formats.torch_threads import torch_threads
+from toque.functions.model_formats.load import torch_threads
 from toque.functions.runtime.errors import NoRoom
+from toque.functions.runtime.process import lower_priority
 from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING
-from toque.functions.runtime.run.niceness import lower_priority
 from toque.functions.runtime.run.room import wait_for_room
 from toque.functions.training.errors import TrainingError
 from toque.functions.training.loop.cost import ResourceMeter
-from toque.functions.training.loop.interrupts import interruptible
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.keeping import interruptible
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import Trainer
 from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import Prepared, new_trainer
-from toque.functions.tuning.epoch_metrics import EPOCHS, FINISHED, METRIC, metrics_of
-from toque.functions.tuning.pbt_state import PbtState
-from toque.functions.tuning.ray_tune_asha import SINCE, UNTIL, AshaSearcher, TrialStates
-from toque.functions.tuning.ray_tune_pbt import PbtScheduler, trial_and_epochs, tune_checkpoint
+from toque.functions.tuning.ray_tune import (
+    SINCE,
+    UNTIL,
+    AshaSearcher,
+    PbtScheduler,
+    TrialStates,
+    trial_and_epochs,
+    tune_checkpoint,
+)
 from toque.functions.tuning.tracking import TrialTracker
-from toque.functions.tuning.trial_files import Snapshot
+from toque.functions.tuning.trial_states import EPOCHS, FINISHED, METRIC, PbtState, Snapshot, metrics_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import redis
 from toque.functions.prediction_log import encode_prediction
 from toque.functions.prediction_log.frames import Frame, encode_frame
 from toque.functions.prediction_log.writing.drain import add_records
-from toque.load.capacity_model.cpu_time import redis_cpu_s
+from toque.load.processes import redis_cpu_s
 from toque.registry import ObjectStore
 
 _COLUMNS = 20

@@ -15,12 +15,11 @@ from pathlib import Path
 import httpx
 import redis
 
-from toque.load.capacity_model.cpu_time import platform_processes, redis_cpu_s, spent_s
-from toque.load.capacity_model.points import Point
+from toque.load.capacity_model.fit import Point
+from toque.load.processes import platform_processes, redis_cpu_s, spent_s
 from toque.load.scenarios.plan import plan_of
-from toque.load.scenarios.scenario import Ask, Scenario
+from toque.load.scenarios.scenario import Ask, Scenario, Steady
 from toque.load.scenarios.sending.processes import put_load
-from toque.load.scenarios.shape import Steady
 from toque.load.scenarios.target import NotPossible, Target
 
 __all__ = ["Probe"]

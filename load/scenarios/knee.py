@@ -11,12 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from toque.load.scenarios.scenario import Scenario
+from toque.load.scenarios.result import LoadRun
+from toque.load.scenarios.scenario import Scenario, Steady
 from toque.load.scenarios.sending.processes import put_load
 from toque.load.scenarios.sending.windows import median_p99_ms
-from toque.load.scenarios.shape import Steady
 from toque.load.scenarios.target import Target
-from toque.load.scenarios.verdicts.result import LoadRun
 
 __all__ = ["Criterion", "Knee", "Step", "find_knee", "knee_of", "next_rate"]
 

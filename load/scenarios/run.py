@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from toque.load.scenarios.result import LoadRun
 from toque.load.scenarios.scenario import Scenario, Slo
 from toque.load.scenarios.sending.processes import NotPossible, put_load
 from toque.load.scenarios.target import find_target
-from toque.load.scenarios.verdicts.result import LoadRun
 
 __all__ = ["SLO", "described", "main", "report_lines"]
 

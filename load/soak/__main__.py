@@ -24,8 +24,7 @@ import redis
 
 from toque.load.benchmarks.harness import main, say
 from toque.load.benchmarks.servers import Platform, started
-from toque.load.benchmarks.serving.floor import small_mlp
-from toque.load.benchmarks.serving.models import (
+from toque.load.benchmarks.serving.fixtures import (
     KEY,
     BenchmarkModel,
     define_features,
@@ -33,17 +32,16 @@ from toque.load.benchmarks.serving.models import (
     keyed_models,
     register,
 )
-from toque.load.benchmarks.training.rows import COLUMNS, synthetic_table
+from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.benchmarks.training.fixtures import COLUMNS, synthetic_table
 from toque.load.scenarios.keeping import HttpDoor, record
 from toque.load.scenarios.plan import plan_of
-from toque.load.scenarios.scenario import Ask, Scenario
+from toque.load.scenarios.scenario import Ask, Scenario, Wave
 from toque.load.scenarios.sending.processes import Sending, start_sending
-from toque.load.scenarios.shape import Wave
 from toque.load.scenarios.target import Target
 from toque.load.soak.disturbances import Disturbances
 from toque.load.soak.project import KEYED, RETRAINED, STEADY
-from toque.load.soak.samples import Sample, sample
-from toque.load.soak.verdict import growths, memory_by_role, unexcused
+from toque.load.soak.verdict import Sample, growths, memory_by_role, sample, unexcused
 from toque.registry import Table, TableSnapshot, open_store
 
 _SAMPLE_S = 5.0

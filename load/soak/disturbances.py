@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from toque.load.soak.project import RETRAINED, STEADY
-from toque.load.soak.samples import has_ended, held_by
+from toque.load.soak.verdict import has_ended, held_by
 
 __all__ = ["Disturbances", "Event"]
 

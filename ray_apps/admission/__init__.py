@@ -11,8 +11,7 @@ from toque.ray_apps.admission.admission import (
     Rule,
     open_admission,
 )
-from toque.ray_apps.admission.body_limit import BodyLimit
-from toque.ray_apps.admission.guarded_route import OPEN, GuardedRoute, admitted_of, allowed
+from toque.ray_apps.admission.guarded_route import OPEN, BodyLimit, GuardedRoute, admitted_of, allowed
 from toque.ray_apps.admission.refusals import RefusalLog, flush_refusals, write_refusals_at_end
 from toque.ray_apps.admission.request_limits import RequestLimits
 

@@ -1,7 +1,16 @@
-"""FastAPI routes that admit a request before its body is read, by a rule that stands in the route's signature."""
+"""FastAPI routes that admit a request before its body is read, by a rule that stands in the route's signature.
+
+Bounds on the size and values of a JSON body, so that parsing it never keeps an event loop from others for long.
+
+Parsers hold the interpreter for the whole body, and take time by the value rather than by the byte: a mebibyte of empty
+lists takes as long as 50 MiB of text. The bounds are checked by counting bytes, which costs a hundredth of parsing.
+
+Refuses request bodies that are too large or come too slowly, before anything reads them whole.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final
 
@@ -9,11 +18,12 @@ from fastapi import Depends, Request, Security
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toque.clusters.telemetry.tracing import mark
 from toque.ray_apps.admission.admission import Admission, Admitted, NotAdmitted, Rule
-from toque.ray_apps.admission.json_limits import check_json_values
 from toque.registry import Principal, Role
 
 WORKSPACE_HEADERS: Final = ("x-toque-workspace", "x-mlflow-workspace")
@@ -146,3 +156,95 @@ def header(request: Request, name: str) -> bytes | None:
 def client_of(request: Request) -> str:
     """Address from which a request came, as the server knows it."""
     return request.client.host if request.client else ""
+
+
+MAX_JSON_BYTES: Final = 4 << 20
+MAX_CONTAINERS: Final = 5_000
+MAX_VALUES: Final = 200_000
+
+
+def check_json_values(
+    body: bytes,
+    *,
+    max_bytes: int = MAX_JSON_BYTES,
+    max_containers: int = MAX_CONTAINERS,
+    max_values: int = MAX_VALUES,
+) -> None:
+    """Check that a JSON body has few enough values to be parsed on an event loop.
+
+    max_containers: opening brackets and braces; max_values: commas; those inside of texts count too.
+    Raises: HTTPException 413 with the remedy.
+    """
+    if len(body) > max_bytes:
+        raise HTTPException(
+            413, f"the body has {len(body)} bytes, at most {max_bytes} are taken here: pass data by reference"
+        )
+    containers, values = body.count(b"[") + body.count(b"{"), body.count(b",")
+    if containers > max_containers or values > max_values:
+        raise HTTPException(
+            413,
+            f"the body has {containers} lists and objects and {values} commas; at most {max_containers} and "
+            f"{max_values} are taken at a time: send less, or pass data by reference",
+        )
+
+
+MAX_BODY_BYTES: Final = 16 << 20
+BODY_TIMEOUT_S: Final = 60.0
+"""Time for a whole body below the limit, and between two pieces of one that has no limit."""
+
+
+class BodyLimit:
+    """ASGI middleware that refuses a body above `limit_bytes`, declared or streamed, or one that trickles.
+
+    limit_bytes: None: any size, as long as pieces keep coming. timeout_s: for the whole body, without a limit for
+    each piece of it. Reading past a limit raises HTTPException 413 or 408, which becomes the response.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, limit_bytes: int | None = MAX_BODY_BYTES, timeout_s: float = BODY_TIMEOUT_S
+    ) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting the bytes of its body and the time that they take."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        read = int(declared) if declared.isdigit() else 0
+        deadline: float | None = None
+        complete = False
+
+        async def counted() -> Message:
+            nonlocal read, deadline, complete
+            if complete:  # what comes now is the disconnect, which may be awaited for long
+                return await receive()
+            self._check(read)
+            now = asyncio.get_running_loop().time()
+            if deadline is None or self._limit_bytes is None:
+                deadline = now + self._timeout_s
+            message = await self._within(receive, deadline)
+            complete = not message.get("more_body", False)
+            if declared == b"0":
+                read += len(message.get("body", b""))
+                self._check(read)
+            return message
+
+        await self._app(scope, counted, send)
+
+    async def _within(self, receive: Receive, deadline: float) -> Message:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await receive()
+        except TimeoutError:
+            raise HTTPException(
+                408, f"the body did not come within {self._timeout_s:g} s; send it faster, or in parts"
+            ) from None
+
+    def _check(self, size_bytes: int) -> None:
+        if self._limit_bytes is not None and size_bytes > self._limit_bytes:
+            raise HTTPException(
+                413, f"the body is larger than {self._limit_bytes} bytes; send less at a time"
+            )

@@ -2,60 +2,66 @@
 
 Exit codes: 0 well; 1 failed, refused, or a name that the platform does not know; 2 the command line itself was wrong;
 130 interrupted.
+
+Folder of a user's project, found from the current one, and what it says: the project's module, where its state lies.
+
+Tells a full disk from other errors, whichever library met it, and which disk it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toque.ray_apps.cli.command import Given, Parser
-from toque.ray_apps.cli.commands.platform import (
+from toque.ray_apps.cli.arguments import Given, Parser
+from toque.ray_apps.cli.commands import (
     access,
     calls,
-    cluster,
-    console,
-    history,
-    ledger,
-    machine,
-    privacy,
-    store,
-)
-from toque.ray_apps.cli.commands.platform.cluster import explained
-from toque.ray_apps.cli.commands.serving import (
     capacity,
+    features,
+    history,
     load,
+    machine,
+    models,
     monitoring,
     predict,
-    replay,
+    project,
     rollouts,
-    trace,
+    runs,
     traffic,
 )
-from toque.ray_apps.cli.commands.training import features, plans, project, runs, train, vectors
-from toque.ray_apps.cli.commands.versions import models, prompts
-from toque.ray_apps.cli.disk import full_disk
+from toque.ray_apps.cli.commands.machine import explained
 from toque.ray_apps.cli.errors import FAILED, INTERRUPTED, CommandError, Refused, UsageError
 from toque.ray_apps.cli.names import explain
 from toque.ray_apps.cli.output import complain
-from toque.ray_apps.cli.project_folder import ProjectFolder, enter_project, find_project_folder
 
 # The order in which `toque --help` shows the commands.
 GROUPS = {
-    "a project": (project, train),
-    "this machine": (machine, console),
-    "a cluster": (cluster,),
-    "models": (models, prompts, traffic, rollouts, predict),
-    "monitoring": (monitoring, trace, replay),
-    "load and capacity": (load, capacity, plans),
-    "training": (runs, features, vectors),
-    "functions": (calls, ledger),
-    "access": (access, privacy),
-    "history and backup": (history, store),
+    "a project": (project.register, project.register_train),
+    "this machine": (machine.register, machine.register_console),
+    "a cluster": (machine.register_cluster,),
+    "models": (
+        models.register,
+        models.register_prompts,
+        traffic.register,
+        rollouts.register,
+        predict.register,
+    ),
+    "monitoring": (monitoring.register, predict.register_trace, predict.register_replay),
+    "load and capacity": (load.register, capacity.register, capacity.register_plans),
+    "training": (runs.register, features.register, features.register_vectors),
+    "functions": (calls.register, calls.register_ledger),
+    "access": (access.register, access.register_privacy),
+    "history and backup": (history.register, history.register_store),
 }
 _EPILOG = """\
 `toque COMMAND --help` lists the arguments of a command. Tables fit the terminal; -o wide shows everything, -o json and
@@ -136,12 +142,14 @@ def parser(folder: ProjectFolder | None = None) -> argparse.ArgumentParser:
         metavar="NAME",
         help="workspace to work in (default: TOQUE_WORKSPACE, else the token's only one, else default)",
     )
-    commands = made.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog="toque")
+    commands: Any = made.add_subparsers(
+        required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog="toque"
+    )
     sections = []
-    for title, modules in GROUPS.items():
+    for title, registers in GROUPS.items():
         before = set(commands.choices)
-        for module in modules:
-            module.register(commands)
+        for register in registers:
+            register(commands)
         sections.append(f"{title}:\n" + "\n".join(_summaries(commands, before)))
     made.epilog = "\n\n".join([*sections, _EPILOG])
     return made
@@ -156,3 +164,89 @@ def _summaries(commands: Any, before: set[str]) -> list[str]:
     """A line for each command that was added after `before`."""
     helps = {each.dest: each.help for each in commands._get_subactions()}  # noqa: SLF001  # argparse offers no other
     return [f"  {name:<13}{helps[name]}" for name in commands.choices if name not in before]
+
+
+FILE = "pyproject.toml"
+"""File whose table `tool.toque` marks a project's folder and names its module, as in `project = "houses"`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectFolder:
+    """Folder of a project, and its module as TOQUE_PROJECT says it."""
+
+    path: Path
+    project: str
+
+
+def find_project_folder(start: Path) -> ProjectFolder | None:
+    """Find the nearest folder, from `start` upwards, whose pyproject.toml names a project. Raises: UsageError if one is broken."""
+    for folder in (start, *start.parents):
+        file = folder / FILE
+        try:
+            said = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("toque", {})
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file} is no TOML: {error}") from error
+        project = said.get("project") if isinstance(said, dict) else None
+        if isinstance(project, str) and project:
+            return ProjectFolder(folder, project)
+    return None
+
+
+def enter_project(folder: ProjectFolder | None) -> None:
+    """Have this process, and those it starts, find the project of a folder; what the environment says stands before it."""
+    if folder is None:
+        return
+    os.environ.setdefault("TOQUE_PROJECT", folder.project)
+    here = str(folder.path)
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    paths = [here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# What libraries that are not written in Python say: pyarrow, deltalake, Rust's standard library, SQLite.
+_WORDS = ("no space left on device", "os error 28", "disk quota exceeded", "os error 122", "disk is full")
+_MEGABYTE = 1 << 20
+
+
+def full_disk(error: BaseException, home: Path) -> str | None:
+    """Say in plain words that a disk is full, if an error or one behind it is of that; else None.
+
+    home: the state folder, whose disk is named, beside that of temporary files, with what each has left.
+    """
+    if not any(_is_full(one) for one in _behind(error, set())):
+        return None
+    places = {"the state folder": home, "temporary files": Path(tempfile.gettempdir())}
+    left = "; ".join(f"{what} in {path.absolute()}: {_left(path)}" for what, path in places.items())
+    return (
+        f"a disk is full, so this ended before its end ({left}). What was recorded before is complete: free some space, and "
+        "run the command again"
+    )
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _WORDS)
+
+
+def _behind(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
+    """Yield an error with all that led to it, and the members of a group."""
+    if id(error) in seen:
+        return
+    seen.add(id(error))
+    yield error
+    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    for one in (error.__cause__, error.__context__, *parts):
+        if one is not None:
+            yield from _behind(one, seen)
+
+
+def _left(path: Path) -> str:
+    """What the disk of a folder has left, or of the nearest one above it that is there."""
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    return f"{shutil.disk_usage(there).free / _MEGABYTE:,.0f} MB left"

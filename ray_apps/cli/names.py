@@ -12,7 +12,7 @@ from toque.ray_apps.cli.client import Client, call
 from toque.ray_apps.cli.errors import CommandError, Refused
 
 if TYPE_CHECKING:
-    from toque.ray_apps.cli.command import Given
+    from toque.ray_apps.cli.arguments import Given
 
 MLFLOW = "/api/2.0/mlflow"
 _SEARCHED = 200  # how many of the newest runs or invocations an unknown ID is compared with

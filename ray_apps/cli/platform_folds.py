@@ -12,9 +12,9 @@ from toque.functions.monitoring.alarms import alarm_journal
 from toque.functions.retraining.triggers import retrains
 from toque.functions.rollout.controller import rollout_journal
 from toque.functions.runtime.context import Context, use_context
-from toque.functions.runtime.durable.admission.slots import quotas_in
-from toque.functions.runtime.durable.admission.spending import JOURNAL as SPENDING
-from toque.functions.runtime.durable.admission.spending import Spending
+from toque.functions.runtime.durable.costs import JOURNAL as SPENDING
+from toque.functions.runtime.durable.costs import Spending
+from toque.functions.runtime.durable.slots import quotas_in
 from toque.registry import Fold, Journal, ObjectStore, utc_now
 
 _ACTOR = "audit"

@@ -11,14 +11,13 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from toque.ray_apps.admission import RequestLimits
-from toque.ray_apps.console import oidc_sign_in, sign_in
+from toque.ray_apps.console import sign_in
 from toque.ray_apps.console.assets import Assets
-from toque.ray_apps.console.entry import Entry
 from toque.ray_apps.console.live import LiveChanges, Renderings
-from toque.ray_apps.console.pages import PAGES
+from toque.ray_apps.console.pages import NAVIGATION, PAGES
 from toque.ray_apps.console.rendering import make_templates
 from toque.ray_apps.console.route import PREFIX
-from toque.ray_apps.console.sessions import Session, Sessions
+from toque.ray_apps.console.sign_in import Session, Sessions
 from toque.ray_apps.oidc import OidcSettings
 from toque.ray_apps.oidc.code_flow import CodeFlow
 from toque.registry import Clock, ObjectStore, Unavailable, utc_now
@@ -46,7 +45,7 @@ class Console:
         self.strangers = RequestLimits()
         self.templates = make_templates()
         self.assets = Assets(STATIC, f"{PREFIX}/static")
-        self.entries: tuple[Entry, ...] = tuple(each.ENTRY for each in PAGES if each.ENTRY is not None)
+        self.entries = NAVIGATION
 
     async def find_session(self, session_id: str) -> Session | None:
         """Find a session; None if it ended, expired, or the store does not answer."""
@@ -82,6 +81,6 @@ def install(
     """
     app.state.console_url = console_url
     app.state.console = Console(app, store, redis_url=redis_url, oidc=oidc, clock=clock)
-    for router in (sign_in.router, oidc_sign_in.router, *(page.router for page in PAGES)):
+    for router in (sign_in.router, *(page.router for page in PAGES)):
         # FastAPI analyses the routes of an included router again, for every application
         app.routes.extend(router.routes)

@@ -1,4 +1,9 @@
-"""Templates of the pages: escaped by default, with filters that write numbers, times and digests the same way everywhere."""
+"""Templates of the pages: escaped by default, with filters that write numbers, times and digests the same way everywhere.
+
+Texts of a model's live figures, as its page shows them and as they are sent to it while they change.
+
+Markdown that people and models wrote, as safe HTML: no tags of theirs, no address but http, https and mailto.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -155,3 +161,39 @@ def aligned(titles: Sequence[str]) -> list[tuple[str, str]]:
 def words(value: Any) -> str:
     """Write an identifier of the platform as words."""
     return NOTHING if value is None else str(value).replace("_", " ").replace("-", " ")
+
+
+def figure_texts(live: dict[str, Any]) -> dict[str, str]:
+    """Write the figures of each arm: "arm@version/figure" -> text."""
+    return {
+        f"{each['arm']}@{each['version']}/{name}": text
+        for each in live["arms"]
+        for name, text in {
+            "rate": number(float(f"{each['requests_per_s']:.3g}")),
+            "errors": number(each["errors"]),
+            "missing": number(each["missing"]),
+            "p50": milliseconds(each["p50_ms"]),
+            "p99": milliseconds(each["p99_ms"]),
+        }.items()
+    }
+
+
+_LONGEST: Final = 30_000  # characters
+_MARKS: Final = "[*_~`"
+_MOST_MARKS: Final = 2_000
+_LONGEST_PLAIN: Final = 500_000
+_PARSER = MarkdownIt("js-default", {"html": False, "linkify": False}).disable("image")
+_PARSER.validateLink = lambda url: url.startswith(("https://", "http://", "mailto:"))  # type: ignore[method-assign]
+
+
+def render_markdown(text: str) -> Markup:
+    """Render Markdown to HTML in which every tag is the renderer's own; a text that is too long for it is shown as it stands.
+
+    Brackets and emphases that do not match take time by the square of their number.
+    """
+    if len(text) > _LONGEST or sum(map(text.count, _MARKS)) > _MOST_MARKS:
+        shown = text[:_LONGEST_PLAIN]
+        return Markup("<pre>{}</pre>").format(
+            shown if shown == text else f"{shown}…\n({len(text):,} characters)"
+        )
+    return Markup(_PARSER.render(text))  # noqa: S704  # escaped by the parser, which knows no HTML here

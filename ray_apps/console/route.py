@@ -1,6 +1,10 @@
 """Routes of pages: a session's cookie instead of a bearer token, proof that a form is ours, errors as pages.
 
 A page declares who may see it as every route of the platform does, and is admitted by the same rules.
+
+Entry of the console's navigation.
+
+Checks of where a request comes from and where a response sends the browser on to.
 """
 
 from __future__ import annotations
@@ -8,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.dependencies.models import Dependant
@@ -22,13 +28,12 @@ from starlette.responses import Response
 from toque.ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, allowed
 from toque.ray_apps.admission.guarded_route import Handler, client_of
 from toque.ray_apps.admission.request_limits import TooManyRequests, network_of
-from toque.ray_apps.console.api import ApiError
-from toque.ray_apps.console.origins import from_elsewhere, is_https
-from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.page import ApiError, Page
 from toque.registry import Limits, Principal, Role
 
 if TYPE_CHECKING:
     from toque.ray_apps.console.app import Console
+
 
 PREFIX: Final = "/ui"
 STRANGERS_FORM_BYTES: Final = 4 << 10
@@ -273,3 +278,41 @@ def _protect(response: Response, request: Request) -> None:
     response.headers.setdefault("Cache-Control", "no-store")
     if is_https(request):
         response.headers.setdefault("Strict-Transport-Security", "max-age=31536000")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Link to a page in the navigation. title: its text; path: first part of the address; role: who may follow it."""
+
+    title: str
+    path: str
+    role: str = "viewer"
+
+
+_INSIDE = re.compile(r"/(?:workspaces/[a-z0-9-]{1,63}/)?ui(?:/[^\\\x00-\x20]*)?(?:\?[^\\\x00-\x20]*)?\Z")
+HOME: Final = "/ui/"
+
+
+def safe_next(path: str | None) -> str:
+    """Return `path` if it is a page of the console on this host, else the home page: never another site."""
+    return path if path and "//" not in path.partition("?")[0] and _INSIDE.match(path) else HOME
+
+
+def from_elsewhere(request: Request) -> bool:
+    """Whether a browser says that another site sent this request."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None and site not in {"same-origin", "none"}:
+        return True
+    origin = request.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
+
+
+def is_https(request: Request) -> bool:
+    """Whether the browser's connection is encrypted, up to the proxy that ends TLS in front of the platform.
+
+    A proxy that does not say so is known by the address at which people reach the platform, `console_url`.
+    """
+    if "https" in {request.url.scheme, request.headers.get("x-forwarded-proto", "")}:
+        return True
+    address = urlsplit(request.app.state.console_url or "")
+    return address.scheme == "https" and address.netloc == request.headers.get("host", "")

@@ -5,6 +5,13 @@ that learns late of its successor then knows no replica that answers, and hands 
 reload takes a second at rest, and most of a minute on a machine without free processor time. Here a HAProxy that still
 asks for health or sends a request has not heard yet. It is told that all is well, and the port stays open until nobody
 has come for Serve's draining period, or the replica's time to end is nearly over.
+
+Lets a process that answers requests take the class of Serve's Python proxy from its own code, and not from the head.
+
+The proxy hands itself to every replica as it starts. Whoever takes an actor in hand for the first time asks the head for the
+actor's class, and waits on the thread that answers requests: when a lost head comes back, with a new proxy, a replica
+whose connection to the head is not open yet answers nothing meanwhile, for up to 20 s. All nodes run one version of Ray, so
+the class is here already.
 """
 
 from __future__ import annotations
@@ -16,9 +23,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from ray._private.function_manager import FunctionActorManager
+from ray.serve._private import proxy
 from ray.serve._private.constants import HEALTHY_MESSAGE
-
-__all__ = ["Deregistration", "answer_until_deregistered", "note_request"]
 
 LAST_REQUESTS_S = 5.0
 """How much of Serve's `graceful_shutdown_timeout_s` is left for requests in flight when the wait is given up."""
@@ -103,3 +110,22 @@ async def _say_health(replica: Any) -> tuple[bool, str]:
 def _set_ending(wait: Deregistration | None) -> None:
     global _ending  # noqa: PLW0603  # a process has one replica, and its requests must find it fast
     _ending = wait
+
+
+_ask_head = FunctionActorManager._load_actor_class_from_gcs  # noqa: SLF001  # Ray has no public name for it
+
+
+def load_proxy_class_here() -> None:
+    """Load the class of Serve's Python proxy from this process's modules from now on; all others as before."""
+    FunctionActorManager._load_actor_class_from_gcs = _load  # type: ignore[method-assign]  # noqa: SLF001  # as above
+
+
+def _load(manager: FunctionActorManager, job_id: Any, descriptor: Any) -> Any:
+    if (
+        descriptor.module_name == proxy.__name__
+    ):  # which has one actor class; the name within it is that of a wrapper
+        return proxy.ProxyActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]  # Ray's
+    return _ask_head(manager, job_id, descriptor)  # type: ignore[no-untyped-call]  # Ray's
+
+
+__all__ = ["Deregistration", "answer_until_deregistered", "load_proxy_class_here", "note_request"]

@@ -1,4 +1,7 @@
-"""Builds the gateway's FastAPI application from its routers."""
+"""Builds the gateway's FastAPI application from its routers.
+
+Authentication of the gateway's requests: the roles that a route requires, checked before its body is read.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,29 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from toque.ray_apps import console
-from toque.ray_apps.admission import (
-    OPEN,
-    BodyLimit,
-    GuardedRoute,
-    NotAdmitted,
-    open_admission,
-    write_refusals_at_end,
-)
+from toque.ray_apps.admission import OPEN, BodyLimit, GuardedRoute, open_admission, write_refusals_at_end
+from toque.ray_apps.admission.admission import Admission, NotAdmitted
+from toque.ray_apps.admission.guarded_route import allowed, client_of, header, workspace_named
 from toque.ray_apps.gateway import openapi, problems
-from toque.ray_apps.gateway.auth import allowed, identify_bearer, problem_of_refusal
-from toque.ray_apps.gateway.http_functions import list_http
 from toque.ray_apps.gateway.metrics import RequestMetrics
+from toque.ray_apps.gateway.openapi import list_http
+from toque.ray_apps.gateway.problems import Problem, WorkspacePath
 from toque.ray_apps.gateway.routes import (
     access,
-    audit,
+    features,
     feedback,
     functions,
     invocations,
+    models,
     operations,
     reports,
-    repository,
     runs,
-    sign_in_codes,
-    traces,
+    traffic,
+    versions,
 )
-from toque.ray_apps.gateway.routes.features import push, read, search
-from toque.ray_apps.gateway.routes.models import layers, models, reviews, traffic, versions
 from toque.ray_apps.gateway.services import Services, context_of, services_of
 from toque.ray_apps.gateway.wire import Json
-from toque.ray_apps.gateway.workspace_path import WorkspacePath
-from toque.ray_apps.head import AnswersHead
-from toque.ray_apps.traced import NO_TELEMETRY, TracedRequests
+from toque.ray_apps.middleware import NO_TELEMETRY, AnswersHead, TracedRequests
 from toque.registry import Principal, Role
 
 COMPRESSED_FROM_BYTES = 4_096
@@ -50,26 +44,20 @@ COMPRESSION = 4  # of 9; the last steps cost twice the time for a twentieth of t
 _PLAYGROUND = Path(__file__).with_name("playground.html")
 _POLICY = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-_ROUTES = (
-    functions,
-    invocations,
-    models,
-    versions,
-    layers,
-    feedback,
-    push,
-    read,
-    search,
-    operations,
-    access,
-    audit,
-    reports,
-    repository,
-    reviews,
-    runs,
-    sign_in_codes,
-    traces,
-    traffic,
+_ROUTERS = (
+    functions.router,
+    invocations.router,
+    models.router,
+    versions.router,
+    traffic.layers_router,
+    feedback.router,
+    features.router,
+    operations.router,
+    access.router,
+    reports.router,
+    versions.reviews_router,
+    runs.router,
+    traffic.router,
 )
 
 
@@ -94,7 +82,7 @@ def build_app(services: Services, *, behind_serve: bool = False) -> FastAPI:
         services.context.store, "gateway", access=services.access_list, oidc=services.oidc
     )
     app.router.route_class = GuardedRoute
-    app.state.routes = [route for module in _ROUTES for route in module.router.routes]
+    app.state.routes = [route for router in _ROUTERS for route in router.routes]
     # FastAPI analyses the routes of an included router again, for every application
     app.routes.extend(app.state.routes)
     openapi.install(app)
@@ -146,3 +134,37 @@ async def get_root(request: Request) -> Response:
 async def get_playground() -> HTMLResponse:
     """Serve a page that sends requests to models; the page holds no data of the platform and needs no token."""
     return HTMLResponse(_PLAYGROUND.read_text(), headers={"Content-Security-Policy": _POLICY})
+
+
+async def identify_bearer(request: Request) -> Principal:
+    """Identify the caller of a request that no route has admitted. Raises: Problem 401, 503."""
+    admission: Admission = request.app.state.admission
+    try:
+        return await admission.identify(header(request, "authorization"))
+    except NotAdmitted as refusal:
+        admission.note(
+            refusal,
+            who=None,
+            what=f"{request.method} {request.url.path}",
+            workspace=workspace_named(request),
+            client=client_of(request),
+        )
+        raise problem_of_refusal(refusal) from refusal
+
+
+def problem_of_refusal(refusal: NotAdmitted) -> Problem:
+    """Convert the refusal of a request to a problem."""
+    return Problem(refusal.status, str(refusal), headers=refusal.headers)
+
+
+__all__ = [
+    "COMPRESSED_FROM_BYTES",
+    "COMPRESSION",
+    "allowed",
+    "build_app",
+    "get_openapi",
+    "get_playground",
+    "get_root",
+    "identify_bearer",
+    "problem_of_refusal",
+]

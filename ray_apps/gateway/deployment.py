@@ -8,9 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from toque.clusters.profile import apply_profile
-from toque.ray_apps.garbage_collector import freeze
-from toque.ray_apps.priority import step_back
-from toque.ray_apps.siblings import others_answered_at_start
+from toque.ray_apps.ray_process import freeze, others_answered_at_start, step_back
 from toque.registry.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -62,11 +60,9 @@ def build() -> FastAPI:
         context_of,  # late, as all that follow: only a replica needs them
     )
     from toque.functions.runtime.process import enter_process
-    from toque.ray_apps.clock_watch import watch_clock
-    from toque.ray_apps.exporter import ClusterMetrics
+    from toque.ray_apps.exporter import ClusterMetrics, watch_clock
     from toque.ray_apps.gateway.app import build_app
-    from toque.ray_apps.gateway.embedding import embed_by_predictor
-    from toque.ray_apps.gateway.services import Services
+    from toque.ray_apps.gateway.services import Services, embed_by_predictor
     from toque.ray_apps.oidc import OidcSettings
     from toque.registry.access import DEFAULT_WORKSPACE
 
@@ -106,7 +102,7 @@ def build() -> FastAPI:
 def build_with_mlflow() -> ASGIApp:
     """Build the application in a replica, with MLflow's protocol below its prefix beside it."""
     from toque.functions.runtime.context import context_of  # late: only a replica needs them
-    from toque.ray_apps.gateway.beside import Beside
+    from toque.ray_apps.middleware import Beside
     from toque.ray_apps.mlflow import ROUTE_PREFIX
     from toque.ray_apps.mlflow import build_app as build_mlflow
     from toque.ray_apps.oidc import OidcSettings

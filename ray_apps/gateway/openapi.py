@@ -1,6 +1,8 @@
 """The OpenAPI document: the gateway's routes, and every function under its own path with its own schemas.
 
 Each operation says by `x-toque-role` which roles may call it, one of which is enough; an empty list needs no token.
+
+Functions that a caller may see and call by HTTP: declared so, and belonging to the workspace.
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from toque.functions.runtime import catalog
+from toque.functions.runtime.context import Context
+from toque.functions.runtime.errors import UnknownFunction
 from toque.functions.runtime.run.declared import DeclaredFunction
+from toque.ray_apps.admission import Admitted
 from toque.ray_apps.admission.guarded_route import rule_of
-from toque.ray_apps.gateway.http_functions import list_http
 from toque.ray_apps.gateway.services import Services
+from toque.registry import Role
 
 GENERIC = "/functions/{name}"
 _DEFINITION = re.compile(r"^#/\$defs/")
@@ -179,3 +185,29 @@ def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = {"description": "A problem", "content": content}
     return document
+
+
+def list_http(context: Context) -> list[DeclaredFunction]:
+    """List the functions that are callable by HTTP in the context's workspace, by name."""
+    return [each for each in catalog.all_functions() if is_visible(each, context)]
+
+
+def is_visible(function: DeclaredFunction, context: Context) -> bool:
+    """Whether a function is callable by HTTP in the context's workspace; its role is another question."""
+    return function.http and context.sees(function.reference)
+
+
+def get_http(name: str, context: Context, admitted: Admitted) -> DeclaredFunction:
+    """Return the function `name`, importing nothing.
+
+    Raises: UnknownFunction, also for one that is not callable by HTTP: those who run functions are told the remedy.
+    """
+    found = catalog.find_declared(name, where=lambda each: is_visible(each, context))
+    if found is not None:
+        return found
+    known = ", ".join(dict.fromkeys(each.name for each in list_http(context))) or "none"
+    remedy = "is its module imported (TOQUE_PROJECT)?"
+    hidden = catalog.find_declared(name, where=lambda each: context.sees(each.reference))
+    if hidden is not None and admitted.may(Role.operator):
+        remedy = "it is declared for Python callers only; @function(http=True) opens it"
+    raise UnknownFunction(f"no function {name!r} is callable by HTTP: {remedy} Callable are: {known}")

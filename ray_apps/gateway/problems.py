@@ -4,6 +4,11 @@ A request that does not fit the OpenAPI document is 400 or 422; one that fits, a
 by the function it calls, is 409; what is our own fault is 5xx.
 
 Source: https://www.rfc-editor.org/rfc/rfc9457
+
+Paths below `/workspaces/{name}`: the gateway's own ones, in that workspace.
+
+So a client that knows only a base URL, as those of the inference protocol do, works in one workspace by the base
+`http://host/workspaces/payments`.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +24,7 @@ from redis import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toque import registry
 from toque.clusters.redis_clients import TRANSIENT
@@ -30,8 +36,8 @@ from toque.featurestore.errors import (
 from toque.functions.prediction_log import PredictionLogError
 from toque.functions.runtime import catalog
 from toque.functions.runtime import errors as runtime
+from toque.ray_apps.admission.guarded_route import WORKSPACE_HEADERS
 from toque.ray_apps.gateway.wire import dumps
-from toque.ray_apps.gateway.workspace_path import route_path
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = "1"
@@ -274,3 +280,41 @@ def _kind(error: Exception) -> str:
 
 def _short(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | None) else str(value)[:200]
+
+
+_PREFIX: Final = "/workspaces/"
+_HEADERS: Final = tuple(name.encode() for name in WORKSPACE_HEADERS)
+
+
+class WorkspacePath:
+    """ASGI middleware that takes the workspace from the path, which goes before the header.
+
+    What comes after `/workspaces/{name}` is routed as if it stood alone; the path of the workspace itself stays.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, with the workspace of its path in its header."""
+        if scope["type"] == "http":
+            scope = _in_workspace(scope)
+        await self._app(scope, receive, send)
+
+
+def route_path(request: Request) -> str:
+    """Path of a request without the prefix that names its workspace."""
+    path = request.url.path
+    root = str(request.scope.get("root_path", ""))
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+
+
+def _in_workspace(scope: Scope) -> Scope:
+    root = scope.get("root_path", "")
+    path = scope["path"].removeprefix(root)
+    name, slash, rest = path.removeprefix(_PREFIX).partition("/")
+    if not path.startswith(_PREFIX) or not name:
+        return scope
+    headers = [(key, value) for key, value in scope["headers"] if key not in _HEADERS]
+    changed = {**scope, "headers": [*headers, (_HEADERS[0], name.encode("latin-1", "replace"))]}
+    return changed | {"root_path": f"{root}{_PREFIX}{name}"} if slash and rest else changed

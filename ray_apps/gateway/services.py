@@ -1,10 +1,22 @@
-"""Services of the gateway's routes: the caller's context, the access list, the label logs, worker threads."""
+"""Services of the gateway's routes: the caller's context, the access list, the label logs, worker threads.
+
+Whether the gateway can do its work: the last answer of the store, which requests never wait for.
+
+Which models a running Serve application answers for, as far as that can be told at once.
+
+Serve's controller runs on the head, and may not answer while that is away: no page waits for it.
+
+Vectors of texts for searches, asked of the served model in its own application.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -13,14 +25,76 @@ import anyio
 from anyio import to_thread
 
 from toque.clusters.telemetry.metrics import folder_of_process, node_metrics, together
+from toque.featurestore import InvalidRows
 from toque.featurestore.vectors import Embed
 from toque.functions.runtime.context import Context
 from toque.ray_apps.admission import Admitted, admitted_of
-from toque.ray_apps.gateway.deployed import DeployedModels, answering_applications
 from toque.ray_apps.gateway.problems import Problem
-from toque.ray_apps.gateway.readiness import Readiness
 from toque.ray_apps.oidc import OidcSettings
-from toque.registry import Access, Unavailable
+from toque.registry import Access, ObjectStore, RegistryError, Unavailable
+
+_ANSWERING = frozenset({"RUNNING", "UNHEALTHY", "DEPLOYING"})  # replicas of before may answer meanwhile
+_LANGUAGE_MODELS = "generative"
+
+
+def answering_applications() -> frozenset[str] | None:
+    """Names of the Serve applications that may answer; None outside a cluster."""
+    import ray  # late: as in the routes, it takes seconds
+
+    if not ray.is_initialized():
+        return None
+    from ray import serve
+
+    applications = serve.status().applications
+    return frozenset(name for name, found in applications.items() if found.status in _ANSWERING)
+
+
+class DeployedModels:
+    """Tells whether a model is served. One question is asked at a time, at most once in `fresh_s`.
+
+    applications: asks for the names of the applications that may answer. patience_s: how long a request waits for them.
+    """
+
+    def __init__(
+        self,
+        applications: Callable[[], frozenset[str] | None],
+        *,
+        fresh_s: float = 2.0,
+        patience_s: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ask, self._fresh_s, self._patience_s, self._clock = applications, fresh_s, patience_s, clock
+        self._asking: asyncio.Future[frozenset[str] | None] | None = None
+        self._asked_at = 0.0
+
+    async def tell(self, workspace: str) -> Callable[[str], bool | None]:
+        """Make what says of a model of a workspace whether it is served; None where that cannot be told now."""
+        names = await self._names()
+
+        def served(model: str) -> bool | None:
+            if names is None:
+                return None
+            from toque.ray_apps.predictor import app_name, pool_app  # late: `_question` has imported it
+
+            if app_name(model, workspace) in names or pool_app(workspace) in names:
+                return True
+            return None if _LANGUAGE_MODELS in names else False  # it serves those of every workspace by name
+
+        return served
+
+    async def _names(self) -> frozenset[str] | None:
+        asking = self._asking
+        if asking is None or (asking.done() and self._clock() - self._asked_at >= self._fresh_s):
+            self._asked_at = self._clock()
+            asking = self._asking = asyncio.get_running_loop().run_in_executor(None, self._question)
+        done, _ = await asyncio.wait({asking}, timeout=self._patience_s)
+        return asking.result() if done and asking.exception() is None else None
+
+    def _question(self) -> frozenset[str] | None:
+        import toque.ray_apps.predictor  # noqa: F401  # here, as it brings Ray Serve, which takes seconds
+
+        return self._ask()
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -138,3 +212,75 @@ async def context_of(request: Any) -> Context:
     if admitted.workspace == services.context.workspace:
         return services.context_of(admitted)
     return await services.run(services.context_of, admitted)  # opening a store takes a while
+
+
+CHECK_EVERY_S = 1.0
+STALE_AFTER_S = 10.0
+
+
+class Readiness:
+    """Knows whether the store answers, by one read at a time and at most one a second; for one event loop.
+
+    The probes of anybody, who needs no token, cost the store nothing more. monotonic: seconds.
+    """
+
+    def __init__(self, store: ObjectStore, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._monotonic = monotonic
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="readiness")
+        self._check: asyncio.Future[None] | None = None
+        self._begun_s = self._ended_s = float("-inf")
+        self._answers = False
+
+    async def is_ready(self) -> bool:
+        """Whether the store answered lately; where nobody has asked for a while, this waits for its answer."""
+        now_s = self._monotonic()
+        if (self._check is None or self._check.done()) and now_s - self._begun_s >= CHECK_EVERY_S:
+            self._begun_s = now_s
+            self._check = asyncio.get_running_loop().run_in_executor(self._thread, self._read)
+        patience_s = self._begun_s + STALE_AFTER_S - now_s
+        if self._is_stale and self._check is not None and patience_s > 0:
+            await asyncio.wait([self._check], timeout=patience_s)
+        return self._answers and not self._is_stale
+
+    @property
+    def _is_stale(self) -> bool:
+        return self._monotonic() - self._ended_s >= STALE_AFTER_S
+
+    def _read(self) -> None:
+        try:
+            self._store.find("health")
+        except RegistryError:
+            self._answers = False
+        else:
+            self._answers = True
+        self._ended_s = self._monotonic()
+
+
+PATIENCE_S = 30.0
+
+
+def embed_by_predictor(context: Context) -> Embed:
+    """Make what asks the models that are served in a workspace for vectors; blocks, so for a thread.
+
+    Raises, when it is called: InvalidRows if no such model is served by itself; Problem 503 if it does not answer in time.
+    """
+
+    def embed(model: str, texts: Sequence[str]) -> Any:
+        from ray import serve  # late: a gateway without a cluster has none
+        from ray.serve.exceptions import RayServeException
+
+        from toque.ray_apps.model_paths import app_name  # late: as above
+
+        try:
+            handle = serve.get_app_handle(app_name(model, context.workspace))
+        except RayServeException as error:
+            raise InvalidRows(
+                f"text model {model!r} is not served with an application of its own; deploy it, or search by vector"
+            ) from error
+        try:
+            return handle.embed.remote(list(texts)).result(timeout_s=PATIENCE_S)
+        except TimeoutError as error:
+            raise Problem(503, f"text model {model!r} did not answer in {PATIENCE_S:.0f} s") from error
+
+    return embed

@@ -1,9 +1,13 @@
-"""Prometheus series of language models, beside those that every model has: tokens, their times, and engines."""
+"""Prometheus series of language models, beside those that every model has: tokens, their times, and engines.
+
+What Serve scales the door of language models by: requests and tokens in flight, and how late first tokens are.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -12,15 +16,15 @@ from toque.clusters.telemetry.metrics import OTHER, Bounded, Durations, Rising, 
 from toque.functions.generative import Finding
 from toque.functions.generative.engines import EngineProcesses
 from toque.ray_apps.generative.openai.answers import AnswerRecord
+from toque.ray_apps.predictor.deploy.replica import Average, Window
+from toque.ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS, TOKENS
 from toque.registry import SERVICE_TIERS
-
-__all__ = ["EngineSeries", "TokenSeries"]
 
 _ARM = ("workspace", "model", "version", "arm")
 _MOST: Final = 1_000
 FIRST_TOKEN_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BETWEEN_TOKENS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-TOKENS = Counter(
+TOKENS_OF_REQUESTS = Counter(
     "toque_generative_tokens",
     "Tokens of prompts, those of them that were cached, and of answers.",
     (*_ARM, "kind"),
@@ -71,7 +75,8 @@ class TokenSeries:
             labels = (OTHER, OTHER, OTHER, OTHER)
         self.prompt, self.cached, self.completion, self.declined = 0, 0, 0, 0
         self._rising = {
-            kind: Rising(TOKENS.labels(*labels, kind)) for kind in ("prompt", "cached", "completion")
+            kind: Rising(TOKENS_OF_REQUESTS.labels(*labels, kind))
+            for kind in ("prompt", "cached", "completion")
         }
         self._rising["declined"] = Rising(DECLINED.labels(*labels))
         self._labels = labels
@@ -123,3 +128,51 @@ class EngineSeries:
         for tier in SERVICE_TIERS:
             WAITING.labels(tier).set(sum(each.slots.waiting(tier) for each in running))
         self._restarts.to(self._engines.restarts)
+
+
+class LoadMeter:
+    """Measures the requests of a replica, of all of its models; belongs to one event loop. clock: in seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.requests, self.tokens, self.first_tokens = Average(clock), Average(clock), Window()
+
+    def begin(self) -> Load:
+        """Count a request that comes in, until its load is closed."""
+        return Load(self)
+
+    def autoscaling_metrics(self) -> dict[str, float]:
+        """Metrics of the time since the fifth call before this one; to be called once a second."""
+        first, (requests, _), (tokens, _) = self.first_tokens.roll(), self.requests.roll(), self.tokens.roll()
+        return {
+            ANSWERS: first.number,
+            LATENCY_MS: first.p95_s * 1e3,
+            IN_FLIGHT: requests,
+            TOKENS: tokens,
+        }
+
+
+class Load:
+    """What one request is of the load. It has no tokens until its prompt is counted: what is refused before costs no engine time."""
+
+    def __init__(self, meter: LoadMeter) -> None:
+        self._meter, self._tokens, self._is_waiting = meter, 0, False
+        self._begin = meter.requests.add(1)
+
+    def hold(self, tokens: int) -> None:
+        """Count the tokens that the request may come to; from now on it waits for the first one."""
+        self._tokens, self._is_waiting = tokens, True
+        self._meter.tokens.add(tokens)
+
+    def first_token(self, after_s: float) -> None:
+        """Note that the first token came so many seconds after the request."""
+        if self._is_waiting:
+            self._is_waiting = False
+            self._meter.first_tokens.add(after_s)
+
+    def close(self) -> None:
+        """End what the request takes. One without a first token counts with all of its time: an embedding, and one that was given up."""
+        self.first_token(self._meter.requests.add(-1) - self._begin)
+        self._meter.tokens.add(-self._tokens)
+
+
+__all__ = ["EngineSeries", "Load", "LoadMeter", "TokenSeries"]

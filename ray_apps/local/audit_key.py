@@ -11,7 +11,7 @@ from toque.ray_apps.local.state_file import write_private
 from toque.registry import Damaged, Journal, open_store, utc_now
 from toque.registry.audit_keys import AuditKeys
 from toque.registry.history import adopt_all
-from toque.registry.journal.adoption import PATH as ADOPTED
+from toque.registry.journal.heads import PATH as ADOPTED
 
 if TYPE_CHECKING:
     from toque.ray_apps.local.settings import Settings

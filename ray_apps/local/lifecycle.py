@@ -2,35 +2,47 @@
 
 `up` starts Redis and Ray's head together, connects, deploys, starts the job endpoint, and records each process session
 as soon as it exists, so that `down` can end everything after a crash at any point.
+
+Creates the administrator's token once, kept in the state folder, and the workspaces that projects are for.
+
+Code of the users' projects as it lies on this machine, to tell whether what runs is what is there.
+
+Connects to the Ray head, and deploys the gateway with MLflow's protocol, ticker and a predictor for each model.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from toque.ray_apps.deployment.applications import follows_streams
-from toque.ray_apps.local import deploying, jobs, processes, ray_head, redis_server, state_file
-from toque.ray_apps.local.admin import admin_token, create_workspaces
-from toque.ray_apps.local.audit_key import make_audit_key
+from toque.ray_apps.deployment.applications import Layout, applications, follows_streams, placements_of
+from toque.ray_apps.deployment.serve_settings import stay_on_loopback
+from toque.ray_apps.local import jobs, processes, ray_head, redis_server, state_file
+from toque.ray_apps.local.audit_key import make_audit_key, open_platform_store
 from toque.ray_apps.local.errors import LocalError
-from toque.ray_apps.local.ports import choose_ports
 from toque.ray_apps.local.processes import ProcessSession
-from toque.ray_apps.local.project_code import changed_files, code_of
-from toque.ray_apps.local.settings import Settings
-from toque.ray_apps.local.state_file import RunningPlatform
+from toque.ray_apps.local.settings import Settings, choose_ports
+from toque.ray_apps.local.state_file import RunningPlatform, write_private
 from toque.ray_apps.local.status import status
+from toque.registry import EVERY_WORKSPACE, Access, AlreadyExists, NotFound
 from toque.registry.store import temporary_folder
+
+if TYPE_CHECKING:
+    from toque.functions.placement import Placement
+
 
 GRACE_S = 3.0
 _NAMED = 5  # files that a note names
@@ -53,7 +65,7 @@ def up(settings: Settings, *, report: Report = lambda _: None) -> RunningPlatfor
         if recorded is not None and status(settings.home).healthy:
             _check_as_started(recorded, settings)
             _report_older_code(recorded, report)
-            deploying.connect(recorded)
+            connect(recorded)
             return _with_new_models(recorded, report)
         _end(settings.home)
         try:
@@ -93,14 +105,14 @@ def _report_older_code(recorded: RunningPlatform, report: Report) -> None:
 
 def _with_new_models(recorded: RunningPlatform, report: Report) -> RunningPlatform:
     """Deploy the models that the projects declare by now and did not at the start; the others are left alone."""
-    models = deploying.models_of(recorded.settings.project)
+    models = models_of(recorded.settings.project)
     added = [name for name in models if name not in recorded.models]
     if not added:
         report("already up")
         return recorded
     report(f"adding {', '.join(added)}")
     running = recorded.model_copy(update={"models": (*recorded.models, *added)})
-    deploying.deploy_models(running, added)
+    deploy_models(running, added)
     return running.save()
 
 
@@ -134,7 +146,7 @@ def _start(settings: Settings, report: Report) -> RunningPlatform:
         running = _with_session(running, "redis", redis_server.start(settings, running.ports.redis))
     running = _with_session(running, "ray", ray_head.start(running, os.environ))
     with ThreadPoolExecutor(1) as executor:  # imports the user's project while the head starts
-        models = executor.submit(deploying.models_of, settings.project)
+        models = executor.submit(models_of, settings.project)
         redis_server.wait(settings, running.redis_url)
         running = record_timing("redis", running)
         admin_token(settings)
@@ -144,12 +156,12 @@ def _start(settings: Settings, report: Report) -> RunningPlatform:
         running = record_timing(
             "ray", running, models=models.result(), streams=follows_streams(settings.project)
         )
-    cluster_id = deploying.connect(running)
+    cluster_id = connect(running)
     running = record_timing(
         "connected", _with_session(running, "jobs", jobs.start(running, cluster_id=cluster_id))
     )
     report(f"deploying gateway, ticker and {len(running.models)} model(s)")
-    deploying.deploy(running)
+    deploy(running)
     running = record_timing("serve", running)
     jobs.wait(running)
     return record_timing("ready", running, ready=True)
@@ -264,3 +276,148 @@ def _locked(home: Path) -> Iterator[None]:
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+NAME = "admin"
+ACTOR = "toque-up"
+
+
+def admin_token(settings: Settings) -> str:
+    """Read the token in `settings.token_file`; if the store does not know it, create a new one there.
+
+    A store that was emptied or replaced does not know the old token.
+    """
+    access = Access(open_platform_store(settings), actor=ACTOR)
+    kept = settings.token_file.read_text().strip() if settings.token_file.exists() else ""
+    if kept and access.verify(kept):
+        return kept
+    with suppress(NotFound):  # usually there is no such token
+        access.revoke(NAME)  # a live token whose secret is lost
+    made = access.create_token(NAME, "admin", workspace=EVERY_WORKSPACE)
+    write_private(settings.token_file, made)
+    return made
+
+
+def create_workspaces(settings: Settings) -> list[str]:
+    """Create the workspaces of the projects that the platform does not have yet; returns their names."""
+    access = Access(open_platform_store(settings), actor=ACTOR)
+    known = {each.name for each in access.list_workspaces()}
+    from toque.functions.runtime.context import projects_of  # late: it imports Ray
+
+    missing = [name for name in projects_of(settings.project or "") if name not in known]
+    for name in missing:
+        with suppress(AlreadyExists):  # somebody made it just now
+            access.create_workspace(name)
+    return missing
+
+
+def code_of(project: str | None) -> dict[str, str]:
+    """Digest each file of Python code of the projects, by its path; nothing of them is imported. project: as TOQUE_PROJECT says."""
+    modules = [item.rpartition("=")[2].strip() for item in (project or "").split(",")]
+    files = sorted({path for module in modules if module for path in _files(module)})
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """List the files that were changed, added or removed."""
+    return sorted(path for path in {*before, *now} if before.get(path) != now.get(path))
+
+
+def _files(module: str) -> Iterator[Path]:
+    """Yield the files of a module, or of a package with all below it.
+
+    Found from its first package on, as to ask for a module inside would import that: it may bring Ray, which reads the platform's
+    environment when it is first imported.
+    """
+    first, *inner = module.split(".")
+    try:
+        found = find_spec(first)
+    except ValueError:  # a module without a file
+        return
+    if found is None:
+        return
+    places = [Path(each).joinpath(*inner) for each in found.submodule_search_locations or ()]
+    if not inner and found.origin is not None and not places:
+        yield Path(found.origin)
+    for place in places:
+        yield from place.rglob("*.py")
+        if (file := place.with_suffix(".py")).is_file() and inner:
+            yield file
+
+
+def connect(running: RunningPlatform) -> str:
+    """Connect this process to the head; returns the cluster's id in hex.
+
+    The process stays connected, and its environment names this platform from now on, so that functions called here
+    use it. Raises: LocalError if the process is connected to another cluster.
+    """
+    os.environ.update(ray_head.platform_environment(running) | ray_head.serve_environment(running))
+    import ray  # late: it must see the environment above
+
+    if ray.is_initialized():
+        address = ray.get_runtime_context().gcs_address
+        if address == running.ray_address:
+            return _cluster_id(running)
+        raise LocalError(f"this process uses Ray at {address}; call ray.shutdown() before `up`")
+    if running.settings.on_loopback:
+        stay_on_loopback()
+    ray.init(
+        address=running.ray_address,
+        namespace="toque",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    return _cluster_id(running)
+
+
+def deploy(running: RunningPlatform) -> None:
+    """Start Serve on the platform's address, and deploy every application; returns when all answer."""
+    from ray import serve  # late: as above
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(
+        http_options=HTTPOptions(host=running.settings.host, port=running.ports.http),
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    grpc = {"url": running.url, "host": running.settings.host, "port": running.ports.grpc}
+    doors = running.settings.generative
+    layout = Layout(
+        gateway={"with_mlflow": True},
+        mlflow=None,
+        grpc=grpc,
+        streams={} if running.streams else None,
+        generative={"num_replicas": doors, "num_cpus": 0} if doors else None,
+    )
+    serve.run_many([each.target() for each in applications(placements(running), layout)])
+
+
+def deploy_models(running: RunningPlatform, added: Collection[str]) -> None:
+    """Serve further models of a running platform; gateway and ticker are replaced, since they hold the project as it was.
+
+    added: their qualified names. Returns when all answer.
+    """
+    from ray import serve  # late: as above
+
+    new = {name: place for name, place in placements(running).items() if name in added}
+    layout = Layout(gateway={"with_mlflow": True}, mlflow=None)
+    serve.run_many([each.target() for each in applications(new, layout)])
+
+
+def models_of(project: str | None) -> tuple[str, ...]:
+    """List the models that the users' projects declare, by qualified name. project: as TOQUE_PROJECT says."""
+    return tuple(placements_of(project))
+
+
+def placements(running: RunningPlatform) -> dict[str, Placement]:
+    """Read from the projects where each model of a platform is served, by qualified name."""
+    declared = placements_of(running.settings.project) if running.models else {}
+    return {name: declared[name] for name in running.models}
+
+
+def _cluster_id(running: RunningPlatform) -> str:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray has no public name for it
+
+    found: str = GcsClient(address=running.ray_address).cluster_id.hex()
+    return found

@@ -6,20 +6,19 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toque.ray_apps.admission import BodyLimit, open_admission, write_refusals_at_end
-from toque.ray_apps.head import AnswersHead
+from toque.ray_apps.middleware import NO_TELEMETRY, AnswersHead, TracedRequests
 from toque.ray_apps.mlflow import (
     artifacts,
-    errors,
     experiments,
     logged_models,
     models,
     runs,
+    services,
     versions,
     workspaces,
 )
 from toque.ray_apps.mlflow.services import MlflowServices
 from toque.ray_apps.oidc import OidcSettings
-from toque.ray_apps.traced import NO_TELEMETRY, TracedRequests
 from toque.registry import Access, Clock, ObjectStore, utc_now
 
 
@@ -54,7 +53,7 @@ def build_app(
     app.add_middleware(_LimitBodies)
     app.add_middleware(TracedRequests, behind_serve=behind_serve)
     app.add_middleware(AnswersHead)
-    errors.install(app)
+    services.install(app)
     return app
 
 

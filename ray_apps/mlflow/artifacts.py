@@ -1,10 +1,15 @@
-"""Routes of artifacts by MLflow's proxy: clients send and get files here, and need no access to the store."""
+"""Routes of artifacts by MLflow's proxy: clients send and get files here, and need no access to the store.
+
+Resolves MLflow's artifact addresses to files of runs (`runs/{id}/{path}`) and versions (`models/{name}/{number}/{path}`).
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from fastapi import APIRouter, Request
 from starlette.background import BackgroundTask
@@ -12,11 +17,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
 from toque.ray_apps.admission import GuardedRoute
-from toque.ray_apps.mlflow.errors import Refusal, unsupported
-from toque.ray_apps.mlflow.files import list_folder, locate, model_of
-from toque.ray_apps.mlflow.services import Logs, ModelViewer, OperatorRegistry, RunLogs, ViewerRegistry
+from toque.ray_apps.mlflow.services import (
+    Logs,
+    ModelViewer,
+    OperatorRegistry,
+    Refusal,
+    RunLogs,
+    ViewerRegistry,
+    unsupported,
+)
 from toque.ray_apps.mlflow.wire import Json, artifact_root
-from toque.registry import InvalidInput, Registry, RunRecord, Segment
+from toque.registry import Blob, InvalidInput, ModelVersion, NotFound, Registry, RunRecord, Segment
 
 router = APIRouter(prefix="/2.0", route_class=GuardedRoute)
 
@@ -83,3 +94,124 @@ def _store(path: str, file: Path, registry: Registry, logs: RunLogs) -> None:
         raise InvalidInput(f"path {path!r} names no file below the run")
     blob = registry.store_artifact(found.owner.id, found.path, file)
     logs.of(registry, found.owner.id).write(Segment(artifacts={found.path: blob}))
+
+
+ALLOW_CODE = "toque.allow_code"  # a new version's tag: its publisher knows that these files can execute code
+_SCHEME = "mlflow-artifacts:"
+_RUN_PARTS, _VERSION_PARTS = 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactLocation:
+    """Target of an artifact address: a run or a version, and a path among its files ("": all)."""
+
+    owner: RunRecord | ModelVersion
+    path: str
+
+    @property
+    def files(self) -> Mapping[str, Blob]:
+        """All files of the run or version, by path."""
+        return self.owner.artifacts if isinstance(self.owner, RunRecord) else self.owner.files
+
+    def fetch(self, registry: Registry, to: Path) -> Path:
+        """Download the file at this location below the folder `to`, and check its digest.
+
+        Raises: NotFound; Damaged; Refused for code that was not accepted.
+        """
+        if isinstance(self.owner, RunRecord):
+            return registry.fetch_artifact(self.owner, self.path, to / "file")
+        folder = registry.download(
+            self.owner.model,
+            self.owner.version,
+            to,
+            paths=[self.path],
+            allow_code=registry.accepted_code(self.owner.model, self.owner.version),
+        )
+        return folder / self.path
+
+    def fetch_all(self, registry: Registry, to: Path) -> None:
+        """Download every file below this location to the folder `to`, to be registered again: nothing loads them.
+
+        Raises: NotFound; Damaged; Refused.
+        """
+        below = f"{self.path}/" if self.path else ""
+        inside = [path for path in self.files if path.startswith(below)]
+        if not inside:
+            raise NotFound(
+                f"there are no files at {self.path or 'the root'!r}; log the model before registering it"
+            )
+        for path in inside:
+            target = to / path.removeprefix(below)
+            if isinstance(self.owner, RunRecord):
+                registry.fetch_artifact(self.owner, path, target)
+        if isinstance(self.owner, ModelVersion):
+            owner = self.owner
+            registry.download(owner.model, owner.version, to, paths=inside, allow_code=owner.code_files)
+
+
+def locate(registry: Registry, address: str) -> ArtifactLocation:
+    """Resolve an artifact address such as `runs/{id}/model/MLmodel`.
+
+    Raises: NotFound; InvalidInput if it is not an address of a run's or version's files.
+    """
+    parts = _parts(address)
+    if len(parts) >= _RUN_PARTS and parts[0] == "runs":
+        return ArtifactLocation(registry.get_record(parts[1]), "/".join(parts[_RUN_PARTS:]))
+    if len(parts) >= _VERSION_PARTS and parts[0] == "models" and parts[2].isdecimal():
+        return ArtifactLocation(
+            registry.get_version(parts[1], int(parts[2])), "/".join(parts[_VERSION_PARTS:])
+        )
+    raise InvalidInput(f"path {address!r} is neither runs/ID/… nor models/NAME/NUMBER/…")
+
+
+def model_of(address: str) -> str | None:
+    """Find the model whose version an artifact address names; None for any other address. Raises: InvalidInput."""
+    parts = _parts(address)
+    return parts[1] if len(parts) > 1 and parts[0] == "models" else None
+
+
+def _parts(address: str) -> tuple[str, ...]:
+    parts = PurePosixPath(address.strip("/")).parts
+    if any(part in {"..", "."} for part in parts):
+        raise InvalidInput(f"path {address!r} leaves its folder")
+    return parts
+
+
+def locate_source(registry: Registry, uri: str) -> ArtifactLocation:
+    """Resolve the source of a new version: files that were logged to this server.
+
+    Raises: InvalidInput for a source elsewhere, whose files have no verified digest; NotFound.
+    """
+    scheme, _, rest = uri.partition(":")
+    path = rest.lstrip("/")
+    if uri.startswith((_SCHEME, "runs:")):
+        return locate(registry, path if scheme != "runs" else f"runs/{path}")
+    if scheme == "models" and path.startswith("m-"):
+        model_id, _, below = path.partition("/")
+        return locate(registry, f"runs/{model_id.removeprefix('m-')}/{below}")
+    if scheme == "models":
+        return locate(registry, f"models/{path}")
+    raise InvalidInput(
+        f"source {uri!r}: a version's files must be logged to this server first; register 'runs:/ID/PATH' or 'models:/ID'"
+    )
+
+
+def named_code(tags: Mapping[str, str]) -> list[str]:
+    """Parse the tag by which a publisher names files that can execute code; it lets nobody download them."""
+    return [name.strip() for name in tags.get(ALLOW_CODE, "").split(",") if name.strip()]
+
+
+def list_folder(files: Mapping[str, Blob], folder: str, *, relative: bool = False) -> list[Json]:
+    """List the files and folders directly in `folder`.
+
+    relative: paths begin at the folder, as in the artifact proxy; else at the root.
+    """
+    below = f"{folder.strip('/')}/" if folder.strip("/") else ""
+    found: dict[str, Json] = {}
+    for path, blob in sorted(files.items()):
+        if not path.startswith(below):
+            continue
+        name, slash, _ = path.removeprefix(below).partition("/")
+        shown = name if relative else below + name
+        found[name] = {"path": shown, "is_dir": bool(slash)} | ({} if slash else {"file_size": blob.size})
+    return list(found.values())

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from toque.clusters.profile import apply_profile
-from toque.ray_apps.garbage_collector import freeze
+from toque.ray_apps.ray_process import freeze
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

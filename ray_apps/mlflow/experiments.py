@@ -18,10 +18,8 @@ from pydantic import Field
 
 from toque.ray_apps.admission import GuardedRoute
 from toque.ray_apps.mlflow import wire
-from toque.ray_apps.mlflow.errors import Refusal
-from toque.ray_apps.mlflow.search import page, parse_filter, sort_by
-from toque.ray_apps.mlflow.services import OperatorRegistry, ViewerRegistry
-from toque.ray_apps.mlflow.wire import Body, Json, Tag
+from toque.ray_apps.mlflow.services import OperatorRegistry, Refusal, ViewerRegistry
+from toque.ray_apps.mlflow.wire import Body, Json, Tag, page, parse_filter, sort_by
 from toque.registry import AlreadyExists, Experiment, NotFound, Registry
 
 router = APIRouter(prefix="/2.0/mlflow/experiments", route_class=GuardedRoute)

@@ -9,12 +9,11 @@ from fastapi import APIRouter, Query
 
 from toque.ray_apps.admission import GuardedRoute
 from toque.ray_apps.mlflow import wire
+from toque.ray_apps.mlflow.artifacts import list_folder
 from toque.ray_apps.mlflow.experiments import LOGGED_MODELS, active_experiment
-from toque.ray_apps.mlflow.files import list_folder
 from toque.ray_apps.mlflow.runs import logged_model_log, logged_model_record
-from toque.ray_apps.mlflow.search import page
 from toque.ray_apps.mlflow.services import Logs, OperatorRegistry, ViewerRegistry
-from toque.ray_apps.mlflow.wire import Body, Json, Tag
+from toque.ray_apps.mlflow.wire import Body, Json, Tag, page
 from toque.registry import InvalidInput, NotFound, RunLog, RunRecord, Segment
 from toque.registry.runs.record import Status
 

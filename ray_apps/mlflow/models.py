@@ -13,10 +13,8 @@ from pydantic import Field
 
 from toque.ray_apps.admission import GuardedRoute
 from toque.ray_apps.mlflow import wire
-from toque.ray_apps.mlflow.errors import unsupported
-from toque.ray_apps.mlflow.search import IS_PROMPT, page, parse_filter, sort_by
-from toque.ray_apps.mlflow.services import ModelOperator, ModelViewer
-from toque.ray_apps.mlflow.wire import Body, Description, Json, Tag
+from toque.ray_apps.mlflow.services import ModelOperator, ModelViewer, unsupported
+from toque.ray_apps.mlflow.wire import IS_PROMPT, Body, Description, Json, Tag, page, parse_filter, sort_by
 from toque.registry import InvalidInput, NotFound
 
 router = APIRouter(prefix="/2.0/mlflow/registered-models", route_class=GuardedRoute)

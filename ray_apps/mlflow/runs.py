@@ -1,10 +1,14 @@
-"""Routes of runs by MLflow's protocol; each call is stored before its response."""
+"""Routes of runs by MLflow's protocol; each call is stored before its response.
+
+Names for runs that are begun without one, as MLflow's own server makes them up, so that people can tell them apart.
+"""
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 from fastapi import APIRouter
 from pydantic import Field, model_validator
@@ -12,10 +16,8 @@ from pydantic import Field, model_validator
 from toque.ray_apps.admission import GuardedRoute
 from toque.ray_apps.mlflow import wire
 from toque.ray_apps.mlflow.experiments import LOGGED_MODELS, active_experiment, is_in_view
-from toque.ray_apps.mlflow.run_names import made_up_name
-from toque.ray_apps.mlflow.search import page, runs_column
 from toque.ray_apps.mlflow.services import Logs, OperatorRegistry, RunLogs, ViewerRegistry
-from toque.ray_apps.mlflow.wire import Body, Json, Tag
+from toque.ray_apps.mlflow.wire import Body, Json, Tag, page, runs_column
 from toque.registry import InvalidInput, NotFound, Point, Registry, RunLog, RunRecord, Segment
 
 router = APIRouter(prefix="/2.0/mlflow", route_class=GuardedRoute)
@@ -309,3 +311,23 @@ def _add_to_list(log: RunLog, tag: str, items: Sequence[Json]) -> None:
     new = [item for item in items if item not in listed]
     if new:
         log.write(Segment(tags={tag: json.dumps([*listed, *new])}))
+
+
+_ADJECTIVES: Final = (
+    "able", "amber", "bold", "brave", "bright", "brisk", "calm", "clear", "clever", "crisp", "eager", "early", "fair", "fond",
+    "frank", "fresh", "gentle", "glad", "golden", "grand", "happy", "honest", "keen", "kind", "lively", "loyal", "lucky", "merry",
+    "mild", "neat", "noble", "patient", "plain", "polite", "proud", "quick", "quiet", "rare", "ready", "sharp", "silent", "smooth",
+    "sober", "steady", "sunny", "swift", "tidy", "warm", "wise", "witty",
+)  # fmt: skip
+_NOUNS: Final = (
+    "badger", "bear", "bee", "bison", "crane", "crow", "deer", "dove", "duck", "eagle", "elk", "falcon", "finch", "fox", "frog",
+    "goat", "goose", "hare", "hawk", "heron", "horse", "ibex", "jay", "kite", "lark", "lion", "lynx", "marten", "mole", "moose",
+    "mouse", "newt", "otter", "owl", "pike", "quail", "raven", "robin", "seal", "shrew", "snail", "sole", "stork", "swan", "swift",
+    "tern", "toad", "trout", "wolf", "wren",
+)  # fmt: skip
+_NUMBERS: Final = 1_000
+
+
+def made_up_name() -> str:
+    """Make a name such as `calm-heron-417`: one of 2.5 million."""
+    return f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_NOUNS)}-{secrets.randbelow(_NUMBERS)}"

@@ -9,8 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from toque.ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, admitted_of, allowed
-from toque.ray_apps.mlflow.errors import Refusal, unsupported
-from toque.ray_apps.mlflow.services import services_of
+from toque.ray_apps.mlflow.services import Refusal, services_of, unsupported
 from toque.ray_apps.mlflow.wire import Body, Json
 from toque.registry import EVERY_WORKSPACE, Access, NotFound, Principal, Role, Workspace
 

@@ -5,13 +5,9 @@ Knows files, columns and text. Must not know how a model is trained or served; w
 
 from toque.ray_apps.new_project.columns import Summaries
 from toque.ray_apps.new_project.draft import Draft, Reading, check_project_name, draft_of
-from toque.ray_apps.new_project.errors import InitError
-from toque.ray_apps.new_project.findings import Finding
-from toque.ray_apps.new_project.outcomes import OUTCOMES
-from toque.ray_apps.new_project.pages import code_lines, pages
-from toque.ray_apps.new_project.roles import Guess, Wishes
-from toque.ray_apps.new_project.source import Source
-from toque.ray_apps.new_project.write import check_absent, write_project
+from toque.ray_apps.new_project.pages import check_absent, code_lines, pages, write_project
+from toque.ray_apps.new_project.roles import OUTCOMES, Guess, Wishes
+from toque.ray_apps.new_project.source import Finding, InitError, Source
 
 __all__ = [
     "OUTCOMES",

@@ -1,21 +1,32 @@
-"""Files of a new project: a small Python package that its owner reads, edits and keeps."""
+"""Files of a new project: a small Python package that its owner reads, edits and keeps.
+
+README of a new project: what was guessed, what to do next, and where to change it.
+
+Writes a new project's files: all of them under a temporary name, and then the folder in one step, or nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from toque.ray_apps.new_project.declared_page import (
+from toque.ray_apps.new_project.draft import Draft
+from toque.ray_apps.new_project.load_page import (
     declared_load_page,
     declared_test_page,
     is_declared,
+    key_type,
     label_type,
+    load_page,
+    quoted,
     reader_name,
     source_declaration,
 )
-from toque.ray_apps.new_project.draft import Draft
-from toque.ray_apps.new_project.load_page import key_type, load_page, quoted
-from toque.ray_apps.new_project.outcomes import BY_NETWORK, CLASSIFIED, Outcome
-from toque.ray_apps.new_project.readme import readme
+from toque.ray_apps.new_project.roles import BY_NETWORK, CLASSIFIED, Outcome
+from toque.ray_apps.new_project.source import InitError
 
 _WIDTH = 100
 _REFERENCES: dict[Outcome, str] = {
@@ -205,3 +216,81 @@ def test_every_row_has_a_time_and_a_key_of_its_own():
 def test_the_label_is_no_feature():
     assert "{draft.roles.label}" not in NUMERIC + CATEGORICAL
 '''
+
+
+_AGAIN = """ The file is a declared source: lines that are added to it are loaded by
+`toque run refresh_features`, or by the next `toque train`, each once; `toque sources` shows the loads."""
+
+
+def readme(draft: Draft) -> str:
+    """Text of the project's README."""
+    roles, checked = draft.roles, draft.checked
+    guesses = "\n".join(f"| {each.role} | {each.value} | {each.reason} |" for each in roles.guesses)
+    found = "\n".join(f"- {each}" for each in checked.findings) or "- nothing odd"
+    return f"""\
+# {draft.name}
+
+A model of `{roles.label}` from `{draft.source.name}` ({draft.found.rows:,} rows), made by `toque init`.
+
+```bash
+toque train              # loads the rows, trains, judges on rows that it has not seen
+toque up                 # serves it on this machine; `toque down` ends it
+toque models promote {draft.name} 1     # or `toque train --promote`
+toque predict {draft.name} --example    # asks it by the values of its first row
+toque run materialize    # puts the features online, so that it can be asked by key: --entities
+toque label ID VALUE     # says later what was true, by the id of the answer
+toque monitors {draft.name}
+toque models show {draft.name}
+python -m pytest         # checks the rows
+```
+
+| role | is | because |
+|---|---|---|
+{guesses}
+
+Features: {len(checked.numeric)} numbers and {len(checked.categorical)} categories, named in `{draft.package}/features.py`.
+What the model predicts, and what it must show before it is served, stands in `{draft.package}/model.py`; how the rows are read, in
+`{draft.package}/{"features.py" if is_declared(draft) else "load.py"}`.{_AGAIN if is_declared(draft) else ""}
+
+## What was found in the table
+
+{found}
+"""
+
+
+def write_project(folder: Path, files: Mapping[str, str]) -> None:
+    """Write files, by their paths in it, to a folder that does not exist yet.
+
+    Killed at any point, it leaves no folder of the project's name. Raises: InitError if the folder exists, or its parent
+    cannot be written to.
+    """
+    check_absent(folder)
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise InitError(
+            f"{folder.parent} cannot be written to: {error.strerror}; go to another folder"
+        ) from error
+    try:
+        for name, text in files.items():
+            path = made / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        made.chmod(0o777 & ~_umask())
+        made.rename(folder)  # refuses a folder with something in it
+    except OSError as error:
+        raise InitError(f"{folder} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def check_absent(folder: Path) -> None:
+    """Raises: InitError if there is something at the folder's path already."""
+    if os.path.lexists(folder):
+        raise InitError(f"{folder} exists; take another name, or remove it")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -2,6 +2,10 @@
 
 A source is scanned in batches and never held whole. A CSV file is first read as bytes, so that what would make a reader
 stumble (a wrong encoding, ragged rows, no header) is told with its line.
+
+Findings of a check of a user's table: what is odd, where, how often, an example, and what is or must be done.
+
+Errors of making a project by `toque init`.
 """
 
 from __future__ import annotations
@@ -14,14 +18,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from toque.ray_apps.new_project.errors import InitError
-from toque.ray_apps.new_project.findings import Finding, share, shown
 
 Kind = Literal["csv", "parquet", "sqlite"]
 _KINDS: dict[str, Kind] = {
@@ -247,3 +248,42 @@ def _answer(source: Source, target: Path) -> Path:
 def _batches(cursor: sqlite3.Cursor) -> Iterator[list[tuple[object, ...]]]:
     while rows := cursor.fetchmany(_ROWS):
         yield rows
+
+
+_EXAMPLE = 40  # characters of a value that are shown
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One finding in a table.
+
+    column: its name, or empty for the whole file; count: values or rows concerned; remedy: what was done about it, or, if
+    `refused`, what the user must do before a project can be made.
+    """
+
+    column: str
+    problem: str
+    remedy: str
+    count: int = 0
+    example: str = ""
+    refused: bool = False
+
+    def __str__(self) -> str:
+        where = f"{self.column}: " if self.column else ""
+        shown = f", such as {self.example}" if self.example else ""
+        return f"{where}{self.problem}{shown}; {self.remedy}"
+
+
+def shown(content: Any) -> str:
+    """Quote a value of the table for a message, cut to 40 characters."""
+    text = str(content)
+    return repr(text if len(text) <= _EXAMPLE else f"{text[: _EXAMPLE - 1]}…")
+
+
+def share(count: int, of: int) -> str:
+    """Say how many of how many, with thousands separated."""
+    return f"{count:,} of {of:,}"
+
+
+class InitError(Exception):
+    """A project that cannot be made; the message says what is wrong and what to do."""

@@ -15,8 +15,8 @@ from urllib.parse import quote_plus, urlencode
 
 from pydantic import BaseModel, ConfigDict
 
-from toque.ray_apps.oidc.issuer_keys import Json, discovery, fetch_json
 from toque.ray_apps.oidc.settings import OidcClient, OidcSettings, check_url
+from toque.ray_apps.oidc.verifier import Json, discovery, fetch_json
 from toque.registry import InvalidInput, Unavailable
 
 Post = Callable[[str, Mapping[str, str], tuple[str, str] | None], Json]

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toque.ray_apps.loopback import loopback_environment
+from toque.ray_apps.deployment.serve_settings import loopback_environment
 
 if TYPE_CHECKING:
     from toque.ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions

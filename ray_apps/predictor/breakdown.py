@@ -37,8 +37,7 @@ from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from toque.ray_apps.predictor.inference.predictor import Predictor
 from toque.ray_apps.predictor.inference.recording import Recorder
 from toque.ray_apps.predictor.protocol.json import InferResponse, decode_request, encode_response
-from toque.ray_apps.predictor.versions.cuda_graphs import REPEATS
-from toque.ray_apps.predictor.versions.cuda_scoring import CudaScorer
+from toque.ray_apps.predictor.versions.cuda_scoring import REPEATS, CudaScorer
 from toque.ray_apps.predictor.versions.engine import Engine
 from toque.ray_apps.predictor.versions.scoring import load_scorer
 from toque.registry import Access, Registry, Signature, TensorSpec, open_store

@@ -8,18 +8,16 @@ from toque.registry.access.grants import (
     Grant,
     Limits,
     Principal,
+    QueueShare,
     Role,
     ServiceTier,
-    check_workspace,
-)
-from toque.registry.access.tokens import Access, TokenRecord
-from toque.registry.access.workspaces import (
-    QueueShare,
     Workspace,
+    check_workspace,
     split_workspace_url,
     workspace_store,
     workspace_url,
 )
+from toque.registry.access.tokens import Access, TokenRecord
 
 __all__ = [
     "DEFAULT_WORKSPACE",

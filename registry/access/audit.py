@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from toque.registry.access.grants import DEFAULT_WORKSPACE, EVERY_WORKSPACE
+from toque.registry.access.grants import DEFAULT_WORKSPACE, EVERY_WORKSPACE, workspace_store
 from toque.registry.access.tokens import Access, Tokens
-from toque.registry.access.workspaces import workspace_store
 from toque.registry.journal import Entry, Journal
 from toque.registry.times import from_text
 

@@ -23,11 +23,12 @@ from toque.registry.access.grants import (
     Grant,
     Limits,
     Principal,
+    QueueShare,
     Role,
+    Workspace,
     check_workspace,
     make_grant,
 )
-from toque.registry.access.workspaces import QueueShare, Workspace
 from toque.registry.errors import AlreadyExists, InvalidInput, NotFound, RegistryError, Unavailable
 from toque.registry.journal import Entry, Fold, Journal
 from toque.registry.names import check_name

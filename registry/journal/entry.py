@@ -1,4 +1,7 @@
-"""One numbered entry of a journal, chained to the one before by its digest and, with audit keys, authenticated by a MAC."""
+"""One numbered entry of a journal, chained to the one before by its digest and, with audit keys, authenticated by a MAC.
+
+The error raised when another writer took the next number of a journal.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from toque.registry.errors import Damaged, InvalidInput, NewerFormat
+from toque.registry.errors import Damaged, InvalidInput, NewerFormat, RegistryError
 from toque.registry.times import from_text, to_text
 
 FORMAT = 1
@@ -111,3 +114,26 @@ def normalise_body(body: Mapping[str, Any], path: str) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{path}: entry body is not finite JSON: {error}") from error
     return normalised
+
+
+class Conflict(RegistryError):  # noqa: N818 - as in `toque.registry.errors`
+    """Another writer's entry has the number that this one was to get: reread and decide again.
+
+    number: of the entry; entry: the other writer's.
+    """
+
+    def __init__(self, number: int, entry: Entry, *, path: str = "journal") -> None:
+        self.number = number
+        self.entry = entry
+        self.path = path
+        super().__init__(
+            f"{path}: entry {number} was written by {entry.actor!r} at {entry.at.isoformat()}; "
+            "reread the journal and decide again"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_conflict, (self.number, self.entry, self.path)
+
+
+def _rebuild_conflict(number: int, entry: Entry, path: str) -> Conflict:
+    return Conflict(number, entry, path=path)

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from copy import copy
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from toque.registry.backoff import backoff_s
 from toque.registry.errors import Damaged, NewerFormat, RegistryError
 from toque.registry.journal import high_water, snapshot
-from toque.registry.journal.conflict import Conflict
-from toque.registry.journal.entry import NO_DIGEST, Entry
+from toque.registry.journal.entry import NO_DIGEST, Conflict, Entry
+from toque.registry.times import backoff_s
 
 if TYPE_CHECKING:
     from toque.registry.journal.journal import Journal

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from toque.registry.audit_keys import FILE_VARIABLE, KEY_VARIABLE
 from toque.registry.errors import AlreadyExists, Damaged, InvalidInput, NotFound, Refused, Unavailable
-from toque.registry.journal import adoption
-from toque.registry.journal.conflict import Conflict
-from toque.registry.journal.entry import NO_DIGEST, Entry, normalise_body, parse_entry
+from toque.registry.journal import heads
+from toque.registry.journal.entry import NO_DIGEST, Conflict, Entry, normalise_body, parse_entry
 from toque.registry.names import check_key
 from toque.registry.times import Clock, utc_now
 
@@ -195,13 +194,13 @@ class Journal:
             previous=self._digest_before(at),
         ).with_digest()
         self._require_keys()
-        return replace(made, mac=adoption.entry_mac(self.store.audit_keys, self.path, made))
+        return replace(made, mac=heads.entry_mac(self.store.audit_keys, self.path, made))
 
     def _require_keys(self) -> None:
         """Check that this process may append, with its keys or without any: others would take an entry without a MAC for damage. Raises: Refused."""
         if self.store.audit_keys:
             return
-        if self._authenticated or adoption.is_adopted(self.store):
+        if self._authenticated or heads.is_adopted(self.store):
             raise Refused(
                 f"{self.path}: entries here carry the MAC of an audit key and this process has none; set "
                 f"{FILE_VARIABLE} or {KEY_VARIABLE}, or pass open_store(url, audit_keys=…)"
@@ -217,7 +216,7 @@ class Journal:
         return entry
 
     def _authenticate(self, entry: Entry) -> None:
-        head = adoption.authenticate(self.store, self.path, entry)
+        head = heads.authenticate(self.store, self.path, entry)
         if head is not None:
             self._adopted_count = max(self._adopted_count, head.count)
 

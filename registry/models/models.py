@@ -1,26 +1,162 @@
-"""The part of the registry that creates models, and reads, verifies and deletes versions."""
+"""The part of the registry that creates models, and reads, verifies and deletes versions.
+
+Model cards in Markdown, rendered from what is recorded of a version.
+
+Cryptographic signatures of versions: stored beside the model and verified before files are downloaded.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from toque.registry.errors import Damaged, NotFound, Refused
+from toque.registry.access import signing
+from toque.registry.errors import AlreadyExists, Damaged, NotFound, Refused, RegistryError
 from toque.registry.journal import Entry
 from toque.registry.models import decisions, reviews
-from toque.registry.models.lineage import Dependent
-from toque.registry.models.model_card import model_card
+from toque.registry.models.model_journals import ModelJournals
 from toque.registry.models.policy import ModelPolicy
 from toque.registry.models.registration import Registration
-from toque.registry.models.signed_versions import SignedVersions
 from toque.registry.models.state import ModelState, step
-from toque.registry.models.versions import ModelVersion
+from toque.registry.models.versions import (
+    Approval,
+    Dependent,
+    ModelVersion,
+    SignatureMark,
+    TensorSpec,
+    serving_tags,
+)
 from toque.registry.store import Progress, TableSnapshot
-from toque.registry.times import as_utc
+from toque.registry.times import as_utc, to_text
+
+
+class SignedVersions(ModelJournals):
+    """The part of the registry that signs versions and verifies signatures."""
+
+    def sign_version(
+        self, name: str, version: int, private_key: bytes, *, password: bytes | None = None
+    ) -> ModelVersion:
+        """Sign a version's files and serving tags with an elliptic-curve key (PEM); 2 writes and 2 reads.
+
+        A version that this key has signed is left as it is, unless that signature was lost or changed.
+        Raises: NotFound; InvalidInput for a key that cannot sign.
+        """
+        public_key = signing.public_of(private_key, password=password)
+        found = self._found(name, version)
+        try:
+            self.verify_signature(name, version, public_key)
+        except (Refused, Damaged):
+            bundle = signing.sign(binding(name, found), digests(found), private_key, password=password)
+            return self.add_signature(name, version, bundle, public_key)
+        return found
+
+    def add_signature(self, name: str, version: int, bundle: bytes, public_key: str) -> ModelVersion:
+        """Store a signature that was made elsewhere, after verifying it with `public_key` over files and serving tags.
+
+        Raises: NotFound; Refused if it does not verify or is not bound to this version; InvalidInput if it is not a signature, or the key not a key.
+        """
+        found = decisions.require_version(self.follow(name).refresh(), version)
+        signing.check(bundle, digests(found), public_key)
+        signing.check_binding(bundle, binding(name, found), required=True)
+        mark = {"signer": signing.fingerprint(public_key), "sha256": hashlib.sha256(bundle).hexdigest()}
+        try:
+            self.store.create(_key(name, version, mark["sha256"]), bundle)
+        except AlreadyExists:
+            self.signature(name, version, mark["sha256"])  # the stored one must be undamaged
+
+        def decide(state: ModelState) -> decisions.Body | None:
+            known = {each.sha256 for each in decisions.require_version(state, version).signatures}
+            made = {"kind": "signed", "version": version, "bound": True, **mark}
+            return None if mark["sha256"] in known else made
+
+        return self._change(name, decide)[1].versions[version]
+
+    def signature(self, name: str, version: int, sha256: str) -> bytes:
+        """Read a signature's bundle, as `model_signing verify` takes it. Raises: Damaged if it is gone or changed."""
+        key = _key(name, version, sha256)
+        bundle = self.store.find(key)
+        if bundle is None:
+            raise Damaged(f"signature {key} is gone; restore it from a copy, or sign again")
+        if hashlib.sha256(bundle).hexdigest() != sha256:
+            raise Damaged(f"signature {key} was changed")
+        return bundle
+
+    def verify_signature(self, name: str, version: int | str, public_key: str) -> SignatureMark:
+        """Verify this key's signature of a version against the recorded digests and serving tags, and return it.
+
+        Raises: NotFound; Refused if the version has no signature of this key, or it does not verify.
+        """
+        found = self._found(name, version)
+        signer = signing.fingerprint(public_key)
+        for mark in reversed(found.signatures):
+            if mark.signer == signer:
+                self._check_mark(name, found, mark, public_key)
+                return mark
+        raise Refused(f"{name}@{found.version} has no signature of the key {signer[:12]}…")
+
+    def check_signatures(self, name: str) -> list[str]:
+        """Check every recorded signature of a model's versions, and list what is wrong with each; [] if nothing is.
+
+        A signature whose key the policy does not name is only compared with its version. One that a change of serving
+        tags has outdated is wrong unless the version was signed again since.
+        """
+        state, problems = self.follow(name).refresh(), []
+        keys = {signing.fingerprint(key): key for key in state.policy.signers}
+        for version in state.versions.values():
+            newest = {mark.signer: mark for mark in version.signatures}
+            for mark in version.signatures:
+                try:
+                    self.signature(name, version.version, mark.sha256)
+                    if mark == newest[mark.signer]:
+                        self._check_mark(name, version, mark, keys.get(mark.signer))
+                except RegistryError as error:
+                    problems.append(f"{name}@{version.version}, signature of {mark.signer[:12]}…: {error}")
+        return problems
+
+    def _check_mark(
+        self, name: str, version: ModelVersion, mark: SignatureMark, public_key: str | None
+    ) -> None:
+        """Check the stored bundle of a mark; without the key, only what it says. Raises: Refused; Damaged."""
+        bundle = self.signature(name, version.version, mark.sha256)
+        if public_key is not None:
+            signing.check(bundle, digests(version), public_key)
+        signing.check_binding(bundle, binding(name, version), required=mark.bound)
+
+    def _require_signed(self, name: str, version: ModelVersion) -> None:
+        """Verify that a signer of the model's policy signed the version, if it names any. Raises: Refused."""
+        signers = self.follow(name).state.policy.signers
+        marks = {mark.signer for mark in version.signatures}
+        trusted = [key for key in signers if signing.fingerprint(key) in marks]
+        if signers and not trusted:
+            raise Refused(
+                f"{name}@{version.version} is not signed by one of the {len(signers)} signers its policy names"
+            )
+        for key in trusted[:1]:
+            self.verify_signature(name, version.version, key)
+
+    def _found(self, name: str, version: int | str) -> ModelVersion:
+        state = self.follow(name).refresh()
+        number = state.aliases.get(version) if isinstance(version, str) else version
+        return decisions.require_version(state, number or 0)
+
+
+def binding(name: str, version: ModelVersion) -> signing.Binding:
+    """What a signature of a version is bound to besides its files."""
+    return signing.Binding(name, version.version, serving_tags(version.tags))
+
+
+def digests(version: ModelVersion) -> dict[str, str]:
+    """Map paths of a version's files to their SHA-256."""
+    return {path: blob.sha256 for path, blob in version.files.items()}
+
+
+def _key(name: str, version: int, sha256: str) -> str:
+    return f"models/{name}/signatures/{version:08d}-{sha256}.json"
 
 
 class Verified(BaseModel):
@@ -226,3 +362,88 @@ def _dependent(state: ModelState, number: int) -> Dependent:
     traffic = state.traffic
     arms = [arm.name for arm in traffic.arms if arm.version == number] if traffic else []
     return Dependent(model=state.name, version=number, aliases=aliases, arm=arms[0] if arms else None)
+
+
+def model_card(state: ModelState, version: ModelVersion) -> str:
+    """Render the card of `version`, which belongs to the model `state`."""
+    uses = ", ".join(state.uses(version.version)) or "nothing points to it"
+    head = [
+        f"# {version.model}@{version.version}",
+        *(text for text in (state.description, version.description) if text),
+        (
+            f"{version.status}, {uses}. Registered by {version.author} at {to_text(version.created_at)}; "
+            f"digest `{version.digest[:16]}`, {version.size_bytes:,} bytes in {len(version.files)} files."
+        ),
+    ]
+    sections = [
+        ("Metrics", _table(("metric", "value"), ((n, f"{v:.6g}") for n, v in version.metrics.items()))),
+        ("Inputs and outputs", _signature(version)),
+        ("Gates, approvals and signatures", _gates_and_approvals(state, version)),
+        ("Made from", _lineage(version)),
+        ("Tags", _table(("tag", "value"), version.tags.items())),
+    ]
+    body = [f"## {title}\n\n{text}" for title, text in sections if text]
+    return "\n\n".join([*head, *body]) + "\n"
+
+
+def _signature(version: ModelVersion) -> str:
+    if version.signature is None:
+        return ""
+    specs = [("in", spec) for spec in version.signature.inputs] + [
+        ("out", spec) for spec in version.signature.outputs
+    ]
+    return _table(("", "tensor", "type", "shape", "columns"), ((side, *_spec(spec)) for side, spec in specs))
+
+
+def _spec(spec: TensorSpec) -> tuple[str, str, str, str]:
+    return spec.name, spec.datatype, str(spec.shape), ", ".join(spec.columns or ())
+
+
+def _gates_and_approvals(state: ModelState, version: ModelVersion) -> str:
+    lines = (
+        [f"- the model's policy is `{state.policy.digest[:16]}`"]
+        if version.gates or version.approvals
+        else []
+    )
+    lines += [
+        f"- gate {gate.name}: {'passed' if gate.passed else 'FAILED'}{' (recorded by hand)' if gate.by_hand else ''} "
+        f"({gate.actor}, {to_text(gate.at)}, policy `{gate.policy[:16]}`)"
+        for gate in version.gates.values()
+    ]
+    lines += [_review(review) for review in version.approvals]
+    lines += [
+        f"- signed by key `{mark.signer[:16]}` ({mark.actor}, {to_text(mark.at)})"
+        for mark in version.signatures
+    ]
+    lines += [
+        f"- OVERRIDE by {mark.actor} at {to_text(mark.at)}: {mark.reason} (against: {'; '.join(mark.broken)})"
+        for mark in version.overrides
+    ]
+    return "\n".join(lines)
+
+
+def _review(review: Approval) -> str:
+    verdict = "approved" if review.approved else "REJECTED"
+    how = " AUTOMATICALLY" if review.automatic else ""
+    code = f", code accepted: {', '.join(review.accept_code)}" if review.accept_code else ""
+    text = f"- {verdict}{how} by {review.actor} at {to_text(review.at)}, policy `{review.policy[:16]}`{code} {review.comment}"
+    return text.rstrip()
+
+
+def _lineage(version: ModelVersion) -> str:
+    lineage = version.lineage
+    lines = [
+        *([f"- run {lineage.run}"] if lineage.run else []),
+        *(f"- table {snapshot}" for snapshot in lineage.datasets),
+        *(f"- feature view {view}, definition `{digest[:16]}`" for view, digest in lineage.features.items()),
+        *([f"- code `{lineage.code[:16]}`"] if lineage.code else []),
+        *([f"- parent version {lineage.parent}"] if lineage.parent else []),
+    ]
+    return "\n".join(lines)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    if not lines:
+        return ""
+    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header), *lines])

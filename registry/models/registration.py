@@ -18,11 +18,9 @@ from typing import Any
 from toque.registry.errors import InvalidInput, NotFound, Refused
 from toque.registry.models import decisions
 from toque.registry.models.code_files import executable_files
-from toque.registry.models.lineage import Lineage
 from toque.registry.models.model_journals import ModelJournals
-from toque.registry.models.signature import Signature
 from toque.registry.models.state import ModelState
-from toque.registry.models.versions import ModelVersion, finite, jsonable
+from toque.registry.models.versions import Lineage, ModelVersion, Signature, finite, jsonable
 from toque.registry.names import check_name
 from toque.registry.store import Blob, Progress
 from toque.registry.store.blobs import Blobs, LocalFile, scan

@@ -9,9 +9,8 @@ from typing import Any
 
 from toque.registry.errors import InvalidInput, Refused
 from toque.registry.models.decisions import Body, require_version
-from toque.registry.models.serving_tags import SERVING_TAGS
 from toque.registry.models.state import ModelState
-from toque.registry.models.versions import ModelVersion, finite
+from toque.registry.models.versions import SERVING_TAGS, ModelVersion, finite
 from toque.registry.names import check_name
 
 _CEILING_WINDOW = timedelta(days=30)

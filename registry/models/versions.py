@@ -1,4 +1,13 @@
-"""Values of a model's journal: versions, approvals, gate outcomes and overrides."""
+"""Values of a model's journal: versions, approvals, gate outcomes and overrides.
+
+Lineage of versions: the data, code and run they were made from, and their dependents.
+
+The tags of a version that change how it is served: signed with its files, and frozen once it is approved.
+
+Serving reads a version's tags through `serving_tags`, so that a tag which is not listed here can have no effect.
+
+Tensor signatures: a model's named inputs and outputs in terms of the Open Inference Protocol.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +16,193 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from toque.registry.access.signing import fingerprint
-from toque.registry.models.lineage import Lineage
 from toque.registry.models.policy import ModelPolicy
-from toque.registry.models.signature import Signature
-from toque.registry.store import Blob
+from toque.registry.store import Blob, TableSnapshot
+
+Datatype = Literal[
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "BF16",
+    "FP32",
+    "FP64",
+    "BYTES",
+]
+_FLOATS = {"FP16", "BF16", "FP32", "FP64"}
+_TEXTS = {"BYTES"}
+
+
+class TensorSpec(BaseModel):
+    """Name, type and shape of one tensor.
+
+    shape: one size a dimension, -1 for any. columns: names along the last dimension of a table-like tensor
+    `[-1, F]`, by which features become tensors.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=128)
+    datatype: Datatype
+    shape: list[int]
+    columns: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if any(size < -1 for size in self.shape):
+            raise ValueError(f"tensor {self.name!r}: shape {self.shape} has a size below -1 (-1 means any)")
+        if self.columns is not None:
+            if not self.shape or self.shape[-1] not in {-1, len(self.columns)}:
+                raise ValueError(
+                    f"tensor {self.name!r}: {len(self.columns)} columns do not fit the last size of {self.shape}"
+                )
+            if len(set(self.columns)) != len(self.columns):
+                raise ValueError(f"tensor {self.name!r}: a column is named twice in {self.columns}")
+        return self
+
+    def check(self, values: Any) -> None:
+        """Check that nested lists `values` have this shape and type.
+
+        Raises: ValueError naming the tensor and the first value that does not fit.
+        """
+        self._check(values, self.shape, "")
+
+    def _check(self, values: Any, shape: list[int], where: str) -> None:
+        if not shape:
+            if not self._is_value(values):
+                raise ValueError(f"tensor {self.name!r}{where}: {values!r} is not {self.datatype}")
+            return
+        if not isinstance(values, list):
+            raise ValueError(f"tensor {self.name!r}{where}: want a list (shape {self.shape}), got {values!r}")  # noqa: TRY004 - pydantic collects ValueErrors
+        if shape[0] not in {-1, len(values)}:
+            raise ValueError(f"tensor {self.name!r}{where}: has {len(values)} of {shape[0]} values")
+        for index, value in enumerate(values):
+            self._check(value, shape[1:], f"{where}[{index}]")
+
+    def _is_value(self, value: Any) -> bool:
+        if self.datatype == "BOOL":
+            return isinstance(value, bool)
+        if self.datatype in _TEXTS:
+            return isinstance(value, str)
+        if self.datatype in _FLOATS:
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool)
+
+
+_SEVERAL_LABELS = "label_probability"  # output of a model of which several classes may be true
+
+
+class Signature(BaseModel):
+    """Inputs and outputs of a model, in order.
+
+    kind: `chat` for a language model, which an engine answers and whose tensors are what the prediction log keeps.
+    example: input name -> nested lists that fit, used to warm a replica up; NaN is a missing number.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    inputs: list[TensorSpec] = Field(min_length=1)
+    outputs: list[TensorSpec] = Field(min_length=1)
+    example: dict[str, Any] | None = None
+    kind: Literal["tensors", "chat"] = Field(default="tensors", exclude_if=lambda kind: kind == "tensors")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _restore(cls, data: Any) -> Any:
+        """Turn text back into NaN and infinities in stored examples, since JSON has no numbers for them."""
+        if isinstance(data, dict) and isinstance(data.get("example"), dict):
+            specs = [TensorSpec.model_validate(spec) for spec in data.get("inputs", ())]
+            floats = {spec.name for spec in specs if spec.datatype in _FLOATS}
+            example = {
+                name: _numbers(values) if name in floats else values
+                for name, values in data["example"].items()
+            }
+            return {**data, "example": example}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for kind, specs in (("input", self.inputs), ("output", self.outputs)):
+            names = [spec.name for spec in specs]
+            if len(set(names)) != len(names):
+                raise ValueError(f"an {kind} is named twice: {names}")
+        if self.example is not None:
+            if set(self.example) != {spec.name for spec in self.inputs}:
+                raise ValueError(
+                    f"example names {sorted(self.example)}, inputs are {[s.name for s in self.inputs]}"
+                )
+            for spec in self.inputs:
+                spec.check(self.example[spec.name])
+        return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, of which one is true, that the first output has a probability for; empty for other answers."""
+        output = self.outputs[0]
+        several = len(output.columns or ()) > 1 and output.datatype in _FLOATS
+        return tuple(output.columns or ()) if several and output.name != _SEVERAL_LABELS else ()
+
+    def input(self, name: str) -> TensorSpec:
+        """Get the input called `name`. Raises: KeyError, with the names there are."""
+        for spec in self.inputs:
+            if spec.name == name:
+                return spec
+        raise KeyError(f"no input {name!r}; there are {[spec.name for spec in self.inputs]}")
+
+
+def _numbers(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_numbers(value) for value in values]
+    if isinstance(values, str) and values in {"NaN", "Infinity", "-Infinity"}:
+        return math.nan if values == "NaN" else math.copysign(math.inf, -1 if values[0] == "-" else 1)
+    return values
+
+
+class Lineage(BaseModel):
+    """The run, data, features and code that a version was made from.
+
+    run: id of the run that trained it; datasets: table snapshots; features: feature view -> digest of its
+    definition; code: digest of the code; parent: the version it challenges or was tuned from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str | None = None
+    datasets: list[TableSnapshot] = Field(default_factory=list)
+    features: dict[str, str] = Field(default_factory=dict)
+    code: str | None = None
+    parent: int | None = None
+
+    def depends_on(self, source: TableSnapshot | str) -> bool:
+        """Whether the version was made from `source`: a table snapshot, a run id, or a digest of code or features."""
+        if isinstance(source, TableSnapshot):
+            return source in self.datasets
+        return source in {self.run, self.code, *self.features.values()}
+
+
+class Dependent(BaseModel):
+    """A version that depends on a given source, and how it is used now.
+
+    aliases: that point to it; arm: the arm of live traffic it serves, if any.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: int
+    aliases: tuple[str, ...] = ()
+    arm: str | None = None
 
 
 class Approval(BaseModel):
@@ -203,3 +390,19 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
     return value
+
+
+SERVING_TAGS: Final = frozenset(
+    {
+        "feature_service",  # where the values of keys are looked up
+        "missing_features",
+        "missing_defaults",
+        "max_batch_rows",
+        "max_batch_wait_ms",
+    }
+)
+
+
+def serving_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Select the tags that change how a version is served."""
+    return {tag: value for tag, value in tags.items() if tag in SERVING_TAGS}

@@ -2,7 +2,6 @@
 
 from toque.registry.runs.experiments import Experiment
 from toque.registry.runs.record import Point, RunRecord, Segment
-from toque.registry.runs.remote_run import RunLog
-from toque.registry.runs.run import Run
+from toque.registry.runs.run import Run, RunLog
 
 __all__ = ["Experiment", "Point", "Run", "RunLog", "RunRecord", "Segment"]

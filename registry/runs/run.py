@@ -1,24 +1,43 @@
-"""Handle to a run of a training: logs are buffered and stored as segments."""
+"""Handle to a run of a training: logs are buffered and stored as segments.
+
+Environment of a run: interpreter, machine, packages and code state; and resources used.
+
+Runs that another program logs through a protocol; each call is stored before it returns.
+
+Such a run has no owner process here and no heartbeat: it is running until the program ends it. Events logged to an
+ended run (a tag of a later review) are written to the experiment's index at once.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
 
 from toque.registry.errors import InvalidInput, RegistryError
-from toque.registry.runs.environment import Usage
-from toque.registry.runs.record import Point, RunRecord, Segment, Status, with_segments
+from toque.registry.names import check_name
+from toque.registry.runs.record import Point, RunRecord, Segment, Status, new_run_id, with_segments
 from toque.registry.store import TableSnapshot
 
 if TYPE_CHECKING:
-    from toque.registry.runs.run_store import RunStore
+    from toque.registry.runs.record import RunStore
+
 
 FLUSH_EVERY_S = 2.0
 BEAT_EVERY_S = 10.0
@@ -244,3 +263,185 @@ class Run:
 
 def _attach(runs: RunStore, record: RunRecord, segments: int) -> Run:
     return Run(runs, record, segments=segments)
+
+
+_GIT_TIMEOUT_S = 2.0
+_BROUGHT = "TOQUE_RUN_ENVIRONMENT"  # what the executor starts a run's processes with, as JSON
+_PACKAGES = ("ray", "torch", "numpy", "pyarrow", "polars", "scikit-learn", "deltalake")
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, Any]:
+    """Collect facts about this process as JSON, once a process."""
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "command": sys.argv[:1],
+        "packages": {name: version for name in (*_PACKAGES, *_brought()) if (version := _version(name))},
+    }
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        facts["git"] = {"commit": commit, "dirty": bool(_git("status", "--porcelain", "-uno"))}
+    return facts
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Clock and CPU seconds that this process and its children had used at a moment."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def now(cls) -> Usage:
+        """Measure what this process has used so far."""
+        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        return cls(time.monotonic(), sum(part.ru_utime + part.ru_stime for part in (own, children)))
+
+    def since(self) -> dict[str, float]:
+        """Report what was used from then to now, and the process's peak memory."""
+        now = Usage.now()
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "wall_s": round(now.wall_s - self.wall_s, 3),
+            "cpu_s": round(now.cpu_s - self.cpu_s, 3),
+            "peak_memory_bytes": peak_bytes,
+        }
+
+
+def _brought() -> list[str]:
+    """Names of the packages that a submission brought into this process."""
+    brought = json.loads(os.environ.get(_BROUGHT) or "{}")
+    return [package.partition("==")[0] for package in brought.get("packages", ())]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str:
+    """Run git in the working folder; "" where git or a repository is absent."""
+    command = ["git", *arguments]  # found on PATH: the user's own git
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+_COUNTED = "segments"  # a fact: how many segments the index's record contains
+
+
+class RunLog:
+    """Writer of one remote run, usable from any number of processes. Safe for threads."""
+
+    def __init__(self, runs: RunStore, record: RunRecord, *, segments: int = 0) -> None:
+        self._runs = runs
+        self._record = record
+        self._segments = segments
+        self._lock = threading.Lock()
+
+    @classmethod
+    def begin(
+        cls,
+        runs: RunStore,
+        experiment: str,
+        *,
+        name: str = "",
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        started_at: datetime | None = None,
+        parent: str | None = None,
+    ) -> RunLog:
+        """Begin a remote run; 2 writes and 1 read.
+
+        started_at: as reported by its program; None: now. parent: id of the run this one is part of.
+        Raises: InvalidInput for a malformed experiment name.
+        """
+        facts = {"remote": True, "parent": parent}
+        record = RunRecord(
+            id=new_run_id(),
+            experiment=check_name(experiment, what="experiment"),
+            name=name,
+            status="RUNNING",
+            actor=runs.actor,
+            started_at=started_at or runs.clock(),
+            params=dict(params or {}),
+            tags=dict(tags or {}),
+            facts={fact: value for fact, value in facts.items() if value is not None},
+        )
+        runs.begin(record)
+        return cls(runs, record)
+
+    @classmethod
+    def of(cls, runs: RunStore, run_id: str) -> RunLog:
+        """Open the log of a run that has begun. Raises: NotFound."""
+        record = runs.get_record(run_id)
+        return cls(runs, record, segments=sum(1 for _ in runs.store.list(f"runs/{run_id}/segments/")))
+
+    @property
+    def record(self) -> RunRecord:
+        """Record of the run as this object knows it; `RunStore.get_record` has other writers' events too."""
+        return self._record
+
+    def write(self, segment: Segment) -> None:
+        """Store the events of one call; 1 write and 1 read, and 1 write more if the run had ended.
+
+        Raises: InvalidInput if a parameter has another value already; Unavailable: call again.
+        """
+        with self._lock:
+            for name, text in segment.params.items():
+                before = self._record.params.get(name, text)
+                if before != text:
+                    raise InvalidInput(
+                        f"param {name!r} of run {self._record.id} is {before!r} already, not {text!r}; "
+                        "start another run"
+                    )
+            data = segment.to_bytes(nonce=uuid4().hex)
+            self._segments = self._runs.store_segment(self._record.id, self._segments, data)
+            self._record = with_segments(self._record, [segment])
+            indexed = self._indexed()
+            if indexed.status != "RUNNING":
+                self._update_index(indexed)
+
+    def change(
+        self, *, status: Status | None = None, name: str | None = None, ended_at: datetime | None = None
+    ) -> RunRecord:
+        """Change the run's status or name; RUNNING resumes an ended run. 1 write, 1 read and its segments.
+
+        ended_at: as reported by its program; None: now.
+        """
+        with self._lock:
+            record = self._indexed()
+            if name is not None:
+                record = replace(record, name=name)
+            if status == "RUNNING":
+                record = replace(record, status=status, ended_at=None)
+            elif status is not None:
+                record = replace(record, status=status, ended_at=ended_at or self._runs.clock())
+            return self._update_index(record)
+
+    def _indexed(self) -> RunRecord:
+        """Record of the run in the index."""
+        return self._runs.index(self._record.experiment).refresh().get(self._record.id, self._record)
+
+    def _update_index(self, record: RunRecord) -> RunRecord:
+        """Write the run to the index with all its segments.
+
+        Segments that the index contains are not read again, unless new metric values must be ordered among theirs.
+        """
+        counted = int(record.facts.get(_COUNTED, 0))
+        new = list(self._runs.segments(record.id, counted))
+        if counted and any(segment.points for segment in new):
+            counted, new = 0, list(self._runs.segments(record.id))
+        whole = with_segments(record, new)
+        whole = replace(whole, facts={**whole.facts, _COUNTED: counted + len(new)})
+        kind = "started" if whole.status == "RUNNING" else "ended"
+        self._runs.index(record.experiment).transact(lambda _: {"kind": kind, "run": whole.brief()})
+        self._record = whole
+        return whole

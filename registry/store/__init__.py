@@ -9,9 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from toque.registry.store.blobs import Blob
-from toque.registry.store.clock_skew import clock_skew_s
 from toque.registry.store.folder import FolderStore
-from toque.registry.store.object_store import Aged, Announce, ObjectInfo, ObjectStore, Progress
+from toque.registry.store.object_store import Aged, Announce, ObjectInfo, ObjectStore, Progress, clock_skew_s
 from toque.registry.store.private_folder import private_folder, temporary_folder
 from toque.registry.store.tables.naming import RESERVED_TABLES, TableSnapshot, check_table_name
 from toque.registry.store.urls import open_store

@@ -16,8 +16,7 @@ from typing import Final
 import pyarrow as pa
 
 from toque.registry.errors import AlreadyExists, RegistryError
-from toque.registry.store.clock_skew import clock_skew_s
-from toque.registry.store.object_store import ObjectStore
+from toque.registry.store.object_store import ObjectStore, clock_skew_s
 from toque.registry.store.tables.table import Table
 from toque.registry.times import utc_now
 

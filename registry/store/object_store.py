@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -136,3 +137,15 @@ class ObjectStore(Protocol):
     def table_location(self, name: str) -> tuple[str, dict[str, str]]:
         """URI and storage options with which `deltalake` opens the table `name`."""
         ...
+
+
+def clock_skew_s(store: ObjectStore, *, clock: Callable[[], float] = time.time) -> float:
+    """Measure how many seconds this machine's clock is ahead of the store's; negative if it is behind; 1 request.
+
+    Exact to half the duration of the request, and in S3 half a second more. clock: seconds since the epoch.
+    Raises: Unavailable.
+    """
+    before = clock()
+    at = store.now()
+    cut_s = 0.0 if at.microsecond else 0.5  # S3 cuts times to whole seconds
+    return (before + clock()) / 2 - at.timestamp() - cut_s

@@ -1,4 +1,9 @@
-"""An object store in an S3 bucket, through boto3: `create` is PutObject with `If-None-Match: *`."""
+"""An object store in an S3 bucket, through boto3: `create` is PutObject with `If-None-Match: *`.
+
+Sessions of boto3, each with credentials of its own, that share the descriptions of AWS's interfaces.
+
+Errors of an S3 server as the registry's: which answer of the server means what to a caller.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +12,33 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import boto3
+import botocore.session
+from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.loaders import Loader
 
 from toque.registry.audit_keys import AuditKeys
-from toque.registry.backoff import CHANCE
-from toque.registry.errors import InvalidInput, NotFound, RegistryError, Unavailable
+from toque.registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
 from toque.registry.names import check_key
 from toque.registry.store.object_store import Aged, ObjectInfo
 from toque.registry.store.requests import Operation
-from toque.registry.store.s3_errors import s3_errors
-from toque.registry.store.s3_session import new_session
 from toque.registry.store.series import observed
+from toque.registry.times import CHANCE
 
 if TYPE_CHECKING:
     from toque.registry.store.object_store import Announce, Progress, Stream
+
 
 _PART_BYTES = 32 << 20
 _MAX_PARTS = 9_000  # S3 allows 10,000
@@ -353,3 +362,70 @@ def _rebuild(
     announce: Announce | None,
 ) -> S3Store:
     return S3Store(bucket, prefix, audit_keys=audit_keys, announce=announce, **settings)
+
+
+class _Descriptions(Loader):  # type: ignore[misc]  # botocore has no annotations
+    """Descriptions of AWS's interfaces, which sessions share: to find and read them takes most of a session's 0.1 s."""
+
+    @property
+    def search_paths(self) -> list[str]:
+        """List the folders; each session of boto3 adds one to this copy, for what is not used here."""
+        return list(self._search_paths)
+
+
+@cache
+def _descriptions(data_path: str | None) -> _Descriptions:
+    """Find descriptions in the folders of `AWS_DATA_PATH` too."""
+    folders = (data_path or "").split(os.pathsep)
+    return _Descriptions([os.path.expanduser(os.path.expandvars(each)) for each in folders if each])  # noqa: PTH111 - as botocore does
+
+
+def new_session() -> Any:
+    """Make a session, which has credentials of its own."""
+    core = botocore.session.Session()
+    core.register_component("data_loader", _descriptions(core.get_config_variable("data_path")))
+    return boto3.session.Session(botocore_session=core)
+
+
+_HTTP_SERVER_ERROR = 500
+
+
+@contextmanager
+def s3_errors(key: str, *, bucket: str, url: str) -> Iterator[None]:
+    """Translate what boto3 raises for a request about `key` into the registry's errors.
+
+    url: of the store, for messages.
+    Raises: AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable.
+    """
+    try:
+        yield
+    except ClientError as error:
+        raise _translated(key, error, bucket=bucket, url=url) from error
+    except S3UploadFailedError as error:
+        cause = error.__context__
+        if isinstance(cause, ClientError):
+            raise _translated(key, cause, bucket=bucket, url=url) from error
+        raise Unavailable(f"{key}: upload to {url} failed: {error}") from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise Forbidden(
+            f"{key}: no credentials for {url}; set AWS_ACCESS_KEY_ID and its secret or AWS_PROFILE, or give the "
+            "node a role"
+        ) from error
+    except BotoCoreError as error:
+        raise Unavailable(f"{key}: {url} did not answer: {error}") from error
+
+
+def _translated(key: str, error: ClientError, *, bucket: str, url: str) -> RegistryError:
+    code = str(error.response["Error"].get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code == "NoSuchBucket":
+        return InvalidInput(f"{key}: bucket {bucket!r} does not exist; create it first")
+    if code in {"NoSuchKey", "404", "NotFound"}:
+        return NotFound(f"{key} is not in {url}")
+    if code in {"PreconditionFailed", "412"}:
+        return AlreadyExists(f"{key} is already in {url}")
+    if code == "ConditionalRequestConflict" or status >= _HTTP_SERVER_ERROR or code == "SlowDown":
+        return Unavailable(f"{key}: {url} answered {code}: {error}")
+    if code in {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "ExpiredToken"}:
+        return Forbidden(f"{key}: {url} refused the credentials ({code}); check the bucket's policy")
+    return RegistryError(f"{key}: {url} answered {code}: {error}")

@@ -3,7 +3,13 @@
 It knows how a store's objects depend on each other, and nothing of what they mean.
 """
 
-from toque.registry.transfer.copying import CopyReport, copy_store
-from toque.registry.transfer.marker import CopyMarker, address, find_marker, forget_marker
+from toque.registry.transfer.copying import (
+    CopyMarker,
+    CopyReport,
+    address,
+    copy_store,
+    find_marker,
+    forget_marker,
+)
 
 __all__ = ["CopyMarker", "CopyReport", "address", "copy_store", "find_marker", "forget_marker"]

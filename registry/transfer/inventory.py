@@ -1,16 +1,92 @@
-"""Lists of what two stores hold, compared on disk: a store may have more keys than memory has room for."""
+"""Lists of what two stores hold, compared on disk: a store may have more keys than memory has room for.
+
+Kinds of stored objects by what may happen to them while a store is copied, told from their keys.
+
+Copies single objects, several at once with bounded memory, and compares what arrived with what was read.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sqlite3
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
-from toque.registry.store import ObjectInfo
+from toque.registry.errors import AlreadyExists, Damaged, NotFound, Refused
+from toque.registry.store import ObjectInfo, ObjectStore, Progress
+from toque.registry.store.blobs import sha256_of
 from toque.registry.times import epoch_us
-from toque.registry.transfer.kinds import Kind, kind_of, numbered
+
+LARGE_BYTES = 16 << 20
+"""Size from which an object counts as content: what is rewritten in place is small."""
+
+_WORKSPACE = re.compile(r"workspaces/[^/]+/")
+_ENTRY = re.compile(r"(.+)/entries/([0-9]{8,})\.json\Z")
+_COMMIT = re.compile(r"(tables/.+\.delta)/_delta_log/([0-9]{20})\.json\Z")
+_LEFT_OUT = re.compile(
+    r"(?:leases|leaders|probes|copies|erasures/leases|console)/|invocations/[^/]+/lease\.json\Z"
+)
+_CONTENT = re.compile(
+    r"tables/.+\.parquet\Z|models/[^/]+/(?:blobs|signatures)/|values/|runs/[^/]+/(?:run\.json\Z|segments/|artifacts/)"
+)
+
+
+class Kind(StrEnum):
+    """Kind of a stored object.
+
+    LEFT_OUT: belongs to running processes, such as a lease, to a session of the console, or to a copy itself. CONTENT: written once, before what
+    names it. ENTRY, COMMIT: of a journal and of a table's log; they name what was written before. STATE: rewritten in
+    place, such as a cursor.
+    """
+
+    LEFT_OUT = "left-out"
+    CONTENT = "content"
+    ENTRY = "entry"
+    COMMIT = "commit"
+    STATE = "state"
+
+
+def kind_of(key: str, size_bytes: int = 0) -> Kind:
+    """Tell the kind of the object under `key`; one that is large is content."""
+    inside = _inside(key)
+    if _LEFT_OUT.match(inside):
+        return Kind.LEFT_OUT
+    if _ENTRY.match(inside):
+        return Kind.ENTRY
+    if _COMMIT.match(inside):
+        return Kind.COMMIT
+    if size_bytes > LARGE_BYTES or _CONTENT.match(inside):
+        return Kind.CONTENT
+    return Kind.STATE
+
+
+def numbered(key: str) -> tuple[str, int]:
+    """Split the key of an entry or commit into the journal or table it belongs to, and its number."""
+    inside = _inside(key)
+    found = _ENTRY.match(inside) or _COMMIT.match(inside)
+    if found is None:
+        raise ValueError(f"{key} is neither an entry nor a commit")
+    return key[: len(key) - len(inside)] + found.group(1), int(found.group(2))
+
+
+def is_deletable(series: str) -> bool:
+    """Whether a journal may be deleted, which retention does with those of invocations."""
+    return _inside(series).startswith("invocations/")
+
+
+def _inside(key: str) -> str:
+    found = _WORKSPACE.match(key)
+    return key[found.end() :] if found else key
+
 
 _SCHEMA = """
 CREATE TABLE source (
@@ -174,3 +250,110 @@ def _source_row(info: ObjectInfo, until_us: int) -> tuple[object, ...]:
 
 def _series(key: str, kind: Kind) -> str:
     return numbered(key)[0] if kind in {Kind.ENTRY, Kind.COMMIT} else ""
+
+
+WORKERS = 16
+IN_MEMORY_BYTES = 4 << 20
+_LARGE_AT_ONCE = 4
+_BATCH = 256
+T = TypeVar("T")
+
+
+class SourceChangedError(Exception):
+    """The source changed under the copy in a way that only another moment of it can settle."""
+
+
+@dataclass
+class Mover:
+    """Copier of objects from `source` to `target`; those above 4 MiB go through files in `scratch`.
+
+    copied, copied_bytes: what was written so far.
+    """
+
+    source: ObjectStore
+    target: ObjectStore
+    scratch: Path
+    on_progress: Progress | None = None
+    copied: int = 0
+    copied_bytes: int = 0
+    _large: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_LARGE_AT_ONCE))
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS))
+
+    def close(self) -> None:
+        """End the threads that copy."""
+        self._pool.shutdown()
+
+    def run(self, work: Callable[[T], int], items: Iterable[T]) -> None:
+        """Run `work`, which returns the bytes it wrote, on each item; several at a time, few in memory."""
+        for batch in batches(items, _BATCH):
+            for size_bytes in self._pool.map(work, batch):
+                self.copied += 1
+                self.copied_bytes += size_bytes
+                if self.on_progress:
+                    self.on_progress(size_bytes)
+
+    def each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
+        """Run `work` on each item, several at a time."""
+        for batch in batches(items, _BATCH):
+            list(self._pool.map(work, batch))
+
+    def move(self, item: Item) -> int:
+        """Copy an object as it was at the moment; returns its size. Raises: SourceChangedError; Damaged; Refused."""
+        try:
+            if item.size_bytes > IN_MEMORY_BYTES:
+                with self._large:
+                    return self._move_file(item)
+            data = self.source.get(item.key)
+        except NotFound as error:
+            raise SourceChangedError(f"{item.key} went") from error
+        if len(data) != item.size_bytes or (item.kind is Kind.COMMIT and self.changed(item)):
+            raise SourceChangedError(f"{item.key} was rewritten")
+        self.write(item, data)
+        return len(data)
+
+    def write(self, item: Item, data: bytes) -> None:
+        """Write the bytes of an object and read them back. Raises: Damaged; Refused if an entry is there that differs."""
+        if item.kind is Kind.ENTRY:
+            try:
+                self.target.create(item.key, data)
+            except AlreadyExists as error:
+                if self.target.get(item.key) != data:
+                    raise Refused(
+                        f"{item.key} in {self.target.url} is another one than in {self.source.url}: the target has a "
+                        "history of its own; copy to an empty one"
+                    ) from error
+        else:
+            self.target.put(item.key, data)
+        if hashlib.sha256(self.target.get(item.key)).digest() != hashlib.sha256(data).digest():
+            raise Damaged(f"{item.key} has other bytes in {self.target.url} than were written; copy again")
+
+    def changed(self, item: Item) -> bool:
+        """Whether an object was written again since it was listed."""
+        at = self.source.find_modified_at(item.key)
+        return at is None or as_us(at) != item.modified_us
+
+    def _move_file(self, item: Item) -> int:
+        path = self.scratch / uuid.uuid4().hex
+        back = path.with_suffix(".back")
+        try:
+            self.source.download(item.key, path)
+            size_bytes = path.stat().st_size
+            if size_bytes != item.size_bytes:
+                raise SourceChangedError(f"{item.key} was rewritten")
+            self.target.upload(item.key, path)
+            self.target.download(item.key, back)
+            if sha256_of(back) != sha256_of(path):
+                raise Damaged(
+                    f"{item.key} has other bytes in {self.target.url} than were written; copy again"
+                )
+        finally:
+            path.unlink(missing_ok=True)
+            back.unlink(missing_ok=True)
+        return size_bytes
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
+    """Split items into lists of at most `size`."""
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch

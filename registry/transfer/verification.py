@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from toque.registry.access.workspaces import workspace_store
+from toque.registry.access.grants import workspace_store
 from toque.registry.errors import RegistryError
-from toque.registry.history.audit import audit
+from toque.registry.history import audit
 from toque.registry.store.tables.table import Table, dataset_of
 
 if TYPE_CHECKING:
-    from toque.registry.history.folds import FoldOf
+    from toque.registry.history import FoldOf
     from toque.registry.store import ObjectStore
     from toque.registry.transfer.inventory import Inventory
 

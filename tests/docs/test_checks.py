@@ -106,7 +106,7 @@ def test_arguments_of_a_module_are_parsed_and_nothing_runs() -> None:
         ("toque.load.scenarios.run", "--no-such-flag"): "unrecognized arguments",
         ("toque.load.benchmarks.statistics.bounds", "--no-such-flag"): "unrecognized arguments",
         ("toque.load.benchmarks.prep.streams", "--events", "200000"): None,
-        ("toque.load.scenarios.verdicts.slo",): "does nothing",
+        ("toque.load.scenarios.result",): "does nothing",
         ("examples.flights.demo", "--request", "900"): "unrecognized arguments",
     }
     ran = subprocess.run(

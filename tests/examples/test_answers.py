@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.answers.data import DOCS, documents, questions
-from examples.answers.demo import K, answer, judged, prepared
+from examples.answers.demo import DOCS, K, answer, documents, judged, prepared, questions
 from tests.language_model import language_model_weights
 from toque.functions import Context, use_context
 from toque.registry import Table, open_store

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.capitals.asking import Answer, ab_test
-from examples.capitals.data import CAPITALS, evaluation_rows
+from examples.capitals.demo import CAPITALS, Answer, ab_test, evaluation_rows
 from tests.language_model import language_model_weights
 
 ROOT = Path(__file__).parents[2]

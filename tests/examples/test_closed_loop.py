@@ -5,18 +5,15 @@ from pathlib import Path
 import pytest
 
 from examples.digits import loop as digits
-from examples.digits.data import images
+from examples.digits.loop import images
 from examples.digits.model import digit_model
 from examples.flights_xgboost import loop as flights_loop
-from examples.flights_xgboost.data import take_offs
-from examples.flights_xgboost.model import late_flights
+from examples.flights_xgboost.loop import late_flights, take_offs
 from examples.loop import FIRST_DAY, LAST_DAY, Clock, Loop
 from examples.ranking import loop as ranking
-from examples.ranking.data import requests
-from examples.ranking.model import flight_order
+from examples.ranking.loop import flight_order, requests
 from examples.texts import loop as texts_loop
-from examples.texts.data import texts
-from examples.texts.model import package_model
+from examples.texts.loop import package_model, texts
 from tests.examples import kinds
 from tests.examples.streets import SPACE, streets, typed
 from toque.functions.retraining.jobs import retrains

@@ -10,7 +10,7 @@ import pytest
 
 from examples.images import Reading, pictures
 from toque.functions import Context, use_context
-from toque.functions.model_formats.torch_threads import torch_threads
+from toque.functions.model_formats.load import torch_threads
 from toque.functions.training import RecipeParams, train_recipe
 from toque.ray_apps.predictor import PredictorOptions
 from toque.ray_apps.predictor.deploy.deployment import build_predictor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.capitals.asking import Door
+from examples.capitals.demo import Door
 from examples.gpt import tune
 from tests.functions.training.conftest import context, one_thread
 from tests.functions.training.test_llm import base

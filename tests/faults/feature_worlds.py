@@ -29,7 +29,7 @@ from toque.functions import Context, use_context
 from toque.functions.features.jobs import build_training_set, materialize, record_feature_health
 from toque.functions.features.sources import load_source, refresh_features
 from toque.functions.maintenance.features import compact_features, erase_features, expire_features
-from toque.functions.training_data.index import SetRef
+from toque.functions.training_data.formats import SetRef
 from toque.functions.training_data.jobs import delete_sample_set, write_sample_set
 from toque.registry import Table, TableSnapshot
 from toque.registry.errors import Forbidden, Unavailable
@@ -195,7 +195,7 @@ def training_rows(world: FeatureWorld) -> object:
 
 def whole_sets(world: FeatureWorld) -> None:
     """Check that whatever version of the sample set is listed has all of its shards."""
-    from toque.functions.training_data.index import read_index
+    from toque.functions.training_data.formats import read_index
 
     world.check()
     assert world.set_ref is not None

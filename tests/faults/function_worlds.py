@@ -28,14 +28,13 @@ from toque.functions.maintenance.registry import tidy_registry
 from toque.functions.maintenance.retention import apply_retention, set_retention
 from toque.functions.monitoring import Alarm
 from toque.functions.prediction_log import LogWriter, default_wal_root, drain_predictions, predictions
-from toque.functions.prediction_log.records import PREDICTIONS
-from toque.functions.prediction_log.tables import predictions_table
+from toque.functions.prediction_log.records import PREDICTIONS, predictions_table
 from toque.functions.quotas import remove_quota, set_quota
 from toque.functions.rollout import RolloutPolicy, end_rollout, record_metric, start_rollout, tick_rollout
 from toque.functions.rollout.errors import NoRollout, RolloutActive
 from toque.functions.rollout.evidence.metrics import MetricValue, read_metric
 from toque.functions.rollout.jobs import pause_rollout, resume_rollout, rollouts
-from toque.functions.runtime.durable.admission.slots import quotas_in
+from toque.functions.runtime.durable.slots import quotas_in
 from toque.registry import ModelPolicy, Registry, Table
 from toque.registry.errors import Forbidden, Unavailable
 from toque.registry.history import audit

@@ -220,7 +220,7 @@ def register(world: RegistryWorld) -> None:
 
 
 def add_signature(world: RegistryWorld) -> None:
-    from toque.registry.models.signed_versions import binding, digests  # of one verb alone
+    from toque.registry.models.models import binding, digests  # of one verb alone
 
     version = world.reader().get_version(MODEL, 1)
     bundle = signing.sign(binding(MODEL, version), digests(version), signing_key())

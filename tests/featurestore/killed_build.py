@@ -11,8 +11,8 @@ from typing import Any
 
 from toque.functions import Context, use_context
 from toque.functions.features import jobs, large_training_sets
-from toque.functions.features.build_record import BuildRecord
 from toque.functions.features.jobs import build_training_set
+from toque.functions.features.large_training_sets import BuildRecord
 from toque.registry import TableSnapshot, open_store
 
 START = datetime(2013, 6, 1, tzinfo=UTC)

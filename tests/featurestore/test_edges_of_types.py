@@ -43,8 +43,8 @@ from toque.featurestore import (
 )
 from toque.featurestore.definitions.dtypes import FeatureType, parse_type
 from toque.featurestore.definitions.expectations import Expectation
+from toque.featurestore.offline.retrieval import plan_retrieval
 from toque.featurestore.online.serving import Request
-from toque.featurestore.retrieval import plan_retrieval
 from toque.featurestore.rows import check_rows, conform
 from toque.featurestore.sources.rows import check
 from toque.featurestore.streams.decode import decode

@@ -17,11 +17,11 @@ from tests.featurestore.killed_build import END, START, built
 from tests.featurestore.oracle import Cases, features_of, store_of
 from tests.memory import own_memory
 from toque.featurestore import Entity, FeatureService, FeatureView, Field, Float64, InvalidRows, String
-from toque.featurestore.offline.candidates import join_in_steps
+from toque.featurestore.offline.prefilter import join_in_steps
 from toque.functions import Context, use_context
 from toque.functions.features import large_training_sets
-from toque.functions.features.build_record import BuildPlan, BuildRecord
 from toque.functions.features.jobs import build_training_set, training_set_lineage
+from toque.functions.features.large_training_sets import BuildPlan, BuildRecord
 from toque.registry import Table, TableSnapshot, open_store
 
 plane = Entity("plane", join_keys=[Field("tailnum", String)])

@@ -6,10 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toque.load.capacity_model.fit import fit_cost, fit_shared
+from toque.load.capacity_model.fit import (
+    Point,
+    Wish,
+    fit_cost,
+    fit_shared,
+    needs_of,
+    read_points,
+    write_points,
+)
 from toque.load.capacity_model.model import Cluster
-from toque.load.capacity_model.needs import Wish, needs_of
-from toque.load.capacity_model.points import Point, read_points, write_points
 
 MEASURED = Path(__file__).parent / "capacity_points.json"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toque.ray_apps.series import all_series
+from toque.ray_apps.exporter import all_series
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 BEGIN, END = "<!-- series: written by tests/project/metrics_page.py -->", "<!-- end of series -->"

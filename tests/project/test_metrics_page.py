@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from tests.project.metrics_page import PAGE, page_with_table
-from toque.ray_apps.series import DECLARED_IN, all_series
+from toque.ray_apps.exporter import DECLARED_IN, all_series
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("clusters", "registry", "featurestore", "functions", "ray_apps")

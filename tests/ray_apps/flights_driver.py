@@ -27,7 +27,7 @@ from tests.ports import free_port
 from tests.waiting import until
 from toque.functions.model_formats.program import export_program, save_program
 from toque.functions.prediction_log import LABELS_TABLE, predictions_table
-from toque.functions.runtime.changes.announcer import Announcer
+from toque.functions.runtime.changes import Announcer
 from toque.functions.runtime.clock import ReplayClock
 from toque.ray_apps.local import down
 from toque.ray_apps.local.audit_key import open_platform_store

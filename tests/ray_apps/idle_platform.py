@@ -34,7 +34,7 @@ def main() -> None:
     if given.role is None:
         _measure(given)
         return
-    from toque.functions.runtime.changes.feed import (
+    from toque.functions.runtime.changes import (
         ChangeFeed,  # late: only a process of the platform needs it
     )
 
@@ -44,8 +44,8 @@ def main() -> None:
 
 def _measure(given: argparse.Namespace) -> None:
     from tests.redis_server import RedisServer
+    from toque.load.benchmarks.serving.fixtures import BenchmarkModel, register
     from toque.load.benchmarks.serving.floor import small_mlp  # late: only the measuring process needs these
-    from toque.load.benchmarks.serving.models import BenchmarkModel, register
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -21,7 +21,7 @@ from tests.redis_server import RedisServer
 from tests.waiting import until
 from toque.functions.prediction_log import Label, LogWriter, default_wal_root, encode_labels
 from toque.functions.runtime import catalog
-from toque.functions.runtime.changes.announcer import Announcer
+from toque.functions.runtime.changes import Announcer
 from toque.functions.runtime.clock import ReplayClock
 from toque.functions.runtime.context import Context, use_context
 from toque.registry import Access, Registry, open_store

@@ -19,7 +19,7 @@ from toque.functions.runtime.context import Context
 from toque.ray_apps import mlflow
 from toque.ray_apps.admission import GuardedRoute
 from toque.ray_apps.admission.guarded_route import rule_of
-from toque.ray_apps.console.api import Api, ApiError
+from toque.ray_apps.console.page import Api, ApiError
 from toque.ray_apps.gateway.app import build_app
 from toque.ray_apps.gateway.services import Services
 from toque.registry import Access, Grant, Registry, Role, open_store

@@ -22,7 +22,7 @@ import pytest
 from tests.clusters.monitoring.alert_watch import PROGRAMS, Told, until, watch
 from tests.ports import free_port
 from tests.registry import s3_servers
-from toque.functions.prediction_log.writing.wal_root import default_wal_root
+from toque.functions.prediction_log.writing.wal import default_wal_root
 from toque.ray_apps.local import RunningPlatform, down, processes
 from toque.ray_apps.local.state_file import find_platform
 

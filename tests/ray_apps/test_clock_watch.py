@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toque.ray_apps.clock_watch import measure_clock
+from toque.ray_apps.exporter import measure_clock
 from toque.registry import open_store
 
 

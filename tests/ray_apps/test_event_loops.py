@@ -12,11 +12,11 @@ from toque.functions.runtime import catalog
 from toque.functions.runtime.context import Context
 from toque.functions.runtime.function import function
 from toque.ray_apps import mlflow
-from toque.ray_apps.admission.json_limits import MAX_CONTAINERS, MAX_JSON_BYTES, MAX_VALUES
-from toque.ray_apps.garbage_collector import freeze
+from toque.ray_apps.admission.guarded_route import MAX_CONTAINERS, MAX_JSON_BYTES, MAX_VALUES
 from toque.ray_apps.gateway.app import build_app
-from toque.ray_apps.gateway.row_bodies import MAX_ROWS
 from toque.ray_apps.gateway.services import Services
+from toque.ray_apps.gateway.wire import MAX_ROWS
+from toque.ray_apps.ray_process import freeze
 from toque.registry import Access, open_store
 
 pytestmark = pytest.mark.slow

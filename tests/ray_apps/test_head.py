@@ -12,8 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from toque.ray_apps.head import AnswersHead
-from toque.ray_apps.traced import TracedRequests
+from toque.ray_apps.middleware import AnswersHead, TracedRequests
 
 
 async def endless(_: Request) -> Response:

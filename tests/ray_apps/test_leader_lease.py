@@ -7,7 +7,7 @@ import pytest
 from redis import ConnectionError as RedisConnectionError
 
 from tests.redis_server import RedisServer, running_redis
-from toque.functions.runtime.changes.announcer import connection
+from toque.functions.runtime.changes import connection
 from toque.ray_apps.leader_lease import Leadership, Lease, RedisLease
 from toque.registry import ObjectStore, open_store
 from toque.registry.lease import StoreLease

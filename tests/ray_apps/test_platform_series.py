@@ -18,9 +18,9 @@ from toque.functions.features.jobs import record_feature_health
 from toque.functions.maintenance.backup import back_up, last_backup, restore
 from toque.functions.monitoring.language.scores import LiveScore, keep_means
 from toque.functions.prediction_log import LogWriter, losses_of
-from toque.functions.prediction_log.writing.losses import Loss
+from toque.functions.prediction_log.writing.lost_writers import Loss
 from toque.functions.quotas import set_quota
-from toque.functions.runtime.durable.dead_letters import DeadLetters
+from toque.functions.runtime.durable.ledger import DeadLetters
 from toque.ray_apps.platform_series import Lag, PlatformSeries
 from toque.ray_apps.published import FAMILIES
 from toque.registry import Access, Grant, RegistryError, Role, open_store

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from toque.ray_apps.platform_series import ServeSeries
 from toque.ray_apps.published import FAMILIES, Families
-from toque.ray_apps.serve_series import ServeSeries
 
 
 def application(status: str, **deployments: dict[str, int]) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from toque.registry import Damaged, Journal, ObjectStore, Refused, Registry, open_store, utc_now
 from toque.registry.audit_keys import AuditKeys
-from toque.registry.journal import adoption, high_water
+from toque.registry.journal import heads, high_water
 from toque.registry.journal.entry import parse_entry
 
 KEY, NEW_KEY = "ab" * 32, "cd" * 32
@@ -140,7 +140,7 @@ def test_a_swapped_alias_in_the_last_entry_is_refused(model: Registry):
 def test_a_process_without_a_key_may_read_and_not_append(model: Registry, folder_url: str):
     keyless = Registry(store_at(folder_url), actor="eve")
     assert keyless.get_version("m", "champion").version == 1
-    adoption.adopt(model.store, utc_now)
+    heads.adopt(model.store, utc_now)
     for change in (lambda: keyless.set_alias("m", "champion", 2), lambda: keyless.create_model("other")):
         with pytest.raises(Refused, match="set TOQUE_AUDIT_KEY_FILE or TOQUE_AUDIT_KEY"):
             change()
@@ -155,7 +155,7 @@ def test_a_store_older_than_its_keys_opens_once_adopted_and_only_as_it_was(
     with pytest.raises(Damaged, match="toque audit-keys adopt"):
         cold(old).get_model("m")
     store = store_at(folder_url, KEY)
-    assert adoption.adopt(store, utc_now).journals[PATH].count == 74
+    assert heads.adopt(store, utc_now).journals[PATH].count == 74
     with pytest.raises(Refused, match="carry the MAC"):  # though the last entry does not
         Registry(store_at(folder_url), actor="eve").set_alias("m", "champion", 2)
     assert cold(old).get_model("m") == before
@@ -174,7 +174,7 @@ def test_what_was_adopted_can_neither_be_rewritten_nor_cut(
     keep_snapshot: bool,  # noqa: FBT001
 ):
     old = filled(store_at(folder_url), model_files)
-    adoption.adopt(store_at(folder_url, KEY), utc_now)
+    heads.adopt(store_at(folder_url, KEY), utc_now)
     keys = list(old.store.list(f"{PATH}/entries/"))
     if not keep_snapshot:
         old.store.delete(f"{PATH}/snapshot.json")
@@ -190,7 +190,7 @@ def test_what_was_adopted_can_neither_be_rewritten_nor_cut(
 
 def test_what_was_adopted_cannot_be_rewritten(folder_url: str, model_files: Path):
     old = filled(store_at(folder_url), model_files)
-    adoption.adopt(store_at(folder_url, KEY), utc_now)
+    heads.adopt(store_at(folder_url, KEY), utc_now)
     rewrite_entries(old.store, keep_macs=True)
     reader = cold(old).follow("m")
     for _ in range(2):
@@ -204,7 +204,7 @@ def test_what_was_adopted_cannot_be_rewritten(folder_url: str, model_files: Path
 
 def test_a_forged_record_of_adoption_is_refused(folder_url: str, model_files: Path):
     old = filled(store_at(folder_url), model_files)
-    adoption.adopt(store_at(folder_url, KEY), utc_now)
+    heads.adopt(store_at(folder_url, KEY), utc_now)
     content = json.loads(old.store.get("audit/adopted.json"))
     content["journals"][PATH][0] += 1
     old.store.put("audit/adopted.json", json.dumps(content).encode())
@@ -219,7 +219,7 @@ def test_keys_rotate_and_a_retired_one_counts_only_for_what_was_adopted(model: R
     assert cold(model, KEY, NEW_KEY).verify("m").entries == 75
     with pytest.raises(Damaged, match="is not among the audit keys"):
         cold(model, NEW_KEY).verify("m")
-    adoption.adopt(both.store, utc_now)
+    heads.adopt(both.store, utc_now)
     assert cold(model, NEW_KEY).verify("m").entries == 75
     assert cold(model, NEW_KEY).get_version("m", "champion").version == 1
     journal = Journal(store_at(folder_url, KEY), PATH, actor="thief")  # of the retired key
@@ -231,10 +231,10 @@ def test_keys_rotate_and_a_retired_one_counts_only_for_what_was_adopted(model: R
 
 def test_an_adoption_under_other_keys_is_refused(model: Registry, folder_url: str):
     with pytest.raises(Damaged, match="is not among the audit keys"):
-        adoption.adopt(store_at(folder_url, NEW_KEY), utc_now)
-    adoption.adopt(store_at(folder_url, KEY), utc_now)
+        heads.adopt(store_at(folder_url, NEW_KEY), utc_now)
+    heads.adopt(store_at(folder_url, KEY), utc_now)
     with pytest.raises(Damaged, match="is not among the audit keys"):
-        adoption.adopt(store_at(folder_url, NEW_KEY), utc_now)
+        heads.adopt(store_at(folder_url, NEW_KEY), utc_now)
     assert cold(model).verify("m").entries == 74
 
 

@@ -6,9 +6,19 @@ nothing of what is counted.
 
 from __future__ import annotations
 
-from toque.clusters.telemetry.metrics.bounded import OTHER, Bounded
-from toque.clusters.telemetry.metrics.exposition import listen, node_metrics, parse, together
+from toque.clusters.telemetry.metrics.exposition import (
+    keep_series,
+    listen,
+    node_metrics,
+    parse,
+    publish,
+    render,
+    together,
+    withdraw,
+)
 from toque.clusters.telemetry.metrics.flushing import (
+    OTHER,
+    Bounded,
     Durations,
     Rising,
     add_counts,
@@ -16,8 +26,6 @@ from toque.clusters.telemetry.metrics.flushing import (
     flush_regularly,
     observe_all,
 )
-from toque.clusters.telemetry.metrics.keeping import keep_series
-from toque.clusters.telemetry.metrics.published import publish, render, withdraw
 from toque.clusters.telemetry.metrics.values import PREFIX, folder_of_process
 
 __all__ = [

@@ -15,7 +15,7 @@ from pathlib import Path
 from prometheus_client import Metric
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
-from toque.clusters.telemetry.metrics.processes import Member
+from toque.clusters.telemetry.metrics.values import Member
 
 __all__ = ["FAMILIES", "OOM_KILLS", "machine_metrics", "oom_kills", "parse_devices"]
 

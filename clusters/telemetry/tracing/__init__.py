@@ -6,6 +6,9 @@ are few: each has spans, by OpenTelemetry's own API, so that a function's code c
 """
 
 from toque.clusters.telemetry.tracing.active import (
+    Keeper,
+    Kept,
+    TraceSettings,
     Tracing,
     active_tracing,
     flush_spans,
@@ -14,10 +17,15 @@ from toque.clusters.telemetry.tracing.active import (
     tracer_of,
     use_tracing,
 )
-from toque.clusters.telemetry.tracing.keeping import Keeper, Kept
-from toque.clusters.telemetry.tracing.request_trace import RequestTrace, begin_request, current_request, mark
-from toque.clusters.telemetry.tracing.settings import TraceSettings
-from toque.clusters.telemetry.tracing.trace_context import TraceContext, new_span_id, new_trace_id
+from toque.clusters.telemetry.tracing.request_trace import (
+    RequestTrace,
+    TraceContext,
+    begin_request,
+    current_request,
+    mark,
+    new_span_id,
+    new_trace_id,
+)
 
 __all__ = [
     "Keeper",

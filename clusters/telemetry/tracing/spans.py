@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from toque.clusters.telemetry.tracing.series import SPANS
+from toque.clusters.telemetry.tracing.active import SPANS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

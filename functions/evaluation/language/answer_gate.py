@@ -14,13 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from toque.functions.evaluation.checks.check import Check, at_least
-from toque.functions.evaluation.checks.slices import SliceRule, judge_slices, slice_columns
+from toque.functions.evaluation.checks import Check, SliceRule, at_least, judge_slices, slice_columns
 from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.evaluation.language.judge import Judge
 from toque.functions.evaluation.language.scorers import Scorer
 from toque.functions.evaluation.metrics.probabilities import Interval
-from toque.functions.stats.comparison.pairs import paired_cs
+from toque.functions.stats.comparison.betting import paired_cs
 from toque.registry import GateData, GateDemand
 
 __all__ = ["AnswerGate", "Judged", "ScoreAll", "Scores", "judge_answers", "judge_scores"]

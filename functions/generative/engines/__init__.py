@@ -1,13 +1,21 @@
 """Engines: programs that answer for weights over OpenAI's API, each in a supervised process on a private port."""
 
-from toque.functions.generative.engines.embedding import ask_embeddings
-from toque.functions.generative.engines.engine import Engine, EngineDown, EngineRefusal, EngineSpec
-from toque.functions.generative.engines.environment import engine_environment
-from toque.functions.generative.engines.process import EngineProcess, Patience
+from toque.functions.generative.engines.engine import (
+    Engine,
+    EngineDown,
+    EngineRefusal,
+    EngineSpec,
+    engine_environment,
+)
+from toque.functions.generative.engines.process import (
+    EngineProcess,
+    Patience,
+    QueueFull,
+    Slot,
+    ask_embeddings,
+)
 from toque.functions.generative.engines.programs import engine_of
-from toque.functions.generative.engines.running import EngineProcesses, Lease
-from toque.functions.generative.engines.scratch import scratch_folder, sweep_scratch
-from toque.functions.generative.engines.slots import QueueFull, Slot
+from toque.functions.generative.engines.running import EngineProcesses, Lease, scratch_folder, sweep_scratch
 
 __all__ = [
     "Engine",

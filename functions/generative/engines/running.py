@@ -1,22 +1,27 @@
 """The engines of one process of the door: one for each weights and settings, shared by all versions that have these.
 
 The adapters of its versions are loaded into it, where the engine takes them while it runs; else each adapter has an engine.
+
+Folder for the files that engines of one process read, which goes with the process even if that is killed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
-from collections.abc import Callable, Coroutine
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toque.functions.generative.engines.adapters import RunningAdapters
-from toque.functions.generative.engines.engine import Engine, EngineDown, EngineSpec
+from toque.functions.generative.engines.engine import Engine, EngineDown, EngineSpec, RunningAdapters
 from toque.functions.generative.engines.process import MOST_WAITING, EngineProcess, Patience
-
-__all__ = ["EngineProcesses", "Lease"]
+from toque.registry.store import temporary_folder
 
 
 class Lease:
@@ -173,3 +178,60 @@ class EngineProcesses:
         task = asyncio.get_running_loop().create_task(work)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a folder in the machine's temporary folder for a `with` block; those that killed processes left are removed.
+
+    Weights are large: a job or a door that is killed and started again must not leave a copy of them each time. Who lives holds a
+    lock in its folder, which the kernel gives back when the process ends.
+    """
+    with _swept() as parent:
+        own = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
+        own.mkdir(mode=0o700)
+        lock = (own / "lock").open("wb")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock:
+        try:
+            yield own
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def sweep_scratch() -> None:
+    """Remove the folders that killed processes left, as of a platform that has been ended."""
+    with _swept():
+        pass
+
+
+@contextmanager
+def _swept() -> Iterator[Path]:
+    """The parent of all folders, locked, with those of living processes alone in it."""
+    parent = temporary_folder("engine-files")
+    with _locked(parent / "lock"):
+        for other in parent.iterdir():
+            if other.is_dir() and not _is_held(other / "lock"):
+                shutil.rmtree(other, ignore_errors=True)
+        yield parent
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:  # its process was killed before it had one
+        return False
+    return False
+
+
+__all__ = ["EngineProcesses", "Lease", "scratch_folder", "sweep_scratch"]

@@ -1,9 +1,10 @@
 """Guardrails of a prompt: rules on what is asked and answered, declared with its version. Pure: texts in, findings out."""
 
-from toque.functions.generative.guardrails.guardrails import Guardrails, GuardrailStage
 from toque.functions.generative.guardrails.passage import (
     AnswerCheck,
     Finding,
+    Guardrails,
+    GuardrailStage,
     RequestCheck,
     check_answer,
     check_request,

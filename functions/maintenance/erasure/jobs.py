@@ -1,13 +1,37 @@
-"""Functions that erase a subject and continue erasures that were killed."""
+"""Functions that erase a subject and continue erasures that were killed.
+
+Vector indexes of views of which rows were erased: they hold copies of the rows, and are built anew without them.
+
+Training sets and model versions that were made from rows before they were erased.
+
+Lease by which one erasure at a time rewrites a store's tables: two at once would undo each other's rewriting.
+
+Erasure from Redis: the prediction stream with its write-ahead files, online features, and Redis's own files.
+
+Errors that maintenance functions raise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
-from toque.functions.maintenance.erasure.affected import affected
-from toque.functions.maintenance.erasure.indexes import drop_indexes
-from toque.functions.maintenance.erasure.lease import only_erasure
+from deltalake import DeltaTable
+from redis.exceptions import ResponseError
+
+from toque.clusters.redis_clients import open_redis, primaries
+from toque.featurestore import FeatureStore, FeatureView
+from toque.featurestore.online.keys import prefix
+from toque.featurestore.streams.table import announce_rewrite
 from toque.functions.maintenance.erasure.places import (
     collect_prediction_ids,
     erase_from_objects,
@@ -19,21 +43,20 @@ from toque.functions.maintenance.erasure.record import (
     ErasurePreview,
     Erasures,
     PendingErasure,
+    TableErasure,
     hash_of,
 )
-from toque.functions.maintenance.erasure.redis_keys import (
-    clear_log,
-    erase_online,
-    forget_streams,
-    rewrite_files,
-)
 from toque.functions.maintenance.erasure.subject import Subject, Traces
-from toque.functions.maintenance.errors import MaintenanceError
-from toque.functions.prediction_log import PSEUDONYM_KEY, default_wal_root
+from toque.functions.prediction_log import PSEUDONYM_KEY, default_wal_root, drain
+from toque.functions.prediction_log.writing.lost_writers import KINDS
+from toque.functions.prediction_log.writing.stream import Stream
 from toque.functions.runtime.context import Context, context
 from toque.functions.runtime.declaration import Cron, Retries
+from toque.functions.runtime.durable.heartbeat import repeated
 from toque.functions.runtime.function import function
-from toque.registry import utc_now
+from toque.registry import Dependent, ObjectStore, Registry, RegistryError, Table, TableSnapshot, utc_now
+from toque.registry.lease import StoreLease, passing_s
+from toque.registry.store import table_names
 
 LOG_PATIENCE_S = 60.0
 
@@ -150,3 +173,252 @@ def _carry_out(here: Context, pending: PendingErasure, check: Callable[[], None]
             text=pending.text,
         )
     )
+
+
+def drop_indexes(features: FeatureStore, tables: Iterable[str]) -> int:
+    """Drop the indexes of the views whose tables lost rows; returns their number. Searches are exact until the next refresh.
+
+    tables: names such as `features/default/pages`.
+    """
+    prefix = f"features/{features.project}/"
+    views = sorted({name.removeprefix(prefix) for name in tables if name.startswith(prefix)})
+    return sum(features.drop_indexes(view) for view in views if "/" not in view)
+
+
+_NEVER_TRAINING_SETS = ("predictions/", "features/", "monitoring/", "labels", "scores/")
+
+
+def affected(
+    registry: Registry, tables: Mapping[str, TableErasure]
+) -> tuple[list[TableSnapshot], list[Dependent]]:
+    """List the training sets that had erased rows, or were joined from tables that had, and the versions made of them."""
+    sets = {
+        snapshot
+        for snapshot, sources in _training_sets(registry)
+        if _any_touched({snapshot, *sources}, tables)
+    }
+    datasets = {
+        dataset
+        for model in registry.list_models()
+        for version in registry.list_versions(model)
+        for dataset in version.lineage.datasets
+        if dataset in sets or _any_touched({dataset}, tables)
+    }
+    found = sorted(sets | datasets, key=str)
+    dependents = {
+        (each.model, each.version): each for source in found for each in registry.dependents(source)
+    }
+    return found, [dependents[key] for key in sorted(dependents)]
+
+
+def _any_touched(snapshots: set[TableSnapshot], tables: Mapping[str, TableErasure]) -> bool:
+    return any(each.name in tables and tables[each.name].touches(each.version) for each in snapshots)
+
+
+def _training_sets(registry: Registry) -> Iterator[tuple[TableSnapshot, set[TableSnapshot]]]:
+    """Yield each stored training set with the snapshots that its lineage names."""
+    for name in table_names(registry.store):
+        if name.startswith(_NEVER_TRAINING_SETS):
+            continue
+        table = Table(registry.store, name)
+        for commit in DeltaTable(table.uri, storage_options=table.storage_options or None).history():
+            kept = json.loads(commit.get("toque", "{}"))
+            if "training_set" in kept:
+                yield (
+                    TableSnapshot(name=name, version=commit["version"]),
+                    set(_snapshots_in(json.loads(kept["training_set"]))),
+                )
+
+
+def _snapshots_in(value: Any) -> Iterator[TableSnapshot]:
+    """Yield every table snapshot in a lineage, at any depth."""
+    if isinstance(value, dict):
+        if value.keys() == {"name", "version"}:
+            yield TableSnapshot.model_validate(value)
+        for each in value.values():
+            yield from _snapshots_in(each)
+
+
+BEAT_S = 10.0
+TERM_S = 60.0
+_unanswered: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
+"""By process, as one may be forked, and store: names of holders that may have the lease without knowing it, for the next claim."""
+
+
+class Holder:
+    """One erasure's claim to the lease, which ends for good at the first term that no renewal reached."""
+
+    def __init__(self, store: ObjectStore, *, clock: Callable[[], float] = passing_s) -> None:
+        """Claim the lease of a store's erasures. clock: seconds that pass, of this holder alone. Raises: MaintenanceError while another has it."""
+        try:
+            name = _unanswered[os.getpid(), store.url].pop()  # no other thread gets it, too
+        except IndexError:
+            name = uuid.uuid4().hex
+        self._lease = StoreLease(store, "erasure", name, term_s=TERM_S, clock=clock)
+        self._clock = clock
+        try:
+            self._until = self._lease.renew()
+        except RegistryError:
+            self._leave_name()
+            raise
+        if not self._has_it():
+            raise MaintenanceError(
+                "another erasure is under way, or was killed less than a minute ago; yours is recorded: "
+                "call finish_erasures then, or leave it to the nightly run"
+            )
+
+    def renew(self) -> None:
+        """Renew the lease, unless it was lost: what was read before may be out of date. Raises: RegistryError."""
+        if self._has_it():
+            self._until = self._lease.renew()
+
+    def check(self) -> None:
+        """Raise MaintenanceError once the lease was lost; asked before each rewriting."""
+        if not self._has_it():
+            raise MaintenanceError(
+                f"the lease of erasures could not be renewed for {TERM_S:g} s, and another erasure may have begun; yours is "
+                "recorded: call finish_erasures, or leave it to the nightly run"
+            )
+
+    def release(self) -> None:
+        """Give the lease back, so that another erasure need not wait for its end. Raises: RegistryError."""
+        try:
+            self._lease.release()
+        except RegistryError:
+            self._leave_name()
+            raise
+        finally:
+            self._until = float("-inf")
+
+    def _leave_name(self) -> None:
+        """Leave the name to the next claim of this process, which then need not wait for the end of a term that nobody uses."""
+        _unanswered[os.getpid(), self._lease.store.url].append(self._lease.holder)
+
+    def _has_it(self) -> bool:
+        return self._clock() < self._until
+
+
+@contextmanager
+def only_erasure(store: ObjectStore) -> Iterator[Callable[[], None]]:
+    """Hold the lease of a store's erasures within the block; that of a killed process is taken over after a minute.
+
+    Returns: `Holder.check`. Raises: MaintenanceError if another erasure is under way.
+    """
+    holder = Holder(store)
+    try:
+        with repeated(holder.renew, every_s=BEAT_S, name="erasure-lease", tolerated=RegistryError):
+            yield holder.check
+    finally:
+        with suppress(RegistryError):  # it ends by itself
+            holder.release()
+
+
+_REWRITE_S = 300.0
+
+
+def clear_log(
+    store: ObjectStore, redis_url: str, *, workspace: str, wal_root: Path, timeout_s: float
+) -> list[str]:
+    """Drain all that was logged by now into a workspace's tables, and have every writer drop it from its files.
+
+    Returns: the writers that did not confirm it in `timeout_s`, as those of another machine that is away.
+    """
+    client = open_redis(redis_url, timeout_s=30.0)
+    try:
+        streams = [Stream(client, kind, workspace=workspace) for kind in KINDS]
+        requests = [stream.request_rotation() for stream in streams]
+        deadline = time.monotonic() + timeout_s
+        while True:
+            drain(store, redis_url, workspace=workspace, wal_root=wal_root)
+            silent = [
+                f"{stream.kind}/{writer}"
+                for stream, number in zip(streams, requests, strict=True)
+                for writer in stream.not_rotated(number)
+            ]
+            if not silent or time.monotonic() > deadline:
+                return silent
+            time.sleep(0.1)
+    finally:
+        client.close()
+
+
+def erase_online(features: FeatureStore, traces: Traces) -> int:
+    """Delete the online rows of the subject's entities in every view that has its join keys; returns their number."""
+    client = features.online.client
+    deleted = 0
+    with features.online.reachable():
+        for view in features.list_generations():
+            for key in _keys_of(client, features.project, view, traces):
+                deleted += int(client.delete(key))
+    return deleted
+
+
+def forget_streams(features: FeatureStore, tables: Iterable[str]) -> None:
+    """Have the consumers of streams whose tables lost rows forget the events that they hold. tables: their names."""
+    lost = set(tables)
+    for source in features.list_stream_sources():
+        if features.stream_table(source).table.name in lost:
+            announce_rewrite(features.online, source)
+
+
+def _keys_of(client: Any, project: str, view: FeatureView, traces: Traces) -> Iterator[bytes]:
+    """Yield the keys of a view's rows that are the subject's or, where texts count, mention one of its long values."""
+    names = [key.name for key in view.join_keys]
+    is_named = bool(traces.values) and traces.values.keys() <= set(names)
+    if not (is_named or traces.text):
+        return
+    start = prefix(project, view.stored_as)
+    for key in client.scan_iter(match=f"{_literal(start)}*", count=1_000):
+        parts = [unquote(part) for part in key.decode()[len(start) :].split("|")]
+        row = dict(zip(names, parts, strict=False))
+        if (is_named and all(row.get(name) in accepted for name, accepted in traces.values.items())) or (
+            traces.text and traces.mentions((client.get(key) or b"").decode("utf-8", "replace"))
+        ):
+            yield key
+
+
+def _literal(text: str) -> str:
+    """Escape what SCAN's patterns give a meaning."""
+    return "".join(f"\\{each}" if each in "*?[]\\" else each for each in text)
+
+
+def rewrite_files(redis_url: str) -> str:
+    """Have Redis, each primary of a Cluster, write its files anew, without what was deleted; returns why it could not, or an empty text.
+
+    Raises: redis.RedisError if it does not answer.
+    """
+    client = open_redis(redis_url, timeout_s=30.0)
+    try:
+        for server in primaries(client):
+            _rewrite(server)
+    except ResponseError as error:
+        return f"Redis refused to write its files anew ({error}); see its provider for when they are replaced"
+    except TimeoutError:
+        return f"Redis did not finish writing its files anew in {_REWRITE_S:g} s; run BGREWRITEAOF and BGSAVE"
+    else:
+        return ""
+    finally:
+        client.close()
+
+
+def _rewrite(server: Any) -> None:
+    """Have one server write its files anew. Raises: TimeoutError, ResponseError."""
+    if server.info("persistence").get("aof_enabled"):
+        server.bgrewriteaof()
+        _wait(server, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
+    if server.config_get("save").get("save"):
+        server.bgsave(schedule=True)
+        _wait(server, "rdb_bgsave_in_progress")
+
+
+def _wait(server: Any, *flags: str) -> None:
+    """Wait until none of these flags is set. Raises: TimeoutError."""
+    deadline = time.monotonic() + _REWRITE_S
+    while any(int(server.info("persistence").get(flag, 0)) for flag in flags):
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.05)
+
+
+class MaintenanceError(Exception):
+    """Raised where maintenance cannot be done as asked; the message says what to do instead."""

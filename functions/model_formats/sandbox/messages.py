@@ -1,16 +1,62 @@
-"""What a sandbox and the process that it asks say to each other, one JSON document a line."""
+"""What a sandbox and the process that it asks say to each other, one JSON document a line.
+
+Limits of the process that loads a model first: memory, time, open files and files that it writes.
+"""
 
 from __future__ import annotations
 
 import importlib
+import resource
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from toque.functions.model_formats.sandbox.limits import SandboxLimits
 from toque.registry.models import Signature
+
+MAX_OPEN_FILES = 256
+RESOURCES = "memory, time and open files"
+FILES = "files to read (Landlock)"
+SYSTEM_CALLS = "network and system calls (seccomp)"
+ALL_LIMITS = (RESOURCES, FILES, SYSTEM_CALLS)
+
+
+class SandboxLimits(BaseModel):
+    """What the first load of a model's files may take before it is ended, and the version refused.
+
+    memory_bytes: beside four times the size of the files, and the libraries. cpu_s, wall_s: of the whole load and
+    the example's answer, on a processor and by the clock.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory_bytes: int = Field(default=2 << 30, ge=64 << 20)
+    cpu_s: int = Field(default=60, ge=1)
+    wall_s: float = Field(default=120.0, gt=0)
+
+    def for_files(self, size_bytes: int) -> SandboxLimits:
+        """The limits with the memory that files of this size need."""
+        return self.model_copy(update={"memory_bytes": self.memory_bytes + 4 * size_bytes})
+
+    def __str__(self) -> str:
+        return f"memory_bytes={self.memory_bytes:,}, cpu_s={self.cpu_s:,} and wall_s={self.wall_s:,g}"
+
+
+def limit_resources(limits: SandboxLimits) -> None:
+    """Bound what this process may take from now on; memory counts beside what it has already."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    memory = pages * resource.getpagesize() + limits.memory_bytes
+    for kind, most in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, limits.cpu_s),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (bound, bound))
 
 
 class LoadRequest(BaseModel):

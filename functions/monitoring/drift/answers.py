@@ -18,11 +18,10 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
-from toque.functions.monitoring.cohorts import Cohorts
-from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, judge
+from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, alarms_of, findings_of, judge
 from toque.functions.monitoring.drift.reference import Reference
-from toque.functions.monitoring.drift.tensor_summaries import summaries
-from toque.functions.monitoring.drift.verdicts import alarms_of, findings_of
+from toque.functions.monitoring.logged_features import summaries
+from toque.functions.monitoring.results import Cohorts
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats.sketch import TableSketch
 from toque.registry import ModelVersion

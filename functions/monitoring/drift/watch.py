@@ -10,19 +10,20 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from toque.functions.monitoring.cohorts import Cohorts
-from toque.functions.monitoring.drift.dataset_sketches import LARGE_ROWS, DatasetRows, sketch_rows
-from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, judge
+from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, alarms_of, findings_of, judge
 from toque.functions.monitoring.drift.reference import (
+    LARGE_ROWS,
     Cycle,
+    DatasetRows,
     Months,
     NumberedSketch,
     Reference,
     Season,
     season_of,
+    sketch_rows,
 )
-from toque.functions.monitoring.drift.verdicts import alarms_of, findings_of
 from toque.functions.monitoring.logged_features import FeatureColumns, feature_table, with_summaries
+from toque.functions.monitoring.results import Cohorts
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats.sketch import TableSketch
 from toque.registry import ModelVersion, ObjectStore, Table

@@ -2,23 +2,25 @@
 
 Of the texts: lengths, languages, whether the model declined; of all: tokens, why the answer ended, the time of the first token, and the
 cost where tokens have a price. None of them is a text.
+
+Language of a text, by its script and its commonest words: a heuristic for shares that are compared over time, not for one text.
+
+A short text, such as a name or a number, has no language here. What it mistakes it mistakes alike in every window.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import polars as pl
 import pyarrow as pa
 
 from toque.functions.generative import declines
-from toque.functions.monitoring.language.languages import language_of
-from toque.functions.monitoring.language.logged_answers import LoggedAnswer
-from toque.functions.monitoring.language.sample import Sample
-
-__all__ = ["FIGURES", "figure_table"]
+from toque.functions.monitoring.language.sample import LoggedAnswer, Sample
 
 FIGURES: Final = pa.schema(
     [
@@ -79,3 +81,90 @@ def _yes(value: Any) -> str:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+UNKNOWN: Final = "unknown"
+_READ: Final = 400
+"""Characters that are looked at: the first ones say it."""
+_LETTERS: Final = re.compile(r"[^\W\d_]+")
+_SCRIPTS: Final = (
+    ("ja", re.compile(r"[\u3040-\u30ff]")),  # before Chinese, whose characters it has too
+    ("ko", re.compile(r"[\uac00-\ud7af\u1100-\u11ff]")),
+    ("zh", re.compile(r"[\u4e00-\u9fff\u3400-\u4dbf]")),
+    ("el", re.compile(r"[\u0370-\u03ff]")),
+    ("he", re.compile(r"[\u0590-\u05ff]")),
+    ("fa", re.compile(r"[\u067e\u0686\u0698\u06af\u06a9\u06cc]")),  # letters that Arabic has not
+    ("ar", re.compile(r"[\u0600-\u06ff]")),
+    ("hi", re.compile(r"[\u0900-\u097f]")),
+    ("bn", re.compile(r"[\u0980-\u09ff]")),
+    ("ta", re.compile(r"[\u0b80-\u0bff]")),
+    ("th", re.compile(r"[\u0e00-\u0e7f]")),
+    ("ka", re.compile(r"[\u10a0-\u10ff]")),
+    ("uk", re.compile(r"[іїєґІЇЄҐ]")),
+    ("cyrillic", re.compile(r"[\u0400-\u04ff]")),
+)
+_MANY: Final = 0.2
+"""Share of the letters in a script from which a text is of it: a word of another may stand in any."""
+_FEW: Final = 0.02
+"""The same for letters that tell languages of one script apart, which come rarely."""
+_RARE: Final = frozenset({"fa", "uk"})
+_WORDS: Final[Mapping[str, str]] = {
+    "en": "the of and to is in that it you for was on are with as be this have not what how can my your from they at or which",
+    "de": "der die das und ist nicht ich ein eine zu mit den von auf für wie sie es im dem des wird sich auch was kann wir bei oder",
+    "fr": "le la les l d qu des et est une un que qui dans pour pas ce vous je il sur avec du au en ne sont plus comment quel être par ou",
+    "es": "el la los las de que y en un una es por con para no se del lo como qué está su más al cómo son mi pero o",
+    "it": "il di che è e la un una per non in sono con del della come le si gli dei da al ho nel cosa questo anche più i",
+    "pt": "o a de que e do da em um uma para não é com os no na por se como mais você das dos ao são está foi ou",
+    "nl": "de het een en van is ik niet dat in te op voor met zijn er aan je hoe wat ook als naar of deze wordt bij kan om",
+    "sv": "och att det som en är på av för med jag inte den till ett har de om hur vad kan du i var från eller så när ska",
+    "da": "og at det som en er på af for med jeg ikke den til et har de om hvordan hvad kan du i var fra eller så når skal",
+    "pl": "i w na nie się z do to jest jak że o co po przez dla czy od są tym który a za oraz jego może być mam ma",
+    "cs": "a je v se na to že s jak pro do by co jsem ale tak za podle nebo o si který jako po jsou není být při z",
+    "tr": "bir ve bu için ne ile da de olarak nasıl çok daha var mı mi değil ben gibi olan kadar sonra en her veya ama şu",
+    "ro": "și în de la cu nu pe este un o să ce care din mai pentru că cum sunt am fi sau prin le se al ale dar",
+    "fi": "ja on ei se että en hän mutta kun niin ovat mitä miten oli joka tai voi sen minä ole kuin mikä myös jos tämä",
+    "hu": "a az és hogy nem egy van is ez meg de mi ha csak mint volt azt vagy már el ki hogyan miért lehet szerint",
+    "id": "yang dan di dari ini itu dengan untuk tidak dalam pada saya adalah akan bisa atau apa ke ada bagaimana oleh juga",
+    "vi": "và của là có không cho được trong một với các người những này để khi như đã tôi làm thế nào bạn về",
+}
+_CYRILLIC: Final[Mapping[str, str]] = {
+    "ru": "и в не на что я с как это по но из у за от так же для вы он она мы или бы если чтобы к о при",
+    "bg": "и на да се от за е не са с че по това как ще като или си към при съм което",
+}
+_OWN_LETTERS: Final[Mapping[str, str]] = {
+    "de": "ßäöü", "fr": "œêèùç", "es": "ñ", "it": "ìò", "pt": "ãõç", "sv": "åäö", "da": "øå", "pl": "łżśńęąź", "cs": "řěů", "tr": "ğış",
+    "ro": "țșăşţ", "fi": "äö", "hu": "őű", "vi": "ơưđạảấầậếềểễệịọốồổộớờợụứừữự", "ru": "ыэё", "bg": "ъ",
+}  # fmt: skip
+"""Letters that few languages of a script have: a word with one counts as a common word does."""
+
+
+def language_of(text: str) -> str:
+    """Find the language of a text as its two-letter code, or `UNKNOWN`.
+
+    Of the Latin script 17 languages are told by their commonest words and own letters, Russian and Bulgarian of the Cyrillic, and 13 by their script and its letters.
+    """
+    letters = _LETTERS.findall(text[:_READ].casefold())
+    count = sum(map(len, letters))
+    if not count:
+        return UNKNOWN
+    joined = "".join(letters)
+    for name, script in _SCRIPTS:
+        if len(script.findall(joined)) > count * (_FEW if name in _RARE else _MANY):
+            return _by_words(letters, _CYRILLIC) if name == "cyrillic" else name
+    return _by_words(letters, _WORDS)
+
+
+def _by_words(words: list[str], known: Mapping[str, str]) -> str:
+    """Choose the language with most of the words; `UNKNOWN` if none has one, or two have as many."""
+    found: Counter[str] = Counter()
+    for word, times in Counter(words).items():
+        for language in known:
+            own = _OWN_LETTERS.get(language, "")
+            found[language] += times * ((word in _SETS[language]) + any(each in word for each in own))
+    (best, most), (_, next_most) = found.most_common(2)
+    return best if most > next_most else UNKNOWN
+
+
+_SETS: Final = {name: frozenset(words.split()) for name, words in (*_WORDS.items(), *_CYRILLIC.items())}
+
+__all__ = ["FIGURES", "UNKNOWN", "figure_table", "language_of"]

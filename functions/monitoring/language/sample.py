@@ -1,23 +1,26 @@
-"""Sample of a language model's live answers: which answers are in it, and what they say."""
+"""Sample of a language model's live answers: which answers are in it, and what they say.
+
+Answers of a language model as the prediction log has them: what was asked and said, and what it took.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from toque.functions.monitoring.language.logged_answers import ANSWER_COLUMNS, LoggedAnswer, logged_answers
 from toque.functions.prediction_log import predictions
+from toque.functions.prediction_log.reading.logged_tensors import large_values, tensor_values
 from toque.functions.prediction_log.reading.outcomes import read_columns
-from toque.functions.prediction_log.sampling import is_sampled
+from toque.functions.prediction_log.records import is_sampled
 from toque.registry import ObjectStore
-
-__all__ = ["Sample", "as_frame"]
 
 _IDS = ("prediction_id", "version", "arm", "shadow", "predicted_at")
 _MOMENT: Final = timedelta(microseconds=1)
@@ -61,3 +64,109 @@ def as_frame(table: pa.Table) -> pl.DataFrame:
     found = pl.from_arrow(table)
     assert isinstance(found, pl.DataFrame)  # noqa: S101 - a table is not a column
     return found
+
+
+ANSWER_COLUMNS = (
+    "prediction_id", "version", "arm", "shadow", "predicted_at", "categorical", "tensors", "day",
+)  # fmt: skip
+"""Columns of the log that `logged_answers` needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedAnswer:
+    """Answer of a language model to one request.
+
+    asked: messages, or a text, as they were sent; None if they were not kept. message: of the assistant, as of OpenAI's API; None
+    if it was not kept, and of embeddings. tokens: of the prompt, of those that were cached, and of the answer; timings_ms: until
+    the first token, and between two; cost: by the price of its tokens. NaN where one is not in the log.
+    """
+
+    prediction_id: str
+    version: int
+    arm: str
+    shadow: bool
+    predicted_at: datetime
+    asked: Any
+    message: Mapping[str, Any] | None
+    finish_reason: str
+    tokens: tuple[float, float, float]
+    timings_ms: tuple[float, float]
+    cost: float
+
+    @property
+    def text(self) -> str | None:
+        """Text that was answered; None if it was not kept, or there is none, as of a call of tools."""
+        content = None if self.message is None else self.message.get("content")
+        return content if isinstance(content, str) else None
+
+    @property
+    def question(self) -> str | None:
+        """Text that was asked last; None if it was not kept."""
+        if isinstance(self.asked, str):
+            return self.asked
+        asked = [
+            each.get("content")
+            for each in self.asked or ()
+            if isinstance(each, dict) and each.get("role") == "user"
+        ]
+        return _plain(asked[-1]) if asked else None
+
+
+def logged_answers(store: ObjectStore, model: str, rows: pa.Table) -> Iterator[LoggedAnswer]:
+    """Iterate over the answers of rows with `ANSWER_COLUMNS`; rows without an answer are left out.
+
+    Raises: PredictionLogError if a large value is gone.
+    """
+    large = large_values(store, model, rows)
+    for row in rows.select(list(ANSWER_COLUMNS)).to_pylist():
+        if row["tensors"]:
+            yield _answer(row, large)
+
+
+def _answer(row: Mapping[str, Any], large: Mapping[tuple[str, str], bytes]) -> LoggedAnswer:
+    found = tensor_values(row["tensors"], row["prediction_id"], large, output=True)
+    message = _text(found, "message")
+    tokens, timings = found.get("tokens"), found.get("timings_ms")
+    return LoggedAnswer(
+        prediction_id=row["prediction_id"],
+        version=row["version"],
+        arm=row["arm"],
+        shadow=row["shadow"],
+        predicted_at=row["predicted_at"],
+        asked=_parsed((row["categorical"] or [None])[0]),
+        message=_parsed(message),
+        finish_reason=_text(found, "finish_reason") or "",
+        tokens=_numbers(tokens, 3),
+        timings_ms=_numbers(timings, 2),
+        cost=_numbers(found.get("cost"), 1)[0],
+    )
+
+
+def _text(found: Mapping[str, Any], name: str) -> str | None:
+    value = found.get(name)
+    item = None if value is None or not value.size else value.ravel()[0]
+    return None if item is None else str(item.decode("utf-8", "replace"))
+
+
+def _numbers(value: Any, count: int) -> Any:
+    flat: Sequence[float] = () if value is None else value.ravel().astype(float).tolist()
+    return tuple(flat) if len(flat) == count else (math.nan,) * count
+
+
+def _parsed(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except json.JSONDecodeError:  # cut off, or of another kind of model
+        return None
+
+
+def _plain(content: Any) -> str | None:
+    """Text of a message's content, which may be a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = [each.get("text") for each in content or () if isinstance(each, dict)]
+    texts = [each for each in parts if isinstance(each, str)]
+    return "\n".join(texts) if texts else None
+
+
+__all__ = ["ANSWER_COLUMNS", "LoggedAnswer", "Sample", "as_frame", "logged_answers"]

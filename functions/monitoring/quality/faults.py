@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from toque.functions.monitoring.quality.monitor import (
+    JUMP,
     CohortSummary,
+    ColumnProfile,
     Fault,
     Incident,
     QualityMonitor,
     QualityState,
     ViewAge,
+    jump_of,
 )
-from toque.functions.monitoring.quality.profile import ColumnProfile
-from toque.functions.monitoring.quality.units import JUMP, jump_of
 from toque.functions.stats.drift import compare_rates
 
 _CHANCE = 1e-4  # p-value of a share of nulls above which it is no incident

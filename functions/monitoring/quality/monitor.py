@@ -6,19 +6,95 @@ cohorts before it, at first those of the training set, so that a season stays qu
 - nulls: values that went missing. ranges: values beyond what was declared, or infinite.
 - constant: a column that always varied stands still. unit: it jumped to where another unit would put it.
 - volume: far fewer or more rows than in any healthy cohort. freshness: a view's newest row is too old.
+
+Profile of a column in one cohort: a few figures that show whether its feed broke.
+
+Detection of a column that changed its unit: its quartiles jump to where a known conversion puts them.
+
+Weather halves overnight too. So F to C and the like are looked for only in columns whose unit is declared, and only from that
+unit; in all others factors of eight and more are, which the world does not bring by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from toque.functions.monitoring.cohorts import CohortState
-from toque.functions.monitoring.quality.profile import ColumnProfile, Range
-from toque.functions.monitoring.quality.units import UNITS
+from toque.functions.monitoring.results import CohortState
+from toque.functions.stats.moments import Floats
+
+QUARTILES = (0.25, 0.5, 0.75)
+
+Range = tuple[float | None, float | None]
+
+
+class ColumnProfile(BaseModel):
+    """Profile of one column of one cohort.
+
+    index: of the cohort. nulls: missing values, NaN included. outside: values beyond the declared range, infinite ones
+    always. top_share: share of the most frequent value among those present, 0 where there is none.
+    quartiles: of the finite values of a numeric column; empty for others.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    rows: int
+    nulls: int
+    outside: int = 0
+    top_share: float = 0.0
+    quartiles: tuple[float, ...] = ()
+
+    @classmethod
+    def of_numbers(cls, index: int, values: npt.NDArray[Any], allowed: Range = (None, None)) -> Self:
+        """Profile numbers (rows,), NaN where missing. allowed: least and most value, None where unbounded."""
+        present = values[~np.isnan(values)]
+        finite = present[np.isfinite(present)]
+        least, most = allowed
+        beyond = np.zeros(len(finite), dtype=bool)
+        if least is not None:
+            beyond |= finite < least
+        if most is not None:
+            beyond |= finite > most
+        return cls(
+            index=index,
+            rows=len(values),
+            nulls=len(values) - len(present),
+            outside=int(beyond.sum()) + len(present) - len(finite),
+            top_share=_top_share(np.unique(present, return_counts=True)[1]),
+            quartiles=tuple(np.quantile(finite.astype(np.float64), QUARTILES).tolist())
+            if len(finite)
+            else (),
+        )
+
+    @classmethod
+    def of_words(cls, index: int, words: pa.ChunkedArray | pa.Array) -> Self:
+        """Profile strings (rows,), null where missing."""
+        counts = pc.value_counts(words.drop_null()).field("counts").to_numpy()
+        return cls(index=index, rows=len(words), nulls=words.null_count, top_share=_top_share(counts))
+
+    @property
+    def present(self) -> int:
+        """Number of values that are there."""
+        return self.rows - self.nulls
+
+    @property
+    def null_share(self) -> float:
+        """Share of missing values; 0 of no rows."""
+        return self.nulls / self.rows if self.rows else 0.0
+
+
+def _top_share(counts: npt.NDArray[Any]) -> float:
+    return float(counts.max() / counts.sum()) if len(counts) else 0.0
+
 
 Fault = Literal["schema", "nulls", "ranges", "constant", "unit", "freshness", "volume", "duplicates"]
 
@@ -29,7 +105,7 @@ class QualityMonitor(BaseModel):
     columns: features that are watched; empty for all of the version's signature. ranges: least and most value of a column; those
         that its view expects (`InRange`) need not be repeated. max_age: of a view's newest row, by view; else what the
         view expects (`Freshness`), or its ttl.
-    units: unit of a column, one of `toque.functions.monitoring.quality.units.UNITS`: then it is watched for a change to another.
+    units: unit of a column, one of `toque.functions.monitoring.quality.monitor.UNITS`: then it is watched for a change to another.
     cohort, delay: rows are judged by windows of prediction time, so long after their end.
     history: healthy cohorts that are remembered; min_history: below it constant, unit and volume are not judged.
     min_rows: a column or cohort with fewer rows is not judged.
@@ -180,3 +256,90 @@ class QualityVerdict(BaseModel):
     rows: int
     faults: tuple[Incident, ...] = ()
     changed: dict[Fault, tuple[Incident, ...]] = {}
+
+
+JUMP = 2.6
+"""Spreads between cohorts from which a move is a jump."""
+
+_NEAR_COHORTS = 14  # last cohorts, over which a season hardly moves
+# A conversion must bring the quartiles so many times nearer than the old unit does.
+_MIN_RATIO, _MIN_RATIO_UNDECLARED = 2.0, 4.0
+_LARGE = 8.0  # smallest factor that is looked for without a declared unit
+_MAD_TO_SD = 1.4826
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """Change of unit: new value = slope · old value + offset."""
+
+    source: str
+    target: str
+    slope: float
+    offset: float = 0.0
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the conversion is looked for where no unit is declared."""
+        return self.slope >= _LARGE or self.slope <= 1 / _LARGE or self.slope == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """Distance that the quartiles moved, in spreads between cohorts, and the change of unit that explains it, if any."""
+
+    spreads: float
+    conversion: Conversion | None
+
+    @property
+    def is_jump(self) -> bool:
+        """Whether neighbouring cohorts seldom lie so far apart."""
+        return self.spreads > JUMP
+
+
+_FORWARD = (
+    Conversion("F", "C", 5 / 9, -160 / 9),
+    Conversion("F", "K", 5 / 9, 273.15 - 160 / 9),
+    Conversion("C", "K", 1.0, 273.15),
+    Conversion("in", "mm", 25.4),
+    Conversion("inHg", "hPa", 33.8639),
+    Conversion("min", "s", 60.0),
+    Conversion("h", "min", 60.0),
+    Conversion("share", "percent", 100.0),
+    Conversion("unit", "thousandth", 1_000.0),
+)
+CONVERSIONS: tuple[Conversion, ...] = (
+    *_FORWARD,
+    *(Conversion(one.target, one.source, 1 / one.slope, -one.offset / one.slope) for one in _FORWARD),
+)
+"""The changes of unit that are looked for, there and back. Miles to kilometres is not: a windy day does as much."""
+
+UNITS = frozenset(one.source for one in CONVERSIONS)
+
+
+def jump_of(past: Sequence[Sequence[float]], now: Sequence[float], *, unit: str | None = None) -> Jump | None:
+    """Measure how far the quartiles of a column jumped; None if it does not vary, so that its unit cannot be known.
+
+    past: quartiles of the last cohorts, (cohorts, 3), oldest first, at least two; now: (3,). unit: one of `UNITS`.
+    """
+    before, here = np.array(past[-_NEAR_COHORTS:], dtype=np.float64), np.array(now, dtype=np.float64)
+    middle: Floats = np.median(before, axis=0)
+    width = float(middle[-1] - middle[0])
+    if width <= 0:
+        return None
+    # The largest spread of the three quartiles counts for all: a quartile that happened to vary little must not make jumps.
+    spread = max(float(np.median(np.abs(before - middle), axis=0).max()) * _MAD_TO_SD, 0.02 * width)
+    moved = float(np.abs(here - middle).max()) / spread
+    return Jump(moved, _explaining(middle, here, spread, unit) if moved > JUMP else None)
+
+
+def _explaining(middle: Floats, here: Floats, spread: float, unit: str | None) -> Conversion | None:
+    """Find the conversion that brings the quartiles nearest, if far nearer than without it."""
+    looked_for = [one for one in CONVERSIONS if (one.source == unit if unit is not None else one.is_large)]
+    distances = [
+        float(np.abs(here - (one.slope * middle + one.offset)).max()) / (spread * one.slope)
+        for one in looked_for
+    ]
+    ratio = _MIN_RATIO if unit is not None else _MIN_RATIO_UNDECLARED
+    moved = float(np.abs(here - middle).max()) / spread
+    best = int(np.argmin(distances))
+    return looked_for[best] if distances[best] <= min(JUMP, moved / ratio) else None

@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from toque.functions.prediction_log.errors import PredictionLogError
-from toque.functions.prediction_log.tables import large_values_table
-from toque.functions.prediction_log.tensors import read_value
+from toque.functions.prediction_log.records import large_values_table, read_value
 from toque.registry.store import ObjectStore, Table
 
 __all__ = ["TEXT_COLUMNS", "answered_texts", "large_values", "tensor_values"]

@@ -1,40 +1,48 @@
-"""Outcomes: logged predictions joined with their labels, as monitors and rollouts read them."""
+"""Outcomes: logged predictions joined with their labels, as monitors and rollouts read them.
+
+Truth of labels in the terms of the version that answered: names of classes, lists, and texts.
+
+Cache of log scans: within `shared_scans` the log is read once for any number of models and monitors.
+
+All models' labels lie in one table. So the labels that the first monitor
+reads are kept, indexed by the hash of their prediction's id, until the block ends. What is kept is the tables as of their
+first read in the block.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from toque.functions.prediction_log.reading.logged_tensors import TEXT_COLUMNS, answered_texts
-from toque.functions.prediction_log.reading.scan_cache import shared_labels, shared_rows
-from toque.functions.prediction_log.reading.truth import (
-    FindSignature,
-    is_text,
-    with_class_numbers,
-    with_texts,
-    with_truth,
-)
 from toque.functions.prediction_log.records import (
+    ANSWER_TEXT,
     CONTENT,
     CONTENT_LABELS,
+    LABEL_TEXT,
     LABELS,
+    LABELS_TABLE,
     LOAD_TEST,
     LOGGED,
     OBSERVED_AHEAD,
     PREDICTIONS,
+    TRUTH,
+    predictions_table,
 )
-from toque.functions.prediction_log.tables import LABELS_TABLE, predictions_table
+from toque.kernels import hash_strings
 from toque.registry import NotFound, Registry
 from toque.registry.models import Signature
 from toque.registry.store import ObjectStore, Table
-
-__all__ = ["find_labels", "latest_labels", "outcomes", "predicted_within", "predictions", "read_columns"]
 
 _ALWAYS = (*PREDICTIONS.names, "propensity")
 _SKEW = timedelta(hours=1)  # tolerance for clocks: a label may seem received so long before its prediction
@@ -273,3 +281,174 @@ def _aware(*times: datetime) -> None:
     for at in times:
         if at.tzinfo is None:
             raise ValueError(f"a time needs its zone, got {at.isoformat()}; use datetime.now(UTC)")
+
+
+FindSignature = Callable[[int], Signature | None]
+"""Signature of a version of the model by its number; None if it has none."""
+
+
+def with_truth(rows: pa.Table, find_signature: FindSignature) -> pa.Table:
+    """Add the column `truth`: for a list of names a 0 or 1 for each class of the row's version, a list of numbers as it is.
+
+    It is null where the label is no list, and where the list names what the version does not know, as for a label that does not
+    fit. Rows of which no label is a list, or that do not name their version, are returned without both columns.
+    """
+    if rows[CONTENT.name].null_count == rows.num_rows or "version" not in rows.column_names:
+        return rows.drop_columns([CONTENT.name])
+    classes: dict[int, Sequence[str] | None] = {}
+    for version in pc.unique(rows["version"]).to_pylist():
+        signature = find_signature(version)
+        classes[version] = signature.outputs[0].columns if signature is not None else None
+    truth = [
+        None if content is None else _truth(json.loads(content), classes[version])
+        for content, version in zip(rows[CONTENT.name].to_pylist(), rows["version"].to_pylist(), strict=True)
+    ]
+    return rows.append_column(TRUTH, pa.array(truth, TRUTH.type))
+
+
+def with_class_numbers(rows: pa.Table, find_signature: FindSignature) -> pa.Table:
+    """Put the number of a class in place of its name, where a label is the name of a class of the row's version.
+
+    rows: with `version`. A text that names no class stays a text.
+    """
+    numbers: dict[int, dict[str, int]] = {}
+    for version in pc.unique(rows.filter(is_text(rows))["version"]).to_pylist():
+        signature = find_signature(version)
+        names = signature.classes if signature is not None else ()
+        numbers[version] = {json.dumps(name): number for number, name in enumerate(names)}
+    contents, labels = rows[CONTENT.name].to_pylist(), rows["label"].to_pylist()
+    for place, version in enumerate(rows["version"].to_pylist()):
+        number = numbers.get(version, {}).get(contents[place])
+        if number is not None:
+            contents[place], labels[place] = None, float(number)
+    for name, values in ((CONTENT.name, contents), ("label", labels)):
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
+    return rows
+
+
+def is_text(rows: pa.Table) -> pa.ChunkedArray:
+    """Whether the label of each row is a text; null for a number."""
+    return pc.starts_with(rows[CONTENT.name], '"')
+
+
+def with_texts(rows: pa.Table, answers: Sequence[str | None]) -> pa.Table:
+    """Add what was answered and what was true, as texts, each null where it is none. answers: one a row."""
+    texts = [
+        json.loads(each) if each is not None and each.startswith('"') else None
+        for each in rows[CONTENT.name].to_pylist()
+    ]
+    for field, values in ((ANSWER_TEXT, answers), (LABEL_TEXT, texts)):
+        rows = rows.append_column(field, pa.array(values, field.type))
+    return rows
+
+
+def _truth(content: str | list[str | float], classes: Sequence[str] | None) -> list[float] | None:
+    if isinstance(content, str):
+        return None
+    if content and not isinstance(content[0], str):
+        return [float(each) for each in content]
+    if classes is None or not set(content) <= set(classes):
+        return None
+    return [float(name in content) for name in classes]
+
+
+MAX_LABELS = 20_000_000  # that are cached, about 100 bytes each; beyond, every reader keeps only its own
+Batches = Iterator[pa.RecordBatch]
+
+
+class _LabelIndex:
+    """Labels received from `since` on, indexed by the hash of their prediction's id."""
+
+    def __init__(self, store: str, since: datetime, rows: pa.Table) -> None:
+        self.store, self.since = store, since
+        hashes = hash_strings(rows["prediction_id"])
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self._rows = hashes[order], rows.take(pa.array(order))
+
+    def of(self, ids: pa.ChunkedArray) -> pa.Table:
+        """Return all labels of these predictions, and by a hash collision rarely one of another."""
+        wanted = np.unique(hash_strings(ids))
+        first, last = (np.searchsorted(self._hashes, wanted, side=side) for side in ("left", "right"))
+        counts = last - first
+        begins = np.cumsum(counts) - counts
+        places = np.arange(counts.sum()) + np.repeat(first - begins, counts)
+        return self._rows.take(pa.array(places))
+
+
+class _ScanCache:
+    """Cache of one block: the labels, and the rows read last."""
+
+    def __init__(self) -> None:
+        self.labels: _LabelIndex | None = None
+        self.too_many_since: datetime | None = None
+        self.rows: tuple[Any, pa.Table] | None = None
+
+
+_open: ContextVar[_ScanCache | None] = ContextVar("toque_shared_scans", default=None)
+
+
+@contextmanager
+def shared_scans() -> Iterator[None]:
+    """Share one read of the log among all readers within the block; an inner block joins the outer one."""
+    if _open.get() is not None:
+        yield
+        return
+    token = _open.set(_ScanCache())
+    try:
+        yield
+    finally:
+        _open.reset(token)
+
+
+def shared_labels(
+    store: str, ids: pa.ChunkedArray, since: datetime, read: Callable[[datetime], Batches]
+) -> pa.Table | None:
+    """Return all labels of predictions received from `since` on; None outside a block, or if they are too many.
+
+    read: the labels received from a time on, in batches. Rarely a label of another prediction is among the result.
+    """
+    scans = _open.get()
+    if scans is None or (scans.too_many_since is not None and since <= scans.too_many_since):
+        return None
+    if scans.labels is None or scans.labels.store != store or scans.labels.since > since:
+        rows = _bounded(read(since))
+        if rows is None:
+            scans.too_many_since = since
+            return None
+        scans.labels = _LabelIndex(store, since, rows)
+    return scans.labels.of(ids)
+
+
+def shared_rows(key: object, read: Callable[[], pa.Table]) -> pa.Table:
+    """Return what `read` returns, cached within a block for repeated reads of one key."""
+    scans = _open.get()
+    if scans is None:
+        return read()
+    if scans.rows is None or scans.rows[0] != key:
+        scans.rows = (key, read())
+    return scans.rows[1]
+
+
+def _bounded(batches: Batches) -> pa.Table | None:
+    """Collect all batches into a table; None if they are too many to keep."""
+    kept, count = [], 0
+    for batch in batches:
+        kept.append(batch)
+        count += batch.num_rows
+        if count > MAX_LABELS:
+            return None
+    return pa.Table.from_batches(kept, CONTENT_LABELS)
+
+
+__all__ = [
+    "find_labels",
+    "latest_labels",
+    "outcomes",
+    "predicted_within",
+    "predictions",
+    "read_columns",
+    "shared_labels",
+    "shared_rows",
+    "shared_scans",
+]

@@ -15,13 +15,14 @@ from toque.functions.prediction_log.records import (
     CONTENT_LABELS,
     LABELS,
     LARGE,
+    LARGE_BYTES,
     LOGGED,
     TIME,
     TRACE_FIELDS,
+    LoggedTensor,
     decode_prediction,
     label_rows,
 )
-from toque.functions.prediction_log.tensors import LARGE_BYTES, LoggedTensor
 from toque.registry.times import from_epoch_us
 
 __all__ = ["has_large_value", "label_columns", "large_columns", "prediction_columns"]

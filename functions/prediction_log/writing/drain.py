@@ -4,15 +4,22 @@ A commit carries, as Delta transactions, the number of each writer's last record
 numbers in the snapshot it commits to and leaves out what is already there; Delta refuses the commit if another
 drain moved them meanwhile, and the drain retries. Only then are the records dropped from the stream, and
 after that from the writers' files. Whatever dies in between, the next drain finds the rest.
+
+Export of what the streams hold and no table does yet, for the tables of a restored store.
+
+An export is taken before the store is copied. What is drained in between is then in both, and is added once: a table knows
+the number of each writer's last record in it.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pyarrow as pa
@@ -23,24 +30,30 @@ from pydantic import BaseModel, ConfigDict
 
 from toque.clusters.redis_clients import open_redis
 from toque.functions.prediction_log.errors import PredictionLogError
-from toque.functions.prediction_log.frames import Frame
-from toque.functions.prediction_log.records import LABELS, LARGE, PREDICTIONS, decode_prediction
-from toque.functions.prediction_log.tables import LABELS_TABLE, large_values_table, predictions_table
-from toque.functions.prediction_log.writing.adoption import KINDS, adopt_orphans
+from toque.functions.prediction_log.frames import Frame, encode_frame, read_frames
+from toque.functions.prediction_log.records import (
+    LABELS,
+    LABELS_TABLE,
+    LARGE,
+    PREDICTIONS,
+    decode_prediction,
+    large_values_table,
+    predictions_table,
+)
 from toque.functions.prediction_log.writing.columns import (
     has_large_value,
     label_columns,
     large_columns,
     prediction_columns,
 )
+from toque.functions.prediction_log.writing.lost_writers import KINDS, adopt_orphans
 from toque.functions.prediction_log.writing.series import DRAINED
 from toque.functions.prediction_log.writing.stream import Stream
 from toque.registry.access import DEFAULT_WORKSPACE
-from toque.registry.backoff import CHANCE
+from toque.registry.errors import NewerFormat
 from toque.registry.store import ObjectStore, Table
-from toque.registry.store.tables.settling import settle
-
-__all__ = ["DrainResult", "Share", "add_records", "drain", "waiting_writers"]
+from toque.registry.store.tables.files import settle
+from toque.registry.times import CHANCE
 
 COMMITS_AT_ONCE = 8
 """Tables to which one drain appends at a time."""
@@ -267,3 +280,84 @@ def _fresh(snapshot: DeltaTable, batch: Batch) -> tuple[list[Frame], dict[str, i
             fresh += new
             last[writer] = new[-1].number
     return fresh, last
+
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WriterExport:
+    """Records of one writer that were in its stream and in no table."""
+
+    kind: str
+    workspace: str
+    writer: str
+    frames: tuple[Frame, ...]
+
+    def to_bytes(self) -> bytes:
+        """Write as a line of JSON and the frames."""
+        head = {"format": _FORMAT, "kind": self.kind, "workspace": self.workspace, "writer": self.writer}
+        line = json.dumps(head | {"records": len(self.frames)})
+        return b"\n".join(
+            (line.encode(), b"".join(encode_frame(frame.number, frame.payload) for frame in self.frames))
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str) -> WriterExport:
+        """Read an export that `to_bytes` wrote. Raises: NewerFormat; PredictionLogError if it is damaged."""
+        line, _, body = data.partition(b"\n")
+        try:
+            head: dict[str, Any] = json.loads(line)
+            found = head["format"]
+            if found > _FORMAT:
+                raise NewerFormat(where, found, _FORMAT)
+            frames = tuple(read_frames(body))
+            whole = len(frames) == head["records"]
+            export = cls(head["kind"], head["workspace"], head["writer"], frames)
+        except (ValueError, KeyError, TypeError) as error:
+            raise PredictionLogError(f"{where} is no export of a stream: {error!r}") from error
+        if not whole:
+            raise PredictionLogError(
+                f"{where} holds {len(frames)} whole records of {head['records']}: it is damaged"
+            )
+        return export
+
+
+def export_streams(redis_url: str, workspaces: Iterable[str]) -> Iterator[WriterExport]:
+    """Read the records that no table has yet, writer by writer; nothing is removed.
+
+    Raises: redis.RedisError; PredictionLogError if a stream is damaged.
+    """
+    client = open_redis(redis_url, timeout_s=30.0)
+    try:
+        for workspace in workspaces:
+            for stream in (Stream(client, kind, workspace=workspace) for kind in KINDS):
+                for writer in stream.writers():
+                    frames = tuple(stream.read(writer, max_bytes=1 << 62))
+                    yield WriterExport(stream.kind, workspace, writer, frames)
+    finally:
+        client.close()
+
+
+def add_exports(store_of: Callable[[str], ObjectStore], exports: Iterable[WriterExport]) -> DrainResult:
+    """Append exported records to the tables that lack them; may be killed and repeated, and exports may overlap.
+
+    store_of: opens the store of a workspace. Raises: PredictionLogError; registry's Unavailable.
+    """
+    total = DrainResult()
+    for export in exports:
+        if export.frames:
+            total += add_records(store_of(export.workspace), export.kind, {export.writer: [*export.frames]})
+    return total
+
+
+__all__ = [
+    "DrainResult",
+    "Share",
+    "WriterExport",
+    "add_exports",
+    "add_records",
+    "drain",
+    "export_streams",
+    "waiting_writers",
+]

@@ -1,31 +1,42 @@
 """Shipper that moves records from the write-ahead files to the stream, and confirms those that answers wait for.
 
 Redis away: the files grow up to their bound and shipping goes on when it is back.
+
+Check that a record is on two nodes: in this node's file, and in a Redis elsewhere or in a replica of Redis.
+
+Whether Redis runs on this node is seen by the addresses of the connection to it. They do not show it where an address
+stands for several machines, as a service of Kubernetes does: keep Redis and the writers apart there.
+
+Confirmations of records by Redis, for which answers wait in groups: one round trip serves all that wait.
+
+The shipper reports how far Redis has the records, or that it does not answer. Once a wait was in vain, later ones
+end at once until the shipper reaches Redis again, so that Redis away costs one wait and not one for each request.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
+import os
+import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 from redis import RedisError
 
 from toque.clusters.redis_clients import open_redis
 from toque.functions.prediction_log.errors import LogUnconfirmedError
-from toque.functions.prediction_log.writing.adoption import adopt_all
-from toque.functions.prediction_log.writing.confirmations import Confirmations
-from toque.functions.prediction_log.writing.copies import CopyCheck
+from toque.functions.prediction_log.writing.lost_writers import adopt_all
 from toque.functions.prediction_log.writing.series import WriterSeries
-from toque.functions.prediction_log.writing.stream import Stream
+from toque.functions.prediction_log.writing.stream import Accepted, Stream
 from toque.functions.prediction_log.writing.wal import Chunk, WriteAheadLog
 from toque.registry.access import DEFAULT_WORKSPACE
-
-__all__ = ["LogWriter", "close_writers"]
 
 _LEAST_RESERVED = 256  # more than one process answers between two shipments
 _log = logging.getLogger(__name__)
@@ -255,3 +266,186 @@ def close_writers(*, timeout_s: float = 5.0) -> None:
 
 
 atexit.register(close_writers)
+
+
+REPLICA_WAIT_S = 0.5
+
+
+class CopyCheck:
+    """Whether the records of one writer have a copy on another node, by its connection to Redis.
+
+    two_nodes: whether such a copy is asked for. node: name of this node, with its address as Redis sees it.
+    problem: why the last record had no such copy; empty if it had.
+    """
+
+    def __init__(self, stream: Stream, writer: str, *, two_nodes: bool) -> None:
+        self._stream, self._writer, self._two_nodes = stream, writer, two_nodes
+        self._redis_is_here = False
+        self.node = os.uname().nodename
+        self.problem = ""
+
+    def look(self) -> None:
+        """Look at the connection to see where Redis is. Raises: redis.RedisError."""
+        node, self._redis_is_here = self._connection()
+        self.node = f"{os.uname().nodename} ({node})" if node else os.uname().nodename
+
+    def replica_wait_s(self) -> float:
+        """Return how long the next shipment waits for a replica of Redis; 0 where Redis itself is the other node."""
+        if not self._two_nodes:
+            return 0.0
+        self.look()
+        return REPLICA_WAIT_S if self._redis_is_here else 0.0
+
+    def enough(self, answer: Accepted) -> bool:
+        """Whether what was shipped is confirmed."""
+        return self._judge(answer.replicas)
+
+    def reachable(self) -> bool:
+        """Whether the next shipment can be confirmed, as far as is known."""
+        if not (self._two_nodes and self._redis_is_here):
+            return self._judge(0)
+        replication: Any = self._server().info("replication")
+        return self._judge(sum(_is_online(each) for each in replication.values()))
+
+    def _judge(self, replicas: int) -> bool:
+        alone = self._two_nodes and self._redis_is_here and not replicas
+        self.problem = "Redis runs on this node and no replica of it has the record" if alone else ""
+        return not alone
+
+    def _server(self) -> Any:
+        return self._stream.server_of(self._stream.key(self._writer))
+
+    def _connection(self) -> tuple[str, bool]:
+        """Return this node's address towards Redis, and whether Redis is at the same one."""
+        pool = self._server().connection_pool
+        connection = pool.get_connection()
+        try:
+            sock: socket.socket | None = connection._sock  # noqa: SLF001  # there is no public way to its addresses
+            if sock is None or sock.family == socket.AF_UNIX:
+                return "", True
+            here, there = sock.getsockname()[0], sock.getpeername()[0]
+        finally:
+            pool.release(connection)
+        return here, here == there
+
+
+def _is_online(replica: Any) -> bool:
+    """Whether an entry of Redis's INFO is a replica that has the data; one that still copies them confirms nothing."""
+    return isinstance(replica, dict) and replica.get("state") == "online"
+
+
+class Confirmations:
+    """Waits for the records of one writer to be confirmed, ended by its shipper.
+
+    wake: has the shipper begin its next round now. timeout_s: the longest wait.
+    """
+
+    def __init__(self, wake: Callable[[], object], *, timeout_s: float) -> None:
+        self._wake, self._timeout_s = wake, timeout_s
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[int, _Wait]] = deque()
+        self._reached = 0
+        self._away = False
+
+    @property
+    def available(self) -> bool:
+        """Whether a wait has a chance: False from a wait in vain until Redis was reached again."""
+        return not self._away
+
+    async def wait(self, number: int) -> bool:
+        """Wait until a record is confirmed; False if it is not in time, or cannot be now."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        if not self._begin(number, _LoopWait(loop, future)):
+            return number <= self._reached
+        timer = loop.call_later(self._timeout_s, self._expire, future)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    def wait_blocking(self, number: int) -> bool:
+        """Wait as `wait` does, in a thread."""
+        done = threading.Event()
+        wait = _ThreadWait(done)
+        if self._begin(number, wait) and not done.wait(self._timeout_s):
+            self._away = True
+        return number <= self._reached
+
+    def advance(self, number: int) -> None:
+        """Report that Redis was reached, and that it has the records up to `number`."""
+        ended: list[_Wait] = []
+        with self._lock:
+            self._away = False
+            self._reached = max(self._reached, number)
+            while self._waiting and self._waiting[0][0] <= number:
+                ended.append(self._waiting.popleft()[1])
+        _end(ended, confirmed=True)
+
+    def fail(self) -> None:
+        """Report that Redis cannot confirm anything now: all waits end."""
+        with self._lock:
+            self._away = True
+            ended = [wait for _, wait in self._waiting]
+            self._waiting.clear()
+        _end(ended, confirmed=False)
+
+    def _begin(self, number: int, wait: _Wait) -> bool:
+        """Have a wait ended later; False if the record is confirmed already, or cannot be now."""
+        with self._lock:
+            if self._away or number <= self._reached:
+                return False
+            self._waiting.append((number, wait))
+        self._wake()
+        return True
+
+    def _expire(self, future: asyncio.Future[bool]) -> None:
+        if not future.done():
+            self._away = True
+            future.set_result(False)
+
+
+class _ThreadWait:
+    """Wait of a thread, ended by setting its event."""
+
+    loop = None
+
+    def __init__(self, done: threading.Event) -> None:
+        self._done = done
+
+    def end(self, confirmed: bool) -> None:  # noqa: ARG002, FBT001  # as the other's
+        self._done.set()
+
+
+class _LoopWait:
+    """Wait of a task on an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[bool]) -> None:
+        self.loop, self._future = loop, future
+
+    def end(self, confirmed: bool) -> None:  # noqa: FBT001  # called by position, for many
+        if not self._future.done():  # its caller may have left
+            self._future.set_result(confirmed)
+
+
+_Wait = _ThreadWait | _LoopWait
+
+
+def _end(waits: list[_Wait], *, confirmed: bool) -> None:
+    """End waits: one call into each event loop for all of its tasks."""
+    by_loop: dict[Any, list[_Wait]] = {}
+    for wait in waits:
+        by_loop.setdefault(wait.loop, []).append(wait)
+    for loop, those in by_loop.items():
+        if loop is None:
+            _end_each(those, confirmed)
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(_end_each, those, confirmed)
+
+
+def _end_each(waits: list[_Wait], confirmed: bool) -> None:  # noqa: FBT001  # an event loop's callback
+    for wait in waits:
+        wait.end(confirmed)
+
+
+__all__ = ["Confirmations", "CopyCheck", "LogWriter", "close_writers"]

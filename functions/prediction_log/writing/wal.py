@@ -7,11 +7,16 @@ kernel, not forced to the disk (`fsync=True` does that too): they survive a kill
 
 The newest segment is a file of its full size, mapped into memory: a record put there is the kernel's at once, without a
 call of the kernel. Its room on the disk is taken before, since a full disk behind a mapping would end the process.
+
+Folder of the write-ahead files of a platform on this machine.
+
+Modes of the prediction log: where a record is before its answer leaves.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import mmap
 import os
 import re
@@ -20,6 +25,8 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, cast, get_args
+from urllib.parse import unquote, urlsplit
 
 from toque.functions.prediction_log.errors import LogFullError
 from toque.functions.prediction_log.frames import (
@@ -29,19 +36,8 @@ from toque.functions.prediction_log.frames import (
     intact_frames,
     whole_frames,
 )
-from toque.registry.store import private_folder
-
-__all__ = [
-    "CHUNK_BYTES",
-    "Chunk",
-    "SegmentReader",
-    "WriteAheadLog",
-    "claim",
-    "intact_records",
-    "is_writers_folder",
-    "recover",
-    "segments_of",
-]
+from toque.registry.access import DEFAULT_WORKSPACE, split_workspace_url
+from toque.registry.store import private_folder, temporary_folder
 
 Chunk = tuple[bytes, int, int]
 """Whole frames, with the numbers of the first and the last."""
@@ -367,3 +363,74 @@ def intact_records(folder: Path, after: int) -> Iterator[Frame]:
     for i, (first, path) in enumerate(segments):
         if i + 1 == len(segments) or segments[i + 1][0] - 1 > after:
             yield from (frame for frame in intact_frames(path.read_bytes(), first) if frame.number > after)
+
+
+_WORKSPACES = "workspaces"
+
+
+def default_wal_root(store_url: str, folder: str | Path | None = None) -> Path:
+    """Derive the folder from the URL of a workspace's store, so that all its processes on this machine agree.
+
+    folder: of the whole platform; by default beside its store if that is a folder, else in this user's temporary folder.
+    A workspace other than the default one has a folder of its own there.
+    Raises: Forbidden if another user made the temporary folder first.
+    """
+    platform_url, workspace = split_workspace_url(store_url)
+    root = Path(folder) if folder is not None else _platform_root(platform_url)
+    return root if workspace == DEFAULT_WORKSPACE else root / _WORKSPACES / workspace
+
+
+def _platform_root(store_url: str) -> Path:
+    parts = urlsplit(store_url)
+    if parts.scheme == "file":
+        path = Path(unquote(parts.path))
+        return path.with_name(f"{path.name}-wal")
+    digest = hashlib.sha256(store_url.encode()).hexdigest()[:16]
+    return temporary_folder(f"wal-{digest}")
+
+
+def roots_beside(root: Path, workspace: str) -> list[tuple[str, Path]]:
+    """List all workspaces of a platform that have a folder on this machine, with these, by the folder of one of them."""
+    platform = root if workspace == DEFAULT_WORKSPACE else root.parents[1]
+    others = platform / _WORKSPACES
+    names = sorted(path.name for path in others.iterdir()) if others.is_dir() else []
+    return [(DEFAULT_WORKSPACE, platform), *((name, others / name) for name in names)]
+
+
+LogMode = Literal["file", "redis", "two_nodes"]
+"""Where a record is before its answer leaves.
+
+file: in a file on the node. redis: in Redis too; without Redis in that file alone, which is counted. two_nodes: in that file
+and, confirmed, on another node; otherwise the request is refused.
+"""
+LOG_MODE = "TOQUE_LOG_MODE"
+"""Environment variable that names the mode."""
+
+
+def log_mode_of(name: str) -> LogMode:
+    """Check the name of a mode; an empty one is `file`.
+
+    Raises: ValueError for another word.
+    """
+    found = name or "file"
+    if found not in get_args(LogMode):
+        raise ValueError(f"{LOG_MODE}={found!r}: use one of {', '.join(get_args(LogMode))}")
+    return cast("LogMode", found)
+
+
+__all__ = [
+    "CHUNK_BYTES",
+    "LOG_MODE",
+    "Chunk",
+    "LogMode",
+    "SegmentReader",
+    "WriteAheadLog",
+    "claim",
+    "default_wal_root",
+    "intact_records",
+    "is_writers_folder",
+    "log_mode_of",
+    "recover",
+    "roots_beside",
+    "segments_of",
+]

@@ -12,27 +12,30 @@ from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from toque.functions.rollout.evidence.sums import Evidence
-from toque.functions.rollout.judge.arms import combine_decisions, with_shared_alpha
-from toque.functions.rollout.judge.interval import improvement
-from toque.functions.rollout.judge.live_rules import (
+from toque.functions.rollout.judge.guard_rules import (
     LIVE_GUARDS,
+    errors,
+    guardrails,
     live_errors,
     live_latency,
     live_missing,
+    mismatch,
+    not_shown_harmless,
     ramp,
     service_done,
     service_shadow_done,
-)
-from toque.functions.rollout.judge.rollback_rules import (
-    errors,
-    guardrails,
-    mismatch,
-    not_shown_harmless,
     slow,
 )
-from toque.functions.rollout.judge.rule_input import Finding, RuleInput
+from toque.functions.rollout.judge.interval import improvement
 from toque.functions.rollout.judge.slo import budget_burns, budget_spent
-from toque.functions.rollout.judge.verdict import Action, Decision
+from toque.functions.rollout.judge.verdict import (
+    Action,
+    Decision,
+    Finding,
+    RuleInput,
+    combine_decisions,
+    with_shared_alpha,
+)
 from toque.functions.rollout.policy import RolloutPolicy
 from toque.functions.rollout.state import RolloutState
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from toque.functions.evaluation.realised_loss import Scored, score
 from toque.functions.rollout.evidence.cohort_sums import ReadOutcomes, unpinned_rows
 from toque.functions.rollout.evidence.sums import SloSums
-from toque.functions.rollout.judge.rule_input import Finding, RuleInput
+from toque.functions.rollout.judge.verdict import Finding, RuleInput
 from toque.functions.rollout.policy import RolloutPolicy, Slo
 from toque.registry.times import epoch_us
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from croniter import croniter
 
-from toque.functions.runtime.cards.slices import is_slice
-from toque.functions.runtime.environments.environment import Environment
+from toque.functions.runtime.cards import is_slice
+from toque.functions.runtime.environments import Environment
 from toque.functions.runtime.errors import DeclarationError
 
 Overlap = Literal["skip", "queue", "replace"]

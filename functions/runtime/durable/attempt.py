@@ -2,47 +2,52 @@
 
 The worker itself claims the attempt, renews its lease, and records how it ended: the executor that started it
 may die.
+
+Rules for several versions of a function's code at once: which version may start or resume an invocation.
+
+Each executor has one version. An invocation belongs to the code that it was submitted with and, once steps
+are recorded, to the code that recorded them. Executors with other code leave it to executors with that code
+for a while. After that they start an invocation without steps, and end one with steps, which cannot resume on
+other code.
+
+Time limit of an attempt: what its function or its submission declares; without either there is none.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Literal, Self
 
 from toque.clusters.telemetry.tracing import flush_spans
-from toque.functions.runtime.cards.slices import share_of
+from toque.functions.runtime.cards import share_of
 from toque.functions.runtime.context import Context, use_context
-from toque.functions.runtime.durable.admission.slots import QuotaSlots, demand_of
-from toque.functions.runtime.durable.admission.time_limit import TimeLimit, asked_to_save
-from toque.functions.runtime.durable.code_versions import (
-    bound_to_other_code,
-    code_changed_entry,
-    earliest_start,
-)
+from toque.functions.runtime.declaration import Demand
 from toque.functions.runtime.durable.concurrency import ConcurrencySlots
 from toque.functions.runtime.durable.heartbeat import repeated, write_heartbeat
 from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
-from toque.functions.runtime.durable.patience import with_patience
 from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.durable.slots import QuotaSlots, demand_of
+from toque.functions.runtime.durable.store_requests import with_patience
 from toque.functions.runtime.durable.values import put_value
 from toque.functions.runtime.durable.workflow import Preempted, Run, Suspended, Unrecorded, use_run
-from toque.functions.runtime.errors import Cancelled, FunctionError, TimedOut
+from toque.functions.runtime.errors import Cancelled, CodeChanged, FunctionError, TimedOut
 from toque.functions.runtime.receipt import Usage, meter
 from toque.functions.runtime.run import cluster
-from toque.functions.runtime.run.deadline import waited_s, with_deadline
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.run.execution import ErrorRecord, Outcome, run_to_end
-from toque.functions.runtime.run.interruption import Interruptible
+from toque.functions.runtime.run.interruption import Interruptible, waited_s, with_deadline
 from toque.functions.runtime.series import DEAD_LETTERS, QUEUE_SECONDS, RETRIES
 from toque.functions.runtime.spans import failed_span, run_span
-from toque.registry.backoff import CHANCE
-from toque.registry.errors import RegistryError
+from toque.registry.errors import RegistryError, Unavailable
+from toque.registry.times import CHANCE
 
 SLOT_RETRY_S = 0.25
 _ENDS = {"dead": DEAD_LETTERS, "failed": RETRIES}
@@ -246,3 +251,92 @@ def _heartbeats(run: Run) -> AbstractContextManager[None]:
 
     # The lease outlasts two heartbeats that fail, be they refused: credentials may be renewed meanwhile.
     return repeated(write, every_s=run.ledger.lease_s / 3, name=f"lease-{run.id}", tolerated=RegistryError)
+
+
+START_PATIENCE_S = 2.0
+RESUME_PATIENCE_S = 60.0
+_IMMEDIATELY = datetime.min.replace(tzinfo=UTC)  # by any clock: clocks differ between machines, and jump
+
+
+def earliest_start(record: Record, digest: str, *, patience_s: float) -> datetime:
+    """Compute the time from which an executor with the code `digest` may claim the invocation.
+
+    patience_s: how long an invocation with steps of other code is left to executors with that code.
+    """
+    if digest == (record.started_digest or record.digest):
+        return _IMMEDIATELY
+    wait_s = patience_s if bound_to_other_code(record, digest) else min(START_PATIENCE_S, patience_s)
+    return record.due + timedelta(seconds=wait_s)
+
+
+def code_changed_entry(record: Record, digest: str) -> dict[str, Any] | None:
+    """Make the entry that ends an invocation which the code `digest` cannot resume; None if it can."""
+    if not bound_to_other_code(record, digest):
+        return None
+    changed = CodeChanged(
+        f"{record.function} has {len(record.steps)} recorded steps of code {record.started_digest}, and no executor "
+        f"has that code; here it is {digest}. Run the old code, or redrive it to go on with this one"
+    )
+    failure = {"type": type(changed).__name__, "message": str(changed)}
+    return {"kind": "dead", "lost": True, "failure": failure}
+
+
+def bound_to_other_code(record: Record, digest: str) -> bool:
+    """Whether only code other than `digest` may resume the invocation."""
+    return bool(record.steps) and record.started_digest not in {None, digest}
+
+
+SAVE_S = 30.0
+"""Seconds before its limit at which a run is asked to save; fewer than an executor gives to one that it asks to yield."""
+_SAVE_PART = 0.25  # of a short limit
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimit:
+    """Longest run time of an attempt, without its waits for room. name: of the setting that declared it."""
+
+    name: Literal["timeout_s", "limit_s"]
+    seconds: float
+
+    @classmethod
+    def of(cls, function: DeclaredFunction, demand: Demand) -> Self | None:
+        """Find the shorter of the function's limit and of its submission's; None if neither declares one."""
+        own = [] if function.timeout_s is None else [cls("timeout_s", function.timeout_s)]
+        submitted = [] if demand.limit_s is None else [cls("limit_s", demand.limit_s)]
+        return min([*own, *submitted], key=lambda each: each.seconds, default=None)
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.seconds:g}"
+
+    def reached(self, what: str) -> str:
+        """Text of the error of a run that has saved its state since its limit is near."""
+        longer = ", or submit it with a longer limit_s" if self.name == "limit_s" else ""
+        return f"{what} has reached {self} and saved its state: redrive it to go on for as long again{longer}"
+
+
+@contextmanager
+def asked_to_save(run: Run, limit: TimeLimit | None, demand: Demand) -> Iterator[threading.Event]:
+    """Ask a run that can save its state to do so a little before its limit; the event is set once it is asked."""
+    asked, ended = threading.Event(), threading.Event()
+    if limit is None or not demand.preemptible:
+        yield asked
+        return
+    save_s = min(SAVE_S, _SAVE_PART * limit.seconds)
+    began = time.monotonic()
+
+    def ask() -> None:
+        while (left_s := limit.seconds - save_s - (time.monotonic() - began - waited_s())) > 0:
+            if ended.wait(left_s):
+                return
+        if run.followed.record.preempting is None:  # else it saves already, for the queue
+            with suppress(Unavailable, Cancelled):
+                run.append({"kind": "preempting", "reason": f"{limit}, which it reaches in {save_s:g} s"})
+                asked.set()
+
+    thread = threading.Thread(target=ask, name=f"limit-{run.id}", daemon=True)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        ended.set()
+        thread.join()

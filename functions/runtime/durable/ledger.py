@@ -2,6 +2,8 @@
 
 An invocation is a journal of its own, `invocations/{id}`; accepting it is creating its first entry. Its id is
 a digest of function and idempotency key, so the store itself answers whether it was accepted before.
+
+Index of dead invocations in one journal, so that listing them does not read every invocation.
 """
 
 from __future__ import annotations
@@ -18,21 +20,57 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from toque.functions.runtime.durable.at_once import all_at_once
-from toque.functions.runtime.durable.dead_letters import DeadLetters
 from toque.functions.runtime.durable.heartbeat import last_beat
-from toque.functions.runtime.durable.listing import list_unfinished, matching, newest_first
-from toque.functions.runtime.durable.queue import ANNOUNCED_S, Note, QueueWriter
+from toque.functions.runtime.durable.queue import (
+    ANNOUNCED_S,
+    Note,
+    QueueWriter,
+    list_unfinished,
+    matching,
+    newest_first,
+)
 from toque.functions.runtime.durable.record import ENDED, Record, Status, fold_entry, initial_record
+from toque.functions.runtime.durable.store_requests import all_at_once
 from toque.functions.runtime.durable.values import get_value, put_value
 from toque.functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
 from toque.functions.runtime.receipt import Total, totals
 from toque.functions.runtime.run.declared import DeclaredFunction
-from toque.registry.journal import Conflict, Entry, Journal
+from toque.registry.journal import Conflict, Entry, Fold
 from toque.registry.journal.deletions import Deletions
 from toque.registry.journal.entry import normalise_body
-from toque.registry.store import ObjectStore
+from toque.registry.journal.journal import Journal
+from toque.registry.store.object_store import ObjectStore
 from toque.registry.times import Clock, utc_now
+
+PATH = "dead_letters"
+
+
+class DeadLetters:
+    """Index of the dead invocations in `store`, oldest first."""
+
+    def __init__(self, store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> None:
+        journal = Journal(store, PATH, actor=actor, clock=clock)
+        self._fold: Fold[tuple[str, ...]] = Fold(journal, (), _fold_entry, encode=list, decode=tuple)
+
+    def all(self) -> tuple[str, ...]:
+        """Return the ids of all dead invocations."""
+        return self._fold.refresh()
+
+    def add(self, invocation: str) -> None:
+        """Add a dead invocation, unless the index has it."""
+        self._fold.transact(lambda dead: None if invocation in dead else {"dead": invocation})
+
+    def remove(self, invocation: str, *, reason: str) -> bool:
+        """Remove an invocation, for the reason "redriven" or "purged". Returns: whether the index had it."""
+        body = {"removed": invocation, "reason": reason}
+        return self._fold.transact(lambda dead: body if invocation in dead else None) is not None
+
+
+def _fold_entry(dead: tuple[str, ...], entry: Entry) -> tuple[str, ...]:
+    if "dead" in entry.body:
+        return (*dead, entry.body["dead"])
+    return tuple(each for each in dead if each != entry.body["removed"])
+
 
 LEASE_S = 15.0
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from toque.functions.runtime.environments.environment import Environment
+from toque.functions.runtime.environments import Environment
 from toque.functions.runtime.receipt import NO_USAGE, Receipt, Usage
 from toque.functions.runtime.reference import current_reference
 from toque.registry.errors import NewerFormat

@@ -3,6 +3,10 @@
 A workflow is a function that calls functions. When it runs again after a crash, its body starts from the top,
 and each recorded step returns its recorded result, or raises its recorded error: only unfinished steps run. So the
 body between steps must be deterministic, and an effect that should happen once belongs in a step.
+
+Form of an error in a journal, from which a replay raises the same error: its class by name, its arguments as JSON, never a pickle.
+
+Preemption of a run: it is asked to yield by an entry of its invocation, saves its state, and waits in the queue again.
 """
 
 from __future__ import annotations
@@ -10,25 +14,29 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
+from toque.functions.runtime.context import Context
 from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
-from toque.functions.runtime.durable.patience import with_patience
-from toque.functions.runtime.durable.record import Record, Step
-from toque.functions.runtime.durable.stored_errors import get_error, is_whole, put_error
+from toque.functions.runtime.durable.record import Failure, Record, Step, StepFailure
+from toque.functions.runtime.durable.store_requests import with_patience
 from toque.functions.runtime.durable.values import get_value, put_value
-from toque.functions.runtime.errors import Cancelled, FunctionError, StepMismatch
+from toque.functions.runtime.errors import Cancelled, FunctionError, RemoteError, SecretLeaked, StepMismatch
 from toque.functions.runtime.receipt import Usage
+from toque.functions.runtime.reference import reference, resolve
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.run.interruption import Interruptible
+from toque.functions.runtime.secret import redact
 from toque.functions.runtime.spans import span
 from toque.registry.errors import Forbidden, Unavailable
+from toque.registry.store import ObjectStore
 
 T = TypeVar("T")
 
@@ -303,3 +311,102 @@ def require_run(verb: str) -> Run:
             f"{verb} needs a durable run: start the workflow with .submit(), not by calling it"
         )
     return run
+
+
+def put_error(store: ObjectStore, error: Exception) -> StepFailure:
+    """Convert an error to its form in an entry; what is not JSON in it, or contains a secret, stays out and its message is enough."""
+    message = redact(str(error))
+    try:
+        content = _content(error)
+        raised = put_value(store, content)
+    except (TypeError, ValueError, SecretLeaked):
+        raised = put_value(store, {"arguments": [message], "state": {}})
+    kind = type(error)
+    failure = Failure(type=kind.__qualname__, message=message)
+    return StepFailure(failure=failure, reference=reference(kind), raised=raised)
+
+
+def get_error(store: ObjectStore, stored: StepFailure) -> Exception:
+    """Make the error again; a RemoteError with its type and message where its class cannot be imported or made."""
+    text = f"{stored.failure.type}: {stored.failure.message}"
+    try:
+        kind = resolve(stored.reference)
+        if not issubclass(kind, Exception):
+            return RemoteError(text)
+        content = get_value(store, stored.raised)
+        return _made(kind, content)
+    except (FunctionError, TypeError):
+        return RemoteError(text)
+
+
+def is_whole(error: Exception, again: Exception) -> bool:
+    """Whether an error that was made again has all that the first one has, so that a body cannot tell them apart."""
+    try:
+        return type(again) is type(error) and _content(again) == _content(error)
+    except (TypeError, ValueError):
+        return False
+
+
+def _content(error: Exception) -> dict[str, Any]:
+    """Arguments and state from which a pickle would make the error. Raises: TypeError, ValueError unless they are JSON."""
+    made = error.__reduce__()
+    if isinstance(made, str) or made[0] is not type(error):
+        raise TypeError(f"{type(error).__qualname__} is not made of arguments alone")
+    _, arguments, *state = made
+    content = {"arguments": list(arguments), "state": state[0] if state else {}}
+    if json.loads(json.dumps(content)) != content:
+        raise TypeError(f"{type(error).__qualname__} has arguments that JSON changes")
+    return content
+
+
+def _made(kind: type[Exception], content: dict[str, Any]) -> Exception:
+    try:
+        error = kind(*content["arguments"])
+    except Exception:  # noqa: BLE001  # its `__init__` wants more than its arguments: without it
+        error = kind.__new__(kind, *content["arguments"])
+    error.__dict__.update(content["state"] or {})
+    return error
+
+
+_READ_EVERY_S = 5.0
+
+
+def preempted() -> bool:
+    """Whether the durable run of this process is asked to yield; False outside of one.
+
+    It costs nothing: ask as often as you like. A run that is asked saves its state and raises `Preempted`; one that does not
+    is killed after 45 s, and runs again later.
+    """
+    run = current_run()
+    return run is not None and run.followed.record.preempting is not None
+
+
+def notice_of(used: Context) -> Callable[[], bool]:
+    """Make what a worker in another process asks to know whether its run is to yield; it reads the store every five seconds."""
+    if used.invocation is None:
+        return lambda: False
+    invocation, ledger = used.invocation, Ledger(used.store, actor=used.actor)
+    followed: FollowedRecord | None = None
+    read_at = float("-inf")
+
+    def asked() -> bool:
+        nonlocal followed, read_at
+        if time.monotonic() - read_at > _READ_EVERY_S:
+            read_at = time.monotonic()
+            with suppress(Unavailable, FunctionError):
+                followed = followed or ledger.follow(invocation)
+                followed.refresh()
+        return followed is not None and followed.record.preempting is not None
+
+    return asked
+
+
+def ask_to_yield(followed: FollowedRecord, reason: str) -> bool:
+    """Ask a run to yield, unless it was asked already; returns whether it was asked now."""
+    return followed.append(lambda record: _asking(record, reason))
+
+
+def _asking(record: Record, reason: str) -> dict[str, Any] | None:
+    if record.status != "running" or record.preempting is not None:
+        return None
+    return {"kind": "preempting", "reason": reason}

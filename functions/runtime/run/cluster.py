@@ -22,12 +22,12 @@ from ray.exceptions import (
     TaskCancelledError,
 )
 
-from toque.functions.runtime.cards.slices import SLICED, SLICED_VALUE, is_slice
+from toque.functions.runtime.cards import SLICED, SLICED_VALUE, is_slice
 from toque.functions.runtime.declaration import ONCE, Demand, Resources, Retries
 from toque.functions.runtime.errors import Cancelled, EnvironmentFailed, InvalidResult, TimedOut, WorkerLost
-from toque.functions.runtime.run.deadline import GRACE_S
 from toque.functions.runtime.run.execution import Outcome
 from toque.functions.runtime.run.forkserver import State
+from toque.functions.runtime.run.interruption import GRACE_S
 
 NODE_GROUP, SERVING_GROUP = "ray.io/node-group", "serve"  # Ray's own label: the name of a node's type
 NODE_ID = "ray.io/node-id"  # the same

@@ -2,17 +2,18 @@
 
 `toque.functions.runtime.function.Function` fulfils it; the modules that run functions do not import how they are
 declared.
+
+Protocol of runs that were started and will end, in a thread, a process or on Ray.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from toque.functions.runtime.context import Context
 from toque.functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
 from toque.functions.runtime.run.execution import Outcome
-from toque.functions.runtime.run.future import Future
 from toque.functions.runtime.signature import Signature
 from toque.registry.access import Role
 
@@ -72,3 +73,27 @@ class DeclaredFunction(Protocol):
 
     def submit_json(self, arguments: Mapping[str, Any], *, key: str | None = None) -> Any:
         """Record a durable invocation and return its `Invocation`, a type of the room above this one."""
+
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+@runtime_checkable
+class Future(Protocol[R_co]):
+    """Handle on a run that was started: its result, whether it ended, cancelling."""
+
+    def result(self, timeout_s: float | None = None) -> R_co:
+        """Wait for the result and return it.
+
+        timeout_s: seconds to wait at most. Raises: TimeoutError after them, while the run goes on; the
+        function's own error.
+        """
+        ...
+
+    def done(self) -> bool:
+        """Whether the run has ended, with a result or an error."""
+        ...
+
+    def cancel(self) -> None:
+        """End the run if it still goes on; `result` then raises Cancelled."""
+        ...

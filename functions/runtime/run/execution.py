@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from toque.functions.runtime.context import Context, context, use_context
 from toque.functions.runtime.declaration import Retries
 from toque.functions.runtime.errors import FunctionError, RemoteError, WorkerLost
-from toque.functions.runtime.run.capture import captured, log_text
+from toque.functions.runtime.run.log import captured, log_text
 from toque.functions.runtime.secret import contains_secret, redact, use_secrets
 from toque.functions.runtime.series import RUN_SECONDS, RUNS
-from toque.registry.backoff import CHANCE
+from toque.registry.times import CHANCE
 
 
 class RunPolicy(Protocol):

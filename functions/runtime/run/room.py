@@ -26,10 +26,8 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from toque.functions.runtime.cards.node import Node
-from toque.functions.runtime.cards.slices import share_of
+from toque.functions.runtime.cards import Node, share_of
 from toque.functions.runtime.errors import NoRoom
-from toque.functions.runtime.run.capture import report_progress
 from toque.functions.runtime.run.cluster import (
     AWAY_FROM_SERVING,
     CARD,
@@ -39,7 +37,8 @@ from toque.functions.runtime.run.cluster import (
     away_from,
     card_selector,
 )
-from toque.functions.runtime.run.deadline import paused
+from toque.functions.runtime.run.interruption import paused
+from toque.functions.runtime.run.log import report_progress
 
 _UNBOUNDED = 10_000  # nodes of a type without a limit
 _MOST_COMING = 256  # of each type that the queue counts with

@@ -4,8 +4,7 @@
 """
 
 from toque.functions.training.llm.classifier import TextClassifier
-from toque.functions.training.llm.fine_tune import FineTune, Preference, fine_tune
+from toque.functions.training.llm.fine_tune import FineTune, Lora, Preference, fine_tune
 from toque.functions.training.llm.serving import serve_fine_tune
-from toque.functions.training.llm.tuner import Lora
 
 __all__ = ["FineTune", "Lora", "Preference", "TextClassifier", "fine_tune", "serve_fine_tune"]

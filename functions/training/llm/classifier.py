@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, get_args
 
 from toque.functions.evaluation.meanings import Outcome
 from toque.functions.model_formats.text_classifier import MOST_TEXTS
-from toque.functions.training.llm.tuner import Lora, Tuner
+from toque.functions.training.llm.fine_tune import Lora, Tuner
 from toque.functions.training.params import RecipeParams
-from toque.functions.training.trained import Trained
+from toque.functions.training.trainer import Trained
 
 if TYPE_CHECKING:
     from toque.functions.training.request import TrainingRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,20 +20,20 @@ from toque.functions.model_formats.text_classifier import texts_of
 from toque.functions.runtime.context import context
 from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
 from toque.functions.training.errors import TrainingDataError, TrainingError
-from toque.functions.training.llm.classifier import TextClassifier
 from toque.functions.training.llm.job import Tuned, base_folder, learnt_weights
 from toque.functions.training.llm.network import Pretrained, classifier_tokenizer, new_classifier
 from toque.functions.training.loop.distributed import run_workers
-from toque.functions.training.loop.epoch import OnEpoch
-from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import ProcessGroup, SingleProcess
-from toque.functions.training.loop.pulse import Notice, cadence_of
+from toque.functions.training.loop.keeping import Keeper, Notice, cadence_of
+from toque.functions.training.loop.process_group import ProcessGroup, SingleProcess
 from toque.functions.training.loop.training_loop import Trainer, train
 from toque.functions.training.params import weights_depend_on
 from toque.functions.training.request import TrainingRequest, Watch
 from toque.functions.training.splits import held_out_rows
-from toque.functions.training.trained import Trained
+from toque.functions.training.trainer import OnEpoch, Trained
 from toque.registry import Run, Table, TableSnapshot
+
+if TYPE_CHECKING:
+    from toque.functions.training.llm.classifier import TextClassifier
 
 _BINARY = ("0", "1")
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.llm.weight_files import WeightFile, weight_files
+from toque.functions.training.llm.network import WeightFile, weight_files
 
 __all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "write_adapter", "write_weights"]
 

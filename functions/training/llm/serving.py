@@ -20,7 +20,7 @@ from toque.functions.generative import (
     register_generative,
     weights_in,
 )
-from toque.functions.generative.adapter_folder import CONFIG as ADAPTER_CONFIG
+from toque.functions.generative.version_files import CONFIG as ADAPTER_CONFIG
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Resources
 from toque.functions.runtime.function import function

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toque.functions.runtime.cards.driver import energy_reader
+from toque.functions.runtime.cards import energy_reader
 from toque.functions.runtime.receipt import Prices
-from toque.functions.training.trained import Cost
+from toque.functions.training.trainer import Cost
 from toque.registry import Run
-from toque.registry.runs.environment import Usage
+from toque.registry.runs.run import Usage
 
 if TYPE_CHECKING:
-    from toque.functions.training.loop.process_groups.process_group import ProcessGroup
+    from toque.functions.training.loop.process_group import ProcessGroup
 
 _HOUR_S, _KWH_J, _MILLI = 3600.0, 3.6e6, 1e-3
 

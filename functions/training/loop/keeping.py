@@ -1,13 +1,23 @@
-"""Keeping of a training's state: checkpoints beside the steps, and resumption from the newest whole one on all workers."""
+"""Keeping of a training's state: checkpoints beside the steps, and resumption from the newest whole one on all workers.
+
+Pulse of a worker group: about once a second all workers agree whether to go on, to save, or to save and rest.
+
+Handling of Ctrl-C while Ray trains: the caller gets its KeyboardInterrupt, and its own handler back.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +26,79 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from toque.functions.training.checkpoints.index import Index
-from toque.functions.training.checkpoints.saved import Checkpoints
-from toque.functions.training.checkpoints.storage import CheckpointDamaged, StoreReader, StoreWriter
-from toque.functions.training.checkpoints.uploads import Pace
+from toque.functions.training.checkpoints.saved import Checkpoints, Index
+from toque.functions.training.checkpoints.storage import CheckpointDamaged, Pace, StoreReader, StoreWriter
 from toque.functions.training.errors import TrainingError
-from toque.functions.training.loop.process_groups.process_group import ProcessGroup
-from toque.functions.training.loop.pulse import Cadence, Notice, Pulse
+from toque.functions.training.loop.process_group import ProcessGroup
+from toque.functions.training.params import Settings
+
+_EVERY_S = 1.0
+_MOST_STEPS = 1_000_000
+Beat = Literal["go on", "save", "rest"]
+Notice = Callable[[], bool]
+"""Whether the machine of this worker will be taken soon; all workers ask alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """When checkpoints are written within an epoch: every so many steps, every so many seconds, or never. One is after each epoch."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+
+class Pulse:
+    """Decides after each step what is next, the same in all workers.
+
+    notice: asked about once a second.
+    """
+
+    def __init__(
+        self,
+        group: ProcessGroup,
+        cadence: Cadence,
+        *,
+        notice: Notice = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._group, self._cadence, self._notice, self._clock = group, cadence, notice, clock
+        self._steps = self._since_saved = 0
+        self._next, self._asked_at, self._saved_at = 1, clock(), clock()
+
+    def saved(self) -> float:
+        """Begin a new interval, since a checkpoint is begun; returns the seconds of the one that ended."""
+        now, before = self._clock(), self._saved_at
+        self._since_saved, self._saved_at = 0, now
+        return now - before
+
+    def beat(self) -> Beat:
+        """Count a step that was taken, and say what is next; every worker has to call it after each step."""
+        self._steps += 1
+        self._since_saved += 1
+        told: Beat = "go on"
+        if self._steps >= self._next:
+            told = self._agree()
+        if told == "go on" and self._cadence.steps is not None and self._since_saved >= self._cadence.steps:
+            told = "save"
+        return told
+
+    def _agree(self) -> Beat:
+        """Share the slowest step's time, whether time is up, and whether any machine will be taken."""
+        now = self._clock()
+        each_s = (now - self._asked_at) / max(1, self._steps)
+        late = self._cadence.seconds is not None and now - self._saved_at >= self._cadence.seconds
+        own = [each_s, float(late and self._group.rank == 0), float(self._notice())]
+        shared = torch.tensor(own, dtype=torch.float64, device=self._group.device)
+        total_s, save, rest = self._group.all_reduce_sum(shared).tolist()
+        mean_s = max(total_s / self._group.size, 1e-9)
+        self._next, self._steps, self._asked_at = min(_MOST_STEPS, max(1, round(_EVERY_S / mean_s))), 0, now
+        return "rest" if rest else "save" if save else "go on"
+
+
+def cadence_of(settings: Settings) -> Cadence:
+    """When the settings of a training want checkpoints within an epoch."""
+    return Cadence(settings.checkpoint_steps, settings.checkpoint_s)
+
 
 _WRITING_SHARE = 0.25  # of an interval, at the end of which another checkpoint is written
 _MOST_WRITING_S = 300.0  # well within what a worker with a smaller part waits for the others
@@ -66,7 +142,7 @@ class Keeper:
         self,
         group: ProcessGroup,
         checkpoints: Checkpoints | None,
-        cadence: Cadence = Cadence(),  # noqa: B008 - frozen
+        cadence: Cadence = Cadence(),
         *,
         notice: Notice = lambda: False,
         clock: Callable[[], float] = time.monotonic,
@@ -177,3 +253,41 @@ def _new_stager() -> DefaultStager:
             use_non_blocking_copy=False,
         )
     )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Run Ray Train or Tune so that Ctrl-C ends in KeyboardInterrupt and their signal handlers are removed.
+
+    Ray Train turns the signal into SystemExit, or swallows it when its run is just over, and never removes its handler;
+    Tune ends the sweep early and returns as if it were complete. Python also writes each signal to a wakeup file
+    descriptor, whichever handler takes it: there the interrupt is read.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # neither Ray Train nor Tune installs a handler there
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    handler, descriptor = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(writer)
+    try:
+        yield
+    except BaseException as error:
+        if _interrupted(reader):
+            raise KeyboardInterrupt from error
+        raise
+    else:
+        if _interrupted(reader):
+            raise KeyboardInterrupt
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        signal.signal(signal.SIGINT, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+def _interrupted(reader: int) -> bool:
+    try:
+        return signal.SIGINT in os.read(reader, 1024)
+    except BlockingIOError:  # no signal came
+        return False

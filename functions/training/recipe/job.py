@@ -19,18 +19,15 @@ from toque.functions.runtime.declaration.digest import digest_of
 from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
 from toque.functions.training.errors import TrainingError
 from toque.functions.training.loop.distributed import run_workers
-from toque.functions.training.loop.epoch import OnEpoch
 from toque.functions.training.loop.first_weights import FirstWeights, without_weights
-from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import ProcessGroup
-from toque.functions.training.loop.pulse import Notice, cadence_of
+from toque.functions.training.loop.keeping import Keeper, Notice, cadence_of
+from toque.functions.training.loop.process_group import ProcessGroup
 from toque.functions.training.loop.training_loop import Trainer
 from toque.functions.training.loop.training_loop import train as train_epochs
 from toque.functions.training.params import RecipeParams, weights_depend_on
-from toque.functions.training.recipe.recipe import Recipe
-from toque.functions.training.request import LOSS, TrainingRequest, Watch
-from toque.functions.training.trained import Trained
-from toque.functions.training.workers import Sharding
+from toque.functions.training.recipe.train import Recipe
+from toque.functions.training.request import LOSS, Sharding, TrainingRequest, Watch
+from toque.functions.training.trainer import OnEpoch, Trained
 from toque.registry import Run
 
 _PARITY_ATOL = 1e-4

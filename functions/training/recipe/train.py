@@ -1,21 +1,43 @@
 """The function that trains a user's own network, described by a recipe of the project.
 
 Processes that never train know the function too; `recipe.job`, which needs torch, is imported when a network is trained.
+
+Trainer of a user's own network, described by a recipe of the project.
+
+Recipes of a project, each a class that names a network and the task it learns.
+
+A project's module names its recipes in `RECIPES`, as it names its models in `MODELS`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import importlib
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Resources
+from toque.functions.runtime.declaration.digest import digest_of
+from toque.functions.runtime.declaration.options import reaching_fields
 from toque.functions.runtime.environments import Environment
 from toque.functions.runtime.function import function
+from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.frame import TrainingJob, run_training
 from toque.functions.training.params import RecipeParams
-from toque.functions.training.recipe.trainer import RecipeTrainer
-from toque.functions.training.trained import Trained
-from toque.functions.training.workers import SlowPolicy, Workers, workers_demand
+from toque.functions.training.request import SlowPolicy, Workers, workers_demand
+from toque.functions.training.trainer import Trained, Trainer
+from toque.registry.models import Signature
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from toque.functions.training.loop.first_weights import FirstWeights
+    from toque.functions.training.loop.task import LearningTask
+    from toque.functions.training.request import TrainingRequest
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=workers_demand)
@@ -69,3 +91,115 @@ def train_recipe(
         environment=environment,
     )
     return run_training(context().registry(), job, context().prices)
+
+
+class RecipeTrainer(Trainer):
+    """Trainer of the network of a recipe, which opens its rows itself.
+
+    recipe: a name in the project's RECIPES; options: its fields; params: how the network is trained. A recipe with the fields
+    `training_set` and `label` gets those of the request, so that it can be retrained on newer rows.
+    """
+
+    kind: ClassVar[str] = "recipe"
+
+    recipe: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    params: RecipeParams = RecipeParams()
+
+    def __call__(self, request: TrainingRequest) -> Trained:
+        """Train the network and write it as a program."""
+        from toque.functions.training.recipe.job import RecipeJob, train_network  # late: torch and Ray Train
+
+        found = self.found()
+        known = {"training_set": request.training_set, "label": request.label}
+        taken = {name: value for name, value in known.items() if name in type(found).model_fields and value}
+        return train_network(RecipeJob(found.model_copy(update=taken), self.params), request)
+
+    @property
+    def code(self) -> str:
+        """Digest of the recipe's code."""
+        return digest_of(type(self.found()))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Options of the recipe and settings of its training, by name."""
+        return {**self.params.model_dump(), "recipe": self.recipe, **self.options}
+
+    def with_parameters(self, changes: Any) -> RecipeTrainer:
+        """Make the trainer with some options or settings changed. Raises: TrainingDataError."""
+        own = {name: value for name, value in changes.items() if name in RecipeParams.model_fields}
+        options = {**self.options, **{name: value for name, value in changes.items() if name not in own}}
+        try:
+            params = RecipeParams.model_validate({**self.params.model_dump(), **own})
+        except ValueError as error:
+            raise TrainingDataError(f"parameters {own} do not fit a recipe: {error}") from error
+        return self.model_copy(update={"options": options, "params": params})
+
+    def found(self) -> Recipe:
+        """Find the recipe and set its options. Raises: TrainingDataError if the project has none of this name."""
+        return recipe_of(context().project, self.recipe, self.options)
+
+
+class Recipe(BaseModel, ABC):
+    """Network of a project and the task it learns. The fields of a subclass are its options, such as widths."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """Make a new network, with random numbers from torch's stream, which is seeded.
+
+        Its arguments are the inputs of the signature. Blocks in a `ModuleList` are split among workers one by one.
+        """
+
+    def weights(self, seed: int) -> FirstWeights | None:  # noqa: ARG002 - of those that have a source
+        """Source of the first weights, for a network larger than a worker: it is then built without memory and filled in shards.
+
+        None: `network()` sets them itself, in the memory of each worker.
+        """
+        return None
+
+    @abstractmethod
+    def task(self) -> LearningTask:
+        """Open the rows to learn from, with their loss; called in every worker."""
+
+    @abstractmethod
+    def data(self) -> str:
+        """Identity of the data, such as a table's version or a digest: a training resumes on the same data only."""
+
+    @abstractmethod
+    def signature(self) -> Signature:
+        """Signature of the network with inputs, outputs and an example of two rows."""
+
+
+def recipe_of(project: str | None, name: str, options: dict[str, Any]) -> Recipe:
+    """Find a recipe of the project by its name, and set its options.
+
+    Raises: TrainingDataError if there is no project, no such recipe, or an option does not fit, or is a path, a URL or a
+    secret, which callers from outside could point anywhere; ImportError.
+    """
+    if project is None:
+        raise TrainingDataError(
+            f"recipe {name!r}: which project's? Set TOQUE_PROJECT to a module with RECIPES"
+        )
+    known = getattr(importlib.import_module(project), "RECIPES", {})
+    if name not in known:
+        raise TrainingDataError(f"no recipe {name!r} in {project}.RECIPES, which has {sorted(known)}")
+    kind: type[Recipe] = known[name]
+    _refuse_reaching(name, kind, options)
+    try:
+        return kind.model_validate(options)
+    except ValidationError as error:
+        raise TrainingDataError(f"options={options} do not fit recipe {name!r}: {error}") from error
+
+
+def _refuse_reaching(name: str, kind: type[Recipe], options: dict[str, Any]) -> None:
+    """Check that no given option is a path, a URL or a secret. Raises: TrainingDataError."""
+    given = {each: (field.annotation, field) for each, field in kind.model_fields.items() if each in options}
+    asked = create_model("Options", __config__=ConfigDict(arbitrary_types_allowed=True), **given)  # type: ignore[call-overload]  # fields by name
+    with suppress(PydanticInvalidForJsonSchema):  # JSON gives no value of such a type
+        for each, what in reaching_fields(asked.model_json_schema()).items():
+            raise TrainingDataError(
+                f"options.{each} of recipe {name!r} is a {what}, which a caller may not choose; "
+                "set its default in the project"
+            )

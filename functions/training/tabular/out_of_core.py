@@ -1,31 +1,161 @@
 """Preparation of a training set that does not fit memory: read in batches, encoded once, kept in a file.
 
 In memory stay the time and label of each row, and a sample from which medians, bins and vocabularies are learnt.
+
+Training rows that do not fit memory: encoded once into a file of this machine, and read from there in any order.
+
+The store is read once, batch by batch, not once an epoch; the system's page cache keeps as much of the file as fits.
+Any row can be read at any time, so every worker draws the same permutation as from memory and takes the same steps:
+the weights, whatever the number of workers and interruptions, equal to the last bit those of a training from memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from toque.functions.model_formats.matrices import category_matrix, numeric_matrix
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.loop.rows.mmap_rows import Arrays, MmapRows
-from toque.functions.training.params import TabularParams
+from toque.functions.training.params import Columns, TabularParams
 from toque.functions.training.splits import TIME_COLUMN
-from toque.functions.training.tabular.columns import Columns
-from toque.functions.training.tabular.dataset import TabularData, labels_of, split_rows
-from toque.functions.training.tabular.fitting import Prepared
-from toque.functions.training.tabular.preprocessing import EncodedRows, Preprocessing, fit_preprocessing
+from toque.functions.training.tabular.fitting import Prepared, WarmStart
+from toque.functions.training.tabular.network import LabelledRows
+from toque.functions.training.tabular.preprocessing import (
+    EncodedRows,
+    Preprocessing,
+    TabularData,
+    fit_preprocessing,
+    labels_of,
+    split_rows,
+)
 from toque.functions.training.tabular.target import target_of
-from toque.functions.training.tabular.task import LabelledRows
-from toque.functions.training.tabular.warm_start import WarmStart
 from toque.registry import Table, TableSnapshot
+from toque.registry.store import private_folder, temporary_folder
+
+_FILE, _LOCK, _DONE = "rows", "lock", "done.json"
+_MEMORY_PART = 0.5  # a file below this part of memory is kept by the page cache, and needs no read-ahead
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class MmapRows:
+    """Rows of named arrays in a memory-mapped file. rows: the map, a field for each array; file: its open descriptor."""
+
+    rows: npt.NDArray[Any]
+    file: int
+
+    @classmethod
+    def of(cls, name: str, parts: Callable[[], Iterable[Arrays]], *, within: Path | None = None) -> Self:
+        """Open the rows of `parts`, written in order by the first process of this machine that opens them.
+
+        name: what distinguishes these rows: table, version, columns and encoding; parts: arrays by name, of equally many
+        rows, and in all parts of one type and shape; within: where the folder is made (default: this user's temporary one).
+        The folder is removed when its last reader ends; that of a killed reader stays until the rows are opened again.
+        Raises: OSError if the disk is full; ValueError if there are no rows; Forbidden if the folder is not this user's.
+        """
+        digest = hashlib.sha256(name.encode()).hexdigest()[:24]
+        folder = (within or temporary_folder("rows")) / f"toque-rows-{os.getuid()}-{digest}"
+        lock = _locked(folder, parts)
+        layout = json.loads((folder / _DONE).read_text())
+        kind = np.dtype([(field, form, tuple(shape)) for field, form, shape in layout["kind"]])
+        rows = np.memmap(folder / _FILE, dtype=kind, mode="r", shape=(layout["rows"],))
+        file = os.open(folder / _FILE, os.O_RDONLY)
+        mapped = cls(rows, file)
+        weakref.finalize(mapped, _release, folder, lock, file)
+        return mapped
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        """Read the rows with these numbers, in this order, as tensors by name."""
+        order = rows.numpy()
+        ascending = np.argsort(order, kind="stable")  # the disk is read forwards
+        found = np.empty(len(order), dtype=self.rows.dtype)
+        found[ascending] = self.rows[order[ascending]]
+        return {name: torch.from_numpy(np.ascontiguousarray(found[name])) for name in found.dtype.names or ()}
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Ask the system to read these rows ahead, unless the whole file fits memory; does not wait."""
+        if self.rows.nbytes < _MEMORY_PART * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            return
+        size = self.rows.dtype.itemsize
+        for row in np.sort(rows.numpy()).tolist():
+            os.posix_fadvise(self.file, row * size, size, os.POSIX_FADV_WILLNEED)
+
+
+def _locked(folder: Path, parts: Callable[[], Iterable[Arrays]]) -> int:
+    """Take the folder's lock, shared with its other readers; if rows are missing, write them under the exclusive lock."""
+    while True:
+        with suppress(FileNotFoundError):  # the last reader has just removed the folder
+            private_folder(folder)
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                if _is_current(folder, lock) and (folder / _DONE).exists():
+                    return lock
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if _is_current(folder, lock) and not (folder / _DONE).exists():
+                    _write(folder, parts())
+            except BaseException:
+                os.close(lock)
+                raise
+            os.close(lock)
+
+
+def _is_current(folder: Path, lock: int) -> bool:
+    """Whether the lock belongs to the folder as it is now: it may have been removed and made again."""
+    return (folder / _LOCK).stat().st_ino == os.fstat(lock).st_ino
+
+
+def _write(folder: Path, parts: Iterable[Arrays]) -> None:
+    """Write all rows, and the marker that they are complete only after them."""
+    kind: np.dtype[Any] | None = None
+    count = 0
+    with (folder / _FILE).open("wb") as file:
+        for part in parts:
+            if kind is None:
+                kind = np.dtype([(name, array.dtype, array.shape[1:]) for name, array in part.items()])
+            rows = np.empty(len(next(iter(part.values()))), dtype=kind)
+            for name, array in part.items():
+                rows[name] = array
+            file.write(rows.tobytes())
+            count += len(rows)
+        file.flush()
+        os.fsync(file.fileno())
+    if kind is None or count == 0:
+        raise ValueError(f"{folder}: there are no rows to write")
+    fields = [[name, kind[name].base.str, list(kind[name].shape)] for name in kind.names or ()]
+    done = folder / f"{_DONE}.new"
+    done.write_text(json.dumps({"rows": count, "kind": fields}))
+    done.rename(folder / _DONE)
+
+
+def _release(folder: Path, lock: int, file: int) -> None:
+    os.close(file)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pass  # another process still reads the file
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
+
 
 SAMPLE_ROWS = 1_000_000  # enough for every quantile, and for a category of one row in 100,000
 _EXAMPLE_ROWS = 64

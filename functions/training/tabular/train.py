@@ -11,10 +11,9 @@ from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.function import function
 from toque.functions.training.frame import TrainingJob, run_training
-from toque.functions.training.params import TabularParams
-from toque.functions.training.tabular.columns import Columns
-from toque.functions.training.trained import Trained
-from toque.functions.training.workers import Workers
+from toque.functions.training.params import Columns, TabularParams
+from toque.functions.training.request import Workers
+from toque.functions.training.trainer import Trained
 from toque.registry import TableSnapshot
 
 

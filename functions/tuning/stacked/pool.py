@@ -1,22 +1,32 @@
-"""Workers of a stacked sweep on the Ray cluster: actors away from serving, replaced when their process dies."""
+"""Workers of a stacked sweep on the Ray cluster: actors away from serving, replaced when their process dies.
+
+ASHA over stacks: the trials that the scheduler lets train are stacked, and trained to their rung by the next free worker.
+
+The scheduler is that of trials one by one. It is asked for as many trials as a stack holds; trials of other shapes, or at another
+rung, make stacks of their own.
+"""
 
 from __future__ import annotations
 
+import secrets
+from collections import deque
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING
 from toque.functions.training.errors import TrainingError
+from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import Prepared
-from toque.functions.tuning.ray_tune_asha import AshaSearcher
-from toque.functions.tuning.stacked.states import Stack, StackStates
-from toque.functions.tuning.stacked.sweep import WorkerLost, run_stacks
-from toque.functions.tuning.stacked.worker import NiceStackWorker, Results
+from toque.functions.tuning.ray_tune import SINCE, UNTIL, AshaSearcher
+from toque.functions.tuning.stacked.trainer import stack_key
+from toque.functions.tuning.stacked.worker import NiceStackWorker, Results, Stack, StackStates
 from toque.functions.tuning.tracking import TrialTracker
+from toque.functions.tuning.trial_states import FINISHED
 from toque.functions.tuning.trials import TrialResources
 
 
@@ -122,3 +132,127 @@ class RayPool:
         )
         ready = actor.__ray_ready__.remote()  # type: ignore[union-attr]  # every actor has it
         return _Worker(actor, ready)
+
+
+_MOST_LOSSES = 3  # workers that a stack may lose before it ends an epoch
+
+
+class WorkerLost(Exception):  # noqa: N818 - says what happened
+    """The process of a worker has died; another one takes its place."""
+
+
+class Pool(Protocol):
+    """Workers of which each trains an epoch of one stack at a time."""
+
+    @property
+    def free(self) -> bool:
+        """Whether a worker has nothing to do."""
+
+    def start(self, stack: Stack) -> None:
+        """Let the worker that trained the stack's last epoch, or another free one, train the next."""
+
+    def wait(self) -> tuple[Stack, Results | Exception] | None:
+        """Wait for an epoch of a stack to end, with results or an error, or for one more worker to be free (None)."""
+
+
+def run_stacks(
+    pool: Pool, searcher: AshaSearcher, states: StackStates, tracker: TrialTracker, size: int
+) -> dict[int, str]:
+    """Train the trials that `searcher` chooses in stacks of up to `size`, within the tracker's limits.
+
+    Returns: why trials failed, by number.
+    """
+    sweep = _StackedSweep(searcher, states, tracker, size)
+    while True:
+        while pool.free and not tracker.limit_reached() and (stack := sweep.next()) is not None:
+            pool.start(stack)
+            sweep.begin(stack)  # while it trains
+        tracker.close_beaten()  # the same
+        if not sweep.training and (not sweep.waiting or tracker.limit_reached()):
+            return sweep.errors
+        ended = pool.wait()
+        if ended is not None:
+            sweep.record(*ended)
+
+
+class _StackedSweep:
+    """State of a sweep: stacks in training and those that wait for a worker. errors: why trials failed, by number."""
+
+    def __init__(self, searcher: AshaSearcher, states: StackStates, tracker: TrialTracker, size: int) -> None:
+        self.errors: dict[int, str] = {}
+        self.waiting: deque[Stack] = deque()
+        self.training = 0
+        self._searcher, self._states, self._tracker, self._size = searcher, states, tracker, size
+        self._losses: dict[str, int] = {}  # workers that a stack has lost in its present epoch
+        self._asked, self._names = 0, dict[int, str]()  # of suggestions, by trial, as the searcher knows them
+
+    def next(self) -> Stack | None:
+        """Next stack to train an epoch of; None if no trial can train now."""
+        if not self.waiting:
+            self.waiting.extend(self._suggested())
+        if not self.waiting:
+            return None
+        self.training += 1
+        return self.waiting.popleft()
+
+    def begin(self, stack: Stack) -> None:
+        """Begin the runs of a stack's trials that have none yet."""
+        for number in stack.trials:
+            self._tracker.begin_trial(number)
+
+    def record(self, stack: Stack, results: Results | Exception) -> None:
+        """Record an epoch of a stack; the trials that have not reached their rung go on."""
+        self.training -= 1
+        if isinstance(results, Exception):
+            self._lost(stack, results)
+            return
+        self._losses.pop(stack.name, None)
+        on = {}
+        for number, result in results.items():
+            if isinstance(result, str):
+                self._fail(number, result)
+            elif self._goes_on(stack, number, result):
+                on[number] = stack.trials[number]
+        if on:
+            self.waiting.appendleft(Stack(stack.name, on, stack.since + 1, stack.until, (stack.name,)))
+
+    def _goes_on(self, stack: Stack, number: int, result: dict[str, Any]) -> bool:
+        """Record a trial's epoch; whether it has neither ended nor reached its rung."""
+        self._tracker.log_epoch(number, result)
+        self._states.newest[number] = stack.name
+        if not result[FINISHED] and stack.since + 1 < stack.until:
+            self._searcher.on_trial_result(self._names[number], result)
+            return True
+        self._searcher.on_trial_complete(self._names.pop(number), result)
+        if result[FINISHED]:
+            self._tracker.close_trial(number)
+        return False
+
+    def _lost(self, stack: Stack, error: Exception) -> None:
+        """Train a lost worker's epoch again from the saved states; give its trials up if workers die again and again."""
+        losses = self._losses[stack.name] = self._losses.get(stack.name, 0) + 1
+        if isinstance(error, WorkerLost) and losses < _MOST_LOSSES:
+            self.waiting.appendleft(stack)
+            return
+        for number in stack.trials:
+            self._fail(number, f"{type(error).__name__}: {error}")
+
+    def _fail(self, number: int, reason: str) -> None:
+        self.errors[number] = reason
+        self._searcher.on_trial_complete(self._names.pop(number), error=True)
+        self._tracker.fail_trial(number)
+
+    def _suggested(self) -> Iterator[Stack]:
+        """Stacks of the trials that the searcher lets train now, as many as one stack holds."""
+        alike: dict[tuple[str, int, int], dict[int, TabularParams]] = {}
+        for _ in range(self._size):
+            self._asked += 1
+            config = self._searcher.suggest(str(self._asked))
+            if not isinstance(config, dict):
+                break
+            number, settings = config["point"], TabularParams.model_validate(config["settings"])
+            self._names[number] = str(self._asked)
+            alike.setdefault((stack_key(settings), config[SINCE], config[UNTIL]), {})[number] = settings
+        for (_, since, until), trials in alike.items():
+            sources = tuple(dict.fromkeys(self._states.newest[each] for each in trials)) if since else ()
+            yield Stack(secrets.token_hex(8), trials, since, until, sources)

@@ -2,27 +2,34 @@
 
 Trials of a stack see the same rows in the same order, since no sweep varies their seed. Dropout draws for each trial what it would
 draw alone: trials with the same rate share a mask.
+
+AdamW for stacked weights: each trial has a rate, a decay and a greatest norm of its own, all have taken equally many steps.
+
+Several tabular networks of one shape as one: each weight has a first axis of trials, and matrices are multiplied in batches.
+
+The rows are the same for all trials, so numbers are coded once, and the first layer's part on them is one matrix product.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import dropout
+from torch import Tensor, nn
+from torch.nn.functional import dropout, embedding, linear, silu
 
-from toque.functions.training.loop.epoch import Epoch, diverged
 from toque.functions.training.loop.task import Batch, epoch_seed
 from toque.functions.training.loop.training_loop import stream_of
+from toque.functions.training.loop.updates import one_cycle
 from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import Prepared, new_network, new_task
-from toque.functions.tuning.stacked.network import StackedNet
-from toque.functions.tuning.stacked.updates import StackedUpdates
-from toque.functions.tuning.trial_files import Snapshot
+from toque.functions.training.tabular.network import TabularNet
+from toque.functions.training.trainer import Epoch, diverged
+from toque.functions.tuning.trial_states import Snapshot
 
 OWN = ("lr", "weight_decay", "dropout", "clip")  # settings in which trials of one stack may differ
 _SCORED_ROWS = 16_384  # rows scored at once, of all trials together
@@ -199,3 +206,118 @@ class StackedTrainer:
         count = len(logits)
         losses = self._task.target.loss(logits.flatten(0, 1), label.repeat(count), reduction="none")
         return losses.view(count, -1)
+
+
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # as torch.optim.AdamW has them by default
+_NORM_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
+_MATRIX = 3  # axes of a stacked weight that decays; those of a bias are fewer
+
+
+class StackedUpdates:
+    """Applies gradients to stacked weights, step by step of `total`, under one cycle.
+
+    Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, as torch.optim.AdamW computes it.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], *, total: int) -> None:
+        self._total = total
+        self.first = {name: torch.zeros_like(each) for name, each in weights.items()}
+        self.second = {name: torch.zeros_like(each) for name, each in weights.items()}
+
+    def apply(self, weights: Mapping[str, Tensor], trials: Sequence[TabularParams], step: int) -> None:
+        """Take step `step`, counted from 0, by the gradients that are there, and clear them."""
+        like = next(iter(weights.values()))
+        rate = one_cycle(step, self._total) * _column([each.lr for each in trials], like)
+        decay = 1.0 - rate * _column([each.weight_decay for each in trials], like)
+        clipped = self._clipping(weights, trials)
+        square = math.sqrt(1.0 - _BETA2 ** (step + 1))
+        size = -rate / (1.0 - _BETA1 ** (step + 1))
+        with torch.no_grad():
+            for name, weight in weights.items():
+                assert weight.grad is not None  # noqa: S101 - every weight is used by every trial
+                gradient = weight.grad if clipped is None else weight.grad * _spread(clipped, weight)
+                first = self.first[name].lerp_(gradient, 1.0 - _BETA1)
+                second = self.second[name].mul_(_BETA2).addcmul_(gradient, gradient, value=1.0 - _BETA2)
+                if weight.ndim >= _MATRIX:
+                    weight.mul_(_spread(decay, weight))
+                update = first / second.sqrt().div_(square).add_(_EPS)
+                weight.addcmul_(update, _spread(size, weight))
+                weight.grad = None
+
+    @staticmethod
+    def _clipping(weights: Mapping[str, Tensor], trials: Sequence[TabularParams]) -> Tensor | None:
+        """Factor of each trial's gradients, 1 where their norm is within the trial's greatest; None if no trial has one."""
+        if all(each.clip is None for each in trials):
+            return None
+        squares = [each.grad.flatten(1).square().sum(1) for each in weights.values() if each.grad is not None]
+        norm = torch.stack(squares).sum(0).sqrt()
+        most = _column([math.inf if each.clip is None else each.clip for each in trials], norm)
+        return (most / (norm + _NORM_EPS)).clamp(max=1.0)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).to(like)
+
+
+def _spread(column: Tensor, weight: Tensor) -> Tensor:
+    """Give a number for each trial the axes of a stacked weight."""
+    return column.view(-1, *[1] * (weight.ndim - 1))
+
+
+_TABLE, _LAYER = "embedding.weight", "layers.{}.{}"
+_EACH = 3  # modules of a hidden layer: linear, SiLU, dropout
+Weights = dict[str, Tensor]
+
+
+class StackedNet:
+    """Networks of `count` trials with the shape of `net`, and its weights to begin with.
+
+    weights: by their name in `net`, each (count, …).
+    """
+
+    def __init__(self, net: TabularNet, count: int) -> None:
+        self.net, self.count = net, count
+        self.weights: Weights = {}
+        self.put({name: each.detach().expand(count, *each.shape) for name, each in net.named_parameters()})
+
+    @property
+    def hidden(self) -> list[int]:
+        """Widths of the hidden layers, each followed by dropout."""
+        return [each.out_features for each in self._linear[:-1]]
+
+    @property
+    def _linear(self) -> list[nn.Linear]:
+        return [each for each in self.net.layers if isinstance(each, nn.Linear)]
+
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the weights of all trials, of which there may be others than before."""
+        self.weights = {name: each.clone().requires_grad_() for name, each in weights.items()}
+        self.count = len(next(iter(self.weights.values())))
+
+    def __call__(self, numeric: Tensor, missing: Tensor, category: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        """Compute logits (count, rows, outputs) of encoded rows; masks: (count, rows, width) of each dropout, none to score."""
+        shared = torch.cat([self.net.preprocessing.bins(numeric), numeric, missing], dim=1)
+        found = self._first(shared, self._embedded(category))
+        for number in range(1, len(self._linear)):
+            found = silu(found) if not masks else silu(found) * masks[number - 1]
+            weight, bias = self._layer(number)
+            found = torch.baddbmm(bias.unsqueeze(1), found, weight.transpose(1, 2))
+        return found if self.net.line is None else found + self.net.line(numeric, missing, category)
+
+    def _embedded(self, category: Tensor) -> Tensor:
+        """Vectors of the rows' categories, one after the other: (count, rows, columns * embedding_dim)."""
+        table = self.weights[_TABLE]  # [count, embedding_rows, embedding_dim]
+        first = torch.arange(self.count, device=category.device) * table.shape[1]
+        return embedding(category + first[:, None, None], table.flatten(0, 1)).flatten(2)
+
+    def _first(self, shared: Tensor, embedded: Tensor) -> Tensor:
+        """First layer: (count, rows, width) of what all trials share, (rows, inputs), and of what each has embedded."""
+        weight, bias = self._layer(0)
+        width, own = weight[:, :, : shared.shape[1]], weight[:, :, shared.shape[1] :]
+        common = linear(shared, width.flatten(0, 1), bias.flatten())  # [rows, count * width]
+        common = common.view(len(shared), self.count, -1).transpose(0, 1)
+        return torch.baddbmm(common, embedded, own.transpose(1, 2))
+
+    def _layer(self, number: int) -> tuple[Tensor, Tensor]:
+        weight, bias = (self.weights[_LAYER.format(number * _EACH, each)] for each in ("weight", "bias"))
+        return weight, bias

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from toque.functions.monitoring.language.languages import UNKNOWN, language_of
+from toque.functions.monitoring.language.figures import UNKNOWN, language_of
 from toque.load.benchmarks.harness import main, say
 
 _LOCALES: Final = Path("/usr/share/locale")

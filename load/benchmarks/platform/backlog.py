@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any
 
 from toque.functions import Context, function, use_context
-from toque.functions.runtime.durable.executor import Executor, launcher
+from toque.functions.runtime.durable import workers
+from toque.functions.runtime.durable.executor import Executor
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.load.benchmarks.harness import Stopwatch, bound, main, temporary
 from toque.registry import open_store
@@ -45,7 +46,7 @@ class SlowStore:
 
 def run(*, invocations: int = 10_000, latency_s: float = 0.05) -> bool:
     """Submit all invocations, and let the executor end them."""
-    launcher.THREADS = WORKERS
+    workers.THREADS = WORKERS
     nothing.in_thread = True
     with temporary() as folder:
         url = f"file://{folder}/store"

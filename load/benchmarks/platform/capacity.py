@@ -3,6 +3,8 @@
 A platform of its own, in a temporary folder and on free ports, serves a small MLP and one of 8.4 million weights, each in one replica
 and in two. A point is the processor time that a request takes in the replicas, so a busy machine says nearly the same as an idle one. The
 exit code is 1 if a configuration that was left out is told more than 15 % wrong; 2 if nothing was measured.
+
+Project of `toque.load.benchmarks.platform.capacity`: a cheap and a dear model, each in one replica and in two.
 """
 
 from __future__ import annotations
@@ -12,19 +14,19 @@ import statistics
 from pathlib import Path
 from typing import Annotated
 
+from toque.functions.placement import Placement
 from toque.load.benchmarks.harness import bound, main, say, temporary
-from toque.load.benchmarks.platform.capacity_project import REPLICAS
 from toque.load.benchmarks.servers import started
+from toque.load.benchmarks.serving.fixtures import BenchmarkModel, WideMlp, register
 from toque.load.benchmarks.serving.floor import small_mlp
-from toque.load.benchmarks.serving.models import BenchmarkModel, WideMlp, register
-from toque.load.capacity_model.fit import fit_cost
-from toque.load.capacity_model.points import Point
+from toque.load.capacity_model.fit import Point, fit_cost
 from toque.load.capacity_model.probe import Probe
 from toque.load.scenarios.target import Target
+from toque.load.unmonitored import unmonitored
 
 MOST = 0.15  # relative error of a configuration that was left out
 UTILISATION = 0.6
-PROJECT = "toque.load.benchmarks.platform.capacity_project"
+PROJECT = "toque.load.benchmarks.platform.capacity"
 
 
 def run(
@@ -79,3 +81,10 @@ def left_out(kind: str, points: list[Point]) -> bool:
 
 if __name__ == "__main__":
     main(run, "ray", "torch")
+
+
+FEATURES: list[object] = []
+REPLICAS = {"small-1": 1, "small-2": 2, "wide-1": 1, "wide-2": 2}
+MODELS = [
+    unmonitored(name, Placement(min_replicas=count, max_replicas=count)) for name, count in REPLICAS.items()
+]

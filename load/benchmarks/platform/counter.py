@@ -24,7 +24,7 @@ from toque.load.benchmarks.platform.windows import (
     register_model,
 )
 from toque.load.benchmarks.servers import Platform, started, until
-from toque.load.benchmarks.training.rows import COLUMNS, synthetic_table
+from toque.load.benchmarks.training.fixtures import COLUMNS, synthetic_table
 from toque.registry import Table, TableSnapshot, open_store
 
 MOST = 2.0  # times the p99 alone

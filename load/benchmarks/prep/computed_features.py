@@ -28,14 +28,12 @@ from toque.featurestore import (
     RequestSource,
     String,
 )
+from toque.featurestore.definitions.computed import ValueInputs, to_python
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from toque.featurestore.definitions.on_demand import to_python
-from toque.featurestore.definitions.on_demand_inputs import ValueInputs
 from toque.featurestore.definitions.views import projection
 from toque.featurestore.offline.derived import InputRows, derive
-from toque.featurestore.offline.pinned_retrieval import finish
-from toque.featurestore.retrieval import plan_retrieval
+from toque.featurestore.offline.retrieval import finish, plan_retrieval
 from toque.featurestore.rows import offline_schema
 from toque.load.benchmarks.harness import line, main, timed
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from toque.load.benchmarks.harness import main, temporary
 from toque.load.benchmarks.servers import redis_server, until
+from toque.load.benchmarks.serving.fixtures import BenchmarkModel, compare, need, predictor, register
 from toque.load.benchmarks.serving.floor import small_mlp
-from toque.load.benchmarks.serving.models import BenchmarkModel, register
-from toque.load.benchmarks.serving.targets import compare, need, predictor
 
 
 def run(*, seconds: float = 4, rounds: int = 3, connections: tuple[int, ...] = (1, 16)) -> None:

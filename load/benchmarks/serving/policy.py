@@ -15,9 +15,14 @@ import time
 import httpx
 
 from toque.load.benchmarks.harness import bound, main, say, temporary
+from toque.load.benchmarks.serving.fixtures import (
+    BenchmarkModel,
+    Target,
+    another_version,
+    predictor,
+    register,
+)
 from toque.load.benchmarks.serving.floor import small_mlp
-from toque.load.benchmarks.serving.models import BenchmarkModel, another_version, register
-from toque.load.benchmarks.serving.targets import Target, predictor
 from toque.registry import Registry, open_store
 
 MOST_S = 1.0

@@ -19,9 +19,15 @@ import numpy as np
 
 from toque.load.benchmarks.harness import main, say, temporary
 from toque.load.benchmarks.servers import redis_server
+from toque.load.benchmarks.serving.fixtures import (
+    BenchmarkModel,
+    Predictor,
+    headers_of,
+    json_body,
+    predictor,
+    register,
+)
 from toque.load.benchmarks.serving.floor import small_mlp
-from toque.load.benchmarks.serving.models import BenchmarkModel, register
-from toque.load.benchmarks.serving.targets import Predictor, headers_of, json_body, predictor
 
 HOT = 10
 FOOTPRINT_BYTES = 300 << 10  # of a model of this benchmark, with a margin

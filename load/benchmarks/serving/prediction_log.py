@@ -20,9 +20,8 @@ import numpy as np
 
 from toque.load.benchmarks.harness import Ratio, in_turns, main, say, temporary
 from toque.load.benchmarks.servers import redis_server
+from toque.load.benchmarks.serving.fixtures import BenchmarkModel, Predictor, need, predictor, register
 from toque.load.benchmarks.serving.floor import small_mlp
-from toque.load.benchmarks.serving.models import BenchmarkModel, register
-from toque.load.benchmarks.serving.targets import Predictor, need, predictor
 from toque.load.processes import cpu_s
 
 

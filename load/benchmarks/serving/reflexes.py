@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from toque.functions.model_formats.program import export_program, save_program
-from toque.functions.runtime.changes.announcer import Announcer
+from toque.functions.runtime.changes import Announcer
 from toque.load.benchmarks.harness import main, say, temporary
 from toque.load.benchmarks.servers import Platform, started
 from toque.registry import Registry, Signature, TensorSpec, open_store

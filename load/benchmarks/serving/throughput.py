@@ -17,29 +17,27 @@ from typing import Annotated
 
 from toque.load.benchmarks.harness import main, say, temporary
 from toque.load.benchmarks.servers import asgi_server, free_port, module, redis_server
-from toque.load.benchmarks.serving.floor import small_mlp
-from toque.load.benchmarks.serving.models import (
+from toque.load.benchmarks.serving.fixtures import (
     KEY,
     LONG_ROW,
+    ROW,
     BenchmarkModel,
+    Predictor,
+    Target,
     WideMlp,
+    binary_body,
+    compare,
     fill_features,
+    grpc_body,
+    json_body,
     keyed_models,
+    need,
+    predictor,
     register,
     split_models,
 )
-from toque.load.benchmarks.serving.targets import (
-    ROW,
-    Predictor,
-    Target,
-    binary_body,
-    compare,
-    grpc_body,
-    json_body,
-    need,
-    predictor,
-)
-from toque.load.scenarios.sending.open_loop import ask_steadily
+from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.scenarios.sending.connections import ask_steadily
 
 BATCH_ROWS = 32
 FLOOR = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--lifespan", "off")

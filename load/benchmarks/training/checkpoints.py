@@ -32,7 +32,7 @@ from toque.functions.training import RecipeParams
 from toque.functions.training.checkpoints.saved import Checkpoints
 from toque.functions.training.loop.first_weights import Initialised, reset, without_weights
 from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import (
+from toque.functions.training.loop.process_group import (
     ProcessGroup,
     ShardedGroup,
     SingleProcess,

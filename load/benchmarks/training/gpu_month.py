@@ -20,10 +20,10 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from toque.functions.runtime.cards.node import Node
-from toque.functions.runtime.durable.admission.occupancy import Shares, Spent
-from toque.functions.runtime.durable.admission.request import Quota, QuotaRequest
-from toque.functions.runtime.durable.admission.rule import next_look, schedule
+from toque.functions.runtime.admission.occupancy import Shares, Spent
+from toque.functions.runtime.admission.request import Quota, QuotaRequest
+from toque.functions.runtime.admission.rule import next_look, schedule
+from toque.functions.runtime.cards import Node
 from toque.load.benchmarks.harness import bound, main, say
 
 CARDS, EACH = 64, 8

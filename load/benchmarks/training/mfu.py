@@ -27,14 +27,14 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
 from toque.functions.training.llm.texts import TextTask
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.task import epoch_seed, uniform_order
 from toque.functions.training.loop.training_loop import Trainer
 from toque.functions.training.loop.updates import one_cycle
 from toque.functions.training.params import RecipeParams
 from toque.functions.training.planning import CARDS, Card, Decoder, Setup, plan
 from toque.load.benchmarks.harness import NotPossible, bound, in_turns, main, say
-from toque.load.benchmarks.training.decoders import network, random_rows
+from toque.load.benchmarks.training.fixtures import network, random_rows
 
 LEAST_RATIO, WARM_UPS, LR, CLIP = 0.95, 5, 3e-4, 1.0
 BILLION = Decoder(16, 2_048, 32, 8, 64, 8_192, 128_256, tied=True)

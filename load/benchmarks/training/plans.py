@@ -18,7 +18,7 @@ from toque.functions.training.loop.training_loop import Trainer
 from toque.functions.training.params import RecipeParams
 from toque.functions.training.planning import Card, Decoder, Setup, plan
 from toque.load.benchmarks.harness import MIB, bound, greatest_mib, in_child, main, say
-from toque.load.benchmarks.training.decoders import network, random_rows
+from toque.load.benchmarks.training.fixtures import network, random_rows
 
 STEPS = 3
 # Bytes from which a freed block goes back to the system: for memory, so that the peak is of tensors; for time, as a card keeps its blocks.

@@ -24,14 +24,13 @@ import torch
 import toque.functions.tuning.sweep  # noqa: F401 - read now, so that neither of the two ways pays for it
 from toque.functions import Context, use_context
 from toque.functions.training.loop.training_loop import Trainer
-from toque.functions.training.params import TabularParams
-from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.params import Columns, TabularParams
 from toque.functions.training.tabular.fitting import fit, new_trainer, prepare
 from toque.functions.tuning.jobs import tune_tabular
 from toque.functions.tuning.space import DEFAULT_SPACE, Space, draw_points
 from toque.functions.tuning.stacked.trainer import OWN, StackedTrainer
 from toque.load.benchmarks.harness import Stopwatch, bound, in_turns, main, say, temporary
-from toque.load.benchmarks.training.rows import COLUMNS, LEARNT_MONTHS, flight_columns, synthetic_table
+from toque.load.benchmarks.training.fixtures import COLUMNS, LEARNT_MONTHS, flight_columns, synthetic_table
 from toque.registry import Table, open_store
 
 ROUNDING, EPOCHS = 1e-5, 2

@@ -24,14 +24,14 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
-from toque.functions.training.loop.process_groups.process_group import (
+from toque.functions.training.loop.process_group import (
     ProcessGroup,
     ReplicatedGroup,
     SingleProcess,
 )
 from toque.functions.training.tabular.fitting import Prepared, new_trainer, prepare
 from toque.load.benchmarks.harness import main, say, temporary
-from toque.load.benchmarks.training.rows import COLUMNS, PARAMS, synthetic_table
+from toque.load.benchmarks.training.fixtures import COLUMNS, PARAMS, synthetic_table
 
 WORKERS = 2
 LEAST = 1.7  # times one worker

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from toque.load.scenarios.plan import Plan, plan_of
+from toque.load.scenarios.result import LoadRun, broken
 from toque.load.scenarios.scenario import Scenario
 from toque.load.scenarios.sending.connections import Address
 from toque.load.scenarios.sending.windows import Windows
 from toque.load.scenarios.target import NotPossible, Target
-from toque.load.scenarios.verdicts.result import LoadRun
-from toque.load.scenarios.verdicts.slo import broken
 
 __all__ = ["NotPossible", "Sending", "put_load", "start_sending"]
 

@@ -1,7 +1,8 @@
 """Pages of the console, one module a topic.
 
-A page is one module with a `router` (from `pages_router`) and an `ENTRY` for the navigation (None: reached from other pages
-only), one template, and one place in `PAGES`. Its handlers take a `Page`, ask `page.api`, and return `page.render(…)`.
+A page is a handler in a module with a `router` (from `pages_router`), which has one place in `PAGES`, and one template. What the
+navigation leads to has an `Entry`, with one place in `NAVIGATION`. Handlers take a `Page`, ask `page.api`, and return
+`page.render(…)`.
 """
 
 from __future__ import annotations
@@ -10,24 +11,21 @@ from typing import Protocol
 
 from fastapi import APIRouter
 
-from toque.ray_apps.console.entry import Entry
 from toque.ray_apps.console.pages import (
-    audit,
+    access,
     costs,
     events,
     features,
     functions,
     home,
-    invocations,
+    models,
     monitors,
     not_found,
-    predictions,
-    queue,
     reports,
     runs,
-    tokens,
+    traffic,
 )
-from toque.ray_apps.console.pages.registry import models, rollouts, traffic, versions
+from toque.ray_apps.console.route import Entry
 
 
 class PageModule(Protocol):
@@ -38,29 +36,35 @@ class PageModule(Protocol):
         """Routes of the module's pages."""
         ...
 
-    @property
-    def ENTRY(self) -> Entry | None:  # noqa: N802  # a constant of the module
-        """Entry of the navigation; None for pages that are reached from others only."""
-        ...
-
 
 PAGES: tuple[PageModule, ...] = (
     home,
     models,
-    versions,
     traffic,
-    rollouts,
     monitors,
-    predictions,
     features,
     runs,
     functions,
-    invocations,
-    queue,
     costs,
     reports,
-    audit,
-    tokens,
+    access,
     events,
     not_found,
+)
+NAVIGATION: tuple[Entry, ...] = (
+    home.ENTRY,
+    models.ENTRY,
+    traffic.ENTRY,
+    traffic.ROLLOUTS_ENTRY,
+    monitors.ENTRY,
+    monitors.PREDICTIONS_ENTRY,
+    features.ENTRY,
+    runs.ENTRY,
+    functions.ENTRY,
+    functions.INVOCATIONS_ENTRY,
+    costs.QUEUE_ENTRY,
+    costs.ENTRY,
+    reports.ENTRY,
+    access.ENTRY,
+    access.TOKENS_ENTRY,
 )

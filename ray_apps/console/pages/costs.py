@@ -1,8 +1,12 @@
-"""Page of costs: what invocations used in some days, by function, model, team, caller or day, with prices where they are known."""
+"""Page of costs: what invocations used in some days, by function, model, team, caller or day, with prices where they are known.
+
+Page of the queue of experiments: what runs, what waits for what, and what each team may have and has spent.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -10,18 +14,62 @@ from fastapi import Query
 from starlette.responses import Response
 
 from toque.ray_apps.console.charts import draw_bars
-from toque.ray_apps.console.entry import Entry
 from toque.ray_apps.console.page import Page
-from toque.ray_apps.console.route import page_for, pages_router
+from toque.ray_apps.console.route import Entry, page_for, pages_router
 from toque.registry import Role
 
+QUEUE_ENTRY = Entry("Queue", "queue")
+
+
+def _teams(quotas: dict[str, Any], running: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each team has and may have, `everyone` last."""
+    gpus, cpus, count = Counter[str](), Counter[str](), Counter[str]()
+    for each in running:
+        for team in (each["team"], "everyone"):
+            gpus[team] += each["gpus"]
+            cpus[team] += each["cpus"]
+            count[team] += 1
+    names = sorted({*quotas, *count}, key=lambda name: (name == "everyone", name))
+    return [
+        {"team": name, "used_gpus": gpus[name], "used_cpus": cpus[name], "running": count[name]}
+        | {"members": [], "gpus": None, "cpus": None, "at_once": None, "share": 1.0}
+        | quotas.get(name, {})
+        for name in names
+    ]
+
+
 router = pages_router()
+
+
+@router.get("/queue")
+async def show_queue(page: Annotated[Page, page_for(Role.viewer)]) -> Response:
+    """Show the experiments that run and wait, the teams' quotas, and this month's budgets."""
+    admissions, quotas, budgets = await asyncio.gather(
+        page.api.call("admissions"), page.api.call("quotas"), page.api.call("budgets")
+    )
+    running = [each for each in admissions if each["waits_for"] is None]
+    return await page.render(
+        "queue.html",
+        live=("invocations/*", "quotas"),
+        running=running,
+        waiting=[each for each in admissions if each["waits_for"] is not None],
+        teams=_teams(quotas, running),
+        budgets=[each | {"left": max(0.0, each["limit"] - each["spent"])} for each in budgets],
+    )
+
+
 ENTRY = Entry("Costs", "costs")
+
 _DAYS: Final = (1, 7, 30)
+
 _BY: Final = ("function", "model", "team", "caller", "day")
+
 _SUMMED: Final = ("invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "store_reads", "store_writes", "money")  # fmt: skip
+
 _BARS = 30
+
 _CHARS, _FEWEST_CHARS = 100, 12  # of the names under all bars, and of each at least
+
 By = Literal["function", "model", "team", "caller", "day"]
 
 

@@ -17,7 +17,6 @@ from toque.ray_apps.console.route import PREFIX, console_of, page_for, pages_rou
 from toque.registry import Role
 
 router = pages_router()
-ENTRY = None
 _NO_MORE = 204  # tells a browser to stop asking
 
 

@@ -10,12 +10,10 @@ from fastapi import Query
 from markupsafe import Markup
 from starlette.responses import Response
 
-from toque.ray_apps.console.api import ApiError
 from toque.ray_apps.console.charts import Point, Series, draw_bars, draw_lines
-from toque.ray_apps.console.entry import Entry
-from toque.ray_apps.console.page import Page
+from toque.ray_apps.console.page import ApiError, Page
 from toque.ray_apps.console.rendering import number
-from toque.ray_apps.console.route import page_for, pages_router
+from toque.ray_apps.console.route import Entry, page_for, pages_router
 from toque.registry import Role
 
 router = pages_router()

@@ -1,26 +1,164 @@
-"""Pages of functions: which can be called, when each runs next, and a form that calls one."""
+"""Pages of functions: which can be called, when each runs next, and a form that calls one.
+
+Pages of durable invocations: the list, and one with its steps, log, result and the buttons that steer it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
+from fastapi import Query
+from markupsafe import Markup
 from starlette.responses import Response
 
-from toque.ray_apps.console.api import ApiError
-from toque.ray_apps.console.entry import Entry
-from toque.ray_apps.console.page import Page
-from toque.ray_apps.console.route import CHANGE, Form, page_for, pages_router
+from toque.functions.runtime.durable.record import ENDED, Status
+from toque.ray_apps.console.charts import Node, draw_columns
+from toque.ray_apps.console.page import ApiError, Page
+from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
 from toque.registry import Role
 
+INVOCATIONS_ENTRY = Entry("Invocations", "invocations")
+
+ROWS = 50
+
+INDEXED: Final = ("queued", "running", "failed", "waiting", "dead")
+
+SCANNED = 1_000  # invocations that a search for a function looks at
+
+_STEPS_DRAWN = 24
+
+_SEGMENTS = 100  # of a log that the API gives at once
+
+Sent = Annotated[Form, CHANGE]
+
+Id = Annotated[str | None, Query(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
+
+Segment = Annotated[str, Query(pattern=r"^[0-9a-f-]{0,64}$")]
+
+
+async def _shown_invocation(
+    page: Page, invocation: str, after: str = "", *, typed: str = "", error: str = ""
+) -> Response:
+    """Render the page of one invocation. typed: value of a signal that somebody wrote and that is refused for `error`."""
+    path = f"/invocations/{page.quoted(invocation)}"
+    found, log = await asyncio.gather(page.api.get(path), page.api.get(f"{path}/logs", after=after))
+    declared = await page.told(page.api.get(f"/functions/{page.quoted(found['function'])}"))
+    return await page.render(
+        "invocation.html",
+        HTTPStatus.UNPROCESSABLE_ENTITY if error else HTTPStatus.OK,
+        error=error,
+        typed=typed,
+        live=() if error or found["status"] in ENDED else (f"invocations/{invocation}",),
+        invocation=found,
+        has_page=not isinstance(declared, str),  # a function that is not called by HTTP has none
+        ended=found["status"] in ENDED,
+        steps=_steps(found, page),
+        steps_left=max(0, len(found["steps"]) - _STEPS_DRAWN),
+        lines=[line for segment in log for line in segment["lines"]],
+        after=after,
+        following=log[-1]["name"] if len(log) == _SEGMENTS else None,
+    )
+
+
+async def _post(page: Page, invocation: str, verb: str, body: Any, done: str) -> Response:
+    to = page.link("invocations", invocation)
+    return await page.change(to, done, "POST", f"/invocations/{page.quoted(invocation)}/{verb}", body)
+
+
+def _steps(invocation: dict[str, Any], page: Page) -> Markup:
+    """Draw the way of a workflow: its parent, its finished steps in their order, and what it is at now."""
+    steps = invocation["steps"][:_STEPS_DRAWN]
+    if not steps and invocation["parent"] is None:
+        return Markup()
+    columns = [[Node("step " + str(number), name)] for number, name in enumerate(steps, 1)]
+    if invocation["parent"] is not None:
+        link = page.link("invocations", invocation["parent"])
+        columns.insert(0, [Node("called by", invocation["parent"][:12], link=link)])
+    now = f"signal {invocation['waits_for']}" if invocation["waits_for"] else invocation["function"]
+    columns.append([Node(invocation["status"], now, "own")])
+    return draw_columns(columns, label=f"Steps of {invocation['function']} {invocation['id']}")
+
+
 router = pages_router()
+
 ENTRY = Entry("Functions", "functions")
+
 _LATEST = 10
+
 _SCANNED = 500  # invocations among which the last ones are looked for
+
 Viewer = Annotated[Page, page_for(Role.viewer)]
+
+
+@router.get("/invocations")
+async def list_invocations(
+    page: Viewer,
+    state: Status | None = None,
+    function: Annotated[str | None, Query(max_length=128)] = None,
+    after: Id = None,
+) -> Response:
+    """List invocations, the newest first, a page at a time, of a state or a function if one is chosen."""
+    scan = SCANNED if function else None
+    found = await page.api.get(
+        "/invocations", state=state, function=function or None, after=after, scan=scan, limit=ROWS
+    )
+    return await page.render(
+        "invocations.html",
+        live=("dead_letters",) if state == "dead" else ("invocations/*",),
+        invocations=found,
+        states=INDEXED,
+        scanned=scan,
+        state=state,
+        function=function or "",
+        after=after,
+        following=found[-1]["id"] if len(found) == ROWS else None,
+    )
+
+
+@router.get("/invocations/{invocation}")
+async def show_invocation(page: Viewer, invocation: str, after: Segment = "") -> Response:
+    """Show one invocation: its state, steps, arguments, result or failure, and its log from a segment on."""
+    return await _shown_invocation(page, invocation, after)
+
+
 Operator = Annotated[Page, page_for(Role.operator)]
+
+
+@router.post("/invocations/{invocation}/cancel")
+async def cancel(page: Operator, invocation: str, _: Sent) -> Response:
+    """Cancel an invocation that has not ended."""
+    done = "It is cancelled; running work is killed."
+    return await page.change(
+        page.link("invocations", invocation), done, "DELETE", f"/invocations/{page.quoted(invocation)}"
+    )
+
+
+@router.post("/invocations/{invocation}/redrive")
+async def redrive(page: Operator, invocation: str, _: Sent) -> Response:
+    """Queue a dead or cancelled invocation again."""
+    return await _post(page, invocation, "redrive", {}, "It is queued again; its finished steps are kept.")
+
+
+@router.post("/invocations/{invocation}/purge")
+async def purge(page: Operator, invocation: str, _: Sent) -> Response:
+    """Remove an invocation from the dead letters."""
+    return await _post(page, invocation, "purge", None, "It is no dead letter any more; its record stays.")
+
+
+@router.post("/invocations/{invocation}/signal")
+async def signal(page: Operator, invocation: str, form: Sent) -> Response:
+    """Send a workflow the signal that it waits for, with a JSON value."""
+    text = form.get("value", "").strip()
+    try:
+        value = json.loads(text) if text else None
+    except ValueError as error:
+        refusal = f"value: not JSON: {error}; write a text in quotes"
+        return await _shown_invocation(page, invocation, typed=text, error=refusal)
+    name = form.get("name", "")
+    return await _post(page, invocation, f"signals/{page.quoted(name)}", value, f"Signal {name} is sent.")
 
 
 @router.get("/functions")

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Final
 from starlette.responses import RedirectResponse, Response
 
 from toque.ray_apps.admission import OPEN
-from toque.ray_apps.console.entry import Entry
 from toque.ray_apps.console.page import Page, Told
-from toque.ray_apps.console.route import page_for, pages_router
+from toque.ray_apps.console.route import Entry, page_for, pages_router
 from toque.registry import Role
 
 router = pages_router()

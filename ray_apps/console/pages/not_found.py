@@ -12,7 +12,6 @@ from toque.ray_apps.console.page import Page
 from toque.ray_apps.console.route import ANYBODY, pages_router
 
 router = pages_router()
-ENTRY = None
 
 
 @router.get("/{path:path}")

@@ -7,9 +7,8 @@ from typing import Annotated, Final, Literal
 from fastapi import Query
 from starlette.responses import HTMLResponse, Response
 
-from toque.ray_apps.console.entry import Entry
 from toque.ray_apps.console.page import Page
-from toque.ray_apps.console.route import FRAME_POLICY, FRAMED_SANDBOX, SANDBOX, page_for, pages_router
+from toque.ray_apps.console.route import FRAME_POLICY, FRAMED_SANDBOX, SANDBOX, Entry, page_for, pages_router
 from toque.registry import Role
 
 router = pages_router()

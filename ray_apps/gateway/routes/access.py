@@ -1,30 +1,155 @@
-"""Routes of tokens and workspaces: who may do what, and where."""
+"""Routes of tokens and workspaces: who may do what, and where.
+
+Route that reads the audit: who was refused what, and who changed access and models.
+
+Route that makes a single-use code, by which the caller's browser signs in to the console.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter, Path, Request
+import orjson
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
 from toque.ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, admitted_of, allowed
+from toque.ray_apps.admission.guarded_route import header
 from toque.ray_apps.gateway.problems import Problem
 from toque.ray_apps.gateway.services import services_of
-from toque.ray_apps.gateway.wire import Expiry, Json, Name
+from toque.ray_apps.gateway.wire import Expiry, Json, Name, Time
+from toque.ray_apps.token_cache import bearer_token
 from toque.registry import Access, NotFound, Principal, Role
 from toque.registry.access import EVERY_WORKSPACE, UNLIMITED, Grant, Limits, QueueShare, Workspace
+from toque.registry.access.audit import AuditEntry, Kind, newest_first
 from toque.registry.access.tokens import TOKEN_LIFETIME
 from toque.registry.times import utc_now
+
+
+class SignInCode(BaseModel):
+    """Code that signs the caller's browser in once. path: the page that takes it."""
+
+    code: str
+    path: str
+    expires_at: datetime
+
+
+LOOK_BACK = timedelta(days=7)
+
+MAX_ENTRIES = 100_000
+
+_FIELDS = tuple(AuditEntry.model_fields)
+
+
+_EXPORTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "application/x-ndjson": {"schema": {"type": "string", "description": "an entry a line"}},
+            "text/csv": {"schema": {"type": "string", "description": "an entry a row, below their names"}},
+        }
+    }
+}
+
+
+def _until(entries: Iterable[AuditEntry], until: datetime | None, seen: int | None) -> Iterator[AuditEntry]:
+    """Leave out what is later than `until`, and of its very moment the first `seen`; all of it without such a number."""
+    same = 0
+    for entry in entries:
+        same += entry.at == until
+        if until is None or entry.at < until or (entry.at == until and seen is not None and same > seen):
+            yield entry
+
+
+def _rendered(entries: list[AuditEntry], export: str) -> Response:
+    rows = [entry.model_dump(mode="json") for entry in entries]
+    if export == "json":
+        return Json(rows)
+    if export == "ndjson":
+        return Response(
+            b"".join(orjson.dumps(row) + b"\n" for row in rows), media_type="application/x-ndjson"
+        )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _FIELDS)
+    writer.writeheader()
+    writer.writerows({field: _safe(value) for field, value in row.items()} for row in rows)
+    return Response(text.getvalue(), media_type="text/csv; charset=utf-8")
+
+
+def _safe(value: object) -> object:
+    """Keep a spreadsheet from reading a text that a caller chose as a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
+
 
 router = APIRouter(route_class=GuardedRoute, tags=["access"])
 
 Admin = Annotated[Principal, allowed(Role.admin)]
+
+
+@router.get("/audit", response_model=list[AuditEntry], responses=_EXPORTS)
+async def get_audit(
+    request: Request,
+    principal: Admin,
+    since: Time | None = None,
+    until: Time | None = None,
+    actor: Annotated[str | None, Query(max_length=128)] = None,
+    seen: Annotated[int | None, Query(ge=0)] = None,
+    kind: Kind | None = None,
+    everywhere: bool = False,  # noqa: FBT001, FBT002  # a query parameter
+    limit: Annotated[int, Query(ge=1, le=MAX_ENTRIES)] = 1_000,
+    export: Annotated[Literal["json", "ndjson", "csv"], Query(alias="format")] = "json",
+) -> Response:
+    """Read refused requests and changes, newest first, of the workspace or, for an admin of all, of every one.
+
+    since: by default a week ago. until, seen: only what is older, and with `seen` of the very moment all but so many, so that a
+    page leads on to the next without a loss. actor: only what this principal did or was refused; "" for callers without a token.
+    format: ndjson and csv are for export.
+    """
+    if everywhere and not principal.may(Role.admin, EVERY_WORKSPACE):
+        raise NotAdmitted(403, f"{principal.name} has {principal.roles}; everywhere=true needs admin:*")
+    services = services_of(request)
+    store = services.context.store
+    begin = since or services.context.clock() - LOOK_BACK
+    workspace = None if everywhere else admitted_of(request).workspace
+
+    def found() -> list[AuditEntry]:
+        every = [each.name for each in services.access_list.list_workspaces()]
+        workspaces = every if workspace is None else [workspace]
+        entries = (
+            entry
+            for entry in newest_first(store, workspaces, kind, since=begin)
+            if (workspace is None or entry.workspace == workspace)
+            and (actor is None or (entry.who or "") == actor)
+        )
+        return list(islice(_until(entries, until, seen), limit))
+
+    return _rendered(await services.run(found), export)
+
+
 Anybody = Annotated[Principal, allowed(*Role, model=ANY_MODEL, anywhere=True)]
+
+
+@router.post("/sign-in-codes", response_model=SignInCode, status_code=201)
+async def create_sign_in_code(request: Request, _: Anybody) -> Json:
+    """Make a code that signs a browser in to the console as the caller, once and within two minutes."""
+    token = bearer_token(header(request, "authorization")) or ""
+    sessions = request.app.state.console.sessions
+    code, expires_at = await services_of(request).run(sessions.make_code, token)
+    made = SignInCode(code=code, path=f"/ui/enter?code={code}", expires_at=expires_at)
+    return Json(made.model_dump(mode="json"), 201)
+
+
 WORKSPACE_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
 WorkspaceName = Annotated[str, Path(pattern=WORKSPACE_NAME)]
+
 RoleName = Literal["viewer", "caller", "labeller", "operator", "approver", "admin", "predictor"]
+
 GrantText = Annotated[str, Field(pattern=r"^[a-z]+(:[a-z0-9*][a-z0-9-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?)?$")]
 
 

@@ -12,7 +12,7 @@ from toque.functions.runtime.context import Context, use_context
 from toque.functions.runtime.durable.invocation import Invocation
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.ray_apps.admission import GuardedRoute, admitted_of, allowed
-from toque.ray_apps.gateway.http_functions import get_http, list_http
+from toque.ray_apps.gateway.openapi import get_http, list_http
 from toque.ray_apps.gateway.problems import Problem, problem_of_failure, problem_of_function
 from toque.ray_apps.gateway.routes.invocations import InvocationState, state_of, state_of_record
 from toque.ray_apps.gateway.services import Services, context_of, services_of

@@ -14,13 +14,13 @@ from pydantic import BaseModel
 from redis import RedisError
 
 from toque.functions.runtime.context import Context
-from toque.functions.runtime.durable.cost_days import CostRow, KnownCosts, costs_of, costs_since, known_costs
+from toque.functions.runtime.durable.costs import CostRow, KnownCosts, costs_of, costs_since, known_costs
 from toque.functions.runtime.durable.invocation import Invocation, ledger_of
 from toque.functions.runtime.durable.record import Record
 from toque.functions.runtime.durable.values import get_value
 from toque.functions.runtime.errors import FunctionError
+from toque.functions.runtime.process import platform_totals
 from toque.functions.runtime.receipt import Prices
-from toque.functions.runtime.request_report import platform_totals
 from toque.functions.runtime.run.log import Progress, Segment, find_progress
 from toque.ray_apps.admission import GuardedRoute, allowed
 from toque.ray_apps.gateway.problems import Problem, status_of

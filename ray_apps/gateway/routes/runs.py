@@ -18,7 +18,7 @@ from toque.ray_apps.admission import GuardedRoute, allowed
 from toque.ray_apps.gateway.problems import Problem
 from toque.ray_apps.gateway.services import context_of, services_of
 from toque.ray_apps.gateway.wire import Json, Name
-from toque.ray_apps.mlflow.model_files import NeedsAcceptance, register_source
+from toque.ray_apps.mlflow.versions import NeedsAcceptance, register_source
 from toque.ray_apps.mlflow.wire import DELETED
 from toque.registry import Principal, Registry, Role, RunRecord
 

@@ -10,10 +10,10 @@ from typing import Final
 from toque.clusters.telemetry.tracing import RequestTrace
 from toque.functions.generative import Finding
 from toque.functions.generative.engines import Lease, Slot
-from toque.ray_apps.admission.token_budget import Reservation
-from toque.ray_apps.generative.load import Load
+from toque.ray_apps.admission.request_limits import Reservation
 from toque.ray_apps.generative.openai.answers import AnswerRecord
 from toque.ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, Ask
+from toque.ray_apps.generative.series import Load
 from toque.ray_apps.generative.versions import GenerativeVersion
 from toque.ray_apps.predictor.versions.routes import Routes
 from toque.registry import ServiceTier

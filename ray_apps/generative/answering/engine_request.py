@@ -1,19 +1,34 @@
-"""Requests as engines get them: as the version's prompt makes them; and whose fault it is that one is not answered."""
+"""Requests as engines get them: as the version's prompt makes them; and whose fault it is that one is not answered.
+
+Refuses a request that does not fit the version's task or its context, before it takes a slot of the engine.
+
+Guardrails at the door: requests and answers of a version go through its rules, and refusals have the shape that clients read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import aiohttp
+import numpy as np
+import orjson
 
-from toque.functions.generative import GenerativeError
+from toque.functions.generative import (
+    EngineSettings,
+    Finding,
+    GenerativeError,
+    Prompt,
+    check_answer,
+    check_request,
+)
 from toque.functions.generative.engines import EngineProcess, EngineRefusal
+from toque.ray_apps.generative.openai.answers import AnswerRecord
 from toque.ray_apps.generative.openai.errors import ApiRefusal, refusal_by_engine
 from toque.ray_apps.generative.openai.requests import CHAT, EMBEDDING, Ask
 from toque.ray_apps.generative.versions import GenerativeVersion
-
-__all__ = ["engine_body", "engine_refusal"]
+from toque.ray_apps.predictor.protocol.datatypes import Array
 
 _OF_APPLICATIONS: Final = ("system", "developer")
 
@@ -51,3 +66,140 @@ async def engine_refusal(
     except aiohttp.ClientError:  # it is gone
         return refusal
     return refusal
+
+
+_PER_MESSAGE, _PER_REQUEST = 16, 64
+"""Tokens that a chat template adds to each message and to a request, as a bound."""
+
+
+async def check_context(
+    process: EngineProcess, settings: EngineSettings, ask: Ask, body: dict[str, Any]
+) -> tuple[int, int]:
+    """Check that prompt and answer fit; returns a bound on the prompt's tokens, and that of the answer.
+
+    A token has at least one byte, so short requests need no count; others are counted by the engine. An answer whose length the
+    caller did not say gets what is left. Raises: ApiRefusal with the numbers, or if the version makes embeddings alone.
+    """
+    if ask.kind == EMBEDDING:
+        return await _check_texts(process, settings, ask), 0
+    if settings.task == "embed":
+        raise ApiRefusal("model: this version makes embeddings alone; ask /v1/embeddings", param="model")
+    most = int(body["max_tokens"])
+    prompt = _bound(body)
+    if prompt + most > settings.context_length:
+        prompt = await _counted(process, body)
+    left = settings.context_length - prompt
+    if left < 1 or (ask.max_tokens is not None and ask.max_tokens > left):
+        raise _too_long(settings, prompt, ask.max_tokens or 1, "messages" if "messages" in body else "prompt")
+    body["max_tokens"] = most = min(most, left)
+    return prompt, most
+
+
+async def _check_texts(process: EngineProcess, settings: EngineSettings, ask: Ask) -> int:
+    most, total = process.engine.embedding_bounds(process.spec).tokens, 0
+    if not most:
+        raise ApiRefusal(
+            f"model: {process.engine.name} embeds only for versions whose setting `task` is 'embed', and this one's is "
+            f"{settings.task!r}; register one with EngineSettings(task='embed'), which may `keep` these weights",
+            param="model", code="unsupported_parameter",
+        )  # fmt: skip
+    for text in ask.body["input"]:
+        size = len(text.encode()) + _PER_REQUEST if isinstance(text, str) else len(text)
+        if size > most and isinstance(text, str):
+            size = await _counted(process, {"prompt": text})
+        if size > settings.context_length:
+            raise _too_long(settings, size, 0, "input")
+        if size > most:
+            raise ApiRefusal(
+                f"input: this version embeds texts of {most} tokens, and one has {size}; cut it, or register a version with the "
+                "task 'embed', which takes its whole context",
+                param="input", code="context_length_exceeded",
+            )  # fmt: skip
+        total += size
+    return total
+
+
+async def _counted(process: EngineProcess, body: Mapping[str, Any]) -> int:
+    """Have the engine count a prompt's tokens. Raises: ApiRefusal with what it says, if it does not."""
+    try:
+        return await process.engine.count_tokens(process.client, process.base, body)
+    except EngineRefusal as error:
+        raise refusal_by_engine(error.status, error.content) from error
+
+
+def _bound(body: Mapping[str, Any]) -> int:
+    """Most tokens that a prompt can have: its bytes, and what a template adds."""
+    asked = {name: body[name] for name in ("messages", "tools", "prompt", "response_format") if name in body}
+    messages = body.get("messages") or ()
+    return len(orjson.dumps(asked)) + _PER_MESSAGE * len(messages) + _PER_REQUEST
+
+
+def _too_long(settings: EngineSettings, prompt: int, answer: int, what: str) -> ApiRefusal:
+    return ApiRefusal(
+        f"{what}: this model's maximum context length is {settings.context_length} tokens, and {prompt + answer} were asked for: {prompt} in "
+        f"{what}, {answer} for the answer; shorten it, or lower max_tokens",
+        param=what,
+        code="context_length_exceeded",
+    )
+
+
+FILTERED: Final = "content_filter"
+"""Why an answer ended that a rule withheld, and the code of a request that one refused, as OpenAI's clients know them."""
+
+
+def guarded_request(ask: Ask, prompt: Prompt) -> tuple[Ask, tuple[Finding, ...]]:
+    """Apply a version's rules before: the request as it goes on and is logged, and what was found in it."""
+    if ask.kind == EMBEDDING or not prompt.guardrails.before:
+        return ask, ()
+    checked = check_request(prompt.guardrails, ask.body)
+    return replace(ask, body=checked.body), checked.findings
+
+
+def guard_answer(answer: AnswerRecord, prompt: Prompt) -> tuple[Finding, ...]:
+    """Apply a version's rules after to an answer, which becomes as it goes on and is logged; returns what was found in it."""
+    if not prompt.guardrails.after:
+        return ()
+    checked = check_answer(prompt.guardrails, answer.message)
+    answer.message = checked.message
+    if checked.refused is not None:
+        answer.finish_reason = FILTERED
+    return checked.findings
+
+
+def changes(findings: Sequence[Finding]) -> bool:
+    """Whether what was found changes the text that goes on."""
+    return any(each.action != "flag" for each in findings)
+
+
+def refusal_of(findings: Sequence[Finding], version: object) -> ApiRefusal | None:
+    """Make the refusal of a request by which a rule of a version does not let it pass; None if all do."""
+    finding = next((each for each in findings if each.action == "refuse"), None)
+    if finding is None:
+        return None
+    return ApiRefusal(
+        f"messages: refused by the guardrail {finding.rule!r} of {version}; leave out what it is about",
+        param="messages",
+        code=FILTERED,
+    )
+
+
+def finding_tensors(findings: Sequence[Finding]) -> dict[str, Array]:
+    """Column of the log that has what the guardrails found, in JSON; none where they found nothing."""
+    if not findings:
+        return {}
+    text: Any = np.empty((1, 1), object)
+    text[0, 0] = orjson.dumps([asdict(each) for each in findings])
+    return {"guardrails": text}
+
+
+__all__ = [
+    "FILTERED",
+    "changes",
+    "check_context",
+    "engine_body",
+    "engine_refusal",
+    "finding_tensors",
+    "guard_answer",
+    "guarded_request",
+    "refusal_of",
+]

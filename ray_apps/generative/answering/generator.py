@@ -1,8 +1,12 @@
-"""Answers requests for one language model: chooses a version, asks its engine, passes the answer on as it comes, and logs it."""
+"""Answers requests for one language model: chooses a version, asks its engine, passes the answer on as it comes, and logs it.
+
+Which version answers a request: the split's, or the one that the request names.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,20 +15,19 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from toque.clusters.telemetry.tracing import mark
+from toque.clusters.telemetry.tracing import current_request, mark
 from toque.functions.generative.engines import EngineDown, QueueFull, ask_embeddings
 from toque.functions.live_counts import End, end_of
 from toque.functions.prediction_log import PINNED
 from toque.functions.runtime.receipt import TokenPrice
-from toque.ray_apps.admission.request_limits import TooManyRequests
-from toque.ray_apps.admission.token_budget import Reservation, TokenBudgets
+from toque.ray_apps.admission.request_limits import Reservation, TokenBudgets, TooManyRequests
 from toque.ray_apps.generative.answering.call import ENGINE_S, Call
-from toque.ray_apps.generative.answering.choosing import VersionChooser
-from toque.ray_apps.generative.answering.context_length import check_context
-from toque.ray_apps.generative.answering.engine_request import engine_body, engine_refusal
-from toque.ray_apps.generative.answering.guarding import (
+from toque.ray_apps.generative.answering.engine_request import (
     FILTERED,
     changes,
+    check_context,
+    engine_body,
+    engine_refusal,
     finding_tensors,
     guard_answer,
     guarded_request,
@@ -39,34 +42,30 @@ from toque.ray_apps.generative.answering.recording import (
     response_tensors,
 )
 from toque.ray_apps.generative.answering.shadows import GenerativeShadows
-from toque.ray_apps.generative.load import LoadMeter
 from toque.ray_apps.generative.openai.answers import (
     AnswerRecord,
     EventStream,
+    ResponseStream,
     as_choice,
     record_of,
     with_completion_logprobs,
 )
 from toque.ray_apps.generative.openai.errors import ApiRefusal, error_document, refusal_by_engine
-from toque.ray_apps.generative.openai.requests import COMPLETION, EMBEDDING, Ask
-from toque.ray_apps.generative.openai.response_stream import ResponseStream
+from toque.ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, Ask, granted_tier
+from toque.ray_apps.generative.openai.requests import FIELD as SERVICE_TIER
 from toque.ray_apps.generative.openai.responses import items_of, response_of
-from toque.ray_apps.generative.openai.service_tier import FIELD as SERVICE_TIER
-from toque.ray_apps.generative.openai.service_tier import granted_tier
 from toque.ray_apps.generative.openai.tools import calls_by_schema, check_tools, with_call
-from toque.ray_apps.generative.series import TokenSeries
+from toque.ray_apps.generative.series import LoadMeter, TokenSeries
 from toque.ray_apps.generative.versions import GenerativeVersion
 from toque.ray_apps.predictor.http.endpoint import JSON, Answer, Request
 from toque.ray_apps.predictor.inference.caller import Caller
 from toque.ray_apps.predictor.inference.live import LiveCounter
 from toque.ray_apps.predictor.inference.recording import Failure, Recorder
 from toque.ray_apps.predictor.protocol.datatypes import Array
-from toque.ray_apps.predictor.protocol.errors import PredictorError
+from toque.ray_apps.predictor.protocol.errors import NotFound, PredictorError
 from toque.ray_apps.predictor.versions.follower import VersionFollower
 from toque.registry import Limits, ModelPolicy
 from toque.registry.models.traffic import is_shadowed
-
-__all__ = ["Generator"]
 
 _OK, _CALLER_GONE, _FAULT = 200, 499, 500
 _EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -348,3 +347,67 @@ def _status_of(error: BaseException) -> int:
     if isinstance(error, EngineDown | aiohttp.ClientError):
         return 503
     return _CALLER_GONE if isinstance(error, asyncio.CancelledError) else _FAULT
+
+
+_PREFIX: Final = {CHAT: "chatcmpl-", COMPLETION: "cmpl-", EMBEDDING: "embd-", RESPONSE: "resp_"}
+
+
+class VersionChooser:
+    """Chooses among the versions of one model that a follower keeps ready.
+
+    live: hears of requests that no version can answer. meter: of the replica's load.
+    """
+
+    def __init__(
+        self, follower: VersionFollower[GenerativeVersion], live: LiveCounter, meter: LoadMeter
+    ) -> None:
+        self._follower, self._live, self._meter = follower, live, meter
+
+    async def choose(self, ask: Ask) -> Call:
+        """Choose arm and version, and take a hold on its engine, so that no change of the policy ends it."""
+        call_id = _PREFIX[RESPONSE if ask.as_response else ask.kind] + os.urandom(16).hex()
+        begin, routes = time.perf_counter(), self._follower.routes
+        if ask.selector is None:
+            arm, version = routes.choose(ask.split_key or call_id, ask.attributes)
+            if version is None:
+                self._live.unserved(ask.split_key or call_id, routes.traffic)
+                raise ApiRefusal(
+                    f"model: {ask.model!r} has no champion that is ready; try again soon",
+                    status=503,
+                    param="model",
+                    retry_after_s=1,
+                )
+        else:
+            arm, version = PINNED, await self._pinned(ask.model, ask.selector)
+        lease = version.lease.again()
+        load = self._meter.begin()
+        return Call(call_id, ask, ask.split_key, arm, version, routes, begin, lease, current_request(), load)
+
+    async def _pinned(self, model: str, selector: int | str) -> GenerativeVersion:
+        """Find a version by number or alias, and start it if it is not ready. Raises: ApiRefusal, NotReady."""
+        view = self._follower.view
+        number = view.aliases.get(selector) if isinstance(selector, str) and view is not None else selector
+        record = view.versions.get(number) if view is not None and isinstance(number, int) else None
+        if view is None or record is None or record.status != "READY":
+            raise ApiRefusal(
+                f"model: {model!r} has no version {selector!r} that may be asked",
+                status=404, param="model", code="model_not_found",
+            )  # fmt: skip
+        in_traffic = view.traffic is not None and record.version in view.traffic.versions
+        missing = record.missing(view.policy) if view.policy.guarded and not record.overrides else ()
+        if missing and not in_traffic and record.version not in view.aliases.values():
+            raise ApiRefusal(
+                f"model: {model}@{record.version} is not approved ({', '.join(missing)})",
+                status=403, param="model",
+            )  # fmt: skip
+        found = self._follower.find(record.version)
+        if found is not None:
+            return found
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, self._follower.load, record.version)
+        except NotFound as error:
+            raise ApiRefusal(str(error), status=404, param="model", code="model_not_found") from error
+
+
+__all__ = ["Generator", "VersionChooser"]

@@ -11,12 +11,12 @@ import numpy as np
 import orjson
 
 from toque.functions.generative import CHAT
-from toque.functions.prediction_log.sampling import is_sampled
+from toque.functions.prediction_log.records import is_sampled
 from toque.functions.runtime.receipt import TokenPrice
 from toque.ray_apps.generative.openai.answers import AnswerRecord
 from toque.ray_apps.generative.openai.requests import Ask
 from toque.ray_apps.predictor.protocol.datatypes import Array
-from toque.ray_apps.predictor.versions.in_view import InView
+from toque.ray_apps.predictor.versions.loaded import InView
 
 __all__ = ["IN_VIEW", "LoggedRow", "embedding_tensors", "live_outputs", "request_tensors", "response_tensors"]
 

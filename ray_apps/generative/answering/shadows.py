@@ -16,8 +16,8 @@ import orjson
 from toque.functions.generative.engines import EngineDown, Lease, QueueFull
 from toque.functions.runtime.receipt import TokenPrice
 from toque.ray_apps.generative.answering.call import ENGINE_S, Call
-from toque.ray_apps.generative.answering.engine_request import engine_body
-from toque.ray_apps.generative.answering.guarding import (
+from toque.ray_apps.generative.answering.engine_request import (
+    engine_body,
     finding_tensors,
     guard_answer,
     guarded_request,

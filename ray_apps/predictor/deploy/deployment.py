@@ -1,4 +1,7 @@
-"""The predictor as Serve applications: one per model, and in each workspace a pool for the rest."""
+"""The predictor as Serve applications: one per model, and in each workspace a pool for the rest.
+
+The HTTP endpoint of a pool, with the routes of every model below the model's name.
+"""
 
 from __future__ import annotations
 
@@ -8,60 +11,57 @@ import os
 import time
 from typing import Any
 
+import orjson
 from ray import serve
 
 from toque.featurestore import FeatureStore
 from toque.functions.live_counts import Tally, live_publisher
 from toque.functions.prediction_log import PSEUDONYM_KEY, Pseudonyms, close_writers
-from toque.functions.runtime.changes.announcer import journals_in
-from toque.functions.runtime.changes.feed import watch_of
+from toque.functions.runtime.changes import journals_in, watch_of
 from toque.functions.runtime.clock import clock_named
 from toque.functions.runtime.context import context_of
 from toque.functions.runtime.process import enter_process
 from toque.ray_apps.admission import flush_refusals, open_admission
-from toque.ray_apps.garbage_collector import freeze
+from toque.ray_apps.model_paths import app_name, in_workspace, pool_app, pool_prefix, route_prefix
 from toque.ray_apps.predictor.deploy.dedicated import ServeDeployments
-from toque.ray_apps.predictor.deploy.latency import LatencyMeter, TimedEndpoint
-from toque.ray_apps.predictor.deploy.names import app_name, in_workspace, pool_app, pool_prefix, route_prefix
 from toque.ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
-from toque.ray_apps.predictor.deploy.pool import Pool
-from toque.ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
-from toque.ray_apps.predictor.deploy.process import configure_process, sandbox_of
+from toque.ray_apps.predictor.deploy.pool import Pool, PoolSeries, connect, connect_door
 from toque.ray_apps.predictor.deploy.remote import DedicatedVersions
-from toque.ray_apps.predictor.deploy.replica import confirmation_of, deployment_of, open_log
-from toque.ray_apps.predictor.deploy.series import PoolSeries, connect, connect_door
-from toque.ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
+from toque.ray_apps.predictor.deploy.replica import (
+    LatencyMeter,
+    TimedEndpoint,
+    configure_process,
+    confirmation_of,
+    deployment_of,
+    open_log,
+    sandbox_of,
+)
+from toque.ray_apps.predictor.http.auth import (
+    INFER,
+    READ,
+    WORKSPACE,
+    Authenticator,
+    NoAuthentication,
+    TokenAuthenticator,
+)
 from toque.ray_apps.predictor.http.body import LargeBodies
 from toque.ray_apps.predictor.http.bypass import register_bypass
-from toque.ray_apps.predictor.http.endpoint import Endpoint
+from toque.ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from toque.ray_apps.predictor.inference.embedding import embed
+from toque.ray_apps.predictor.inference.live import ModelSeries
 from toque.ray_apps.predictor.inference.predictor import Predictor
 from toque.ray_apps.predictor.inference.recording import Recorder
-from toque.ray_apps.predictor.inference.series import ModelSeries
 from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.protocol.errors import NotFound
 from toque.ray_apps.predictor.versions.engine import POLL_S, Engine, VersionLoader
 from toque.ray_apps.predictor.versions.loaded import tried_first
-from toque.ray_apps.siblings import ask_another, others_answer
-from toque.registry import Registry, open_store
+from toque.ray_apps.ray_process import ask_another, freeze, others_answer
+from toque.registry import InvalidInput, Registry, open_store
 from toque.registry.access import workspace_store
 from toque.registry.audit_keys import AuditKeys
+from toque.registry.names import check_name
 from toque.registry.store import temporary_folder
-
-__all__ = [
-    "POOL_APP",
-    "POOL_PREFIX",
-    "app_name",
-    "application",
-    "build_pool",
-    "build_predictor",
-    "deploy_model",
-    "deploy_pool",
-    "pool_app",
-    "pool_application",
-    "pool_prefix",
-    "route_prefix",
-]
 
 _log = logging.getLogger("ray.serve")
 CHAMPION_S, ASK_S = 30.0, 5.0
@@ -380,3 +380,65 @@ def deploy_pool(options: PoolOptions | None = None) -> None:
         name=pool_app(options.workspace),
         route_prefix=pool_prefix(options.workspace),
     )
+
+
+class PoolEndpoint(Endpoint):
+    """An ASGI application that serves a pool's models; `GET /` describes the pool itself.
+
+    auth: admits a request or refuses it, before anything is loaded. max_in_flight: of all models together.
+    """
+
+    def __init__(self, pool: Pool, auth: Authenticator, *, max_in_flight: int = 1_280) -> None:
+        super().__init__(max_in_flight=max_in_flight)
+        self.pool, self.auth = pool, auth
+
+    async def close(self) -> None:
+        """Close the pool and all its models."""
+        await self.pool.close()
+
+    def index(self) -> list[dict[str, str]]:
+        """The versions of the models in memory; models without a request so far are missing."""
+        return self.pool.index()
+
+    def on_startup(self) -> None:
+        """Start the pool, which loads pinned models before the first request."""
+        self.pool.start()
+
+    async def answer(self, request: Request) -> Answer:
+        """Status, headers and body of the answer to one request. Raises: PredictorError."""
+        path = request.path.removeprefix("/")
+        name = path.partition("/")[0]
+        request.admitted = await self.auth.admit(
+            request.headers.get(b"authorization"),
+            INFER if path.endswith("/infer") else READ,
+            model=name or None,
+            what=f"{request.method} {request.path}",
+            client=request.client,
+            workspace=request.headers.get(WORKSPACE),
+        )
+        self.pool.start()
+        if not name:
+            return 200, [JSON], orjson.dumps(self.pool.describe())
+        try:
+            check_name(name, what="model")
+        except InvalidInput as error:
+            raise NotFound(f"path: {error}") from None
+        request.path = path.removeprefix(name)
+        return await self.pool.answer(name, request)
+
+
+__all__ = [
+    "POOL_APP",
+    "POOL_PREFIX",
+    "PoolEndpoint",
+    "app_name",
+    "application",
+    "build_pool",
+    "build_predictor",
+    "deploy_model",
+    "deploy_pool",
+    "pool_app",
+    "pool_application",
+    "pool_prefix",
+    "route_prefix",
+]

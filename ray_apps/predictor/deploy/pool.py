@@ -2,6 +2,8 @@
 
 All bookkeeping happens on the event loop; journals are read in one thread and versions loaded in another, one
 model at a time, so that a crowd of cold models delays the hot ones by no more than one load's share of a core.
+
+Wiring of an endpoint's and a pool's counts to their Prometheus series.
 """
 
 from __future__ import annotations
@@ -14,13 +16,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from toque.ray_apps.predictor.http.endpoint import Answer, Request
+from prometheus_client import Counter, Gauge
+
+from toque.clusters.telemetry.metrics import Rising, flush_regularly
+from toque.ray_apps.predictor.http.endpoint import Answer, Endpoint, Request
 from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from toque.ray_apps.predictor.inference import live
+from toque.ray_apps.predictor.inference.live import ModelSeries
+from toque.ray_apps.predictor.inference.predictor import Predictor
 from toque.ray_apps.predictor.protocol.errors import NotFound, NotReady, Overloaded, PredictorError
+from toque.ray_apps.predictor.versions.batching import Batcher
 from toque.ray_apps.predictor.versions.engine import Engine
 from toque.ray_apps.predictor.versions.loaded import OVERHEAD_BYTES, memory_of
-
-__all__ = ["Pool"]
 
 _RETRY_S = 0.005
 _log = logging.getLogger("ray.serve")
@@ -278,3 +285,75 @@ def _with_new_versions(residents: Iterable[_Resident]) -> list[_Resident]:
         if resident.engine.due():
             found.append(resident)
     return found
+
+
+_POOL = ("workspace",)
+LOADS = Counter("toque_pool_loads", "Models that a request or a new version had loaded into a pool.", _POOL)
+EVICTIONS = Counter("toque_pool_evictions", "Models that left a pool to make room.", _POOL)
+WAITING = Gauge(
+    "toque_pool_waiting", "Requests that wait for their model.", _POOL, multiprocess_mode="livesum"
+)
+BYTES = Gauge(
+    "toque_pool_bytes", "Estimated memory of the models in a pool.", _POOL, multiprocess_mode="livesum"
+)
+
+
+def connect(endpoint: ModelEndpoint) -> None:
+    """Have the series of a model follow what its predictor counts."""
+    predictor = endpoint.predictor
+    found = predictor.series
+    if found is None:
+        return
+    connect_door(endpoint, found)
+    shadows, recorder, engine = predictor.shadows, predictor.recorder, predictor.engine
+    for outcome in ("scored", "failed", "dropped"):
+        found.follow(live.SHADOWS, _reader(shadows, outcome), outcome)
+    for outcome in ("written", "dropped", "failures", "failures_dropped"):
+        found.follow(live.LOGGED, _reader(recorder, outcome), outcome)
+    found.follow(live.LOADS, _reader(engine, "loads"), "loaded")
+    found.follow(live.LOADS, _reader(engine, "failed_loads"), "failed")
+    found.follow(live.LOAD_SECONDS, _reader(engine, "load_s"))
+    found.show(live.LOADED, lambda: len(engine.loaded))
+    found.follow(live.BATCHES, lambda: sum(each.batches for each in _batchers(predictor)))
+    found.follow(live.BATCH_ROWS, lambda: sum(each.rows for each in _batchers(predictor)))
+    found.follow(live.BATCH_WAIT, lambda: sum(each.waited_s for each in _batchers(predictor)))
+    found.show(live.QUEUED, lambda: sum(each.waiting for each in _batchers(predictor)))
+
+
+def connect_door(endpoint: Endpoint, found: ModelSeries | None) -> None:
+    """Have series, if there are any, follow the responses of an endpoint that Serve calls."""
+    if found is None:
+        return
+    found.responded(endpoint.statuses)
+    found.follow(live.INDIRECT, _reader(endpoint, "indirect"))
+    found.show(live.IN_FLIGHT, _reader(endpoint, "in_flight"))
+
+
+class PoolSeries:
+    """Series of a pool of models. workspace: whose models it holds."""
+
+    def __init__(self, pool: Pool, workspace: str) -> None:
+        self._pool = pool
+        self._loads, self._evictions = Rising(LOADS.labels(workspace)), Rising(EVICTIONS.labels(workspace))
+        self._waiting, self._bytes = WAITING.labels(workspace), BYTES.labels(workspace)
+        flush_regularly(self)
+
+    def flush(self) -> None:
+        """Move the pool's counts to the series."""
+        self._loads.to(self._pool.loads)
+        self._evictions.to(self._pool.evictions)
+        self._waiting.set(self._pool.waiting)
+        self._bytes.set(self._pool.size_bytes)
+
+
+def _batchers(predictor: Predictor) -> list[Batcher]:
+    """List what makes batches for the loaded versions of a model."""
+    versions = [predictor.engine.find(number) for number in predictor.engine.loaded]
+    return [each.batcher for each in versions if each is not None and each.batcher is not None]
+
+
+def _reader(owner: object, name: str) -> Callable[[], float]:
+    return lambda: float(getattr(owner, name))
+
+
+__all__ = ["Pool", "PoolSeries", "connect", "connect_door"]

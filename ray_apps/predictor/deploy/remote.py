@@ -2,7 +2,7 @@
 
 A version is loaded by running its deployment and letting it answer its example, so one that does not start or
 answer never takes traffic. Endpoint replicas report again and again which versions they hold; the reaper
-(`toque.ray_apps.predictor.deploy.reaper`) ends the others, because another endpoint replica may still need a version.
+(`toque.ray_apps.predictor.deploy.dedicated`) ends the others, because another endpoint replica may still need a version.
 """
 
 from __future__ import annotations

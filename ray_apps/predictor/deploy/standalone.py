@@ -17,7 +17,7 @@ from toque.ray_apps.admission.admission import ANY_MODEL
 from toque.ray_apps.model_paths import models_path
 from toque.ray_apps.predictor.grpc import GrpcServer
 from toque.ray_apps.predictor.http.auth import READ, WORKSPACE, Authenticator
-from toque.ray_apps.predictor.http.connections import TimedProtocol
+from toque.ray_apps.predictor.http.bypass import TimedProtocol
 from toque.ray_apps.predictor.http.endpoint import (
     JSON,
     Answer,

@@ -5,9 +5,13 @@ or in the same process, which limits, predicts and logs. This package knows noth
 registry.
 """
 
-from toque.ray_apps.predictor.grpc.deployment import GRPC_APP, ProxyOptions, grpc_application
-from toque.ray_apps.predictor.grpc.http_models import HttpModels
-from toque.ray_apps.predictor.grpc.limits import Limits
-from toque.ray_apps.predictor.grpc.server import GrpcServer
+from toque.ray_apps.predictor.grpc.call import Limits
+from toque.ray_apps.predictor.grpc.deployment import (
+    GRPC_APP,
+    GrpcServer,
+    HttpModels,
+    ProxyOptions,
+    grpc_application,
+)
 
 __all__ = ["GRPC_APP", "GrpcServer", "HttpModels", "Limits", "ProxyOptions", "grpc_application"]

@@ -1,30 +1,37 @@
-"""The gRPC proxy as a Serve application: on one port of its node, without a route of its own."""
+"""The gRPC proxy as a Serve application: on one port of its node, without a route of its own.
+
+The gRPC server on its port, with its limits.
+
+HTTP client of the models' endpoints behind one address, over kept connections.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
+import aiohttp
+import grpc
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.schema import LoggingConfig
+from yarl import URL
 
 from toque.clusters.profile import apply_profile
 from toque.functions.runtime.context import context_of
 from toque.functions.runtime.process import enter_process
 from toque.ray_apps.admission import flush_refusals, open_admission
 from toque.ray_apps.oidc import OidcSettings
-from toque.ray_apps.predictor.grpc.http_models import HttpModels
-from toque.ray_apps.predictor.grpc.limits import Limits
-from toque.ray_apps.predictor.grpc.server import GrpcServer
+from toque.ray_apps.predictor.grpc.call import Limits, UnreachableError
+from toque.ray_apps.predictor.grpc.service import Models, make_handler
 from toque.ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
+from toque.ray_apps.predictor.http.endpoint import Answer
 from toque.ray_apps.spread import DOOR, SHARE, laid_out, one_on_each_door
 from toque.registry import open_store
 from toque.registry.audit_keys import AuditKeys
-
-__all__ = ["GRPC_APP", "ProxyOptions", "grpc_application"]
 
 GRPC_APP = "grpc"
 """The name of the Serve application."""
@@ -125,3 +132,105 @@ def grpc_application(options: ProxyOptions | Mapping[str, Any]) -> serve.Applica
     )
     bound: serve.Application = deployment.bind(options.model_dump(mode="json"))
     return bound
+
+
+class GrpcServer:
+    """Answers the calls that come to `address` ("host:port") from `start` to `stop`. Belongs to one event loop.
+
+    models: answer the requests. auth: accepts tokens. Several servers may have the same address, so that the next
+    one listens before the last one ends. Raises: RuntimeError if the address cannot be had.
+    """
+
+    def __init__(
+        self, models: Models, auth: Authenticator, address: str, limits: Limits | None = None
+    ) -> None:
+        limits = limits or Limits()
+        self._models = models
+        self._server = grpc.aio.server(
+            handlers=[make_handler(models, auth, limits)],
+            options=limits.channel_arguments(),
+            maximum_concurrent_rpcs=limits.max_calls,
+        )
+        try:
+            self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"gRPC cannot listen at {address} ({error}); end what holds the port, or choose another"
+            ) from error
+
+    async def start(self) -> None:
+        """Start to listen and answer calls."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls, and stop after `grace_s` for the calls in flight."""
+        await self._server.stop(grace_s)
+        await self._models.close()
+
+
+CONNECT_S: Final = 5.0
+"""Timeout of a connection to the node's own HTTP server."""
+KEPT_S: Final = 30.0
+"""How long an idle connection is kept; HAProxy's own bound is longer."""
+_UNSENT: Final = {"Accept", "Accept-Encoding", "User-Agent", "Content-Type"}
+
+
+class HttpModels:
+    """Sends requests to the server at `url` ("http://host:port"). Belongs to one event loop.
+
+    Raises: ValueError for another form of address.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or parts.hostname is None or parts.port is None:
+            raise ValueError(f"url: expected http://host:port, got {url!r}")
+        self._url = f"http://{parts.netloc}"
+        self._session: aiohttp.ClientSession | None = None
+
+    async def request(
+        self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes = b"", /
+    ) -> Answer:
+        """Send a request, and return the server's answer; path: quoted. A cancelled request closes its connection.
+
+        Raises: UnreachableError.
+        """
+        try:
+            try:
+                return await self._request(method, path, headers, body)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError):
+                # The server may have closed a kept connection just as the request left: once more, on another.
+                return await self._request(method, path, headers, body)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(f"{self._url}: {error}") from error
+
+    async def close(self) -> None:
+        """Close the connections to the server."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _request(self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Answer:
+        if self._session is None:
+            self._session = _open_session()
+        sent = {name.decode(): value.decode("latin-1") for name, value in headers.items()}
+        url = URL(self._url + path, encoded=True)
+        async with self._session.request(
+            method, url, headers=sent, data=body or None, allow_redirects=False
+        ) as response:
+            content = await response.read()
+            answered = [(name.lower(), value) for name, value in response.raw_headers]
+            return response.status, answered, content
+
+
+def _open_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S),  # calls are bounded already
+        timeout=aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_S
+        ),  # the caller's deadline bounds the rest
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=_UNSENT,
+    )
+
+
+__all__ = ["GRPC_APP", "GrpcServer", "HttpModels", "ProxyOptions", "grpc_application"]

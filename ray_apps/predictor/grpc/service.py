@@ -2,38 +2,48 @@
 
 All handlers take a stream of raw bytes, those of unary methods too: so nothing of a call is read or parsed before its
 token was accepted, and the wait for a message is bounded.
+
+Maps gRPC methods to the HTTP endpoints' JSON documents, and the documents to response messages.
+
+Places for calls, so that a part of a server's memory is bounded, for all callers and for each.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Final, Protocol
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Protocol, Self
+from urllib.parse import quote
 
 import grpc
+import orjson
+from google.protobuf import json_format  # type: ignore[import-untyped]  # it ships no types
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
 from toque.clusters.telemetry.tracing import mark
 from toque.ray_apps.admission.admission import ANY_MODEL, Rule
-from toque.ray_apps.predictor.grpc.call import Call
-from toque.ray_apps.predictor.grpc.documents import DOCUMENTS, Document, model_path
-from toque.ray_apps.predictor.grpc.limits import Limits
-from toque.ray_apps.predictor.grpc.status import (
+from toque.ray_apps.model_paths import models_path
+from toque.ray_apps.predictor.grpc.call import (
+    Call,
     HttpRefusal,
+    Limits,
     Refusal,
     UnreachableError,
     http_status_of,
     refusal_of,
 )
-from toque.ray_apps.predictor.grpc.turns import Turn, Turns
 from toque.ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
 from toque.ray_apps.predictor.http.body import LargeBodies
 from toque.ray_apps.predictor.http.endpoint import JSON, Answer
+from toque.ray_apps.predictor.protocol import protobuf
+from toque.ray_apps.predictor.protocol.datatypes import SMALL_BYTES
 from toque.ray_apps.predictor.protocol.errors import BadRequest, Overloaded, PredictorError, TooLarge
-from toque.ray_apps.predictor.protocol.limits import SMALL_BYTES
-from toque.ray_apps.predictor.protocol.messages import (
+from toque.ray_apps.predictor.protocol.protobuf import (
     METHODS,
+    PROTOBUF,
     SERVICE,
     ModelInferRequest,
     ModelInferResponse,
@@ -41,10 +51,9 @@ from toque.ray_apps.predictor.protocol.messages import (
     ModelStreamInferResponse,
     ServerLiveResponse,
     ServerReadyResponse,
+    length_delimited,
+    parse_message,
 )
-from toque.ray_apps.predictor.protocol.protobuf import PROTOBUF, length_delimited, parse_message
-
-__all__ = ["Models", "make_handler"]
 
 _NO_SHARED_MEMORY: Final = "the models may be on other machines; send tensors in the message"
 UNSERVED: Final = {
@@ -288,3 +297,136 @@ def _successful(answer: Answer) -> Answer:
 def _bytes_of(message: Any) -> bytes:
     encoded: bytes = message.SerializeToString()
     return encoded
+
+
+VERSION_DIGITS: Final = 9
+
+
+class Document(NamedTuple):
+    """The HTTP request behind a gRPC method, and the message that its answer becomes.
+
+    method, path: of the HTTP request for a request message in a workspace. response: the message that the JSON becomes.
+    field: of that message, which the JSON is; None if it is the whole. body: of the HTTP request.
+    """
+
+    method: str
+    path: Callable[[Any, str], str]
+    response: Any
+    field: str | None = None
+    body: Callable[[Any], bytes] = lambda _: b""
+
+    def read(self, body: bytes | bytearray) -> bytes:
+        """Encode an HTTP answer's JSON as the message; fields that the protocol does not have are left out."""
+        found = orjson.loads(body)
+        whole = found if self.field is None else {self.field: found}
+        answer = json_format.ParseDict(whole, self.response(), ignore_unknown_fields=True)
+        encoded: bytes = answer.SerializeToString()
+        return encoded
+
+
+def model_path(name: str, version: str, workspace: str) -> str:
+    """The HTTP path of a model, or of one version of it, in a workspace.
+
+    version: "" leaves it to the traffic policy. Raises: BadRequest naming the field.
+    """
+    if not name:
+        raise BadRequest("model_name: missing; name the model")
+    path = f"{models_path(workspace)}/{quote(name, safe='')}"
+    if not version:
+        return path
+    if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS):
+        raise BadRequest(
+            f"model_version: versions are numbers, got {version!r:.80}; leave it out for the policy's"
+        )
+    return f"{path}/versions/{version}"
+
+
+def _below(suffix: str) -> Callable[[Any, str], str]:
+    return lambda request, workspace: model_path(request.name, request.version, workspace) + suffix
+
+
+def _index_body(request: Any) -> bytes:
+    return orjson.dumps({"ready": request.ready})
+
+
+DOCUMENTS: Final[Mapping[str, Document]] = {
+    "ServerMetadata": Document("GET", lambda *_: "/v2", protobuf.ServerMetadataResponse),
+    "ModelMetadata": Document("GET", _below(""), protobuf.ModelMetadataResponse),
+    "ModelConfig": Document("GET", _below("/config"), protobuf.ModelConfigResponse, "config"),
+    "ModelStatistics": Document("GET", _below("/stats"), protobuf.ModelStatisticsResponse),
+    "RepositoryIndex": Document(
+        "POST", lambda *_: "/v2/repository/index", protobuf.RepositoryIndexResponse, "models", _index_body
+    ),
+}
+"""The methods that answer with a document of the HTTP endpoints."""
+
+
+class Turns:
+    """Places of which each caller may have a part. Belongs to one event loop.
+
+    total, of_caller: places for all calls, and for those of one caller.
+    """
+
+    def __init__(self, total: int, of_caller: int) -> None:
+        self.total, self.of_caller = total, of_caller
+        self.taken: Counter[bytes | None] = Counter()
+        self.count = 0
+        self.waiting: set[asyncio.Future[None]] = set()
+
+    def take(self, caller: bytes | None, what: str) -> Turn:
+        """Take a place, to be left at the end of a `with` block. what: for the message.
+
+        Raises: Overloaded if there is none.
+        """
+        if not self.has_room(caller):
+            raise Overloaded(
+                f"{what}: {self.taken[caller]} are open by this token and {self.count} in all, of at most "
+                f"{self.of_caller} and {self.total}; end one first"
+            )
+        return Turn(self, caller)
+
+    async def wait(self, caller: bytes | None) -> Turn:
+        """Wait for a place and take it, to be left at the end of a `with` block."""
+        while not self.has_room(caller):
+            freed = asyncio.get_running_loop().create_future()
+            self.waiting.add(freed)
+            try:
+                await freed
+            finally:
+                self.waiting.discard(freed)
+        return Turn(self, caller)
+
+    def has_room(self, caller: bytes | None) -> bool:
+        """Whether there is a place for one more call of this caller."""
+        return self.count < self.total and self.taken[caller] < self.of_caller
+
+
+class Turn:
+    """A place that a call has, until the `with` block around its use ends."""
+
+    __slots__ = ("_caller", "_turns")
+
+    def __init__(self, turns: Turns, caller: bytes | None) -> None:
+        self._turns, self._caller = turns, caller
+        turns.count += 1
+        turns.taken[caller] += 1
+
+    def __enter__(self) -> Self:
+        """Use the place until the block ends."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the place to others."""
+        turns, caller = self._turns, self._caller
+        turns.count -= 1
+        turns.taken[caller] -= 1
+        if not turns.taken[caller]:
+            del turns.taken[caller]
+        for freed in turns.waiting:
+            if not freed.done():
+                freed.set_result(None)
+
+
+__all__ = ["DOCUMENTS", "Document", "Models", "Turn", "Turns", "make_handler", "model_path"]

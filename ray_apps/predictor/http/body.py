@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from toque.ray_apps.predictor.protocol.datatypes import SMALL_BYTES
 from toque.ray_apps.predictor.protocol.errors import BadRequest, Overloaded, TooLarge
-from toque.ray_apps.predictor.protocol.limits import SMALL_BYTES
 
 if TYPE_CHECKING:
     from toque.ray_apps.predictor.http.endpoint import Request

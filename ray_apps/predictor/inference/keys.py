@@ -1,34 +1,28 @@
-"""Requests by named values: online features of entity keys and request-time values, laid out as the model's tensors."""
+"""Requests by named values: online features of entity keys and request-time values, laid out as the model's tensors.
+
+Names that the rows of a request may use: those of the model's columns, of its feature service, and of the service's sources.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 
+from toque.featurestore import BatchSource, FeatureService, FeatureView
+from toque.featurestore.definitions import DType
 from toque.featurestore.errors import InvalidRows
-from toque.ray_apps.predictor.inference.request_names import RequestNames
+from toque.featurestore.offline.retrieval import plan_retrieval
 from toque.ray_apps.predictor.protocol.datatypes import Array
-from toque.ray_apps.predictor.protocol.errors import BadRequest, NotReady
+from toque.ray_apps.predictor.protocol.errors import BadRequest, NotReady, unknown_name
 from toque.ray_apps.predictor.versions.loaded import LoadedVersion
 from toque.registry.models import TensorSpec
-
-__all__ = [
-    "FeatureSource",
-    "KeyedRows",
-    "ModelInputs",
-    "OnlineColumns",
-    "ServiceRefresher",
-    "assemble",
-    "look_up",
-    "parse_keys",
-]
 
 MAX_ROWS = 4_096
 Value = str | float | int | bool | None
@@ -355,3 +349,70 @@ def _text(value: Any) -> bytes | None:
     if isinstance(value, bool):
         return b"true" if value else b"false"  # as in a training set
     return value.encode() if isinstance(value, str) else str(value).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestNames:
+    """Names of a version's request rows.
+
+    known: the model's columns, the join keys of its feature service, and what the service's on-demand views take from the request;
+    renamed: a name at a source, such as a file's own, to that of the column or key here. truths: columns that are declared as `Bool`.
+    """
+
+    known: frozenset[str] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    truths: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, service: FeatureService) -> RequestNames:
+        """Find the names of a feature service."""
+        plan = plan_retrieval(service)
+        renamed: dict[str, str] = {}
+        for lookup in plan.lookups:
+            view = lookup.view
+            if not isinstance(view, FeatureView) or not isinstance(view.events, BatchSource):
+                continue
+            here = {key.name: column for key, column in zip(view.join_keys, lookup.key_columns, strict=True)}
+            if view.source is None:  # else its columns are made of the source's, and are none of them
+                here |= {column.name: name for name, column in lookup.columns.items()}
+            there = view.events.columns
+            renamed |= {there[name]: column for name, column in here.items() if name in there}
+        keys = [column for lookup in plan.lookups for column in lookup.key_columns]
+        known = frozenset([*plan.columns, *keys, *(each.name for each in plan.request)])
+        fields = [item for each in (*plan.lookups, *plan.computed) for item in each.columns.items()]
+        truths = frozenset(name for name, column in fields if column.dtype is DType.BOOL)
+        return cls(known, {old: new for old, new in renamed.items() if old not in known}, truths)
+
+    def with_columns(self, columns: Collection[str]) -> RequestNames:
+        """Names of a version of the service that has these columns; any may come with the request."""
+        return replace(self, known=self.known.union(columns))
+
+    def translated(self, row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+        """Rename what a row calls by its source's names. Raises: BadRequest for a value that is given by both names."""
+        if not self.renamed or self.renamed.keys().isdisjoint(row):
+            return row
+        made: dict[str, Any] = {}
+        for name, value in row.items():
+            here = self.renamed.get(name, name)
+            if here in made or (here != name and here in row):
+                raise BadRequest(f"{where}.{name}: the column {here!r} is given twice; leave one out")
+            made[here] = value
+        return made
+
+    def refuse(self, name: str, where: str) -> BadRequest:
+        """Make the error for a name that stands for nothing, with the nearest that does."""
+        heading = "the model and its feature service know"
+        return unknown_name(where, name, {*self.known, *self.renamed}, heading=heading)
+
+
+__all__ = [
+    "FeatureSource",
+    "KeyedRows",
+    "ModelInputs",
+    "OnlineColumns",
+    "RequestNames",
+    "ServiceRefresher",
+    "assemble",
+    "look_up",
+    "parse_keys",
+]

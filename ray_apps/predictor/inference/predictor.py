@@ -15,7 +15,6 @@ from toque.clusters.telemetry.tracing import RequestTrace, current_request
 from toque.functions.live_counts import End, Tally, end_of
 from toque.functions.prediction_log import LOAD_TEST, PINNED, epoch_us
 from toque.ray_apps.predictor.inference.caller import Caller
-from toque.ray_apps.predictor.inference.explain import Explainer, ExplainRequest, parse_explain
 from toque.ray_apps.predictor.inference.keys import (
     FeatureSource,
     KeyedRows,
@@ -24,11 +23,15 @@ from toque.ray_apps.predictor.inference.keys import (
     look_up,
     parse_keys,
 )
-from toque.ray_apps.predictor.inference.live import LiveCounter
-from toque.ray_apps.predictor.inference.pending_champion import PendingChampion
+from toque.ray_apps.predictor.inference.live import LiveCounter, ModelSeries
 from toque.ray_apps.predictor.inference.recording import Failure, Recorder
-from toque.ray_apps.predictor.inference.routing_key import is_load_test, routing_key
-from toque.ray_apps.predictor.inference.series import ModelSeries
+from toque.ray_apps.predictor.inference.request_parameters import (
+    Explainer,
+    ExplainRequest,
+    is_load_test,
+    parse_explain,
+    routing_key,
+)
 from toque.ray_apps.predictor.inference.shadows import ShadowJob, Shadows
 from toque.ray_apps.predictor.protocol.datatypes import Array
 from toque.ray_apps.predictor.protocol.errors import (
@@ -41,7 +44,7 @@ from toque.ray_apps.predictor.protocol.errors import (
     PredictorError,
 )
 from toque.ray_apps.predictor.protocol.json import InferRequest, InferResponse, is_large
-from toque.ray_apps.predictor.versions.engine import Engine
+from toque.ray_apps.predictor.versions.engine import Engine, PendingChampion
 from toque.ray_apps.predictor.versions.loaded import LoadedVersion
 from toque.ray_apps.predictor.versions.routes import Routes
 from toque.ray_apps.predictor.write_coalescing import WriteBatch

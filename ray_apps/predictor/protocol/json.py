@@ -17,10 +17,15 @@ import numpy as np
 import orjson
 
 from toque.ray_apps.predictor.protocol.datatypes import (
+    MAX_JSON_VALUES,
+    SLICE_VALUES,
+    SMALL_BYTES,
     Array,
     cast,
+    check_json,
     datatype_of,
     dtype_of,
+    has_listed_truths,
     joined,
     pack,
     packed,
@@ -28,13 +33,6 @@ from toque.ray_apps.predictor.protocol.datatypes import (
     unpack,
 )
 from toque.ray_apps.predictor.protocol.errors import BadRequest, TooLarge, unknown_name
-from toque.ray_apps.predictor.protocol.limits import (
-    MAX_JSON_VALUES,
-    SLICE_VALUES,
-    SMALL_BYTES,
-    check_json,
-    has_listed_truths,
-)
 
 __all__ = [
     "MAX_TENSORS",

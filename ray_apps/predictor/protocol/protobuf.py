@@ -5,19 +5,34 @@ has raw contents for a request with raw contents or without tensors, typed conte
 message cannot hold, `entities`, `request`, `attributes`, `missing`, `explain` and `explanation`, are JSON texts there.
 
 Source: Open Inference Protocol v2 (gRPC).
+
+The protocol's gRPC messages as Python classes, made from `open_inference.proto`.
+
+They live in a descriptor pool of their own: a process may use another package that brings the same messages
+(tritonclient does), and in one pool the two would be refused as duplicates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import orjson
+from google.protobuf import (  # type: ignore[import-untyped]  # it ships no types
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+)
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
 from toque.ray_apps.predictor.protocol.datatypes import (
+    MAX_FIELDS,
+    MAX_JSON_VALUES,
+    MAX_TYPED_BYTES,
+    SMALL_BYTES,
     Array,
     datatype_of,
     dtype_of,
@@ -39,10 +54,6 @@ from toque.ray_apps.predictor.protocol.json import (
     check_shape,
     with_decoded,
 )
-from toque.ray_apps.predictor.protocol.limits import MAX_FIELDS, MAX_JSON_VALUES, MAX_TYPED_BYTES, SMALL_BYTES
-from toque.ray_apps.predictor.protocol.messages import ModelInferRequest, ModelInferResponse
-
-__all__ = ["PROTOBUF", "decode_message", "encode_message", "length_delimited", "parse_message"]
 
 PROTOBUF: Final = b"application/x-protobuf"
 """The content type of a message over HTTP."""
@@ -298,3 +309,58 @@ def _set_parameters(holders: Any, parameters: Mapping[str, Any]) -> None:
 
 def _text(value: Any) -> str:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
+DESCRIPTION = Path(__file__).with_name("open_inference.binpb")
+SERVICE: Final = "inference.GRPCInferenceService"
+
+
+def _load() -> dict[str, Any]:
+    """Load the message classes by full name, and the service's descriptor by its own."""
+    pool = descriptor_pool.DescriptorPool()
+    (file,) = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTION.read_bytes()).file
+    pool.Add(file)
+    classes: dict[str, Any] = message_factory.GetMessageClassesForFiles([file.name], pool)
+    return classes | {SERVICE: pool.FindServiceByName(SERVICE)}
+
+
+_found = _load()
+InferParameter: Any = _found["inference.InferParameter"]
+ModelConfigResponse: Any = _found["inference.ModelConfigResponse"]
+ModelInferRequest: Any = _found["inference.ModelInferRequest"]
+ModelInferResponse: Any = _found["inference.ModelInferResponse"]
+ModelMetadataResponse: Any = _found["inference.ModelMetadataResponse"]
+ModelReadyResponse: Any = _found["inference.ModelReadyResponse"]
+ModelStatisticsResponse: Any = _found["inference.ModelStatisticsResponse"]
+ModelStreamInferResponse: Any = _found["inference.ModelStreamInferResponse"]
+RepositoryIndexResponse: Any = _found["inference.RepositoryIndexResponse"]
+ServerLiveResponse: Any = _found["inference.ServerLiveResponse"]
+ServerMetadataResponse: Any = _found["inference.ServerMetadataResponse"]
+ServerReadyResponse: Any = _found["inference.ServerReadyResponse"]
+
+METHODS: Final[dict[str, Any]] = {
+    method.name: _found[method.input_type.full_name] for method in _found[SERVICE].methods
+}
+"""The class of a method's request, by the method's name."""
+
+__all__ = [
+    "METHODS",
+    "PROTOBUF",
+    "SERVICE",
+    "InferParameter",
+    "ModelConfigResponse",
+    "ModelInferRequest",
+    "ModelInferResponse",
+    "ModelMetadataResponse",
+    "ModelReadyResponse",
+    "ModelStatisticsResponse",
+    "ModelStreamInferResponse",
+    "RepositoryIndexResponse",
+    "ServerLiveResponse",
+    "ServerMetadataResponse",
+    "ServerReadyResponse",
+    "decode_message",
+    "encode_message",
+    "length_delimited",
+    "parse_message",
+]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from toque.functions.runtime.changes.feed import Watch
+from toque.functions.runtime.changes import Watch
 from toque.ray_apps.predictor.protocol.errors import NotFound
 from toque.ray_apps.predictor.versions.loaded import LoadError
 from toque.ray_apps.predictor.versions.routes import ReadyVersion, Routes, plan_routes, wanted_versions

@@ -1,4 +1,11 @@
-"""One version of a model in memory, checked against its signature and warmed up by its example."""
+"""One version of a model in memory, checked against its signature and warmed up by its example.
+
+Counts and durations of one loaded version's requests, in the terms of Triton's statistics extension.
+
+Source: https://github.com/triton-inference-server/server, docs/protocol/extension_statistics.md
+
+Which of a version's tensors the log's columns for monitors hold bit for bit: float32 and texts, side by side.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,24 +25,10 @@ from toque.functions.model_formats.selected_inputs import select_inputs
 from toque.ray_apps.predictor.protocol.datatypes import DTYPES, Array
 from toque.ray_apps.predictor.protocol.errors import BadRequest, PredictorError
 from toque.ray_apps.predictor.versions.batching import Batcher, Batching
-from toque.ray_apps.predictor.versions.in_view import InView
 from toque.ray_apps.predictor.versions.missing_features import MissingFeaturesPolicy, predict_abstaining
-from toque.ray_apps.predictor.versions.statistics import VersionStatistics
 from toque.registry.errors import RegistryError
 from toque.registry.models import ModelVersion, Signature, TensorSpec
-from toque.registry.models.serving_tags import serving_tags
-
-__all__ = [
-    "ArtifactSource",
-    "LoadError",
-    "LoadedVersion",
-    "Scorer",
-    "ScorerLoader",
-    "fetch_version",
-    "load_version",
-    "memory_of",
-    "tried_first",
-]
+from toque.registry.models.versions import serving_tags
 
 INLINE_MS = 2.0
 """A version whose example takes less than this answers on the event loop: a thread would cost more."""
@@ -332,3 +326,112 @@ def _example_array(values: Any, dtype: np.dtype[Any]) -> Array:
     out = np.empty(len(flat), dtype=object)
     out[:] = flat
     return out.reshape(texts.shape)
+
+
+class VersionStatistics:
+    """Totals of a version's requests since it was loaded here; belongs to one event loop.
+
+    executions: runs of the model for a single request; runs for batches are counted by the batcher.
+    """
+
+    __slots__ = (
+        "_failed_s",
+        "_failures",
+        "_infer_s",
+        "_inferences",
+        "_input_s",
+        "_last_ms",
+        "_successes",
+        "executions",
+    )
+
+    def __init__(self) -> None:
+        self.executions = 0
+        self._inferences = self._successes = self._failures = self._last_ms = 0
+        self._input_s = self._infer_s = self._failed_s = 0.0
+
+    def succeed(self, rows: int, *, input_s: float, infer_s: float) -> None:
+        """Count a request that was answered.
+
+        rows: in the request. input_s: to check its inputs or look them up. infer_s: to score them, the wait for a
+        batch or a thread included.
+        """
+        self._successes += 1
+        self._inferences += rows
+        self._input_s += input_s
+        self._infer_s += infer_s
+        self._last_ms = time.time_ns() // 1_000_000
+
+    def fail(self, duration_s: float) -> None:
+        """Count a request that the version did not answer."""
+        self._failures += 1
+        self._failed_s += duration_s
+
+    def describe(self, model: str, version: int, *, batches: int, waited_s: float) -> dict[str, Any]:
+        """The totals as one element of Triton's `model_stats`.
+
+        batches: that the model was run for. waited_s: total time that requests waited for their batch. Encoding
+        happens in the endpoint and is not measured: `compute_output` stays 0.
+        """
+        answered = self._successes
+        return {
+            "name": model,
+            "version": str(version),
+            "last_inference": self._last_ms,
+            "inference_count": self._inferences,
+            "execution_count": self.executions + batches,
+            "inference_stats": {
+                "success": _duration(self._successes, self._input_s + self._infer_s),
+                "fail": _duration(self._failures, self._failed_s),
+                "queue": _duration(answered, waited_s),
+                "compute_input": _duration(answered, self._input_s),
+                "compute_infer": _duration(answered, max(0.0, self._infer_s - waited_s)),
+                "compute_output": _duration(answered, 0.0),
+            },
+        }
+
+
+def _duration(count: int, total_s: float) -> dict[str, int]:
+    return {"count": count, "ns": int(total_s * 1e9)}
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class InView:
+    """Shapes of a row's tensors by name, if the columns hold them all as they are; None if they do not."""
+
+    inputs: Shapes | None
+    outputs: Shapes | None
+
+    @classmethod
+    def of(cls, signature: Signature) -> InView:
+        """Derive it from a signature: float32, for inputs also texts, and rows of a known shape."""
+        return cls(_shapes(signature.inputs, {"FP32", "BYTES"}), _shapes(signature.outputs, {"FP32"}))
+
+
+NOTHING_IN_VIEW = InView(None, None)
+
+
+def _shapes(specs: Sequence[TensorSpec], datatypes: Collection[str]) -> Shapes | None:
+    for spec in specs:
+        if spec.datatype not in datatypes or spec.shape[:1] != [-1] or -1 in spec.shape[1:]:
+            return None
+    return {spec.name: tuple(spec.shape[1:]) for spec in specs}
+
+
+__all__ = [
+    "NOTHING_IN_VIEW",
+    "ArtifactSource",
+    "InView",
+    "LoadError",
+    "LoadedVersion",
+    "Scorer",
+    "ScorerLoader",
+    "VersionStatistics",
+    "fetch_version",
+    "load_version",
+    "memory_of",
+    "tried_first",
+]

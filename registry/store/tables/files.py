@@ -1,27 +1,36 @@
 """Files of a Delta table as an Arrow file system that stays usable: each process opens it by itself, and renews credentials.
 
 What deltalake makes for a table holds the credentials of that moment, so a reader of an hour would outlive them.
+
+Durability of tables in a folder: Delta's library writes files and leaves it to the kernel when they reach the disk.
+
+Times as tables store them: UTC to the microsecond, at every depth.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
 import re
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow import fs
 
-from toque.registry.errors import Forbidden, Unavailable
+from toque.registry.errors import Forbidden, InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from toque.registry.store.object_store import ObjectStore
+
 
 # In what deltalake raises, of many classes, for a request that its S3 client gave up, and for one that was refused.
 _REQUEST_FAILED, _REQUEST_REFUSED = "Error performing ", "lacked the necessary privileges"
@@ -112,3 +121,88 @@ def file_system(store: ObjectStore, name: str, sizes: Mapping[str, int] | None =
         # while the process ends does not abort it.
         return fs.SubTreeFileSystem(uri, fs.LocalFileSystem())
     return fs.PyFileSystem(TableFiles(store, name, sizes))
+
+
+_FOLDER = "file://"
+
+
+def settle(store: ObjectStore) -> None:
+    """Return once all that the tables of a store were given survives a power cut; in S3 it does already.
+
+    The whole file system is synced in one call: a commit has several files in several folders, and names those of commits before it,
+    whose writers may have been killed before they settled them.
+    Raises: Unavailable if the disk fails.
+    """
+    if not store.url.startswith(_FOLDER):
+        return
+    root = unquote(store.url.removeprefix(_FOLDER))
+    try:
+        descriptor = os.open(root, os.O_RDONLY)
+        try:
+            _sync_file_system(descriptor)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return  # nothing was ever stored
+    except OSError as error:
+        raise Unavailable(f"{store.url}: tables could not be written to the disk: {error}") from error
+
+
+def _sync_file_system(descriptor: int) -> None:
+    sync = _syncfs()
+    if sync is None:
+        os.sync()
+    elif sync(descriptor) != 0:
+        number = ctypes.get_errno()
+        if number != errno.ENOSYS:
+            raise OSError(number, os.strerror(number))
+        os.sync()
+
+
+@cache
+def _syncfs() -> Any:
+    """The C library's call for one file system, which Python lacks; None where the C library lacks it too, as on macOS."""
+    return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+
+
+STORED_TIME: Final = pa.timestamp("us", "UTC")
+
+
+def with_stored_times(data: pa.Table, name: str) -> pa.Table:
+    """Cast timestamp columns of any unit and timezone to microseconds in UTC, the only ones that every Delta reader opens.
+
+    Raises: InvalidInput for a time without a timezone, parts of a microsecond, or a time inside a list or struct that is
+    not timestamp('us', 'UTC') already.
+    """
+    for index, field in enumerate(data.schema):
+        if not pa.types.is_timestamp(field.type):
+            _check_nested(field.type, name, field.name)
+        elif field.type != STORED_TIME:
+            column = _stored_time(data.column(index), name, field)
+            data = data.set_column(index, pa.field(field.name, STORED_TIME, field.nullable), column)
+    return data
+
+
+def _stored_time(column: pa.ChunkedArray, name: str, field: pa.Field) -> pa.ChunkedArray:
+    if field.type.tz is None:
+        raise InvalidInput(
+            f"table {name}: column {field.name!r} is {field.type} without a timezone; "
+            "cast it to timestamp('us', 'UTC')"
+        )
+    try:
+        return column.cast(STORED_TIME)
+    except pa.ArrowInvalid as error:
+        raise InvalidInput(
+            f"table {name}: column {field.name!r} is {field.type} with times that microseconds cannot hold ({error}); "
+            "round them to timestamp('us', 'UTC')"
+        ) from error
+
+
+def _check_nested(kind: pa.DataType, name: str, column: str) -> None:
+    for index in range(kind.num_fields):
+        inner = kind.field(index).type
+        if pa.types.is_timestamp(inner) and inner != STORED_TIME:
+            raise InvalidInput(
+                f"table {name}: column {column!r} has times of type {inner} inside it; cast them to timestamp('us', 'UTC')"
+            )
+        _check_nested(inner, name, column)

@@ -19,9 +19,8 @@ from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.transaction import AddAction, RemoveAction
 
 from toque.registry.errors import InvalidInput
-from toque.registry.store.tables.files import file_system
+from toque.registry.store.tables.files import file_system, with_stored_times
 from toque.registry.store.tables.naming import TableSnapshot
-from toque.registry.store.tables.stored_times import with_stored_times
 from toque.registry.store.tables.table import Table, already_in, commit_properties, version_of_commit
 
 

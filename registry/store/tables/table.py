@@ -12,13 +12,11 @@ from deltalake import CommitProperties, DeltaTable, Transaction, WriterPropertie
 from deltalake.exceptions import CommitFailedError, SchemaMismatchError, TableNotFoundError
 from pyarrow import fs
 
-from toque.registry.backoff import backoff_s
 from toque.registry.errors import InvalidInput, NotFound, Unavailable
 from toque.registry.names import check_name
-from toque.registry.store.tables.files import file_system, request_errors
+from toque.registry.store.tables.files import file_system, request_errors, settle, with_stored_times
 from toque.registry.store.tables.naming import TableSnapshot, is_log, is_stream
-from toque.registry.store.tables.settling import settle
-from toque.registry.store.tables.stored_times import with_stored_times
+from toque.registry.times import backoff_s
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds

@@ -13,10 +13,10 @@ from urllib.parse import unquote
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
-from toque.registry.backoff import backoff_s
 from toque.registry.errors import InvalidInput, Unavailable
-from toque.registry.store.tables.settling import settle
+from toque.registry.store.tables.files import settle
 from toque.registry.store.tables.table import Table, table_properties
+from toque.registry.times import backoff_s
 
 FILE_BYTES = 128 << 20
 _PATIENCE_S = 60.0

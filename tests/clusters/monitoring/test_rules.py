@@ -14,7 +14,7 @@ import yaml
 
 from tests.clusters.monitoring.timelines import AFTER, FAULTS, HEALTHY, STEP_S, Fault, Phases
 from toque.clusters.monitoring.__main__ import prometheus_rule
-from toque.ray_apps.series import all_series
+from toque.ray_apps.exporter import all_series
 
 ROOT = Path(__file__).resolve().parents[3]
 MONITORING = ROOT / "clusters" / "monitoring"

@@ -13,7 +13,7 @@ from tests.functions.prediction_log.logbook import all_rows, record
 from toque.clusters.redis_clients import is_cluster, open_redis_async, primaries
 from toque.functions import Context
 from toque.functions.prediction_log import LogWriter, drain
-from toque.functions.prediction_log.writing.losses import report_losses
+from toque.functions.prediction_log.writing.lost_writers import report_losses
 from toque.functions.prediction_log.writing.stream import Stream
 from toque.registry import open_store
 

@@ -12,7 +12,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, ReadOnlyErro
 
 from tests.clusters.redis_clients.servers import Cluster, SentinelService, Server, wait_for
 from toque.clusters.redis_clients import open_redis, open_redis_async
-from toque.featurestore.online.connections import ConnectionCache
+from toque.featurestore.online.redis_store import ConnectionCache
 
 
 class Writer:

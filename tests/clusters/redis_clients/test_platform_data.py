@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.functions.prediction_log.logbook import all_rows, record
 from toque.featurestore import Entity, FeatureStore, FeatureView, Field, Float64
-from toque.functions.maintenance.erasure.redis_keys import clear_log, rewrite_files
+from toque.functions.maintenance.erasure.jobs import clear_log, rewrite_files
 from toque.functions.prediction_log import LogWriter, drain
 from toque.functions.runtime import ReplayClock
 from toque.registry import open_store

@@ -14,9 +14,7 @@ from logging.handlers import MemoryHandler
 import pytest
 from ray.serve._private.logging_utils import redirected_print
 
-from toque.clusters.telemetry.identity import current_work
-from toque.clusters.telemetry.logs import AccessLog, LogSettings, set_up_logs
-from toque.clusters.telemetry.logs.access import ACCESS_LOGGER
+from toque.clusters.telemetry.logs import ACCESS_LOGGER, AccessLog, LogSettings, current_work, set_up_logs
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 

@@ -10,8 +10,8 @@ import pytest
 from prometheus_client import Metric
 
 from toque.clusters.telemetry.metrics import node_metrics, render, together
-from toque.clusters.telemetry.metrics.node import FOLDED, collect, fold_dead
-from toque.clusters.telemetry.metrics.processes import folder_held
+from toque.clusters.telemetry.metrics.exposition import FOLDED, collect, fold_dead
+from toque.clusters.telemetry.metrics.values import folder_held
 
 ROOT = Path(__file__).parents[3]
 BEGIN = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toque.clusters.telemetry.logs.redaction import MASK, redact
+from toque.clusters.telemetry.logs import MASK, redact
 
 TOKEN = "tq_0a1b2c3d4e5f_Zm9vYmFyLWJhei1xdXV4LXF1dXV4LWZvbw"
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJlLW9mLWl0"

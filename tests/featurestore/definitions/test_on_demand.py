@@ -26,11 +26,9 @@ from toque.featurestore import (
     on_demand_feature_view,
 )
 from toque.featurestore.applied import deserialize
-from toque.featurestore.definitions.on_demand import to_arrow, to_python
-from toque.featurestore.definitions.on_demand_inputs import ValueInputs
+from toque.featurestore.definitions.computed import ValueInputs, to_arrow, to_python
 from toque.featurestore.definitions.views import digest
-from toque.featurestore.offline.pinned_retrieval import finish
-from toque.featurestore.retrieval import plan_retrieval
+from toque.featurestore.offline.retrieval import finish, plan_retrieval
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 ask = RequestSource(

@@ -13,8 +13,8 @@ from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.encoding import microseconds
 from toque.featurestore.offline import versions
 from toque.featurestore.offline.partitioning import key_hashes
-from toque.featurestore.offline.pinned_retrieval import attach, stored_view, typed_keys
 from toque.featurestore.offline.prefilter import Prefilter
+from toque.featurestore.offline.retrieval import attach, stored_view, typed_keys
 from toque.featurestore.rows import offline_schema
 
 START = datetime(2013, 1, 1, tzinfo=UTC)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toque.featurestore.online import coalesced_reads as joint
-from toque.featurestore.online.coalesced_reads import CoalescedReads, Values
+from toque.featurestore.online import redis_store as joint
+from toque.featurestore.online.redis_store import CoalescedReads, Values
 
 
 class Store:

@@ -8,7 +8,7 @@ import pytest
 import redis
 from redis.connection import AbstractConnection
 
-from toque.featurestore.online.connections import ConnectionCache
+from toque.featurestore.online.redis_store import ConnectionCache
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from tests.featurestore.conftest import NOW
 from toque.featurestore import BatchSource, Field, Float64, ParquetFiles
-from toque.featurestore.sources import SourceTable, running_load
+from toque.featurestore.sources import SourceTable, load_log
 from toque.registry import open_store
 
 ROWS = 40_000
@@ -35,7 +35,7 @@ def files_no_larger_than(size_bytes: int) -> Iterator[None]:
 def test_a_load_onto_a_full_disk_stores_nothing_and_the_next_one_all(
     part_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running_load, "PART_ROWS", part_rows)
+    monkeypatch.setattr(load_log, "PART_ROWS", part_rows)
     values = np.random.default_rng(1).normal(size=ROWS)
     for number, part in enumerate(
         (values[:10], values[10:])

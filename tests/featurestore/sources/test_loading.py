@@ -38,7 +38,7 @@ from toque.featurestore.sources import (
     ParquetFiles,
     SourceTable,
     SqlTable,
-    running_load,
+    load_log,
 )
 from toque.featurestore.sources import loading as loads
 from toque.registry import ObjectStore, open_store
@@ -208,7 +208,7 @@ def test_a_row_that_comes_again_is_stored_once_and_a_corrected_one_counts(
 def test_of_versions_of_a_row_in_one_load_the_last_one_counts(
     part_rows: int, tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running_load, "PART_ROWS", part_rows)
+    monkeypatch.setattr(load_log, "PART_ROWS", part_rows)
     table = table_of(declared(CsvFiles(f"{tmp_path}/*.csv"), unique=["plane"]), store)
 
     def load(name: str, *versions: int) -> list[float | None]:
@@ -226,7 +226,7 @@ def test_of_versions_of_a_row_in_one_load_the_last_one_counts(
 def test_the_last_version_of_a_row_counts_after_files_of_a_load_were_merged(
     tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running_load, "PART_ROWS", 1)
+    monkeypatch.setattr(load_log, "PART_ROWS", 1)
     monkeypatch.setattr(loads, "SMALL_FILES", 3)
     table = table_of(declared(CsvFiles(f"{tmp_path}/*.csv"), unique=["plane"]), store)
     for number, others in enumerate((0, 50, 500)):  # files are merged by size

@@ -13,8 +13,7 @@ from typing import Any
 from tests.featurestore.streams.history import MemoryLog
 from toque.featurestore import FeatureStore, UnreadableSource
 from toque.featurestore.streams.consumer import StreamConsumer
-from toque.featurestore.streams.rewrites import rewrites_of
-from toque.featurestore.streams.table import StreamTable
+from toque.featurestore.streams.table import StreamTable, rewrites_of
 
 
 class Killed(BaseException):

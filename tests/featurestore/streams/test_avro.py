@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from toque.featurestore.streams.avro import reader_of
+from toque.featurestore.streams.registered import reader_of
 
 RECORD = {
     "type": "record",

@@ -17,7 +17,7 @@ from tests.featurestore.streams.events import START
 from tests.memory import own_memory
 from toque.featurestore import FeatureStore
 from toque.featurestore.rows import conform
-from toque.featurestore.streams import filling
+from toque.featurestore.streams import replay
 from toque.featurestore.streams.decode import Place, event_schema, rejected_schema
 from toque.featurestore.streams.refresh import new_rows
 from toque.featurestore.streams.replay import fill_views
@@ -59,8 +59,8 @@ def fill_stream(store: FeatureStore, events: int, *, users: int) -> StreamTable:
 def test_rows_are_the_same_however_many_events_are_held(
     at_once: int, make_store: Callable[..., FeatureStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filling, "EVENTS_AT_ONCE", at_once)
-    monkeypatch.setattr(filling, "PIECE_ROWS", at_once)
+    monkeypatch.setattr(replay, "EVENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(replay, "PIECE_ROWS", at_once)
     store = make_store()
     table = fill_stream(store, 5_000, users=40)
     fill_views(store, table)
@@ -87,7 +87,7 @@ def held(folder: str, *, in_parts: bool) -> int:
 
     Those of a few events come first, uncounted: what is loaded once is not held for events.
     """
-    filling.EVENTS_AT_ONCE = filling.PIECE_ROWS = 10_000
+    replay.EVENTS_AT_ONCE = replay.PIECE_ROWS = 10_000
     for name in ("few", "many"):
         store = FeatureStore(open_store(f"file://{folder}/{name}"))
         table = store.stream_table("clicks")

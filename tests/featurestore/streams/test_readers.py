@@ -18,7 +18,7 @@ from tests.featurestore.streams.kafka import Broker
 from toque.featurestore import InvalidDefinition, KafkaTopic, RedisStream, UnreadableSource
 from toque.featurestore.definitions.stream_source import Connection, Messages, StreamReader
 from toque.featurestore.errors import MessagesLost
-from toque.featurestore.streams import redis_stream
+from toque.featurestore.streams import readers
 
 Send = Callable[[int, list[int]], None]
 
@@ -118,8 +118,8 @@ def test_it_is_read_on_from_a_position(
 def test_the_lag_of_a_redis_stream_is_told_from_times_where_it_is_too_long_to_be_counted(
     redis_url: str, connect: Callable[[StreamReader], Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_stream, "_READ_ROWS", 8)
-    monkeypatch.setattr(redis_stream, "LAG_COUNTED", 16)
+    monkeypatch.setattr(readers, "_READ_ROWS", 8)
+    monkeypatch.setattr(readers, "LAG_COUNTED", 16)
     client: Any = redis.Redis.from_url(redis_url)
     for n in range(1_000):
         client.xadd("long", {"event": b"{}"}, id=f"{1_000 + 10 * n}-0")
@@ -137,7 +137,7 @@ def test_the_lag_of_a_redis_stream_is_told_from_times_where_it_is_too_long_to_be
 def test_a_redis_stream_is_read_in_pages(
     redis_url: str, connect: Callable[[StreamReader], Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_stream, "_READ_ROWS", 8)
+    monkeypatch.setattr(readers, "_READ_ROWS", 8)
     client: Any = redis.Redis.from_url(redis_url)
     for partition, count in ((0, 30), (1, 3)):
         for n in range(count):

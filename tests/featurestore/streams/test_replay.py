@@ -19,10 +19,10 @@ from tests.featurestore.streams.history import BEGIN, MemoryConnection, MemoryLo
 from toque.featurestore import FeatureStore, InRange, UnreadableSource
 from toque.featurestore.definitions.stream_source import Messages
 from toque.featurestore.errors import ConsumerFenced, MessagesLost, StreamRewritten
-from toque.featurestore.streams import filling
+from toque.featurestore.streams import replay
 from toque.featurestore.streams.consumer import StreamConsumer
 from toque.featurestore.streams.replay import fill_views, read_again
-from toque.featurestore.streams.rewrites import rewrites_of
+from toque.featurestore.streams.table import rewrites_of
 
 PARTITIONS = 3
 WRONG = [InRange("amount", least=2, most=10)]
@@ -84,12 +84,12 @@ def check(store: FeatureStore, log: MemoryLog, clock: SettableClock) -> None:
     )
 
 
-@pytest.mark.parametrize(("at_once", "seed"), [(20, 0), (filling.EVENTS_AT_ONCE, 1), (20, 2)])
+@pytest.mark.parametrize(("at_once", "seed"), [(20, 0), (replay.EVENTS_AT_ONCE, 1), (20, 2)])
 def test_a_corrected_definition_is_filled_from_the_beginning(
     at_once: int, seed: int, store: FeatureStore, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filling, "EVENTS_AT_ONCE", at_once)
-    monkeypatch.setattr(filling, "PIECE_ROWS", at_once)
+    monkeypatch.setattr(replay, "EVENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(replay, "PIECE_ROWS", at_once)
     chance = random.Random(seed)
     log, sent = filled_wrongly(chance, store, clock)
     with pytest.raises(AssertionError):

@@ -16,10 +16,9 @@ from tests.featurestore.streams.events import clicks, event, user
 from tests.featurestore.streams.history import BEGIN, MemoryLog
 from tests.waiting import until
 from toque.featurestore import Aggregation, FeatureStore, FeatureView, Field, Float64, Windows
-from toque.featurestore.streams import view_faults
+from toque.featurestore.streams import held_events
 from toque.featurestore.streams.consumer import StreamConsumer
-from toque.featurestore.streams.held_events import HeldEvents
-from toque.featurestore.streams.view_faults import ViewFaults
+from toque.featurestore.streams.held_events import HeldEvents, ViewFaults
 
 HOUR = timedelta(hours=1)
 SOURCE = clicks(reads=clicks().reads, commit_every=timedelta(microseconds=1))
@@ -83,7 +82,7 @@ def test_a_view_that_cannot_be_computed_stops_no_other(
     clock: SettableClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(view_faults, "MOST_TRIES", 2)
+    monkeypatch.setattr(held_events, "MOST_TRIES", 2)
 
     def breaks(held: HeldEvents, *given: Any) -> bool:
         view = given[0] if method == "__init__" else held.view
@@ -129,7 +128,7 @@ def test_a_value_of_one_key_stops_no_other_key(
 def test_a_view_is_computed_again_once_what_it_failed_by_is_gone(
     store: FeatureStore, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(view_faults, "RETRY_S", 0.05)
+    monkeypatch.setattr(held_events, "RETRY_S", 0.05)
     wrong = True
     broken_for(monkeypatch, "add", lambda held, _: wrong and held.view.name == "bad", ValueError("no"))
     log = MemoryLog(1)

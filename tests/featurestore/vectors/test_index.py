@@ -27,9 +27,9 @@ from toque.featurestore import (
     compact,
 )
 from toque.featurestore.offline.tables import OfflineStore
-from toque.featurestore.vectors import refreshing, searched
+from toque.featurestore.vectors import opened, search
 from toque.featurestore.vectors.builds import Loader
-from toque.featurestore.vectors.inverted_lists import codes_for, lists_for
+from toque.featurestore.vectors.nearest import codes_for, lists_for
 from toque.registry import open_store
 from toque.registry.journal import Journal
 
@@ -47,7 +47,7 @@ view = FeatureView(
 @pytest.fixture(autouse=True)
 def use_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Use the lists for few rows too, and keep its copies apart."""
-    monkeypatch.setattr(searched, "EXACT_ROWS", 50)
+    monkeypatch.setattr(search, "EXACT_ROWS", 50)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
@@ -166,8 +166,8 @@ def test_an_index_that_finds_too_little_is_refused_and_searches_stay_exact(
         "docs", view.entities, view.schema, ttl=view.ttl, indexes=[VectorIndex("v", least_recall=1)]
     )
     fs.apply([strict])
-    monkeypatch.setattr(refreshing, "SHARES", (0.01,))
-    monkeypatch.setattr(refreshing, "OVERSAMPLED", 1)
+    monkeypatch.setattr(opened, "SHARES", (0.01,))
+    monkeypatch.setattr(opened, "OVERSAMPLED", 1)
     fs.write_offline("docs", rows(0, 3000, seed=1))
     with pytest.raises(RecallTooLow, match="of the ten nearest, less than 1; lower least_recall"):
         fs.refresh_index("docs")
@@ -269,7 +269,7 @@ class _Fragile(FragileStore):
 def test_killed_at_any_write_the_index_before_stays_and_a_refresh_completes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refreshing, "SAMPLED", 5)
+    monkeypatch.setattr(opened, "SAMPLED", 5)
     store = _Fragile(tmp_path / "fragile")
     fs = FeatureStore(store, project="fragile", clock=lambda: NOW)
     fs.apply([view])

@@ -18,7 +18,7 @@ from toque.featurestore import (
     Vector,
     VectorIndex,
 )
-from toque.featurestore.online.recent import RecentKeys
+from toque.featurestore.online.redis_store import RecentKeys
 
 view = FeatureView(
     "pages",

@@ -203,7 +203,7 @@ def test_an_alert_leaves_at_once_in_the_process_that_dispatches_it(
     used: Context, web: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside serving, a process takes up to half a minute to start."""
-    monkeypatch.setattr("toque.functions.runtime.durable.executor.launcher.Child", None)
+    monkeypatch.setattr("toque.functions.runtime.durable.workers.Child", None)
     tell_people(alarm())
     (one,) = ledger_of(used).invocations()
     followed = ledger_of(used).follow(one.id)

@@ -22,11 +22,15 @@ from toque.functions.evaluation import (
     log_loss,
     reliability,
 )  # fmt: skip
-from toque.functions.evaluation.checks.behaviour import judge_behaviour
-from toque.functions.evaluation.checks.fairness import Judged, fairness_gap, judge_fairness
-from toque.functions.evaluation.checks.robustness import judge_robustness
-from toque.functions.evaluation.checks.slices import judge_slices
-from toque.functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
+from toque.functions.evaluation.checks import (
+    Judged,
+    fairness_gap,
+    judge_behaviour,
+    judge_fairness,
+    judge_robustness,
+    judge_slices,
+)
+from toque.functions.evaluation.offline_gate import EvaluatedVersion, extra_checks
 from toque.functions.evaluation.outcome_kinds import BINARY
 
 N = 4_000

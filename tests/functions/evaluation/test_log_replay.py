@@ -16,8 +16,7 @@ from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.evaluation.log_replay import ReplayResult, compare, replay_predictions
 from toque.functions.prediction_log.frames import Frame
 from toque.functions.prediction_log.reading.exact import ExactRow
-from toque.functions.prediction_log.records import BatchPlace
-from toque.functions.prediction_log.tensors import LoggedTensor
+from toque.functions.prediction_log.records import BatchPlace, LoggedTensor
 from toque.functions.prediction_log.writing.drain import add_records
 from toque.registry import Signature, TensorSpec, open_store
 

@@ -19,14 +19,20 @@ from toque.functions.evaluation import (
     RobustnessRule,
     SliceRule,
 )
-from toque.functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
 from toque.functions.evaluation.gate import judge
 from toque.functions.evaluation.meanings import MEANINGS, Outcome
-from toque.functions.evaluation.metrics.counts import COUNT_METRICS, poisson_deviance
-from toque.functions.evaluation.metrics.multilabel import LABEL_METRICS, by_label
+from toque.functions.evaluation.metrics.numbers import (
+    COUNT_METRICS,
+    TEXT_METRICS,
+    VECTOR_METRICS,
+    edit_distance,
+    edits,
+    poisson_deviance,
+    token_distance_of,
+)
+from toque.functions.evaluation.metrics.probabilities import LABEL_METRICS, by_label
 from toque.functions.evaluation.metrics.ranking import RANKING_METRICS, ndcg_loss, padded
-from toque.functions.evaluation.metrics.texts import TEXT_METRICS, edit_distance, edits, token_distance_of
-from toque.functions.evaluation.metrics.vectors import VECTOR_METRICS
+from toque.functions.evaluation.offline_gate import EvaluatedVersion, extra_checks
 from toque.functions.evaluation.outcome_kinds import kind_for, kind_of
 from toque.functions.model_formats.errors import TrainingDataError
 from toque.registry import Lineage, ModelVersion

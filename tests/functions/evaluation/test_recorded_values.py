@@ -11,8 +11,7 @@ import pytest
 
 from tests.conditions.values import any_recorded
 from toque.functions.evaluation.errors import EvaluationError
-from toque.functions.evaluation.metrics.counts import COUNT_METRICS
-from toque.functions.evaluation.metrics.numbers import NUMBER_METRICS
+from toque.functions.evaluation.metrics.numbers import COUNT_METRICS, NUMBER_METRICS
 from toque.functions.model_formats.errors import TrainingDataError
 from toque.functions.model_formats.matrices import number_labels
 

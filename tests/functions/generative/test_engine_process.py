@@ -23,7 +23,7 @@ from toque.functions.generative.engines import (
     engine_of,
 )
 from toque.functions.generative.engines.process import Patience
-from toque.functions.generative.engines.vllm import Vllm
+from toque.functions.generative.engines.programs import Vllm
 
 ROOT = Path(__file__).parents[3]
 SMALL = EngineSettings(context_length=128, slots=1)

@@ -23,7 +23,7 @@ from toque.functions.generative import (
     is_generative,
     register_generative,
 )
-from toque.functions.generative.adapter_folder import check_shapes
+from toque.functions.generative.version_files import check_shapes
 from toque.registry import NotFound, Registry, open_store
 
 

@@ -8,8 +8,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from toque.functions.generative.errors import GenerativeError
-from toque.functions.generative.safetensors_header import read_header
+from toque.functions.generative.prompt import GenerativeError
+from toque.functions.generative.version_files import read_header
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toque.functions.generative.engines.slots import AHEAD_S, QueueFull, Slot, SlotQueue
+from toque.functions.generative.engines.process import AHEAD_S, QueueFull, Slot, SlotQueue
 from toque.registry import SERVICE_TIERS, ServiceTier
 
 TIERS = st.sampled_from(SERVICE_TIERS)

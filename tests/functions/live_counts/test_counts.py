@@ -22,10 +22,8 @@ from toque.functions.live_counts import (
     end_of,
     quantile_ms,
 )
-from toque.functions.live_counts.counts import decode, encode
-from toque.functions.live_counts.latency_bins import lower_edge_ms, slower
-from toque.functions.live_counts.tally import MAX_UNITS, is_usable
-from toque.functions.live_counts.windows import WINDOW_S
+from toque.functions.live_counts.counts import WINDOW_S, decode, encode, lower_edge_ms, slower
+from toque.functions.live_counts.publisher import MAX_UNITS, is_usable
 
 CHAMPION = SplitArm(7, 1, "champion", 0.9)
 CANARY = SplitArm(7, 2, "canary", 0.1)

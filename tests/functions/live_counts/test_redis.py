@@ -14,9 +14,8 @@ from tests.conditions.clocks import FAR_SKEWS, MINUTES_OFF, SKEWS
 from tests.redis_server import running_redis
 from toque.clusters.redis_clients import open_redis
 from toque.functions.live_counts import End, LivePublisher, LiveReader, SplitArm, Tally, window_at
-from toque.functions.live_counts.clock_check import ClockCheck
+from toque.functions.live_counts.counts import WINDOW_S, ClockCheck
 from toque.functions.live_counts.publisher import live_publisher
-from toque.functions.live_counts.windows import WINDOW_S
 
 CANARY = SplitArm(7, 2, "canary", 0.1)
 

@@ -22,7 +22,7 @@ from tests.waiting import until
 from toque.functions import Context, Invocation, use_context
 from toque.functions.maintenance.backup import back_up, restore
 from toque.functions.prediction_log import Label, LogWriter, drain, encode_labels, outcomes
-from toque.functions.prediction_log.writing.export import WriterExport
+from toque.functions.prediction_log.writing.drain import WriterExport
 from toque.functions.prediction_log.writing.stream import Stream
 from toque.functions.runtime import catalog
 from toque.functions.runtime.durable.executor import Executor

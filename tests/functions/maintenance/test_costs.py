@@ -7,7 +7,7 @@ import pytest
 
 from toque.functions import function
 from toque.functions.maintenance import costs
-from toque.functions.runtime.durable.cost_days import costs_since
+from toque.functions.runtime.durable.costs import costs_since
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.registry import open_store
 

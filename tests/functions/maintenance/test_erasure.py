@@ -26,11 +26,15 @@ from tests.functions.maintenance.erasure_platform import (
 )
 from tests.redis_server import RedisServer, running_redis
 from toque.functions import Context, use_context
-from toque.functions.maintenance.erasure.jobs import erase_subject, finish_erasures, preview_erasure
-from toque.functions.maintenance.erasure.lease import only_erasure
+from toque.functions.maintenance.erasure.jobs import (
+    MaintenanceError,
+    erase_subject,
+    finish_erasures,
+    only_erasure,
+    preview_erasure,
+)
 from toque.functions.maintenance.erasure.record import Erasures
 from toque.functions.maintenance.erasure.subject import Subject, Traces
-from toque.functions.maintenance.errors import MaintenanceError
 from toque.functions.prediction_log import outcomes, pseudonym
 from toque.functions.prediction_log.records import TENSOR
 from toque.functions.runtime.durable.ledger import Ledger

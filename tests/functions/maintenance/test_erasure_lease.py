@@ -12,11 +12,10 @@ import pyarrow as pa
 import pytest
 
 from tests.conditions.faults import KILLS, Fault, FaultyStore
-from toque.functions.maintenance.erasure.lease import TERM_S, Holder, only_erasure
+from toque.functions.maintenance.erasure.jobs import TERM_S, Holder, MaintenanceError, only_erasure
 from toque.functions.maintenance.erasure.places import erase_from_tables
 from toque.functions.maintenance.erasure.record import PendingErasure
 from toque.functions.maintenance.erasure.subject import Subject, Traces
-from toque.functions.maintenance.errors import MaintenanceError
 from toque.registry import RegistryError, Table, Unavailable, utc_now
 from toque.registry.store import FolderStore
 

@@ -17,7 +17,7 @@ from tests.redis_server import RedisServer
 from toque.featurestore import Aggregation, FeatureStore, FeatureView, Windows
 from toque.featurestore.errors import StreamRewritten
 from toque.featurestore.streams.consumer import StreamConsumer
-from toque.featurestore.streams.rewrites import rewrites_of
+from toque.featurestore.streams.table import rewrites_of
 from toque.functions import Context, use_context
 from toque.functions.maintenance.compaction import compact_open_days, compact_tables
 from toque.functions.maintenance.erasure.jobs import erase_subject

@@ -30,7 +30,7 @@ def test_unused_files_and_lost_runs_are_tidied_and_the_rest_stays(
     with use_context(context):
         tidied = tidy_registry(grace_days=0.0)
         assert (tidied.files, tidied.lost_runs, tidied.left_over) == ([orphan], [], 1)
-        monkeypatch.setattr("toque.registry.runs.run_store.LOST_AFTER", timedelta(0))
+        monkeypatch.setattr("toque.registry.runs.record.LOST_AFTER", timedelta(0))
         assert tidy_registry().lost_runs == [run.id]
         tidied = tidy_registry()
     assert (tidied.files, tidied.lost_runs, tidied.left_over) == ([], [], 0)

@@ -12,11 +12,9 @@ import pytest
 
 from tests.conditions.faults import Fault, FaultyStore, KilledError, Verb, run_cells
 from toque.functions import Context, function
-from toque.functions.maintenance.retention import _drop_invocations
-from toque.functions.runtime.durable.aging import Walk
-from toque.functions.runtime.durable.at_once import READERS
-from toque.functions.runtime.durable.dead_letters import DeadLetters
-from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.maintenance.retention import Walk, _drop_invocations
+from toque.functions.runtime.durable.ledger import DeadLetters, Ledger
+from toque.functions.runtime.durable.store_requests import READERS
 from toque.registry import utc_now
 from toque.registry.journal.deletions import deleted_journals
 from toque.registry.store import FolderStore, ObjectStore

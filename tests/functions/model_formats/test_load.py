@@ -8,8 +8,8 @@ from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 from toque.functions.model_formats.errors import ArtifactRefused, TrainingDataError
 from toque.functions.model_formats.load import load
 from toque.functions.model_formats.sandbox import Sandbox, SandboxLimits
-from toque.functions.training.tabular.artifact import tabular_signature, write_artifact
 from toque.functions.training.tabular.fitting import fit, prepare
+from toque.functions.training.tabular.job import tabular_signature, write_artifact
 from toque.kernels.hashing import hash_strings
 from toque.registry.models import Signature
 

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from toque.functions.model_formats.derive import derive_signature
 from toque.functions.model_formats.errors import ArtifactRefused
+from toque.functions.model_formats.flavors import open_graph, refuse_other_files
 from toque.functions.model_formats.load import load
-from toque.functions.model_formats.onnx_graph import open_graph, refuse_other_files
 from toque.registry import Signature, TensorSpec
 
 SECRET = b"what stands in a file of the worker"

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from toque.functions.prediction_log import log_mode_of
-from toque.functions.prediction_log.writing.confirmations import Confirmations
+from toque.functions.prediction_log.writing.shipper import Confirmations
 
 
 async def test_one_report_ends_all_waits_up_to_its_number():

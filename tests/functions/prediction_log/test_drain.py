@@ -33,7 +33,7 @@ from toque.functions.prediction_log.writing.series import DRAINED
 from toque.functions.prediction_log.writing.stream import Stream
 from toque.registry import Table, open_store
 from toque.registry.store import ObjectStore
-from toque.registry.store.tables import settling
+from toque.registry.store.tables import files as settling
 
 drain_module = sys.modules[
     "toque.functions.prediction_log.writing.drain"

@@ -13,9 +13,13 @@ from tests.functions.prediction_log.logbook import T0, record
 from toque.functions.prediction_log import PredictionLogError, predictions, predictions_table
 from toque.functions.prediction_log.frames import Frame
 from toque.functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows, typed_predictions
-from toque.functions.prediction_log.records import BatchPlace
-from toque.functions.prediction_log.tables import large_values_table
-from toque.functions.prediction_log.tensors import LARGE_BYTES, LoggedTensor, read_value
+from toque.functions.prediction_log.records import (
+    LARGE_BYTES,
+    BatchPlace,
+    LoggedTensor,
+    large_values_table,
+    read_value,
+)
 from toque.functions.prediction_log.writing.drain import add_records
 from toque.registry import Signature, Table, TensorSpec, open_store
 from toque.registry.store import ObjectStore

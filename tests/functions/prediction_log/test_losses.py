@@ -17,10 +17,10 @@ from tests.waiting import until
 from toque.functions import Context
 from toque.functions.prediction_log import LOSS_TOPIC, LogWriter, drain, losses_of
 from toque.functions.prediction_log.frames import encode_frame
-from toque.functions.prediction_log.writing.losses import Loss, decide, report_losses
+from toque.functions.prediction_log.writing.lost_writers import Loss, decide, report_losses
 from toque.functions.prediction_log.writing.stream import Stream, WriterState
 from toque.functions.prediction_log.writing.wal import WriteAheadLog, segments_of
-from toque.functions.runtime.triggers.topic import topic_of
+from toque.functions.runtime.triggers.events import topic_of
 from toque.registry import open_store
 
 SILENT = timedelta(seconds=1)

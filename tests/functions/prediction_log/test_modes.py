@@ -23,7 +23,7 @@ VICTIMS = """
 import os, signal, sys
 from pathlib import Path
 from toque.functions.prediction_log import LogWriter
-from toque.functions.prediction_log.writing.confirmations import Confirmations
+from toque.functions.prediction_log.writing.shipper import Confirmations
 from toque.functions.prediction_log.writing.stream import Stream
 from tests.functions.prediction_log.logbook import record
 

@@ -22,7 +22,7 @@ from toque.functions.prediction_log import (
     predictions_table,
     shared_scans,
 )
-from toque.functions.prediction_log.reading import scan_cache as shared
+from toque.functions.prediction_log.reading import outcomes as shared
 from toque.registry.store import ObjectStore, Table
 
 

@@ -19,9 +19,15 @@ from toque.functions.prediction_log import (
     outcomes,
     predictions_table,
 )
-from toque.functions.prediction_log.records import CONTENT_LABELS, LABELS, PREDICTIONS, TRUTH, label_rows
-from toque.functions.prediction_log.tables import large_values_table
-from toque.functions.prediction_log.tensors import LARGE_BYTES
+from toque.functions.prediction_log.records import (
+    CONTENT_LABELS,
+    LABELS,
+    LARGE_BYTES,
+    PREDICTIONS,
+    TRUTH,
+    label_rows,
+    large_values_table,
+)
 from toque.functions.prediction_log.writing.columns import label_columns, large_columns, prediction_columns
 from toque.ray_apps.predictor.inference.recording import Recorder
 from toque.registry import Registry, Table, open_store

@@ -12,8 +12,8 @@ from tests.functions.reflexes.callers import CANARY, CHAMPION, CallerWorld
 from tests.seeds import seeds
 from toque.functions.rollout import RolloutPolicy
 from toque.functions.rollout.evidence.sums import Evidence
-from toque.functions.rollout.judge.live_rules import not_shown_to_serve
-from toque.functions.rollout.judge.rule_input import RuleInput
+from toque.functions.rollout.judge.guard_rules import not_shown_to_serve
+from toque.functions.rollout.judge.verdict import RuleInput
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 AT_ONCE = RolloutPolicy(promote_by="service", canary_min=timedelta(0), ramp_hold=timedelta(0))

@@ -13,14 +13,13 @@ import pytest
 
 from toque.functions.live_counts import BINS, ArmTally, Failures, SplitArm, WindowCounts, window_at
 from toque.functions.monitoring import TOPIC, Alarm, Alarms
-from toque.functions.reflexes.alarms import recovery_of, service_alarm
 from toque.functions.reflexes.champion import ServiceFinding
-from toque.functions.reflexes.reflexes import Reflexes
+from toque.functions.reflexes.reflexes import Reflexes, recovery_of, service_alarm
 from toque.functions.rollout import RolloutPolicy
 from toque.functions.rollout.jobs import rollouts
-from toque.functions.runtime.changes.feed import Watch
+from toque.functions.runtime.changes import Watch
 from toque.functions.runtime.context import Context, use_context
-from toque.functions.runtime.triggers.topic import topic_of
+from toque.functions.runtime.triggers.events import topic_of
 from toque.registry import ObjectStore, Signature, TensorSpec, open_store
 
 MODEL = "late"

@@ -16,9 +16,8 @@ from toque.functions.monitoring import Alarm, PerformanceEstimate
 from toque.functions.prediction_log.records import PREDICTIONS
 from toque.functions.reporting import TimelineEvent, timeline, trace_prediction, weeks
 from toque.functions.reporting.html import document, figure_html, json_for_script
-from toque.functions.reporting.page import Latency, ReportContent, render
+from toque.functions.reporting.page import Latency, ReportContent, answers, labels, render, rescore, served
 from toque.functions.reporting.timeline import from_alarms, from_model, from_retrains
-from toque.functions.reporting.weekly import answers, labels, rescore, served
 from toque.registry import Journal, Registry, Signature, TensorSpec, open_store
 
 MONDAY = datetime(2013, 7, 1, tzinfo=UTC)

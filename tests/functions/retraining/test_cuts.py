@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from toque.functions.retraining.cuts import Cut, newest_fifth, newest_span
+from toque.functions.retraining.windows import Cut, newest_fifth, newest_span
 from toque.functions.training import TrainingDataError
 from toque.registry import Table, open_store
 

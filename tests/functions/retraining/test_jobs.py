@@ -24,7 +24,6 @@ from toque.functions.monitoring import Alarm, alarms
 from toque.functions.project import ModelDefinition, Project, load_project
 from toque.functions.retraining import challengers
 from toque.functions.retraining import jobs as module
-from toque.functions.retraining.heartbeat import last_seen
 from toque.functions.retraining.jobs import (
     RetrainResult,
     inspect_model,
@@ -42,6 +41,7 @@ from toque.functions.retraining.policy import (
     decide,
     step,
 )
+from toque.functions.retraining.runs import last_seen
 from toque.functions.retraining.windows import TrainingWindow
 from toque.functions.rollout import rollout_status
 from toque.functions.runtime.durable.invocation import ledger_of

@@ -6,7 +6,7 @@ import pytest
 
 from toque.functions.evaluation import EvaluationError
 from toque.functions.retrieval import score_retrieval
-from toque.functions.retrieval.scores import score_step
+from toque.functions.retrieval.jobs import score_step
 
 
 @pytest.mark.parametrize(

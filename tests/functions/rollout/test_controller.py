@@ -16,7 +16,7 @@ from toque.functions.rollout.errors import NoRollout, RolloutActive, RolloutErro
 from toque.functions.rollout.explain import explain
 from toque.functions.rollout.judge.decide import decide
 from toque.functions.rollout.policy import RolloutPolicy
-from toque.functions.rollout.tick_result import TickResult
+from toque.functions.rollout.status import TickResult
 from toque.registry import TrafficRule, open_store
 
 POLICY = RolloutPolicy(shadow_min_labels=200)

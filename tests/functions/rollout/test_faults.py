@@ -13,7 +13,7 @@ import pytest
 
 from tests.functions.rollout.conftest import MODEL, RolloutPlatform
 from toque.functions.rollout.policy import RolloutPolicy, Slo
-from toque.functions.rollout.tick_result import TickResult
+from toque.functions.rollout.status import TickResult
 from toque.registry.models.traffic import Traffic
 
 DAY = timedelta(days=1)

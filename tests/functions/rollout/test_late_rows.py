@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tests.functions.rollout.conftest import RolloutPlatform
-from toque.functions.prediction_log.records import LABELS, PREDICTIONS
-from toque.functions.prediction_log.tables import LABELS_TABLE, predictions_table
+from toque.functions.prediction_log.records import LABELS, LABELS_TABLE, PREDICTIONS, predictions_table
 from toque.functions.rollout.policy import RolloutPolicy
 from toque.registry.store import Table
 

@@ -8,8 +8,7 @@ import pytest
 
 from tests.functions.rollout.conftest import RolloutPlatform
 from toque.functions.reporting import rollout_record, rollout_report
-from toque.functions.reporting.rollout_page import read_rollout, render_rollout
-from toque.functions.reporting.rollout_record import thinned
+from toque.functions.reporting.rollout_record import read_rollout, render_rollout, thinned
 from toque.functions.rollout import Guardrail, RolloutError, RolloutPolicy, list_rollouts
 from toque.functions.runtime import Context, use_context
 

@@ -26,7 +26,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 SUMS = """
 import numpy as np
-from toque.functions.rollout.evidence.metric_units import MetricArm, MetricCohort, MetricUnits
+from toque.functions.rollout.evidence.metrics import MetricArm, MetricCohort, MetricUnits
 from toque.functions.rollout.evidence.sums import MetricSums, PairedLoss
 rng = np.random.default_rng(1)
 loss, units, metric = PairedLoss(), MetricUnits(), MetricSums()

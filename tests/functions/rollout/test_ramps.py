@@ -14,7 +14,7 @@ from toque.functions.live_counts import BINS, ArmTally, Failures, SplitArm, Wind
 from toque.functions.rollout.controller import Rollouts
 from toque.functions.rollout.errors import RolloutError
 from toque.functions.rollout.policy import RolloutPolicy
-from toque.functions.rollout.tick_result import TickResult
+from toque.functions.rollout.status import TickResult
 from toque.registry.models.traffic import Traffic
 
 MINUTE = timedelta(minutes=1)

@@ -15,7 +15,7 @@ from toque.functions.rollout.controller import Rollouts
 from toque.functions.rollout.evidence.cohort_sums import CohortSums
 from toque.functions.rollout.evidence.metrics import MetricRows, MetricValue, read_metric, write_metric
 from toque.functions.rollout.policy import Guardrail, RolloutPolicy, Slo
-from toque.functions.rollout.tick_result import TickResult
+from toque.functions.rollout.status import TickResult
 
 DAY = timedelta(days=1)
 SOURCES = ("label", "output", "table")

@@ -11,13 +11,13 @@ import pytest
 
 from tests.conditions.units import ONE_BROKEN, Units, in_arm, level_of
 from toque.functions.evaluation.realised_loss import Scored
-from toque.functions.rollout.evidence.assigned_units import EventUnits
-from toque.functions.rollout.evidence.metric_units import ArmUnits, MetricArm, MetricCohort, MetricUnits
+from toque.functions.rollout.evidence.cohort_sums import EventUnits
+from toque.functions.rollout.evidence.metrics import ArmUnits, MetricArm, MetricCohort, MetricUnits
 from toque.functions.rollout.evidence.sums import Evidence, MetricSums
 from toque.functions.rollout.judge.decide import decide
+from toque.functions.rollout.judge.guard_rules import not_shown_harmless
 from toque.functions.rollout.judge.interval import excess_p_value, metric_change
-from toque.functions.rollout.judge.rollback_rules import not_shown_harmless
-from toque.functions.rollout.judge.rule_input import RuleInput
+from toque.functions.rollout.judge.verdict import RuleInput
 from toque.functions.rollout.policy import Guardrail, RolloutPolicy
 from toque.functions.rollout.state import RolloutState
 
@@ -156,7 +156,7 @@ def test_more_units_than_slots_have_the_same_variance(monkeypatch: pytest.Monkey
     rng = np.random.default_rng(4)
     values, ids = rng.normal(size=20_000), rng.integers(2**62, size=20_000)
     whole = ArmUnits().plus(MetricArm.of(values, ids), 40_000.0, ())
-    monkeypatch.setattr("toque.functions.rollout.evidence.metric_units.SLOTS", 1 << 10)
+    monkeypatch.setattr("toque.functions.rollout.evidence.metrics.SLOTS", 1 << 10)
     shared = ArmUnits().plus(MetricArm.of(values, ids), 40_000.0, ())
     assert shared.units <= 1 << 10 < whole.units
     # 1,024 slots estimate a variance to 4.4 %; 3 s.e.

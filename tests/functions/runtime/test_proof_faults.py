@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from toque.functions import Context, Retries, function
-from toque.functions.runtime.durable import patience
-from toque.functions.runtime.durable.attempt import Attempt, run_attempt
-from toque.functions.runtime.durable.code_versions import RESUME_PATIENCE_S
+from toque.functions.runtime.durable import store_requests
+from toque.functions.runtime.durable.attempt import RESUME_PATIENCE_S, Attempt, run_attempt
 from toque.functions.runtime.durable.executor import Executor
 from toque.functions.runtime.durable.invocation import Invocation, executor_of, ledger_of
 from toque.functions.runtime.durable.ledger import Ledger
@@ -111,7 +110,7 @@ def test_a_submission_repeated_with_its_key_runs_once(
 def test_a_finished_run_is_recorded_after_a_store_outage_and_not_repeated(
     used: Context, traces: Any, monkeypatch: pytest.MonkeyPatch, count: int, *, after_effect: bool
 ) -> None:
-    monkeypatch.setattr(patience.time, "sleep", lambda _: None)
+    monkeypatch.setattr(store_requests.time, "sleep", lambda _: None)
     identifier = ledger_of(used).submit(mark, {"path": traces.path})
     followed = ledger_of(used).follow(identifier)
     # Request 0 asks whether the store has audit keys, 1 is the claim, then comes the result.

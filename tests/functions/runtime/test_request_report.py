@@ -6,8 +6,8 @@ import pytest
 from redis import RedisError
 
 from tests.redis_server import RedisServer, running_redis
-from toque.functions.runtime.changes.announcer import connection
-from toque.functions.runtime.request_report import RequestReport, platform_totals, read_reports
+from toque.functions.runtime.changes import connection
+from toque.functions.runtime.process import RequestReport, platform_totals, read_reports
 from toque.registry.store.requests import RequestCounts
 
 DAY = date(2026, 3, 1)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.functions.runtime import span_functions
 from tests.otlp_receiver import Receiver, receiving
-from toque.clusters.telemetry.identity import current_work
+from toque.clusters.telemetry.logs import current_work
 from toque.clusters.telemetry.tracing import Keeper, Tracing, begin_request, use_tracing
 from toque.functions import Context
 from toque.functions.runtime.durable.invocation import ledger_of

@@ -5,14 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from toque.functions.stats.class_estimate import (
+from toque.functions.stats.estimate import (
+    BINS,
     MOST_CLASSES,
     ClassSketch,
+    ScoreSketch,
     estimate_class_losses,
+    estimate_losses,
     estimate_shares,
     realise_classes,
 )
-from toque.functions.stats.estimate import BINS, ScoreSketch, estimate_losses
 
 P = np.array([[0.7, 0.2, 0.1], [0.3, 0.4, 0.3], [0.05, 0.15, 0.8]])
 C = np.array([[0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.0, 0.1, 0.9]])

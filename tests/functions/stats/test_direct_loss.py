@@ -9,7 +9,7 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_info
 
-from toque.functions.stats.direct_loss import LossModel
+from toque.functions.stats.estimate import LossModel
 
 
 def rows(rng: np.random.Generator, count: int, *, at: float = 0.0) -> tuple[Any, Any]:

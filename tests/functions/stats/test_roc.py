@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from toque.functions.evaluation.metrics.probabilities import auc
-from toque.functions.stats.roc import auc_with_error
+from toque.functions.stats.estimate import auc_with_error
 
 
 def test_by_hand() -> None:

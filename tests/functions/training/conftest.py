@@ -5,7 +5,7 @@ import pytest
 
 from tests.functions.training.tabular_setup import examples
 from toque.functions import Context, use_context
-from toque.functions.model_formats.torch_threads import torch_threads
+from toque.functions.model_formats.load import torch_threads
 from toque.registry import Table, TableSnapshot, open_store
 
 

@@ -5,8 +5,8 @@ from toque.functions import Demand, function
 from toque.functions.runtime.context import context
 from toque.functions.training import Trained
 from toque.functions.training.frame import TrainingJob, run_training
-from toque.functions.training.recipe.trainer import RecipeTrainer
-from toque.functions.training.workers import Workers
+from toque.functions.training.recipe.train import RecipeTrainer
+from toque.functions.training.request import Workers
 
 
 class FakeCards(Workers):

@@ -17,9 +17,8 @@ import torch
 from tests.functions.training.forked import join_group
 from tests.functions.training.recipes import FAST, trainer
 from toque.functions.training.checkpoints.saved import Checkpoints
-from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import ShardedGroup
-from toque.functions.training.loop.pulse import Cadence
+from toque.functions.training.loop.keeping import Cadence, Keeper
+from toque.functions.training.loop.process_group import ShardedGroup
 from toque.functions.training.loop.training_loop import train
 from toque.registry import open_store
 

@@ -14,7 +14,7 @@ from tests.functions.training.forked import on_workers
 from tests.functions.training.recipes import Sums, TiedStack, trainer
 from toque.functions.training import RecipeParams
 from toque.functions.training.loop.first_weights import Initialised, reset, without_weights
-from toque.functions.training.loop.process_groups.process_group import ReplicatedGroup, ShardedGroup
+from toque.functions.training.loop.process_group import ReplicatedGroup, ShardedGroup
 from toque.functions.training.loop.training_loop import Trainer, train
 
 WIDTH, BLOCKS = 768, 16

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from toque.functions.training import Recipe, RecipeParams
-from toque.functions.training.loop.process_groups import slow_workers
-from toque.functions.training.loop.process_groups.process_group import ProcessGroup
+from toque.functions.training.loop import distributed
+from toque.functions.training.loop.process_group import ProcessGroup
 from toque.functions.training.loop.training_loop import Trainer
 from toque.registry import Signature, TensorSpec
 
@@ -91,8 +91,8 @@ class SumRecipe(Recipe):
         times = 1.0
         if self.slow_node:
             times = 3.0 if ray.get_runtime_context().get_node_id() == self.slow_node else 1.0
-            slow_workers._EVERY = 5
-            slow_workers.seconds_of_product = lambda _: times
+            distributed._EVERY = 5
+            distributed.seconds_of_product = lambda _: times
         return Sums(self.scale, step_s=self.step_s * times, pace_file=self.pace_file)
 
     def data(self):

@@ -8,14 +8,14 @@ import torch.distributed
 
 from tests.functions.training.recipes import FAST, trainer
 from toque.functions.training.checkpoints.saved import Checkpoints
-from toque.functions.training.loop.epoch import Epoch
 from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import (
+from toque.functions.training.loop.process_group import (
     ProcessGroup,
     ReplicatedGroup,
     ShardedGroup,
 )
 from toque.functions.training.loop.training_loop import train
+from toque.functions.training.trainer import Epoch
 from toque.registry import open_store
 
 QUICK = FAST.model_copy(update={"batch_size": 200})  # two steps an epoch, since each takes many messages

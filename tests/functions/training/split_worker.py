@@ -15,15 +15,13 @@ from tests.functions.training.tuned_worker import rows
 from toque.functions.training import Preference, RecipeParams
 from toque.functions.training.checkpoints.saved import Checkpoints
 from toque.functions.training.llm.fine_tune import FineTune
-from toque.functions.training.llm.job import preference_task, text_task
+from toque.functions.training.llm.job import PreferenceTask, preference_task, text_task
 from toque.functions.training.llm.network import Pretrained, new_network
-from toque.functions.training.llm.preferences import PreferenceTask
-from toque.functions.training.loop.epoch import Epoch
 from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.layer_split import LayerSplitGroup
-from toque.functions.training.loop.process_groups.process_group import ProcessGroup, ShardedGroup
+from toque.functions.training.loop.process_group import LayerSplitGroup, ProcessGroup, ShardedGroup
 from toque.functions.training.loop.training_loop import Trainer, train
-from toque.functions.training.named import Named
+from toque.functions.training.params import Named
+from toque.functions.training.trainer import Epoch
 from toque.registry import open_store
 
 WORKERS, TENSOR, CUT_AT = 4, 2, 1

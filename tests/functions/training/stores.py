@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from toque.functions.training.checkpoints.uploads import Pace, upload_apart
+from toque.functions.training.checkpoints.storage import Pace, upload_apart
 from toque.registry import ObjectStore
 
 

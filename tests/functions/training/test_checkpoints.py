@@ -9,12 +9,11 @@ from torch.distributed.checkpoint.metadata import Metadata
 from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, examples
 from toque.functions import Context
 from toque.functions.training import train_tabular
-from toque.functions.training.checkpoints.index import Index
-from toque.functions.training.checkpoints.saved import Checkpoints, Retention, Saved
-from toque.functions.training.loop.epoch import Epoch
+from toque.functions.training.checkpoints.saved import Checkpoints, Index, Retention, Saved
 from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.tabular.fitting import Fitted, fit, prepare
+from toque.functions.training.trainer import Epoch
 from toque.registry import Conflict, ObjectStore
 from toque.registry.journal.heads import journal_counts
 

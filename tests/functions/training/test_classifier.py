@@ -20,7 +20,7 @@ from toque.functions.training import (
 )
 from toque.functions.training.llm.classifier_job import ClassifierTask, LabelledTexts, classifier_task
 from toque.functions.training.llm.network import Pretrained, new_classifier
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import Trainer
 from toque.functions.training.model import train_declared
 from toque.registry import Signature, Table, TensorSpec

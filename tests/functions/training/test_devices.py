@@ -14,10 +14,10 @@ from tests.conditions.devices import card, fake_group, recorded_moves
 from tests.functions.training.recipes import FAST as FAST_SUMS
 from tests.functions.training.recipes import trainer
 from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
-from toque.functions.training.loop.epoch import Epoch
-from toque.functions.training.loop.process_groups.process_group import ShardedGroup, SingleProcess
-from toque.functions.training.tabular.artifact import EXAMPLE_ROWS, tabular_signature, write_artifact
+from toque.functions.training.loop.process_group import ShardedGroup, SingleProcess
 from toque.functions.training.tabular.fitting import fit, prepare
+from toque.functions.training.tabular.job import EXAMPLE_ROWS, tabular_signature, write_artifact
+from toque.functions.training.trainer import Epoch
 
 
 def table_of(task: str) -> pa.Table:

@@ -14,7 +14,7 @@ from toque.functions import use_context
 from toque.functions.runtime.run import room
 from toque.functions.training import train_recipe
 from toque.functions.training.loop import distributed
-from toque.functions.training.loop.process_groups import slow_workers
+from toque.functions.training.loop import distributed as slow_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.proof]
 LONG = FAST.model_copy(update={"epochs": 40})

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from examples.gpt.__main__ import generate, summary
-from examples.gpt.data import Windows, notes
-from examples.gpt.recipe import GptRecipe
+from examples.gpt.recipe import GptRecipe, Windows, notes
 from tests.functions.training.tabular_setup import KillsItsWorker
 from toque.functions import use_context
 from toque.functions.training import RecipeParams, load, train_recipe

@@ -13,7 +13,7 @@ from toque.functions.training.llm import FineTune, Lora, fine_tune
 from toque.functions.training.llm.job import text_task, write_folder
 from toque.functions.training.llm.network import Pretrained, adapted, new_network
 from toque.functions.training.llm.texts import IGNORED, Tokens, packed, tokens_of_chat
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import Trainer
 from toque.registry import Signature, Table, TensorSpec
 

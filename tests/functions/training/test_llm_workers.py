@@ -22,7 +22,7 @@ from tests.functions.training.tuned_worker import (
     rows,
 )
 from toque.functions.training import fine_tune
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.registry import Table
 
 transformers = pytest.importorskip("transformers")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from examples.flights_xgboost.data import take_offs
+from examples.flights_xgboost.loop import take_offs
 from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, POPULATION, KillsItsWorker, examples
 from toque.functions import use_context
 from toque.functions.training import train_tabular
@@ -18,11 +18,10 @@ from toque.functions.training.checkpoints.saved import Checkpoints
 from toque.functions.training.tabular.fitting import new_trainer, prepare
 from toque.functions.tuning import tune_model
 from toque.functions.tuning.jobs import Choice, Exploit, Limits, Range, tune_tabular
-from toque.functions.tuning.pbt_state import Decision
-from toque.functions.tuning.ray_tune_asha import TrialStates
-from toque.functions.tuning.stacked.pool import RayPool
-from toque.functions.tuning.stacked.states import Stack, StackStates
-from toque.functions.tuning.stacked.sweep import WorkerLost
+from toque.functions.tuning.ray_tune import TrialStates
+from toque.functions.tuning.stacked.pool import RayPool, WorkerLost
+from toque.functions.tuning.stacked.worker import Stack, StackStates
+from toque.functions.tuning.trial_states import Decision
 from toque.functions.tuning.trials import TrialResources
 from toque.registry import Table
 

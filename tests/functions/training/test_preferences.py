@@ -8,12 +8,11 @@ import torch
 
 from tests.functions.training.test_llm import NUMBERS, PARAMS, SMALL, SPEC, base
 from toque.functions.training import TrainingDataError
-from toque.functions.training.llm import FineTune, Preference, fine_tune, preferences
-from toque.functions.training.llm.job import preference_task
+from toque.functions.training.llm import FineTune, Preference, fine_tune, job
+from toque.functions.training.llm.job import Pairs, log_likelihoods, preference_task
 from toque.functions.training.llm.network import Pretrained, new_network
-from toque.functions.training.llm.preferences import Pairs, log_likelihoods
 from toque.functions.training.llm.texts import IGNORED
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import Trainer
 from toque.registry import Table
 
@@ -82,7 +81,7 @@ def test_the_base_is_asked_in_pieces_of_a_step(context, base, rows, monkeypatch)
         pairs[torch.is_grad_enabled()].append(len(ids))
         return log_likelihoods(module, ids, labels)
 
-    monkeypatch.setattr(preferences, "log_likelihoods", counted)
+    monkeypatch.setattr(job, "log_likelihoods", counted)
     registry = context.registry()
     registry.create_model("tiny")
     registry.create_version("tiny", base, signature=SMALL)

@@ -11,7 +11,7 @@ from tests.functions.training.recipes import trainer
 from tests.functions.training.shard_worker import QUICK
 from toque.functions.training.checkpoints.saved import Checkpoints
 from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import train
 
 

@@ -17,7 +17,7 @@ from toque.functions.training.llm import FineTune, Lora, fine_tune
 from toque.functions.training.llm.job import SIGNATURE, text_task
 from toque.functions.training.llm.network import Pretrained, adapted, new_network
 from toque.functions.training.llm.texts import TextTask, learnt_tokens
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import Trainer
 from toque.registry import Table
 

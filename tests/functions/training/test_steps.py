@@ -12,10 +12,9 @@ from tests.functions.training.tabular_setup import COLUMNS, examples
 from tests.functions.training.tabular_setup import FAST as TABULAR
 from toque.functions.training import TrainingError
 from toque.functions.training.checkpoints.saved import Checkpoints
-from toque.functions.training.loop.compiling import Compiled
 from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
-from toque.functions.training.loop.training_loop import Trainer, train
+from toque.functions.training.loop.process_group import SingleProcess
+from toque.functions.training.loop.training_loop import Compiled, Trainer, train
 from toque.functions.training.tabular.fitting import new_trainer, prepare
 
 

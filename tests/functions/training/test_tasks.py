@@ -9,14 +9,14 @@ from torch.nn.functional import cross_entropy
 
 from tests.functions.training.tabular_setup import FAST
 from toque.functions.evaluation.errors import EvaluationError
-from toque.functions.evaluation.metrics.classes import accuracy, class_brier, class_log_loss, top_ece
 from toque.functions.evaluation.metrics.numbers import mae, r2, rmse
+from toque.functions.evaluation.metrics.probabilities import accuracy, class_brier, class_log_loss, top_ece
 from toque.functions.model_formats.table_inputs import table_inputs
 from toque.functions.training import TabularParams, TrainingDataError, load, train_tabular
-from toque.functions.training.tabular.calibration import fit_inverse_temperature
-from toque.functions.training.tabular.columns import Columns
-from toque.functions.training.tabular.dataset import tabular_data
+from toque.functions.training.params import Columns
 from toque.functions.training.tabular.fitting import prepare
+from toque.functions.training.tabular.preprocessing import tabular_data
+from toque.functions.training.tabular.target import fit_inverse_temperature
 from toque.functions.tuning.space import Choice, draw_points
 from toque.registry import Table
 

@@ -40,7 +40,7 @@ from toque.functions.training import (
 )
 from toque.functions.training.llm import FineTune, fine_tune
 from toque.functions.training.recipe.train import train_recipe
-from toque.functions.training.workers import Workers
+from toque.functions.training.request import Workers
 from toque.registry import Table
 
 SPLIT = {"split": "random", "valid_fraction": 0.2}

@@ -14,13 +14,12 @@ import pytest
 from tests.functions.training.recipes import FAST, trainer
 from tests.functions.training.stores import Killed
 from tests.waiting import until
-from toque.functions.training.checkpoints import uploads
+from toque.functions.training.checkpoints import storage
 from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.checkpoints.storage import Pace, upload, upload_apart
 from toque.functions.training.checkpoints.uploader import BLOCK_BYTES, Pieces, digests_of
-from toque.functions.training.checkpoints.uploads import Pace, upload, upload_apart
-from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
-from toque.functions.training.loop.pulse import Cadence
+from toque.functions.training.loop.keeping import Cadence, Keeper
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import train
 from toque.registry import RegistryError, Unavailable
 
@@ -102,7 +101,7 @@ def test_a_part_that_is_waited_for_is_sent_at_once(context):
 
 
 def test_a_training_whose_parts_go_through_a_process_resumes_from_them(context, monkeypatch):
-    monkeypatch.setattr(uploads, "APART_FROM_BYTES", 0)
+    monkeypatch.setattr(storage, "APART_FROM_BYTES", 0)
     params = FAST.model_copy(update={"epochs": 2})
     undisturbed, checkpoints = trainer(params), Checkpoints.of(context.store, {"apart": 1})
     train(undisturbed, SingleProcess(), keeper=Keeper(SingleProcess(), checkpoints, Cadence()))
@@ -112,7 +111,7 @@ def test_a_training_whose_parts_go_through_a_process_resumes_from_them(context, 
 
 
 def test_the_next_checkpoint_and_the_end_wait_for_no_interval(context, monkeypatch):
-    monkeypatch.setattr(uploads, "APART_FROM_BYTES", 0)
+    monkeypatch.setattr(storage, "APART_FROM_BYTES", 0)
     now = iter(range(0, 10**9, 3_600))  # each look at the clock an hour later
     keeper = Keeper(
         SingleProcess(), Checkpoints.of(context.store, {"slow": 1}), clock=lambda: float(next(now))

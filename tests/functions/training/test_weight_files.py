@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.llm.weight_files import WeightFile, weight_files
+from toque.functions.training.llm.network import WeightFile, weight_files
 
 WEIGHT = torch.arange(12, dtype=torch.bfloat16).reshape(4, 3)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.functions.training.forked import on_workers
 from toque.functions.training.llm.texts import IGNORED, Rows, TextTask
-from toque.functions.training.loop.process_groups.process_group import ProcessGroup, ReplicatedGroup
+from toque.functions.training.loop.process_group import ProcessGroup, ReplicatedGroup
 from toque.functions.training.loop.training_loop import Trainer
 from toque.functions.training.params import RecipeParams
 

@@ -17,11 +17,10 @@ from tests.functions.training.forked import on_workers
 from tests.functions.training.memory_worker import taken
 from toque.functions.training import Lora, Preference, RecipeParams
 from toque.functions.training.llm.fine_tune import FineTune
-from toque.functions.training.llm.job import preference_task, text_task
+from toque.functions.training.llm.job import PreferenceTask, preference_task, text_task
 from toque.functions.training.llm.network import Pretrained, new_network
-from toque.functions.training.llm.preferences import PreferenceTask
 from toque.functions.training.llm.texts import IGNORED, Rows, TextTask
-from toque.functions.training.loop.process_groups.process_group import (
+from toque.functions.training.loop.process_group import (
     ProcessGroup,
     ReplicatedGroup,
     ShardedGroup,

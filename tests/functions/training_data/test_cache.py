@@ -11,7 +11,7 @@ import pytest
 
 from tests.functions.training_data.sets import samples
 from toque.functions.training_data import OpenSet, ShardCache, write_samples
-from toque.functions.training_data import cache as cache_module
+from toque.functions.training_data import rows as cache_module
 from toque.registry import Damaged, open_store
 
 

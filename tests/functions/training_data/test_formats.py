@@ -19,11 +19,17 @@ from toque.functions.training_data import (
     write_samples,
     write_table,
 )
-from toque.functions.training_data.folders import encode_png, images_of, packed, tars_of, texts_of
-from toque.functions.training_data.formats import KEY, TarShard, split_member
-from toque.functions.training_data.index import SetRef
-from toque.functions.training_data.jobs import delete_sample_set, write_sample_set
-from toque.functions.training_data.writer import cut_by_bytes
+from toque.functions.training_data.formats import KEY, SetRef, TarShard, split_member
+from toque.functions.training_data.jobs import (
+    cut_by_bytes,
+    delete_sample_set,
+    encode_png,
+    images_of,
+    packed,
+    tars_of,
+    texts_of,
+    write_sample_set,
+)
 from toque.registry import Table, open_store
 
 
@@ -155,7 +161,7 @@ def test_texts_are_packed_without_gaps(tmp_path, monkeypatch):
     wanted = [97, 98, 99, 0, 100, 101, 0, 0, 102, 103, 104, 105]  # 106, 0 are left
     places = [0, 1, 2, 3, 0, 1, 2, 0, 0, 1, 2, 3]
     for at_once in (1, 100):
-        monkeypatch.setattr("toque.functions.training_data.folders._FILES_AT_ONCE", at_once)
+        monkeypatch.setattr("toque.functions.training_data.jobs._FILES_AT_ONCE", at_once)
         found = pa.concat_tables(packed(texts_of(tmp_path), lambda text: text.encode(), length=4, end=0))
         assert np.concatenate(found["tokens"].to_pylist()).tolist() == wanted
         assert np.concatenate(found["position"].to_pylist()).tolist() == places

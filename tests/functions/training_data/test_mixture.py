@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toque.functions.training_data.mixture import Shares
+from toque.functions.training_data.stream import Shares
 
 weights = st.lists(st.floats(0.001, 50), min_size=1, max_size=6)
 

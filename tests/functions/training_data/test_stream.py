@@ -21,7 +21,7 @@ from toque.functions.training_data import (
     Shuffle,
     write_samples,
 )
-from toque.functions.training_data.folders import encode_png
+from toque.functions.training_data.jobs import encode_png
 from toque.registry import open_store
 
 ROWS = 157

@@ -10,9 +10,8 @@ from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.loop.updates import one_cycle
 from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import new_trainer, prepare
-from toque.functions.tuning.pbt_lineage import Stretch, lineage
-from toque.functions.tuning.pbt_state import Decision, Member, PbtState
-from toque.functions.tuning.ray_tune_pbt import resume_population, tune_checkpoint
+from toque.functions.tuning.jobs import Stretch, lineage
+from toque.functions.tuning.ray_tune import resume_population, tune_checkpoint
 from toque.functions.tuning.space import (
     DEFAULT_SPACE,
     Choice,
@@ -22,7 +21,7 @@ from toque.functions.tuning.space import (
     population_points,
     population_space,
 )
-from toque.functions.tuning.trial_files import Snapshot, TrialFiles
+from toque.functions.tuning.trial_states import Decision, Member, PbtState, Snapshot, TrialFiles
 
 SPACE = {"lr": Range(low=1e-3, high=1e-2, log=True), "batch_size": Choice(choices=[128, 256, 512])}
 BASE = TabularParams(lr=2e-3, batch_size=512, epochs=6, patience=6)

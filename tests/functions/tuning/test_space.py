@@ -2,7 +2,7 @@ import pytest
 
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.params import TabularParams
-from toque.functions.training.trained import Cost
+from toque.functions.training.trainer import Cost
 from toque.functions.tuning.space import DEFAULT_SPACE, Choice, Limits, Range, draw_points, grid_points
 
 BASE = TabularParams()

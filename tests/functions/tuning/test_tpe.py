@@ -7,8 +7,7 @@ import pytest
 
 from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.params import TabularParams
-from toque.functions.tuning.space import Choice, Range
-from toque.functions.tuning.tpe import TpeSampler
+from toque.functions.tuning.space import Choice, Range, TpeSampler
 
 BASE = TabularParams(lr=0.5, epochs=2, patience=2)
 SPACE = {"lr": Range(low=1e-5, high=1.0, log=True), "hidden": Choice(choices=[[8], [16, 8]])}

@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 
 from tests.functions.training.tabular_setup import FAST
-from toque.functions.tuning.pbt_state import Member
 from toque.functions.tuning.space import Exploit
 from toque.functions.tuning.tracking import TrialTracker, finished_trials
+from toque.functions.tuning.trial_states import Member
 
 PAST = {"valid_loss": 0.6, "train_loss": 0.7, "epoch_s": 1.5, "rows_per_s": 100.0}
 

@@ -5,11 +5,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from toque.load.scenarios.scenario import Scenario
-from toque.load.scenarios.sending.windows import Window
-from toque.load.scenarios.shape import Steady
-from toque.load.scenarios.verdicts.histogram import bin_of
-from toque.load.scenarios.verdicts.result import LoadRun
+from toque.load.scenarios.result import LoadRun
+from toque.load.scenarios.scenario import Scenario, Steady
+from toque.load.scenarios.sending.windows import Window, bin_of
 
 
 def run_of(

@@ -6,8 +6,7 @@ import pytest
 
 from tests.load.scenarios.stub_server import StubServer
 from toque.load.scenarios.knee import Criterion, Step, find_knee, search
-from toque.load.scenarios.scenario import Scenario
-from toque.load.scenarios.shape import Steady
+from toque.load.scenarios.scenario import Scenario, Steady
 from toque.load.scenarios.target import Target
 
 

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from tests.waiting import until
-from toque.load.capacity_model.cpu_time import platform_processes, spent_s
+from toque.load.processes import platform_processes, spent_s
 from toque.load.soak.__main__ import _small_disk
 from toque.load.soak.disturbances import Disturbances
-from toque.load.soak.samples import held_by
+from toque.load.soak.verdict import held_by
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from toque.load.soak.samples import Held, Sample, role_of
-from toque.load.soak.verdict import growths, memory_by_role, unexcused
+from toque.load.soak.verdict import Held, Sample, growths, memory_by_role, role_of, unexcused
 
 
 def history(

@@ -12,9 +12,9 @@ import pytest
 from deltalake.exceptions import DeltaError
 
 from toque.ray_apps.cli import main
-from toque.ray_apps.cli.commands.training import train
-from toque.ray_apps.cli.disk import full_disk
+from toque.ray_apps.cli.commands import project
 from toque.ray_apps.cli.errors import Failed, Refused
+from toque.ray_apps.cli.main import full_disk
 from toque.registry import Unavailable
 
 
@@ -88,6 +88,6 @@ def said(error: Exception, tmp_path: Path, capsys: Any, monkeypatch: pytest.Monk
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TOQUE_PROJECT", "shop")
-    monkeypatch.setattr(train, "find_project_here", fail)
-    monkeypatch.setattr(train, "_platform_environment", lambda _: {})
+    monkeypatch.setattr(project, "find_project_here", fail)
+    monkeypatch.setattr(project, "_platform_environment", lambda _: {})
     return main(["--home", str(tmp_path / "deep" / "state"), "train"])

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toque.ray_apps.cli import output as show
-from toque.ray_apps.cli.layout import laid_out, shortened
-from toque.ray_apps.cli.output import Column
+from toque.ray_apps.cli.output import Column, laid_out, shortened
 
 WIDTHS = st.integers(min_value=1, max_value=200)
 IDENTIFIERS = st.text("0123456789abcdef", min_size=1, max_size=40)

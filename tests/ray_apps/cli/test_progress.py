@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from toque.ray_apps.cli.progress import invocation_bar, transfer_bar
+from toque.ray_apps.cli.transfer import invocation_bar, transfer_bar
 from toque.registry import Registry, open_store
 
 

@@ -12,7 +12,7 @@ from tests.functions.prediction_log.logbook import record
 from toque.functions.model_formats.load import load
 from toque.functions.prediction_log import epoch_us
 from toque.functions.prediction_log.frames import Frame
-from toque.functions.prediction_log.tensors import LoggedTensor
+from toque.functions.prediction_log.records import LoggedTensor
 from toque.functions.prediction_log.writing.drain import add_records
 from toque.ray_apps.cli import main
 from toque.registry import utc_now

@@ -11,11 +11,10 @@ import polars as pl
 import pytest
 
 from toque.functions.prediction_log.writing.columns import _row_ids
-from toque.ray_apps.cli.command import Given
-from toque.ray_apps.cli.commands.serving import predict
-from toque.ray_apps.cli.commands.serving.predict import label_of
+from toque.ray_apps.cli.arguments import Given
+from toque.ray_apps.cli.commands import predict
+from toque.ray_apps.cli.commands.predict import ROWS_A_REQUEST, label_of, read_rows
 from toque.ray_apps.cli.errors import UsageError
-from toque.ray_apps.cli.rows_file import ROWS_A_REQUEST, read_rows
 
 FRAME = pl.DataFrame(
     {

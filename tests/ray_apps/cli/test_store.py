@@ -11,7 +11,7 @@ import pytest
 
 from tests.redis_server import running_redis
 from toque.ray_apps.cli import main
-from toque.ray_apps.cli.commands.platform.history import address_of
+from toque.ray_apps.cli.commands.history import address_of
 from toque.registry import Journal, ObjectStore, open_store
 
 

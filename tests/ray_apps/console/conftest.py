@@ -22,11 +22,11 @@ from tests.ray_apps.console.sample_work import FUNCTION, fill_work
 from tests.ray_apps.gateway.conftest import MemoryLabelLog
 from tests.redis_server import RedisServer, running_redis
 from toque.functions import Cron
-from toque.functions.runtime.changes.announcer import announcer_of
+from toque.functions.runtime.changes import announcer_of
 from toque.functions.runtime.clock import FixedClock
 from toque.functions.runtime.context import Context
 from toque.functions.runtime.triggers import schedule
-from toque.ray_apps.console.live import open_pages
+from toque.ray_apps.console import live
 from toque.ray_apps.gateway.app import build_app
 from toque.ray_apps.gateway.routes import invocations
 from toque.ray_apps.gateway.services import Services
@@ -135,7 +135,7 @@ def make_platform(
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sum costs and render pages for as long as it takes, as a machine that runs tests may be slow."""
-    monkeypatch.setattr(open_pages, "_RENDER_S", 600.0)
+    monkeypatch.setattr(live, "_RENDER_S", 600.0)
     monkeypatch.setattr(invocations, "_KNOWN_WITHIN_S", 60.0)
 
 

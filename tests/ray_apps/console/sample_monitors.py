@@ -8,8 +8,8 @@ from tests.ray_apps.console.sample_platform import MODEL, NOW
 from toque.functions.evaluation.language import Scorer
 from toque.functions.monitoring.alarms import Alarm, Alarms
 from toque.functions.monitoring.language import LanguageMonitors
+from toque.functions.monitoring.language.jobs import score_row
 from toque.functions.monitoring.language.scores import ScoreTable, rule_of
-from toque.functions.monitoring.language.scoring import score_row
 from toque.functions.monitoring.results import record
 from toque.registry import Journal, ObjectStore
 

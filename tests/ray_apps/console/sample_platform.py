@@ -9,8 +9,7 @@ import torch
 
 from tests.functions.rollout.conftest import RolloutPlatform, TrafficRegistry
 from toque.functions.live_counts import BINS, WINDOW_S, ArmTally, Failures, SplitArm, bin_of, window_at
-from toque.functions.live_counts.counts import encode
-from toque.functions.live_counts.windows import counts_key
+from toque.functions.live_counts.counts import counts_key, encode
 from toque.functions.model_formats.load import PROGRAM_FILE
 from toque.functions.model_formats.program import export_program, save_program
 from toque.functions.rollout import RolloutPolicy

@@ -31,7 +31,7 @@ async def test_invocations_are_listed_by_state_and_function(platform: Platform) 
 
 
 async def test_invocations_are_paged_by_cursor(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toque.ray_apps.console.pages.invocations.ROWS", 4)
+    monkeypatch.setattr("toque.ray_apps.console.pages.functions.ROWS", 4)
     visitor = await platform.signed_in("viewer")
     path, found = "/ui/invocations", []
     while path:

@@ -16,10 +16,9 @@ from tests.ray_apps.console.conftest import Platform, Visitor
 from tests.ray_apps.console.sample_platform import MODEL
 from tests.ray_apps.console.test_pages import PAGES, VERSION
 from toque.functions.reporting.html import write_page
-from toque.functions.runtime.changes.announcer import announcer_of
-from toque.functions.runtime.changes.feed import Watch
+from toque.functions.runtime.changes import Watch, announcer_of
+from toque.ray_apps.console import live
 from toque.ray_apps.console.live import LiveChanges, OpenPage, is_topic
-from toque.ray_apps.console.live import changes as live
 from toque.ray_apps.console.route import _in_session, proof_of_forms
 from toque.registry import Journal, ObjectStore, Registry, Table, open_store
 

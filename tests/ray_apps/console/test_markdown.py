@@ -7,8 +7,8 @@ import pytest
 
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_platform import MODEL
-from toque.ray_apps.console.markdown import render_markdown
-from toque.ray_apps.console.pages.registry import versions
+from toque.ray_apps.console.pages import models
+from toque.ray_apps.console.rendering import render_markdown
 from toque.ray_apps.mlflow.models import CreateModel, DescribeModel
 from toque.ray_apps.mlflow.versions import CreateVersion
 from toque.registry import InvalidInput, Registry, open_store
@@ -24,7 +24,7 @@ async def test_a_card_is_rendered_beside_the_event_loop(
         threads.append(threading.get_ident())
         return render_markdown(text)
 
-    monkeypatch.setattr(versions, "render_markdown", render)
+    monkeypatch.setattr(models, "render_markdown", render)
     visitor = await platform.signed_in("viewer")
     assert (await visitor.get(f"/ui/models/{MODEL}/versions/1")).status_code == 200
     assert len(threads) == 1

@@ -15,10 +15,10 @@ from tests.ray_apps.console.sample_runs import RUNS
 from tests.ray_apps.console.sample_work import WORK
 from toque.ray_apps.console import pages
 from toque.ray_apps.console.app import STATIC
-from toque.ray_apps.console.lineage import draw_lineage
+from toque.ray_apps.console.charts import draw_lineage
 from toque.ray_apps.console.rendering import number, percent, size, time_of
 from toque.ray_apps.console.route import ANYBODY, CHANGE, pages_router
-from toque.ray_apps.gateway.deployed import DeployedModels
+from toque.ray_apps.gateway.services import DeployedModels
 from toque.registry import Registry
 
 VERSION = f"/ui/models/{MODEL}/versions/5"
@@ -368,7 +368,7 @@ async def test_a_page_that_fails_says_so_and_shows_nothing_of_the_failure(
     platform: Platform, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     visitor = await platform.signed_in("viewer")
-    monkeypatch.setattr("toque.ray_apps.console.pages.registry.models.ROWS", "not a number")
+    monkeypatch.setattr("toque.ray_apps.console.pages.models.ROWS", "not a number")
     answer = await visitor.get("/ui/models")
     assert answer.status_code in {422, 500}
     assert "Traceback" not in answer.text

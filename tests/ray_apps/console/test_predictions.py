@@ -14,7 +14,7 @@ from tests.ray_apps.console.test_pages import HOSTILE, Markup
 from toque.featurestore import FeatureStore
 from toque.functions.prediction_log import predictions_table
 from toque.functions.prediction_log.records import TRACED_PREDICTIONS
-from toque.ray_apps.console.pages.predictions import _explained
+from toque.ray_apps.console.pages.monitors import _explained
 from toque.registry import Table
 
 LIST = f"/ui/predictions?model={MODEL}"

@@ -13,14 +13,13 @@ from ray._private.label_utils import parse_node_labels_string
 
 from tests.functions.runtime.cards.fake_driver import fake_driver
 from toque.clusters.profile import Profile
-from toque.ray_apps.deployment.card_slices import WHOLE_CARDS, CardSlices
-from toque.ray_apps.deployment.node import NodeStart, ray_start
+from toque.ray_apps.deployment.node import WHOLE_CARDS, CardSlices, NodeStart, ray_start
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler here for the library")
 PROGRAM = """
 import json, os, sys
 from dataclasses import asdict
-from toque.ray_apps.deployment.card_slices import card_slices
+from toque.ray_apps.deployment.node import card_slices
 from toque.ray_apps.deployment.errors import DeploymentError
 try:
     print(json.dumps(asdict(card_slices(os.environ.get("CUDA_VISIBLE_DEVICES")))))

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toque.ray_apps.deployment.checks import check_promises, judged
-from toque.ray_apps.deployment.probe import NodeReport
+from toque.ray_apps.deployment.checks import NodeReport, check_promises, judged
 from toque.registry import open_store
 
 NOW = 1_800_000_000.0

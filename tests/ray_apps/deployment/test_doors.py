@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from toque.clusters.profile import Profile
-from toque.ray_apps.deployment.doors import wait_open, why_not
+from toque.ray_apps.deployment.deploy import wait_open, why_not
 from toque.ray_apps.deployment.errors import DeploymentError
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.ports import free_port
+from toque.ray_apps.deployment.deploy import TokenFile, TokenSecret, ensure_first_token
 from toque.ray_apps.deployment.errors import DeploymentError
-from toque.ray_apps.deployment.first_token import TokenFile, TokenSecret, ensure_first_token
 from toque.registry import EVERY_WORKSPACE, Access, ObjectStore, open_store
 
 

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from toque.ray_apps.gateway.beside import Beside
+from toque.ray_apps.middleware import Beside
 
 
 def app(name: str, *paths: str) -> Starlette:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from toque.ray_apps.gateway.deployed import DeployedModels
+from toque.ray_apps.gateway.services import DeployedModels
 
 Names = frozenset[str]
 

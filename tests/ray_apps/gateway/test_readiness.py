@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests.ray_apps.gateway.conftest import Gateway
-from toque.ray_apps.gateway.readiness import CHECK_EVERY_S, STALE_AFTER_S, Readiness
+from toque.ray_apps.gateway.services import CHECK_EVERY_S, STALE_AFTER_S, Readiness
 from toque.registry import Unavailable
 
 

@@ -18,13 +18,12 @@ from tests.ports import free_port
 from tests.ray_apps.admissions import patient_admission
 from toque.functions.generative import EngineSettings, register_generative
 from toque.functions.generative.engines import EngineProcesses, Patience, engine_environment, engine_of
-from toque.functions.prediction_log.tensors import LoggedTensor, read_value
-from toque.ray_apps.admission.token_budget import TokenBudgets
+from toque.functions.prediction_log.records import LoggedTensor, read_value
+from toque.ray_apps.admission.request_limits import TokenBudgets
 from toque.ray_apps.generative.__main__ import mounted
 from toque.ray_apps.generative.answering.generator import Generator
-from toque.ray_apps.generative.door import GenerativeDoor
-from toque.ray_apps.generative.load import LoadMeter
-from toque.ray_apps.generative.models import GenerativeModels
+from toque.ray_apps.generative.build import GenerativeDoor, GenerativeModels
+from toque.ray_apps.generative.series import LoadMeter
 from toque.ray_apps.generative.versions import VersionStarter
 from toque.ray_apps.predictor.http.auth import TokenAuthenticator
 from toque.ray_apps.predictor.inference.live import LiveCounter

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from toque.functions.generative import EngineSettings, Prompt
-from toque.functions.generative.engines.llama_cpp import LlamaCpp
+from toque.functions.generative.engines.programs import LlamaCpp
 from toque.ray_apps.generative.answering.engine_request import engine_body, engine_refusal
 from toque.ray_apps.generative.openai.errors import ApiRefusal
 from toque.ray_apps.generative.openai.requests import CHAT, parse_request

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tests.ray_apps.generative.conftest import ServedDoor
 from tests.waiting import until
 from toque.functions.generative import EngineSettings, register_generative
-from toque.functions.prediction_log.sampling import is_sampled
+from toque.functions.prediction_log.records import is_sampled
 from toque.functions.runtime.receipt import Prices, TokenPrice
 from toque.ray_apps.generative.answering.recording import LoggedRow, response_tensors
 from toque.ray_apps.generative.openai.answers import AnswerRecord

@@ -7,8 +7,8 @@ import pytest
 
 from tests.ray_apps.generative.conftest import MODEL, ServedDoor
 from tests.waiting import until
-from toque.ray_apps.generative.load import LoadMeter
-from toque.ray_apps.predictor.deploy.latency import REPORTS
+from toque.ray_apps.generative.series import LoadMeter
+from toque.ray_apps.predictor.deploy.replica import REPORTS
 from toque.ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS, TOKENS
 
 ASKED: Any = [{"role": "user", "content": "What is 2+2?"}]

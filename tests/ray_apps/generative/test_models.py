@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from toque.ray_apps.generative.models import GenerativeModels
+from toque.ray_apps.generative.build import GenerativeModels
 
 
 class Flaky(GenerativeModels):

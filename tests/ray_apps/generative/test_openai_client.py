@@ -13,8 +13,8 @@ from tests import waiting
 from tests.ray_apps.generative.conftest import MODEL, SLOTS, TOOLED, VLLM, ServedDoor
 from toque.functions.generative import EngineSettings, register_generative
 from toque.functions.generative.engines import EngineProcess, EngineSpec
-from toque.functions.generative.engines.vllm import Vllm
-from toque.ray_apps.generative.answering.context_length import check_context
+from toque.functions.generative.engines.programs import Vllm
+from toque.ray_apps.generative.answering.engine_request import check_context
 from toque.ray_apps.generative.openai.errors import ApiRefusal
 from toque.ray_apps.generative.openai.requests import EMBEDDING, parse_request
 

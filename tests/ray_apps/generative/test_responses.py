@@ -8,9 +8,9 @@ import pytest
 
 from tests.ray_apps.generative.conftest import MODEL, TOOLED, ServedDoor
 from tests.ray_apps.generative.test_openai_client import TOOL
+from toque.ray_apps.generative.openai.answers import ResponseStream
 from toque.ray_apps.generative.openai.errors import ApiRefusal
 from toque.ray_apps.generative.openai.requests import CHAT, RESPONSE, parse_request
-from toque.ray_apps.generative.openai.response_stream import ResponseStream
 
 FUNCTION = {"type": "function", **TOOL["function"]}
 

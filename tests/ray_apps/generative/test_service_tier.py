@@ -16,8 +16,14 @@ from tests.waiting import until
 from toque.functions.generative import EngineSettings, register_generative
 from toque.functions.generative.engines import EngineProcess
 from toque.ray_apps.generative.openai.errors import ApiRefusal
-from toque.ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, parse_request
-from toque.ray_apps.generative.openai.service_tier import granted_tier
+from toque.ray_apps.generative.openai.requests import (
+    CHAT,
+    COMPLETION,
+    EMBEDDING,
+    RESPONSE,
+    granted_tier,
+    parse_request,
+)
 from toque.ray_apps.generative.series import EngineSeries
 from toque.registry import SERVICE_TIERS, Limits, ServiceTier
 

@@ -18,7 +18,7 @@ from tests.ray_apps.local.shared_platform import SharedPlatform, toque
 from tests.waiting import until
 from toque.clusters.telemetry.metrics import parse
 from toque.ray_apps.local import RunningPlatform, down, processes, status
-from toque.ray_apps.local.ports import LISTENING, open_sockets
+from toque.ray_apps.local.settings import LISTENING, open_sockets
 from toque.ray_apps.local.state_file import find_platform
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from toque.ray_apps.local import RunningPlatform, Settings, lifecycle, up
-from toque.ray_apps.local.project_code import code_of
+from toque.ray_apps.local.lifecycle import code_of
 from toque.ray_apps.local.state_file import boot_id, find_platform
 
 
@@ -117,7 +117,7 @@ def test_to_look_at_the_code_imports_neither_it_nor_ray(tmp_path: Path) -> None:
     for file in ("__init__.py", "base/__init__.py", "alone.py", "other.py"):
         (tmp_path / "teams" / file).write_text("raise RuntimeError('imported')\n")
     asked = (
-        "import sys; import toque.ray_apps.local; from toque.ray_apps.local.project_code import code_of\n"
+        "import sys; import toque.ray_apps.local; from toque.ray_apps.local.lifecycle import code_of\n"
         "print(*sorted(path.split('/teams/')[1] for path in code_of('teams.base,b=teams.alone,c=none.such')))\n"
         "print('ray' in sys.modules)"
     )

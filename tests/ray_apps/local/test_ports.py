@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from toque.ray_apps.local.errors import PortTaken
-from toque.ray_apps.local.ports import PortHolder, choose_ports, find_holder
-from toque.ray_apps.local.settings import Ports
+from toque.ray_apps.local.settings import PortHolder, Ports, choose_ports, find_holder
 
 HOST = "127.0.0.1"
 

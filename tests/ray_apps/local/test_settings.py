@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from toque.ray_apps.local import ray_head
 from toque.ray_apps.local.lifecycle import run_folder
-from toque.ray_apps.local.ports import Ports
-from toque.ray_apps.local.settings import CLUSTER_FILE, Settings
+from toque.ray_apps.local.settings import CLUSTER_FILE, Ports, Settings
 from toque.ray_apps.local.state_file import RunningPlatform, boot_id, delete_state_file, find_platform
 from toque.ray_apps.oidc import OidcSettings
 

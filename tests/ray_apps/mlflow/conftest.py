@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 
-from toque.ray_apps.gateway.beside import Beside
+from toque.ray_apps.middleware import Beside
 from toque.ray_apps.mlflow import build_app
 from toque.registry import Access, Registry, Role, open_store
 

@@ -16,8 +16,7 @@ from toque.functions.model_formats.errors import ArtifactRefused
 from toque.functions.model_formats.load import load
 from toque.functions.model_formats.mlflow_files import name_as_served, read_mlmodel
 from toque.functions.model_formats.program import load_program
-from toque.ray_apps.mlflow.model_files import require_trusted
-from toque.ray_apps.mlflow.signature import signature_in
+from toque.ray_apps.mlflow.versions import require_trusted, signature_in
 from toque.registry import InvalidInput, ModelPolicy, Registry, open_store
 
 # a library that MLflow itself brings along, at its import

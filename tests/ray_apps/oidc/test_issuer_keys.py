@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from tests.ray_apps.oidc.conftest import GRANTS, Issuer
-from toque.ray_apps.oidc.issuer_keys import KEEP_S, RENEW_S, RETRY_S, IssuerKeys, fetch_json
 from toque.ray_apps.oidc.settings import OidcSettings
+from toque.ray_apps.oidc.verifier import KEEP_S, RENEW_S, RETRY_S, IssuerKeys, fetch_json
 from toque.registry import InvalidInput, Unavailable
 
 

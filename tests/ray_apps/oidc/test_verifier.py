@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.ray_apps.oidc.conftest import Issuer, unsigned
 from toque.ray_apps.oidc import OidcVerifier, with_oidc
 from toque.ray_apps.oidc.__main__ import main
-from toque.ray_apps.oidc.issuer_keys import RENEW_S, IssuerKeys
+from toque.ray_apps.oidc.verifier import RENEW_S, IssuerKeys
 from toque.ray_apps.token_cache import TokenCache
 from toque.registry import Access, Principal, Unavailable, open_store
 

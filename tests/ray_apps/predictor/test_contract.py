@@ -14,8 +14,8 @@ from schemathesis import engine
 
 from tests.ray_apps.admissions import patient_admission
 from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_fake_scorer
+from toque.ray_apps.predictor.deploy.deployment import PoolEndpoint
 from toque.ray_apps.predictor.deploy.pool import Pool
-from toque.ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
 from toque.ray_apps.predictor.deploy.standalone import EndpointRouter
 from toque.ray_apps.predictor.http.auth import TokenAuthenticator
 from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint

@@ -33,9 +33,9 @@ from toque.functions.prediction_log import (
     outcomes,
     predictions,
 )
-from toque.functions.runtime.changes.announcer import Announcer
+from toque.functions.runtime.changes import Announcer
 from toque.ray_apps.predictor.grpc import HttpModels
-from toque.ray_apps.predictor.grpc.status import UnreachableError
+from toque.ray_apps.predictor.grpc.call import UnreachableError
 from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 from toque.registry.store import ObjectStore
 

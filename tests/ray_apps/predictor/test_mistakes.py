@@ -20,7 +20,7 @@ from toque.ray_apps.predictor.deploy.standalone import EndpointRouter
 from toque.ray_apps.predictor.grpc import GrpcServer, Limits
 from toque.ray_apps.predictor.http.auth import TokenAuthenticator
 from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from toque.ray_apps.predictor.inference.series import ModelSeries
+from toque.ray_apps.predictor.inference.live import ModelSeries
 from toque.registry import Access, Registry, Signature, TensorSpec
 
 MOST_BYTES = 1 << 20

@@ -13,9 +13,9 @@ from tests.ray_apps.predictor.conftest import MemoryLog
 from toque.functions import Context, use_context
 from toque.functions.evaluation.log_replay import replay_predictions
 from toque.functions.prediction_log.frames import Frame
-from toque.functions.prediction_log.tables import large_values_table
+from toque.functions.prediction_log.records import large_values_table
 from toque.functions.prediction_log.writing.drain import add_records
-from toque.load.benchmarks.serving.replayed_models import REPLAYED
+from toque.load.benchmarks.serving.replay import REPLAYED
 from toque.ray_apps.predictor.inference.predictor import Predictor
 from toque.ray_apps.predictor.inference.recording import Recorder
 from toque.ray_apps.predictor.protocol.json import InferRequest

@@ -30,7 +30,7 @@ from tests.ray_apps.served_gateway import gateway_of
 from tests.waiting import until
 from toque.functions.model_formats.program import export_program, save_program
 from toque.functions.prediction_log import default_wal_root, drain, predictions
-from toque.functions.runtime.changes.announcer import Announcer
+from toque.functions.runtime.changes import Announcer
 from toque.ray_apps.cli.main import main as cli_main
 from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 

@@ -21,11 +21,10 @@ import torch
 from tests.redis_server import RedisServer
 from tests.waiting import until
 from toque.functions.model_formats.program import export_program, save_program
-from toque.functions.runtime.changes.announcer import Announcer
+from toque.functions.runtime.changes import Announcer
 from toque.load.scenarios.plan import plan_of
-from toque.load.scenarios.scenario import Scenario
+from toque.load.scenarios.scenario import Scenario, Steady
 from toque.load.scenarios.sending.processes import start_sending
-from toque.load.scenarios.shape import Steady
 from toque.load.scenarios.target import Target
 from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 

@@ -13,8 +13,7 @@ import uvicorn
 import uvloop
 from uvicorn.config import HTTP_PROTOCOLS
 
-from toque.ray_apps.predictor.http.bypass import middlewares
-from toque.ray_apps.predictor.http.connections import TimedProtocol
+from toque.ray_apps.predictor.http.bypass import TimedProtocol, middlewares
 from toque.ray_apps.predictor.write_coalescing import CoalescingProtocol
 
 BIG = 8 << 20

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from redis import RedisError
 
 from toque.ray_apps.leader_lease import Leadership
-from toque.ray_apps.streams.ownership import PartitionLeases
+from toque.ray_apps.streams.follower import PartitionLeases
 
 
 @dataclass

@@ -13,8 +13,7 @@ from tests.waiting import until
 from toque.featurestore import FeatureStore, InvalidDefinition
 from toque.featurestore.streams.consumer import ConsumerCounts
 from toque.functions.runtime.context import context_of
-from toque.ray_apps.streams.follower import Follower
-from toque.ray_apps.streams.series import ConsumerSeries
+from toque.ray_apps.streams.follower import ConsumerSeries, Follower
 from toque.registry import open_store
 
 

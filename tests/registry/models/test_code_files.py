@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from toque.registry.models.code_files import executable_files, open_archive
-from toque.registry.models.code_files.pickles import executes_code
+from toque.registry.models.code_files import executable_files, executes_code, open_archive
 from toque.registry.store.blobs import scan
 
 

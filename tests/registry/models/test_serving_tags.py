@@ -1,4 +1,4 @@
-from toque.registry.models.serving_tags import SERVING_TAGS, serving_tags
+from toque.registry.models.versions import SERVING_TAGS, serving_tags
 
 
 def test_only_the_tags_that_change_the_serving_are_selected():

@@ -26,7 +26,7 @@ def test_each_write_is_stored_before_it_returns(store: ObjectStore):
 
 
 def test_a_silent_remote_run_is_running_until_it_is_ended(reg: Registry, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toque.registry.runs.run_store.LOST_AFTER", timedelta(0))
+    monkeypatch.setattr("toque.registry.runs.record.LOST_AFTER", timedelta(0))
     log = RunLog.begin(reg, "exp")
     assert reg.search_runs("exp")[0].status == "RUNNING"
     assert reg.reap_runs("exp") == []

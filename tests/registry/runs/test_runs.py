@@ -181,7 +181,7 @@ def test_a_killed_run_keeps_what_was_stored_and_shows_as_lost(
     assert done.returncode == -signal.SIGKILL
     reg = Registry(open_store(folder_url), actor="bob")
     assert reg.search_runs("exp")[0].status == "RUNNING"  # its heart beat a moment ago
-    monkeypatch.setattr("toque.registry.runs.run_store.LOST_AFTER", timedelta(0))
+    monkeypatch.setattr("toque.registry.runs.record.LOST_AFTER", timedelta(0))
     (record,) = reg.search_runs("exp", "attributes.status = 'LOST' and metrics.kept = 1")
     assert record.id == done.stdout.strip()
     assert "lost" not in record.metrics

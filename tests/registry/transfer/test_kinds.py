@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toque.registry.transfer.kinds import Kind, kind_of
+from toque.registry.transfer.inventory import Kind, kind_of
 
 
 @pytest.mark.parametrize(

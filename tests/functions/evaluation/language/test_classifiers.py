@@ -10,7 +10,7 @@ from tests.functions.training.test_llm import base
 from toque.functions.evaluation import EvaluationError
 from toque.functions.evaluation.language import AnswerGate, Scorer
 from toque.functions.evaluation.language.answer_gate import judge_answers
-from toque.functions.evaluation.language.classifiers import check_classifier, scores_of
+from toque.functions.evaluation.language.scorers import check_classifier, scores_of
 from toque.functions.monitoring.language import LanguageMonitors
 from toque.functions.monitoring.language.jobs import live_scores, set_language_monitors, watch_language_model
 from toque.functions.monitoring.language.scores import kept_means

@@ -11,11 +11,11 @@ from tests.language_model import language_model_weights
 from toque.functions import Context
 from toque.functions.evaluation import EvaluationError
 from toque.functions.evaluation.language import AnswerGate, Judge, JudgeAgreement, Scorer, judge_answers
+from toque.functions.evaluation.language.answering import calibrated
 from toque.functions.evaluation.language.jobs import calibrate_judge, evaluate_answers
 from toque.functions.evaluation.language.judge import AGREEMENT, Preference, agreement, chosen, verdict
-from toque.functions.evaluation.language.judging import calibrated
 from toque.functions.generative import EngineSettings, Prompt, register_generative
-from toque.functions.stats.comparison.pairs import paired_cs
+from toque.functions.stats.comparison.betting import paired_cs
 from toque.registry import Table, TableSnapshot
 
 JUDGE: Final = Judge(model="judge", version=1, min_agreement=0.8, min_labels=50)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from examples.capitals.data import CAPITALS, judged_countries, learnt_countries, question
+from examples.capitals.demo import CAPITALS, judged_countries, learnt_countries, question
 from examples.capitals.steps import GOOD, WORSE
 from examples.gpt.tune import from_gguf
 from tests.language_model import language_model_weights

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from tests.conditions.messages import LOOK_ALIKE_ROLES
 from toque.functions.generative import Guardrail, Guardrails, Prompt, check_answer, check_request
-from toque.functions.generative.guardrails.personal_data import spans
+from toque.functions.generative.guardrails.rule import spans
 
 CARD = "4111 1111 1111 1111"  # the industry's test number
 IBAN = "DE89 3704 0044 0532 0130 00"  # the example of ISO 13616's registry

@@ -14,8 +14,13 @@ import pytest
 
 from toque.functions.model_formats.errors import ArtifactRefused
 from toque.functions.model_formats.sandbox import Sandbox, SandboxLimits
-from toque.functions.model_formats.sandbox.limits import FILES, RESOURCES, SYSTEM_CALLS
-from toque.functions.model_formats.sandbox.messages import LoadRequest, Verdict
+from toque.functions.model_formats.sandbox.messages import (
+    FILES,
+    RESOURCES,
+    SYSTEM_CALLS,
+    LoadRequest,
+    Verdict,
+)
 from toque.registry import Forbidden, Signature, TensorSpec
 
 SIGNATURE = Signature(

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from toque.functions.model_formats.sandbox.system_calls import Instruction, _filter
+from toque.functions.model_formats.sandbox.server import Instruction, _filter
 
 PROCESS = 4_711
 THREAD, POINTER = 0x0001_0000, 0x7F00_0000_0000

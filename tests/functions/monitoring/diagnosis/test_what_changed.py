@@ -10,7 +10,7 @@ import pytest
 
 from tests.functions.monitoring.conftest import DAY, MODEL, START, ServedModel
 from toque.functions.monitoring import Alarm, DriftMonitor, alarms, watch_drift
-from toque.functions.monitoring.diagnosis import what_changed
+from toque.functions.monitoring import diagnosis as what_changed
 from toque.functions.reporting import alarm_report
 from toque.functions.runtime import use_context
 from toque.functions.stats.decompose import CellChange, ColumnChange

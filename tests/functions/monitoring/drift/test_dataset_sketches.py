@@ -17,10 +17,10 @@ import ray.data
 
 from tests.functions.monitoring.conftest import ServedModel
 from toque.functions.monitoring import watch_drift
-from toque.functions.monitoring.drift import dataset_sketches as large
+from toque.functions.monitoring.drift import reference as large
 from toque.functions.monitoring.drift import watch as watch_features
-from toque.functions.monitoring.drift.dataset_sketches import DatasetRows, sketch_rows
 from toque.functions.monitoring.drift.monitor import DriftState
+from toque.functions.monitoring.drift.reference import DatasetRows, sketch_rows
 from toque.functions.monitoring.logged_features import sample_rows
 from toque.functions.runtime import use_context
 from toque.functions.stats.sketch import TableSketch

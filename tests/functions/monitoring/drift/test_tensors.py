@@ -13,9 +13,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from toque.functions.monitoring import DriftMonitor
-from toque.functions.monitoring.drift.tensor_summaries import summaries, summary_names
 from toque.functions.monitoring.jobs import watch_drift
-from toque.functions.monitoring.logged_features import FeatureColumns
+from toque.functions.monitoring.logged_features import FeatureColumns, summaries, summary_names
 from toque.functions.prediction_log import predictions_table
 from toque.functions.prediction_log.records import PREDICTIONS
 from toque.functions.runtime import Context

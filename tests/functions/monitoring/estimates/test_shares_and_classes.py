@@ -12,8 +12,8 @@ import pytest
 
 from tests.functions.monitoring.conftest import ServedModel
 from toque.functions.monitoring import EstimateMonitor, estimate_performance, performance_estimates
-from toque.functions.monitoring.estimates.classes import Binary, ClassRows, estimate
-from toque.functions.monitoring.estimates.monitor import EstimateState
+from toque.functions.monitoring.estimate_monitor import EstimateState
+from toque.functions.monitoring.estimators import Binary, ClassRows, estimate
 from toque.functions.prediction_log import LABELS_TABLE, predictions_table
 from toque.functions.prediction_log.records import LABELS, PREDICTIONS
 from toque.functions.runtime import use_context

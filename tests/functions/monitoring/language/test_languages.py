@@ -2,7 +2,7 @@
 
 import pytest
 
-from toque.functions.monitoring.language.languages import UNKNOWN, language_of
+from toque.functions.monitoring.language.figures import UNKNOWN, language_of
 
 TEXTS = {
     "en": "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience.",

@@ -17,8 +17,9 @@ from tests.functions.monitoring.language.conftest import MODEL, Talk
 from toque.functions.evaluation import EvaluationError
 from toque.functions.evaluation.language import Judge, Scorer
 from toque.functions.generative import GenerativeError
-from toque.functions.monitoring.language import LanguageMonitors, scoring
+from toque.functions.monitoring.language import LanguageMonitors, jobs
 from toque.functions.monitoring.language.jobs import (
+    judge_sample,
     language_monitors,
     live_scores,
     set_language_monitors,
@@ -27,8 +28,7 @@ from toque.functions.monitoring.language.jobs import (
 )
 from toque.functions.monitoring.language.sample import Sample
 from toque.functions.monitoring.language.scores import ScoreTable, kept_means
-from toque.functions.monitoring.language.scoring import judge_sample
-from toque.functions.prediction_log.sampling import is_sampled
+from toque.functions.prediction_log.records import is_sampled
 from toque.functions.runtime import use_context
 from toque.registry import ModelPolicy, Table
 
@@ -166,7 +166,7 @@ def test_killed_between_any_two_writes_no_score_is_there_twice_and_none_is_lost(
                 append(table, rows, after=after)
 
     monkeypatch.setattr(ScoreTable, "append", dying)
-    monkeypatch.setattr(scoring, "_CHUNK", 6)
+    monkeypatch.setattr(jobs, "_CHUNK", 6)
     with use_context(talk.context()):
         set_language_monitors(MODEL, LanguageMonitors(share=1.0, scorers=(JSON, SHORT), drift=None))
         while True:
@@ -182,7 +182,7 @@ def test_killed_between_any_two_writes_no_score_is_there_twice_and_none_is_lost(
 
 
 def test_two_runs_at_once_score_each_answer_once(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_CHUNK", 5)
+    monkeypatch.setattr(jobs, "_CHUNK", 5)
     names = [f"p{number:03d}" for number in range(20)]
     for name in names:
         talk.say(name, "{}")

@@ -8,16 +8,17 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from toque.functions.monitoring.quality.incidents import judge, spoiled
 from toque.functions.monitoring.quality.monitor import (
+    CONVERSIONS,
     CohortSummary,
+    ColumnProfile,
     QualityMonitor,
     QualityState,
     QualityVerdict,
     ViewAge,
+    jump_of,
 )
-from toque.functions.monitoring.quality.profile import ColumnProfile
-from toque.functions.monitoring.quality.units import CONVERSIONS, jump_of
+from toque.functions.monitoring.quality.watch import judge, spoiled
 
 MONITOR = QualityMonitor(ranges={"humid": (0.0, 100.0)}, units={"temp": "F"})
 ROWS = 200

@@ -9,9 +9,8 @@ import pytest
 
 from tests.functions.rollout.conftest import RolloutPlatform
 from toque.functions.rollout import Evidence, PairedLoss, RolloutError, RolloutPolicy, decide
-from toque.functions.rollout.budget import budget
 from toque.functions.rollout.evidence.sums import ArmCounts
-from toque.functions.rollout.state import AlphaSpent, History, RolloutState
+from toque.functions.rollout.state import AlphaSpent, History, RolloutState, budget
 from toque.functions.stats import ClusterSums, SeriesSums
 
 START = datetime(2013, 5, 1, tzinfo=UTC)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tests.functions.rollout.conftest import RolloutPlatform
 from toque.functions.evaluation.realised_loss import Scored, score
-from toque.functions.prediction_log.sampling import is_sampled
+from toque.functions.prediction_log.records import is_sampled
 from toque.functions.rollout import (
     Evidence,
     Guardrail,
@@ -23,7 +23,7 @@ from toque.functions.rollout import (
     UnitCounts,
     decide,
 )
-from toque.functions.rollout.evidence.assigned_units import MAX_UNITS, AssignedUnits, count_assigned
+from toque.functions.rollout.evidence.cohort_sums import MAX_UNITS, AssignedUnits, count_assigned
 from toque.functions.rollout.evidence.metrics import MetricRows, metric_cohort, read_metric, write_metric
 from toque.functions.rollout.evidence.sums import ArmCounts, PairedLoss
 from toque.functions.rollout.explain import explain
@@ -162,7 +162,7 @@ def test_any_batches_count_the_same_units_up_to_a_stated_number(monkeypatch: pyt
         parts = count_assigned(rows(versions[start:stop], units[start:stop], start=start), canary(), parts)
     assert parts == whole
     assert whole.counts.champion + whole.counts.challenger < 300
-    monkeypatch.setattr("toque.functions.rollout.evidence.assigned_units.MAX_UNITS", 50)
+    monkeypatch.setattr("toque.functions.rollout.evidence.cohort_sums.MAX_UNITS", 50)
     few = count_assigned(rows(versions, units), canary(), AssignedUnits()).counts
     assert few.champion + few.challenger == 50 < MAX_UNITS
 

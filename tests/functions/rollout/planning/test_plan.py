@@ -13,7 +13,7 @@ from tests.functions.rollout.conftest import RolloutPlatform
 from toque.functions.prediction_log import outcomes
 from toque.functions.rollout import Evidence, PairedLoss, RolloutPolicy, RolloutState, decide, plan
 from toque.functions.rollout.evidence.sums import ArmCounts
-from toque.functions.rollout.planning.replay import replayed_loss
+from toque.functions.rollout.planning.jobs import replayed_loss
 from toque.functions.stats import ClusterSums, SeriesSums
 from toque.registry import Signature, TensorSpec
 

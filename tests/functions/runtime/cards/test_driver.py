@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.functions.runtime.cards.fake_driver import WATTS, fake_driver
-from toque.functions.runtime.cards.driver import devices, energy_reader
+from toque.functions.runtime.cards import devices, energy_reader
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler here for the library")
 HELD_S = 0.5
@@ -25,7 +25,7 @@ print(read().model_dump_json())
 DEVICES = """
 import json
 from dataclasses import asdict
-from toque.functions.runtime.cards.driver import devices
+from toque.functions.runtime.cards import devices
 print(json.dumps([asdict(each) for each in devices()]))
 """
 

@@ -3,11 +3,10 @@
 import pytest
 
 from toque.functions import Demand
-from toque.functions.runtime.cards.node import Node
-from toque.functions.runtime.cards.slices import is_slice, share_of
+from toque.functions.runtime.cards import Node, is_slice, share_of
 from toque.functions.runtime.errors import DeclarationError
 from toque.functions.training.errors import TrainingError
-from toque.functions.training.workers import Workers
+from toque.functions.training.request import Workers
 
 
 @pytest.mark.parametrize(

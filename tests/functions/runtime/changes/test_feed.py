@@ -9,9 +9,15 @@ import pytest
 
 from tests.redis_server import RedisServer, running_redis
 from tests.waiting import until
+from toque.functions.runtime.changes import (
+    Announcer,
+    ChangeFeed,
+    Watch,
+    Watched,
+    connection,
+    journals_in,
+)
 from toque.functions.runtime.changes import feed as feeds
-from toque.functions.runtime.changes.announcer import Announcer, Watched, connection, journals_in
-from toque.functions.runtime.changes.feed import ChangeFeed, Watch
 from toque.registry import Registry, open_store
 from toque.registry.journal.journal import Journal
 

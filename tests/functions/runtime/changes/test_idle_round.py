@@ -8,8 +8,8 @@ import pytest
 
 from tests.redis_server import RedisServer, running_redis
 from toque.functions import Context, OnEvent, function, use_context
-from toque.functions.runtime.changes import feed
-from toque.functions.runtime.changes.announcer import announcer_of
+from toque.functions.runtime import changes as feed
+from toque.functions.runtime.changes import announcer_of
 from toque.functions.runtime.durable.invocation import executor_of, run_pending
 from toque.functions.runtime.triggers import events, schedule
 from toque.functions.runtime.triggers.events import publish

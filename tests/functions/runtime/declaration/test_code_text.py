@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from toque.functions.runtime.declaration import late_imports
-from toque.functions.runtime.declaration.code_text import code_text
-from toque.functions.runtime.declaration.digest import digest_of
+from toque.functions.runtime.declaration import digest as late_imports
+from toque.functions.runtime.declaration.digest import code_text, digest_of
 
 SOURCE = '''
 """Module of rates."""

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from tests.functions.runtime.environments.thin import thin_python
-from toque.functions.runtime.declaration.digest import _follow, digest_of
-from toque.functions.runtime.declaration.late_imports import late_modules
+from toque.functions.runtime.declaration.digest import _follow, digest_of, late_modules
 from toque.functions.training import TabularParams, train_tabular
 
 ROOT = Path(__file__).parents[4]

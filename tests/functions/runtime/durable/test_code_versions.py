@@ -14,7 +14,7 @@ import pytest
 
 from toque.functions import Context
 from toque.functions.runtime import catalog
-from toque.functions.runtime.durable.code_versions import earliest_start
+from toque.functions.runtime.durable.attempt import earliest_start
 from toque.functions.runtime.durable.executor import Executor
 from toque.functions.runtime.durable.invocation import executor_of, ledger_of
 from toque.functions.runtime.durable.ledger import Ledger

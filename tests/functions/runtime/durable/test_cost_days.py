@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from toque.functions import function
-from toque.functions.runtime.durable import cost_days
-from toque.functions.runtime.durable.cost_days import CostRow, KnownCosts, costs_of, costs_since, known_costs
+from toque.functions.runtime.durable import costs as cost_days
+from toque.functions.runtime.durable.costs import CostRow, KnownCosts, costs_of, costs_since, known_costs
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.registry import Entry, ObjectStore, open_store
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from toque.functions.runtime.durable.executor.dispatch import Dispatch
+from toque.functions.runtime.durable.workers import Dispatch
 
 
 def test_who_waits_for_a_worker_that_another_thread_has_taken_goes_on() -> None:

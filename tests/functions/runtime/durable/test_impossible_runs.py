@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from toque.functions import Context, Resources, function, use_context
-from toque.functions.runtime.durable.executor import launcher
-from toque.functions.runtime.durable.executor.executor import Executor
+from toque.functions.runtime.durable import workers
+from toque.functions.runtime.durable.executor import Executor
 from toque.functions.runtime.durable.invocation import ledger_of
 from toque.functions.runtime.errors import NoRoom
-from toque.functions.runtime.run.thread_run import ThreadRun
+from toque.functions.runtime.run.forkserver import ThreadRun
 from toque.registry import open_store
 
 
@@ -28,17 +28,17 @@ class Nodes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.enough, self.now = False, 0.0
-        monkeypatch.setattr(launcher.cluster, "running", lambda: True)
-        monkeypatch.setattr(launcher, "refuse_impossible", self.refuse)
-        monkeypatch.setattr(launcher, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(launcher, "_start_task", self.start)
+        monkeypatch.setattr(workers.cluster, "running", lambda: True)
+        monkeypatch.setattr(workers, "refuse_impossible", self.refuse)
+        monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(workers, "_start_task", self.start)
 
     def refuse(self, declared: Any) -> None:
         if not self.enough:
             raise NoRoom(f"{declared.name} needs 64 CPU")
 
     def start(self, attempt: Any, _: Any) -> Any:
-        return ThreadRun(attempt.function.name, lambda: launcher.run_in_worker(attempt))
+        return ThreadRun(attempt.function.name, lambda: workers.run_in_worker(attempt))
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_a_run_waits_for_nodes_and_is_given_up_once_none_came(
             executor._open.pop(run.id, None)
             executor.drive(run.id, wait_s=0)
             assert run.record().status == "queued"
-            nodes.now += launcher.NODES_PATIENCE_S / 3 - 1
-        nodes.enough, nodes.now = joins, nodes.now + launcher.NODES_PATIENCE_S
+            nodes.now += workers.NODES_PATIENCE_S / 3 - 1
+        nodes.enough, nodes.now = joins, nodes.now + workers.NODES_PATIENCE_S
         executor._open.pop(run.id, None)
         while not run.record().ended:
             executor.drive(run.id, wait_s=0.05)

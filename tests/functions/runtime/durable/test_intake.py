@@ -13,8 +13,8 @@ import pytest
 
 from tests.conditions.faults import Fault, FaultyStore
 from toque.functions import Context, function, wait_for
-from toque.functions.runtime.durable import queue
-from toque.functions.runtime.durable.executor import Executor, intake, launcher
+from toque.functions.runtime.durable import intake, queue, workers
+from toque.functions.runtime.durable.executor import Executor
 from toque.functions.runtime.durable.executor import executor as rounds
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.durable.queue import Note, QueueReader, QueueWriter
@@ -48,7 +48,7 @@ for each in (noop, approve, approve_in_time):
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "CHECKPOINT_EVERY_S", 0.0)
-    monkeypatch.setattr(launcher, "THREADS", 1000)
+    monkeypatch.setattr(workers, "THREADS", 1000)
 
 
 def executor_on(used: Context, store: Any = None) -> Executor:

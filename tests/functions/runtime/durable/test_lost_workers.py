@@ -11,10 +11,10 @@ from toque.functions import Context, function
 from toque.functions.runtime.durable import invocation as invocations
 from toque.functions.runtime.durable.attempt import Attempt, AttemptResult, run_attempt
 from toque.functions.runtime.durable.executor import Executor
-from toque.functions.runtime.durable.executor.losses import loss_entry
 from toque.functions.runtime.durable.heartbeat import last_sign, node_is_lost, write_heartbeat
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.durable.queue import CHECKPOINT, Note, QueueReader, QueueWriter
+from toque.functions.runtime.durable.workers import loss_entry
 from toque.functions.runtime.durable.workflow import Run
 from toque.functions.runtime.errors import Cancelled
 from toque.functions.runtime.run.execution import Outcome

@@ -13,7 +13,7 @@ import pytest
 from tests.conditions.faults import Fault, FaultyStore
 from tests.functions.runtime.durable.direct import run_once
 from toque.functions import Context, Retries, call, function, sleep
-from toque.functions.runtime.durable import patience
+from toque.functions.runtime.durable import store_requests
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.durable.record import Record
 from toque.registry.errors import Unavailable
@@ -43,7 +43,7 @@ class PlainArgumentsError(Exception):
 def _afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     for each in (ran, caught, raised, ends):
         each.clear()
-    monkeypatch.setattr(patience, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(store_requests, "_FIRST_WAIT_S", 0.001)
 
 
 @function
@@ -205,7 +205,7 @@ def test_a_body_does_not_go_on_from_a_step_that_cannot_be_recorded(
             ran["went on"] += 1
         return call(ship, number)
 
-    monkeypatch.setattr(patience, "STORE_RETRY_S", 0.0)
+    monkeypatch.setattr(store_requests, "STORE_RETRY_S", 0.0)
     store = FaultyStore(used.store)
     invocation = Ledger(used.store, actor="client").submit(careless, {"number": 7})
     with (

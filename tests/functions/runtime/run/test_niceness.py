@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from toque.functions.runtime.declaration import NICENESS
-from toque.functions.runtime.run.niceness import autogroups_enabled
+from toque.functions.runtime.process import autogroups_enabled
 
 PROGRAM = """
 import json, os, sys

@@ -6,7 +6,7 @@ import pytest
 from toque.functions import Resources, function
 from toque.functions.runtime.errors import NoRoom, TimedOut
 from toque.functions.runtime.run import room
-from toque.functions.runtime.run.deadline import deadline, paused, waited_s
+from toque.functions.runtime.run.interruption import deadline, paused, waited_s
 from toque.functions.runtime.run.room import Needed, Nodes, refuse_impossible, verdict
 
 SMALL, CARD = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}

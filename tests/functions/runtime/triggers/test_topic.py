@@ -11,8 +11,7 @@ from tests.waiting import until
 from toque.functions import Context, Invocation, function, wait_for_event
 from toque.functions.runtime.durable.invocation import run_pending
 from toque.functions.runtime.durable.ledger import Ledger
-from toque.functions.runtime.triggers.topic import first_since, topic_of
-from toque.functions.runtime.triggers.waiter import wake_waiters
+from toque.functions.runtime.triggers.events import first_since, topic_of, wake_waiters
 from toque.registry.journal import Journal
 from toque.registry.times import utc_now
 

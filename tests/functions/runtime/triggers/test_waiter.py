@@ -12,9 +12,8 @@ from toque.functions.runtime.durable.executor import Executor
 from toque.functions.runtime.durable.invocation import executor_of, ledger_of, run_pending
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.errors import FunctionError, InvocationFailed
-from toque.functions.runtime.triggers import waiter
-from toque.functions.runtime.triggers.events import publish, run_events
-from toque.functions.runtime.triggers.waiter import wake_waiters
+from toque.functions.runtime.triggers import events
+from toque.functions.runtime.triggers.events import publish, run_events, wake_waiters
 
 
 @function
@@ -66,7 +65,7 @@ def test_a_workflow_waits_for_an_event_without_a_worker(
     run_events(used)
     assert invocation.result(60) == {"order": 2, "by": "bike"}
     assert traces.read() == ["before", "after"]
-    assert waiter._waiters(used).refresh() == {}
+    assert events._waiters(used).refresh() == {}
 
 
 def test_an_event_between_start_and_wait_is_not_missed(
@@ -90,7 +89,7 @@ def test_the_wait_survives_every_process(used: Context, traces: Any, eventually:
     eventually(lambda: idle(used, invocation))
     publish("deliveries", {"order": 4})
     fresh = Executor(used, Ledger(used.store, actor="another"))
-    waiter._wakers.clear()  # what this process knew
+    events._wakers.clear()  # what this process knew
     eventually(lambda: wake_waiters(used) == 0 and fresh.poll() == 0)
     assert invocation.result(5) == {"order": 4}
     assert traces.read() == ["before", "after"]
@@ -126,7 +125,7 @@ def test_a_cancelled_workflow_is_no_longer_a_waiter(
     eventually(lambda: idle(used, invocation))
     invocation.cancel()
     assert wake_waiters(used) == 0
-    assert waiter._waiters(used).refresh() == {}
+    assert events._waiters(used).refresh() == {}
 
 
 @pytest.mark.parametrize("event_first", [False, True])
@@ -144,9 +143,9 @@ def test_a_deleted_workflow_is_no_longer_a_waiter(
     if event_first:
         publish("deliveries", {"order": 5})
     else:
-        waiter._wakers.clear()  # as after a minute
+        events._wakers.clear()  # as after a minute
     wake_waiters(used)
-    assert waiter._waiters(used).refresh() == {}
+    assert events._waiters(used).refresh() == {}
 
 
 def test_waiting_needs_a_durable_run(used: Context) -> None:

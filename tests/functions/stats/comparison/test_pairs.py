@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from toque.functions.stats.comparison.pairs import paired_cs
+from toque.functions.stats.comparison.betting import paired_cs
 
 
 def earned(gaps: list[float], mean: float) -> float:

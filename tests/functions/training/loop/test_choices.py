@@ -7,11 +7,11 @@ from torch import nn
 from tests.functions.training.recipes import FAST, trainer
 from toque.functions.training import RecipeParams, TrainingDataError
 from toque.functions.training.checkpoints.saved import Checkpoints
-from toque.functions.training.loop.choices import new_loss, new_optimizer, new_schedule
 from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import train
-from toque.functions.training.named import Named
+from toque.functions.training.loop.updates import new_loss, new_optimizer, new_schedule
+from toque.functions.training.params import Named
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.functions.runtime.cards.fake_driver import WATTS, fake_driver
 from toque.functions.runtime.context import context_of
 from toque.functions.runtime.receipt import Prices
 from toque.functions.training.loop.cost import ResourceMeter, ResourceUse
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 
 PRICES = Prices(currency="EUR", cpu_hour=0.5, gpu_hour=4.0, kwh=0.25)
 

@@ -13,7 +13,7 @@ from tests.functions.training.memory_worker import BLOCK_BYTES, STATE_BYTES
 from tests.functions.training.recipes import Sums, TiedStack
 from toque.functions.training import RecipeParams, TrainingError
 from toque.functions.training.loop.first_weights import Initialised, fill, reset, without_weights
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import Trainer, train
 
 WORKERS, TOLERANCE = 4, 1.2

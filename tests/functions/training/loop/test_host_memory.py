@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from toque.functions.training.loop.process_groups.host_memory import freed_memory_kept
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess, freed_memory_kept
 
 MIB, TENSORS = 1 << 20, 24
 PAGES = TENSORS * 16 * MIB // resource.getpagesize()

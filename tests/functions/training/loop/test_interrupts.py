@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from toque.functions.training.loop.interrupts import interruptible
+from toque.functions.training.loop.keeping import interruptible
 
 
 def _leave(*_: object) -> None:

@@ -15,13 +15,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from tests.functions.training.kept_worker import INTERVAL, PARAMS
 from tests.functions.training.recipes import trainer
-from toque.functions.training.checkpoints.index import Index, Piece
-from toque.functions.training.checkpoints.saved import Checkpoints, Retention
+from toque.functions.training.checkpoints.saved import Checkpoints, Index, Piece, Retention
 from toque.functions.training.checkpoints.storage import StoreReader
 from toque.functions.training.checkpoints.uploader import digests_of
-from toque.functions.training.loop.keeping import Keeper, Resting
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
-from toque.functions.training.loop.pulse import Cadence, Pulse
+from toque.functions.training.loop.keeping import Cadence, Keeper, Pulse, Resting
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import train
 
 

@@ -22,9 +22,8 @@ from tests.functions.training.split_worker import (
 )
 from tests.functions.training.test_llm import base
 from toque.functions.training import TrainingDataError, TrainingError, fine_tune
-from toque.functions.training.loop.process_groups.layer_split import layer_split
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
-from toque.functions.training.workers import Workers
+from toque.functions.training.loop.process_group import SingleProcess, layer_split
+from toque.functions.training.request import Workers
 from toque.registry import TableSnapshot
 
 transformers = pytest.importorskip("transformers")

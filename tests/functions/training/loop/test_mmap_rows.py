@@ -14,14 +14,13 @@ from tests.functions.training.recipes import SumRecipe, Sums, trainer
 from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, examples
 from toque.functions.training import TrainingDataError, train_tabular
 from toque.functions.training.checkpoints.saved import Checkpoints
-from toque.functions.training.loop.epoch import Epoch
 from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
-from toque.functions.training.loop.rows import mmap_rows
-from toque.functions.training.loop.rows.mmap_rows import MmapRows
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import Trainer
+from toque.functions.training.tabular import out_of_core
 from toque.functions.training.tabular.fitting import Prepared, fit, prepare
-from toque.functions.training.tabular.out_of_core import prepare_on_disk
+from toque.functions.training.tabular.out_of_core import MmapRows, prepare_on_disk
+from toque.functions.training.trainer import Epoch
 from toque.registry import Table, TableSnapshot
 
 ROWS = 1_000
@@ -95,7 +94,7 @@ def test_a_half_written_file_is_written_again_and_no_rows_are_refused(disk):
 def test_the_file_of_a_killed_reader_is_used_by_the_next(disk):
     code = (
         "import os, signal, pathlib\n"
-        "from toque.functions.training.loop.rows.mmap_rows import MmapRows\n"
+        "from toque.functions.training.tabular.out_of_core import MmapRows\n"
         "from tests.functions.training.loop.test_mmap_rows import parts\n"
         f"kept = MmapRows.of('n', parts, within=pathlib.Path({str(disk)!r}))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -124,7 +123,7 @@ def prepared_both(context, snapshot) -> tuple[Prepared, Prepared]:
 def test_training_from_disk_equals_training_from_memory_though_interrupted(context, in_files, monkeypatch):
     memory, disk = prepared_both(context, in_files)
     assert torch.equal(memory.sample.numeric.nan_to_num(-1), disk.sample.numeric.nan_to_num(-1))
-    monkeypatch.setattr(mmap_rows, "_MEMORY_PART", 0.0)  # as if the file were larger than memory
+    monkeypatch.setattr(out_of_core, "_MEMORY_PART", 0.0)  # as if the file were larger than memory
     wanted = fit(memory, SHORT)
     checkpoints = Checkpoints.of(context.store, {"rows": "disk"})
 
@@ -202,7 +201,7 @@ class SumsOnDisk(Sums):
 
 
 def test_a_recipes_task_may_keep_its_rows_in_a_file(monkeypatch):
-    monkeypatch.setattr(mmap_rows, "_MEMORY_PART", 0.0)
+    monkeypatch.setattr(out_of_core, "_MEMORY_PART", 0.0)
     task, memory = SumsOnDisk(), trainer()
     torch.manual_seed(0)
     disk = Trainer(SumRecipe().network(), task, RECIPE)

@@ -8,9 +8,8 @@ import pytest
 from tests.functions.training.recipes import FAST, Sums, trainer
 from toque.functions.training.checkpoints.saved import Checkpoints
 from toque.functions.training.errors import TrainingDiverged
-from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
-from toque.functions.training.loop.pulse import Cadence
+from toque.functions.training.loop.keeping import Cadence, Keeper
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import Trainer, train
 
 SKIP = FAST.model_copy(update={"nonfinite": "skip"})

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
-from toque.functions.training.loop.process_groups.slow_workers import SlowWorkers, seconds_of_product
+from toque.functions.training.loop.distributed import SlowWorkers, seconds_of_product
+from toque.functions.training.loop.process_group import SingleProcess
 
 
 class Seen(SingleProcess):

@@ -10,9 +10,8 @@ from pydantic import AnyUrl
 
 from tests.functions.training.recipes import FAST, RECIPES, trainer
 from toque.functions import Preempted, use_context
-from toque.functions.runtime.durable.admission.preemption import ask_to_yield
 from toque.functions.runtime.durable.ledger import Ledger
-from toque.functions.runtime.durable.workflow import Run, use_run
+from toque.functions.runtime.durable.workflow import Run, ask_to_yield, use_run
 from toque.functions.runtime.receipt import Prices
 from toque.functions.training import (
     TrainingDataError,
@@ -23,9 +22,9 @@ from toque.functions.training import (
 )
 from toque.functions.training.checkpoints.saved import Checkpoints
 from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
+from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import train
-from toque.functions.training.recipe.recipe import recipe_of
+from toque.functions.training.recipe.train import recipe_of
 
 PROJECT = "tests.functions.training.recipes"
 

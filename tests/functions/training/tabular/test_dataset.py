@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.tabular.dataset import category_matrix, numeric_matrix, split_rows, tabular_data
+from toque.functions.training.tabular.preprocessing import (
+    category_matrix,
+    numeric_matrix,
+    split_rows,
+    tabular_data,
+)
 from toque.kernels.hashing import hash_strings
 
 

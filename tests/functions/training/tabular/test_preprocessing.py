@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from toque.functions.training.tabular.dataset import TabularData
-from toque.functions.training.tabular.preprocessing import fit_preprocessing
+from toque.functions.training.tabular.preprocessing import TabularData, fit_preprocessing
 
 
 def data(numeric, categorical):

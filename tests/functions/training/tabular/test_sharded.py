@@ -11,18 +11,16 @@ from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, example
 from tests.memory import own_memory
 from toque.functions.training import TrainingDataError, train_tabular
 from toque.functions.training.checkpoints.saved import Checkpoints
+from toque.functions.training.loop import task as sample_rows
 from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_groups.process_group import SingleProcess
-from toque.functions.training.loop.rows import sample_rows
-from toque.functions.training.splits import held_out_rows
-from toque.functions.training.streamed_splits import streamed_split
+from toque.functions.training.loop.process_group import SingleProcess
+from toque.functions.training.splits import held_out_rows, streamed_split
 from toque.functions.training.tabular import sharded
-from toque.functions.training.tabular.dataset import labels_of
 from toque.functions.training.tabular.fitting import fit, prepare
-from toque.functions.training.tabular.label_summary import LabelSummary
-from toque.functions.training.tabular.sharded import prepare_in_shards
+from toque.functions.training.tabular.network import LabelledRows
+from toque.functions.training.tabular.preprocessing import labels_of
+from toque.functions.training.tabular.sharded import LabelSummary, prepare_in_shards
 from toque.functions.training.tabular.target import target_of
-from toque.functions.training.tabular.task import LabelledRows
 from toque.functions.training_data import ShardCache, versions
 from toque.registry import Table
 

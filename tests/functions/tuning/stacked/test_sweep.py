@@ -7,11 +7,10 @@ from toque.functions.runtime.receipt import Prices
 from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import new_trainer, prepare
 from toque.functions.tuning.asha import AshaScheduler
-from toque.functions.tuning.ray_tune_asha import AshaSearcher
+from toque.functions.tuning.ray_tune import AshaSearcher
 from toque.functions.tuning.space import Choice, Limits, Range, draw_points
-from toque.functions.tuning.stacked.states import StackStates
-from toque.functions.tuning.stacked.sweep import WorkerLost, run_stacks
-from toque.functions.tuning.stacked.worker import StackWorker
+from toque.functions.tuning.stacked.pool import WorkerLost, run_stacks
+from toque.functions.tuning.stacked.worker import StackStates, StackWorker
 from toque.functions.tuning.tracking import TrialTracker
 
 BASE = TabularParams(hidden=(8,), batch_size=128, epochs=5, patience=5, split="random")

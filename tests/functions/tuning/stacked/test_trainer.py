@@ -4,8 +4,7 @@ import pyarrow as pa
 import pytest
 
 from tests.functions.training.tabular_setup import CATEGORICAL, COLUMNS, NUMERIC, examples
-from toque.functions.training.params import TabularParams
-from toque.functions.training.tabular.columns import Columns
+from toque.functions.training.params import Columns, TabularParams
 from toque.functions.training.tabular.fitting import new_trainer, prepare
 from toque.functions.tuning.stacked.trainer import StackedTrainer
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from toque.functions.runtime.durable.admission.request import Quota
+from toque.functions.runtime.admission.request import Quota
 from toque.load.benchmarks.training.gpu_month import (
     CARDS,
     LEAST_OF_BOUND,

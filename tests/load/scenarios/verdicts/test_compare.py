@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from tests.load.scenarios.load_runs import run_of
-from toque.load.scenarios.verdicts.compare import compare
-from toque.load.scenarios.verdicts.result import LoadRun
+from toque.load.scenarios.result import LoadRun, compare
 
 
 def test_two_runs_of_one_thing_differ_seldom():

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.ray_apps.gateway.conftest import Gateway
-from toque.ray_apps.gateway.routes.repository import index
+from toque.ray_apps.gateway.routes.operations import index
 from toque.registry import Registry
 
 

@@ -21,7 +21,7 @@ from tests.ports import free_port
 from tests.ray_apps.predictor.test_serve import Callers, Platform, _replicas, _status
 from tests.redis_server import RedisServer
 from tests.waiting import until
-from toque.functions.runtime.changes.announcer import Announcer
+from toque.functions.runtime.changes import Announcer
 from toque.registry import Access, Registry, open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof, pytest.mark.timeout(1200)]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toque.ray_apps.predictor.deploy.latency import LatencyMeter, TimedEndpoint, Window
+from toque.ray_apps.predictor.deploy.replica import LatencyMeter, TimedEndpoint, Window
 from toque.ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS
 from toque.ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 from toque.ray_apps.predictor.protocol.errors import DeadlineExceeded, NotReady

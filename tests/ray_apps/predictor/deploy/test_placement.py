@@ -13,12 +13,11 @@ from ray.serve._private.haproxy import HAProxyManager
 from toque.functions.placement import Placement
 from toque.ray_apps.config.builders import pool
 from toque.ray_apps.deployment.applications import applications
-from toque.ray_apps.local.admin import create_workspaces
-from toque.ray_apps.local.deploying import models_of, placements
+from toque.ray_apps.local.lifecycle import create_workspaces, models_of, placements
 from toque.ray_apps.local.settings import Ports, Settings
 from toque.ray_apps.local.state_file import RunningPlatform
+from toque.ray_apps.model_paths import version_app
 from toque.ray_apps.predictor import PoolOptions, PredictorOptions, application, pool_application
-from toque.ray_apps.predictor.deploy.names import version_app
 
 STORE = "file:///tmp/nowhere"
 PROJECT = """

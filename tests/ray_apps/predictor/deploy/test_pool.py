@@ -19,8 +19,8 @@ import pytest
 from tests.ray_apps.admissions import patient_admission
 from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_fake_scorer, tensors
 from toque.functions.prediction_log.records import decode_prediction
+from toque.ray_apps.predictor.deploy.deployment import PoolEndpoint
 from toque.ray_apps.predictor.deploy.pool import Pool
-from toque.ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
 from toque.ray_apps.predictor.http.auth import TokenAuthenticator
 from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from toque.ray_apps.predictor.inference.predictor import Predictor

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.ray_apps.predictor.deploy.fake_deployments import FakeClock, FakeCluster, FakeDeployments
-from toque.ray_apps.predictor.deploy.reaper import CLAIM_S, LINGER_S, DeploymentHolds, Reaper
+from toque.ray_apps.predictor.deploy.dedicated import CLAIM_S, LINGER_S, DeploymentHolds, Reaper
 from toque.ray_apps.predictor.deploy.remote import DedicatedVersions, DeploymentState, DeploymentStatus
 from toque.ray_apps.predictor.versions.loaded import LoadError
 

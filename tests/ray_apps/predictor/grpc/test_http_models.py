@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from toque.ray_apps.predictor.grpc import HttpModels
-from toque.ray_apps.predictor.grpc.status import UnreachableError
+from toque.ray_apps.predictor.grpc.call import UnreachableError
 
 OK = b"HTTP/1.1 200 OK\r\nX-Name: a\r\ncontent-length: 2\r\n\r\nhi"
 Reply = Callable[[int, int], bytes]

@@ -18,10 +18,10 @@ from toque.ray_apps.admission import Admitted, Rule
 from toque.ray_apps.predictor.grpc import GrpcServer, Limits
 from toque.ray_apps.predictor.http.auth import INFER as INFER_RULE
 from toque.ray_apps.predictor.http.auth import NoAuthentication
-from toque.ray_apps.predictor.protocol import messages
+from toque.ray_apps.predictor.protocol import protobuf
 from toque.ray_apps.predictor.protocol.errors import Denied
 
-INFER = f"/{messages.SERVICE}/ModelInfer"
+INFER = f"/{protobuf.SERVICE}/ModelInfer"
 LOGIN = (("authorization", "Bearer known"),)
 GOOD = service_pb2.ModelInferRequest(model_name="m").SerializeToString()
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -105,7 +105,7 @@ async def test_every_method_but_health_asks_for_a_token():
     async with serving(FakeModels(), Limits()) as address, channel_to(address) as channel:
         codes = {}
         for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name:
-            call = channel.unary_unary(f"/{messages.SERVICE}/{method}")(b"")
+            call = channel.unary_unary(f"/{protobuf.SERVICE}/{method}")(b"")
             codes[method] = await call.code()
     open_to_all = {method for method, code in codes.items() if code == grpc.StatusCode.OK}
     assert open_to_all == {"ServerLive", "ServerReady"}
@@ -117,7 +117,7 @@ async def test_health_leaves_messages_unread():
         serving(FakeModels(), Limits(max_message_bytes=1 << 10)) as address,
         channel_to(address) as channel,
     ):
-        call = channel.unary_unary(f"/{messages.SERVICE}/ServerLive")
+        call = channel.unary_unary(f"/{protobuf.SERVICE}/ServerLive")
         assert await call(bytes(1 << 22)) == b"\x08\x01"
 
 
@@ -332,7 +332,7 @@ async def wait_for(call: Any) -> Any:
 
 async def test_streams_beyond_a_callers_part_are_refused():
     limits = Limits(max_open_streams=3, max_open_streams_of_caller=2)
-    method = f"/{messages.SERVICE}/ModelStreamInfer"
+    method = f"/{protobuf.SERVICE}/ModelStreamInfer"
     async with serving(FakeModels(), limits) as address, channel_to(address) as channel:
         opened = [channel.stream_stream(method)(metadata=LOGIN) for _ in range(2)]
         for stream in opened:
@@ -373,6 +373,6 @@ async def test_a_message_of_many_fields_is_refused_without_being_parsed():
         assert (code, words[:21]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "message: more than 40")
         code, _ = await refusal(channel.unary_unary(INFER)(b"\x2f" * (1 << 20), metadata=LOGIN))
         assert code == grpc.StatusCode.INVALID_ARGUMENT
-        ready = channel.unary_unary(f"/{messages.SERVICE}/ModelReady")
+        ready = channel.unary_unary(f"/{protobuf.SERVICE}/ModelReady")
         code, words = await refusal(ready(b"\x0a\x80\x80\x08" + bytes(1 << 17), metadata=LOGIN))
         assert (code, words[:16]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "message: 131076 ")

@@ -26,11 +26,10 @@ from tests.ray_apps.predictor.grpc.conftest import (
     values,
 )
 from toque.ray_apps.predictor.grpc import GrpcServer, HttpModels, Limits
-from toque.ray_apps.predictor.grpc.documents import DOCUMENTS
-from toque.ray_apps.predictor.grpc.service import UNSERVED
+from toque.ray_apps.predictor.grpc.service import DOCUMENTS, UNSERVED
 from toque.ray_apps.predictor.http.auth import NoAuthentication
 from toque.ray_apps.predictor.http.endpoint import JSON, Answer
-from toque.ray_apps.predictor.protocol import messages
+from toque.ray_apps.predictor.protocol import protobuf
 
 
 def test_health_readiness_and_metadata(served: Served, client: triton.InferenceServerClient):
@@ -81,7 +80,7 @@ def test_our_messages_are_tritonclients():
         **service_pb2.DESCRIPTOR.message_types_by_name,
         **model_config_pb2.DESCRIPTOR.message_types_by_name,
     }
-    ours = messages.ModelInferRequest.DESCRIPTOR.file
+    ours = protobuf.ModelInferRequest.DESCRIPTOR.file
     for name, message in ours.message_types_by_name.items():
         for field in message.fields:
             other = theirs[name].fields_by_name[field.name]
@@ -95,11 +94,11 @@ def test_our_messages_are_tritonclients():
 
 def test_every_method_of_tritonclient_is_served_or_refused_with_a_reason():
     theirs = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
-    assert {*messages.METHODS, *UNSERVED} == {*theirs}
-    for name in messages.METHODS:
-        ours = messages.METHODS[name].DESCRIPTOR
+    assert {*protobuf.METHODS, *UNSERVED} == {*theirs}
+    for name in protobuf.METHODS:
+        ours = protobuf.METHODS[name].DESCRIPTOR
         assert ours.name == theirs[name].input_type.name
-    assert {*DOCUMENTS} < {*messages.METHODS}
+    assert {*DOCUMENTS} < {*protobuf.METHODS}
 
 
 def test_statistics_count_what_was_asked(served: Served, client: triton.InferenceServerClient):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from toque.ray_apps.predictor.http import connections
-from toque.ray_apps.predictor.http.connections import MAX_HEAD_BYTES, TimedProtocol
+from toque.ray_apps.predictor.http import bypass
+from toque.ray_apps.predictor.http.bypass import MAX_HEAD_BYTES, TimedProtocol
 
 HEAD = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n"
 LARGE = 64 << 20
@@ -21,7 +21,7 @@ LARGE = 64 << 20
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"HEAD_S": 0.4, "GRACE_S": 0.4, "_PERIOD_S": 0.1, "MAX_CONNECTIONS": 8}.items():
-        monkeypatch.setattr(connections, name, value)
+        monkeypatch.setattr(bypass, name, value)
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -95,7 +95,7 @@ async def test_a_trickle_keeps_no_connection_open(port: int):
 
 
 async def test_headers_without_an_end_are_refused(port: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connections, "HEAD_S", 60.0)
+    monkeypatch.setattr(bypass, "HEAD_S", 60.0)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET / HTTP/1.1\r\n")
     for i in range(MAX_HEAD_BYTES // 1_000 + 2):
@@ -109,7 +109,7 @@ async def test_headers_without_an_end_are_refused(port: int, monkeypatch: pytest
 async def test_a_caller_that_does_not_read_is_disconnected(
     server: uvicorn.Server, port: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(connections, "BYTES_PER_S", LARGE)  # else it has minutes for so much
+    monkeypatch.setattr(bypass, "BYTES_PER_S", LARGE)  # else it has minutes for so much
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 10)
     writer.write(b"POST /large HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n")
     assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"

@@ -27,18 +27,17 @@ import uvloop
 
 from tests.ray_apps.predictor.conftest import MemoryLog
 from toque.ray_apps.predictor.http.auth import NoAuthentication
-from toque.ray_apps.predictor.http.connections import TimedProtocol
+from toque.ray_apps.predictor.http.bypass import TimedProtocol
 from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from toque.ray_apps.predictor.inference.predictor import Predictor
 from toque.ray_apps.predictor.inference.recording import Recorder
-from toque.ray_apps.predictor.protocol.limits import (
+from toque.ray_apps.predictor.protocol.datatypes import (
     MAX_ITEMS,
     MAX_JSON_BYTES,
     MAX_JSON_VALUES,
     MAX_TYPED_BYTES,
 )
-from toque.ray_apps.predictor.protocol.messages import ModelInferRequest
-from toque.ray_apps.predictor.protocol.protobuf import PROTOBUF
+from toque.ray_apps.predictor.protocol.protobuf import PROTOBUF, ModelInferRequest
 from toque.ray_apps.predictor.versions.engine import Engine
 from toque.registry import Registry, Signature, TensorSpec, open_store
 

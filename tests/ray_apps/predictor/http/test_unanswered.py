@@ -6,8 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from toque.ray_apps.predictor.http.bypass import BypassMiddleware
-from toque.ray_apps.predictor.http.unanswered import App
+from toque.ray_apps.predictor.http.bypass import App, BypassMiddleware
 
 
 async def silent(scope: Any, receive: Any, send: Any) -> None: ...

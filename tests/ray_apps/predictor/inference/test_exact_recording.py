@@ -19,7 +19,7 @@ from toque.functions.prediction_log.frames import Frame
 from toque.functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
 from toque.functions.prediction_log.writing.columns import prediction_columns
 from toque.functions.prediction_log.writing.drain import add_records
-from toque.ray_apps.predictor.inference import held_values
+from toque.ray_apps.predictor.inference import recording
 from toque.ray_apps.predictor.inference.predictor import Predictor
 from toque.ray_apps.predictor.inference.recording import Recorder
 from toque.ray_apps.predictor.protocol.json import InferRequest
@@ -134,7 +134,7 @@ async def test_float32_and_texts_of_a_known_shape_are_logged_once(served_model: 
 async def test_a_request_of_more_bytes_than_are_kept_is_logged_without_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(held_values, "MAX_REQUEST_BYTES", 100)
+    monkeypatch.setattr(recording, "MAX_REQUEST_BYTES", 100)
     predictor, log = made(tmp_path, [("x", "UINT8", [-1, 64])])
     for name, rows in (("small", 1), ("large", 2)):
         await predictor.infer(InferRequest(id=name, inputs={"x": np.ones((rows, 64), np.uint8)}))

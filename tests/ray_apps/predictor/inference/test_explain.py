@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
-from toque.ray_apps.predictor.inference.explain import Explainer, ExplainRequest, parse_explain
+from toque.ray_apps.predictor.inference.request_parameters import Explainer, ExplainRequest, parse_explain
 from toque.ray_apps.predictor.protocol.errors import BadRequest
 from toque.ray_apps.predictor.versions.loaded import LoadedVersion
 from toque.registry import ModelVersion, Signature, TensorSpec

@@ -21,8 +21,7 @@ from toque.ray_apps.predictor import PredictorOptions
 from toque.ray_apps.predictor.deploy.deployment import PredictorReplica, build_predictor
 from toque.ray_apps.predictor.deploy.standalone import EndpointRouter
 from toque.ray_apps.predictor.http.model_endpoint import ModelEndpoint
-from toque.ray_apps.predictor.inference.confirmation import Confirmation
-from toque.ray_apps.predictor.inference.recording import Recorder
+from toque.ray_apps.predictor.inference.recording import Confirmation, Recorder
 from toque.ray_apps.predictor.protocol.errors import NotLogged
 from toque.registry import Registry, open_store
 

@@ -13,9 +13,9 @@ import pytest
 from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, tensors
 from tests.waiting import until
 from toque.ray_apps.predictor.inference.caller import Caller
-from toque.ray_apps.predictor.inference.pending_champion import PendingChampion
 from toque.ray_apps.predictor.protocol.errors import CallerGone
 from toque.ray_apps.predictor.protocol.json import decode_request
+from toque.ray_apps.predictor.versions.engine import PendingChampion
 
 
 class Load:

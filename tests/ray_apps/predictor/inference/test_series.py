@@ -10,9 +10,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
-from toque.ray_apps.predictor.deploy.series import connect
-from toque.ray_apps.predictor.inference import series
-from toque.ray_apps.predictor.inference.series import ModelSeries, error_class
+from toque.ray_apps.predictor.deploy.pool import connect
+from toque.ray_apps.predictor.inference import live
+from toque.ray_apps.predictor.inference.live import ModelSeries, error_class
 
 
 class Seen:
@@ -101,7 +101,7 @@ async def test_shadows_count_by_what_became_of_them(served: ServedModel, seen: S
 
 
 def test_models_beyond_the_bound_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(series, "_models", series.Bounded(2))
+    monkeypatch.setattr(live, "_models", live.Bounded(2))
     made = [ModelSeries(f"m{number}", "bounded") for number in range(5)]
     assert [each.labels for each in made] == [("bounded", "m0"), ("bounded", "m1"), *[("other", "other")] * 3]
     for each in made:

@@ -20,24 +20,30 @@ from ray.exceptions import RayTaskError
 from tests.functions.training.tabular_setup import COLUMNS, FAST, TensorMaker, examples
 from toque.functions.model_formats.load import ScoringModel, load
 from toque.functions.model_formats.program import export_program, load_program, save_program
-from toque.functions.training.tabular.artifact import tabular_signature, write_artifact
 from toque.functions.training.tabular.fitting import fit, prepare
+from toque.functions.training.tabular.job import tabular_signature, write_artifact
 from toque.ray_apps.predictor import DedicatedOptions, PredictorOptions, breakdown
 from toque.ray_apps.predictor.deploy import dedicated
 from toque.ray_apps.predictor.deploy.dedicated import ServeDeployments, VersionReplica, device_of
 from toque.ray_apps.predictor.protocol.errors import DeviceFailed, DeviceOutOfMemory
-from toque.ray_apps.predictor.versions import fused, scoring
-from toque.ray_apps.predictor.versions.cuda_device import (
+from toque.ray_apps.predictor.versions import scoring
+from toque.ray_apps.predictor.versions import scoring as fused
+from toque.ray_apps.predictor.versions.cuda_scoring import (
+    MAX_PADDED_ROWS,
+    REPEATS,
     CapturedGraph,
     CudaDevice,
+    CudaScorer,
     Device,
+    GraphCache,
     Outputs,
+    StagingBuffer,
+    UnfitForDevice,
+    difference,
     is_out_of_memory,
+    rows_are_independent,
 )
-from toque.ray_apps.predictor.versions.cuda_graphs import MAX_PADDED_ROWS, REPEATS, GraphCache
-from toque.ray_apps.predictor.versions.cuda_scoring import CudaScorer, StagingBuffer, UnfitForDevice
 from toque.ray_apps.predictor.versions.loaded import LoadError, load_version
-from toque.ray_apps.predictor.versions.parity import difference, rows_are_independent
 from toque.ray_apps.predictor.versions.scoring import DirectScorer, load_scorer, place_on_device
 from toque.registry import ModelVersion, Signature, TensorSpec
 

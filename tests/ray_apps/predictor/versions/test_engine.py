@@ -12,7 +12,7 @@ import pytest
 
 from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, tensors
 from toque.functions.prediction_log.records import decode_prediction
-from toque.functions.runtime.changes.feed import Watch
+from toque.functions.runtime.changes import Watch
 from toque.ray_apps.predictor.protocol.datatypes import Array
 from toque.ray_apps.predictor.versions.engine import Engine
 from toque.ray_apps.predictor.versions.loaded import LoadedVersion, Scorer

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.ray_apps.predictor.conftest import SIGNATURE
-from toque.ray_apps.predictor.inference.explain import Explainer, ExplainRequest
+from toque.ray_apps.predictor.inference.request_parameters import Explainer, ExplainRequest
 from toque.ray_apps.predictor.versions.loaded import LoadError, load_version
 from toque.ray_apps.predictor.versions.scoring import load_scorer
 from toque.registry import ModelVersion

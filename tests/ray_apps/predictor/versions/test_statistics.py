@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from tests.ray_apps.predictor.conftest import ServedModel, tensors
+from toque.ray_apps.predictor.http.model_endpoint import model_config
 from toque.ray_apps.predictor.versions.batching import Batcher, Batching
-from toque.ray_apps.predictor.versions.model_config import model_config
-from toque.ray_apps.predictor.versions.statistics import VersionStatistics
+from toque.ray_apps.predictor.versions.loaded import VersionStatistics
 from toque.registry import Signature, TensorSpec
 
 

@@ -1,8 +1,7 @@
 """Who a new split would move: by hand on small splits, and against the assignment of units."""
 
 from toque.registry import Arm, Traffic
-from toque.registry.models.traffic import allocate, to_buckets
-from toque.registry.models.traffic.preview import moves
+from toque.registry.models.traffic import allocate, moves, to_buckets
 
 
 def split(**arms: tuple[int, float]) -> Traffic:

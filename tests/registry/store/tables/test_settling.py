@@ -14,8 +14,8 @@ import pytest
 
 from toque.registry import Table, Unavailable, open_store
 from toque.registry.store import append_with_parts, overwrite_with_parts, remove_rows, write_part
-from toque.registry.store.tables import settling
-from toque.registry.store.tables.settling import settle
+from toque.registry.store.tables import files
+from toque.registry.store.tables.files import settle
 from toque.registry.store.tables.upkeep import compact_days, compact_table, drop_days
 
 ROWS = pa.table({"n": [1, 2], "day": ["2026-01-01", "2026-01-02"]})
@@ -39,7 +39,7 @@ class Disk:
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk(tmp_path)
-    monkeypatch.setattr(settling, "_sync_file_system", disk.sync)
+    monkeypatch.setattr(files, "_sync_file_system", disk.sync)
     return disk
 
 
@@ -123,7 +123,7 @@ def test_a_disk_that_fails_is_an_error_and_no_success(tmp_path: Path, monkeypatc
     def fail(_descriptor: int) -> None:
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr(settling, "_sync_file_system", fail)
+    monkeypatch.setattr(files, "_sync_file_system", fail)
     with pytest.raises(Unavailable, match="could not be written to the disk"):
         table.append(ROWS)
 
@@ -134,6 +134,6 @@ def test_without_a_call_for_one_file_system_all_are_synced(tmp_path: Path, monke
     monkeypatch.setattr(os, "sync", lambda: calls.append(1))
     settle(store)
     assert not calls
-    monkeypatch.setattr(settling, "_syncfs", lambda: None)
+    monkeypatch.setattr(files, "_syncfs", lambda: None)
     settle(store)
     assert calls == [1]

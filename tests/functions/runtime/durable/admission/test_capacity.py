@@ -7,12 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toque.functions import Demand
-from toque.functions.runtime.cards.node import Node
-from toque.functions.runtime.cards.slices import share_of
-from toque.functions.runtime.durable.admission.capacity import Room, held_by
-from toque.functions.runtime.durable.admission.occupancy import Shares
-from toque.functions.runtime.durable.admission.request import Quota, QuotaRequest
-from toque.functions.runtime.durable.admission.rule import schedule
+from toque.functions.runtime.admission.occupancy import Room, Shares, held_by
+from toque.functions.runtime.admission.request import Quota, QuotaRequest
+from toque.functions.runtime.admission.rule import schedule
+from toque.functions.runtime.cards import Node, share_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SLICE = "H100-1g.10gb"

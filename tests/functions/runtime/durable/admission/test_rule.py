@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toque.functions.runtime.cards.node import Node
-from toque.functions.runtime.durable.admission.occupancy import Shares, Spent
-from toque.functions.runtime.durable.admission.request import (
+from toque.functions.runtime.admission.occupancy import Shares, Spent
+from toque.functions.runtime.admission.request import (
     EVERYONE,
     YIELD_S,
     Quota,
@@ -20,7 +19,8 @@ from toque.functions.runtime.durable.admission.request import (
     team_of,
     why_unsatisfiable,
 )
-from toque.functions.runtime.durable.admission.rule import Decision, admission_order, next_look, schedule
+from toque.functions.runtime.admission.rule import Decision, admission_order, next_look, schedule
+from toque.functions.runtime.cards import Node
 from toque.functions.runtime.receipt import Prices
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

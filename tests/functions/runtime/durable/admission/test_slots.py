@@ -14,13 +14,12 @@ import pytest
 
 from toque.functions import Context, Demand, Preempted, Retries, function, preempted, use_context
 from toque.functions.quotas import admissions, budgets, quotas, remove_quota, set_quota
+from toque.functions.runtime.admission.request import EVERYONE, Quota
 from toque.functions.runtime.declaration import NICENESS
-from toque.functions.runtime.durable.admission.allotment import allotment_in
-from toque.functions.runtime.durable.admission.request import EVERYONE, Quota
-from toque.functions.runtime.durable.admission.slots import QuotaSlots
 from toque.functions.runtime.durable.executor import Executor
 from toque.functions.runtime.durable.invocation import executor_of
 from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.slots import QuotaSlots, allotment_in
 from toque.functions.runtime.errors import DeclarationError, InvocationFailed
 from toque.functions.runtime.receipt import Usage
 from toque.registry import Access, Journal, utc_now

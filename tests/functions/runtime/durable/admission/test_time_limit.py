@@ -12,13 +12,13 @@ from tests.waiting import until
 from toque.functions import Demand, Preempted, function, preempted
 from toque.functions.runtime import catalog
 from toque.functions.runtime.context import Context, use_context
-from toque.functions.runtime.durable.admission.slots import demand_of
-from toque.functions.runtime.durable.admission.time_limit import TimeLimit
-from toque.functions.runtime.durable.executor.losses import loss_entry
+from toque.functions.runtime.durable.attempt import TimeLimit
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.durable.record import Record
+from toque.functions.runtime.durable.slots import demand_of
+from toque.functions.runtime.durable.workers import loss_entry
 from toque.functions.runtime.errors import InvocationFailed
-from toque.functions.runtime.run.deadline import deadline, paused
+from toque.functions.runtime.run.interruption import deadline, paused
 from toque.registry.store import open_store
 
 LONGEST_S = 60.0

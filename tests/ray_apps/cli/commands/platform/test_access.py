@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.ray_apps.cli.test_cli import run
+from toque.ray_apps.cli.arguments import Given
 from toque.ray_apps.cli.client import Client
-from toque.ray_apps.cli.command import Given
-from toque.ray_apps.cli.commands.platform.machine import _modules
-from toque.ray_apps.cli.commands.serving.predict import _predict
+from toque.ray_apps.cli.commands.machine import _modules
+from toque.ray_apps.cli.commands.predict import _predict
 from toque.ray_apps.cli.errors import UsageError
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from toque.ray_apps.cli.commands.platform.cluster import explained
+from toque.ray_apps.cli.commands.machine import explained
 from toque.ray_apps.cli.errors import Failed
 from toque.registry import open_store
 

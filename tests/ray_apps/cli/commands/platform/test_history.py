@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.registry.test_forgery import filled, forge_snapshot, rewrite_entries, swap_alias
-from toque.functions.runtime.durable.admission.slots import quotas_in
+from toque.functions.runtime.durable.slots import quotas_in
 from toque.ray_apps.cli import main
-from toque.ray_apps.cli.commands.training.train import _platform_environment
+from toque.ray_apps.cli.commands.project import _platform_environment
 from toque.ray_apps.local import LocalError, Settings
 from toque.ray_apps.local.audit_key import make_audit_key, open_platform_store
 from toque.registry import Access, Journal, ObjectStore, Registry, Role, open_store

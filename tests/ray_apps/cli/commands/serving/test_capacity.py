@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from toque.load.capacity_model.points import Point, write_points
+from toque.load.capacity_model.fit import Point, write_points
 from toque.ray_apps.cli import main
 from toque.ray_apps.predictor.deploy.options import PredictorOptions
 

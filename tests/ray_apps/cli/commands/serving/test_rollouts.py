@@ -12,7 +12,7 @@ from toque.functions.rollout.jobs import rollouts
 from toque.functions.runtime import use_context
 from toque.ray_apps.cli import main
 from toque.ray_apps.cli.client import Client
-from toque.ray_apps.cli.commands.serving import rollout_table
+from toque.ray_apps.cli.commands import rollouts as rollout_table
 from toque.registry import ModelPolicy
 
 

@@ -15,8 +15,8 @@ import pytest
 from toque.functions import use_context
 from toque.functions.runtime.context import context_of
 from toque.ray_apps.cli import main
-from toque.ray_apps.cli.command import Given
-from toque.ray_apps.cli.commands.serving.predict import request_of
+from toque.ray_apps.cli.arguments import Given
+from toque.ray_apps.cli.commands.predict import request_of
 from toque.ray_apps.new_project.columns import identifier
 
 ROWS = 400

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from toque.ray_apps.cli import main
 from toque.ray_apps.cli import transfer as files
-from toque.ray_apps.cli.progress import transfer_bar
+from toque.ray_apps.cli.transfer import transfer_bar
 from toque.registry import Registry
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from toque.featurestore import Entity, FeatureView, Field, Metric, String, Vector, VectorIndex
-from toque.featurestore.vectors.refreshing import Measured
+from toque.featurestore.vectors.opened import Measured
 from toque.functions import use_context
 from toque.functions.features import IndexRefreshError, refresh_vector_indexes
-from toque.functions.maintenance.erasure.indexes import drop_indexes
+from toque.functions.maintenance.erasure.jobs import drop_indexes
 from toque.ray_apps.cli import main
 
 pages = FeatureView(
@@ -63,7 +63,7 @@ def test_an_index_that_fails_is_told_after_the_others_and_an_erasure_drops_it(
         assert drop_indexes(features, ["features/default/pages", "features/default/sources/x", "labels"]) == 1
         assert features.builds("pages", "v").newest() is None
         monkeypatch.setattr(
-            "toque.featurestore.vectors.refreshing.measured", lambda *_, **__: Measured(0, 0.5, 200)
+            "toque.featurestore.vectors.opened.measured", lambda *_, **__: Measured(0, 0.5, 200)
         )
         with pytest.raises(IndexRefreshError, match=r"finds 0\.500 of the ten nearest"):
             refresh_vector_indexes(["pages"])

@@ -92,7 +92,7 @@ def test_the_data_of_a_version_is_shown_back_to_its_sources(
         {"table": {"name": "extra", "version": 0}, "training_set": None},
     ]
     monkeypatch.setattr(
-        "toque.ray_apps.cli.commands.versions.model_record.call",
+        "toque.ray_apps.cli.commands.models.call",
         lambda *_: {"datasets": datasets if platform else []},
     )
     assert main(("models", "origins", "late", "1")) == 0

@@ -1,0 +1,437 @@
+"""Result of checking one limit of a gate.
+
+Checks of a model's behaviour: answers must not change with some inputs, and must move one way with others.
+
+Fairness checks of gaps between groups, in decisions at a threshold, in calibration or in loss, each with its interval.
+
+Robustness checks of the loss when an input is missing or shifted, as by another unit or a drifting sensor.
+
+Checks of a model's loss on slices: each category, each quarter of a number, and pairs, corrected for their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import special
+
+from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.stats.slices import Slice, slices_above
+
+_MIN_ENTITIES = 10
+
+_SHOWN = 5
+
+
+class SliceRule(BaseModel):
+    """Rule that a model's loss must not be proven higher than the reference's on any slice of the data.
+
+    columns: texts, each value a slice, and numbers, each quarter of their range; missing values are a slice of their own.
+    depth: 2 checks all pairs of columns too. against: the reference, on the same rows.
+    max_excess: of the mean loss, that is tolerated. alpha: chance that a model that is nowhere worse fails (Holm's
+    correction over all slices). min_rows: smaller slices are not judged; without any other slice the check fails.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    columns: tuple[str, ...] = Field(min_length=1)
+    depth: Literal[1, 2] = 1
+    against: Literal["champion", "constant", "logistic"] = "constant"
+    max_excess: float = Field(default=0.0, ge=0.0)
+    alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
+    min_rows: int = Field(default=100, ge=2)
+
+
+def judge_slices(
+    rule: SliceRule, table: pa.Table, excess: Floats, entity: npt.NDArray[np.generic] | None
+) -> tuple[Check, tuple[Slice, ...]]:
+    """Check the slices of a rule; returns the check, and the slices that were tested, the worst first.
+
+    table: the evaluation rows. excess: (rows,) the model's loss less the reference's. entity: (rows,), or None if rows are
+    independent. The check's note gives the mean excess of the worst slices with its interval, corrected for all that were
+    tested: the check fails exactly if that of the worst lies above `max_excess`.
+    Raises: as `slice_columns`.
+    Source: as `slices_above`.
+    """
+    worst = slices_above(
+        excess,
+        slice_columns(rule, table),
+        level=rule.max_excess,
+        unit=entity,
+        depth=rule.depth,
+        min_rows=rule.min_rows,
+        min_units=_MIN_ENTITIES,
+    )
+    name = f"slices against {rule.against}: least p of {len(worst)}"
+    if not worst:
+        note = f"no slice of {rule.columns} has {rule.min_rows} rows of {_MIN_ENTITIES} entities"
+        return at_least(name, float("nan"), rule.alpha, note), ()
+    shown = [_described(part, rule.alpha / len(worst)) for part in worst[:_SHOWN]]
+    return at_least(name, worst[0].corrected, rule.alpha, "; ".join(shown)), worst
+
+
+def slice_columns(rule: SliceRule, table: pa.Table) -> dict[str, npt.NDArray[np.generic]]:
+    """Read the columns of a rule as numbers and texts, (rows,) each.
+
+    Raises: KeyError if the table lacks a column; EvaluationError if its values are lists or records.
+    """
+    return {name: _column(name, table[name]) for name in rule.columns}
+
+
+def _described(part: Slice, alpha: float) -> str:
+    low, high = part.interval(alpha)
+    return f"{part.name}: loss {part.mean:+.4f} ({low:+.4f} to {high:+.4f}) on {part.rows} rows, p = {part.corrected:.3g}"
+
+
+def _column(name: str, column: pa.ChunkedArray) -> npt.NDArray[np.generic]:
+    """Convert a column to numbers with NaN for missing ones, or to texts with None."""
+    if pa.types.is_nested(column.type):
+        raise EvaluationError(
+            f"slices.columns: {name!r} is of type {column.type}; name columns of texts or numbers"
+        )
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return np.asarray(column.cast(pa.string()).to_pylist(), dtype=object)
+    numbers = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False))
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+Take = Callable[[pa.Table, npt.NDArray[np.int64]], pa.Table]
+
+
+class RobustnessRule(BaseModel):
+    """Rule on the loss with one disturbed input, over the undisturbed loss, at most.
+
+    max_missing_ratio: with a column null in every row. max_shift_ratio: with a numeric column shifted by `shift` times its
+    interquartile range, up and down. None: not tried. columns: to disturb, all inputs unless given.
+    max_rows: rows that are tried, spread evenly.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_missing_ratio: float | None = Field(default=2.0, ge=1.0)
+    max_shift_ratio: float | None = Field(default=None, ge=1.0)
+    shift: float = Field(default=1.0, gt=0.0)
+    columns: tuple[str, ...] = ()
+    max_rows: int = Field(default=2_000, ge=10)
+
+
+def judge_robustness(
+    rule: RobustnessRule,
+    table: pa.Table,
+    label: Floats,
+    predict: Predict,
+    inputs: Sequence[str],
+    loss: MeanLoss,
+    take: Take = lambda table, rows: table.take(rows),
+) -> list[Check]:
+    """Check each kind of disturbance on its worst column; answers that have no loss fail.
+
+    inputs: the columns that the model reads. loss: mean loss of labels and answers.
+    take: selects the rows of some labels, by their numbers. Raises: KeyError if the table lacks a column.
+    """
+    keep = np.unique(np.linspace(0, len(label) - 1, min(rule.max_rows, len(label))).astype(np.int64))
+    table, label = take(table, keep), label[keep]
+    clean = loss(label, predict(table))
+    columns = rule.columns or tuple(inputs)
+
+    def disturbed(other: pa.Table) -> float:
+        return loss(label, predict(other))
+
+    checks = []
+    if rule.max_missing_ratio is not None:
+        missing = {name: [without(table, name)] for name in columns}
+        checks.append(_worst("loss with an input missing", rule.max_missing_ratio, missing, disturbed, clean))
+    if rule.max_shift_ratio is not None:
+        shifted = {name: _shifts(table, name, rule.shift) for name in columns if _is_number(table, name)}
+        checks.append(_worst("loss with an input shifted", rule.max_shift_ratio, shifted, disturbed, clean))
+    return checks
+
+
+def without(table: pa.Table, column: str) -> pa.Table:
+    """Set `column` of the table to null."""
+    return replaced(table, column, pa.nulls(table.num_rows, table[column].type))
+
+
+def replaced(table: pa.Table, column: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Replace the values of `column` in the table."""
+    return table.set_column(table.column_names.index(column), column, values)
+
+
+def added(table: pa.Table, column: str, amount: float) -> pa.Table:
+    """Add `amount` to a numeric column of the table."""
+    return replaced(table, column, pc.add(table[column].cast(pa.float64()), amount))
+
+
+def _shifts(table: pa.Table, column: str, shift: float) -> list[pa.Table]:
+    numbers = pc.drop_null(table[column]).to_numpy(zero_copy_only=False).astype(np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    if not len(numbers):
+        return []
+    amount = shift * float(np.subtract(*np.quantile(numbers, [0.75, 0.25])))
+    return [added(table, column, amount), added(table, column, -amount)] if amount else []
+
+
+def _is_number(table: pa.Table, column: str) -> bool:
+    return bool(pa.types.is_integer(table[column].type) or pa.types.is_floating(table[column].type))
+
+
+def _worst(
+    name: str,
+    limit: float,
+    tables_of: dict[str, list[pa.Table]],
+    loss: Callable[[pa.Table], float],
+    clean: float,
+) -> Check:
+    ratios: dict[str, float] = {}
+    for column, tables in tables_of.items():
+        for table in tables:
+            try:
+                ratio = loss(table) / clean
+            except EvaluationError as error:
+                return at_most(name, float("nan"), limit, f"{column}: {error}")
+            ratios[column] = max(ratio, ratios.get(column, 0.0))
+    if not ratios:
+        return at_most(name, float("nan"), limit, "no column could be disturbed")
+    ranked = sorted(ratios, key=lambda column: -ratios[column])[:5]
+    note = ", ".join(f"{column} {ratios[column]:.3f}" for column in ranked)
+    return at_most(name, ratios[ranked[0]], limit, note)
+
+
+Measure = Literal["selection_rate", "true_positive_rate", "false_positive_rate", "calibration", "loss"]
+
+_LEVEL = 0.95
+
+_FEWEST_UNITS = 2  # for a spread
+
+
+class FairnessRule(BaseModel):
+    """Rule that a gap between the groups of a column must stay small.
+
+    measure: share of answers above the threshold (selection_rate), the same among label 1 (true_positive_rate, equal
+    opportunity) or label 0 (false_positive_rate), mean answer less mean label (calibration), or mean loss, which every outcome has.
+    max_gap: greatest less least value over groups; max_gap_high: the upper end of its 95 % interval, at most: a gap that is proven
+    to be small. min_rows: smaller groups, counted by the rows that the measure uses, are named but not judged; with fewer than two
+    groups left the check fails.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    column: str
+    measure: Measure = "calibration"
+    max_gap: float = Field(gt=0.0)
+    max_gap_high: float | None = Field(default=None, gt=0.0)
+    threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
+    min_rows: int = Field(default=100, ge=1)
+
+    @model_validator(mode="after")
+    def _a_share_is_at_most_one(self) -> Self:
+        if self.measure != "loss" and self.max_gap > 1.0:
+            raise ValueError(
+                f"max_gap {self.max_gap} of {self.measure}: no gap of shares is above 1; lower it"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Gap between the groups of a column with its interval; NaN with fewer than two groups. note: each group's value."""
+
+    value: float
+    low: float
+    high: float
+    note: str
+
+
+def judge_fairness(rule: FairnessRule, rows: Judged) -> list[Check]:
+    """Check the gap between the groups of a column, and its upper end if the rule limits it. Raises: as `fairness_gap`."""
+    gap, name = fairness_gap(rule, rows), f"{rule.measure} gap over {rule.column}"
+    checks = [at_most(name, gap.value, rule.max_gap, gap.note)]
+    if rule.max_gap_high is not None:
+        checks.append(at_most(f"{name}, upper end", gap.high, rule.max_gap_high, gap.note))
+    return checks
+
+
+def fairness_gap(rule: FairnessRule, rows: Judged) -> Gap:
+    """Measure the gap between the groups of a column.
+
+    Its interval is that of the difference of the two groups that are farthest apart, at a level corrected for all pairs; rows of
+    one entity are one observation. Raises: KeyError if the column is absent.
+    Source: Hardt, Price and Srebro, Equality of opportunity in supervised learning, 2016; Pleiss et al., On fairness and
+    calibration, 2017.
+    """
+    groups = np.asarray(
+        pc.fill_null(rows.table[rule.column].cast(pa.string()), "missing").to_numpy(zero_copy_only=False), dtype=np.str_
+    )  # fmt: skip
+    values, counted = _values(rule, rows), _counted(rule.measure, rows.label)
+    means: dict[str, tuple[float, float]] = {}
+    small = []
+    for group in np.unique(groups).tolist():
+        mine = (groups == group) & counted
+        if mine.sum() < rule.min_rows:
+            small.append(group)
+            continue
+        means[group] = _mean_with_error(values[mine], None if rows.entity is None else rows.entity[mine])
+    note = ", ".join(f"{group} {mean:.4f}" for group, (mean, _) in means.items())
+    note += f"; too few rows: {', '.join(small)}" if small else ""
+    if len(means) < _FEWEST_UNITS:
+        return Gap(math.nan, math.nan, math.nan, note)
+    (least, error), (most, other_error) = min(means.values()), max(means.values())
+    pairs = len(means) * (len(means) - 1) / 2
+    radius = -float(special.ndtri((1 - _LEVEL) / 2 / pairs)) * math.hypot(error, other_error)
+    low, high = max(0.0, most - least - radius), most - least + radius
+    return Gap(most - least, low, high, f"{note}; 95 % interval of the gap {low:.4f} to {high:.4f}")
+
+
+def _values(rule: FairnessRule, rows: Judged) -> Floats:
+    """Value of each row (rows,) of which a group's measure is the mean."""
+    if rule.measure == "loss":
+        if rows.loss is None:
+            raise ValueError("the gap in loss needs the loss of each row: pass it")
+        return rows.loss
+    if rule.measure == "calibration":
+        gaps: Floats = rows.answers - rows.label
+        return gaps
+    return (rows.answers >= rule.threshold).astype(np.float64)
+
+
+def _counted(measure: Measure, label: Floats) -> npt.NDArray[np.bool_]:
+    if measure == "true_positive_rate":
+        return np.equal(label, 1.0)
+    if measure == "false_positive_rate":
+        return np.equal(label, 0.0)
+    return np.ones(len(label), dtype=bool)
+
+
+def _mean_with_error(values: Floats, entity: npt.NDArray[np.generic] | None) -> tuple[float, float]:
+    """Mean of values, and its standard error over entities; infinite with one entity."""
+    mean = float(values.mean())
+    sums = values - mean
+    if entity is not None:
+        _, code = np.unique(entity, return_inverse=True)
+        sums = np.bincount(code, sums).astype(np.float64)
+    if len(sums) < _FEWEST_UNITS:
+        return mean, math.inf
+    spread = float((sums**2).sum()) * len(sums) / (len(sums) - 1)
+    return mean, math.sqrt(spread) / len(values)
+
+
+class Check(BaseModel):
+    """Result of checking one limit: the value found, the limit, and which side is good. note: details for the reader."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    name: str
+    value: float
+    limit: float
+    rule: str
+    passed: bool
+    note: str = ""
+
+
+def at_most(name: str, value: float, limit: float, note: str = "") -> Check:
+    """Check that value <= limit; NaN does not pass."""
+    return Check(name=name, value=value, limit=limit, rule="at most", passed=bool(value <= limit), note=note)
+
+
+def at_least(name: str, value: float, limit: float, note: str = "") -> Check:
+    """Check that value >= limit; NaN does not pass."""
+    return Check(name=name, value=value, limit=limit, rule="at least", passed=bool(value >= limit), note=note)
+
+
+Floats = npt.NDArray[np.float64]
+
+Predict = Callable[[pa.Table], Floats]
+
+MeanLoss = Callable[[Floats, Floats], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Judged rows of one length. answers: probabilities (rows,), or what the loss was computed of; entity: None if independent."""
+
+    table: pa.Table
+    label: Floats
+    answers: Floats
+    loss: Floats | None = None
+    entity: npt.NDArray[np.generic] | None = None
+
+
+_SEED = 2013
+
+_ROUNDING = 1e-6  # error of a probability in 32-bit arithmetic
+
+
+class Invariance(BaseModel):
+    """Rule that other values of a column must hardly change the answer.
+
+    values: given to every row, one value after the other; empty: the column's own values, shuffled.
+    max_change: of the answer, up to which it counts as unchanged. min_share: of rows that must stay unchanged.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["invariance"] = "invariance"
+    column: str
+    values: tuple[str | float, ...] = ()
+    max_change: float = Field(default=0.01, gt=0.0)
+    min_share: float = Field(default=0.95, gt=0.0, le=1.0)
+
+
+class Direction(BaseModel):
+    """Rule that more of a numeric column must move the answer one way.
+
+    change: amount that is added. expected: direction of the answer. min_share: of rows that must not move the other way; the
+    mean must move the expected way, so that a model which ignores the column fails.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["direction"] = "direction"
+    column: str
+    change: float = Field(allow_inf_nan=False)
+    expected: Literal["up", "down"]
+    min_share: float = Field(default=0.9, gt=0.0, le=1.0)
+
+
+Behaviour = Annotated[Invariance | Direction, Field(discriminator="kind")]
+
+
+def judge_behaviour(rule: Invariance | Direction, table: pa.Table, predict: Predict) -> Check:
+    """Check the share of rows that behave as the rule says; NaN answers do not.
+
+    Raises: KeyError if the table lacks the column.
+    Source: Ribeiro et al., Beyond accuracy: behavioral testing of NLP models with CheckList, 2020.
+    """
+    if not table.num_rows:
+        return at_least(f"{rule.kind} of {rule.column}", float("nan"), rule.min_share, "no rows")
+    before = predict(table)
+    if isinstance(rule, Invariance):
+        changes = np.stack([np.abs(predict(other) - before) for other in _others(rule, table)])
+        share = float((changes <= rule.max_change).all(axis=0).mean())
+        note = f"answers change by up to {float(changes.max()):.4f}"
+        return at_least(f"invariance to {rule.column}", share, rule.min_share, note)
+    sign = 1.0 if rule.expected == "up" else -1.0
+    moved = sign * (predict(added(table, rule.column, rule.change)) - before)
+    mean = float(moved.mean())
+    share = float((moved >= -_ROUNDING).mean()) if mean > 0 else 0.0
+    note = f"{rule.change:+g} moves the mean answer by {sign * mean:+.5f}"
+    return at_least(f"{rule.column} moves it {rule.expected}", share, rule.min_share, note)
+
+
+def _others(rule: Invariance, table: pa.Table) -> list[pa.Table]:
+    column = table[rule.column]
+    if rule.values:
+        return [
+            replaced(table, rule.column, pa.array([value] * table.num_rows, type=column.type))
+            for value in rule.values
+        ]
+    order = np.random.default_rng(_SEED).permutation(table.num_rows)
+    return [replaced(table, rule.column, column.take(order))]

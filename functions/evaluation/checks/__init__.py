@@ -1,1 +1,0 @@
-"""Rules of a gate beside its metrics: slices, fairness, robustness and required behaviour."""

@@ -1,1 +1,0 @@
-"""Diagnosis of alarms: the slices, features and events that explain a loss."""

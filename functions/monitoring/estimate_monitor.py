@@ -1,0 +1,187 @@
+"""Settings, state and findings of the monitor that estimates performance before labels arrive.
+
+An estimate raises and ends no alarm and is no proof of health: its verdicts are "estimate", later "agreed" or "contradicted".
+Each cohort is estimated with what was known when it ended, however late the monitor runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from toque.functions.evaluation.meanings import MEANINGS, Loss
+from toque.functions.evaluation.outcome_kinds import outcome_kind
+from toque.functions.monitoring.results import Cohorts, CohortState
+from toque.functions.monitoring.watch import MonitorRun
+from toque.functions.stats.estimate import ClassSketch, Estimate, ScoreSketch
+from toque.registry import ModelVersion
+
+COVARIATE_SHIFT = "labels follow features as they did (covariate shift)"
+LABEL_SHIFT = "only the shares of the classes changed, not what their rows look like (label shift)"
+BLIND = "an estimate, not health: it cannot see a changed relation between features and labels"
+SHARES, SHARE_OF = "shares", "share of "
+"""Measure of all shares, where none can be estimated, and beginning of the measure that is the share of a class among the rows."""
+_Z_95 = 1.96  # half width of a 95 % interval, in standard errors
+
+
+class EstimateMonitor(BaseModel):
+    """Settings of the monitor that estimates performance.
+
+    loss: of a probability of label 1 or of one for each class, from the model's own confidence; or the loss of a number or a count,
+        learnt from rows of the last `lookback` that have labels.
+    cohort: as of the performance monitor. label_delay: after it a cohort's labels are there and the estimate is settled.
+    min_rows: cohorts with fewer answers are not estimated. min_labels: below it probabilities are taken as served, and
+        other losses not estimated.
+    clip: as of the performance monitor. agree: standard errors within which labels agree with an estimate.
+    lookback: how far back a monitor without a state begins.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["estimate"] = "estimate"
+    loss: Loss = "log_loss"
+    cohort: timedelta = timedelta(days=1)
+    label_delay: timedelta = timedelta(days=1)
+    min_rows: int = Field(default=30, ge=1)
+    min_labels: int = Field(default=1_000, ge=1)
+    clip: float = Field(default=0.01, gt=0, lt=0.5)
+    agree: float = Field(default=4.0, gt=0)
+    lookback: timedelta = timedelta(days=28)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.cohort <= timedelta(0) or self.label_delay < timedelta(0):
+            raise ValueError(
+                f"cohort must be longer than zero and label_delay not below it, got {self.cohort}, {self.label_delay}"
+            )
+        return self
+
+
+class EstimateState(CohortState):
+    """State of the monitor of estimates. next_cohort, next_label: the first cohort not estimated, and the first not settled.
+
+    labelled: scores and labels of settled cohorts, from which probabilities are calibrated; classes: the same of a model of several
+    classes. pending: estimates to settle.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    next_label: int
+    labelled: ScoreSketch = ScoreSketch()
+    classes: ClassSketch | None = None
+    pending: dict[int, dict[str, Estimate]] = Field(default={})
+
+    def on_grid(self, moved: Callable[[int], int]) -> Self:
+        """Keep the scores and labels, which are of rows; estimates that were not settled are given up."""
+        return type(self)(
+            version=self.version,
+            next_cohort=moved(self.next_cohort),
+            next_label=moved(self.next_label),
+            labelled=self.labelled,
+            classes=self.classes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateResult:
+    """Estimate of one measure for one cohort. error: its standard error, None if unknown; realised: None until labels are there."""
+
+    cohort: int
+    measure: str
+    verdict: Literal["estimate", "agreed", "contradicted", "insufficient"]
+    rows: int
+    estimate: float | None
+    realised: float | None
+    z: float | None
+    text: str
+    error: float | None = None
+
+
+def foreseen(index: int, name: str, found: Estimate, how: str) -> EstimateResult:
+    """Make the result of a cohort without labels. how: what the estimate was learnt from."""
+    assumed = f"an estimate, not health: right if {LABEL_SHIFT}" if name.startswith(SHARE_OF) else BLIND
+    low, high = interval(found.mean, found.error)
+    text = f"{name} about {found.mean:.4g}, 95 % interval {low:.4g} to {high:.4g} ({how}): {assumed}"
+    return EstimateResult(index, name, "estimate", found.n, found.mean, None, None, text, found.error)
+
+
+def insufficient(index: int, name: str, rows: int, why: str) -> EstimateResult:
+    """Make the result of a cohort for which a measure cannot be estimated."""
+    return EstimateResult(
+        index, name, "insufficient", rows, None, None, None, f"no estimate of {name}: {why}"
+    )
+
+
+def check_estimable(champion: ModelVersion, loss: Loss) -> None:
+    """Check that a loss of a version can be estimated. Raises: ValueError that names the outcome, and what to do instead."""
+    kind = outcome_kind(champion).name
+    meaning = MEANINGS[kind]
+    if why := meaning.refused.get("monitor.estimate"):
+        raise ValueError(
+            f"{champion.model}@{champion.version} answers {kind!r}, so nothing is estimated: {why}"
+        )
+    if loss not in meaning.losses:
+        raise ValueError(
+            f"{champion.model}@{champion.version} answers {kind!r}, which has no {loss!r}: use loss={meaning.losses[0]!r}"
+        )
+
+
+def interval(mean: float, error: float) -> tuple[float, float]:
+    """95 % interval of an estimate with this standard error."""
+    return mean - _Z_95 * error, mean + _Z_95 * error
+
+
+def compared_with_labels(
+    index: int, name: str, expected: Estimate, realised: float, rows: int, monitor: EstimateMonitor
+) -> EstimateResult:
+    """Compare an estimate with what was realised on so many labelled rows."""
+    # If only some of the labels came, their mean varies more than that of all would.
+    z = expected.z(realised) * float(np.sqrt(min(rows / expected.n, 1.0)))
+    agreed = abs(z) <= monitor.agree
+    text = (
+        f"{name} was {realised:.4f} on {rows} labels, estimated {expected.mean:.4f}: {z:+.1f} standard errors"
+    )
+    return EstimateResult(
+        index, name, "agreed" if agreed else "contradicted", rows, expected.mean, realised, z, text
+    )
+
+
+def load_estimate_state(
+    run: MonitorRun, champion: ModelVersion, monitor: EstimateMonitor, grid: Cohorts
+) -> EstimateState:
+    """Load the state for this champion, or make the one to begin with."""
+    state = run.load_state(monitor, EstimateState)
+    if state is not None:
+        if state.version == champion.version:
+            return state
+        begin = state.next_cohort
+    else:
+        begin = grid.index(run.now - monitor.lookback)
+    return EstimateState(version=champion.version, next_cohort=begin, next_label=begin)
+
+
+def result_row(
+    run: MonitorRun, champion: ModelVersion, grid: Cohorts, one: EstimateResult, monitor: EstimateMonitor
+) -> dict[str, Any]:
+    """Convert an estimate to a row of the results table; the statistic is its standard error, once settled z."""
+    return {
+        "monitor": monitor.kind,
+        "subject": one.measure,
+        "version": champion.version,
+        "start": grid.start(one.cohort),
+        "end": grid.start(one.cohort + 1),
+        "rows": one.rows,
+        "verdict": one.verdict,
+        "value": one.realised,
+        "reference": one.estimate,
+        "statistic": one.error if one.verdict == "estimate" else one.z,
+        "threshold": monitor.agree,
+        "text": one.text,
+        "judged_at": run.now,
+    }

@@ -1,1 +1,0 @@
-"""Estimates of performance before labels arrive, compared with the truth once they do."""

@@ -1,1 +1,0 @@
-"""Processes that train together: alone, with the whole model each, with a shard each, or with layers split, and which is slow."""

@@ -1,0 +1,355 @@
+"""What the serving benchmarks ask, by wrk or h2load, and the predictor that they start.
+
+Fixtures of the serving benchmarks: registered models, traffic splits, and features read by key.
+
+Closed loop of requests by `h2load`, for JSON over HTTP/1.1 and for gRPC.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import torch
+
+from toque.featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64
+from toque.functions.model_formats.program import export_program, save_program
+from toque.load.benchmarks.harness import NotPossible, Ratio, in_turns, say
+from toque.load.benchmarks.servers import Child, free_port, module, process, until
+from toque.load.benchmarks.serving.floor import COLUMNS, small_mlp
+from toque.registry import Access, Registry, Signature, TensorSpec, open_store
+
+ROW = [round(0.1 * i, 1) for i in range(COLUMNS)]
+_PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client"}
+_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+def need(*tools: str) -> None:
+    """Refuse to begin without some programs. Raises: NotPossible."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            raise NotPossible(f"this benchmark needs {tool} (apt-get install {_PACKAGES.get(tool, tool)})")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Answers of one round: requests a second, and milliseconds at two quantiles."""
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """Request that is sent again and again. h2load: what that is to ask, instead of wrk; "grpc://host:port" for the message of a call."""
+
+    name: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    h2load: str = ""
+
+    def answers(self) -> bool:
+        """Whether its own request is answered."""
+        try:
+            return httpx.post(self.url, content=self.body, headers=self.headers, timeout=5).is_success
+        except httpx.HTTPError:
+            return False
+
+    def ask(self, connections: int, seconds: float, folder: Path) -> Load:
+        """Run wrk or h2load once; refuses to report one with errors. Raises: NotPossible."""
+        if self.h2load:
+            times_us = ask_by_h2load(self.h2load, self.headers, self.body, connections, seconds, folder)
+            p50, p99 = np.quantile(times_us, [0.5, 0.99]) / 1e3
+            return Load(len(times_us) / seconds, float(p50), float(p99))
+        script = folder / "request.lua"
+        body = "".join(f"\\x{byte:02x}" for byte in self.body)
+        headers = [f"wrk.headers['{name}'] = '{value}'" for name, value in self.headers.items()]
+        script.write_text("\n".join(["wrk.method = 'POST'", f'wrk.body = "{body}"', *headers]))
+        options = ["-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "20s", "--latency"]
+        command = ["wrk", *options, "-s", str(script), self.url]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        if "Non-2xx" in told or "Socket errors" in told:
+            raise NotPossible(f"{self.name}: a request failed:\n{told}")
+        ((rate,), *quantiles) = (
+            re.findall(rf"{what}\s+([\d.]+)(us|ms|s)?", told) for what in ("Requests/sec:", "50%", "99%")
+        )
+        p50, p99 = (float(value) * _UNITS[unit] for ((value, unit),) in quantiles)
+        return Load(float(rate[0]), p50, p99)
+
+
+def compare(
+    targets: Sequence[Target], connections: Sequence[int], seconds: float, rounds: int, folder: Path
+) -> dict[str, float]:
+    """Ask all targets in turns, print medians and ratios to the first, and return the highest median rate of each."""
+    for target in targets:
+        target.ask(16, 2, folder)  # warm
+    most = dict.fromkeys((target.name for target in targets), 0.0)
+    for count in connections:
+        calls = {target.name: partial(target.ask, count, seconds, folder) for target in targets}
+        loads = in_turns(calls, rounds)
+        base = [load.rate for load in loads[targets[0].name]]
+        for name, found in loads.items():
+            rates = [load.rate for load in found]
+            rate, p50, p99 = np.median([[load.rate, load.p50_ms, load.p99_ms] for load in found], axis=0)
+            most[name] = max(most[name], float(rate))
+            say(
+                f"{name:24}{count:4} connections{rate:8.0f} requests/s, p50 {p50:6.2f} ms, p99 {p99:7.2f} ms; "
+                f"{Ratio.of(rates, base)} of {targets[0].name}"
+            )
+    return most
+
+
+def headers_of(token: str) -> dict[str, str]:
+    """Headers of a request with JSON."""
+    return {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+
+
+def json_body(row: Sequence[float] = ROW) -> bytes:
+    """Encode one row as the protocol's JSON."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, len(row)], "data": list(row)}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def binary_body(row: Sequence[float] = ROW) -> tuple[bytes, dict[str, str]]:
+    """Encode one row as a binary tensor: the body, and the header with the length of its JSON."""
+    data = struct.pack(f"<{len(row)}f", *row)
+    parameters = {"binary_data_size": len(data)}
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, len(row)], "parameters": parameters}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return head + data, {"Inference-Header-Content-Length": str(len(head))}
+
+
+def grpc_body(model: str = "mlp", row: Sequence[float] = ROW) -> bytes:
+    """Encode one row as a gRPC message with raw contents."""
+    from tritonclient.grpc import service_pb2  # late: only gRPC needs it
+
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name="x", datatype="FP32", shape=[1, len(row)])
+    request.raw_input_contents.append(struct.pack(f"<{len(row)}f", *row))
+    message: bytes = request.SerializeToString()
+    return message
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """Running predictor, and its process."""
+
+    url: str
+    token: str
+    child: Child
+
+    def target(self, model: str, body: bytes | None = None, **headers: str) -> Target:
+        """Make the target that asks a model by HTTP for one row."""
+        own = headers_of(self.token) | headers
+        return Target(model, f"{self.url}/v2/models/{model}/infer", own, body or json_body())
+
+
+@contextmanager
+def predictor(
+    folder: Path,
+    store_url: str,
+    token: str,
+    *options: object,
+    redis_url: str = "",
+    environment: Mapping[str, str] | None = None,
+    asked: str | None = "mlp",
+) -> Iterator[Predictor]:
+    """Run a predictor on a store. asked: model that answers before the block begins, None for none. Raises: NotPossible."""
+    port = free_port()
+    own = {"TOQUE_STORE": store_url} | ({"TOQUE_REDIS_URL": redis_url} if redis_url else {})
+    command, log = (
+        module("toque.ray_apps.predictor", "--port", port, *options),
+        folder / f"predictor-{port}.log",
+    )
+    with process(
+        command,
+        log,
+        own | dict(environment or {}),
+        ready=lambda: b"ready\n" in log.read_bytes(),
+        within_s=300,
+    ) as child:
+        running = Predictor(f"http://127.0.0.1:{port}", token, child)
+        if asked is not None:
+            until(running.target(asked).answers, f"{asked} does not answer")
+        yield running
+
+
+WIDE, LONG_ROW, FEATURES = 2_048, 500, 40
+SERVICE, KEY = "forty_features", "k1"
+FEATURE_NAMES = [f"f{n:02}" for n in range(FEATURES)]
+_VIEWS = {f"view_{n}": FEATURE_NAMES[10 * n : 10 * n + 10] for n in range(FEATURES // 10)}
+
+
+class WideMlp(torch.nn.Module):
+    """MLP of 8.4 million weights, which reading dominates for one row as for many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (COLUMNS, WIDE, WIDE, WIDE, 1)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(*pair) for pair in itertools.pairwise(widths))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the probabilities (rows, 1) of `x` (rows, 20)."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = torch.relu(layer(x))
+        return torch.sigmoid(last(x))
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkModel:
+    """Model that the benchmark serves.
+
+    tags: of its versions; arms: shares of further versions; shadow: whether one more listens.
+    """
+
+    module: torch.nn.Module
+    tags: dict[str, str] = field(default_factory=dict)
+    arms: tuple[float, ...] = ()
+    shadow: bool = False
+    columns: int = COLUMNS
+
+    def signature(self) -> Signature:
+        """Describe its rows, by the names of the features where it is asked by key."""
+        names = FEATURE_NAMES if "feature_service" in self.tags else None
+        return Signature(
+            inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, self.columns], columns=names)],
+            outputs=[TensorSpec(name="y", datatype="FP32", shape=[-1, 1])],
+            example={"x": [[0.1] * self.columns]},
+        )
+
+
+def split_models() -> dict[str, BenchmarkModel]:
+    """Make the models of the small network: a 90/9/1 split, and one with a shadow."""
+    return {
+        "mlp-split": BenchmarkModel(small_mlp(), arms=(0.09, 0.01)),
+        "mlp-split-shadow": BenchmarkModel(small_mlp(), arms=(0.09, 0.01), shadow=True),
+    }
+
+
+def keyed_models() -> dict[str, BenchmarkModel]:
+    """Make two models of 40 features: one that is sent them, one that looks them up."""
+    module = small_mlp(FEATURES)
+    return {
+        "forty": BenchmarkModel(module, columns=FEATURES),
+        "forty-by-key": BenchmarkModel(module, {"feature_service": SERVICE}, columns=FEATURES),
+    }
+
+
+def define_features(store_url: str, redis_url: str | None = None) -> FeatureStore:
+    """Define forty features in four views, if they are not yet; before a platform starts, which signs what it writes."""
+    features, entity = (
+        FeatureStore(open_store(store_url), redis_url=redis_url),
+        Entity("key", join_keys=["key"]),
+    )
+    views = [
+        FeatureView(view, entities=[entity], schema=[Field(name, Float64) for name in names], ttl=None)
+        for view, names in _VIEWS.items()
+    ]
+    features.apply([entity, *views, FeatureService(SERVICE, features=views)])
+    return features
+
+
+def fill_features(store_url: str, redis_url: str) -> None:
+    """Write forty features in four views to Redis, one row each."""
+    features, now = (
+        define_features(store_url, redis_url),
+        pa.array([datetime.now(UTC)], pa.timestamp("us", "UTC")),
+    )
+    for view, names in _VIEWS.items():
+        row = pa.table({"key": [KEY], "event_timestamp": now, **{name: [0.5] for name in names}})
+        features.push(view, row, to="online")
+
+
+def register(store_url: str, folder: Path, models: dict[str, BenchmarkModel]) -> str:
+    """Register the models and set their traffic; returns a token that may predict."""
+    store = open_store(store_url)
+    registry = Registry(store, actor="bench")
+    for name, model in models.items():
+        registry.create_model(name)
+        champion, *others = [
+            another_version(registry, folder, name, model) for _ in range(1 + len(model.arms) + model.shadow)
+        ]
+        registry.promote(name, champion)
+        if others:
+            arms = {f"arm-{n}": (others[n], share) for n, share in enumerate(model.arms)}
+            shadows = [others[-1]] if model.shadow else []
+            registry.set_traffic(name, arms, shadows=shadows, reason="benchmark")
+    return Access(store, actor="bench").create_token("bench", "predictor")
+
+
+def another_version(registry: Registry, folder: Path, name: str, model: BenchmarkModel) -> int:
+    """Register a version of a model that the registry knows; a network is exported once to `folder`. Returns its number."""
+    path = folder / str(id(model.module))
+    if not path.exists():
+        path.mkdir(parents=True)
+        example = torch.full((2, model.columns), 0.1)
+        save_program(export_program(model.module, {"x": example}), path / "model.pt2")
+    return registry.create_version(name, path=path, signature=model.signature(), tags=model.tags).version
+
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def ask_by_h2load(
+    url: str, headers: Mapping[str, str], body: bytes, connections: int, seconds: float, folder: Path
+) -> list[int]:
+    """Measure how long each answer took, in sorted microseconds, with one request at a time per connection.
+
+    url: "http://…", or "grpc://host:port" for calls of ModelInfer, whose message is `body`.
+    Raises: RuntimeError if an answer is no success; a refusal by gRPC is a 200 too, and has no message.
+    """
+    sent, log = folder / "h2load.body", folder / "h2load.log"
+    log.unlink(missing_ok=True)
+    kind, shortest, place = "--h1", 0, url
+    if url.startswith("grpc://"):
+        shortest = _ask_once(url.removeprefix("grpc://"), headers, body)
+        body = _framed(body)
+        headers = {**headers, "Content-Type": "application/grpc", "TE": "trailers"}
+        kind, place = "--npn-list=h2c", f"http://{url.removeprefix('grpc://')}{INFER}"
+    sent.write_bytes(body)
+    options = [option for name, value in headers.items() for option in ("-H", f"{name.lower()}: {value}")]
+    done = subprocess.run(
+        ["h2load", "-t1", f"-c{connections}", "-m1", f"-D{seconds:.0f}", kind, "-d", str(sent),
+         "--log-file", str(log), *options, place],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    rows = [line.split() for line in log.read_text().splitlines()]
+    count, size = (re.search(what, done.stdout) for what in (r"(\d+) succeeded", r"\((\d+)\) data"))
+    assert count is not None and size is not None  # noqa: S101, PT018 - h2load prints them
+    if not rows or any(status != "200" for _, status, _ in rows) or int(size[1]) < int(count[1]) * shortest:
+        raise RuntimeError(f"{url}: answers that are no predictions:\n{done.stdout}")
+    return sorted(int(microseconds) for _, _, microseconds in rows)
+
+
+def _framed(message: bytes) -> bytes:
+    """Frame a message as gRPC sends it."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def _ask_once(address: str, headers: Mapping[str, str], message: bytes) -> int:
+    """Call once as a client does, and return the size of the answer's message.
+
+    Raises: grpc.RpcError if it is refused.
+    """
+    import grpc  # late: only gRPC needs it
+
+    with grpc.insecure_channel(address) as channel:
+        metadata = (("authorization", headers["Authorization"]),)
+        answer: bytes = channel.unary_unary(INFER)(message, metadata=metadata, wait_for_ready=True)
+    return len(_framed(answer))

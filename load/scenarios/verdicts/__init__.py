@@ -1,1 +1,0 @@
-"""Verdicts on a load: histograms, objectives, and comparison of runs."""

@@ -1,0 +1,385 @@
+"""`toque functions`, `run`, `submit` and `invocations`.
+
+`toque logs`, `toque queue` and `toque costs`: what an invocation printed, which ones wait, and what all of them cost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from toque.ray_apps.cli.arguments import (
+    INVOCATION,
+    Commands,
+    Given,
+    add,
+    arg,
+    find_project_here,
+    flag,
+    group,
+    limit,
+    read_json,
+)
+from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.output import (
+    Column,
+    chosen,
+    columns,
+    complain,
+    facts,
+    listing,
+    message,
+    newest_first,
+    say,
+    see_page,
+    value,
+)
+from toque.ray_apps.cli.transfer import invocation_bar
+
+POLL_S = 0.2
+ENDED = frozenset({"succeeded", "dead", "cancelled"})
+STATES = ("queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled")
+
+_FUNCTION = arg("function name", "name of the function, as `toque functions` shows it")
+_FULLY = arg("function name", "function to show in full (default: list all)", nargs="?")
+_ARGUMENTS = arg("--json JSON", "its arguments: a JSON object, @file or - (default: {})", default="{}")
+_HERE = flag("--here", "run it in this process, without a platform")
+_RUN_KEY = arg("--key", "idempotency key: the same key gives the same answer")
+_SUBMIT_KEY = arg("--key", "idempotency key: the same key gives the same invocation")
+_WAIT = flag("--wait", "wait for the result and print it")
+_STATE = arg("--state", "only those in this state", choices=STATES)
+_SIGNAL = arg("name", "name of the signal that it waits for")
+_VALUE = arg("--json JSON", "the signal's value (default: true)", default="true")
+
+
+def register(commands: Commands) -> None:
+    """Add the commands of this module."""
+    add(commands, "functions", _functions, _FULLY, limit(None))
+    add(commands, "run", _run, _FUNCTION, _ARGUMENTS, _HERE, _RUN_KEY, json_option=False)
+    add(commands, "submit", _submit, _FUNCTION, _ARGUMENTS, _SUBMIT_KEY, _WAIT, json_option=False)
+    actions = group(
+        commands, "invocations", "List, show, cancel, redrive, purge and signal durable invocations."
+    )
+    add(actions, "list", _list, _STATE, limit())
+    add(actions, "show", _show, INVOCATION)
+    add(actions, "cancel", _cancel, INVOCATION)
+    add(actions, "redrive", _redrive, INVOCATION)
+    add(actions, "purge", _purge, INVOCATION)
+    add(actions, "signal", _signal, INVOCATION, _SIGNAL, _VALUE, json_option=False)
+
+
+def _functions(given: Given) -> None:
+    """List the functions with their arguments, or show one in full."""
+    if given.function is None:
+        found = given.client.get("/functions")
+        listing(given.output, _LISTED, found, empty="no function is declared", limit=given.limit)
+    else:
+        facts(given.output, _IN_FULL, given.client.get(f"/functions/{given.function}"))
+
+
+def _run(given: Given) -> int:
+    """Call a function and print its result."""
+    arguments = read_json(given.json)
+    if given.here:
+        from toque.functions.__main__ import main  # late: it imports every function
+
+        find_project_here()
+        os.environ |= {"TOQUE_WORKSPACE": given.workspace} if given.workspace else {}
+        return main(["run", given.function, "--json", json.dumps(arguments)])
+    value(_post(given, arguments))
+    return 0
+
+
+def _submit(given: Given) -> int:
+    """Record a durable invocation and print its ID."""
+    accepted = _post(given, read_json(given.json), Prefer="respond-async")
+    if not given.wait:
+        message(given.output, accepted["id"], accepted)
+        return 0
+    invocation = follow(given.client, accepted["id"], POLL_S)
+    if invocation["status"] == "succeeded":
+        value(invocation["result"])
+    return exit_code(invocation)
+
+
+def _post(given: Given, arguments: Any, **headers: str) -> Any:
+    """The platform's answer to a call of the function."""
+    headers |= {"Idempotency-Key": given.key} if given.key else {}
+    return given.client.send("POST", f"/functions/{given.function}", body=arguments, headers=headers).json()
+
+
+def follow(
+    client: Client, invocation: str, poll_s: float, *, each_time: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """The invocation once it has ended, its progress drawn meanwhile. each_time: called after each look at it."""
+    with invocation_bar() as report:
+        while True:
+            found: dict[str, Any] = client.get(f"/invocations/{invocation}")
+            if each_time:
+                each_time()
+            report(found)
+            if found["status"] in ENDED:
+                return found
+            time.sleep(poll_s)
+
+
+def exit_code(invocation: dict[str, Any]) -> int:
+    """The exit code for an invocation that has ended; why it did not succeed is said on standard error."""
+    if invocation["status"] == "succeeded":
+        return 0
+    complain(_failure(invocation) or f"invocation {invocation['id']} is {invocation['status']}")
+    return 1
+
+
+def _list(given: Given) -> None:
+    """List invocations, the newest first."""
+    found = given.client.get("/invocations", state=given.state, limit=given.limit + 1)
+    state = f" in the state {given.state}" if given.state else ""
+    listing(given.output, _INVOCATIONS, found, empty=f"there is no invocation{state}", limit=given.limit)
+
+
+def _show(given: Given) -> None:
+    """Show one with its arguments, and its result or error."""
+    facts(given.output, _INVOCATION, given.client.get(f"/invocations/{given.invocation}"))
+    see_page(given.output, given.client.page("invocations", given.invocation))
+
+
+def _cancel(given: Given) -> None:
+    """End one that has not ended."""
+    _change(given, "DELETE", "")
+
+
+def _redrive(given: Given) -> None:
+    """Queue a dead or cancelled one again."""
+    _change(given, "POST", "/redrive")
+
+
+def _purge(given: Given) -> None:
+    """Take one out of the dead letters."""
+    _change(given, "POST", "/purge", text="purged")
+
+
+def _signal(given: Given) -> None:
+    """Give a waiting one its signal: an approval, say."""
+    _change(given, "POST", f"/signals/{given.name}", body=read_json(given.json))
+
+
+def _change(given: Given, method: str, path: str, *, body: Any = None, text: str | None = None) -> None:
+    """Change an invocation, and print the state it is in then."""
+    changed = given.client.send(method, f"/invocations/{given.invocation}{path}", body=body).json()
+    message(given.output, text or changed["status"], changed)
+
+
+def _names(function: dict[str, Any]) -> str:
+    """Names of the arguments, those that may be left out in brackets: `model, [days]`."""
+    required = function["input_schema"].get("required", [])
+    names = function["input_schema"].get("properties", {})
+    return ", ".join(name if name in required else f"[{name}]" for name in names)
+
+
+def _signature(function: dict[str, Any]) -> str:
+    """Arguments as a person writes them: `model: string, days: integer = 28`."""
+    schema = function["input_schema"]
+    required = schema.get("required", [])
+    parts = []
+    for name, argument in schema.get("properties", {}).items():
+        default = "" if name in required else f" = {json.dumps(argument.get('default'), ensure_ascii=False)}"
+        parts.append(f"{name}: {_type(argument)}{default}")
+    return ", ".join(parts)
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A JSON schema in a word or two."""
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_type(each) for each in schema["anyOf"]))
+    if "enum" in schema:
+        return " or ".join(json.dumps(each) for each in schema["enum"])
+    if "const" in schema:
+        return json.dumps(schema["const"])
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    return str(schema.get("format") or schema.get("type", "any value"))
+
+
+def _summary(function: dict[str, Any]) -> str:
+    """The first line of a function's description, without the errors that are for Python's callers."""
+    return str(function["doc"].partition("\n")[0].partition(" Raises:")[0])
+
+
+def _failure(invocation: dict[str, Any]) -> str | None:
+    failure = invocation["failure"]
+    return failure and f"{failure['type']}: {failure['message']}"
+
+
+def _result(invocation: dict[str, Any]) -> str | None:
+    done = invocation["status"] == "succeeded"
+    return json.dumps(invocation["result"], ensure_ascii=False) if done else None
+
+
+_LISTED = columns(
+    "function: name | arguments | what it does",
+    wide="signature | schedule: schedules | events | reference",
+    texts="arguments | what it does",
+    values={"arguments": _names, "what it does": _summary, "signature": _signature},
+)
+_IN_FULL = columns(
+    "function: name | reference | what it does: doc | arguments | result | time limit, s: timeout_s | attempts: max_attempts"
+    " | CPUs: resources.num_cpus | GPUs: resources.num_gpus | results cached: cache | schedule: schedules | events",
+    wide="code digest: digest",
+    texts="what it does | arguments | result",
+    values={"arguments": _signature, "result": lambda row: _type(row["output_schema"])},
+)
+_INVOCATIONS = columns(
+    "ID: id | function | status | submitted: submitted_at",
+    wide="caller | attempts | key | finished: finished_at | arguments",
+    texts="arguments",
+)
+_INVOCATION = columns(
+    "ID: id | function | status | caller | key | arguments | submitted: submitted_at | started: started_at"
+    " | finished: finished_at | attempts | workers lost: lost | steps done: steps | waits for: waits_for | error | result"
+    " | queue, s: receipt.queue_s | run, s: receipt.run_s | CPU, s: receipt.cpu_s | GPU, s: receipt.gpu_s",
+    wide="due | progress | peak memory, bytes: receipt.peak_memory_bytes",
+    texts="arguments | steps done | error | result | progress",
+    values={"error": _failure, "result": _result},
+)
+
+
+# toque.functions.runtime would bring Ray, two seconds; its segments of a log are plain JSON, and so are its receipts.
+
+FOLLOW_S = 0.5
+_OVERLAP_MS = 10_000  # as the runtime's own reader: another process may name its segment by an earlier moment
+
+_FOLLOW = flag("-f --follow", "go on until it has ended; exit code 1 unless it succeeded")
+_TIMES = flag("--times", "put time, function and source before each line")
+_CPU = arg("--cpu-hour PRICE", "price of a CPU for an hour (default: TOQUE_PRICES)", type=float)
+_GPU = arg("--gpu-hour PRICE", "price of a GPU for an hour (default: TOQUE_PRICES)", type=float)
+
+
+def register_ledger(commands: Commands) -> None:
+    """Add the commands of this module."""
+    add(commands, "logs", _logs, INVOCATION, _FOLLOW, _TIMES)
+    add(commands, "queue", _queue, limit(100))
+    add(commands, "costs", _costs, _CPU, _GPU, limit(100))
+
+
+def _logs(given: Given) -> int:
+    """Show what an invocation printed and logged."""
+    given.client.get(f"/invocations/{given.invocation}")  # one that is unknown has no log either
+    lines = _Lines(given.client, given.invocation)
+    if not given.follow:
+        _print(given, lines)
+        return 0
+    # The state is asked for before each reading: once it has ended, all it printed is there to read.
+    ended = follow(given.client, given.invocation, FOLLOW_S, each_time=lambda: _print(given, lines))
+    return exit_code(ended)
+
+
+class _Lines:
+    """Follows what an invocation prints, giving each line once."""
+
+    def __init__(self, client: Client, invocation: str) -> None:
+        self._client = client
+        self._path = f"/invocations/{invocation}/logs"
+        self._seen: set[str] = set()
+        self._newest_ms = 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """The lines that were not there the last time.
+
+        Reading begins a little before the newest segment: another process may name its own by an earlier moment.
+        """
+        after = f"{max(0, self._newest_ms - _OVERLAP_MS):013d}"
+        while segments := self._client.get(self._path, after=after):
+            for each in segments:
+                if each["name"] not in self._seen:
+                    self._seen.add(each["name"])
+                    yield from each["lines"]
+            after = segments[-1]["name"]
+            self._newest_ms = int(after.partition("-")[0])
+
+
+def _print(given: Given, lines: _Lines) -> None:
+    how = chosen(given.output)
+    for line in lines.new():
+        if how == "json":  # one object a line: a log has no end to close a list at
+            say(json.dumps(line, ensure_ascii=False))
+        else:
+            stamp = f"{line['at']} {line['function']} {line['source']}: "
+            say(f"{stamp if given.times or how == 'wide' else ''}{line['text']}")
+
+
+def _queue(given: Given) -> None:
+    """List the experiments that run, and those that wait, each with what for."""
+    rows = call(given.client, "admissions", {})
+    shown = [
+        each | {"waits_for": each["waits_for"] or ("yields" if each["yields"] else "runs")} for each in rows
+    ]
+    listing(given.output, _QUEUE, shown, empty="no experiment runs or waits", limit=given.limit)
+
+
+def _costs(given: Given) -> None:
+    """Sum the receipts by function, day and caller, the newest day first; store requests of the platform too."""
+    prices = _prices(given)
+    found = newest_first(given.client.get("/costs"), "day")
+    rows = [each | {"money": _money(each, prices)} for each in found]
+    priced, empty = (*_COSTS, Column(str(prices["currency"]), "money")), "no invocation has ended yet"
+    listing(given.output, priced, rows, empty=empty, limit=given.limit, total=_total(rows))
+
+
+def _prices(given: Given) -> dict[str, Any]:
+    """Prices of TOQUE_PRICES, those of the command line before them. Raises: UsageError if they cannot be read."""
+    text = os.environ.get("TOQUE_PRICES") or '{"currency": "money", "cpu_hour": 0, "gpu_hour": 0}'
+    try:
+        known = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"TOQUE_PRICES is not JSON: {text!r}: {error}; {_EXAMPLE}") from error
+    if not isinstance(known, dict) or not isinstance(known.get("currency"), str):
+        raise UsageError(f"TOQUE_PRICES={text} names no currency; {_EXAMPLE}")
+    options = {name: getattr(given, name) for name in ("cpu_hour", "gpu_hour")}
+    prices = known | {name: price for name, price in options.items() if price is not None}
+    asked = ("cpu_hour", "gpu_hour", *(name for name in _OPTIONAL if prices.get(name) is not None))
+    for name in asked:
+        price = prices.get(name)
+        if not isinstance(price, int | float) or isinstance(price, bool) or not 0 <= price < math.inf:
+            shown = json.dumps(price) if name in prices else "missing"
+            raise UsageError(f"{name} is {shown}, not a price of 0 or more; {_EXAMPLE}")
+    return prices
+
+
+_OPTIONAL = ("store_reads_1000", "store_writes_1000")
+_EXAMPLE = 'write TOQUE_PRICES=\'{"currency": "EUR", "cpu_hour": 0.04, "gpu_hour": 2}\''
+
+
+def _money(row: dict[str, Any], prices: dict[str, Any]) -> float:
+    reads, writes = (prices.get(name) or 0.0 for name in _OPTIONAL)
+    requests = row["store_reads"] * reads + row["store_writes"] * writes
+    return float(
+        (row["cpu_s"] * prices["cpu_hour"] + row["gpu_s"] * prices["gpu_hour"]) / 3600 + requests / 1000
+    )
+
+
+def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last row: everything together, rows that are not shown included."""
+    names = {"function": "all", "day": None, "caller": None, "model": None}
+    summed = (
+        "invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "store_reads", "store_writes", "money",
+    )  # fmt: skip
+    return names | {each: sum(row[each] for row in rows) for each in summed}
+
+
+_QUEUE = columns(
+    "invocation | function | team | GPUs: gpus | CPUs: cpus | priority | submitted: since | waits for: waits_for",
+    wide="caller | workers | card | preemptible | started: started_at | preemptions",
+)
+_COSTS = columns(
+    "function | day | caller | runs: invocations | queue s: queue_s | run s: run_s | CPU s: cpu_s | GPU s: gpu_s | "
+    "reads: store_reads | writes: store_writes",
+    wide="attempts | model",
+)

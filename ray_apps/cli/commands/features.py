@@ -1,0 +1,287 @@
+"""`toque features`, `catalog`, `sources` and `streams`: the views, how fresh and full they are, and where their rows come from.
+
+`toque vectors` and `toque search`: indexes of vectors, and the rows that are nearest to a text, a key or a vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toque.ray_apps.cli.arguments import Commands, Given, add, arg, flag, group, limit, read_json
+from toque.ray_apps.cli.client import call
+from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.output import Column, chosen, columns, listing, say, table
+
+SAMPLES = 3  # newest rows of a view that are shown
+_VIEW_NAMES = arg("views VIEW", "name of a view to show feature by feature (default: list all)", nargs="*")
+_SOURCE_NAMES = arg("sources SOURCE", "name of a source to show load by load (default: list all)", nargs="*")
+_STREAM_NAMES = arg("streams STREAM", "name of a stream", nargs="+")
+_STREAM = arg("streams STREAM", "name of a stream")
+_FROM = arg(
+    "--from TIME",
+    "from messages on that the log took then, in ISO 8601 (default: all that it has)",
+    dest="start",
+)
+_STORED = flag("--stored", "do not read the log: fill the views from the events that are stored")
+_HOURS = arg("--hours H", "how much of the newest event time is read (default: 24)", type=float, default=24.0)
+
+_WORDS = arg("words WORD", "words that an entry must have, anywhere in it (default: list all)", nargs="*")
+_UNUSED = flag("--unused", "only features that no service and no other view reads")
+
+
+def register(commands: Commands) -> None:
+    """Add the commands of this module."""
+    add(commands, "features", _features, _VIEW_NAMES, _HOURS, limit(None))
+    add(commands, "sources", _sources, _SOURCE_NAMES, limit(None))
+    add(commands, "catalog", _catalog, _WORDS, _UNUSED, limit(None))
+    actions = group(commands, "streams", "Show how far streams were read, and replay one.")
+    add(actions, "list", _list_streams, limit(None))
+    add(actions, "show", _show_streams, _STREAM_NAMES)
+    add(actions, "replay", _replay_stream, _STREAM, _FROM, _STORED)
+
+
+def _features(given: Given) -> None:
+    """Show feature views: freshness, fill, coverage and samples."""
+    asked = {"views": given.views or None, "span_hours": given.hours, "samples": SAMPLES}
+    found = call(given.client, "feature_health", asked)
+    how = chosen(given.output)
+    if not given.views:
+        listing(how, _VIEWS, found, empty="no feature view is applied", limit=given.limit)
+    elif how in {"json", "tsv"}:  # one table, so that a program reads one header
+        rows = [row for health in found for row in _rows(health)]
+        table(how, [Column("view", "view"), *_FEATURE], rows, whole=found)
+    else:
+        for health in found:
+            table(how, _VIEW, [health])
+            say("")
+            table(how, _FEATURE, _rows(health))
+
+
+def _sources(given: Given) -> None:
+    """Show batch sources: what they read, and what their last loads brought or kept aside."""
+    found = call(given.client, "source_status", {"sources": given.sources or None})
+    if not given.sources:
+        rows = [each | {"last": next(iter(each["loads"]), None)} for each in found]
+        listing(chosen(given.output), _SOURCES, rows, empty="no batch source is applied", limit=given.limit)
+        return
+    loads = [load for each in found for load in each["loads"]]
+    table(chosen(given.output), _LOADS, loads, whole=found)
+
+
+def _catalog(given: Given) -> None:
+    """Search the catalogue of features: owners, use, origin, cost, what is deprecated and what nobody uses."""
+    found = call(given.client, "feature_catalog", {"words": given.words, "unused": given.unused})
+    how = chosen(given.output)
+    if len(found) != 1:
+        listing(how, _ENTRIES, found, empty="no view has all these words", limit=given.limit)
+        return
+    table(how, _ENTRIES, found, whole=found)
+    if how not in {"json", "tsv"}:
+        say("")
+        table(how, _CATALOG_FEATURE, found[0]["features"])
+
+
+def _models(entry: dict[str, Any]) -> str:
+    return ", ".join(f"{each['model']}@{each['version']}" for each in entry["models"])
+
+
+def _list_streams(given: Given) -> None:
+    """List stream sources: what they read, and how many messages are not stored yet."""
+    found = call(given.client, "stream_status", {})
+    rows = [each | _whole(each["partitions"]) for each in found]
+    listing(chosen(given.output), _STREAMS, rows, empty="no stream source is applied", limit=given.limit)
+
+
+def _show_streams(given: Given) -> None:
+    """Show streams partition by partition: how far each is stored, and how many messages are behind that."""
+    found = call(given.client, "stream_status", {"sources": given.streams})
+    parts = [each | {"source": one["source"]} for one in found for each in one["partitions"]]
+    table(chosen(given.output), _PARTITIONS, parts, whole=found)
+
+
+def _replay_stream(given: Given) -> None:
+    """Read a stream's log again by its definition in force, and fill the views over it anew; each event stays stored once."""
+    asked = {"source": given.streams, "start": given.start, "stored": given.stored}
+    done = call(given.client, "replay_stream", asked)
+    how = chosen(given.output)
+    if not given.stored:
+        table(how, _REPLAYED, done["partitions"], whole=done)
+    if given.stored or how not in {"json", "tsv"}:
+        table(how, _FILLED, done["views"], whole=done)
+
+
+def _whole(partitions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Lag of all partitions together, None where one is not known, and the least watermark."""
+    lags = [each["lag"] for each in partitions]
+    marks = [each["watermark"] for each in partitions if each["watermark"]]
+    return {
+        "lag": None if None in lags else sum(lags),
+        "partitions": len(partitions),
+        "watermark": min(marks, default=None),
+    }
+
+
+def _rows(health: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each feature, then for each further column of the newest rows: its fill and what they hold of it."""
+    samples = health["samples"]
+    names = dict.fromkeys([*health["fill"], *(samples[0] if samples else ())])
+    newest = [samples[at] if at < len(samples) else {} for at in range(SAMPLES)]
+    return [
+        {"view": health["view"], "feature": name, "fill": health["fill"].get(name)}
+        | {f"row {number}": row.get(name) for number, row in enumerate(newest, start=1)}
+        for name in names
+    ]
+
+
+def _share(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
+
+
+def _span(seconds: float | None) -> str | None:
+    """A time as "2d 3h", "3h 20min" or "45s": its two greatest units."""
+    if seconds is None:
+        return None
+    left, parts = round(seconds), []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2]) or "0s"
+
+
+_VALUES = {
+    "age": lambda row: _span(row["freshness_s"]),
+    "ttl": lambda row: _span(row["ttl_s"]),
+    "fill": lambda row: _share(min(row["fill"].values(), default=None)),
+    "online": lambda row: _share(row["coverage"]),
+}
+_VIEWS = columns(
+    "view | rows | newest event: newest_event | age | ttl | recent rows: recent_rows | keys | fill | online | owner",
+    wide="files | online until: online_until",
+    texts="owner",
+    values=_VALUES,
+)
+_VIEW = columns(
+    "view | rows | newest event: newest_event | age | recent rows: recent_rows | keys | online | files"
+    " | online until: online_until",
+    values=_VALUES,
+)
+_SOURCES = columns(
+    "source | reads | views | last load: last.at | rows: last.rows | rejected: last.rejected | owner",
+    texts="owner | reads",
+    values={"views": lambda row: ", ".join(row["views"])},
+)
+_STREAMS = columns(
+    "source | reads | views | partitions | lag | watermark | unreadable | owner",
+    texts="owner | reads | unreadable",
+    values={"views": lambda row: ", ".join(row["views"])},
+)
+_PARTITIONS = columns("source | partition | position | lag | known at: known_at | watermark")
+_REPLAYED = columns("partition | first | end | events | rejected")
+_FILLED = columns("view | rows | online | removed")
+_LOADS = columns(
+    "source | load: number | at | rows | known | rejected | reasons | unreadable",
+    wide="first | last",
+    values={
+        "reasons": lambda row: "; ".join(f"{reason} ({count})" for reason, count in row["reasons"].items()),
+        "unreadable": lambda row: "; ".join(row["unreadable"].values()),
+    },
+)
+_ENTRIES = columns(
+    "view: name | features | services | models | rows | bytes | newest event: newest_event | would break: would_break | owner",
+    wide="description | kind",
+    texts="owner | description | would break",
+    values={
+        "features": lambda row: ", ".join(each["name"] for each in row["features"]),
+        "services": lambda row: ", ".join(row["services"]),
+        "models": _models,
+        "would break": lambda row: ", ".join(row["would_break"]),
+    },
+)
+_CATALOG_FEATURE = columns(
+    "feature: name | type: dtype | comes from | used by | deprecated",
+    texts="deprecated",
+    values={
+        "comes from": lambda row: ", ".join(row["comes_from"]),
+        "used by": lambda row: ", ".join(row["used_by"]),
+    },
+)
+_FEATURE = columns("feature | fill | row 1 | row 2 | row 3", values={"fill": lambda row: _share(row["fill"])})
+
+
+_INDEXED_VIEW = arg("view", "name of the feature view, as `toque features` shows it")
+_FIELD = arg("--field NAME", "vector field to search (default: the view's only one)")
+_TEXT = arg("--text TEXT", "find what is nearest to a text, by the index's text model")
+_KEY = arg("--key JSON", 'find what is nearest to a stored row, by its key such as \'{"doc": "a"}\'')
+_VECTOR = arg("--vector JSON", "find what is nearest to a vector, such as '[0.1, 0.2]'")
+_WHERE = arg("--where JSON", 'conditions on other columns, such as \'{"lang": "de", "year": {"ge": 2020}}\'')
+_AT = arg("--at TIME", "what would have been found at this time, ISO 8601 with its offset")
+_EXACT = flag("--exact", "compare every row, even where there is an index")
+_REFRESH = flag("--refresh", "bring the indexes up to date first")
+_MOST = 1_000
+
+
+def register_vectors(commands: Commands) -> None:
+    """Add the commands of this module."""
+    names = arg("names VIEW", "name of a view (default: all that declare an index)", nargs="*")
+    add(commands, "vectors", _vectors, names, _REFRESH, limit(None))
+    add(
+        commands,
+        "search",
+        _search,
+        _INDEXED_VIEW,
+        _TEXT,
+        _KEY,
+        _VECTOR,
+        _FIELD,
+        _WHERE,
+        _AT,
+        _EXACT,
+        limit(10),
+    )
+
+
+def _vectors(given: Given) -> None:
+    """Show vector indexes: how good they are, and how many rows they have and lack."""
+    function = "refresh_vector_indexes" if given.refresh else "vector_indexes"
+    found = call(given.client, function, {"views": given.names or None})
+    listing(
+        chosen(given.output),
+        _INDEXES,
+        found,
+        empty="no feature view declares a vector index",
+        limit=given.limit,
+    )
+
+
+def _search(given: Given) -> None:
+    """Find the rows of a feature view whose vectors are nearest to a text, a key or a vector."""
+    if given.limit > _MOST:
+        raise UsageError(f"--limit {given.limit}: a search finds at most {_MOST}")
+    asked: dict[str, Any] = {"text": given.text, "field": given.field, "at": given.at}
+    for name in ("key", "vector", "where"):
+        text = getattr(given, name)
+        asked[name] = None if text is None else read_json(text)
+    body = {name: value for name, value in asked.items() if value is not None}
+    body |= {"k": given.limit, "exact": given.exact}
+    found = given.client.send("POST", f"/features/{given.view}/search", body=body).json()
+    table(chosen(given.output), _FOUND, found["found"], whole=found)
+
+
+def _shown(row: dict[str, Any], part: str) -> str:
+    return ", ".join(f"{name}={value}" for name, value in row[part].items())
+
+
+_INDEXES = columns(
+    "view | field | metric | build | rows | behind | recall | built: built_at",
+    wide="least recall: least_recall | text model: text_model",
+)
+_FOUND = columns(
+    "key | distance | features | event: event_timestamp",
+    texts="key | features",
+    values={
+        "key": lambda row: _shown(row, "key"),
+        "distance": lambda row: f"{row['distance']:.6g}",
+        "features": lambda row: _shown(row, "features"),
+    },
+)

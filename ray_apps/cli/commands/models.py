@@ -1,0 +1,416 @@
+"""`toque models`: the registry's models and versions, who approved them, and which one is live.
+
+`toque models sign` and `verify`: the private key, and the judgement, stay on this machine.
+
+`toque models policy`, `card`, `audit`, `made-from` and `origins`: what is recorded of a model, and whether it still stands.
+
+`toque prompts`: prompts of language models, each a version of its model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toque.ray_apps.cli.arguments import (
+    EXPECTED_CHAMPION,
+    MODEL,
+    OVERRIDE,
+    REASON,
+    VERSION,
+    VERSION_OR_ALIAS,
+    Commands,
+    Given,
+    add,
+    arg,
+    group,
+    limit,
+    read_file,
+    read_json,
+    repeatable,
+)
+from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.commands import model_files
+from toque.ray_apps.cli.errors import Failed, UsageError
+from toque.ray_apps.cli.names import ask
+from toque.ray_apps.cli.output import (
+    Column,
+    chosen,
+    columns,
+    facts,
+    listing,
+    message,
+    newest_first,
+    pairs,
+    see_page,
+    table,
+)
+
+if TYPE_CHECKING:
+    from toque.registry import TableSnapshot
+    from toque.registry.access.signing import Binding
+
+
+_ACCEPT_CODE = repeatable("--accept-code PATH", "a file that can execute code, which you read and accept")
+_COMMENT = arg("--comment", "what you found; it stands beside your name", default="")
+
+
+def register(commands: Commands) -> None:
+    """Add the commands of this module."""
+    models = group(commands, "models", "List, show, register, approve, sign, promote, download models.")
+    add(models, "list", _list, limit(100))
+    add(models, "show", _show, MODEL, limit())
+    add(models, "history", _history, MODEL, limit())
+    add(models, "approve", _approve, MODEL, VERSION, _COMMENT, _ACCEPT_CODE)
+    add(models, "reject", _reject, MODEL, VERSION, _COMMENT)
+    model_files.register(models)
+    register_record(models)
+    register_signing(models)
+    add(models, "promote", _promote, MODEL, VERSION, REASON, EXPECTED_CHAMPION, OVERRIDE)
+
+
+def _list(given: Given) -> None:
+    """List the models, the newest first."""
+    found = newest_first(given.client.get("/models"))
+    listing(given.output, _MODELS, found, empty="there are no models", limit=given.limit)
+
+
+def _show(given: Given) -> None:
+    """Show a model's versions, the newest first."""
+    aliases = given.client.get(f"/models/{given.model}")["aliases"]
+    rows = [
+        each | {"aliases": [name for name, number in aliases.items() if number == each["version"]]}
+        for each in reversed(given.client.get(f"/models/{given.model}/versions"))
+    ]
+    listing(given.output, _VERSIONS, rows, empty=f"{given.model} has no version", limit=given.limit)
+    see_page(given.output, given.client.page("models", given.model))
+
+
+def _history(given: Given) -> None:
+    """Show who changed what, when and why, the newest first."""
+    entries = given.client.get(f"/models/{given.model}/history", limit=given.limit + 1)[::-1]
+    empty = f"nothing was changed of {given.model}"
+    listing(given.output, _HISTORY, entries, empty=empty, limit=given.limit)
+
+
+def _approve(given: Given) -> None:
+    """Approve a version in your own name."""
+    _review(given, "approve", "approved", accept_code=given.accept_code)
+
+
+def _reject(given: Given) -> None:
+    """Reject a version in your own name."""
+    _review(given, "reject", "rejected")
+
+
+def _review(given: Given, verb: str, done: str, **more: list[str]) -> None:
+    path = f"/models/{given.model}/versions/{given.version}/{verb}"
+    version = given.client.send("POST", path, body={"comment": given.comment, **more}).json()
+    message(given.output, f"{given.model}@{given.version}: {done}", version)
+
+
+def _promote(given: Given) -> None:
+    """Make a version the champion, and end its canary and shadow."""
+    body = {"version": given.version, "reason": given.reason, "override": given.override}
+    body |= {} if given.expected is None else {"expected": given.expected}
+    version = given.client.send("POST", f"/models/{given.model}/promote", body=body).json()
+    message(given.output, f"{given.model}@{given.version} is the champion", version)
+
+
+def _gates(version: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} {'passed' if gate['passed'] else 'failed'}{'' if gate.get('demand') else ' by hand'}"
+        for name, gate in version["gates"].items()
+    ]
+
+
+def _approvers(version: dict[str, Any]) -> list[str]:
+    return [
+        f"{one['actor']}{' automatically' if one.get('automatic') else ''}"
+        for one in version["approvals"]
+        if one["approved"]
+    ]
+
+
+def _version(entry: dict[str, Any]) -> Any:
+    """The version that an entry of the journal is about; one that makes a version holds all of it."""
+    version = entry["body"].get("version")
+    return version["version"] if isinstance(version, dict) else version
+
+
+_MODELS = columns(
+    "model: name | versions | aliases | created: created_at | description",
+    wide="tags",
+    texts="description",
+    values={"versions": lambda row: len(row["versions"]), "aliases": pairs("aliases"), "tags": pairs("tags")},
+)
+_VERSIONS = columns(
+    "version | status | aliases | gates | approved by | author | created: created_at",
+    wide="metrics | files | bytes | run: lineage.run | tags",
+    texts="gates | approved by",
+    values={
+        "gates": _gates,
+        "approved by": _approvers,
+        "files": lambda row: len(row["files"]),
+        "bytes": lambda row: sum(each["size"] for each in row["files"].values()),
+        "tags": pairs("tags"),
+    },
+)
+_HISTORY = columns(
+    "entry: number | at | actor | change | version | reason",
+    wide="all that was written: body",
+    texts="reason",
+    values={
+        "change": lambda row: row["body"].get("kind"),
+        "version": _version,
+        "reason": lambda row: row["body"].get("reason"),
+    },
+)
+
+
+# registry is imported by what needs it: it brings the tables, a third of a second.
+
+_KEY = arg("--key FILE", "PEM file of an elliptic-curve private key", required=True)
+_PASSWORD = arg("--password-file FILE", "file with the key's password")
+_PUBLIC = arg("--public-key FILE", "PEM file of the signer's public key", required=True)
+_SAVE = arg("--save FILE", "write the signature there, as `model_signing verify key` reads it")
+
+
+def register_signing(models: Commands) -> None:
+    """Add the commands of this module to the group of models."""
+    add(models, "sign", _sign, MODEL, VERSION, _KEY, _PASSWORD)
+    add(models, "verify", _verify, MODEL, VERSION, _PUBLIC, _SAVE)
+
+
+def _sign(given: Given) -> None:
+    """Sign a version's files and serving tags in the OpenSSF model-signing format."""
+    from toque.registry import RegistryError
+    from toque.registry.access import signing
+
+    key = read_file(given.key)
+    password = read_file(given.password_file).strip() if given.password_file else None
+    path = f"/models/{given.model}/versions/{given.version}"
+    version = given.client.get(path)
+    try:
+        bundle = signing.sign(_binding(version), _digests(version), key, password=password)
+        public = signing.public_of(key, password=password)
+    except RegistryError as error:
+        raise UsageError(f"{given.key}: {error}") from error
+    given.client.send("POST", f"{path}/signatures", body={"bundle": bundle.decode(), "public_key": public})
+    _print(given, signing.fingerprint(public))
+
+
+def _verify(given: Given) -> None:
+    """Check a version's signature with a public key, here."""
+    from toque.registry import RegistryError
+    from toque.registry.access import signing
+
+    public = read_file(given.public_key)
+    path = f"/models/{given.model}/versions/{given.version}"
+    try:
+        signer = signing.fingerprint(public)
+    except RegistryError as error:
+        raise UsageError(f"{given.public_key}: {error}") from error
+    version = given.client.get(path)
+    bundle = given.client.get(f"{path}/signatures/{signer}")["bundle"].encode()
+    try:
+        signing.check(bundle, _digests(version), public)
+        signing.check_binding(bundle, _binding(version), required=_is_bound(version, bundle))
+    except RegistryError as error:
+        raise Failed(f"{given.model}@{given.version}: {error}") from error
+    if given.save:
+        Path(given.save).write_bytes(bundle)
+    _print(given, signer)
+
+
+def _print(given: Given, signer: str) -> None:
+    text = f"{given.model}@{given.version} is signed by the key {signer}"
+    message(given.output, text, {"model": given.model, "version": given.version, "signer": signer})
+
+
+def _binding(version: dict[str, Any]) -> Binding:
+    """What a signature of this version is bound to: as the platform describes it, which signs or is checked here."""
+    from toque.registry.access.signing import Binding
+    from toque.registry.models.versions import serving_tags
+
+    return Binding(version["model"], version["version"], serving_tags(version["tags"]))
+
+
+def _is_bound(version: dict[str, Any], bundle: bytes) -> bool:
+    """Whether a bundle was recorded as bound to its version; earlier releases recorded others."""
+    digest = hashlib.sha256(bundle).hexdigest()
+    return any(mark.get("bound", False) for mark in version["signatures"] if mark["sha256"] == digest)
+
+
+def _digests(version: dict[str, Any]) -> dict[str, str]:
+    return {path: blob["sha256"] for path, blob in version["files"].items()}
+
+
+_SET = arg(
+    "--set JSON",
+    'the new policy, as in {"guarded": ["champion"], "approvals": 1, "gates": ["offline"]}, @file or -',
+)
+_SOURCE = arg("source", "TABLE@VERSION, a run's ID, or a digest of code or of a feature view")
+_ORIGINS = columns("kind | name | rows | first | last | load | read", texts="read")
+_DEPENDENTS = columns("model | version | aliases | serves as: arms | created: created_at")
+
+
+def register_record(models: Commands) -> None:
+    """Add the commands of this module to the group of models."""
+    add(models, "policy", _policy, MODEL, _SET)
+    add(models, "card", _card, MODEL, VERSION_OR_ALIAS)
+    add(models, "audit", _audit, MODEL)
+    add(models, "made-from", _made_from, _SOURCE, limit(100))
+    add(models, "origins", _origins, MODEL, arg("version N", "number of a version", type=int))
+
+
+def source_of(text: str) -> TableSnapshot | str:
+    """What a version may be made from: a table as of a version (`TABLE@VERSION`), else an id or digest."""
+    from toque.registry import TableSnapshot  # late: it brings the tables, a third of a second
+
+    table_name, at, version = text.rpartition("@")
+    return TableSnapshot(name=table_name, version=int(version)) if at and version.isdecimal() else text
+
+
+def _policy(given: Given) -> None:
+    """Show, or set, what a version needs before it may go live."""
+    path = f"/models/{given.model}/policy"
+    if given.set is None:
+        policy = given.client.get(path)
+    else:
+        policy = given.client.send("PUT", path, body=read_json(given.set)).json()
+    facts(given.output, [Column(name.replace("_", " "), name, text=True) for name in policy], policy)
+
+
+def _card(given: Given) -> None:
+    """Print a version's model card, in Markdown."""
+    card = given.client.get(f"/models/{given.model}/versions/{given.version}/card")
+    message(given.output, card["card"], card)
+
+
+def _audit(given: Given) -> None:
+    """Read a model's whole history and every file; exit code 1 if damaged."""
+    found = given.client.send("POST", f"/models/{given.model}/audit").json()
+    if found["damaged"]:
+        raise Failed(f"{given.model} is damaged: {found['damaged']}")
+    read = f"{found['entries']} entries and {found['blobs']} files ({found['size_bytes']} bytes)"
+    message(given.output, f"{given.model}: {read} are as they were written", found)
+
+
+def _made_from(given: Given) -> None:
+    """List the versions that depend on a piece of data or code."""
+    rows = newest_first(list(_dependents(given.client, source_of(given.source))))
+    empty = f"no version was made from {given.source}"
+    listing(given.output, _DEPENDENTS, rows, empty=empty, limit=given.limit)
+
+
+def _origins(given: Given) -> None:
+    """Show the data that a version was made from: training sets, feature tables and sources, with what was read of each."""
+    asked = {"model": given.model, "version": given.version}
+    found = call(given.client, "version_origins", asked)
+    nothing = dict.fromkeys(("rows", "first", "last", "load", "read"))
+    rows = [nothing | row for each in found["datasets"] for row in _origin_rows(each)]
+    empty = f"{given.model}@{given.version} was registered without its data"
+    table(chosen(given.output), _ORIGINS, rows, whole=found, remark="" if rows else empty)
+
+
+def _origin_rows(dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for a training set, for each table that it was joined from, and for each source of those."""
+    name, of = _named(dataset["table"]), dataset["training_set"]
+    if of is None:
+        yield {"kind": "table", "name": name}
+        return
+    yield {"kind": "training set", "name": name, "rows": of["rows"], "first": of["start"], "last": of["end"]}
+    yield {"kind": "entities", "name": _named(of["entities"])}
+    for view, snapshot in of["tables"].items():
+        yield {"kind": "feature view", "name": view, "read": _named(snapshot)}
+    for name, source in of["sources"].items():
+        figures = {each: source[each] for each in ("rows", "first", "last", "load")}
+        yield {"kind": "batch source", "name": name, "read": _shown(source["read"])} | figures
+
+
+def _named(snapshot: dict[str, Any]) -> str:
+    return f"{snapshot['name']}@{snapshot['version']}"
+
+
+def _shown(pieces: list[str]) -> str:
+    more = len(pieces) - 3
+    return ", ".join(pieces[:3]) + (f" and {more} more" if more > 0 else "")
+
+
+def _dependents(client: Client, source: TableSnapshot | str) -> Iterator[dict[str, Any]]:
+    from toque.registry import Lineage  # late: see `source_of`
+
+    for model in client.get("/models"):
+        traffic = model["traffic"] or {"arms": []}
+        for version in client.get(f"/models/{model['name']}/versions"):
+            if Lineage.model_validate(version["lineage"]).depends_on(source):
+                number = version["version"]
+                yield {
+                    "model": model["name"],
+                    "version": number,
+                    "aliases": [alias for alias, target in model["aliases"].items() if target == number],
+                    "arms": [arm["name"] for arm in traffic["arms"] if arm["version"] == number],
+                    "created_at": version["created_at"],
+                }
+
+
+_FILE = arg("file", "the prompt, as JSON or YAML")
+_BASE = arg("--base VERSION", "version or alias that gives weights and settings (default: the champion)")
+_DESCRIPTION = arg("--description", "what is new in it, for its card", default="")
+_BEFORE, _AFTER = arg("before version", "version or alias"), arg("after version", "version or alias")
+
+
+def register_prompts(commands: Commands) -> None:
+    """Add the commands of this module."""
+    prompts = group(commands, "prompts", "Register, list and compare prompts of language models.")
+    add(prompts, "register", _register, MODEL, _FILE, _BASE, _DESCRIPTION)
+    add(prompts, "list", _list_prompts, MODEL, limit())
+    add(prompts, "diff", _diff, MODEL, _BEFORE, _AFTER)
+
+
+def _register(given: Given) -> None:
+    """Register a prompt as the next version of a model."""
+    prompt = _read(Path(given.file))
+    made = ask(given, "register_prompt", prompt=prompt, base=given.base, description=given.description)
+    message(given.output, f"{made['model']}@{made['version']}: prompt on version {made['parent']}", made)
+
+
+def _list_prompts(given: Given) -> None:
+    """List a model's versions with their prompts, the newest first."""
+    found = ask(given, "list_prompts")
+    listing(given.output, _PROMPTS, found, empty=f"{given.model} has no prompts", limit=given.limit)
+
+
+def _diff(given: Given) -> None:
+    """Show what differs between two prompts."""
+    found = ask(given, "compare_prompts", before=given.before, after=given.after)
+    message(given.output, found or "the prompts are equal", found)
+
+
+def _read(path: Path) -> Any:
+    """Read a prompt from a file of JSON or YAML. Raises: Failed."""
+    import yaml  # late: few commands need it
+
+    try:
+        text = path.read_text()
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise Failed(f"{path}: {error}") from error
+
+
+def _beginning(row: dict[str, Any]) -> str:
+    messages = row["prompt"].get("messages") or [{"content": ""}]
+    text: str = messages[0]["content"]
+    return " ".join(text.split())
+
+
+_PROMPTS = columns(
+    "version | on: parent | aliases | prompt | author | created: created_at",
+    wide="description",
+    texts="prompt | description",
+    values={"prompt": _beginning},
+)

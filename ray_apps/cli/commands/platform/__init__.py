@@ -1,1 +1,0 @@
-"""Commands for the platform itself: machines, who may use it, functions, history and backup."""

@@ -1,1 +1,0 @@
-"""Commands for what answers: traffic, rollouts, predictions, monitors, traces, load and capacity."""

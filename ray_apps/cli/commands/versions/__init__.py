@@ -1,1 +1,0 @@
-"""Commands for models and their versions: what is registered, files, cards, prompts and signatures."""

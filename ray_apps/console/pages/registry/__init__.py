@@ -1,1 +1,0 @@
-"""Pages of the registry: models, their versions, their traffic and their rollouts."""

@@ -1,1 +1,0 @@
-"""Routes of features: rows pushed, read by entity, and searched by vector."""
