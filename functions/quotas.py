@@ -1,7 +1,7 @@
 """Quotas of teams for experiments: what runs within them, and what waits for its turn.
 
 A training, sweep or batch inference that is submitted is an experiment. It takes a slot of its team's quota while it runs,
-and waits in the ledger until there is one; `toque.functions.runtime.durable.quota_admission` decides the order.
+and waits in the ledger until there is one; `toque.functions.runtime.durable.experiments` decides the order.
 """
 
 from __future__ import annotations

@@ -18,10 +18,12 @@ import redis
 from tests.ray_apps.admissions import patient_admission
 from tests.redis_server import RedisServer, running_redis
 from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.functions.live_counts import live_reader, window_at
 from toque.functions.monitoring import alarms
 from toque.functions.prediction_log import LogMode, close_writers, drain, predictions
 from toque.functions.reflexes import Reflexes, reflexes_of
 from toque.functions.rollout import RolloutPolicy, start_rollout
+from toque.functions.rollout.jobs import rollouts
 from toque.functions.runtime.context import Context, use_context
 from toque.ray_apps.generative.__main__ import mounted
 from toque.ray_apps.generative.build import build_door
@@ -80,9 +82,23 @@ class Live:
     async def until(self, there: Callable[[], bool], asked: Sequence[dict[str, Any]]) -> None:
         deadline = time.monotonic() + WITHIN_S
         while not there():
-            assert time.monotonic() < deadline, self.versions
+            assert time.monotonic() < deadline, (self.versions, self.counted(), self.findings())
             await self.ask(asked)
             await asyncio.to_thread(self.reflexes.tick)
+
+    def counted(self) -> list[str]:
+        """Requests and unusable answers of each arm in the windows of the last quarter of an hour."""
+        reader, now = live_reader(self.used.redis_url or "", self.used.workspace), time.time()
+        windows = reader.windows(MODEL, range(window_at(now) - 15, window_at(now) + 1), now)
+        return [
+            f"{window} {arm}: {tally.requests}, {tally.missing.requests}"
+            for window, counts in windows.items()
+            for arm, tally in counts.arms.items()
+        ]
+
+    def findings(self) -> list[str]:
+        with use_context(self.used):
+            return [f"{found.rule}: {found.text}" for found in rollouts(MODEL).status().findings]
 
     def rule(self) -> str:
         """Text of the only alarm, which says the rule that rolled back."""
@@ -214,7 +230,7 @@ async def test_a_canary_that_declines_twice_as_often_is_rolled_back(live: Live):
     answered, declined = {"response_format": saying(YES)}, {"response_format": saying(DECLINING)}
     await begun(live, [answered] * 4)
     for _ in range(4):
-        await live.ask([answered, declined] * 4)
+        await live.ask([answered, answered, declined] * 3)  # were half declined, the champion would be out
         await asyncio.to_thread(live.reflexes.tick)
     assert live.versions == (1, 2)  # as often as the champion
     await live.until(lambda: live.versions == (1,), [answered, {}, declined] * 4)
