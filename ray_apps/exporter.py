@@ -217,7 +217,6 @@ DECLARED_IN = (
     "toque.ray_apps.admission.admission",
     "toque.ray_apps.exporter",
     "toque.ray_apps.gateway.metrics",
-    "toque.ray_apps.gateway.metrics",
     "toque.ray_apps.generative.series",
     "toque.ray_apps.haproxy_supervisor",
     "toque.ray_apps.predictor.deploy.pool",

@@ -301,11 +301,6 @@ def _confine(request: LoadRequest) -> tuple[str, ...]:
     return tuple(held)
 
 
-if __name__ == "__main__":
-    serve()
-    os._exit(0)  # libraries complain when an interpreter that imported them ends
-
-
 _CREATE, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 
 _ABI_VERSION, _PATH_BENEATH = 1, 1
@@ -387,3 +382,8 @@ def _code_in(entry: Path) -> Iterable[tuple[Path, int]]:
         for each in entry.iterdir():
             if each.suffix == ".py" or each.name == project or (each / "__init__.py").is_file():
                 yield each, _READ_FILE | _READ_DIR
+
+
+if __name__ == "__main__":
+    serve()
+    os._exit(0)  # libraries complain when an interpreter that imported them ends

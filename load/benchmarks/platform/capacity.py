@@ -1,10 +1,9 @@
-"""Benchmark of the capacity model: each configuration is left out, told from the others, and compared with what was measured.
+"""Benchmark of the capacity model: each configuration is left out, told from the others, and compared with what was found.
 
 A platform of its own, in a temporary folder and on free ports, serves a small MLP and one of 8.4 million weights, each in one replica
-and in two. A point is the processor time that a request takes in the replicas, so a busy machine says nearly the same as an idle one. The
-exit code is 1 if a configuration that was left out is told more than 15 % wrong; 2 if nothing was measured.
-
-Project of `toque.load.benchmarks.platform.capacity`: a cheap and a dear model, each in one replica and in two.
+and in two; this module is also its project. A point is the processor time that a request takes in the replicas, so a busy machine says
+nearly the same as an idle one. The exit code is 1 if a configuration that was left out is told more than 15 % wrong; 2 if nothing was
+measured.
 """
 
 from __future__ import annotations
@@ -27,6 +26,11 @@ from toque.load.unmonitored import unmonitored
 MOST = 0.15  # relative error of a configuration that was left out
 UTILISATION = 0.6
 PROJECT = "toque.load.benchmarks.platform.capacity"
+REPLICAS = {"small-1": 1, "small-2": 2, "wide-1": 1, "wide-2": 2}
+FEATURES: list[object] = []
+MODELS = [
+    unmonitored(name, Placement(min_replicas=count, max_replicas=count)) for name, count in REPLICAS.items()
+]
 
 
 def run(
@@ -81,10 +85,3 @@ def left_out(kind: str, points: list[Point]) -> bool:
 
 if __name__ == "__main__":
     main(run, "ray", "torch")
-
-
-FEATURES: list[object] = []
-REPLICAS = {"small-1": 1, "small-2": 2, "wide-1": 1, "wide-2": 2}
-MODELS = [
-    unmonitored(name, Placement(min_replicas=count, max_replicas=count)) for name, count in REPLICAS.items()
-]

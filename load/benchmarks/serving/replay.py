@@ -1,10 +1,8 @@
 """Benchmark of the replay: predictions of four kinds of models are served, logged, drained and scored again, bit for bit.
 
-Each model makes batches of up to 16 rows, and requests have one row or three, so that most rows are scored beside others. The
-predictor is a process of its own; the replay runs in this one. For comparison each row is also scored alone, which tells how many
-outputs would differ if the log did not say what was scored at once.
-
-Models of four kinds that the replay of the log is tried with: trees, a pipeline, images, texts.
+The kinds are trees, a pipeline, images and texts. Each makes batches of up to 16 rows, and requests have one row or three, so that
+most rows are scored beside others. The predictor is a process of its own; the replay runs in this one. For comparison each row is
+also scored alone, which tells how many outputs would differ if the log did not say what was scored at once.
 """
 
 from __future__ import annotations
@@ -41,6 +39,11 @@ Kind = typing.Literal["xgboost", "sklearn", "torch-image", "torch-text"]
 ROWS_OF_REQUESTS = (1, 1, 3)
 ATTEMPTS = 5
 _DATATYPES = {"float64": "FP64", "uint8": "UINT8", "object": "BYTES"}
+Array = npt.NDArray[Any]
+COLUMNS = 30
+PIXELS = 80
+"""Height and width of an image: with three colours it is 19,200 bytes, which stand beside the row."""
+WORDS = ("cheap", "late", "bag", "lost", "kind", "crew", "seat", "meal", "gate", "rain", "delay", "fast")
 
 
 def run(
@@ -129,17 +132,6 @@ def scored_alone(used: Context, name: str, model: ReplayedModel, limit: int) -> 
     scorer, running = load_scorer(used.registry(), used.registry().get_version(name, 1), threads=1)
     with running:
         return compare(scorer, model.signature, apart).different
-
-
-if __name__ == "__main__":
-    main(run, "torch", "xgboost-cpu", "scikit-learn", "numpy")
-
-
-Array = npt.NDArray[Any]
-COLUMNS = 30
-PIXELS = 80
-"""Height and width of an image: with three colours it is 19,200 bytes, which stand beside the row."""
-WORDS = ("cheap", "late", "bag", "lost", "kind", "crew", "seat", "meal", "gate", "rain", "delay", "fast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,3 +263,7 @@ REPLAYED: dict[str, ReplayedModel] = {
     ),
 }
 """One model of each kind by its name."""
+
+
+if __name__ == "__main__":
+    main(run, "torch", "xgboost-cpu", "scikit-learn", "numpy")

@@ -6,8 +6,6 @@ bundled, flights: the tabular default with its default settings beside scikit-le
 come with it, cross-validated, and on 2013's flights, learnt from January to March and tested on each later month
 (`--flights FILE`, which `python -m examples.flights.table FILE` writes).
 delays: the network of a number beside ridge regression on minutes of delay, which are nearly a line of the delay at departure.
-
-Tabular default and scikit-learn's learners, each as a function from train and test rows to predictions.
 """
 
 from __future__ import annotations
@@ -57,6 +55,16 @@ from toque.registry import Table, open_store
 
 FOLDS, REPEATS, SEEDS = 5, 2, 3
 DELAYS = 18_628
+_CATEGORIES = 254  # what a column of HistGradientBoosting holds; rarer ones are missing there
+BUNDLED: dict[str, Task] = {
+    "breast_cancer": "binary",
+    "wine": "multiclass",
+    "iris": "multiclass",
+    "diabetes": "regression",
+    "digits": "multiclass",
+}
+Floats = npt.NDArray[np.float64]
+Learner = Callable[[pa.Table, pa.Table, Columns], npt.NDArray[Any]]
 
 
 def run(
@@ -179,22 +187,6 @@ def _flights(table: pa.Table) -> None:
         say(f"{name:<18} " + " ".join(f"{value:7.4f}" for value in losses))
 
 
-if __name__ == "__main__":
-    main(run, "torch", "numpy", "pyarrow", "scikit-learn")
-
-
-Floats = npt.NDArray[np.float64]
-Learner = Callable[[pa.Table, pa.Table, Columns], npt.NDArray[Any]]
-_CATEGORIES = 254  # what a column of HistGradientBoosting holds; rarer ones are missing there
-BUNDLED: dict[str, Task] = {
-    "breast_cancer": "binary",
-    "wine": "multiclass",
-    "iris": "multiclass",
-    "diabetes": "regression",
-    "digits": "multiclass",
-}
-
-
 def ours(train: pa.Table, test: pa.Table, columns: Columns, params: TabularParams) -> npt.NDArray[Any]:
     """Predict with the tabular default, as it would be exported."""
     scorer = fit(prepare(train, columns, params), params).scorer
@@ -290,3 +282,7 @@ def _answers(model: Any, matrix: npt.NDArray[Any], task: Task) -> npt.NDArray[An
         return np.asarray(model.predict(matrix))
     probability = np.asarray(model.predict_proba(matrix))
     return probability[:, 1] if task == "binary" else probability
+
+
+if __name__ == "__main__":
+    main(run, "torch", "numpy", "pyarrow", "scikit-learn")
